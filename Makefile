@@ -1,0 +1,64 @@
+# .venv serves and carries no TensorFlow; .venv-dev trains, compiles, checks and tests.
+PYTHON ?= python3
+PORT ?= 8000
+DATA ?= $(NEU_DATA_DIR)
+SEEDS ?= 0 1 2
+
+SERVE = .venv/bin
+DEV = .venv-dev/bin
+UV_COMPILE = $(DEV)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-emit-find-links --no-annotate --no-header
+
+.PHONY: help setup run test lint bench train evaluate samples system-deps lock clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-12s %s\n", $$1, $$2}'
+
+setup: .venv/.installed ## make .venv: what serving needs, no TensorFlow
+
+run: setup ## set up, serve, classify the samples in Snowflake's form, keep serving (PORT=8000)
+	@$(SERVE)/ext-classify demo --port $(PORT)
+
+test: .venv-dev/.installed ## set up, run all tests (NEU_DATA_DIR=… adds those on the real images)
+	$(DEV)/pytest
+
+lint: .venv-dev/.installed ## formatting, rules, types
+	$(DEV)/ruff format --check .
+	$(DEV)/ruff check .
+	$(DEV)/mypy
+
+bench: .venv-dev/.installed setup ## measure engines, start and memory; writes tests/benchmarks/results/
+	$(DEV)/python -m tests.benchmarks.engines
+	$(DEV)/python -m tests.benchmarks.start --python $(SERVE)/python
+
+train: .venv-dev/.installed ## train the published recipe on DATA=DIR once a seed (SEEDS="0 1 2")
+	$(DEV)/ext-classify train --network recipe --data $(DATA) --seeds $(SEEDS)
+
+evaluate: .venv-dev/.installed ## test accuracy of both engines on DATA=DIR, and their parity
+	$(DEV)/ext-classify evaluate --data $(DATA) --engine both
+
+samples: .venv-dev/.installed ## draw the sample images anew
+	$(DEV)/python -m model.draw_samples
+
+system-deps: ## install the Debian packages that the whole test suite wants
+	apt-get update -qq
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core
+
+lock: .venv-dev/.installed ## write the locked requirements anew from pyproject.toml
+	$(UV_COMPILE) --upgrade -o requirements.txt pyproject.toml
+	$(UV_COMPILE) --upgrade -o requirements-dev.txt --extra dev -c requirements.txt pyproject.toml
+
+clean: ## remove the environments and caches
+	rm -rf .venv .venv-dev .mypy_cache .pytest_cache .ruff_cache
+
+.venv/.installed: requirements.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(SERVE)/pip install --quiet --require-hashes -r requirements.txt
+	$(SERVE)/pip install --quiet --no-deps -e .
+	@touch $@
+
+.venv-dev/.installed: requirements-dev.txt pyproject.toml
+	$(PYTHON) -m venv .venv-dev
+	$(DEV)/pip install --quiet --require-hashes -r requirements-dev.txt
+	$(DEV)/pip install --quiet --no-deps -e .
+	@touch $@
