@@ -1,0 +1,1 @@
+"""The classifier: everything that is true with or without HTTP."""

@@ -1,0 +1,117 @@
+"""The artifact: <name>.h5, the network, and <name>.json, the card that describes it.
+
+Training ends in one; serving starts from one. The card names the only h5 it speaks for by sha256, so
+that no other file is ever loaded under its name.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from model.errors import ArtifactError
+from model.image import ImageSpec
+
+DEFAULT_MODEL_PATH = Path(__file__).parent / "saved" / "metal_defects_final.h5"
+
+ClassName = Annotated[str, Field(min_length=1)]
+
+
+class ArtifactCard(BaseModel):
+    """What <name>.json states. A foreign network needs `class_names`, `image`, `scale` and `sha256`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    class_names: Annotated[tuple[ClassName, ...], Field(min_length=2)]
+    """In the order of the network's outputs."""
+    image: ImageSpec
+    scale: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    """Pixels 0..255 are multiplied by this before the network; 1.0 when it scales by itself."""
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    golden_probabilities: tuple[float, ...] | None = None
+    """What the reference engine answered for `golden_image(image)`."""
+    metrics: dict[str, Any] = {}
+    training: dict[str, Any] = {}
+    versions: dict[str, str] = {}
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A network file and its verified card."""
+
+    h5_path: Path
+    card: ArtifactCard
+
+    @property
+    def name(self) -> str:
+        return self.h5_path.stem
+
+    @property
+    def version(self) -> str:
+        """The first 12 hex digits of the h5's sha256: it changes whenever the weights do."""
+        return self.card.sha256[:12]
+
+
+def card_path(h5_path: Path) -> Path:
+    return h5_path.with_suffix(".json")
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load_artifact(h5_path: Path) -> Artifact:
+    """Read the card beside `h5_path` and verify that it speaks for this file.
+
+    Raises ArtifactError when a file is missing, the card is wrong or the sha256 differs.
+    """
+    for path in (h5_path, card_path(h5_path)):
+        if not path.is_file():
+            raise ArtifactError(f"An artifact is an .h5 and its .json. Missing: {path}")
+    card = _parse_card(card_path(h5_path))
+    actual = sha256_of(h5_path)
+    if actual != card.sha256:
+        raise ArtifactError(
+            f"{h5_path} must have the sha256 that its card names, {card.sha256}. Received: {actual}."
+        )
+    return Artifact(h5_path, card)
+
+
+def save_card(h5_path: Path, card: ArtifactCard) -> Artifact:
+    """Write the card beside its h5."""
+    text = json.dumps(card.model_dump(mode="json"), indent=2, ensure_ascii=False)
+    card_path(h5_path).write_text(text + "\n", encoding="utf-8")
+    return Artifact(h5_path, card)
+
+
+def golden_image(spec: ImageSpec) -> NDArray[np.uint8]:
+    """A fixed picture (h, w, c), uint8: the same on every machine, and nobody's photograph."""
+    y, x, c = np.indices(spec.shape, dtype=np.int64)
+    picture: NDArray[np.uint8] = ((x * x + 3 * y * y + 5 * x * y) // 97 + 31 * c).astype(np.uint8)
+    return picture
+
+
+def _parse_card(path: Path) -> ArtifactCard:
+    try:
+        card = ArtifactCard.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{'.'.join(map(str, fault['loc'])) or 'the file'}: {fault['msg']}"
+            for fault in error.errors(include_input=False, include_url=False)
+        )
+        raise ArtifactError(f"{path} is not a valid card: {faults}") from None
+    if len(set(card.class_names)) != len(card.class_names):
+        raise ArtifactError(f"{path} must name each class once. Received: {card.class_names}")
+    golden = card.golden_probabilities
+    if golden is not None and len(golden) != len(card.class_names):
+        raise ArtifactError(
+            f"{path} must give one golden probability a class. "
+            f"Received: {len(golden)} for {len(card.class_names)} classes."
+        )
+    return card

@@ -1,0 +1,55 @@
+"""Compile an h5 to its LiteRT twin: python -m model.compile H5 [TFLITE]."""
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import tensorflow as tf
+
+from model.artifact import Artifact, load_artifact
+from model.compiled import CompiledPaths, beside, write_twin
+from model.errors import ArtifactError
+from model.networks import load_network, refuse_mismatch
+
+
+def compile_artifact(artifact: Artifact, paths: CompiledPaths | None = None) -> CompiledPaths:
+    """Compile the artifact's h5 in float32, for one image a call, and stamp it; beside it by default.
+
+    Raises ArtifactError when the h5 is not a network for the card's images and classes.
+    """
+    paths = paths or beside(artifact)
+    network = load_network(artifact.h5_path)
+    refuse_mismatch(network, artifact.card)
+    compiled = compile_network(network, artifact.card.image.shape)
+    write_twin(artifact, paths, compiled, {"tensorflow": tf.__version__})
+    return paths
+
+
+def compile_network(network: keras.Model, shape: tuple[int, int, int]) -> bytes:
+    """Convert a network to a LiteRT flatbuffer that takes one image (1, h, w, c), float32."""
+    archive = keras.export.ExportArchive()
+    archive.track(network)
+    archive.add_endpoint(
+        "serve",
+        lambda images: network(images, training=False),
+        input_signature=[tf.TensorSpec((1, *shape), tf.float32)],
+    )
+    with tempfile.TemporaryDirectory() as saved_model:
+        archive.write_out(saved_model, verbose=False)
+        return bytes(tf.lite.TFLiteConverter.from_saved_model(saved_model).convert())
+
+
+def main(arguments: list[str]) -> None:
+    h5_path, *tflite = map(Path, arguments)
+    try:
+        compile_artifact(load_artifact(h5_path), *map(CompiledPaths, tflite))
+    except ArtifactError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

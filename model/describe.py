@@ -1,0 +1,42 @@
+"""Write the card of a foreign .h5, so that it can be served: what it cannot say itself is stated here."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from model.artifact import Artifact, ArtifactCard, card_path, golden_image, save_card, sha256_of
+from model.errors import ArtifactError
+from model.image import ImageSpec
+from model.networks import load_network, refuse_mismatch
+from model.tensorflow_engine import TensorFlowClassifier
+
+
+def describe(h5_path: Path, class_names: Sequence[str], scale: float) -> Artifact:
+    """Write <name>.json beside `h5_path`; image size and channels are read from the network.
+
+    Raises ArtifactError when a card is there already, or the network and the class names do not fit.
+    """
+    if card_path(h5_path).exists():
+        raise ArtifactError(f"{card_path(h5_path)} describes it already; remove it to begin anew.")
+    if not h5_path.is_file():
+        raise ArtifactError(f"There must be a network to describe. Missing: {h5_path}")
+    network = load_network(h5_path)
+    image = _image_spec_of(network.input_shape)
+    golden = TensorFlowClassifier(network, scale).predict(golden_image(image)[np.newaxis])[0]
+    card = ArtifactCard(
+        class_names=tuple(class_names),
+        image=image,
+        scale=scale,
+        sha256=sha256_of(h5_path),
+        golden_probabilities=tuple(map(float, golden)),
+    )
+    refuse_mismatch(network, card)
+    return save_card(h5_path, card)
+
+
+def _image_spec_of(input_shape: tuple[int | None, ...]) -> ImageSpec:
+    match input_shape:
+        case (None, int(height), int(width), 1 | 3 as channels):
+            return ImageSpec(height=height, width=width, channels=channels)
+    raise ArtifactError(f"The network must take images (n, height, width, 1 or 3). Received: {input_shape}.")

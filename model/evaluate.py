@@ -1,0 +1,87 @@
+"""How well a classifier does on labelled images, and how closely two engines agree."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.artifact import Artifact
+from model.compiled import user_cache_dir
+from model.dataset import LabelledImages, load_split
+from model.runtime import Classifier, Engine, open_classifier, usable_cores
+
+# Keras clips probabilities the same way before taking the logarithm.
+_EPSILON = 1e-7
+_BATCH_SIZE = 8
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Accuracy and mean categorical cross-entropy over `images` images."""
+
+    images: int
+    correct: int
+    accuracy: float
+    loss: float
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far two engines differ over the same images."""
+
+    images: int
+    labels_equal: int
+    max_difference: float
+
+
+def measure(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> Metrics:
+    """Metrics of probabilities (n, k) against labels (n,)."""
+    correct = int((probabilities.argmax(axis=1) == labels).sum())
+    of_label = probabilities[np.arange(len(labels)), labels].astype(np.float64)
+    loss = float(-np.log(np.clip(of_label, _EPSILON, 1 - _EPSILON)).mean())
+    return Metrics(len(labels), correct, correct / len(labels), loss)
+
+
+def compare(a: NDArray[np.float32], b: NDArray[np.float32]) -> Parity:
+    """Parity of two engines' probabilities (n, k)."""
+    labels_equal = int((a.argmax(axis=1) == b.argmax(axis=1)).sum())
+    return Parity(len(a), labels_equal, float(np.abs(a - b).max()))
+
+
+def predict_all(classifier: Classifier, data: LabelledImages, threads: int) -> NDArray[np.float32]:
+    """Probabilities (n, k) of a whole split, predicted from `threads` threads."""
+    batches = np.array_split(data.images, -(-len(data) // _BATCH_SIZE))
+    with ThreadPoolExecutor(threads) as pool:
+        return np.concatenate(list(pool.map(classifier.predict, batches)))
+
+
+def print_report(artifact: Artifact, data_dir: Path, split: str, engines: Sequence[Engine]) -> None:
+    """Print each engine's metrics on a split, and their parity with the first."""
+    card = artifact.card
+    data = load_split(data_dir, split, card.class_names, card.image)
+    reference = None
+    for engine in engines:
+        classifier = open_classifier(artifact, engine, usable_cores(), user_cache_dir())
+        probabilities = predict_all(classifier, data, usable_cores())
+        print(f"{engine}: {_describe(measure(probabilities, data.labels))}")
+        if reference is not None:
+            print(f"{engine} against {engines[0]}: {_describe_parity(compare(reference, probabilities))}")
+        else:
+            reference = probabilities
+
+
+def _describe(metrics: Metrics) -> str:
+    return (
+        f"{metrics.correct} of {metrics.images} right, "
+        f"accuracy {metrics.accuracy:.1%}, loss {metrics.loss:.3f}"
+    )
+
+
+def _describe_parity(parity: Parity) -> str:
+    return (
+        f"{parity.labels_equal} of {parity.images} labels equal, "
+        f"largest difference of a probability {parity.max_difference:.1e}"
+    )

@@ -1,0 +1,132 @@
+"""One road from bytes to pixels, the same for training, evaluation and serving."""
+
+import io
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+from pydantic import BaseModel, ConfigDict, PositiveInt
+
+from model.errors import CorruptImage, ImageTooLarge, InputError, UnsupportedFormat
+from model.image_limits import ImageLimits, refuse_costly_content
+
+FORMATS = ("BMP", "PNG", "JPEG", "TIFF", "WEBP")
+
+# ImageLimits decides, before any pixel is decoded; Pillow's own check only warns up to twice its limit.
+Image.MAX_IMAGE_PIXELS = None
+
+_WHITE = 255
+_RESAMPLE = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+class ImageSpec(BaseModel):
+    """What the network wants: every image is stretched to this size and reduced to these channels."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    height: PositiveInt
+    width: PositiveInt
+    channels: Literal[1, 3]
+    resample: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.height, self.width, self.channels
+
+
+def decode(data: bytes, spec: ImageSpec, limits: ImageLimits) -> NDArray[np.uint8]:
+    """Decode the first frame of an image file to pixels (h, w, c), uint8, as `spec` says.
+
+    EXIF rotation is applied, transparency is laid on white, 16-bit and float pixels are scaled to
+    8 bits. Raises UnsupportedFormat, CorruptImage or ImageTooLarge.
+    """
+    limits.refuse_bytes(len(data))
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            refuse_costly_content(image, data, limits)
+            return _to_pixels(image, spec)
+    except InputError:
+        raise
+    except UnidentifiedImageError:
+        raise _unidentified(data) from None
+    except MemoryError:
+        raise ImageTooLarge("An image must be decodable in the memory at hand.") from None
+    # Pillow raises OSError, ValueError, SyntaxError, TypeError, struct.error and more for broken files.
+    except Exception as error:
+        raise CorruptImage(
+            f"An image must decode completely. Received: {len(data)} bytes "
+            f"that fail with {type(error).__name__}."
+        ) from error
+
+
+def encode_png(pixels: NDArray[np.uint8]) -> bytes:
+    """Write pixels (h, w), (h, w, 1) or (h, w, 3), uint8, as a PNG file."""
+    if pixels.ndim == 3 and pixels.shape[2] == 1:
+        pixels = pixels[:, :, 0]
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format="PNG", optimize=True)
+    return file.getvalue()
+
+
+def _to_pixels(image: Image.Image, spec: ImageSpec) -> NDArray[np.uint8]:
+    image.load()
+    image = _opaque(_eight_bit(_upright(image)))
+    image = image.convert("L" if spec.channels == 1 else "RGB")
+    if image.size != (spec.width, spec.height):
+        image = image.resize((spec.width, spec.height), _RESAMPLE[spec.resample])
+    return np.asarray(image, dtype=np.uint8).reshape(spec.shape)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # noqa: BLE001 - unreadable EXIF says nothing about the pixels, which have decoded
+        return image
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """Scale 16-bit, 32-bit and float pixels to 0..255; Pillow's own conversion would clip them."""
+    if not image.mode.startswith(("I", "F")):
+        return image
+    values = np.asarray(image).astype(np.float32)
+    black, white = (0.0, 65535.0) if image.mode.startswith("I;16") else _value_range(values)
+    scaled = np.rint((values - black) * (255.0 / (white - black)))
+    return Image.fromarray(scaled.astype(np.uint8))
+
+
+def _value_range(values: NDArray[np.float32]) -> tuple[float, float]:
+    """Black and white of pixels whose format states neither: the first usual range that holds all."""
+    if not np.isfinite(values).all():
+        raise CorruptImage("Float pixels must be finite. Received: NaN or infinity.")
+    low, high = float(values.min()), float(values.max())
+    for white in (1.0, 255.0, 65535.0):
+        if low >= 0.0 and high <= white:
+            return 0.0, white
+    return low, high
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    """Lay transparent pixels on white, as viewers show them; dropping alpha would bare hidden colours."""
+    if image.mode == "La":
+        image = image.convert("LA")
+    if not image.has_transparency_data:
+        return image.convert("RGB") if image.mode == "LAB" else image
+    image = image.convert("RGBA")
+    backdrop = Image.new("RGBA", image.size, (_WHITE, _WHITE, _WHITE, _WHITE))
+    return Image.alpha_composite(backdrop, image)
+
+
+def _unidentified(data: bytes) -> InputError:
+    if not data:
+        return CorruptImage("An image must have content. Received: 0 bytes.")
+    return UnsupportedFormat(f"An image must be BMP, PNG, JPEG, TIFF or WebP. Received: {_describe(data)}.")
+
+
+def _describe(data: bytes) -> str:
+    return f"{len(data)} bytes beginning {data[:8].hex(' ')}"

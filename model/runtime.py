@@ -1,0 +1,119 @@
+"""Engines: images in, probabilities out. LiteRT serves; TensorFlow is the reference."""
+
+import importlib
+import os
+from pathlib import Path
+from queue import LifoQueue
+from typing import Literal, Protocol
+
+import numpy as np
+from ai_edge_litert.interpreter import Interpreter
+from numpy.typing import NDArray
+
+from model.artifact import Artifact, ArtifactCard, golden_image
+from model.compiled import load_compiled
+from model.errors import ArtifactError
+
+Engine = Literal["litert", "tensorflow"]
+
+# The engines agree to about 1e-6 on this; a wrong network or a wrong scale differs by far more.
+GOLDEN_TOLERANCE = 1e-4
+
+
+class Classifier(Protocol):
+    """A network held in memory. `predict` may be called from several threads at once."""
+
+    def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Images (n, h, w, c), uint8 0..255, n >= 1, to probabilities (n, k), float32."""
+        ...
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):  # absent on macOS and Windows
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class LiteRtClassifier:
+    """LiteRT with XNNPACK: one single-threaded interpreter a core, each used by one thread at a time.
+
+    Images run one by one: that is as fast as in batches, and no answer depends on its neighbours.
+    """
+
+    def __init__(self, compiled: bytes, scale: float, interpreters: int) -> None:
+        self._idle: LifoQueue[_OneImage] = LifoQueue()
+        for _ in range(interpreters):
+            self._idle.put(_OneImage(compiled, scale))
+
+    def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        one_image = self._idle.get()
+        try:
+            return np.concatenate([one_image.predict(image) for image in images])
+        finally:
+            self._idle.put(one_image)
+
+
+class _OneImage:
+    """An interpreter, warmed, with its input and output found; releases the GIL while it runs."""
+
+    def __init__(self, compiled: bytes, scale: float) -> None:
+        self._interpreter = Interpreter(model_content=compiled, num_threads=1)
+        self._interpreter.allocate_tensors()
+        self._input = self._interpreter.get_input_details()[0]["index"]
+        self._output = self._interpreter.get_output_details()[0]["index"]
+        self._scale = np.float32(scale)
+        self._interpreter.invoke()  # the first run packs the weights
+
+    def predict(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+        pixels = np.multiply(image[np.newaxis], self._scale, dtype=np.float32)  # (1, h, w, c)
+        self._interpreter.set_tensor(self._input, pixels)
+        self._interpreter.invoke()
+        probabilities: NDArray[np.float32] = self._interpreter.get_tensor(self._output)
+        return probabilities  # (1, k), a copy
+
+
+def open_classifier(artifact: Artifact, engine: Engine, interpreters: int, cache_dir: Path) -> Classifier:
+    """Load and warm an engine, and prove it on the golden image. Raises ArtifactError."""
+    classifier = _open_engine(artifact, engine, interpreters, cache_dir)
+    verify_golden(classifier, artifact.card)
+    return classifier
+
+
+def verify_golden(classifier: Classifier, card: ArtifactCard) -> None:
+    """Raise ArtifactError unless the engine gives probabilities, and the card's for its golden image."""
+    image = golden_image(card.image)[np.newaxis]
+    try:
+        probabilities = classifier.predict(image)[0]
+    # LiteRT refuses a wrong shape with ValueError; TensorFlow has errors of its own.
+    except Exception as error:
+        raise ArtifactError(f"The network must take {card.image.shape} images: {error}") from error
+    if probabilities.shape != (len(card.class_names),):
+        raise ArtifactError(
+            f"The network must have an output for each of the {len(card.class_names)} classes. "
+            f"Received: outputs of shape {probabilities.shape}."
+        )
+    if not np.isclose(probabilities.sum(), 1.0, atol=1e-3) or (probabilities < 0).any():
+        raise ArtifactError("The network must end in probabilities that sum to 1, such as a softmax.")
+    if card.golden_probabilities is None:
+        return
+    difference = float(np.abs(probabilities - np.array(card.golden_probabilities)).max())
+    if not difference <= GOLDEN_TOLERANCE:
+        raise ArtifactError(
+            f"The engine must give the card's probabilities for the golden image "
+            f"within {GOLDEN_TOLERANCE}. Received: a difference of {difference:.2g}."
+        )
+
+
+def _open_engine(artifact: Artifact, engine: Engine, interpreters: int, cache_dir: Path) -> Classifier:
+    if engine == "litert":
+        compiled = load_compiled(artifact, cache_dir)
+        return LiteRtClassifier(compiled, artifact.card.scale, interpreters)
+    try:
+        tensorflow_engine = importlib.import_module("model.tensorflow_engine")
+    except ModuleNotFoundError as error:
+        raise ArtifactError(
+            f"The tensorflow engine needs {error.name}: pip install 'ext-classify[train]'"
+        ) from None
+    classifier: Classifier = tensorflow_engine.open_tensorflow(artifact)
+    return classifier

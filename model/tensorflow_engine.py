@@ -1,0 +1,37 @@
+"""The reference engine: TensorFlow runs the h5 itself. Not installed where images are only served."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from model.artifact import Artifact
+from model.networks import load_network, refuse_mismatch
+
+# Small enough for a cache, large enough to pay for a call.
+BATCH_SIZE = 8
+
+
+class TensorFlowClassifier:
+    """A Keras network behind the Classifier protocol."""
+
+    def __init__(self, network: keras.Model, scale: float = 1.0) -> None:
+        self._predict = tf.function(
+            lambda images: network(tf.cast(images, tf.float32) * scale, training=False),
+            input_signature=[tf.TensorSpec((None, *network.input_shape[1:]), tf.uint8)],
+        )
+
+    def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        batches = np.split(images, range(BATCH_SIZE, len(images), BATCH_SIZE))
+        return np.concatenate([self._predict(batch).numpy() for batch in batches])
+
+
+def open_tensorflow(artifact: Artifact) -> TensorFlowClassifier:
+    """Load the artifact's h5. Raises ArtifactError when it is not what the card says."""
+    network = load_network(artifact.h5_path)
+    refuse_mismatch(network, artifact.card)
+    return TensorFlowClassifier(network, artifact.card.scale)
