@@ -1,0 +1,1 @@
+"""The HTTP side: routes, bodies and what they are documented to be."""

@@ -1,0 +1,134 @@
+"""Read a request's body under a cap: refuse early, inflate what Snowflake compressed."""
+
+import zlib
+from collections.abc import AsyncGenerator
+
+from starlette.datastructures import FormData, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
+
+from app.errors import InvalidBatch, MalformedBody, PayloadTooLarge, UnsupportedMediaType
+
+_GZIP_MAGIC = b"\x1f\x8b"
+_GZIP_WINDOW = 16 + zlib.MAX_WBITS
+
+
+async def capped_stream(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
+    """The body in chunks. Raises PayloadTooLarge, before the first one when its length says so."""
+    _refuse_bytes(int(request.headers.get("content-length", 0)), max_bytes)
+    received = 0
+    async for chunk in request.stream():
+        received += len(chunk)
+        _refuse_bytes(received, max_bytes)
+        yield chunk
+
+
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """The whole body, as sent. Raises PayloadTooLarge, or MalformedBody when there is none."""
+    body = bytearray()
+    async for chunk in capped_stream(request, max_bytes):
+        body += chunk
+    if not body:
+        raise MalformedBody("A request must have a body. Received: 0 bytes.")
+    return bytes(body)
+
+
+async def read_files(request: Request, max_bytes: int, max_files: int) -> list[tuple[str, bytes]]:
+    """The name and content of every file of a multipart body, in order.
+
+    Raises MalformedBody when the body is broken or cut off, InvalidBatch when it holds anything but
+    files, PayloadTooLarge when it is too long or holds too many.
+    """
+    parser = _MultiPartParser(request.headers, capped_stream(request, max_bytes), max_files=max_files + 1)
+    parser.spool_max_size = max_bytes  # files stay in memory: the whole body is capped
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        raise MalformedBody(f"A multipart body must be valid (RFC 7578): {error.message}") from None
+    try:
+        if not parser.ended:
+            raise MalformedBody("A multipart body must end with its closing boundary.")
+        return [(file.filename or "", await file.read()) for file in _files_of(form, max_files)]
+    finally:
+        await form.close()
+
+
+def refuse_encoded(request: Request) -> None:
+    """Raises UnsupportedMediaType for a Content-Encoding: only JSON gains from one."""
+    encoding = _encoding_of(request)
+    if encoding != "identity":
+        raise UnsupportedMediaType(
+            f"Only a JSON body may have a Content-Encoding. Received: {encoding[:40]!r}."
+        )
+
+
+def inflate(body: bytes, request: Request, max_bytes: int) -> bytes:
+    """Undo gzip or deflate. Raises PayloadTooLarge before growing past `max_bytes`.
+
+    A gateway may inflate a body and leave its header, so the bytes decide before the header does.
+    """
+    encoding = _encoding_of(request)
+    if encoding not in ("identity", "gzip", "x-gzip", "deflate"):
+        raise UnsupportedMediaType(
+            f"A body may be compressed with gzip or deflate. Received: {encoding[:40]!r}."
+        )
+    if body.startswith(_GZIP_MAGIC):
+        return _inflate(body, _GZIP_WINDOW, max_bytes)
+    if encoding == "deflate":
+        return _inflate_deflate(body, max_bytes)
+    return body
+
+
+class _MultiPartParser(MultiPartParser):
+    """Knows whether the closing boundary came: without it the last file may be missing its end."""
+
+    ended = False
+
+    def on_end(self) -> None:
+        self.ended = True
+
+
+def _files_of(form: FormData, max_files: int) -> list[UploadFile]:
+    files = []
+    for name, part in form.multi_items():
+        if not isinstance(part, UploadFile):
+            raise InvalidBatch(f"Every part must be a file. Received: a text field {name[:40]!r}.")
+        files.append(part)
+    if not files:
+        raise InvalidBatch("A multipart body must hold a file. Received: none.")
+    if len(files) > max_files:
+        raise PayloadTooLarge(f"A request must have at most {max_files} files. Received: more.")
+    return files
+
+
+def _inflate_deflate(body: bytes, max_bytes: int) -> bytes:
+    """Deflate means zlib (RFC 1950) to the standard and raw (RFC 1951) to many senders."""
+    for window in (zlib.MAX_WBITS, -zlib.MAX_WBITS):
+        try:
+            return _inflate(body, window, max_bytes)
+        except MalformedBody:
+            continue
+    return body
+
+
+def _inflate(body: bytes, window: int, max_bytes: int) -> bytes:
+    decompressor = zlib.decompressobj(window)
+    try:
+        inflated = decompressor.decompress(body, max_bytes + 1)
+    except zlib.error:
+        raise MalformedBody("A compressed body must be valid gzip or deflate.") from None
+    _refuse_bytes(len(inflated), max_bytes)
+    if not decompressor.eof or decompressor.unused_data:
+        raise MalformedBody("A compressed body must be one whole gzip or deflate stream.")
+    return inflated
+
+
+def _encoding_of(request: Request) -> str:
+    return request.headers.get("content-encoding", "").strip().lower() or "identity"
+
+
+def _refuse_bytes(body_bytes: int, max_bytes: int) -> None:
+    if body_bytes > max_bytes:
+        raise PayloadTooLarge(
+            f"A body must have at most {max_bytes} bytes, also once inflated. Received: more."
+        )

@@ -1,0 +1,99 @@
+"""POST /classify: three forms of request, chosen by Content-Type, one way through."""
+
+import logging
+from collections.abc import Sequence
+from time import perf_counter
+
+from fastapi import APIRouter, Request, Response
+from pydantic_core import to_json
+from starlette.concurrency import run_in_threadpool
+
+from app.api.body import inflate, read_body, read_files, refuse_encoded
+from app.api.openapi import CLASSIFY_DOCUMENTATION
+from app.errors import UnsupportedMediaType
+from app.outcome import Outcome
+from app.pipeline import Pipeline, StepSeconds
+from app.row import Row
+from app.settings import Settings
+from app.snowflake.wire import BATCH_ID_HEADER, QUERY_ID_HEADER, format_batch, parse_batch
+
+router = APIRouter()
+logger = logging.getLogger("ext_classify")
+
+
+@router.post("/classify", **CLASSIFY_DOCUMENTATION)
+async def classify(request: Request) -> Response:
+    """Classify images: a Snowflake batch, the bytes of one image, or uploaded files."""
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type == "application/json":
+        return await _classify_batch(request)
+    if media_type == "multipart/form-data":
+        return await _classify_files(request)
+    if media_type == "application/octet-stream" or media_type.startswith("image/"):
+        return await _classify_image(request)
+    raise UnsupportedMediaType(
+        "A request's Content-Type must be application/json, multipart/form-data, image/* or "
+        f"application/octet-stream. Received: {media_type[:80]!r}."
+    )
+
+
+async def _classify_batch(request: Request) -> Response:
+    settings: Settings = request.app.state.settings
+    body = await read_body(request, settings.max_body_bytes)
+    body = await run_in_threadpool(inflate, body, request, settings.max_body_bytes)
+    rows = parse_batch(body, settings.max_rows)
+    outcomes = await _classify_rows(request, rows)
+    return _json(format_batch(rows, outcomes))
+
+
+async def _classify_image(request: Request) -> Response:
+    refuse_encoded(request)
+    settings: Settings = request.app.state.settings
+    body = await read_body(request, settings.max_body_bytes)
+    [outcome] = await _classify_rows(request, [Row(0, body)])
+    return _json(to_json(outcome))
+
+
+async def _classify_files(request: Request) -> Response:
+    refuse_encoded(request)
+    settings: Settings = request.app.state.settings
+    files = await read_files(request, settings.max_body_bytes, settings.max_rows)
+    outcomes = await _classify_rows(
+        request, [Row(number, content) for number, (_, content) in enumerate(files)]
+    )
+    results = [
+        {"filename": filename, **outcome}
+        for (filename, _), outcome in zip(files, outcomes, strict=True)
+        if outcome is not None  # only SQL has NULL
+    ]
+    return _json(to_json({"results": results}))
+
+
+async def _classify_rows(request: Request, rows: Sequence[Row]) -> list[Outcome | None]:
+    pipeline: Pipeline = request.app.state.pipeline
+    started = perf_counter()
+    outcomes, seconds = await pipeline.classify_rows(rows)
+    _log_batch(request, outcomes, seconds, perf_counter() - started)
+    return outcomes
+
+
+def _log_batch(
+    request: Request, outcomes: Sequence[Outcome | None], seconds: StepSeconds, total: float
+) -> None:
+    """One line a batch, as JSON: nothing a caller sends can break out of it."""
+    line = {
+        "event": "classified",
+        "query_id": request.headers.get(QUERY_ID_HEADER),
+        "batch_id": request.headers.get(BATCH_ID_HEADER),
+        "rows": len(outcomes),
+        "failed": sum(outcome is not None and outcome["error"] is not None for outcome in outcomes),
+        "fetch_ms": round(seconds.fetch * 1000, 1),
+        "decode_ms": round(seconds.decode * 1000, 1),
+        "predict_ms": round(seconds.predict * 1000, 1),
+        "total_ms": round(total * 1000, 1),
+    }
+    logger.info("%s", to_json(line).decode())
+
+
+def _json(content: bytes) -> Response:
+    return Response(content, media_type="application/json")

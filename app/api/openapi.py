@@ -1,0 +1,122 @@
+"""What /classify takes and gives, as OpenAPI: the route reads bodies itself, so it is stated here."""
+
+from typing import Annotated, Any
+
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from app.outcome import ErrorDetail, Outcome
+
+# An 8 x 8 grey PNG, so that "Try it out" works as it stands.
+_EXAMPLE_IMAGE = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAAAAADhZOFXAAAAEElEQVR4nGNoQAMMg1QAAAgUQAE0x7X2AAAAAElFTkSuQmCC"
+)
+
+
+class BatchAnswer(TypedDict):
+    """One [row_number, outcome] for each row, same numbers, same order; NULL answers NULL."""
+
+    data: list[tuple[int, Outcome | None]]
+
+
+class FileOutcome(Outcome):
+    """The outcome of one uploaded file."""
+
+    filename: str
+
+
+class FilesAnswer(TypedDict):
+    """One outcome for each file, in the order of upload."""
+
+    results: list[FileOutcome]
+
+
+class ErrorAnswer(TypedDict):
+    """A request that could not be answered at all."""
+
+    error: ErrorDetail
+
+
+Answer = Annotated[
+    BatchAnswer | FilesAnswer | Outcome,
+    Field(description="A batch for JSON, results for multipart, one outcome for a raw image."),
+]
+
+_ROW = {
+    "type": "array",
+    "description": "[row_number, source] or [row_number, source, options]",
+    "minItems": 2,
+    "maxItems": 3,
+    "prefixItems": [
+        {"type": "integer", "description": "row number, echoed"},
+        {
+            "type": ["string", "null"],
+            "description": "https URL of an image, or the base64 text of one; null answers null",
+        },
+        {
+            "type": ["object", "null"],
+            "properties": {"evidence": {"type": "boolean"}},
+            "additionalProperties": False,
+        },
+    ],
+}
+
+_BATCH = {
+    "type": "object",
+    "required": ["data"],
+    "properties": {"data": {"type": "array", "items": _ROW}},
+}
+
+_FILES = {
+    "type": "object",
+    "description": "One or many image files, under any field names.",
+    "properties": {"file": {"type": "array", "items": {"type": "string", "format": "binary"}}},
+}
+
+_IMAGE = {"schema": {"type": "string", "format": "binary", "description": "an image file"}}
+
+_REQUEST_BODY = {
+    "required": True,
+    "content": {
+        "application/json": {
+            "schema": _BATCH,
+            "example": {"data": [[0, _EXAMPLE_IMAGE], [1, None]]},
+        },
+        "multipart/form-data": {"schema": _FILES},
+        "application/octet-stream": _IMAGE,
+        "image/*": _IMAGE,
+    },
+}
+
+_HEADERS = [
+    {
+        "name": "Content-Encoding",
+        "in": "header",
+        "required": False,
+        "description": "A JSON body may be compressed.",
+        "schema": {"type": "string", "enum": ["identity", "gzip", "deflate"]},
+    }
+]
+
+
+def _refusal(description: str) -> dict[str, Any]:
+    return {"model": ErrorAnswer, "description": description}
+
+
+CLASSIFY_DOCUMENTATION: dict[str, Any] = {
+    "summary": "Classify images",
+    "description": (
+        "The Content-Type chooses the form. **application/json**: a batch in the form of Snowflake's "
+        "external functions, each row a URL or the base64 text of an image. **image/\\*** or "
+        "**application/octet-stream**: the bytes of one image. **multipart/form-data**: image files.\n\n"
+        "An image that cannot be classified has its `error` in its own outcome; the answer is 200."
+    ),
+    "openapi_extra": {"requestBody": _REQUEST_BODY, "parameters": _HEADERS},
+    "responses": {
+        200: {"model": Answer, "description": "One outcome for each image."},
+        400: _refusal("The body is not what its headers say."),
+        413: _refusal("The body, or the number of rows or files in it, is over a limit."),
+        415: _refusal("The Content-Type or Content-Encoding is none of those documented."),
+        422: _refusal("The JSON is not a batch of rows, or the form holds no files."),
+    },
+}

@@ -1,0 +1,170 @@
+"""ext-classify: the service and the model from a terminal."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import uvicorn
+from pydantic import ValidationError
+
+from app import __version__
+from app.client import DEFAULT_URL, ClientError, classify_files, find_images, print_outcomes
+from app.demo import demonstrate
+from app.main import create_app
+from app.settings import Settings
+from model.artifact import DEFAULT_MODEL_PATH, load_artifact
+from model.errors import ArtifactError, ModelError
+
+SAMPLES = Path(__file__).parent.parent / "model" / "samples"
+TRAINED = Path("model/saved/metal_defects_final.h5")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. Returns 0 when it is done, 1 with one line on stderr when it cannot be."""
+    options = vars(_parser().parse_args(arguments))
+    run: Callable[..., None] = options.pop("run")
+    try:
+        run(**options)
+    except (ModelError, ClientError) as error:
+        return _fail(str(error))
+    except ValidationError as error:
+        return _fail(_describe_settings_faults(error))
+    except KeyboardInterrupt:
+        return _fail("interrupted") + 129  # 128 + SIGINT, as shells count
+    return 0
+
+
+def serve(**given: Any) -> None:
+    settings = Settings(**{name: value for name, value in given.items() if value is not None})
+    uvicorn.run(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        log_level=settings.log_level,
+        access_log=False,
+        server_header=False,
+    )
+
+
+def classify(paths: list[Path], url: str, as_json: bool) -> None:
+    images = find_images(paths)
+    print_outcomes(images, classify_files(images, url), as_json=as_json)
+
+
+def demo(host: str, port: int, images: Path) -> None:
+    demonstrate(host, port, images)
+
+
+def train(network: str, data: Path, output: Path, seeds: list[int], epochs: int | None) -> None:
+    training = _import_training("model.train")
+    knobs = {"network": network} if epochs is None else {"network": network, "epochs": epochs}
+    artifact = training.train(training.Knobs(**knobs), data, output, seeds)
+    print(f"Saved {artifact.h5_path}, its card and its compiled twin.")
+
+
+def evaluate(data: Path, split: str, model: Path, engine: str) -> None:
+    engines = ("tensorflow", "litert") if engine == "both" else (engine,)
+    importlib.import_module("model.evaluate").print_report(load_artifact(model), data, split, engines)
+
+
+def compile_model(model: Path) -> None:
+    compiling = _import_training("model.compile")
+    print(f"Compiled {compiling.compile_artifact(load_artifact(model)).tflite}")
+
+
+def describe(h5: Path, class_names: str, scale: float) -> None:
+    describing = _import_training("model.describe")
+    names = [name.strip() for name in class_names.split(",")]
+    artifact = describing.describe(h5, names, scale)
+    print(f"Described {artifact.h5_path}; next: ext-classify compile --model {artifact.h5_path}")
+
+
+def _import_training(module: str) -> ModuleType:
+    """Import what needs TensorFlow, which the serving environment does not have."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise ArtifactError(
+            f"This command needs {error.name}, which serving does without: pip install 'ext-classify[train]'"
+        ) from None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("ext-classify", description=__doc__)
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = _add(commands, "serve", serve, "answer POST /classify")
+    command.add_argument("--host", help="address to listen on (default 127.0.0.1)")
+    command.add_argument("--port", type=int, help="port to listen on (default 8000)")
+    command.add_argument("--model", type=Path, dest="model_path", help="the network's .h5")
+    command.add_argument("--engine", help="litert (default) or tensorflow")
+
+    command = _add(commands, "classify", classify, "classify image files through a running service")
+    command.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="images, or folders of them")
+    command.add_argument("--url", default=DEFAULT_URL, help="the service (default %(default)s)")
+    command.add_argument("--json", action="store_true", dest="as_json", help="one outcome a line")
+
+    command = _add(commands, "demo", demo, "serve, classify sample images, and keep serving")
+    command.add_argument("--host", default="127.0.0.1")
+    command.add_argument("--port", type=int, default=8000)
+    command.add_argument("--images", type=Path, default=SAMPLES, help="a folder (default: the samples)")
+
+    command = _add(commands, "train", train, "train a network on DIR/{train,valid,test}/<class>/")
+    command.add_argument("--network", default="recipe", help="which network (default %(default)s)")
+    command.add_argument("--data", type=Path, required=True, metavar="DIR")
+    command.add_argument("--output", type=Path, default=TRAINED, metavar="H5")
+    command.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="SEED")
+    command.add_argument("--epochs", type=int, help="(default: the network's own)")
+
+    command = _add(commands, "evaluate", evaluate, "measure an artifact on a split of a labelled folder")
+    command.add_argument("--data", type=Path, required=True, metavar="DIR")
+    command.add_argument("--split", default="test", choices=("train", "valid", "test"))
+    command.add_argument("--model", type=Path, default=DEFAULT_MODEL_PATH, metavar="H5")
+    command.add_argument("--engine", default="litert", choices=("litert", "tensorflow", "both"))
+
+    command = _add(commands, "compile", compile_model, "compile an .h5 to its LiteRT twin")
+    command.add_argument("--model", type=Path, default=DEFAULT_MODEL_PATH, metavar="H5")
+
+    command = _add(commands, "describe", describe, "write the card of a foreign .h5")
+    command.add_argument("h5", type=Path)
+    command.add_argument("--class-names", required=True, help="in the order of the outputs, by commas")
+    command.add_argument("--scale", type=_scale, default=1.0, help="what pixels are multiplied by: 1/255")
+    return parser
+
+
+def _add(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    run: Callable[..., None],
+    summary: str,
+) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=summary, description=summary)
+    command.set_defaults(run=run)
+    return command
+
+
+def _scale(text: str) -> float:
+    """A factor, as a decimal or a fraction."""
+    return float(Fraction(text))
+
+
+def _describe_settings_faults(error: ValidationError) -> str:
+    return "; ".join(
+        f"EXT_CLASSIFY_{'_'.join(map(str, fault['loc'])).upper()}: {fault['msg']}"
+        for fault in error.errors(include_url=False)
+    )
+
+
+def _fail(message: str) -> int:
+    print(f"ext-classify: {message}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""From an image source, as a row names it, to the bytes of an image file."""

@@ -1,0 +1,140 @@
+"""Fetch images over https: the only module that opens connections."""
+
+import asyncio
+import socket
+import ssl
+from types import TracebackType
+from typing import Self
+
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.resolver import ThreadedResolver
+from yarl import URL
+
+from app.errors import FetchFailed, FetchTimeout
+from app.images.allowlist import Allowlist
+from app.images.source import Url
+from app.settings import Settings
+from model.errors import ImageTooLarge
+
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_RETRYABLE = frozenset({408, 425, 429, 500, 502, 503, 504})
+_READ_BYTES = 64 * 1024
+
+
+class ImageFetcher:
+    """Fetches images from the allowlist, a bounded number at a time; an async context manager.
+
+    Every name is resolved once, its addresses are checked, and the connection goes to what was checked.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        resolver: AbstractResolver | None = None,
+        ssl_context: ssl.SSLContext | None = None,
+    ) -> None:
+        self._allowlist = Allowlist(settings.allowed_url_hosts, settings.allow_private_addresses)
+        self._max_bytes = settings.max_image_bytes
+        self._max_redirects = settings.max_redirects
+        self._timeout_seconds = settings.fetch_timeout_seconds
+        self._slots = asyncio.Semaphore(settings.max_concurrent_fetches)
+        self._resolver = _CheckedResolver(resolver or ThreadedResolver(), self._allowlist)
+        self._ssl_context = ssl_context or ssl.create_default_context()
+
+    async def __aenter__(self) -> Self:
+        connector = aiohttp.TCPConnector(limit=0, resolver=self._resolver, ssl=self._ssl_context)
+        self._session = aiohttp.ClientSession(
+            connector=connector,
+            auto_decompress=False,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers={"Accept-Encoding": "identity", "User-Agent": "ext-classify"},
+            timeout=aiohttp.ClientTimeout(total=None),
+        )
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._session.close()
+
+    async def fetch(self, source: Url) -> bytes:
+        """The bytes behind a URL.
+
+        Raises UrlNotAllowed, FetchFailed, FetchTimeout or ImageTooLarge. The time limit starts when a
+        slot is free, and holds for all hops together, however slowly bytes drip.
+        """
+        async with self._slots:
+            try:
+                async with asyncio.timeout(self._timeout_seconds):
+                    return await self._follow(source.text)
+            except TimeoutError:
+                raise FetchTimeout(
+                    f"An image must arrive within {self._timeout_seconds:g} seconds.", retryable=True
+                ) from None
+            except (aiohttp.ClientError, OSError, ValueError) as error:
+                raise FetchFailed(
+                    f"The URL's host must answer over https. Received: {type(error).__name__}.",
+                    retryable=True,
+                ) from error
+
+    async def _follow(self, text: str) -> bytes:
+        url = self._allowlist.check_url(text)
+        for _ in range(self._max_redirects + 1):
+            async with self._session.get(url, allow_redirects=False) as response:
+                if response.status not in _REDIRECTS:
+                    return await self._read(response)
+                url = self._allowlist.check_url(_target(url, response))
+        raise FetchFailed(f"A URL must redirect at most {self._max_redirects} times.")
+
+    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+        if response.status != 200:
+            raise FetchFailed(
+                f"The URL's host must answer 200. Received: {response.status}.",
+                retryable=response.status in _RETRYABLE,
+            )
+        encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
+        if encoding != "identity":
+            raise FetchFailed("An image must be stored without a Content-Encoding.")
+        self._refuse_bytes(response.content_length or 0)
+        content = bytearray()
+        async for chunk in response.content.iter_chunked(_READ_BYTES):
+            content += chunk
+            self._refuse_bytes(len(content))
+        return bytes(content)
+
+    def _refuse_bytes(self, image_bytes: int) -> None:
+        if image_bytes > self._max_bytes:
+            raise ImageTooLarge(
+                f"An image must have at most {self._max_bytes} bytes. Received: more than that."
+            )
+
+
+class _CheckedResolver(AbstractResolver):
+    """Resolves a name and refuses it if any of its addresses is forbidden."""
+
+    def __init__(self, resolver: AbstractResolver, allowlist: Allowlist) -> None:
+        self._resolver = resolver
+        self._allowlist = allowlist
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        addresses = await self._resolver.resolve(host, port, family)
+        for address in addresses:
+            self._allowlist.check_address(address["host"])
+        return addresses
+
+    async def close(self) -> None:
+        await self._resolver.close()
+
+
+def _target(url: URL, response: aiohttp.ClientResponse) -> str:
+    location = response.headers.get("Location")
+    if not location:
+        raise FetchFailed("A redirect must name a Location.")
+    return str(url.join(URL(location, encoded=True)))

@@ -1,0 +1,133 @@
+"""The one place where the parts meet."""
+
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from http import HTTPStatus
+
+from fastapi import FastAPI, Request, Response
+from fastapi.openapi.docs import get_swagger_ui_html
+from pydantic_core import to_json
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import HTMLResponse
+from starlette.staticfiles import StaticFiles
+
+from app import __version__
+from app.api import classify, health
+from app.errors import PayloadTooLarge, ServiceError
+from app.images.http import ImageFetcher
+from app.pipeline import Pipeline
+from app.settings import Settings
+from model.artifact import Artifact, load_artifact
+from model.runtime import Classifier, open_classifier
+
+logger = logging.getLogger("ext_classify")
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The service, its network loaded, warm and proven. Raises ArtifactError when that fails."""
+    _configure_logging(settings.log_level)
+    _log({"event": "starting", **settings.model_dump(mode="json")})
+    artifact = load_artifact(settings.model_path)
+    classifier = open_classifier(artifact, settings.engine, settings.threads, settings.cache_dir)
+    app = FastAPI(
+        title="ext-classify",
+        summary="A Keras image classifier as a Snowflake SQL function.",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        lifespan=_lifespan(settings, artifact, classifier),
+    )
+    app.state.settings = settings
+    app.include_router(classify.router)
+    app.include_router(health.router)
+    _add_docs(app)
+    _add_error_handlers(app)
+    return app
+
+
+def _lifespan(
+    settings: Settings, artifact: Artifact, classifier: Classifier
+) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        with ThreadPoolExecutor(settings.threads, "classify") as threads:
+            async with ImageFetcher(settings) as fetcher:
+                app.state.pipeline = Pipeline(artifact, classifier, settings.image_limits, fetcher, threads)
+                _log({"event": "ready", **app.state.pipeline.model})
+                yield
+
+    return lifespan
+
+
+def _add_docs(app: FastAPI) -> None:
+    """Swagger UI from a package, so that /docs works where the internet does not reach."""
+    app.mount("/docs/assets", StaticFiles(packages=[("fastapi_swagger", "resources")]))
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return get_swagger_ui_html(
+            openapi_url="openapi.json",
+            title="ext-classify",
+            swagger_js_url="docs/assets/swagger-ui-bundle.js",
+            swagger_css_url="docs/assets/swagger-ui.css",
+            swagger_favicon_url="docs/assets/favicon-32x32.png",
+        )
+
+
+def _add_error_handlers(app: FastAPI) -> None:
+    """One shape for every refusal, `{"error": {code, message, retryable}}`; no traces, no paths."""
+
+    @app.exception_handler(ServiceError)
+    async def refuse(_: Request, error: ServiceError) -> Response:
+        # The rest of an oversized body is not worth reading.
+        headers = {"Connection": "close"} if isinstance(error, PayloadTooLarge) else None
+        return _error_response(error.status, error.code, error.message, headers=headers)
+
+    @app.exception_handler(HTTPException)
+    async def refuse_route(_: Request, error: HTTPException) -> Response:
+        phrase = HTTPStatus(error.status_code).phrase
+        code = phrase.lower().replace(" ", "_")
+        return _error_response(error.status_code, code, f"{phrase}.", headers=error.headers)
+
+    @app.exception_handler(ClientDisconnect)
+    async def give_up(_: Request, __: ClientDisconnect) -> Response:
+        return Response(status_code=HTTPStatus.BAD_REQUEST)
+
+    @app.exception_handler(Exception)
+    async def fail(_: Request, __: Exception) -> Response:
+        return _error_response(500, "internal_error", "The service failed.", retryable=True)
+
+
+def _error_response(
+    status: int,
+    code: str,
+    message: str,
+    *,
+    retryable: bool = False,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    content = {"error": {"code": code, "message": message, "retryable": retryable}}
+    return Response(to_json(content), status, headers, media_type="application/json")
+
+
+def _configure_logging(level: str) -> None:
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logger.addHandler(handler)
+        logger.propagate = False
+    logger.setLevel(level.upper())
+
+
+def _log(line: dict[str, object]) -> None:
+    logger.info("%s", to_json(line).decode())
+
+
+def __getattr__(name: str) -> FastAPI:
+    """`uvicorn app.main:app`, without settings being read by whoever merely imports this module."""
+    if name == "app":
+        return create_app(Settings())
+    raise AttributeError(name)

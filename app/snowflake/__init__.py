@@ -1,0 +1,1 @@
+"""What Snowflake sends and expects."""
