@@ -6,7 +6,8 @@ ModelError
 │   ├── CorruptImage          the format is known, the content cannot be decoded
 │   └── ImageTooLarge         a limit on bytes, pixels, sides or decoding work is exceeded
 ├── ArtifactError         the model file and what it says of itself do not agree
-└── DatasetError          a folder of labelled images cannot be used
+├── DatasetError          a folder of labelled images cannot be used
+└── TrainingError         training cannot begin as asked, or comes to nothing
 """
 
 from typing import ClassVar
@@ -45,6 +46,10 @@ class ImageTooLarge(InputError):
 
 class ArtifactError(ModelError):
     """The artifact cannot be trusted or served; the message says what to do."""
+
+
+class TrainingError(ModelError):
+    """The message says what was asked, or what became of it."""
 
 
 class DatasetError(ModelError):

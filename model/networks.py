@@ -10,7 +10,7 @@ import keras
 from keras import layers
 
 from model.artifact import ArtifactCard
-from model.errors import ArtifactError
+from model.errors import ArtifactError, TrainingError
 from model.image import ImageSpec
 
 
@@ -40,6 +40,13 @@ def recipe_cnn(image: ImageSpec, num_classes: int) -> keras.Model:
 
 
 NETWORKS: dict[str, Callable[[ImageSpec, int], keras.Model]] = {"recipe": recipe_cnn}
+
+
+def build_network(name: str, image: ImageSpec, num_classes: int) -> keras.Model:
+    """A fresh network by its name. Raises TrainingError when there is none of that name."""
+    if name not in NETWORKS:
+        raise TrainingError(f"A network must be one of {', '.join(NETWORKS)}. Received: {name}.")
+    return NETWORKS[name](image, num_classes)
 
 
 def load_network(h5_path: Path) -> keras.Model:

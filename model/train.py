@@ -5,6 +5,7 @@ import platform
 import statistics
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -15,15 +16,16 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras
 import numpy as np
 import tensorflow as tf
-from tqdm import tqdm
 
 from model.artifact import Artifact, ArtifactCard, golden_image, save_card, sha256_of
 from model.augment import Augmentation, apply_warp, random_warp
+from model.callbacks import BestEpoch, ProgressBar
 from model.compile import compile_artifact
 from model.dataset import SPLITS, LabelledImages, find_class_names, load_split
+from model.errors import TrainingError
 from model.evaluate import Metrics, measure
 from model.image import ImageSpec
-from model.networks import NETWORKS, save_network
+from model.networks import build_network, save_network
 from model.tensorflow_engine import TensorFlowClassifier
 
 
@@ -57,8 +59,10 @@ def train(knobs: Knobs, data_dir: Path, h5_path: Path, seeds: Sequence[int]) -> 
     """Train once a seed, then save and compile the network of the lowest validation loss.
 
     Ctrl-C ends training and keeps the best epoch so far. Raises DatasetError when the folder cannot be
-    used, and KeyboardInterrupt when no epoch has finished.
+    used, TrainingError when training comes to nothing, KeyboardInterrupt when no epoch has finished.
     """
+    if h5_path.suffix != ".h5":
+        raise TrainingError(f"The network must be saved as an .h5. Received: {h5_path}")
     class_names = find_class_names(data_dir)
     splits = {name: load_split(data_dir, name, class_names, knobs.image) for name in SPLITS}
     trained = _train_seeds(knobs, splits, len(class_names), seeds)
@@ -76,7 +80,7 @@ def train_one_seed(
     Raises KeyboardInterrupt when it is interrupted before the first epoch has finished.
     """
     keras.utils.set_random_seed(seed)
-    network = NETWORKS[knobs.network](knobs.image, num_classes)
+    network = build_network(knobs.network, knobs.image, num_classes)
     network.compile(
         optimizer=keras.optimizers.Adam(knobs.learning_rate),
         loss="categorical_crossentropy",
@@ -85,20 +89,23 @@ def train_one_seed(
     best = BestEpoch()
     steps = -(-len(splits["train"]) // knobs.batch_size)
     started = time.monotonic()
-    try:
-        network.fit(
-            _training_batches(splits["train"], num_classes, knobs, seed),
-            steps_per_epoch=steps,
-            epochs=knobs.epochs,
-            validation_data=_validation_batches(splits["valid"], num_classes, knobs),
-            callbacks=[best, ProgressBar(knobs.epochs * steps, f"seed {seed}")],
-            verbose=0,
-        )
-        interrupted = False
-    except KeyboardInterrupt:
-        if best.weights is None:
-            raise
-        interrupted = True
+    with closing(ProgressBar(knobs.epochs * steps, f"seed {seed}")) as bar:
+        try:
+            network.fit(
+                _training_batches(splits["train"], num_classes, knobs, seed),
+                steps_per_epoch=steps,
+                epochs=knobs.epochs,
+                validation_data=_validation_batches(splits["valid"], num_classes, knobs),
+                callbacks=[best, bar],
+                verbose=0,
+            )
+            interrupted = False
+        except KeyboardInterrupt:
+            interrupted = True
+    if best.weights is None:
+        if interrupted:
+            raise KeyboardInterrupt
+        raise TrainingError("Training must lower the loss. Received: a loss that is no number.")
     network.set_weights(best.weights)
     return TrainedNetwork(
         network=network,
@@ -125,43 +132,6 @@ def save(network: keras.Model, h5_path: Path, card_parts: dict[str, Any]) -> Art
         versions=_versions(),
     )
     return save_card(h5_path, card)
-
-
-class BestEpoch(keras.callbacks.Callback):
-    """Remember the weights of the epoch with the lowest validation loss."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weights: list[Any] | None = None
-        self.epoch = 0
-        self.finished_epochs = 0
-        self._loss = float("inf")
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
-        self.finished_epochs = epoch + 1
-        if logs["val_loss"] < self._loss:
-            self._loss = logs["val_loss"]
-            self.epoch = epoch + 1
-            self.weights = self.model.get_weights()
-
-
-class ProgressBar(keras.callbacks.Callback):
-    """One bar over all steps: loss, validation accuracy and the time that is left."""
-
-    def __init__(self, steps: int, title: str) -> None:
-        super().__init__()
-        self._bar = tqdm(total=steps, desc=title, unit="step", dynamic_ncols=True)
-        self._validation = ""
-
-    def on_train_batch_end(self, _: int, logs: dict[str, float]) -> None:
-        self._bar.set_postfix_str(f"loss {logs['loss']:.3f}{self._validation}", refresh=False)
-        self._bar.update()
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
-        self._validation = f", after epoch {epoch + 1} valid accuracy {logs['val_accuracy']:.3f}"
-
-    def __del__(self) -> None:
-        self._bar.close()
 
 
 def _train_seeds(

@@ -3,11 +3,9 @@
 import zlib
 from collections.abc import AsyncGenerator
 
-from starlette.datastructures import FormData, UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from app.errors import InvalidBatch, MalformedBody, PayloadTooLarge, UnsupportedMediaType
+from app.errors import MalformedBody, PayloadTooLarge, UnsupportedMediaType
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _GZIP_WINDOW = 16 + zlib.MAX_WBITS
@@ -31,26 +29,6 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
     if not body:
         raise MalformedBody("A request must have a body. Received: 0 bytes.")
     return bytes(body)
-
-
-async def read_files(request: Request, max_bytes: int, max_files: int) -> list[tuple[str, bytes]]:
-    """The name and content of every file of a multipart body, in order.
-
-    Raises MalformedBody when the body is broken or cut off, InvalidBatch when it holds anything but
-    files, PayloadTooLarge when it is too long or holds too many.
-    """
-    parser = _MultiPartParser(request.headers, capped_stream(request, max_bytes), max_files=max_files + 1)
-    parser.spool_max_size = max_bytes  # files stay in memory: the whole body is capped
-    try:
-        form = await parser.parse()
-    except MultiPartException as error:
-        raise MalformedBody(f"A multipart body must be valid (RFC 7578): {error.message}") from None
-    try:
-        if not parser.ended:
-            raise MalformedBody("A multipart body must end with its closing boundary.")
-        return [(file.filename or "", await file.read()) for file in _files_of(form, max_files)]
-    finally:
-        await form.close()
 
 
 def refuse_encoded(request: Request) -> None:
@@ -77,28 +55,6 @@ def inflate(body: bytes, request: Request, max_bytes: int) -> bytes:
     if encoding == "deflate":
         return _inflate_deflate(body, max_bytes)
     return body
-
-
-class _MultiPartParser(MultiPartParser):
-    """Knows whether the closing boundary came: without it the last file may be missing its end."""
-
-    ended = False
-
-    def on_end(self) -> None:
-        self.ended = True
-
-
-def _files_of(form: FormData, max_files: int) -> list[UploadFile]:
-    files = []
-    for name, part in form.multi_items():
-        if not isinstance(part, UploadFile):
-            raise InvalidBatch(f"Every part must be a file. Received: a text field {name[:40]!r}.")
-        files.append(part)
-    if not files:
-        raise InvalidBatch("A multipart body must hold a file. Received: none.")
-    if len(files) > max_files:
-        raise PayloadTooLarge(f"A request must have at most {max_files} files. Received: more.")
-    return files
 
 
 def _inflate_deflate(body: bytes, max_bytes: int) -> bytes:

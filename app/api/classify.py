@@ -8,7 +8,8 @@ from fastapi import APIRouter, Request, Response
 from pydantic_core import to_json
 from starlette.concurrency import run_in_threadpool
 
-from app.api.body import inflate, read_body, read_files, refuse_encoded
+from app.api.body import capped_stream, inflate, read_body, refuse_encoded
+from app.api.multipart import parse_files
 from app.api.openapi import CLASSIFY_DOCUMENTATION
 from app.errors import UnsupportedMediaType
 from app.outcome import Outcome
@@ -57,7 +58,11 @@ async def _classify_image(request: Request) -> Response:
 async def _classify_files(request: Request) -> Response:
     refuse_encoded(request)
     settings: Settings = request.app.state.settings
-    files = await read_files(request, settings.max_body_bytes, settings.max_rows)
+    files = await parse_files(
+        request.headers["content-type"],
+        capped_stream(request, settings.max_body_bytes),
+        settings.max_rows,
+    )
     outcomes = await _classify_rows(
         request, [Row(number, content) for number, (_, content) in enumerate(files)]
     )

@@ -9,7 +9,7 @@ from app.outcome import ErrorDetail, Outcome
 
 # An 8 x 8 grey PNG, so that "Try it out" works as it stands.
 _EXAMPLE_IMAGE = (
-    "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAAAAADhZOFXAAAAEElEQVR4nGNoQAMMg1QAAAgUQAE0x7X2AAAAAElFTkSuQmCC"
+    "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAAAAADhZOFXAAAAEElEQVR42mNsYIAAJgaKGAAmCACQtTEKkQAAAABJRU5ErkJggg=="
 )
 
 

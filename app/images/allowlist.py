@@ -1,6 +1,7 @@
 """Where images may be fetched from: which URLs, and which addresses behind their names."""
 
 import ipaddress
+import re
 from dataclasses import dataclass
 
 from yarl import URL
@@ -10,8 +11,12 @@ from app.errors import UrlNotAllowed
 HTTPS_PORT = 443
 MAX_URL_CHARACTERS = 8192
 
-# RFC 6052: an IPv4 address spelt as IPv6, which a translating gateway sends to that IPv4 address.
-_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+_USER = re.compile(r"[^/?#]*//[^/?#]*@")
+
+# IPv4 addresses spelt as IPv6, which may reach that IPv4 address: compatible (RFC 4291), NAT64 (RFC 6052).
+_EMBEDDED = tuple(map(ipaddress.IPv6Network, ("::/96", "64:ff9b::/96")))
+# NAT64 for use inside one network (RFC 8215).
+_LOCAL_NAT64 = ipaddress.IPv6Network("64:ff9b:1::/48")
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,7 @@ class Allowlist:
         host = url.raw_host
         if not host:
             raise UrlNotAllowed("A URL must name a host.")
-        if url.raw_user is not None or url.raw_password is not None:
+        if _USER.match(text):
             raise UrlNotAllowed("A URL must not carry a user name or password.")
         if not any(_matches(pattern.lower(), host.lower(), url.port) for pattern in self.patterns):
             raise UrlNotAllowed(f"A URL's host must be on the allowlist. Received: {_host_and_port(url)}.")
@@ -53,11 +58,11 @@ def is_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
     """Whether packets to `address` leave for the public internet, whatever form it is written in."""
     if isinstance(address, ipaddress.IPv6Address):
         embedded = address.ipv4_mapped or address.sixtofour
-        if address in _NAT64:
+        if any(address in network for network in _EMBEDDED):
             embedded = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
         if embedded is not None:
             return is_public(embedded)
-        if address.teredo is not None or address.is_site_local:
+        if address.teredo is not None or address.is_site_local or address in _LOCAL_NAT64:
             return False
     return address.is_global and not address.is_multicast
 

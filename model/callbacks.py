@@ -1,0 +1,43 @@
+"""What watches a training: the best epoch so far, and a bar for whoever waits."""
+
+from typing import Any
+
+import keras
+from tqdm import tqdm
+
+
+class BestEpoch(keras.callbacks.Callback):
+    """Remember the weights of the epoch with the lowest validation loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights: list[Any] | None = None
+        self.epoch = 0
+        self.finished_epochs = 0
+        self._loss = float("inf")
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
+        self.finished_epochs = epoch + 1
+        if logs["val_loss"] < self._loss:
+            self._loss = logs["val_loss"]
+            self.epoch = epoch + 1
+            self.weights = self.model.get_weights()
+
+
+class ProgressBar(keras.callbacks.Callback):
+    """One bar over all steps: loss, validation accuracy and the time that is left."""
+
+    def __init__(self, steps: int, title: str) -> None:
+        super().__init__()
+        self._bar = tqdm(total=steps, desc=title, unit="step", dynamic_ncols=True)
+        self._validation = ""
+
+    def on_train_batch_end(self, _: int, logs: dict[str, float]) -> None:
+        self._bar.set_postfix_str(f"loss {logs['loss']:.3f}{self._validation}", refresh=False)
+        self._bar.update()
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
+        self._validation = f", after epoch {epoch + 1} valid accuracy {logs['val_accuracy']:.3f}"
+
+    def close(self) -> None:
+        self._bar.close()

@@ -1,0 +1,16 @@
+from starlette.testclient import TestClient
+
+
+def test_health_and_readiness(client: TestClient) -> None:
+    assert client.get("/healthz").json() == {"status": "alive"}
+    ready = client.get("/readyz").json()
+    assert ready["status"] == "ready"
+    assert ready["model"]["name"] == "metal_defects_final"
+
+
+def test_model_shows_its_card(client: TestClient) -> None:
+    card = client.get("/model").json()
+    assert card["class_names"] == ["Crazing", "Inclusion", "Patches", "Pitted", "Rolled", "Scratches"]
+    assert card["sha256"].startswith(card["version"])
+    assert card["image"] == {"height": 200, "width": 200, "channels": 3, "resample": "bilinear"}
+    assert card["metrics"]["test"]["images"] == 72

@@ -1,0 +1,289 @@
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from app.errors import FetchFailed, FetchTimeout, UrlNotAllowed
+from app.images.http import ImageFetcher
+from app.images.source import Url
+from app.settings import Settings
+from model.errors import ImageTooLarge
+from tests.app.images.https_server import FixedResolver, HttpsServer, Respond, answer
+
+HOST = "images.example.com"
+
+
+def fetch(respond: Respond, path: str = "/a.png", **settings: Any) -> tuple[bytes, HttpsServer]:
+    """Fetch https://HOST:port/path from a server that answers with `respond`."""
+
+    async def run() -> tuple[bytes, HttpsServer]:
+        async with HttpsServer(respond, HOST, "127.0.0.1") as server:
+            given = {"allowed_url_hosts": f"{HOST}:{server.port}", "allow_private_addresses": True}
+            async with ImageFetcher(
+                Settings(**(given | settings)),
+                resolver=FixedResolver("127.0.0.1"),
+                ssl_context=server.client_context,
+            ) as fetcher:
+                return await fetcher.fetch(Url(f"https://{HOST}:{server.port}{path}")), server
+
+    return asyncio.run(run())
+
+
+def test_image_is_fetched() -> None:
+    image, _ = fetch(answer(b"image"))
+    assert image == b"image"
+
+
+def test_request_is_bare_and_exactly_what_was_signed() -> None:
+    _, server = fetch(answer(b"image", "Set-Cookie: a=b"), "/a%20b%2Fc?sig=x%2By%3D&empty=")
+    [head] = server.heads
+    assert head.startswith("GET /a%20b%2Fc?sig=x%2By%3D&empty= HTTP/1.1\r\n")
+    assert "Accept-Encoding: identity" in head
+    assert "Cookie" not in head
+    assert "Authorization" not in head
+
+
+@pytest.mark.parametrize(
+    ("status", "retryable"),
+    [
+        ("403 Forbidden", False),
+        ("404 Not Found", False),
+        ("500 Oops", True),
+        ("503 Busy", True),
+        ("206 Part", False),
+    ],
+)
+def test_status_other_than_200_fails(status: str, retryable: bool) -> None:
+    with pytest.raises(FetchFailed, match=status[:3]) as raised:
+        fetch(answer(b"", status=status))
+    assert raised.value.retryable is retryable
+
+
+@pytest.mark.parametrize("size", [99, 100])
+def test_image_up_to_the_limit_is_fetched(size: int) -> None:
+    image, _ = fetch(answer(bytes(size)), max_image_bytes=100)
+    assert len(image) == size
+
+
+def test_larger_image_is_refused_by_its_length() -> None:
+    with pytest.raises(ImageTooLarge):
+        fetch(answer(bytes(1), length=101), max_image_bytes=100)
+
+
+def test_endless_body_is_cut_off() -> None:
+    async def respond(_: str, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for _ in range(1000):
+            writer.write(b"10000\r\n" + bytes(0x10000) + b"\r\n")
+            await asyncio.sleep(0.001)
+
+    with pytest.raises(ImageTooLarge):
+        fetch(respond, max_image_bytes=1_000_000)
+
+
+def test_dripping_body_does_not_outlast_the_time_limit() -> None:
+    async def respond(_: str, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+        for _ in range(100):
+            writer.write(b"a")
+            await asyncio.sleep(0.05)
+
+    with pytest.raises(FetchTimeout) as raised:
+        fetch(respond, fetch_timeout_seconds=0.4)
+    assert raised.value.retryable
+
+
+def test_silent_host_does_not_outlast_the_time_limit() -> None:
+    async def respond(_: str, __: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(5)
+
+    with pytest.raises(FetchTimeout):
+        fetch(respond, fetch_timeout_seconds=0.3)
+
+
+def test_cut_off_body_fails() -> None:
+    with pytest.raises(FetchFailed) as raised:
+        fetch(answer(b"half", length=100))
+    assert raised.value.retryable
+
+
+@pytest.mark.parametrize(
+    "garbage", [b"", b"SSH-2.0\r\n\r\n", b"HTTP/1.1 abc\r\n\r\n", b"HTTP/1.1 200 OK\r\nA" + b"a" * 100_000]
+)
+def test_host_that_speaks_no_http_fails(garbage: bytes) -> None:
+    async def respond(_: str, writer: asyncio.StreamWriter) -> None:
+        writer.write(garbage)
+
+    with pytest.raises(FetchFailed):
+        fetch(respond)
+
+
+def test_encoded_body_is_refused() -> None:
+    with pytest.raises(FetchFailed, match="Content-Encoding"):
+        fetch(answer(b"x", "Content-Encoding: gzip"))
+
+
+def test_certificate_must_be_trusted() -> None:
+    async def run() -> None:
+        async with HttpsServer(answer(b"image"), HOST) as server:
+            settings = Settings(
+                allowed_url_hosts=f"{HOST}:{server.port}",  # type: ignore[arg-type]
+                allow_private_addresses=True,
+            )
+            async with ImageFetcher(settings, resolver=FixedResolver("127.0.0.1")) as fetcher:
+                await fetcher.fetch(Url(f"https://{HOST}:{server.port}/a"))
+
+    with pytest.raises(FetchFailed, match="Certificate"):
+        asyncio.run(run())
+
+
+def redirect(location: Callable[[str], str]) -> Respond:
+    """Redirect /a.png to `location(port)`; answer anything else with an image."""
+
+    async def respond(head: str, writer: asyncio.StreamWriter) -> None:
+        if head.startswith("GET /a.png "):
+            port = writer.get_extra_info("sockname")[1]
+            target = f"Location: {location(port)}"
+            await answer(b"", target, status="302 Found")(head, writer)
+        else:
+            await answer(b"redirected")(head, writer)
+
+    return respond
+
+
+@pytest.mark.parametrize(
+    "location", [lambda port: f"https://{HOST}:{port}/b", lambda _: "/b", lambda _: "b?sig=%2F"]
+)
+def test_redirect_within_the_allowlist_is_followed(location: Callable[[str], str]) -> None:
+    image, server = fetch(redirect(location))
+    assert image == b"redirected"
+    assert len(server.heads) == 2
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        lambda _: "http://169.254.169.254/latest/meta-data",
+        lambda port: f"https://127.0.0.1:{port}/b",
+        lambda port: f"http://{HOST}:{port}/b",
+        lambda port: f"//evil.example.com:{port}/b",
+        lambda port: f"https://user@{HOST}:{port}/b",
+        lambda _: "file:///etc/passwd",
+        lambda _: "https://[",
+    ],
+)
+def test_redirect_out_of_the_allowlist_is_not_followed(location: Callable[[str], str]) -> None:
+    with pytest.raises((UrlNotAllowed, FetchFailed)):
+        fetch(redirect(location))
+
+
+@pytest.mark.parametrize(("redirects", "allowed"), [(3, True), (4, False)])
+def test_redirect_limit_is_exact(redirects: int, allowed: bool) -> None:
+    async def respond(head: str, writer: asyncio.StreamWriter) -> None:
+        hop = int(head.split()[1].rpartition("/")[2])
+        if hop == redirects:
+            await answer(b"image")(head, writer)
+        else:
+            await answer(b"", f"Location: /{hop + 1}", status="307 Moved")(head, writer)
+
+    if allowed:
+        assert fetch(respond, "/0", max_redirects=3)[0] == b"image"
+    else:
+        with pytest.raises(FetchFailed, match="redirect at most 3"):
+            fetch(respond, "/0", max_redirects=3)
+
+
+def test_redirect_without_a_location_fails() -> None:
+    with pytest.raises(FetchFailed, match="Location"):
+        fetch(answer(b"", status="302 Found"))
+
+
+@pytest.mark.parametrize(
+    "addresses", [("127.0.0.1",), ("93.184.216.34", "127.0.0.1"), ("::ffff:127.0.0.1",), ("169.254.169.254",)]
+)
+def test_name_with_a_private_address_is_never_connected_to(addresses: tuple[str, ...]) -> None:
+    async def run() -> HttpsServer:
+        async with HttpsServer(answer(b"image"), HOST) as server:
+            settings = Settings(allowed_url_hosts=f"{HOST}:{server.port}")  # type: ignore[arg-type]
+            async with ImageFetcher(
+                settings, resolver=FixedResolver(*addresses), ssl_context=server.client_context
+            ) as fetcher:
+                with pytest.raises(UrlNotAllowed, match="public"):
+                    await fetcher.fetch(Url(f"https://{HOST}:{server.port}/a"))
+            return server
+
+    assert asyncio.run(run()).heads == []
+
+
+def test_name_is_resolved_once_and_connected_to_what_was_checked() -> None:
+    class Rebinding(FixedResolver):
+        """Public when it is checked, private when it is asked again."""
+
+        asked = 0
+
+        async def resolve(self, host: str, port: int = 0, family: int = 0) -> Any:
+            self.asked += 1
+            self._addresses = ("127.0.0.1",) if self.asked > 1 else ("192.0.0.9",)
+            return await super().resolve(host, port, family)
+
+    async def run() -> tuple[HttpsServer, Rebinding]:
+        resolver = Rebinding()
+        async with HttpsServer(answer(b"image"), HOST) as server:
+            settings = Settings(
+                allowed_url_hosts=f"{HOST}:{server.port}",  # type: ignore[arg-type]
+                fetch_timeout_seconds=0.5,
+            )
+            async with ImageFetcher(
+                settings, resolver=resolver, ssl_context=server.client_context
+            ) as fetcher:
+                with pytest.raises((FetchFailed, FetchTimeout)):
+                    await fetcher.fetch(Url(f"https://{HOST}:{server.port}/a"))
+            return server, resolver
+
+    server, resolver = asyncio.run(run())
+    assert server.heads == []
+    assert resolver.asked == 1
+
+
+def test_unknown_name_fails_without_naming_the_resolver() -> None:
+    class Failing(FixedResolver):
+        async def resolve(self, host: str, port: int = 0, family: int = 0) -> Any:
+            raise OSError(-2, "Name or service not known")
+
+    async def run() -> None:
+        async with ImageFetcher(Settings(allowed_url_hosts=HOST), resolver=Failing()) as fetcher:  # type: ignore[arg-type]
+            await fetcher.fetch(Url(f"https://{HOST}/a"))
+
+    with pytest.raises(FetchFailed) as raised:
+        asyncio.run(run())
+    assert "not known" not in raised.value.message
+
+
+def test_fetches_at_the_same_time_are_bounded_and_waiting_costs_no_time_limit() -> None:
+    running = peak = 0
+
+    async def respond(head: str, writer: asyncio.StreamWriter) -> None:
+        nonlocal running, peak
+        running += 1
+        peak = max(peak, running)
+        await asyncio.sleep(0.1)
+        running -= 1
+        await answer(b"image")(head, writer)
+
+    async def run() -> list[bytes]:
+        async with HttpsServer(respond, HOST) as server:
+            settings = Settings(
+                allowed_url_hosts=f"{HOST}:{server.port}",  # type: ignore[arg-type]
+                allow_private_addresses=True,
+                max_concurrent_fetches=4,
+                fetch_timeout_seconds=0.9,
+            )
+            async with ImageFetcher(
+                settings, resolver=FixedResolver("127.0.0.1"), ssl_context=server.client_context
+            ) as fetcher:
+                url = Url(f"https://{HOST}:{server.port}/a")
+                return await asyncio.gather(*(fetcher.fetch(url) for _ in range(48)))
+
+    assert asyncio.run(run()) == [b"image"] * 48
+    assert peak == 4

@@ -1,0 +1,151 @@
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from app.cli import main
+from model.artifact import DEFAULT_MODEL_PATH
+from tests.conftest import SAMPLES
+from tests.running import free_port, running_service
+
+CLI = [sys.executable, "-m", "app.cli"]
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with running_service() as url:
+        yield url
+
+
+def copy_artifact(folder: Path, *suffixes: str) -> Path:
+    for suffix in suffixes:
+        shutil.copy(DEFAULT_MODEL_PATH.with_suffix(suffix), folder)
+    return folder / DEFAULT_MODEL_PATH.name
+
+
+def test_classify_prints_a_table(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["classify", "--url", url, str(SAMPLES)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[:7]] == [
+        "image",
+        *sorted(p.name for p in SAMPLES.glob("*.png")),
+    ]
+    assert "1 Crazing" in lines[-1]
+
+
+def test_classify_prints_json_and_names_what_is_no_image(
+    url: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "a.png").write_bytes(b"no image")
+    assert main(["classify", "--json", "--url", url, str(tmp_path), str(SAMPLES / "pitted.png")]) == 0
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    assert first["error"]["code"] == "unsupported_format"
+    assert second["label"] == "Pitted"
+
+
+def test_more_images_than_a_batch_are_all_answered(
+    url: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for number in range(130):
+        shutil.copy(SAMPLES / "rolled.png", tmp_path / f"{number:03}.png")
+    assert main(["classify", "--url", url, str(tmp_path)]) == 0
+    assert capsys.readouterr().out.endswith("130 Rolled\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["classify", "/nowhere/a.png"], "There is no /nowhere/a.png"),
+        (["classify", "--url", "file:///etc", str(SAMPLES)], "must begin with http://"),
+        (["classify", "--url", "http://127.0.0.1:1", str(SAMPLES)], "start it with: ext-classify serve"),
+        (["serve", "--model", "/nowhere/m.h5"], "Missing: /nowhere/m.h5"),
+        (["serve", "--engine", "onnx"], "EXT_CLASSIFY_ENGINE"),
+        (["train", "--data", "/nowhere"], "Missing: /nowhere/train"),
+        (["describe", "/nowhere/m.h5", "--class-names", "a,b"], "Missing: /nowhere/m.h5"),
+    ],
+)
+def test_failure_is_one_line(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
+    assert main(arguments) == 1
+    printed = capsys.readouterr()
+    [line] = [line for line in printed.err.splitlines() if line.startswith("ext-classify: ")]
+    assert message in line
+    assert "Traceback" not in printed.err
+
+
+def test_serve_refuses_a_tampered_network(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    h5 = copy_artifact(tmp_path, ".h5", ".json", ".tflite", ".tflite.json")
+    content = bytearray(h5.read_bytes())
+    content[-1] ^= 1
+    h5.write_bytes(content)
+    assert main(["serve", "--model", str(h5)]) == 1
+    assert "must have the sha256 that its card names" in capsys.readouterr().err
+
+
+def test_serving_environment_names_the_command_that_compiles(tmp_path: Path) -> None:
+    """A stand-in for .venv: TensorFlow cannot be found."""
+    h5 = copy_artifact(tmp_path, ".h5", ".json")
+    program = (
+        "import sys, importlib.util as u; find = u.find_spec;"
+        "u.find_spec = lambda name, *more: None if name == 'tensorflow' else find(name, *more);"
+        "from app.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    finished = subprocess.run(
+        [sys.executable, "-c", program, "serve", "--model", str(h5)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"XDG_CACHE_HOME": str(tmp_path)},
+    )
+    assert finished.returncode == 1
+    assert f"ext-classify compile --model {h5}" in finished.stderr
+    assert "Traceback" not in finished.stderr
+
+
+def test_compile_makes_the_twin_that_serve_needs(tmp_path: Path) -> None:
+    h5 = copy_artifact(tmp_path, ".h5", ".json")
+    assert main(["compile", "--model", str(h5)]) == 0
+    assert h5.with_suffix(".tflite").exists()
+    with running_service("--model", str(h5)):
+        pass
+
+
+def test_tensorflow_engine_serves_too(capsys: pytest.CaptureFixture[str]) -> None:
+    with running_service("--engine", "tensorflow") as url:
+        assert main(["classify", "--url", url, str(SAMPLES)]) == 0
+    assert "1 Scratches" in capsys.readouterr().out
+
+
+def test_demo_classifies_the_samples_and_keeps_serving() -> None:
+    port = free_port()
+    with subprocess.Popen([*CLI, "demo", "--port", str(port)], stdout=subprocess.PIPE, text=True) as demo:
+        assert demo.stdout is not None
+        watchdog = threading.Timer(60, demo.kill)
+        watchdog.start()
+        printed = ""
+        while "in a browser" not in printed:
+            line = demo.stdout.readline()
+            assert line, printed
+            printed += line
+        with_sample = subprocess.run(
+            [*CLI, "classify", "--url", f"http://127.0.0.1:{port}", str(SAMPLES / "crazing.png")],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        demo.send_signal(signal.SIGINT)
+        demo.wait(20)
+        watchdog.cancel()
+    assert "1 Crazing, 1 Inclusion, 1 Patches, 1 Pitted, 1 Rolled, 1 Scratches" in printed
+    assert "1 Crazing" in with_sample.stdout
+
+
+def test_demo_names_a_taken_port(capsys: pytest.CaptureFixture[str], url: str) -> None:
+    port = url.rpartition(":")[2]
+    assert main(["demo", "--port", port]) == 1
+    assert "make run PORT=8001" in capsys.readouterr().err

@@ -1,0 +1,35 @@
+import pytest
+from pydantic import ValidationError
+
+from app.settings import Settings
+
+
+def test_knobs_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EXT_CLASSIFY_MAX_ROWS", "7")
+    monkeypatch.setenv("EXT_CLASSIFY_ALLOWED_URL_HOSTS", "a.example.com, .b.example.com,c.example.com:9000")
+    settings = Settings()
+    assert settings.max_rows == 7
+    assert settings.allowed_url_hosts == ("a.example.com", ".b.example.com", "c.example.com:9000")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("MAX_ROWS", "0"),
+        ("MAX_BODY_BYTES", "many"),
+        ("PORT", "65536"),
+        ("ENGINE", "onnx"),
+        ("FETCH_TIMEOUT_SECONDS", "0"),
+        ("ALLOWED_URL_HOSTS", "https://a.example.com"),
+        ("ALLOWED_URL_HOSTS", "*"),
+        ("ALLOWED_URL_HOSTS", "a..b"),
+    ],
+)
+def test_impossible_value_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(f"EXT_CLASSIFY_{name}", value)
+    with pytest.raises(ValidationError):
+        Settings()
+
+
+def test_every_knob_says_what_it_is() -> None:
+    assert [name for name, field in Settings.model_fields.items() if not field.description] == []

@@ -1,0 +1,60 @@
+"""Time to ready and memory of `ext-classify serve`: python -m tests.benchmarks.start --python PYTHON.
+
+PYTHON is the interpreter of the serving environment, which has no TensorFlow.
+"""
+
+import argparse
+import statistics
+import subprocess
+import time
+from pathlib import Path
+
+from app.client import classify_files, find_images, is_ready
+from tests.benchmarks.tables import write_table
+from tests.conftest import SAMPLES
+from tests.running import free_port
+
+
+def start_once(python: str) -> tuple[float, float, float]:
+    """Seconds to ready; MB of resident memory when ready, and after 600 images."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    started = time.perf_counter()
+    with subprocess.Popen(
+        [python, "-m", "app.cli", "serve", "--port", str(port)], stderr=subprocess.DEVNULL
+    ) as service:
+        try:
+            while not is_ready(url):
+                time.sleep(0.005)
+            seconds = time.perf_counter() - started
+            idle = resident_mb(service.pid)
+            for _ in classify_files(find_images([SAMPLES]) * 100, url):
+                pass
+            return seconds, idle, resident_mb(service.pid)
+        finally:
+            service.terminate()
+
+
+def resident_mb(pid: int) -> float:
+    status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+    [line] = [line for line in status.splitlines() if line.startswith("VmRSS:")]
+    return int(line.split()[1]) / 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--python", required=True)
+    parser.add_argument("--rounds", type=int, default=7)
+    options = parser.parse_args()
+    start_once(options.python)  # the first start reads files from a cold disk
+    found = [start_once(options.python) for _ in range(options.rounds)]
+    names = ("seconds to ready", "MB resident when ready", "MB resident after 600 images")
+    rows = [
+        [name, f"{statistics.median(values):.2f}", f"{min(values):.2f} to {max(values):.2f}"]
+        for name, values in zip(names, zip(*found, strict=True), strict=True)
+    ]
+    write_table("start", ["serve", "median", "range"], rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""What several tests share: the shipped artifact's service, sample images, and the real ones if given."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from starlette.testclient import TestClient
+
+from app.main import create_app
+from app.settings import Settings
+
+SAMPLES = Path(__file__).parent.parent / "model" / "samples"
+
+
+@pytest.fixture(scope="session")
+def neu_dir() -> Path:
+    """The real NEU images, which are not ours to ship."""
+    if not os.environ.get("NEU_DATA_DIR"):
+        pytest.skip("NEU_DATA_DIR does not name a folder of the real NEU images")
+    return Path(os.environ["NEU_DATA_DIR"]).resolve(strict=True)
+
+
+@pytest.fixture(scope="session")
+def sample() -> bytes:
+    """One drawn sample, a PNG of 200 x 200 pixels."""
+    return (SAMPLES / "scratches.png").read_bytes()
+
+
+@pytest.fixture(scope="session")
+def client() -> Iterator[TestClient]:
+    """The service with its default settings and the shipped artifact."""
+    with TestClient(create_app(Settings())) as client:
+        yield client

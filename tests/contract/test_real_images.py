@@ -1,0 +1,91 @@
+"""The shipped artifact over every real test image, through a real server, in each form of request."""
+
+import json
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+
+import httpx2 as httpx
+import pytest
+from PIL import Image
+
+from model.artifact import DEFAULT_MODEL_PATH, load_artifact
+from model.compiled import user_cache_dir
+from model.dataset import load_split
+from model.evaluate import compare, measure, predict_all
+from model.runtime import open_classifier
+from tests.app.forms import text_of
+from tests.running import running_service
+
+BROKEN = ["", "?", text_of(b"GIF89a"), 7, None, {"a": 1}, "http://a/b", "https://a/b", "@s/a", "QUJD"]
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[httpx.Client]:
+    with running_service() as url, httpx.Client(base_url=url, timeout=60) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def images(neu_dir: Path) -> list[tuple[str, bytes]]:
+    """The class folder and content of all 72 test images."""
+    paths = sorted((neu_dir / "test").glob("*/*"))
+    assert len(paths) == 72
+    return [(path.parent.name, path.read_bytes()) for path in paths]
+
+
+def batch_outcomes(service: httpx.Client, sources: list[object]) -> list[dict[str, object]]:
+    rows = [[number, source] for number, source in enumerate(sources)]
+    data = service.post("/classify", json={"data": rows}).json()["data"]
+    assert [number for number, _ in data] == list(range(len(sources)))
+    return [outcome for _, outcome in data]
+
+
+def test_three_forms_agree_on_every_test_image(
+    service: httpx.Client, images: list[tuple[str, bytes]]
+) -> None:
+    batch = batch_outcomes(service, [text_of(image) for _, image in images])
+    raw = [
+        service.post("/classify", content=image, headers={"Content-Type": "image/png"}).json()
+        for _, image in images
+    ]
+    files = [("file", (f"{number}.png", image)) for number, (_, image) in enumerate(images)]
+    uploaded = service.post("/classify", files=files).json()["results"]
+    assert batch == raw
+    assert batch == [{k: v for k, v in result.items() if k != "filename"} for result in uploaded]
+    right = sum(outcome["label"] == label for outcome, (label, _) in zip(batch, images, strict=True))
+    assert right == load_artifact(DEFAULT_MODEL_PATH).card.metrics["test"]["correct"]
+
+
+def test_ten_broken_rows_among_64_change_no_other(
+    service: httpx.Client, images: list[tuple[str, bytes]]
+) -> None:
+    good = [text_of(image) for _, image in images[:54]]
+    mixed: list[object] = list(good)
+    for place, source in enumerate(BROKEN):
+        mixed.insert(place * 6, source)
+    clean = batch_outcomes(service, list(good))
+    answers = batch_outcomes(service, mixed)
+    answered = [o for o in answers if o is not None and o["error"] is None]
+    assert json.dumps(answered) == json.dumps(clean)
+    assert len(answers) - len(answered) == 10
+
+
+def test_original_bmp_is_answered_as_its_png(service: httpx.Client, images: list[tuple[str, bytes]]) -> None:
+    for _, png in images[::12]:
+        file = BytesIO()
+        Image.open(BytesIO(png)).save(file, "BMP")
+        assert batch_outcomes(service, [text_of(file.getvalue())]) == batch_outcomes(service, [text_of(png)])
+
+
+def test_engines_agree_over_the_whole_test_set(neu_dir: Path) -> None:
+    artifact = load_artifact(DEFAULT_MODEL_PATH)
+    data = load_split(neu_dir, "test", artifact.card.class_names, artifact.card.image)
+    tensorflow, litert = (
+        predict_all(open_classifier(artifact, engine, 2, user_cache_dir()), data, 2)
+        for engine in ("tensorflow", "litert")
+    )
+    parity = compare(tensorflow, litert)
+    assert parity.labels_equal == len(data)
+    assert parity.max_difference <= 1e-5
+    assert measure(litert, data.labels).accuracy == artifact.card.metrics["test"]["accuracy"]

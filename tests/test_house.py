@@ -1,0 +1,87 @@
+"""The plan of the house, held by reading the imports."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+MODULES = sorted([*(ROOT / "app").rglob("*.py"), *(ROOT / "model").rglob("*.py")])
+TENSORFLOW = {"tensorflow", "keras", "h5py"}
+TRAINING = {
+    "model/augment.py",
+    "model/callbacks.py",
+    "model/compile.py",
+    "model/describe.py",
+    "model/networks.py",
+    "model/tensorflow_engine.py",
+    "model/train.py",
+}
+
+# Third parties with one home each.
+HOMES = {
+    "PIL": {"model/image.py"},
+    "ai_edge_litert": {"model/runtime.py"},
+    "aiohttp": {"app/images/http.py"},
+    "yarl": {"app/images/http.py", "app/images/allowlist.py"},
+    "python_multipart": {"app/api/multipart.py"},
+    "uvicorn": {"app/cli.py"},
+    "tqdm": {"model/callbacks.py"},
+}
+BARRED_NAMES = {"utils", "helpers", "common", "core", "services", "manager", "misc"}
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file imports, wherever in it."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module or "")
+    return found
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def packages(path: Path) -> set[str]:
+    return {module.partition(".")[0] for module in imports(path)}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_arrows_point_one_way(path: Path) -> None:
+    if name_of(path).startswith("model/"):
+        assert "app" not in packages(path)
+        assert not packages(path) & {"fastapi", "starlette", "uvicorn"}
+    elif name_of(path).startswith(("app/images/", "app/snowflake/")):
+        assert not [m for m in imports(path) if m.startswith(("app.api", "app.main", "app.pipeline"))]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_tensorflow_stays_where_training_is(path: Path) -> None:
+    if name_of(path) in TRAINING:
+        return
+    assert not packages(path) & TENSORFLOW
+    assert not imports(path) & {name[:-3].replace("/", ".") for name in TRAINING}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_third_parties_have_one_home(path: Path) -> None:
+    for package, homes in HOMES.items():
+        assert package not in packages(path) or name_of(path) in homes
+    if packages(path) & {"fastapi", "starlette"}:
+        assert name_of(path) == "app/main.py" or name_of(path).startswith("app/api/")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_no_drawer_of_odds_and_ends(path: Path) -> None:
+    assert path.stem not in BARRED_NAMES
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 270
+
+
+def test_top_level_is_as_agreed() -> None:
+    allowed = {"app", "model", "infra", "tests", "Dockerfile", "pyproject.toml", "README.md", "CHANGELOG.md"}
+    allowed |= {"LICENSE", "Makefile", "requirements.txt", "requirements-dev.txt"}
+    assert {path.name for path in ROOT.iterdir() if not path.name.startswith(".")} <= allowed

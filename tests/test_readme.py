@@ -1,0 +1,62 @@
+"""The README is held to what it says."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from app.settings import Settings
+from model.errors import InputError
+from tests.running import running_service
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"<!-- runs -->\n```sh\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_every_setting_is_documented(name: str) -> None:
+    description = Settings.model_fields[name].description or ""
+    assert f"| `{name.upper()}` |" in README
+    assert " ".join(description.split()).rstrip(".") in README
+
+
+def test_no_setting_is_documented_that_does_not_exist() -> None:
+    documented = re.findall(r"^\| `([A-Z_]+)` \|", README, re.MULTILINE)
+    assert [name.lower() for name in documented] == list(Settings.model_fields)
+
+
+def test_every_row_error_is_documented() -> None:
+    def codes(kind: type[InputError]) -> set[str]:
+        own = {kind.code} if "code" in vars(kind) else set()
+        return own.union(*map(codes, kind.__subclasses__()))
+
+    assert codes(InputError) == set(re.findall(r"^\| `([a-z_0-9]+)` \|", README, re.MULTILINE))
+
+
+def test_both_commands_stand_on_the_first_screen() -> None:
+    first_screen = "\n".join(README.splitlines()[:20])
+    assert "make run" in first_screen
+    assert "make test" in first_screen
+
+
+def test_curl_examples_work_when_pasted() -> None:
+    assert len(EXAMPLES) == 3
+    with running_service() as url:
+        answers = [
+            json.loads(
+                subprocess.run(
+                    ["bash", "-c", example.replace("http://127.0.0.1:8000", url)],  # noqa: S607
+                    cwd=ROOT,
+                    capture_output=True,
+                    check=True,
+                ).stdout
+            )
+            for example in EXAMPLES
+        ]
+    batch, image, files = answers
+    assert [number for number, _ in batch["data"]] == [0, 1, 2]
+    assert batch["data"][0][1]["label"] == image["label"] == "Scratches"
+    assert [result["label"] for result in files["results"]] == ["Patches", "Pitted"]

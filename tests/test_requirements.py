@@ -1,0 +1,45 @@
+"""What is locked, and that serving stays small."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LOCKS = ("requirements.txt", "requirements-dev.txt")
+
+
+def locked(name: str) -> dict[str, str]:
+    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+    pins = (re.match(r"([A-Za-z0-9._-]+)==([^ ;]+)", line) for line in lines)
+    return {pin.group(1).lower(): pin.group(2) for pin in pins if pin}
+
+
+def test_serving_carries_no_tensorflow() -> None:
+    assert not locked("requirements.txt").keys() & {"tensorflow", "tensorflow-cpu", "keras", "h5py", "scipy"}
+
+
+def test_serving_imports_no_tensorflow() -> None:
+    program = (
+        "import sys; from app.main import create_app; from app.settings import Settings;"
+        "create_app(Settings());"
+        "print(sorted({'tensorflow', 'keras', 'h5py', 'tqdm', 'scipy'} & set(sys.modules)))"
+    )
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert finished.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", LOCKS)
+def test_every_pin_has_hashes_and_no_index_is_named(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    entries = re.split(r"\n(?=\S)", text.strip())
+    assert [entry for entry in entries if "--hash=sha256:" not in entry] == []
+    assert "://" not in text
+    assert "index-url" not in text
+
+
+def test_both_locks_agree() -> None:
+    serving, development = map(locked, LOCKS)
+    assert {name: development.get(name) for name in serving} == serving
