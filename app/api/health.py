@@ -8,7 +8,7 @@ from typing_extensions import TypedDict
 from app.outcome import ModelIdentity
 from app.pipeline import Pipeline
 
-router = APIRouter()
+router = APIRouter(tags=["service"])
 
 
 class Readiness(TypedDict):

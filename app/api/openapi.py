@@ -88,6 +88,24 @@ _REQUEST_BODY = {
     },
 }
 
+_OUTCOME = {
+    "label": "Scratches",
+    "confidence": 0.999872,
+    "probabilities": {"Inclusion": 0.000128, "Scratches": 0.999872},
+    "abstained": False,
+    "reason": None,
+    "nearest_label": None,
+    "evidence": None,
+    "model": {"name": "metal_defects_final", "version": "0123456789ab"},
+    "error": None,
+}
+
+_ANSWERS = {
+    "batch": {"summary": "to a batch", "value": {"data": [[0, _OUTCOME], [1, None]]}},
+    "image": {"summary": "to the bytes of one image", "value": _OUTCOME},
+    "files": {"summary": "to uploaded files", "value": {"results": [{"filename": "a.png", **_OUTCOME}]}},
+}
+
 _HEADERS = [
     {
         "name": "Content-Encoding",
@@ -104,6 +122,7 @@ def _refusal(description: str) -> dict[str, Any]:
 
 
 CLASSIFY_DOCUMENTATION: dict[str, Any] = {
+    "tags": ["classification"],
     "summary": "Classify images",
     "description": (
         "The Content-Type chooses the form. **application/json**: a batch in the form of Snowflake's "
@@ -113,7 +132,11 @@ CLASSIFY_DOCUMENTATION: dict[str, Any] = {
     ),
     "openapi_extra": {"requestBody": _REQUEST_BODY, "parameters": _HEADERS},
     "responses": {
-        200: {"model": Answer, "description": "One outcome for each image."},
+        200: {
+            "model": Answer,
+            "description": "One outcome for each image.",
+            "content": {"application/json": {"examples": _ANSWERS}},
+        },
         400: _refusal("The body is not what its headers say."),
         413: _refusal("The body, or the number of rows or files in it, is over a limit."),
         415: _refusal("The Content-Type or Content-Encoding is none of those documented."),

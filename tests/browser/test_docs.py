@@ -35,7 +35,7 @@ def test_documentation_renders_and_tries_out_without_the_internet(page: Page) ->
     page.on("request", lambda request: requests.append(request.url))
     with running_service() as url:
         page.goto(f"{url}/docs")
-        operation = page.locator("#operations-default-classify_classify_post")
+        operation = page.locator("#operations-classification-classify_classify_post")
         operation.locator(".opblock-summary").click()
         operation.get_by_role("button", name="Try it out").click()
         operation.get_by_role("button", name="Execute").click()

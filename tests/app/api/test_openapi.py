@@ -57,6 +57,13 @@ def test_answers_are_as_documented(client: TestClient, document: Any, sample: by
         )
 
 
+def test_documented_answers_are_valid(document: Any) -> None:
+    media = operation(document)["responses"]["200"]["content"]["application/json"]
+    assert len(media["examples"]) == 3
+    for example in media["examples"].values():
+        validate(document, media["schema"], example["value"])
+
+
 def test_outcome_schema_allows_no_missing_key(document: Any) -> None:
     outcome = document["components"]["schemas"]["Outcome"]
     assert set(outcome["required"]) == set(outcome["properties"])
