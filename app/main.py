@@ -16,6 +16,7 @@ from starlette.staticfiles import StaticFiles
 
 from app import __version__
 from app.api import classify, health
+from app.api.openapi import add_answer_examples
 from app.errors import PayloadTooLarge, ServiceError
 from app.images.http import ImageFetcher
 from app.pipeline import Pipeline
@@ -43,6 +44,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.settings = settings
     app.include_router(classify.router)
     app.include_router(health.router)
+    add_answer_examples(app)
     _add_docs(app)
     _add_error_handlers(app)
     return app
