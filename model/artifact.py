@@ -6,13 +6,15 @@ that no other file is ever loaded under its name.
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from model.errors import ArtifactError
 from model.image import ImageSpec
@@ -38,6 +40,15 @@ class ArtifactCard(BaseModel):
     metrics: dict[str, Any] = {}
     training: dict[str, Any] = {}
     versions: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> Self:
+        if len(set(self.class_names)) != len(self.class_names):
+            raise ValueError(f"class_names must name each class once. Received: {self.class_names}")
+        golden = self.golden_probabilities
+        if golden is not None and len(golden) != len(self.class_names):
+            raise ValueError(f"golden_probabilities must be one a class. Received: {len(golden)}")
+        return self
 
 
 @dataclass(frozen=True)
@@ -74,13 +85,27 @@ def load_artifact(h5_path: Path) -> Artifact:
     for path in (h5_path, card_path(h5_path)):
         if not path.is_file():
             raise ArtifactError(f"An artifact is an .h5 and its .json. Missing: {path}")
-    card = _parse_card(card_path(h5_path))
+    with card_faults(h5_path):
+        card = ArtifactCard.model_validate_json(card_path(h5_path).read_bytes())
     actual = sha256_of(h5_path)
     if actual != card.sha256:
         raise ArtifactError(
             f"{h5_path} must have the sha256 that its card names, {card.sha256}. Received: {actual}."
         )
     return Artifact(h5_path, card)
+
+
+@contextmanager
+def card_faults(h5_path: Path) -> Iterator[None]:
+    """Turn what is wrong with a card into an ArtifactError that names each fault."""
+    try:
+        yield
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{'.'.join(map(str, fault['loc'])) or 'the card'}: {fault['msg']}"
+            for fault in error.errors(include_input=False, include_url=False)
+        )
+        raise ArtifactError(f"{card_path(h5_path)} must be a valid card: {faults}") from None
 
 
 def save_card(h5_path: Path, card: ArtifactCard) -> Artifact:
@@ -95,23 +120,3 @@ def golden_image(spec: ImageSpec) -> NDArray[np.uint8]:
     y, x, c = np.indices(spec.shape, dtype=np.int64)
     picture: NDArray[np.uint8] = ((x * x + 3 * y * y + 5 * x * y) // 97 + 31 * c).astype(np.uint8)
     return picture
-
-
-def _parse_card(path: Path) -> ArtifactCard:
-    try:
-        card = ArtifactCard.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        faults = "; ".join(
-            f"{'.'.join(map(str, fault['loc'])) or 'the file'}: {fault['msg']}"
-            for fault in error.errors(include_input=False, include_url=False)
-        )
-        raise ArtifactError(f"{path} is not a valid card: {faults}") from None
-    if len(set(card.class_names)) != len(card.class_names):
-        raise ArtifactError(f"{path} must name each class once. Received: {card.class_names}")
-    golden = card.golden_probabilities
-    if golden is not None and len(golden) != len(card.class_names):
-        raise ArtifactError(
-            f"{path} must give one golden probability a class. "
-            f"Received: {len(golden)} for {len(card.class_names)} classes."
-        )
-    return card

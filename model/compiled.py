@@ -104,7 +104,7 @@ def _write_whole(path: Path, content: bytes) -> None:
 
 
 def _compile_in_subprocess(artifact: Artifact, paths: CompiledPaths) -> None:
-    command = [sys.executable, "-m", "model.compile", str(artifact.h5_path), str(paths.tflite)]
+    command = [sys.executable, "-P", "-m", "model.compile", str(artifact.h5_path), str(paths.tflite)]
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     if finished.returncode != 0:
         reason = finished.stderr.strip().rpartition("\n")[2]

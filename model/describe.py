@@ -5,7 +5,15 @@ from pathlib import Path
 
 import numpy as np
 
-from model.artifact import Artifact, ArtifactCard, card_path, golden_image, save_card, sha256_of
+from model.artifact import (
+    Artifact,
+    ArtifactCard,
+    card_faults,
+    card_path,
+    golden_image,
+    save_card,
+    sha256_of,
+)
 from model.errors import ArtifactError
 from model.image import ImageSpec
 from model.networks import load_network, refuse_mismatch
@@ -24,13 +32,14 @@ def describe(h5_path: Path, class_names: Sequence[str], scale: float) -> Artifac
     network = load_network(h5_path)
     image = _image_spec_of(network.input_shape)
     golden = TensorFlowClassifier(network, scale).predict(golden_image(image)[np.newaxis])[0]
-    card = ArtifactCard(
-        class_names=tuple(class_names),
-        image=image,
-        scale=scale,
-        sha256=sha256_of(h5_path),
-        golden_probabilities=tuple(map(float, golden)),
-    )
+    with card_faults(h5_path):
+        card = ArtifactCard(
+            class_names=tuple(class_names),
+            image=image,
+            scale=scale,
+            sha256=sha256_of(h5_path),
+            golden_probabilities=tuple(map(float, golden)),
+        )
     refuse_mismatch(network, card)
     return save_card(h5_path, card)
 

@@ -1,6 +1,7 @@
 """One road from bytes to pixels, the same for training, evaluation and serving."""
 
 import io
+import warnings
 from typing import Literal
 
 import numpy as np
@@ -13,9 +14,16 @@ from model.image_limits import ImageLimits, refuse_costly_content
 
 FORMATS = ("BMP", "PNG", "JPEG", "TIFF", "WEBP")
 
+# What Pillow warns of is a file's own text, and says nothing that the outcome does not.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 # ImageLimits decides, before any pixel is decoded; Pillow's own check only warns up to twice its limit.
 Image.MAX_IMAGE_PIXELS = None
 
+# How a file of each format begins; WebP is told apart where it is looked for.
+_SIGNATURES = (
+    *(b"BM", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"),
+    *(b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+"),
+)
 _WHITE = 255
 _RESAMPLE = {
     "nearest": Image.Resampling.NEAREST,
@@ -96,7 +104,9 @@ def _eight_bit(image: Image.Image) -> Image.Image:
         return image
     values = np.asarray(image).astype(np.float32)
     black, white = (0.0, 65535.0) if image.mode.startswith("I;16") else _value_range(values)
-    scaled = np.rint((values - black) * (255.0 / (white - black)))
+    share = (values - np.float64(black)) / (white - black or 1.0)  # in float64: no float32 range overflows
+    scaled = np.rint(share * 255.0)
+    scaled[values == image.info.get("transparency")] = _WHITE  # a PNG's key colour, in its own depth
     return Image.fromarray(scaled.astype(np.uint8))
 
 
@@ -125,6 +135,8 @@ def _opaque(image: Image.Image) -> Image.Image:
 def _unidentified(data: bytes) -> InputError:
     if not data:
         return CorruptImage("An image must have content. Received: 0 bytes.")
+    if data.startswith(_SIGNATURES) or (data.startswith(b"RIFF") and data[8:12] == b"WEBP"):
+        return CorruptImage(f"An image must decode completely. Received: {_describe(data)}.")
     return UnsupportedFormat(f"An image must be BMP, PNG, JPEG, TIFF or WebP. Received: {_describe(data)}.")
 
 

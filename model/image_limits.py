@@ -22,8 +22,8 @@ _BMP_RLE = (1, 2)
 _TIFF_TILE_WIDTH = 322
 _TIFF_TILE_LENGTH = 323
 _START_OF_SCAN = 0xDA
-# The next marker after entropy-coded data: FF, then neither a stuffed zero, a restart nor a fill byte.
-_MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])")
+# The next marker that may have a length: FF, then no stuffed zero, fill byte, TEM or restart.
+_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])")
 _START_OF_IMAGE = 0xD8
 
 

@@ -58,7 +58,10 @@ class _OneImage:
     """An interpreter, warmed, with its input and output found; releases the GIL while it runs."""
 
     def __init__(self, compiled: bytes, scale: float) -> None:
-        self._interpreter = Interpreter(model_content=compiled, num_threads=1)
+        try:
+            self._interpreter = Interpreter(model_content=compiled, num_threads=1)
+        except ValueError as error:
+            raise ArtifactError(f"The compiled twin must be a LiteRT network: {error}") from None
         self._interpreter.allocate_tensors()
         self._input = self._interpreter.get_input_details()[0]["index"]
         self._output = self._interpreter.get_output_details()[0]["index"]

@@ -26,6 +26,7 @@ from model.errors import TrainingError
 from model.evaluate import Metrics, measure
 from model.image import ImageSpec
 from model.networks import build_network, save_network
+from model.runtime import Classifier
 from model.tensorflow_engine import TensorFlowClassifier
 
 
@@ -96,6 +97,7 @@ def train_one_seed(
                 steps_per_epoch=steps,
                 epochs=knobs.epochs,
                 validation_data=_validation_batches(splits["valid"], num_classes, knobs),
+                shuffle=False,  # the batches are shuffled
                 callbacks=[best, bar],
                 verbose=0,
             )
@@ -107,6 +109,7 @@ def train_one_seed(
             raise KeyboardInterrupt
         raise TrainingError("Training must lower the loss. Received: a loss that is no number.")
     network.set_weights(best.weights)
+    classifier = TensorFlowClassifier(network)
     return TrainedNetwork(
         network=network,
         seed=seed,
@@ -114,8 +117,8 @@ def train_one_seed(
         finished_epochs=best.finished_epochs,
         train_seconds=round(time.monotonic() - started, 1),
         interrupted=interrupted,
-        valid=_measure(network, splits["valid"]),
-        test=_measure(network, splits["test"]),
+        valid=_measure(classifier, splits["valid"]),
+        test=_measure(classifier, splits["test"]),
     )
 
 
@@ -182,8 +185,8 @@ def _validation_batches(data: LabelledImages, num_classes: int, knobs: Knobs) ->
     return tf.data.Dataset.from_tensor_slices((images, one_hot)).batch(knobs.batch_size)
 
 
-def _measure(network: keras.Model, data: LabelledImages) -> Metrics:
-    return measure(TensorFlowClassifier(network).predict(data.images), data.labels)
+def _measure(classifier: Classifier, data: LabelledImages) -> Metrics:
+    return measure(classifier.predict(data.images), data.labels)
 
 
 def _card_of(

@@ -1,0 +1,62 @@
+"""A tiny artifact, made once, and copies of it to spoil."""
+
+import os
+import shutil
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from model.artifact import Artifact, load_artifact
+from model.compile import compile_artifact
+from model.image import ImageSpec
+from model.train import save
+
+CLASS_NAMES = ("crack", "dent", "scratch")
+SPEC = ImageSpec(height=16, width=20, channels=3)
+
+
+def tiny_network(
+    seed: int = 0,
+    spec: ImageSpec = SPEC,
+    classes: int = len(CLASS_NAMES),
+    activation: str = "softmax",
+) -> keras.Model:
+    """A convolution and a dense layer, of random weights: answers differ between images."""
+    keras.utils.set_random_seed(seed)
+    return keras.Sequential(
+        [
+            keras.Input(spec.shape),
+            layers.Rescaling(1 / 255),
+            layers.Conv2D(8, 3, strides=2, activation="elu"),
+            layers.Flatten(),
+            layers.Dense(
+                classes, activation=activation, kernel_initializer=keras.initializers.RandomNormal()
+            ),
+        ]
+    )
+
+
+def random_images(count: int, spec: ImageSpec = SPEC, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, *spec.shape), dtype=np.uint8)
+
+
+@pytest.fixture(scope="session")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """An h5, its card, its compiled twin and stamp. Not to be changed."""
+    h5_path = tmp_path_factory.mktemp("pristine") / "tiny.h5"
+    artifact = save(tiny_network(), h5_path, {"class_names": CLASS_NAMES, "image": SPEC})
+    compile_artifact(artifact)
+    return artifact
+
+
+@pytest.fixture
+def artifact(pristine: Artifact, tmp_path: Path) -> Artifact:
+    """A copy of the tiny artifact, twin included, to change at will."""
+    folder = tmp_path / "artifact"
+    shutil.copytree(pristine.h5_path.parent, folder)
+    return load_artifact(folder / pristine.h5_path.name)

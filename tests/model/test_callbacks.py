@@ -1,0 +1,39 @@
+"""What watches a training must remember the right epoch and say what is shown."""
+
+import re
+
+import numpy as np
+import pytest
+
+from model.callbacks import BestEpoch, ProgressBar
+from tests.model.conftest import tiny_network
+
+
+def test_weights_of_the_lowest_validation_loss_are_kept() -> None:
+    best, network = BestEpoch(), tiny_network()
+    best.set_model(network)
+    for epoch, loss in enumerate([0.9, 0.3, 0.5, 0.3]):
+        network.set_weights([np.full_like(weights, epoch) for weights in network.get_weights()])
+        best.on_epoch_end(epoch, {"val_loss": loss})
+    assert (best.epoch, best.finished_epochs) == (2, 4)
+    assert best.weights is not None
+    assert all((weights == 1).all() for weights in best.weights)
+
+
+def test_loss_that_is_no_number_is_never_the_best() -> None:
+    best = BestEpoch()
+    best.set_model(tiny_network())
+    best.on_epoch_end(0, {"val_loss": float("nan")})
+    assert best.weights is None
+    assert best.finished_epochs == 1
+
+
+def test_bar_shows_steps_loss_accuracy_and_time_left(capsys: pytest.CaptureFixture[str]) -> None:
+    bar = ProgressBar(4, "seed 7")
+    bar.on_train_batch_end(0, {"loss": 1.25})
+    bar.on_epoch_end(0, {"val_accuracy": 0.5})
+    bar.on_train_batch_end(1, {"loss": 0.75})
+    bar.close()
+    shown = capsys.readouterr().err
+    assert re.search(r"seed 7: +50%\|.*\| 2/4 \[\d\d:\d\d<\d\d:\d\d, .*step", shown)
+    assert shown.rstrip().endswith("loss 0.750, after epoch 1 valid accuracy 0.500]")

@@ -1,0 +1,218 @@
+"""A compiled twin is used for the very h5 it was made from, and for no other."""
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from model import compile as compiling
+from model.artifact import Artifact, load_artifact, save_card, sha256_of
+from model.compile import compile_artifact
+from model.compiled import CompiledPaths, beside, cached, load_compiled, read_twin, user_cache_dir, write_twin
+from model.errors import ArtifactError
+from model.networks import save_network
+from model.runtime import LiteRtClassifier
+from model.tensorflow_engine import open_tensorflow
+from tests.model.conftest import random_images, tiny_network
+
+IMAGES = random_images(16)
+
+
+@pytest.fixture
+def cache_dir(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def without_tensorflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorFlow is not found, and compiling would fail loudly."""
+    find_spec = importlib.util.find_spec
+
+    def find_all_but_tensorflow(name: str, package: str | None = None) -> Any:
+        return None if name == "tensorflow" else find_spec(name, package)
+
+    monkeypatch.setattr(importlib.util, "find_spec", find_all_but_tensorflow)
+
+
+def retrain(artifact: Artifact, seed: int = 1) -> Artifact:
+    """Put another network in the h5's place, its card updated, the old twin left beside it."""
+    save_network(tiny_network(seed), artifact.h5_path)
+    changes = {"sha256": sha256_of(artifact.h5_path), "golden_probabilities": None}
+    save_card(artifact.h5_path, artifact.card.model_copy(update=changes))
+    return load_artifact(artifact.h5_path)
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+class TestCompiling:
+    def test_twin_and_stamp_stand_beside_the_h5(self, artifact: Artifact) -> None:
+        paths = beside(artifact)
+        assert paths == CompiledPaths(artifact.h5_path.with_suffix(".tflite"))
+        assert paths.stamp.name == "tiny.tflite.json"
+        stamp = json.loads(paths.stamp.read_text(encoding="utf-8"))
+        assert stamp["h5_sha256"] == artifact.card.sha256 == sha256_of(artifact.h5_path)
+        assert stamp["sha256"] == sha256_of(paths.tflite)
+        assert "tensorflow" in stamp["versions"]
+
+    def test_twin_takes_one_float_image(self, artifact: Artifact) -> None:
+        from ai_edge_litert.interpreter import Interpreter  # noqa: PLC0415 - only to look inside
+
+        interpreter = Interpreter(model_content=beside(artifact).tflite.read_bytes())
+        (given,), (answered,) = interpreter.get_input_details(), interpreter.get_output_details()
+        assert (given["shape"].tolist(), given["dtype"]) == ([1, *artifact.card.image.shape], np.float32)
+        assert (answered["shape"].tolist(), answered["dtype"]) == ([1, 3], np.float32)
+
+    @pytest.mark.parametrize("classes", [2, 4])
+    def test_network_with_other_classes_than_its_card_is_refused(
+        self, artifact: Artifact, classes: int
+    ) -> None:
+        names = tuple("abcd"[:classes])
+        card = artifact.card.model_copy(update={"class_names": names, "golden_probabilities": None})
+        with pytest.raises(ArtifactError, match="what its card says"):
+            compile_artifact(save_card(artifact.h5_path, card))
+
+    def test_command_says_in_one_line_what_is_wrong(self, artifact: Artifact) -> None:
+        flip_a_bit(artifact.h5_path)
+        with pytest.raises(SystemExit, match="must have the sha256"):
+            compiling.main([str(artifact.h5_path)])
+
+    def test_command_compiles_beside_the_h5(self, artifact: Artifact) -> None:
+        paths = beside(artifact)
+        paths.tflite.unlink()
+        compiling.main([str(artifact.h5_path)])
+        assert read_twin(artifact, paths) is not None
+
+    def test_dropout_is_off(self, tmp_path: Path) -> None:
+        network = keras.Sequential([keras.Input((4, 4, 3)), layers.Dropout(0.5), layers.Flatten()])
+        compiled = compiling.compile_network(network, (4, 4, 3))
+        images = random_images(1)[:, :4, :4]
+        answer = LiteRtClassifier(compiled, 1.0, 1).predict(images)
+        assert np.array_equal(answer[0], images[0].ravel())
+
+
+class TestLoading:
+    @pytest.mark.usefixtures("without_tensorflow")
+    def test_twin_beside_the_h5_needs_no_tensorflow(self, artifact: Artifact, cache_dir: Path) -> None:
+        assert load_compiled(artifact, cache_dir) == beside(artifact).tflite.read_bytes()
+        assert not cache_dir.exists()
+
+    def test_twin_of_a_retrained_h5_is_compiled_anew_into_the_cache(
+        self, artifact: Artifact, cache_dir: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        """From any working directory; the next start reads the cache and compiles nothing."""
+        monkeypatch.chdir(tmp_path)
+        stale = beside(artifact).tflite.read_bytes()
+        retrained = retrain(artifact)
+        compiled = load_compiled(retrained, cache_dir)
+        in_cache = cached(retrained, cache_dir)
+        assert compiled == in_cache.tflite.read_bytes() != stale
+        assert beside(artifact).tflite.read_bytes() == stale
+        served = LiteRtClassifier(compiled, 1.0, 1).predict(IMAGES)
+        assert np.abs(served - open_tensorflow(retrained).predict(IMAGES)).max() <= 1e-5
+        assert np.abs(served - LiteRtClassifier(stale, 1.0, 1).predict(IMAGES)).max() > 1e-2
+
+        written = [path.stat() for path in (in_cache.tflite, in_cache.stamp)]
+        assert load_compiled(retrained, cache_dir) == compiled
+        for path, stat in zip((in_cache.tflite, in_cache.stamp), written, strict=True):
+            assert (path.stat().st_ino, path.stat().st_mtime_ns) == (stat.st_ino, stat.st_mtime_ns)
+        assert sorted(path.name for path in cache_dir.iterdir()) == sorted(
+            [in_cache.tflite.name, in_cache.stamp.name]
+        )
+
+    @pytest.mark.usefixtures("without_tensorflow")
+    @pytest.mark.parametrize("spoilt", ["twin", "stamp", "no-twin", "no-stamp", "bad-stamp", "retrained"])
+    def test_without_tensorflow_the_command_to_run_is_named(
+        self, artifact: Artifact, cache_dir: Path, spoilt: str
+    ) -> None:
+        paths = beside(artifact)
+        match spoilt:
+            case "twin":
+                flip_a_bit(paths.tflite)
+            case "stamp":
+                paths.stamp.write_text(paths.stamp.read_text().replace(artifact.card.sha256, "0" * 64))
+            case "no-twin":
+                paths.tflite.unlink()
+            case "no-stamp":
+                paths.stamp.unlink()
+            case "bad-stamp":
+                paths.stamp.write_text("{")
+            case _:
+                artifact = retrain(artifact)
+        with pytest.raises(ArtifactError) as caught:
+            load_compiled(artifact, cache_dir)
+        assert str(caught.value).endswith(f"run: ext-classify compile --model {artifact.h5_path}")
+        assert not cache_dir.exists()
+
+    @pytest.mark.usefixtures("without_tensorflow")
+    def test_tampered_twin_gives_way_to_the_one_in_the_cache(
+        self, artifact: Artifact, cache_dir: Path
+    ) -> None:
+        genuine = beside(artifact).tflite.read_bytes()
+        write_twin(artifact, cached(artifact, cache_dir), genuine, {})
+        flip_a_bit(beside(artifact).tflite)
+        assert load_compiled(artifact, cache_dir) == genuine
+
+    def test_tampered_twin_is_compiled_anew(self, artifact: Artifact, cache_dir: Path) -> None:
+        for paths in (beside(artifact), cached(artifact, cache_dir)):
+            write_twin(artifact, paths, beside(artifact).tflite.read_bytes(), {})
+            flip_a_bit(paths.tflite)
+        compiled = load_compiled(artifact, cache_dir)
+        assert compiled == read_twin(artifact, cached(artifact, cache_dir))
+        answers = LiteRtClassifier(compiled, 1.0, 1).predict(IMAGES)
+        assert np.abs(answers - open_tensorflow(artifact).predict(IMAGES)).max() <= 1e-5
+
+    def test_h5_that_cannot_be_compiled_says_why_in_one_line(
+        self, artifact: Artifact, cache_dir: Path
+    ) -> None:
+        artifact.h5_path.write_bytes(b"no network")
+        card = artifact.card.model_copy(update={"sha256": sha256_of(artifact.h5_path)})
+        with pytest.raises(ArtifactError, match=r"could not be compiled: .*not a Keras \.h5 model") as caught:
+            load_compiled(save_card(artifact.h5_path, card), cache_dir)
+        assert "\n" not in str(caught.value)
+        assert not cache_dir.exists()
+
+    def test_written_twin_reads_back(self, artifact: Artifact, cache_dir: Path) -> None:
+        paths = CompiledPaths(cache_dir / "deep" / "down.tflite")
+        write_twin(artifact, paths, b"twin", {"tensorflow": "2"})
+        assert read_twin(artifact, paths) == b"twin"
+        assert sorted(path.name for path in paths.tflite.parent.iterdir()) == [
+            "down.tflite",
+            "down.tflite.json",
+        ]
+
+
+def test_cache_follows_the_xdg_rule(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert user_cache_dir() == tmp_path / "ext-classify"
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert user_cache_dir() == tmp_path / "home" / ".cache" / "ext-classify"
+
+
+def test_serving_modules_import_no_tensorflow() -> None:
+    modules = ["runtime", "image", "image_limits", "artifact", "compiled", "evaluate", "dataset", "errors"]
+    code = (
+        f"import sys, importlib; [importlib.import_module('model.' + name) for name in {modules}]; "
+        "print({'tensorflow', 'keras', 'h5py', 'tqdm'} & {name.split('.')[0] for name in sys.modules})"
+    )
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert finished.stdout.strip() == "set()"
+
+
+def test_artifact_serves_from_a_folder_that_was_moved(artifact: Artifact, tmp_path: Path) -> None:
+    moved = tmp_path / "elsewhere"
+    shutil.move(artifact.h5_path.parent, moved)
+    assert load_compiled(load_artifact(moved / "tiny.h5"), tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()

@@ -1,0 +1,480 @@
+"""Every supported format, mode and oddity must reduce to the pixels a viewer shows."""
+
+import io
+import os
+import re
+import struct
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import ValidationError
+
+from model.errors import InputError
+from model.image import ImageSpec, decode, encode_png
+from model.image_limits import ImageLimits
+from tests.model.pictures import Pixels, encode, encode_array, noise, tiff
+
+# Pillow warns of broken metadata and goes on; made an error, that would hide how decoding really ends.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+
+HEIGHT, WIDTH = 6, 8
+LIMITS = ImageLimits()
+RGB = noise(HEIGHT, WIDTH)
+GREY = noise(HEIGHT, WIDTH, channels=None, seed=1)
+BILEVEL = GREY > 127
+RAMP_16 = np.linspace(0, 65535, HEIGHT * WIDTH).astype(np.uint16).reshape(HEIGHT, WIDTH)
+RAMP_8 = np.rint(RAMP_16 / 257).astype(np.uint8)
+ALPHA = np.tile(np.array([0, 85, 170, 255], dtype=np.uint8), (HEIGHT, WIDTH // 4))
+
+LOSSLESS = {
+    "bmp": ("BMP", {}),
+    "png": ("PNG", {}),
+    "tiff-raw": ("TIFF", {}),
+    "tiff-lzw": ("TIFF", {"compression": "tiff_lzw"}),
+    "tiff-deflate": ("TIFF", {"compression": "tiff_deflate"}),
+    "tiff-packbits": ("TIFF", {"compression": "packbits"}),
+    "webp-lossless": ("WEBP", {"lossless": True, "exact": True}),
+}
+LOSSY = {
+    "jpeg": ("JPEG", {"quality": 95}),
+    "jpeg-progressive": ("JPEG", {"quality": 95, "progressive": True}),
+    "tiff-jpeg": ("TIFF", {"compression": "jpeg", "quality": 95}),
+    "webp": ("WEBP", {"quality": 95}),
+}
+every_lossless = pytest.mark.parametrize(
+    ("file_format", "options"), list(LOSSLESS.values()), ids=list(LOSSLESS)
+)
+
+
+def spec_of(pixels: NDArray[np.generic], channels: int = 3, resample: str = "bilinear") -> ImageSpec:
+    height, width = pixels.shape[:2]
+    return ImageSpec(height=height, width=width, channels=channels, resample=resample)
+
+
+def decode_rgb(data: bytes, spec: ImageSpec | None = None) -> Pixels:
+    return decode(data, spec or spec_of(RGB), LIMITS)
+
+
+def as_rgb(grey: Pixels) -> Pixels:
+    return np.stack([grey] * 3, axis=2)
+
+
+def on_white(colour: Pixels, alpha: Pixels) -> NDArray[np.float64]:
+    opacity = (alpha / 255.0)[..., np.newaxis]
+    return colour * opacity + 255 * (1 - opacity)
+
+
+def assert_close(actual: Pixels, expected: NDArray[np.generic], tolerance: int) -> None:
+    assert np.abs(actual.astype(float) - expected.astype(float)).max() <= tolerance
+
+
+def code_of(data: bytes, spec: ImageSpec | None = None) -> str:
+    """The error code of bytes that must be refused, its message being fit for a stranger."""
+    with pytest.raises(InputError) as caught:
+        decode_rgb(data, spec)
+    message = str(caught.value)
+    assert re.fullmatch(r"[A-Z][^\n]{10,200}\.", message)
+    assert not re.search(r"[/\\]|\.py|0x|object at|BytesIO", message)
+    assert not caught.value.retryable
+    return caught.value.code
+
+
+class TestFormatsAndModes:
+    @every_lossless
+    def test_colour_survives_lossless_formats(self, file_format: str, options: dict[str, str]) -> None:
+        assert np.array_equal(decode_rgb(encode_array(RGB, file_format, **options)), RGB)
+
+    @every_lossless
+    def test_grey_survives_lossless_formats(self, file_format: str, options: dict[str, str]) -> None:
+        data = encode_array(GREY, file_format, **options)
+        assert np.array_equal(decode_rgb(data), as_rgb(GREY))
+        assert np.array_equal(decode_rgb(data, spec_of(GREY, channels=1)), GREY[..., np.newaxis])
+
+    @pytest.mark.parametrize(("file_format", "options"), list(LOSSY.values()), ids=list(LOSSY))
+    def test_smooth_picture_survives_lossy_formats(self, file_format: str, options: dict[str, str]) -> None:
+        y, x = np.mgrid[0:64, 0:96]
+        smooth = np.stack([2 * x, 3 * y, x + y], axis=2).astype(np.uint8)
+        decoded = decode_rgb(encode_array(smooth, file_format, **options), spec_of(smooth))
+        assert_close(decoded, smooth, tolerance=12)
+
+    @pytest.mark.parametrize(
+        ("file_format", "options"),
+        [("PNG", {}), ("BMP", {}), ("TIFF", {}), ("TIFF", {"compression": "group4"})],
+        ids=["png", "bmp", "tiff", "tiff-group4"],
+    )
+    def test_bilevel_is_black_and_white(self, file_format: str, options: dict[str, str]) -> None:
+        decoded = decode_rgb(encode_array(BILEVEL, file_format, **options))
+        assert np.array_equal(decoded, as_rgb(BILEVEL.astype(np.uint8) * 255))
+
+    @pytest.mark.parametrize("file_format", ["PNG", "BMP", "TIFF"])
+    def test_palette_becomes_its_colours(self, file_format: str) -> None:
+        palette = noise(256, 1, seed=2).reshape(256, 3)
+        image = Image.fromarray(GREY)
+        image.putpalette(palette.tobytes())
+        assert np.array_equal(decode_rgb(encode(image, file_format)), palette[GREY])
+
+    @pytest.mark.parametrize(
+        ("ink", "colour"),
+        [
+            ((0, 0, 0, 0), (255, 255, 255)),
+            ((0, 255, 255, 0), (255, 0, 0)),
+            ((0, 0, 0, 255), (0, 0, 0)),
+            ((255, 0, 0, 128), (0, 127, 127)),
+        ],
+        ids=["paper", "red", "black", "half-cyan"],
+    )
+    @pytest.mark.parametrize("file_format", ["JPEG", "TIFF"])
+    def test_cmyk_becomes_rgb(
+        self, file_format: str, ink: tuple[int, int, int, int], colour: tuple[int, int, int]
+    ) -> None:
+        data = encode(Image.new("CMYK", (WIDTH, HEIGHT), ink), file_format)
+        assert_close(decode_rgb(data), np.full((HEIGHT, WIDTH, 3), colour), tolerance=3)
+
+    def test_ycbcr_tiff_becomes_rgb(self) -> None:
+        data = encode(Image.fromarray(RGB).convert("YCbCr"), "TIFF")
+        assert_close(decode_rgb(data), RGB, tolerance=3)
+
+    def test_lab_tiff_becomes_rgb(self) -> None:
+        flat = [Image.new("L", (WIDTH, HEIGHT), value) for value in (255, 128, 128)]
+        data = encode(Image.merge("LAB", flat), "TIFF")
+        assert_close(decode_rgb(data), np.full_like(RGB, 255), tolerance=2)
+
+    def test_colour_becomes_luminance_for_a_grey_network(self) -> None:
+        decoded = decode_rgb(encode_array(RGB, "PNG"), spec_of(RGB, channels=1))
+        luminance = RGB @ np.array([0.299, 0.587, 0.114])
+        assert decoded.shape == (HEIGHT, WIDTH, 1)
+        assert_close(decoded[..., 0], luminance, tolerance=1)
+
+    def test_multi_picture_jpeg_is_its_first_picture(self) -> None:
+        dark, light = (Image.new("RGB", (WIDTH, HEIGHT), (value,) * 3) for value in (40, 200))
+        data = encode(dark, "MPO", save_all=True, append_images=[light])
+        assert_close(decode_rgb(data), np.full_like(RGB, 40), tolerance=1)
+
+    @pytest.mark.parametrize("file_format", ["TIFF", "PNG", "WEBP"])
+    def test_first_of_several_frames_is_used(self, file_format: str) -> None:
+        frames = [Image.fromarray(noise(HEIGHT, WIDTH, seed=seed)) for seed in (3, 4, 5)]
+        options = {"lossless": True} if file_format == "WEBP" else {}
+        data = encode(frames[0], file_format, save_all=True, append_images=frames[1:], **options)
+        with Image.open(io.BytesIO(data)) as image:
+            assert image.n_frames == 3
+        assert np.array_equal(decode_rgb(data), np.asarray(frames[0]))
+
+
+class TestTransparency:
+    @pytest.mark.parametrize("file_format", ["PNG", "TIFF", "WEBP"])
+    @pytest.mark.parametrize("channels", [1, 3])
+    def test_transparent_is_laid_on_white(self, file_format: str, channels: int) -> None:
+        colour = RGB if channels == 3 else as_rgb(GREY)
+        stored = np.dstack([RGB if channels == 3 else GREY, ALPHA])
+        options = LOSSLESS["webp-lossless"][1] if file_format == "WEBP" else {}
+        decoded = decode_rgb(encode_array(stored, file_format, **options))
+        assert_close(decoded, on_white(colour, ALPHA), tolerance=1)
+        assert (decoded[ALPHA == 0] == 255).all()
+        assert np.array_equal(decoded[ALPHA == 255], colour[ALPHA == 255])
+
+    def test_transparent_is_white_for_a_grey_network(self) -> None:
+        data = encode_array(np.dstack([GREY, ALPHA]), "PNG")
+        decoded = decode_rgb(data, spec_of(GREY, channels=1))
+        assert (decoded[ALPHA == 0] == 255).all()
+        assert np.array_equal(decoded[ALPHA == 255][..., 0], GREY[ALPHA == 255])
+
+    def test_transparent_palette_entry_is_white(self) -> None:
+        image = Image.fromarray(GREY)
+        image.putpalette(bytes(range(256)) * 3)
+        shown = np.asarray(image.convert("RGB"))
+        decoded = decode_rgb(encode(image, "PNG", transparency=int(GREY[0, 0])))
+        assert (decoded[GREY == GREY[0, 0]] == 255).all()
+        assert np.array_equal(decoded[GREY != GREY[0, 0]], shown[GREY != GREY[0, 0]])
+
+    def test_half_transparent_palette_entries_are_blended(self) -> None:
+        image = Image.fromarray(GREY)
+        image.putpalette(bytes(range(256)) * 3)
+        shown = np.asarray(image.convert("RGB"))
+        decoded = decode_rgb(encode(image, "PNG", transparency=bytes(range(256))))
+        assert_close(decoded, on_white(shown, GREY), tolerance=1)
+
+    @pytest.mark.parametrize("picture", [RGB, GREY, RAMP_16], ids=["rgb", "grey", "grey-16-bit"])
+    def test_transparent_key_colour_is_white(self, picture: NDArray[np.generic]) -> None:
+        key = tuple(map(int, picture[0, 0])) if picture.ndim == 3 else int(picture[0, 0])
+        opaque = decode_rgb(encode_array(picture, "PNG"))
+        decoded = decode_rgb(encode_array(picture, "PNG", transparency=key))
+        assert (decoded[0, 0] == 255).all()
+        assert np.array_equal(decoded[1:], opaque[1:])
+
+
+class TestDeepPixels:
+    @pytest.mark.parametrize("file_format", ["PNG", "TIFF"])
+    def test_sixteen_bits_are_scaled_and_not_clipped(self, file_format: str) -> None:
+        decoded = decode_rgb(encode_array(RAMP_16, file_format))
+        assert len(np.unique(decoded)) == RAMP_16.size
+        assert np.array_equal(decoded, as_rgb(RAMP_8))
+
+    def test_big_endian_sixteen_bit_tiff_is_scaled(self) -> None:
+        image = Image.frombytes("I;16B", (WIDTH, HEIGHT), RAMP_16.astype(">u2").tobytes())
+        data = encode(image, "TIFF")
+        with Image.open(io.BytesIO(data)) as opened:
+            assert opened.mode == "I;16B"
+        assert np.array_equal(decode_rgb(data), as_rgb(RAMP_8))
+
+    def test_sixteen_bits_reach_a_grey_network(self) -> None:
+        decoded = decode_rgb(encode_array(RAMP_16, "PNG"), spec_of(RAMP_16, channels=1))
+        assert np.array_equal(decoded[..., 0], RAMP_8)
+
+    def test_dim_sixteen_bit_picture_stays_dim(self) -> None:
+        """The format states its white, so that a dark photograph is not brightened."""
+        decoded = decode_rgb(encode_array(RAMP_16 // 16, "PNG"))
+        assert np.array_equal(decoded, as_rgb(np.rint(RAMP_16 // 16 / 257).astype(np.uint8)))
+
+    @pytest.mark.parametrize("white", [1.0, 255.0, 65535.0])
+    def test_float_range_is_found(self, white: float) -> None:
+        values = (RAMP_16 / 65535 * white).astype(np.float32)
+        assert_close(decode_rgb(encode_array(values, "TIFF")), as_rgb(RAMP_8), tolerance=1)
+
+    @pytest.mark.parametrize("white", [255, 65535])
+    def test_integer_range_is_found(self, white: int) -> None:
+        values = np.rint(RAMP_16 / 65535 * white).astype(np.int32)
+        assert_close(decode_rgb(encode_array(values, "TIFF")), as_rgb(RAMP_8), tolerance=1)
+
+    @pytest.mark.parametrize("dtype", [np.int32, np.float32])
+    @pytest.mark.parametrize(("black", "times"), [(5000, 3), (65535, 1)], ids=["above", "below-zero"])
+    def test_unusual_range_is_stretched(self, dtype: type, black: int, times: int) -> None:
+        values = (RAMP_16.astype(dtype) - black) * times
+        assert_close(decode_rgb(encode_array(values, "TIFF")), as_rgb(RAMP_8), tolerance=1)
+
+    @pytest.mark.parametrize(("low", "high"), [(-0.2, 0.3), (-1e-6, 0.0), (-3e38, 3e38)])
+    def test_any_float_range_below_zero_is_stretched(self, low: float, high: float) -> None:
+        values = (low + RAMP_16 / 65535 * (high - low)).astype(np.float32)
+        assert_close(decode_rgb(encode_array(values, "TIFF")), as_rgb(RAMP_8), tolerance=1)
+
+    @pytest.mark.parametrize("value", [-5.0, 70000.0, -1e30])
+    def test_blank_picture_of_unusual_range_decodes_flat(self, value: float) -> None:
+        decoded = decode_rgb(encode_array(np.full((HEIGHT, WIDTH), value, np.float32), "TIFF"))
+        assert len(np.unique(decoded)) == 1
+
+    @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+    def test_float_that_is_not_finite_is_refused(self, value: float) -> None:
+        values = np.zeros((HEIGHT, WIDTH), np.float32)
+        values[2, 3] = value
+        data = encode_array(values, "TIFF")
+        assert code_of(data) == "corrupt_image"
+        with pytest.raises(InputError, match="must be finite"):
+            decode_rgb(data)
+
+
+def stored_for(orientation: int, upright: Pixels) -> Pixels:
+    """What a camera stores under an EXIF orientation, so that viewers show `upright`."""
+    stored = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.transpose(1, 0, 2),
+        6: np.rot90(upright, 1),
+        7: np.rot90(upright, 2).transpose(1, 0, 2),
+        8: np.rot90(upright, -1),
+    }[orientation]
+    return np.ascontiguousarray(stored)
+
+
+def exif_of(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+class TestExif:
+    QUADRANTS = np.kron(
+        np.array([[[10, 20, 30], [90, 60, 70]], [[130, 200, 120], [240, 170, 210]]]),
+        np.ones((16, 32, 1)),
+    ).astype(np.uint8)
+
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    def test_rotated_jpeg_is_turned_upright(self, orientation: int) -> None:
+        stored = stored_for(orientation, self.QUADRANTS)
+        data = encode_array(stored, "JPEG", quality=95, subsampling=0, exif=exif_of(orientation))
+        assert_close(decode_rgb(data, spec_of(self.QUADRANTS)), self.QUADRANTS, tolerance=2)
+
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    @pytest.mark.parametrize("file_format", ["PNG", "WEBP", "TIFF"])
+    def test_rotation_is_applied_once_in_other_formats(self, file_format: str, orientation: int) -> None:
+        options = {"PNG": {}, "WEBP": {"lossless": True}, "TIFF": {}}[file_format]
+        data = encode_array(stored_for(orientation, RGB), file_format, exif=exif_of(orientation), **options)
+        assert np.array_equal(decode_rgb(data), RGB)
+
+    @pytest.mark.parametrize(
+        "garbage",
+        [
+            b"Exif\0\0garbage",
+            b"Exif\0\0MM\0*\xff\xff\xff\xff",
+            b"Exif\0\0II*\0\x08\0\0\0\xff\xff",
+            b"Exif\0\0",
+        ],
+    )
+    @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
+    def test_garbage_exif_is_ignored(self, file_format: str, garbage: bytes) -> None:
+        plain = decode_rgb(encode_array(RGB, file_format))
+        assert np.array_equal(decode_rgb(encode_array(RGB, file_format, exif=garbage)), plain)
+
+    @pytest.mark.parametrize("orientation", [0, 9, 65535])
+    def test_impossible_orientation_is_ignored(self, orientation: int) -> None:
+        data = encode_array(RGB, "PNG", exif=exif_of(orientation))
+        assert np.array_equal(decode_rgb(data), RGB)
+
+
+class TestSize:
+    @pytest.mark.parametrize("resample", ["nearest", "bilinear", "bicubic", "lanczos"])
+    @pytest.mark.parametrize("channels", [1, 3])
+    def test_other_sizes_are_stretched_with_the_filter_of_the_spec(
+        self, resample: str, channels: int
+    ) -> None:
+        picture = noise(20, 31, channels=None if channels == 1 else 3)
+        resized = Image.fromarray(picture).resize((13, 9), Image.Resampling[resample.upper()])
+        spec = ImageSpec(height=9, width=13, channels=channels, resample=resample)
+        decoded = decode_rgb(encode_array(picture, "PNG"), spec)
+        assert np.array_equal(decoded, np.asarray(resized).reshape(9, 13, channels))
+
+    def test_filters_differ(self) -> None:
+        data = encode_array(noise(20, 31), "PNG")
+        decoded = {
+            decode_rgb(data, spec_of(RGB, resample=resample)).tobytes()
+            for resample in ("nearest", "bilinear", "bicubic", "lanczos")
+        }
+        assert len(decoded) == 4
+
+    def test_bilinear_is_the_default(self) -> None:
+        assert ImageSpec(height=1, width=1, channels=3).resample == "bilinear"
+
+    @pytest.mark.parametrize(
+        "fault",
+        [{"height": 0}, {"width": -1}, {"channels": 2}, {"resample": "area"}, {"colour": "red"}],
+    )
+    def test_impossible_spec_is_refused(self, fault: dict[str, object]) -> None:
+        with pytest.raises(ValidationError):
+            ImageSpec(**{"height": 4, "width": 4, "channels": 3, **fault})
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        "file_format",
+        ["GIF", "ICO", "PPM", "TGA", "PCX", "SGI", "DDS", "JPEG2000", "AVIF", "EPS", "PDF", "DIB", "ICNS"],
+    )
+    def test_other_image_formats_are_unsupported(self, file_format: str) -> None:
+        data = encode(Image.new("RGB", (16, 16), (1, 2, 3)), file_format)
+        assert code_of(data) == "unsupported_format"
+
+    @pytest.mark.parametrize(
+        "data",
+        [
+            b"just some text, no picture",
+            b"<html><body>404</body></html>",
+            b'<svg xmlns="http://www.w3.org/2000/svg"/>',
+            b"8BPS\0\1" + bytes(60),
+            b"\0",
+            bytes(100),
+            noise(1, 4096, channels=None).tobytes(),
+        ],
+        ids=["text", "html", "svg", "psd", "one-byte", "zeros", "random"],
+    )
+    def test_what_is_no_picture_is_unsupported(self, data: bytes) -> None:
+        assert code_of(data) == "unsupported_format"
+
+    def test_empty_file_is_corrupt(self) -> None:
+        assert code_of(b"") == "corrupt_image"
+
+    @pytest.mark.parametrize("kept", [0.3, 0.6, 0.9])
+    @pytest.mark.parametrize(
+        ("file_format", "options"),
+        [*LOSSLESS.values(), LOSSY["jpeg"], LOSSY["jpeg-progressive"]],
+        ids=[*LOSSLESS, "jpeg", "jpeg-progressive"],
+    )
+    def test_truncated_file_is_corrupt(self, file_format: str, options: dict[str, str], kept: float) -> None:
+        data = encode_array(noise(16, 16), file_format, **options)
+        assert code_of(data[: int(len(data) * kept)]) == "corrupt_image"
+
+    def test_broken_compressed_pixels_are_corrupt(self) -> None:
+        tags = [(256, WIDTH), (257, HEIGHT), (259, 8), (278, HEIGHT)]
+        assert code_of(tiff(tags, b"no zlib stream")) == "corrupt_image"
+
+    def test_tag_of_a_wrong_type_is_corrupt(self) -> None:
+        """Pillow raises TypeError for a width that is no integer."""
+        data = bytearray(tiff([(256, WIDTH), (257, HEIGHT), (259, 1)], bytes(HEIGHT * WIDTH)))
+        struct.pack_into("<H", data, 12, 5)  # RATIONAL
+        assert code_of(bytes(data)) == "corrupt_image"
+
+    def test_corrupt_image_names_its_length_and_no_content(self) -> None:
+        secret = b"SECRET-TOKEN"
+        data = encode_array(RGB, "PNG")[:60] + secret
+        with pytest.raises(InputError) as caught:
+            decode_rgb(data)
+        assert "SECRET" not in str(caught.value)
+        assert str(len(data)) in str(caught.value)
+
+
+ENCODINGS = [
+    encode_array(RGB, "BMP"),
+    encode(Image.fromarray(RGB).quantize(16), "BMP"),
+    encode_array(RGB, "PNG"),
+    encode_array(RAMP_16, "PNG"),
+    encode_array(np.dstack([RGB, ALPHA]), "PNG"),
+    encode(Image.fromarray(RGB), "PNG", save_all=True, append_images=[Image.fromarray(RGB[::-1].copy())]),
+    encode_array(RGB, "JPEG", exif=exif_of(6)),
+    encode_array(RGB, "JPEG", progressive=True),
+    encode(Image.fromarray(RGB).convert("CMYK"), "JPEG"),
+    encode_array(RGB, "TIFF", exif=exif_of(8)),
+    encode_array(RGB, "TIFF", compression="tiff_lzw"),
+    encode_array(BILEVEL, "TIFF", compression="group4"),
+    encode_array(RAMP_16.astype(np.float32), "TIFF"),
+    encode_array(RGB, "WEBP"),
+    encode_array(np.dstack([RGB, ALPHA]), "WEBP", lossless=True, exif=exif_of(3)),
+]
+SMALL = ImageLimits(max_image_bytes=100_000, max_image_pixels=250_000, max_image_side_pixels=5_000)
+
+
+@st.composite
+def broken_files(draw: st.DrawFn) -> bytes:
+    """A real encoding with a few bytes replaced, inserted or cut, and perhaps an end cut off."""
+    data = bytearray(draw(st.sampled_from(ENCODINGS)))
+    for _ in range(draw(st.integers(0, 8))):
+        # Most structure stands near the beginning.
+        position = draw(st.integers(0, min(200, len(data) - 1)) | st.integers(0, len(data) - 1))
+        old, new = draw(st.tuples(st.integers(0, 4), st.binary(max_size=4)))
+        data[position : position + old] = new
+        if not data:
+            break
+    return bytes(data[: draw(st.just(len(data)) | st.integers(0, len(data)))])
+
+
+class TestHostileBytes:
+    @given(broken_files(), st.sampled_from([1, 3]))
+    @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    def test_broken_file_is_decoded_or_becomes_input_error(self, data: bytes, channels: int) -> None:
+        spec = ImageSpec(height=5, width=7, channels=channels)
+        try:
+            pixels = decode(data, spec, SMALL)
+        except InputError as error:
+            assert error.code in {"unsupported_format", "corrupt_image", "image_too_large"}
+            assert os.sep not in str(error)
+        else:
+            assert pixels.shape == spec.shape
+            assert pixels.dtype == np.uint8
+
+    @given(st.binary(max_size=300))
+    @settings(max_examples=200, deadline=None)
+    def test_random_bytes_become_input_error(self, data: bytes) -> None:
+        with pytest.raises(InputError):
+            decode(data, ImageSpec(height=5, width=7, channels=3), SMALL)
+
+
+class TestEncodePng:
+    @pytest.mark.parametrize("picture", [RGB, GREY[..., np.newaxis]], ids=["colour", "grey"])
+    def test_encoded_pixels_decode_to_themselves(self, picture: Pixels) -> None:
+        data = encode_png(picture)
+        assert data.startswith(b"\x89PNG")
+        assert np.array_equal(decode_rgb(data, spec_of(picture, picture.shape[2])), picture)
+
+    def test_plane_without_a_channel_axis_is_grey(self) -> None:
+        assert encode_png(GREY) == encode_png(GREY[..., np.newaxis])
