@@ -9,12 +9,14 @@ DEV = .venv-dev/bin
 UV_COMPILE = $(DEV)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-annotate --no-header
 
-.PHONY: help setup run test lint bench train evaluate samples system-deps lock clean
+.PHONY: help setup dev run test lint bench train evaluate samples system-deps lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-12s %s\n", $$1, $$2}'
 
 setup: .venv/.installed ## make .venv: what serving needs, no TensorFlow
+
+dev: .venv-dev/.installed ## make .venv-dev: all of it, to train, compile, check and test
 
 run: setup ## set up, serve, classify the samples in Snowflake's form, keep serving (PORT=8000)
 	@$(SERVE)/ext-classify demo --port $(PORT)

@@ -40,11 +40,14 @@ async def classify(request: Request) -> Response:
 
 async def _classify_batch(request: Request) -> Response:
     settings: Settings = request.app.state.settings
-    body = await read_body(request, settings.max_body_bytes)
-    body = await run_in_threadpool(inflate, body, request, settings.max_body_bytes)
-    rows = parse_batch(body, settings.max_rows)
+    rows = parse_batch(await _read_json(request, settings.max_body_bytes), settings.max_rows)
     outcomes = await _classify_rows(request, rows)
     return _json(format_batch(rows, outcomes))
+
+
+async def _read_json(request: Request, max_body_bytes: int) -> bytes:
+    body = await read_body(request, max_body_bytes)
+    return await run_in_threadpool(inflate, body, request, max_body_bytes)
 
 
 async def _classify_image(request: Request) -> Response:
