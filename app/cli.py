@@ -2,13 +2,15 @@
 
 import argparse
 import importlib
+import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
 import uvicorn
 from pydantic import ValidationError
@@ -20,8 +22,12 @@ from app.main import create_app
 from app.settings import Settings
 from model.artifact import DEFAULT_MODEL_PATH, load_artifact
 from model.errors import ArtifactError, ModelError
+from model.runtime import Engine
 
 SAMPLES = Path(__file__).parent.parent / "model" / "samples"
+ENGINES = get_args(Engine)
+# Gateways hold idle connections for a minute or so; closing first would race their next request.
+KEEP_ALIVE_SECONDS = 75
 TRAINED = Path("model/saved/metal_defects_final.h5")
 
 
@@ -31,7 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run: Callable[..., None] = options.pop("run")
     try:
         run(**options)
-    except (ModelError, ClientError) as error:
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (ModelError, ClientError, OSError) as error:
         return _fail(str(error))
     except ValidationError as error:
         return _fail(_describe_settings_faults(error))
@@ -42,14 +50,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def serve(**given: Any) -> None:
     settings = Settings(**{name: value for name, value in given.items() if value is not None})
-    # After a graceful stop uvicorn raises the signal once more; to be stopped is no failure.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    _end_well_on_sigterm()  # uvicorn stops gracefully, then raises the signal once more
     uvicorn.run(
         create_app(settings),
         host=settings.host,
         port=settings.port,
         log_level=settings.log_level,
         access_log=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         server_header=False,
     )
 
@@ -60,6 +68,7 @@ def classify(paths: list[Path], url: str, as_json: bool) -> None:
 
 
 def demo(host: str, port: int, images: Path) -> None:
+    _end_well_on_sigterm()
     demonstrate(host, port, images)
 
 
@@ -84,7 +93,7 @@ def describe(h5: Path, class_names: str, scale: float) -> None:
     describing = _import_training("model.describe")
     names = [name.strip() for name in class_names.split(",")]
     artifact = describing.describe(h5, names, scale)
-    print(f"Described {artifact.h5_path}; next: ext-classify compile --model {artifact.h5_path}")
+    print(f"Described {h5}; next: ext-classify compile --model {shlex.quote(str(artifact.h5_path))}")
 
 
 def _import_training(module: str) -> ModuleType:
@@ -93,7 +102,8 @@ def _import_training(module: str) -> ModuleType:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise ArtifactError(
-            f"This command needs {error.name}, which serving does without: pip install 'ext-classify[train]'"
+            f"This command needs {error.name}, which serving does without. In a clone: make dev, "
+            f"then .venv-dev/bin/ext-classify"
         ) from None
 
 
@@ -104,9 +114,9 @@ def _parser() -> argparse.ArgumentParser:
 
     command = _add(commands, "serve", serve, "answer POST /classify")
     command.add_argument("--host", help="address to listen on (default 127.0.0.1)")
-    command.add_argument("--port", type=int, help="port to listen on (default 8000)")
+    command.add_argument("--port", type=_port, help="port to listen on (default 8000)")
     command.add_argument("--model", type=Path, dest="model_path", help="the network's .h5")
-    command.add_argument("--engine", help="litert (default) or tensorflow")
+    command.add_argument("--engine", choices=ENGINES, help="(default: litert)")
 
     command = _add(commands, "classify", classify, "classify image files through a running service")
     command.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="images, or folders of them")
@@ -115,21 +125,21 @@ def _parser() -> argparse.ArgumentParser:
 
     command = _add(commands, "demo", demo, "serve, classify sample images, and keep serving")
     command.add_argument("--host", default="127.0.0.1")
-    command.add_argument("--port", type=int, default=8000)
+    command.add_argument("--port", type=_port, default=8000)
     command.add_argument("--images", type=Path, default=SAMPLES, help="a folder (default: the samples)")
 
     command = _add(commands, "train", train, "train a network on DIR/{train,valid,test}/<class>/")
     command.add_argument("--network", default="recipe", help="which network (default %(default)s)")
     command.add_argument("--data", type=Path, required=True, metavar="DIR")
     command.add_argument("--output", type=Path, default=TRAINED, metavar="H5")
-    command.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="SEED")
-    command.add_argument("--epochs", type=int, help="(default: the network's own)")
+    command.add_argument("--seeds", type=_seed, nargs="+", default=[0], metavar="SEED")
+    command.add_argument("--epochs", type=_epochs, help="(default: the network's own)")
 
     command = _add(commands, "evaluate", evaluate, "measure an artifact on a split of a labelled folder")
     command.add_argument("--data", type=Path, required=True, metavar="DIR")
     command.add_argument("--split", default="test", choices=("train", "valid", "test"))
     command.add_argument("--model", type=Path, default=DEFAULT_MODEL_PATH, metavar="H5")
-    command.add_argument("--engine", default="litert", choices=("litert", "tensorflow", "both"))
+    command.add_argument("--engine", default="litert", choices=(*ENGINES, "both"))
 
     command = _add(commands, "compile", compile_model, "compile an .h5 to its LiteRT twin")
     command.add_argument("--model", type=Path, default=DEFAULT_MODEL_PATH, metavar="H5")
@@ -154,12 +164,38 @@ def _add(
 
 def _scale(text: str) -> float:
     """A factor, as a decimal or a fraction."""
-    return float(Fraction(text))
+    try:
+        return float(Fraction(text))
+    except ZeroDivisionError:
+        raise argparse.ArgumentTypeError(f"must be a number. Received: {text}") from None
+
+
+def _port(text: str) -> int:
+    return _integer(text, 1, 65535)
+
+
+def _epochs(text: str) -> int:
+    return _integer(text, 1, 100_000)
+
+
+def _seed(text: str) -> int:
+    return _integer(text, 0, 2**32 - 1)
+
+
+def _integer(text: str, least: int, most: int) -> int:
+    if not text.isdecimal() or not least <= int(text[:12]) <= most:
+        raise argparse.ArgumentTypeError(f"must be an integer from {least} to {most}. Received: {text}")
+    return int(text)
+
+
+def _end_well_on_sigterm() -> None:
+    """To be stopped is no failure, and what stands in a finally is done first."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 
 
 def _describe_settings_faults(error: ValidationError) -> str:
     return "; ".join(
-        f"EXT_CLASSIFY_{'_'.join(map(str, fault['loc'])).upper()}: {fault['msg']}"
+        f"{'_'.join(['EXT_CLASSIFY', *map(str, fault['loc'])]).upper()}: {fault['msg']}"
         for fault in error.errors(include_url=False)
     )
 

@@ -6,11 +6,13 @@ import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 BATCH_ROWS = 64
+BATCH_BYTES = 16 * 1024 * 1024
 TIMEOUT_SECONDS = 60.0
 IMAGE_SUFFIXES = frozenset({".bmp", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp"})
 
@@ -26,7 +28,7 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
         if not path.exists():
             raise ClientError(f"There is no {path}.")
         if path.is_dir():
-            found += sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+            found += sorted(p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in IMAGE_SUFFIXES)
         else:
             found.append(path)
     if not found:
@@ -36,13 +38,10 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
 
 def classify_files(images: Sequence[Path], url: str) -> Iterator[dict[str, Any]]:
     """Outcomes in the order of `images`, asked for in batches as Snowflake would send them."""
-    for start in range(0, len(images), BATCH_ROWS):
-        rows = [
-            [number, base64.b64encode(path.read_bytes()).decode()]
-            for number, path in enumerate(images[start : start + BATCH_ROWS])
-        ]
-        answer = _post_json(f"{url}/classify", {"data": rows})
-        yield from (outcome for _, outcome in answer["data"])
+    for batch in _batches(images):
+        data = [[number, base64.b64encode(image).decode()] for number, image in enumerate(batch)]
+        for _, outcome in _post_json(f"{url}/classify", {"data": data})["data"]:
+            yield outcome
 
 
 def print_outcomes(images: Sequence[Path], outcomes: Iterator[dict[str, Any]], *, as_json: bool) -> None:
@@ -51,12 +50,14 @@ def print_outcomes(images: Sequence[Path], outcomes: Iterator[dict[str, Any]], *
         for image, outcome in zip(images, outcomes, strict=True):
             print(json.dumps({"image": str(image), **outcome}, ensure_ascii=False))
         return
-    width = max(len("image"), *(len(image.name) for image in images))
-    print(f"{'image':<{width}}  {'label':<16}  confidence")
+    names = _short_names(images)
+    width = max(map(len, ["image", *names]))
     counts: Counter[str] = Counter()
-    for image, outcome in zip(images, outcomes, strict=True):
+    for name, outcome in zip(names, outcomes, strict=True):
+        if not counts:
+            print(f"{'image':<{width}}  {'label':<16}  confidence")
         counts[_label(outcome)] += 1
-        print(f"{image.name:<{width}}  {_label(outcome):<16}  {_confidence(outcome)}")
+        print(f"{name:<{width}}  {_label(outcome):<16}  {_confidence(outcome)}")
     print("\n" + ", ".join(f"{count} {label}" for label, count in sorted(counts.items())))
 
 
@@ -64,20 +65,38 @@ def is_ready(url: str) -> bool:
     try:
         with urllib.request.urlopen(f"{url}/readyz", timeout=TIMEOUT_SECONDS):
             return True
-    except OSError:
+    except (OSError, HTTPException):
         return False
+
+
+def _batches(images: Sequence[Path]) -> Iterator[list[bytes]]:
+    """The contents of `images`, as many at a time as rows and bytes allow."""
+    batch: list[bytes] = []
+    for image in images:
+        content = image.read_bytes()
+        if batch and (len(batch) == BATCH_ROWS or sum(map(len, batch)) + len(content) > BATCH_BYTES):
+            yield batch
+            batch = []
+        batch.append(content)
+    yield batch
+
+
+def _short_names(images: Sequence[Path]) -> list[str]:
+    names = [image.name for image in images]
+    return names if len(set(names)) == len(names) else [str(image) for image in images]
 
 
 def _post_json(url: str, document: object) -> Any:
     if not url.startswith(("http://", "https://")):
         raise ClientError(f"The service's URL must begin with http:// or https://. Received: {url}")
-    request = urllib.request.Request(url, json.dumps(document).encode(), {"Content-Type": "application/json"})
+    body = json.dumps(document).encode()
     try:
+        request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
             return json.load(response)
     except urllib.error.HTTPError as error:
         raise ClientError(f"{url} answered {error.code}: {error.read(500).decode()}") from None
-    except OSError as error:
+    except (OSError, ValueError, HTTPException) as error:
         raise ClientError(f"{url} does not answer ({error}); start it with: ext-classify serve") from None
 
 

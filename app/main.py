@@ -17,7 +17,7 @@ from starlette.staticfiles import StaticFiles
 from app import __version__
 from app.api import classify, health
 from app.api.openapi import add_answer_examples
-from app.errors import PayloadTooLarge, ServiceError
+from app.errors import ServiceError
 from app.images.http import ImageFetcher
 from app.pipeline import Pipeline
 from app.settings import Settings
@@ -39,6 +39,8 @@ def create_app(settings: Settings) -> FastAPI:
         version=__version__,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # a redirect would repeat the caller's Host, and Snowflake follows none
+        servers=[{"url": "."}],  # where the document lies, also behind a path prefix
         lifespan=_lifespan(settings, artifact, classifier),
     )
     app.state.settings = settings
@@ -84,9 +86,8 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(ServiceError)
     async def refuse(_: Request, error: ServiceError) -> Response:
-        # The rest of an oversized body is not worth reading.
-        headers = {"Connection": "close"} if isinstance(error, PayloadTooLarge) else None
-        return _error_response(error.status, error.code, error.message, headers=headers)
+        # The connection stays open: a client that is still sending would not see the answer otherwise.
+        return _error_response(error.status, error.code, error.message)
 
     @app.exception_handler(HTTPException)
     async def refuse_route(_: Request, error: HTTPException) -> Response:

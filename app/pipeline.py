@@ -23,9 +23,10 @@ from model.runtime import Classifier
 # Rows that travel together: enough to pay for a thread's turn, few enough to share the cores evenly.
 MICRO_BATCH_ROWS = 8
 
-Fetched: TypeAlias = bytes | Base64Text | InputError | None
-Decoded: TypeAlias = NDArray[np.uint8] | InputError | None
-Predicted: TypeAlias = NDArray[np.float32] | InputError | None
+# An outcome that is already known, and NULL, keep their place through every step. Errors become outcomes
+# where they are caught: an exception that is kept keeps the frames it passed, and their pixels, alive.
+Fetched: TypeAlias = bytes | Base64Text | Outcome | None
+Decoded: TypeAlias = NDArray[np.uint8] | Outcome | None
 
 
 @dataclass
@@ -58,32 +59,34 @@ class Pipeline:
         return [outcome for task in micro_batches for outcome in task.result()], seconds
 
     async def _classify_micro_batch(self, rows: Sequence[Row], seconds: StepSeconds) -> list[Outcome | None]:
-        started = perf_counter()
-        fetched = await asyncio.gather(*(self._fetch(row.source) for row in rows))
-        seconds.fetch += perf_counter() - started
-
+        fetched = await asyncio.gather(*(self._fetch(row.source, seconds) for row in rows))
         loop = asyncio.get_running_loop()
-        predicted, decode_seconds, predict_seconds = await loop.run_in_executor(
-            self.threads, self._decode_and_predict, fetched
+        outcomes, decode_seconds, predict_seconds = await loop.run_in_executor(
+            self.threads, self._classify_fetched, fetched
         )
         seconds.decode += decode_seconds
         seconds.predict += predict_seconds
-        return [self._format(row) for row in predicted]
+        return outcomes
 
-    async def _fetch(self, source: Source | InputError | None) -> Fetched:
+    async def _fetch(self, source: Source | InputError | None, seconds: StepSeconds) -> Fetched:
+        if isinstance(source, InputError):
+            return outcome_of_error(source, self.model)
         if not isinstance(source, Url):
             return source
+        started = perf_counter()
         try:
             return await self.fetcher.fetch(source)
         except InputError as error:
-            return error
+            return outcome_of_error(error, self.model)
+        finally:
+            seconds.fetch += perf_counter() - started
 
-    def _decode_and_predict(self, fetched: Sequence[Fetched]) -> tuple[list[Predicted], float, float]:
+    def _classify_fetched(self, fetched: Sequence[Fetched]) -> tuple[list[Outcome | None], float, float]:
         started = perf_counter()
         decoded = [self._decode(image) for image in fetched]
         decode_ended = perf_counter()
-        predicted = self._predict(decoded)
-        return predicted, decode_ended - started, perf_counter() - decode_ended
+        outcomes = self._predict(decoded)
+        return outcomes, decode_ended - started, perf_counter() - decode_ended
 
     def _decode(self, image: Fetched) -> Decoded:
         try:
@@ -93,22 +96,16 @@ class Pipeline:
                 return decode(image, self.artifact.card.image, self.limits)
             return image
         except InputError as error:
-            return error
+            return outcome_of_error(error, self.model)
 
-    def _predict(self, decoded: Sequence[Decoded]) -> list[Predicted]:
-        """Probabilities (k,) in the place of each image (h, w, c); errors and NULLs stay where they are."""
+    def _predict(self, decoded: Sequence[Decoded]) -> list[Outcome | None]:
+        """Outcomes in the place of images (h, w, c); those known already, and NULLs, stay where they are."""
         images = [image for image in decoded if isinstance(image, np.ndarray)]
-        if not images:
-            return [row for row in decoded if not isinstance(row, np.ndarray)]
-        probabilities = iter(self.classifier.predict(np.stack(images)))
-        return [next(probabilities) if isinstance(row, np.ndarray) else row for row in decoded]
+        predicted = iter(self.classifier.predict(np.stack(images)) if images else ())
+        return [self._format(next(predicted)) if isinstance(row, np.ndarray) else row for row in decoded]
 
-    def _format(self, predicted: Predicted) -> Outcome | None:
-        if predicted is None:
-            return None
-        if isinstance(predicted, InputError):
-            return outcome_of_error(predicted, self.model)
-        return outcome_of_probabilities(predicted, self.artifact.card.class_names, self.model)
+    def _format(self, probabilities: NDArray[np.float32]) -> Outcome:
+        return outcome_of_probabilities(probabilities, self.artifact.card.class_names, self.model)
 
     @property
     def model(self) -> ModelIdentity:

@@ -1,9 +1,10 @@
 """Every knob of the service, once. Each is read from the environment: EXT_CLASSIFY_<NAME>."""
 
+import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt
+from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from model.artifact import DEFAULT_MODEL_PATH
@@ -62,6 +63,15 @@ class Settings(BaseSettings):
     """Longest time for one image to arrive, redirects included."""
     max_concurrent_fetches: PositiveInt = 64
     """Images fetched at the same time, over all requests."""
+
+    @model_validator(mode="after")
+    def _know_every_variable(self) -> Self:
+        """A misspelt knob would silently do nothing."""
+        for variable in os.environ:
+            name = variable.upper().removeprefix("EXT_CLASSIFY_")
+            if name != variable.upper() and name.lower() not in type(self).model_fields:
+                raise ValueError(f"there is no such setting. Received: {variable}")
+        return self
 
     @property
     def image_limits(self) -> ImageLimits:

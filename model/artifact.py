@@ -21,7 +21,7 @@ from model.image import ImageSpec
 
 DEFAULT_MODEL_PATH = Path(__file__).parent / "saved" / "metal_defects_final.h5"
 
-ClassName = Annotated[str, Field(min_length=1)]
+ClassName = Annotated[str, Field(pattern=r"\S")]
 
 
 class ArtifactCard(BaseModel):
@@ -32,7 +32,7 @@ class ArtifactCard(BaseModel):
     class_names: Annotated[tuple[ClassName, ...], Field(min_length=2)]
     """In the order of the network's outputs."""
     image: ImageSpec
-    scale: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    scale: Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
     """Pixels 0..255 are multiplied by this before the network; 1.0 when it scales by itself."""
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     golden_probabilities: tuple[float, ...] | None = None
@@ -82,6 +82,8 @@ def load_artifact(h5_path: Path) -> Artifact:
 
     Raises ArtifactError when a file is missing, the card is wrong or the sha256 differs.
     """
+    if h5_path.suffix != ".h5":
+        raise ArtifactError(f"A network must be an .h5 file. Received: {str(h5_path)!r}")
     for path in (h5_path, card_path(h5_path)):
         if not path.is_file():
             raise ArtifactError(f"An artifact is an .h5 and its .json. Missing: {path}")

@@ -1,11 +1,8 @@
 """Compile an h5 to its LiteRT twin: python -m model.compile H5 [TFLITE]."""
 
-import os
 import sys
 import tempfile
 from pathlib import Path
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import tensorflow as tf
@@ -44,6 +41,8 @@ def compile_network(network: keras.Model, shape: tuple[int, int, int]) -> bytes:
 
 
 def main(arguments: list[str]) -> None:
+    if len(arguments) not in (1, 2):
+        sys.exit("usage: python -m model.compile H5 [TFLITE]")
     h5_path, *tflite = map(Path, arguments)
     try:
         compile_artifact(load_artifact(h5_path), *map(CompiledPaths, tflite))

@@ -6,8 +6,10 @@ The stamp names both files by sha256, so a twin is used only for the very h5 it 
 import hashlib
 import importlib.util
 import os
+import shlex
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,7 +42,12 @@ class CompiledPaths:
 
 def user_cache_dir() -> Path:
     """Where compiled twins are kept for h5 files that have none beside them."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "ext-classify"
+    if given := os.environ.get("XDG_CACHE_HOME"):
+        return Path(given) / "ext-classify"
+    try:
+        return Path.home() / ".cache" / "ext-classify"
+    except RuntimeError:  # a container's user may have neither HOME nor a name
+        return Path(tempfile.gettempdir()) / "ext-classify"
 
 
 def beside(artifact: Artifact) -> CompiledPaths:
@@ -64,8 +71,8 @@ def load_compiled(artifact: Artifact, cache_dir: Path) -> bytes:
     if importlib.util.find_spec("tensorflow") is None:
         raise ArtifactError(
             f"{artifact.h5_path} has no compiled twin with its sha256, and compiling takes TensorFlow, "
-            f"which is not installed here. Where it is (pip install 'ext-classify[train]'), run: "
-            f"ext-classify compile --model {artifact.h5_path}"
+            f"which is not installed here. Where it is (in a clone: make dev), run: "
+            f"ext-classify compile --model {shlex.quote(str(artifact.h5_path))}"
         )
     _compile_in_subprocess(artifact, in_cache)
     compiled = read_twin(artifact, in_cache)
@@ -79,7 +86,7 @@ def read_twin(artifact: Artifact, paths: CompiledPaths) -> bytes | None:
     try:
         stamp = Stamp.model_validate_json(paths.stamp.read_bytes())
         compiled = paths.tflite.read_bytes()
-    except (FileNotFoundError, ValidationError):
+    except (OSError, ValidationError):
         return None
     matches = stamp.h5_sha256 == artifact.card.sha256 and stamp.sha256 == hashlib.sha256(compiled).hexdigest()
     return compiled if matches else None

@@ -3,45 +3,36 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
-from model.artifact import (
-    Artifact,
-    ArtifactCard,
-    card_faults,
-    card_path,
-    golden_image,
-    save_card,
-    sha256_of,
-)
+from model.artifact import Artifact, ArtifactCard, card_faults, card_path, save_card, sha256_of
 from model.errors import ArtifactError
 from model.image import ImageSpec
 from model.networks import load_network, refuse_mismatch
+from model.runtime import verify_golden
 from model.tensorflow_engine import TensorFlowClassifier
 
 
 def describe(h5_path: Path, class_names: Sequence[str], scale: float) -> Artifact:
     """Write <name>.json beside `h5_path`; image size and channels are read from the network.
 
-    Raises ArtifactError when a card is there already, or the network and the class names do not fit.
+    Raises ArtifactError when a card is there already, or the network could not be served by this one.
     """
+    if h5_path.suffix != ".h5":
+        raise ArtifactError(f"A network must be an .h5 file. Received: {str(h5_path)!r}")
     if card_path(h5_path).exists():
         raise ArtifactError(f"{card_path(h5_path)} describes it already; remove it to begin anew.")
     if not h5_path.is_file():
         raise ArtifactError(f"There must be a network to describe. Missing: {h5_path}")
     network = load_network(h5_path)
-    image = _image_spec_of(network.input_shape)
-    golden = TensorFlowClassifier(network, scale).predict(golden_image(image)[np.newaxis])[0]
     with card_faults(h5_path):
         card = ArtifactCard(
             class_names=tuple(class_names),
-            image=image,
+            image=_image_spec_of(network.input_shape),
             scale=scale,
             sha256=sha256_of(h5_path),
-            golden_probabilities=tuple(map(float, golden)),
         )
     refuse_mismatch(network, card)
-    return save_card(h5_path, card)
+    golden = verify_golden(TensorFlowClassifier(network, scale), card)
+    return save_card(h5_path, card.model_copy(update={"golden_probabilities": tuple(golden.tolist())}))
 
 
 def _image_spec_of(input_shape: tuple[int | None, ...]) -> ImageSpec:

@@ -2,13 +2,16 @@
 
 import io
 import warnings
-from typing import Literal
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
-from pydantic import BaseModel, ConfigDict, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field
 
+from model.deep_pixels import scale_integers, scale_to_fit
 from model.errors import CorruptImage, ImageTooLarge, InputError, UnsupportedFormat
 from model.image_limits import ImageLimits, refuse_costly_content
 
@@ -24,7 +27,9 @@ _SIGNATURES = (
     *(b"BM", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"),
     *(b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+"),
 )
-_WHITE = 255
+# TIFF 6.0, sections 8, 19 and 22.
+_BITS_PER_SAMPLE, _PHOTOMETRIC_INTERPRETATION, _PLANAR_CONFIGURATION, _SAMPLE_FORMAT = 258, 262, 284, 339
+_WHITE_IS_ZERO, _SEPARATE_PLANES, _UNSIGNED, _SIGNED = 0, 2, 1, 2
 _RESAMPLE = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -33,13 +38,16 @@ _RESAMPLE = {
 }
 
 
+Side = Annotated[int, Field(ge=1, le=4096)]
+
+
 class ImageSpec(BaseModel):
     """What the network wants: every image is stretched to this size and reduced to these channels."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    height: PositiveInt
-    width: PositiveInt
+    height: Side
+    width: Side
     channels: Literal[1, 3]
     resample: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
 
@@ -58,6 +66,7 @@ def decode(data: bytes, spec: ImageSpec, limits: ImageLimits) -> NDArray[np.uint
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             refuse_costly_content(image, data, limits)
+            _refuse_misread(image)
             return _to_pixels(image, spec)
     except InputError:
         raise
@@ -84,41 +93,48 @@ def encode_png(pixels: NDArray[np.uint8]) -> bytes:
 
 def _to_pixels(image: Image.Image, spec: ImageSpec) -> NDArray[np.uint8]:
     image.load()
-    image = _opaque(_eight_bit(_upright(image)))
-    image = image.convert("L" if spec.channels == 1 else "RGB")
+    _turn_upright(image)
+    image = _opaque(_eight_bit(image)).convert("L" if spec.channels == 1 else "RGB")
     if image.size != (spec.width, spec.height):
         image = image.resize((spec.width, spec.height), _RESAMPLE[spec.resample])
     return np.asarray(image, dtype=np.uint8).reshape(spec.shape)
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # noqa: BLE001 - unreadable EXIF says nothing about the pixels, which have decoded
-        return image
+def _turn_upright(image: Image.Image) -> None:
+    # Unreadable EXIF says nothing about the pixels, which have decoded.
+    with suppress(Exception):
+        ImageOps.exif_transpose(image, in_place=True)
+
+
+def _refuse_misread(image: Image.Image) -> None:
+    """Raise UnsupportedFormat for TIFFs that Pillow decodes without complaint and wrongly."""
+    tags = _tiff_tags(image)
+    bits = max(tags.get(_BITS_PER_SAMPLE, (1,)))
+    if tags.get(_PLANAR_CONFIGURATION) == _SEPARATE_PLANES and bits > 8:
+        raise UnsupportedFormat(f"A TIFF of separate planes must have 8 bits a sample. Received: {bits}.")
+    if _SIGNED in tags.get(_SAMPLE_FORMAT, ()) and bits == 8:
+        raise UnsupportedFormat("A TIFF of 8 bits a sample must be unsigned. Received: signed samples.")
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
-    """Scale 16-bit, 32-bit and float pixels to 0..255; Pillow's own conversion would clip them."""
+    """Scale deeper pixels to 0..255; Pillow's own conversion would clip them."""
     if not image.mode.startswith(("I", "F")):
         return image
-    values = np.asarray(image).astype(np.float32)
-    black, white = (0.0, 65535.0) if image.mode.startswith("I;16") else _value_range(values)
-    share = (values - np.float64(black)) / (white - black or 1.0)  # in float64: no float32 range overflows
-    scaled = np.rint(share * 255.0)
-    scaled[values == image.info.get("transparency")] = _WHITE  # a PNG's key colour, in its own depth
-    return Image.fromarray(scaled.astype(np.uint8))
+    tags, values = _tiff_tags(image), np.asarray(image)
+    if image.mode.startswith("I;16"):
+        pixels = scale_integers(values, bits=tags.get(_BITS_PER_SAMPLE, (16,))[0])
+    elif image.mode == "I" and tags.get(_SAMPLE_FORMAT) == (_UNSIGNED,):
+        pixels = scale_to_fit(values.view(np.uint32))  # Pillow knows 32 bits only as signed
+    else:
+        pixels = scale_to_fit(values)
+    if tags.get(_PHOTOMETRIC_INTERPRETATION) == _WHITE_IS_ZERO:
+        pixels = 255 - pixels
+    pixels[values == image.info.get("transparency")] = 255  # a PNG's key colour, in its own depth
+    return Image.fromarray(pixels)
 
 
-def _value_range(values: NDArray[np.float32]) -> tuple[float, float]:
-    """Black and white of pixels whose format states neither: the first usual range that holds all."""
-    if not np.isfinite(values).all():
-        raise CorruptImage("Float pixels must be finite. Received: NaN or infinity.")
-    low, high = float(values.min()), float(values.max())
-    for white in (1.0, 255.0, 65535.0):
-        if low >= 0.0 and high <= white:
-            return 0.0, white
-    return low, high
+def _tiff_tags(image: Image.Image) -> Mapping[int, Any]:
+    return getattr(image, "tag_v2", {})
 
 
 def _opaque(image: Image.Image) -> Image.Image:
@@ -128,7 +144,7 @@ def _opaque(image: Image.Image) -> Image.Image:
     if not image.has_transparency_data:
         return image.convert("RGB") if image.mode == "LAB" else image
     image = image.convert("RGBA")
-    backdrop = Image.new("RGBA", image.size, (_WHITE, _WHITE, _WHITE, _WHITE))
+    backdrop = Image.new("RGBA", image.size, "white")
     return Image.alpha_composite(backdrop, image)
 
 
@@ -136,7 +152,9 @@ def _unidentified(data: bytes) -> InputError:
     if not data:
         return CorruptImage("An image must have content. Received: 0 bytes.")
     if data.startswith(_SIGNATURES) or (data.startswith(b"RIFF") and data[8:12] == b"WEBP"):
-        return CorruptImage(f"An image must decode completely. Received: {_describe(data)}.")
+        return CorruptImage(
+            f"An image must be whole, and of pixels that this service reads. Received: {_describe(data)}."
+        )
     return UnsupportedFormat(f"An image must be BMP, PNG, JPEG, TIFF or WebP. Received: {_describe(data)}.")
 
 

@@ -83,11 +83,14 @@ def open_classifier(artifact: Artifact, engine: Engine, interpreters: int, cache
     return classifier
 
 
-def verify_golden(classifier: Classifier, card: ArtifactCard) -> None:
-    """Raise ArtifactError unless the engine gives probabilities, and the card's for its golden image."""
+def verify_golden(classifier: Classifier, card: ArtifactCard) -> NDArray[np.float32]:
+    """The engine's probabilities (k,) for the golden image.
+
+    Raises ArtifactError unless they are probabilities, one a class, and the card's if it names them.
+    """
     image = golden_image(card.image)[np.newaxis]
     try:
-        probabilities = classifier.predict(image)[0]
+        probabilities: NDArray[np.float32] = classifier.predict(image)[0]
     # LiteRT refuses a wrong shape with ValueError; TensorFlow has errors of its own.
     except Exception as error:
         raise ArtifactError(f"The network must take {card.image.shape} images: {error}") from error
@@ -99,13 +102,14 @@ def verify_golden(classifier: Classifier, card: ArtifactCard) -> None:
     if not np.isclose(probabilities.sum(), 1.0, atol=1e-3) or (probabilities < 0).any():
         raise ArtifactError("The network must end in probabilities that sum to 1, such as a softmax.")
     if card.golden_probabilities is None:
-        return
+        return probabilities
     difference = float(np.abs(probabilities - np.array(card.golden_probabilities)).max())
     if not difference <= GOLDEN_TOLERANCE:
         raise ArtifactError(
             f"The engine must give the card's probabilities for the golden image "
             f"within {GOLDEN_TOLERANCE}. Received: a difference of {difference:.2g}."
         )
+    return probabilities
 
 
 def _open_engine(artifact: Artifact, engine: Engine, interpreters: int, cache_dir: Path) -> Classifier:
@@ -116,7 +120,7 @@ def _open_engine(artifact: Artifact, engine: Engine, interpreters: int, cache_di
         tensorflow_engine = importlib.import_module("model.tensorflow_engine")
     except ModuleNotFoundError as error:
         raise ArtifactError(
-            f"The tensorflow engine needs {error.name}: pip install 'ext-classify[train]'"
+            f"The tensorflow engine needs {error.name}, which serving does without: make dev"
         ) from None
     classifier: Classifier = tensorflow_engine.open_tensorflow(artifact)
     return classifier

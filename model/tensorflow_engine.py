@@ -1,9 +1,5 @@
 """The reference engine: TensorFlow runs the h5 itself. Not installed where images are only served."""
 
-import os
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-
 import keras
 import numpy as np
 import tensorflow as tf

@@ -1,6 +1,5 @@
 """Train a network on a labelled folder and save it as an artifact."""
 
-import os
 import platform
 import statistics
 import time
@@ -10,8 +9,6 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import numpy as np

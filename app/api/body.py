@@ -13,7 +13,7 @@ _GZIP_WINDOW = 16 + zlib.MAX_WBITS
 
 async def capped_stream(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
     """The body in chunks. Raises PayloadTooLarge, before the first one when its length says so."""
-    _refuse_bytes(int(request.headers.get("content-length", 0)), max_bytes)
+    _refuse_bytes(_length_of(request), max_bytes)
     received = 0
     async for chunk in request.stream():
         received += len(chunk)
@@ -77,6 +77,14 @@ def _inflate(body: bytes, window: int, max_bytes: int) -> bytes:
     if not decompressor.eof or decompressor.unused_data:
         raise MalformedBody("A compressed body must be one whole gzip or deflate stream.")
     return inflated
+
+
+def _length_of(request: Request) -> int:
+    length = request.headers.get("content-length", "0")
+    try:
+        return int(length)
+    except ValueError:  # too many digits for Python to convert
+        raise MalformedBody(f"A Content-Length must be a number. Received: {len(length)} digits.") from None
 
 
 def _encoding_of(request: Request) -> str:

@@ -1,11 +1,15 @@
 """Uploaded files out of a multipart/form-data body (RFC 7578), in memory and in order."""
 
+import logging
 from collections.abc import AsyncIterable
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from app.errors import InvalidBatch, MalformedBody, PayloadTooLarge
+
+# It logs each bad byte; the caller is told what is wrong.
+logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
 
 
 async def parse_files(
@@ -17,10 +21,12 @@ async def parse_files(
     files, PayloadTooLarge when it holds more than `max_files`.
     """
     _, parameters = parse_options_header(content_type)
+    if not parameters.get(b"boundary"):
+        raise MalformedBody("A multipart body's Content-Type must name its boundary.")
     parts = _Parts(max_files)
     try:
         parser = MultipartParser(
-            parameters.get(b"boundary", b""),
+            parameters[b"boundary"],
             {
                 "on_part_begin": parts.begin,
                 "on_header_field": parts.add_header_name,

@@ -79,7 +79,7 @@ class ImageFetcher:
             except (aiohttp.ClientError, OSError, ValueError) as error:
                 raise FetchFailed(
                     f"The URL's host must answer over https. Received: {type(error).__name__}.",
-                    retryable=True,
+                    retryable=not isinstance(error, (aiohttp.ClientSSLError, ValueError)),
                 ) from error
 
     async def _follow(self, text: str) -> bytes:

@@ -1,4 +1,5 @@
 import json
+import shlex
 import shutil
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from app.cli import main
+from app.client import is_ready
 from model.artifact import DEFAULT_MODEL_PATH
 from tests.conftest import SAMPLES
 from tests.running import free_port, running_service
@@ -65,7 +67,10 @@ def test_more_images_than_a_batch_are_all_answered(
         (["classify", "--url", "file:///etc", str(SAMPLES)], "must begin with http://"),
         (["classify", "--url", "http://127.0.0.1:1", str(SAMPLES)], "start it with: ext-classify serve"),
         (["serve", "--model", "/nowhere/m.h5"], "Missing: /nowhere/m.h5"),
-        (["serve", "--engine", "onnx"], "EXT_CLASSIFY_ENGINE"),
+        (["serve", "--model", ""], "must be an .h5 file"),
+        (["classify", "--url", "http://[::1", str(SAMPLES)], "start it with"),
+        (["classify", "--url", "http://ho st", str(SAMPLES)], "start it with"),
+        (["train", "--data", "/nowhere", "--output", "model.keras"], "must be saved as an .h5"),
         (["train", "--data", "/nowhere"], "Missing: /nowhere/train"),
         (["describe", "/nowhere/m.h5", "--class-names", "a,b"], "Missing: /nowhere/m.h5"),
     ],
@@ -76,6 +81,53 @@ def test_failure_is_one_line(capsys: pytest.CaptureFixture[str], arguments: list
     [line] = [line for line in printed.err.splitlines() if line.startswith("ext-classify: ")]
     assert message in line
     assert "Traceback" not in printed.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["serve", "--engine", "onnx"],
+        ["serve", "--port", "99999"],
+        ["demo", "--port", "0"],
+        ["train", "--data", ".", "--seeds", "-1"],
+        ["train", "--data", ".", "--epochs", "0"],
+        ["describe", "a.h5", "--class-names", "a,b", "--scale", "1/0"],
+        ["describe", "a.h5", "--class-names", "a,b", "--scale", "much"],
+    ],
+)
+def test_impossible_argument_is_refused_with_the_usage(
+    capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    with pytest.raises(SystemExit) as raised:
+        main(arguments)
+    assert raised.value.code == 2
+    assert "usage: ext-classify" in capsys.readouterr().err
+
+
+def test_large_photographs_travel_in_smaller_batches(
+    url: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    bitmap = b"BM" + bytes(9_000_000)
+    for number in range(12):
+        (tmp_path / f"{number}.bmp").write_bytes(bitmap)
+    assert main(["classify", "--url", url, str(tmp_path)]) == 0
+    assert capsys.readouterr().out.endswith("12 corrupt_image\n")
+
+
+def test_images_of_one_name_are_told_apart(
+    url: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        shutil.copy(SAMPLES / "rolled.png", tmp_path / folder)
+    assert main(["classify", "--url", url, str(tmp_path)]) == 0
+    assert f"{tmp_path}/b/rolled.png" in capsys.readouterr().out
+
+
+def test_output_that_nobody_reads_is_no_failure(url: str) -> None:
+    command = f"{shlex.join([*CLI, 'classify', '--url', url, *[str(SAMPLES)] * 50])} | head -1"
+    finished = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)  # noqa: S607
+    assert finished.stderr == ""
 
 
 def test_serve_refuses_a_tampered_network(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -143,6 +195,20 @@ def test_demo_classifies_the_samples_and_keeps_serving() -> None:
         watchdog.cancel()
     assert "1 Crazing, 1 Inclusion, 1 Patches, 1 Pitted, 1 Rolled, 1 Scratches" in printed
     assert "1 Crazing" in with_sample.stdout
+
+
+def test_stopped_demo_leaves_no_server_behind() -> None:
+    port = free_port()
+    with subprocess.Popen([*CLI, "demo", "--port", str(port)], stdout=subprocess.PIPE, text=True) as demo:
+        assert demo.stdout is not None
+        watchdog = threading.Timer(60, demo.kill)
+        watchdog.start()
+        while "in a browser" not in demo.stdout.readline():
+            assert demo.poll() is None
+        demo.terminate()
+        assert demo.wait(20) == 0
+        watchdog.cancel()
+    assert not is_ready(f"http://127.0.0.1:{port}")
 
 
 def test_demo_names_a_taken_port(capsys: pytest.CaptureFixture[str], url: str) -> None:

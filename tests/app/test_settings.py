@@ -31,5 +31,11 @@ def test_impossible_value_is_refused(monkeypatch: pytest.MonkeyPatch, name: str,
         Settings()
 
 
+def test_misspelt_knob_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EXT_CLASSIFY_PROT", "9000")
+    with pytest.raises(ValidationError, match="EXT_CLASSIFY_PROT"):
+        Settings()
+
+
 def test_every_knob_says_what_it_is() -> None:
     assert [name for name, field in Settings.model_fields.items() if not field.description] == []

@@ -4,13 +4,10 @@ Rounds are interleaved, forwards and backwards, so that a busy neighbour slows a
 """
 
 import argparse
-import os
 import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
 from numpy.typing import NDArray

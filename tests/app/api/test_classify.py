@@ -307,6 +307,11 @@ def test_image_limit_is_exact_and_a_row_error(small: TestClient, size: int, code
     assert answer.json()["error"]["code"] == code
 
 
+def test_length_of_too_many_digits_is_refused(client: TestClient) -> None:
+    headers = {**JSON, "Content-Length": "0" * 5000 + "2"}
+    assert client.post("/classify", content=b"{}", headers=headers).status_code == 400
+
+
 def test_gzip_bomb_is_refused(client: TestClient) -> None:
     bomb = gzip.compress(bytes(200 * 1024 * 1024))
     answer = client.post("/classify", content=bomb, headers={**JSON, "Content-Encoding": "gzip"})
@@ -320,6 +325,7 @@ def test_gzip_bomb_is_refused(client: TestClient) -> None:
         ("GET", "/classify", 405, "method_not_allowed"),
         ("POST", "/healthz", 405, "method_not_allowed"),
         ("GET", "/nowhere", 404, "not_found"),
+        ("POST", "/classify/", 404, "not_found"),
     ],
 )
 def test_every_refusal_has_the_same_shape(

@@ -27,6 +27,10 @@ def schema_of(document: Any, name: str) -> Any:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
+def test_document_works_behind_a_path_prefix(document: Any) -> None:
+    assert document["servers"] == [{"url": "."}]
+
+
 def test_three_forms_are_documented(document: Any) -> None:
     assert set(operation(document)["requestBody"]["content"]) == {
         "application/json",

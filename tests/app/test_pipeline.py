@@ -1,0 +1,94 @@
+import asyncio
+import gc
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.images.http import ImageFetcher
+from app.images.source import Base64Text, Url
+from app.outcome import Outcome
+from app.pipeline import Pipeline, StepSeconds
+from app.row import Row
+from app.settings import Settings
+from model import image as image_module
+from model.artifact import DEFAULT_MODEL_PATH, load_artifact
+from model.image_limits import ImageLimits
+from model.runtime import LiteRtClassifier, open_classifier
+from tests.app.forms import text_of
+
+SETTINGS = Settings()
+
+
+def classify(rows: list[Row], **changes: Any) -> tuple[list[Outcome | None], StepSeconds]:
+    """Through a pipeline of the shipped artifact."""
+
+    async def run() -> tuple[list[Outcome | None], StepSeconds]:
+        artifact = load_artifact(DEFAULT_MODEL_PATH)
+        async with ImageFetcher(SETTINGS) as fetcher:
+            with ThreadPoolExecutor(2) as threads:
+                classifier = open_classifier(artifact, "litert", 2, SETTINGS.cache_dir)
+                given = {"classifier": classifier, "limits": ImageLimits()} | changes
+                return await Pipeline(
+                    artifact=artifact, fetcher=fetcher, threads=threads, **given
+                ).classify_rows(rows)
+
+    return asyncio.run(run())
+
+
+def test_image_in_any_place_of_any_batch_has_the_same_outcome(sample: bytes) -> None:
+    [alone], _ = classify([Row(0, sample)])
+    for size in (2, 8, 9, 33):
+        outcomes, _ = classify([Row(n, sample) for n in range(size)])
+        assert outcomes == [alone] * size
+
+
+def test_errors_and_nulls_keep_their_place(sample: bytes) -> None:
+    sources = [None, sample, Base64Text("?"), Url("https://a.example.com/b"), Base64Text(text_of(sample))]
+    outcomes, _ = classify([Row(n, source) for n, source in enumerate(sources)])
+    codes = [outcome and outcome["error"] and outcome["error"]["code"] for outcome in outcomes]
+    assert codes == [None, None, "invalid_base64", "url_not_allowed", None]
+    assert outcomes[0] is None
+    assert outcomes[1] == outcomes[4]
+
+
+def test_batch_without_urls_spends_no_time_on_fetching(sample: bytes) -> None:
+    _, seconds = classify([Row(n, sample) for n in range(20)])
+    assert seconds.fetch == 0
+    assert seconds.decode > 0
+    assert seconds.predict > 0
+
+
+def test_broken_image_lets_go_of_its_pixels(sample: bytes, monkeypatch: Any) -> None:
+    opened: list[weakref.ref[Any]] = []
+    refuse_costly_content = image_module.refuse_costly_content
+
+    def remember(image: Any, *more: Any) -> None:
+        opened.append(weakref.ref(image))
+        refuse_costly_content(image, *more)
+
+    monkeypatch.setattr(image_module, "refuse_costly_content", remember)
+    gc.collect()
+    gc.disable()
+    try:
+        outcomes, _ = classify([Row(n, sample[:-4000]) for n in range(8)])
+        assert [outcome and outcome["error"] is not None for outcome in outcomes] == [True] * 8
+        assert [image() for image in opened] == [None] * 8
+    finally:
+        gc.enable()
+
+
+def test_network_that_answers_nan_is_an_error_of_each_row(sample: bytes) -> None:
+    class Nan(LiteRtClassifier):
+        def __init__(self) -> None:
+            pass
+
+        def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+            return np.full((len(images), 6), np.nan, np.float32)
+
+    [outcome], _ = classify([Row(0, sample)], classifier=Nan())
+    assert outcome is not None
+    assert outcome["error"] is not None
+    assert outcome["error"]["code"] == "prediction_failed"
