@@ -40,6 +40,11 @@ def refuse_encoded(request: Request) -> None:
         )
 
 
+def is_compressed(body: bytes, request: Request) -> bool:
+    """Whether there may be anything to inflate."""
+    return body.startswith(_GZIP_MAGIC) or _encoding_of(request) != "identity"
+
+
 def inflate(body: bytes, request: Request, max_bytes: int) -> bytes:
     """Undo gzip or deflate. Raises PayloadTooLarge before growing past `max_bytes`.
 

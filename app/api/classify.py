@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic_core import to_json
 from starlette.concurrency import run_in_threadpool
 
-from app.api.body import capped_stream, inflate, read_body, refuse_encoded
+from app.api.body import capped_stream, inflate, is_compressed, read_body, refuse_encoded
 from app.api.multipart import parse_files
 from app.api.openapi import CLASSIFY_DOCUMENTATION
 from app.errors import UnsupportedMediaType
@@ -47,7 +47,9 @@ async def _classify_batch(request: Request) -> Response:
 
 async def _read_json(request: Request, max_body_bytes: int) -> bytes:
     body = await read_body(request, max_body_bytes)
-    return await run_in_threadpool(inflate, body, request, max_body_bytes)
+    if is_compressed(body, request):
+        return await run_in_threadpool(inflate, body, request, max_body_bytes)
+    return body
 
 
 async def _classify_image(request: Request) -> Response:

@@ -29,9 +29,11 @@ def noise(height: int, width: int, channels: int | None = 3, seed: int = 0) -> P
 
 
 def tiff(tags: list[tuple[int, int]], strip: bytes, tile: bool = False) -> bytes:
-    """A little-endian 8-bit grey TIFF of one strip or tile; a tag may be given twice, and keeps its order."""
+    """A little-endian 8-bit grey TIFF of one strip or tile; given tags come before the usual ones."""
     offset_tag, bytes_tag = (324, 325) if tile else (273, 279)
-    entries = [*tags, (258, 8), (262, 1), (277, 1), (offset_tag, -1), (bytes_tag, len(strip))]
+    given = {tag for tag, _ in tags}
+    usual = [(tag, value) for tag, value in ((258, 8), (262, 1), (277, 1)) if tag not in given]
+    entries = [*tags, *usual, (offset_tag, -1), (bytes_tag, len(strip))]
     strip_at = 8 + 2 + 12 * len(entries) + 4
     directory = b"".join(
         struct.pack("<HHII", tag, 4, 1, strip_at if value < 0 else value)

@@ -13,6 +13,7 @@ from model.compile import compile_artifact
 from model.describe import describe
 from model.errors import ArtifactError
 from model.image import ImageSpec
+from model.networks import save_network
 from model.runtime import Classifier, Engine, LiteRtClassifier, open_classifier
 from tests.model.conftest import random_images
 
@@ -142,6 +143,20 @@ def test_what_does_not_fit_is_refused_and_no_card_written(
     with pytest.raises(ArtifactError):
         describe(h5_path, names, scale)
     assert not card_path(h5_path).exists()
+
+
+@pytest.mark.parametrize("activation", [None, "sigmoid"], ids=["logits", "sigmoid"])
+def test_network_without_probabilities_is_refused_before_it_is_served(
+    tmp_path: Path, activation: str | None
+) -> None:
+    network = keras.Sequential(
+        [keras.Input(SPEC.shape), keras.layers.Flatten(), keras.layers.Dense(3, activation=activation)]
+    )
+    path = tmp_path / "network.h5"
+    save_network(network, path)
+    with pytest.raises(ArtifactError, match="sum to 1"):
+        describe(path, NAMES, 1.0)
+    assert not card_path(path).exists()
 
 
 @pytest.mark.parametrize("shape", [(24, 20, 4), (None, None, 3), (50,)])
