@@ -20,7 +20,7 @@ from app.api.openapi import add_answer_examples
 from app.errors import ServiceError
 from app.images.http import ImageFetcher
 from app.pipeline import Pipeline
-from app.settings import Settings
+from app.settings import Settings, unknown_variables
 from model.artifact import Artifact, load_artifact
 from model.runtime import Classifier, open_classifier
 
@@ -31,6 +31,8 @@ def create_app(settings: Settings) -> FastAPI:
     """The service, its network loaded, warm and proven. Raises ArtifactError when that fails."""
     _configure_logging(settings.log_level)
     _log({"event": "starting", **settings.model_dump(mode="json")})
+    for variable in unknown_variables():
+        logger.warning("There is no such setting. Received: %r", variable)
     artifact = load_artifact(settings.model_path)
     classifier = open_classifier(artifact, settings.engine, settings.threads, settings.cache_dir)
     app = FastAPI(

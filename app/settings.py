@@ -2,9 +2,9 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from model.artifact import DEFAULT_MODEL_PATH
@@ -64,15 +64,12 @@ class Settings(BaseSettings):
     max_concurrent_fetches: PositiveInt = 64
     """Images fetched at the same time, over all requests."""
 
-    @model_validator(mode="after")
-    def _know_every_variable(self) -> Self:
-        """A misspelt knob would silently do nothing."""
-        for variable in os.environ:
-            name = variable.upper().removeprefix("EXT_CLASSIFY_")
-            if name != variable.upper() and name.lower() not in type(self).model_fields:
-                raise ValueError(f"there is no such setting. Received: {variable}")
-        return self
-
     @property
     def image_limits(self) -> ImageLimits:
         return ImageLimits(self.max_image_bytes, self.max_image_pixels, self.max_image_side_pixels)
+
+
+def unknown_variables() -> list[str]:
+    """Environment variables of our prefix that name no knob: misspelt, they would silently do nothing."""
+    known = {f"EXT_CLASSIFY_{name.upper()}" for name in Settings.model_fields}
+    return sorted(v for v in os.environ if v.upper().startswith("EXT_CLASSIFY_") and v.upper() not in known)
