@@ -1,8 +1,8 @@
 # .venv serves and carries no TensorFlow; .venv-dev trains, compiles, checks and tests.
 PYTHON ?= python3
-PORT ?= 8000
 DATA ?= $(NEU_DATA_DIR)
 SEEDS ?= 0 1 2
+NEEDS_DATA = @test -n "$(DATA)" || { echo "Say where the images are: make $@ DATA=DIR"; exit 2; }
 
 SERVE = .venv/bin
 DEV = .venv-dev/bin
@@ -19,7 +19,7 @@ setup: .venv/.installed ## make .venv: what serving needs, no TensorFlow
 dev: .venv-dev/.installed ## make .venv-dev: all of it, to train, compile, check and test
 
 run: setup ## set up, serve, classify the samples in Snowflake's form, keep serving (PORT=8000)
-	@$(SERVE)/ext-classify demo --port $(PORT)
+	@$(SERVE)/ext-classify demo $(if $(PORT),--port $(PORT))
 
 test: .venv-dev/.installed ## set up, run all tests (NEU_DATA_DIR=… adds those on the real images)
 	$(DEV)/pytest
@@ -34,9 +34,11 @@ bench: .venv-dev/.installed setup ## measure engines, start and memory; writes t
 	$(DEV)/python -m tests.benchmarks.start --python $(SERVE)/python
 
 train: .venv-dev/.installed ## train the published recipe on DATA=DIR once a seed (SEEDS="0 1 2")
+	$(NEEDS_DATA)
 	$(DEV)/ext-classify train --network recipe --data $(DATA) --seeds $(SEEDS)
 
 evaluate: .venv-dev/.installed ## test accuracy of both engines on DATA=DIR, and their parity
+	$(NEEDS_DATA)
 	$(DEV)/ext-classify evaluate --data $(DATA) --engine both
 
 samples: .venv-dev/.installed ## draw the sample images anew
@@ -51,7 +53,7 @@ lock: .venv-dev/.installed ## write the locked requirements anew from pyproject.
 	$(UV_COMPILE) --upgrade -o requirements-dev.txt --extra dev -c requirements.txt pyproject.toml
 
 clean: ## remove the environments and caches
-	rm -rf .venv .venv-dev .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-dev .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 .venv/.installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def serve(**given: Any) -> None:
-    settings = Settings(**{name: value for name, value in given.items() if value is not None})
+    settings = _settings(given)
     _end_well_on_sigterm()  # uvicorn stops gracefully, then raises the signal once more
     uvicorn.run(
         create_app(settings),
@@ -67,9 +67,10 @@ def classify(paths: list[Path], url: str, as_json: bool) -> None:
     print_outcomes(images, classify_files(images, url), as_json=as_json)
 
 
-def demo(host: str, port: int, images: Path) -> None:
+def demo(images: Path, **given: Any) -> None:
+    settings = _settings(given)
     _end_well_on_sigterm()
-    demonstrate(host, port, images)
+    demonstrate(settings.host, settings.port, images)
 
 
 def train(network: str, data: Path, output: Path, seeds: list[int], epochs: int | None) -> None:
@@ -86,14 +87,24 @@ def evaluate(data: Path, split: str, model: Path, engine: str) -> None:
 
 def compile_model(model: Path) -> None:
     compiling = _import_training("model.compile")
-    print(f"Compiled {compiling.compile_artifact(load_artifact(model)).tflite}")
+    paths = compiling.compile_artifact(load_artifact(model))
+    print(f"Compiled {paths.tflite}, and its stamp {paths.stamp}")
 
 
 def describe(h5: Path, class_names: str, scale: float) -> None:
     describing = _import_training("model.describe")
     names = [name.strip() for name in class_names.split(",")]
-    artifact = describing.describe(h5, names, scale)
-    print(f"Described {h5}; next: ext-classify compile --model {shlex.quote(str(artifact.h5_path))}")
+    card = describing.describe(h5, names, scale).card
+    print(
+        f"Described {h5}: {card.image.height} x {card.image.width} x {card.image.channels} pixels, ", end=""
+    )
+    print(f"multiplied by {card.scale:g}; {', '.join(card.class_names)}.")
+    print(f"Next: ext-classify compile --model {shlex.quote(str(h5))}")
+
+
+def _settings(given: dict[str, Any]) -> Settings:
+    """What flags say goes before the environment."""
+    return Settings(**{name: value for name, value in given.items() if value is not None})
 
 
 def _import_training(module: str) -> ModuleType:
@@ -124,8 +135,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--json", action="store_true", dest="as_json", help="one outcome a line")
 
     command = _add(commands, "demo", demo, "serve, classify sample images, and keep serving")
-    command.add_argument("--host", default="127.0.0.1")
-    command.add_argument("--port", type=_port, default=8000)
+    command.add_argument("--host", help="address to listen on (default 127.0.0.1)")
+    command.add_argument("--port", type=_port, help="port to listen on (default 8000)")
     command.add_argument("--images", type=Path, default=SAMPLES, help="a folder (default: the samples)")
 
     command = _add(commands, "train", train, "train a network on DIR/{train,valid,test}/<class>/")
@@ -147,7 +158,12 @@ def _parser() -> argparse.ArgumentParser:
     command = _add(commands, "describe", describe, "write the card of a foreign .h5")
     command.add_argument("h5", type=Path)
     command.add_argument("--class-names", required=True, help="in the order of the outputs, by commas")
-    command.add_argument("--scale", type=_scale, default=1.0, help="what pixels are multiplied by: 1/255")
+    command.add_argument(
+        "--scale",
+        type=_scale,
+        required=True,
+        help="what pixels 0..255 are multiplied by before the network: 1/255, or 1 if it scales them itself",
+    )
     return parser
 
 

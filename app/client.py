@@ -55,9 +55,9 @@ def print_outcomes(images: Sequence[Path], outcomes: Iterator[dict[str, Any]], *
     counts: Counter[str] = Counter()
     for name, outcome in zip(names, outcomes, strict=True):
         if not counts:
-            print(f"{'image':<{width}}  {'label':<16}  confidence")
+            print(f"{'image':<{width}}  {'label':<18}  confidence")
         counts[_label(outcome)] += 1
-        print(f"{name:<{width}}  {_label(outcome):<16}  {_confidence(outcome)}")
+        print(f"{name:<{width}}  {_label(outcome):<18}  {_confidence(outcome)}")
     print("\n" + ", ".join(f"{count} {label}" for label, count in sorted(counts.items())))
 
 

@@ -11,7 +11,7 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.responses import HTMLResponse
+from starlette.responses import HTMLResponse, RedirectResponse
 from starlette.staticfiles import StaticFiles
 
 from app import __version__
@@ -71,6 +71,10 @@ def _lifespan(
 def _add_docs(app: FastAPI) -> None:
     """Swagger UI from a package, so that /docs works where the internet does not reach."""
     app.mount("/docs/assets", StaticFiles(packages=[("fastapi_swagger", "resources")]))
+
+    @app.get("/", include_in_schema=False)
+    async def index() -> RedirectResponse:
+        return RedirectResponse("docs")
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
@@ -134,5 +138,6 @@ def _log(line: dict[str, object]) -> None:
 def __getattr__(name: str) -> FastAPI:
     """`uvicorn app.main:app`, without settings being read by whoever merely imports this module."""
     if name == "app":
-        return create_app(Settings())
+        globals()["app"] = app = create_app(Settings())  # uvicorn asks twice
+        return app
     raise AttributeError(name)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from app.cli import SAMPLES, main
 from app.settings import Settings
 from model.errors import InputError
 from tests.running import running_service
@@ -40,6 +41,12 @@ def test_both_commands_stand_on_the_first_screen() -> None:
     first_screen = "\n".join(README.splitlines()[:20])
     assert "make run" in first_screen
     assert "make test" in first_screen
+
+
+def test_first_output_is_what_the_samples_give(capsys: pytest.CaptureFixture[str]) -> None:
+    with running_service() as url:
+        assert main(["classify", "--url", url, str(SAMPLES)]) == 0
+    assert capsys.readouterr().out in README
 
 
 def test_curl_examples_work_when_pasted() -> None:

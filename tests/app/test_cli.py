@@ -72,7 +72,7 @@ def test_more_images_than_a_batch_are_all_answered(
         (["classify", "--url", "http://ho st", str(SAMPLES)], "start it with"),
         (["train", "--data", "/nowhere", "--output", "model.keras"], "must be saved as an .h5"),
         (["train", "--data", "/nowhere"], "Missing: /nowhere/train"),
-        (["describe", "/nowhere/m.h5", "--class-names", "a,b"], "Missing: /nowhere/m.h5"),
+        (["describe", "/nowhere/m.h5", "--class-names", "a,b", "--scale", "1"], "Missing: /nowhere/m.h5"),
     ],
 )
 def test_failure_is_one_line(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
@@ -191,7 +191,7 @@ def test_demo_classifies_the_samples_and_keeps_serving() -> None:
             check=True,
         )
         demo.send_signal(signal.SIGINT)
-        demo.wait(20)
+        assert demo.wait(20) == 0
         watchdog.cancel()
     assert "1 Crazing, 1 Inclusion, 1 Patches, 1 Pitted, 1 Rolled, 1 Scratches" in printed
     assert "1 Crazing" in with_sample.stdout

@@ -86,6 +86,10 @@ def test_refusals_are_as_documented(
     validate(document, documented, answer.json())
 
 
+def test_front_page_leads_to_the_documentation(client: TestClient) -> None:
+    assert "swagger-ui" in client.get("/").text
+
+
 def test_documentation_asks_nothing_of_the_internet(client: TestClient) -> None:
     page = client.get("/docs").text
     assert "https://" not in page.replace("https://fastapi.tiangolo.com", "")
