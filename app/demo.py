@@ -19,8 +19,8 @@ POST {url}/classify answered a batch in the form of Snowflake's external functio
 _NEXT = """
 Serving on {url} until Ctrl-C. In another terminal, try:
 
-  curl -s -w '\n' -H 'Content-Type: image/png' --data-binary @{example} {url}/classify
-  curl -s -w '\n' -F file=@{example} {url}/classify
+  curl -s -H 'Content-Type: image/png' --data-binary @{example} {url}/classify
+  curl -s -F file=@{example} {url}/classify
   .venv/bin/ext-classify classify --url {url} YOUR_FOLDER
 
 and in a browser {url}/docs

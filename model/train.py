@@ -240,5 +240,5 @@ def _describe_spread(trained: Sequence[TrainedNetwork]) -> str:
     return (
         f"{len(trained)} seed(s): test accuracy mean {statistics.mean(accuracies):.1%}, "
         f"from {min(accuracies):.1%} to {max(accuracies):.1%}; loss mean {statistics.mean(losses):.3f}, "
-        f"from {min(losses):.3f} to {max(losses):.3f}. Published: 94.5%, below 0.2."
+        f"from {min(losses):.3f} to {max(losses):.3f}."
     )
