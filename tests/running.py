@@ -1,5 +1,6 @@
 """The service as it really runs: `ext-classify serve` in a process of its own."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -19,12 +20,12 @@ def free_port() -> int:
 
 
 @contextmanager
-def running_service(*arguments: str) -> Iterator[str]:
+def running_service(*arguments: str, **environment: str) -> Iterator[str]:
     """The URL of a service that is ready; it is stopped with SIGTERM, and must then exit cleanly."""
     port = free_port()
     command = [sys.executable, "-m", "app.cli", "serve", "--port", str(port), *arguments]
     url = f"http://127.0.0.1:{port}"
-    with subprocess.Popen(command) as service:
+    with subprocess.Popen(command, env=os.environ | environment) as service:
         deadline = time.monotonic() + START_TIMEOUT_SECONDS
         while not is_ready(url):
             assert service.poll() is None, "the service did not start"
