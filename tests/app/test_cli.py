@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -173,8 +174,9 @@ def test_tensorflow_engine_serves_too(capsys: pytest.CaptureFixture[str]) -> Non
     assert "1 Scratches" in capsys.readouterr().out
 
 
-def test_demo_classifies_the_samples_and_keeps_serving() -> None:
-    port = free_port()
+@contextmanager
+def running_demo(port: int) -> Iterator[tuple["subprocess.Popen[str]", str]]:
+    """A demo that has said all it says, and what that was."""
     with subprocess.Popen([*CLI, "demo", "--port", str(port)], stdout=subprocess.PIPE, text=True) as demo:
         assert demo.stdout is not None
         watchdog = threading.Timer(60, demo.kill)
@@ -184,30 +186,25 @@ def test_demo_classifies_the_samples_and_keeps_serving() -> None:
             line = demo.stdout.readline()
             assert line, printed
             printed += line
-        with_sample = subprocess.run(
-            [*CLI, "classify", "--url", f"http://127.0.0.1:{port}", str(SAMPLES / "crazing.png")],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        yield demo, printed
+        watchdog.cancel()
+
+
+def test_demo_classifies_the_samples_and_keeps_serving(capsys: pytest.CaptureFixture[str]) -> None:
+    port = free_port()
+    with running_demo(port) as (demo, printed):
+        assert "1 Crazing, 1 Inclusion, 1 Patches, 1 Pitted, 1 Rolled, 1 Scratches" in printed
+        assert main(["classify", "--url", f"http://127.0.0.1:{port}", str(SAMPLES / "crazing.png")]) == 0
+        assert "1 Crazing" in capsys.readouterr().out
         demo.send_signal(signal.SIGINT)
         assert demo.wait(20) == 0
-        watchdog.cancel()
-    assert "1 Crazing, 1 Inclusion, 1 Patches, 1 Pitted, 1 Rolled, 1 Scratches" in printed
-    assert "1 Crazing" in with_sample.stdout
 
 
 def test_stopped_demo_leaves_no_server_behind() -> None:
     port = free_port()
-    with subprocess.Popen([*CLI, "demo", "--port", str(port)], stdout=subprocess.PIPE, text=True) as demo:
-        assert demo.stdout is not None
-        watchdog = threading.Timer(60, demo.kill)
-        watchdog.start()
-        while "in a browser" not in demo.stdout.readline():
-            assert demo.poll() is None
+    with running_demo(port) as (demo, _):
         demo.terminate()
         assert demo.wait(20) == 0
-        watchdog.cancel()
     assert not is_ready(f"http://127.0.0.1:{port}")
 
 
