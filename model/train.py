@@ -2,6 +2,7 @@
 
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import closing
@@ -67,6 +68,7 @@ def train(knobs: Knobs, data_dir: Path, h5_path: Path, seeds: Sequence[int]) -> 
     best = min(trained, key=lambda result: result.valid.loss)
     artifact = save(best.network, h5_path, _card_of(best, trained, knobs, class_names, splits))
     compile_artifact(artifact)
+    print(_describe_spread(trained))
     return artifact
 
 
@@ -146,10 +148,10 @@ def _train_seeds(
                 raise
             break
         trained.append(result)
-        print(_describe(result), flush=True)
+        # On stderr, like the bar: whatever becomes of stdout, the network is saved first.
+        print(_describe(result), file=sys.stderr)
         if result.interrupted:
             break
-    print(_describe_spread(trained), flush=True)
     return trained
 
 

@@ -157,14 +157,28 @@ class TestTerminal:
     def test_results_are_a_line_a_seed_and_one_for_all(
         self, trained_again: tuple[Artifact, str, str]
     ) -> None:
-        artifact, out, _ = trained_again
-        *seeds, spread = out.splitlines()
+        artifact, out, err = trained_again
+        seeds = [line for line in re.split("[\r\n]", err) if ": test accuracy" in line]
+        [spread] = out.splitlines()
         assert len(seeds) == len(SEEDS)
         for seed, line in zip(SEEDS, seeds, strict=True):
             accuracy = artifact.card.metrics["test_accuracy_by_seed"][str(seed)]
             assert line.startswith(f"seed {seed}: test accuracy {accuracy:.1%}, loss ")
             assert re.search(r"\(epoch \d of 2, \d+ s\)$", line)
         assert spread.startswith("2 seed(s): test accuracy mean ")
+
+
+def test_network_is_saved_before_anything_is_said_to_a_reader_who_has_gone(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    with redirect_stdout(Gone()), pytest.raises(BrokenPipeError):
+        train(KNOBS, data_dir, tmp_path / "net.h5", SEEDS[:1])
+    artifact = load_artifact(tmp_path / "net.h5")
+    assert read_twin(artifact, beside(artifact)) is not None
 
 
 def test_diverged_training_is_an_error_of_ours(data_dir: Path, tmp_path: Path) -> None:
