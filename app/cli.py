@@ -95,10 +95,8 @@ def describe(h5: Path, class_names: str, scale: float) -> None:
     describing = _import_training("model.describe")
     names = [name.strip() for name in class_names.split(",")]
     card = describing.describe(h5, names, scale).card
-    print(
-        f"Described {h5}: {card.image.height} x {card.image.width} x {card.image.channels} pixels, ", end=""
-    )
-    print(f"multiplied by {card.scale:g}; {', '.join(card.class_names)}.")
+    shape = " x ".join(map(str, card.image.shape))
+    print(f"Described {h5}: {shape} pixels, multiplied by {card.scale:g}; {', '.join(card.class_names)}.")
     print(f"Next: ext-classify compile --model {shlex.quote(str(h5))}")
 
 

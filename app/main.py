@@ -1,6 +1,5 @@
 """The one place where the parts meet."""
 
-import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -19,18 +18,18 @@ from app.api import classify, health
 from app.api.openapi import add_answer_examples
 from app.errors import ServiceError
 from app.images.http import ImageFetcher
+from app.log import configure, log_event, logger
+from app.outcome import ErrorDetail
 from app.pipeline import Pipeline
 from app.settings import Settings, unknown_variables
 from model.artifact import Artifact, load_artifact
 from model.runtime import Classifier, open_classifier
 
-logger = logging.getLogger("ext_classify")
-
 
 def create_app(settings: Settings) -> FastAPI:
     """The service, its network loaded, warm and proven. Raises ArtifactError when that fails."""
-    _configure_logging(settings.log_level)
-    _log({"event": "starting", **settings.model_dump(mode="json")})
+    configure(settings.log_level)
+    log_event("starting", **settings.model_dump(mode="json"))
     for variable in unknown_variables():
         logger.warning("There is no such setting. Received: %r", variable)
     artifact = load_artifact(settings.model_path)
@@ -62,7 +61,7 @@ def _lifespan(
         with ThreadPoolExecutor(settings.threads, "classify") as threads:
             async with ImageFetcher(settings) as fetcher:
                 app.state.pipeline = Pipeline(artifact, classifier, settings.image_limits, fetcher, threads)
-                _log({"event": "ready", **app.state.pipeline.model})
+                log_event("ready", **app.state.pipeline.model)
                 yield
 
     return lifespan
@@ -118,21 +117,8 @@ def _error_response(
     retryable: bool = False,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    content = {"error": {"code": code, "message": message, "retryable": retryable}}
-    return Response(to_json(content), status, headers, media_type="application/json")
-
-
-def _configure_logging(level: str) -> None:
-    if not logger.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        logger.addHandler(handler)
-        logger.propagate = False
-    logger.setLevel(level.upper())
-
-
-def _log(line: dict[str, object]) -> None:
-    logger.info("%s", to_json(line).decode())
+    detail = ErrorDetail(code=code, message=message, retryable=retryable)
+    return Response(to_json({"error": detail}), status, headers, media_type="application/json")
 
 
 def __getattr__(name: str) -> FastAPI:

@@ -48,21 +48,22 @@ def outcome_of_probabilities(
         return outcome_of_error(failure, model)
     rounded = [round(p, _DECIMALS) for p in probabilities.tolist()]
     best = int(probabilities.argmax())
-    return Outcome(
-        label=class_names[best],
-        confidence=rounded[best],
-        probabilities=dict(zip(class_names, rounded, strict=True)),
-        abstained=False,
-        reason=None,
-        nearest_label=None,
-        evidence=None,
-        model=model,
-        error=None,
-    )
+    outcome = _blank(model)
+    outcome["label"] = class_names[best]
+    outcome["confidence"] = rounded[best]
+    outcome["probabilities"] = dict(zip(class_names, rounded, strict=True))
+    return outcome
 
 
 def outcome_of_error(error: InputError, model: ModelIdentity) -> Outcome:
     """The outcome of an image that could not be classified."""
+    outcome = _blank(model)
+    outcome["error"] = ErrorDetail(code=error.code, message=error.message, retryable=error.retryable)
+    return outcome
+
+
+def _blank(model: ModelIdentity) -> Outcome:
+    """Every key, in the order that callers see."""
     return Outcome(
         label=None,
         confidence=None,
@@ -72,9 +73,5 @@ def outcome_of_error(error: InputError, model: ModelIdentity) -> Outcome:
         nearest_label=None,
         evidence=None,
         model=model,
-        error=detail_of(error),
+        error=None,
     )
-
-
-def detail_of(error: InputError) -> ErrorDetail:
-    return ErrorDetail(code=error.code, message=error.message, retryable=error.retryable)

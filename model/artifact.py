@@ -69,6 +69,9 @@ class Artifact:
 
 
 def card_path(h5_path: Path) -> Path:
+    """The .json beside an .h5. Raises ArtifactError for any other file."""
+    if h5_path.suffix != ".h5":
+        raise ArtifactError(f"A network must be an .h5 file. Received: {str(h5_path)!r}")
     return h5_path.with_suffix(".json")
 
 
@@ -82,8 +85,6 @@ def load_artifact(h5_path: Path) -> Artifact:
 
     Raises ArtifactError when a file is missing, the card is wrong or the sha256 differs.
     """
-    if h5_path.suffix != ".h5":
-        raise ArtifactError(f"A network must be an .h5 file. Received: {str(h5_path)!r}")
     for path in (h5_path, card_path(h5_path)):
         if not path.is_file():
             raise ArtifactError(f"An artifact is an .h5 and its .json. Missing: {path}")

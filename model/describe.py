@@ -7,8 +7,7 @@ from model.artifact import Artifact, ArtifactCard, card_faults, card_path, save_
 from model.errors import ArtifactError
 from model.image import ImageSpec
 from model.networks import load_network, refuse_mismatch
-from model.runtime import verify_golden
-from model.tensorflow_engine import TensorFlowClassifier
+from model.tensorflow_engine import with_golden_answer
 
 
 def describe(h5_path: Path, class_names: Sequence[str], scale: float) -> Artifact:
@@ -16,8 +15,6 @@ def describe(h5_path: Path, class_names: Sequence[str], scale: float) -> Artifac
 
     Raises ArtifactError when a card is there already, or the network could not be served by this one.
     """
-    if h5_path.suffix != ".h5":
-        raise ArtifactError(f"A network must be an .h5 file. Received: {str(h5_path)!r}")
     if card_path(h5_path).exists():
         raise ArtifactError(f"{card_path(h5_path)} describes it already; remove it to begin anew.")
     if not h5_path.is_file():
@@ -31,8 +28,7 @@ def describe(h5_path: Path, class_names: Sequence[str], scale: float) -> Artifac
             sha256=sha256_of(h5_path),
         )
     refuse_mismatch(network, card)
-    golden = verify_golden(TensorFlowClassifier(network, scale), card)
-    return save_card(h5_path, card.model_copy(update={"golden_probabilities": tuple(golden.tolist())}))
+    return save_card(h5_path, with_golden_answer(card, network))
 
 
 def _image_spec_of(input_shape: tuple[int | None, ...]) -> ImageSpec:

@@ -48,9 +48,9 @@ class ArtifactError(ModelError):
     """The artifact cannot be trusted or served; the message says what to do."""
 
 
-class TrainingError(ModelError):
-    """The message says what was asked, or what became of it."""
-
-
 class DatasetError(ModelError):
     """The labelled folder cannot be used; the message names the folder or file."""
+
+
+class TrainingError(ModelError):
+    """The message says what was asked, or what became of it."""

@@ -23,10 +23,8 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 Image.MAX_IMAGE_PIXELS = None
 
 # How a file of each format begins; WebP is told apart where it is looked for.
-_SIGNATURES = (
-    *(b"BM", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"),
-    *(b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+"),
-)
+_TIFF_SIGNATURES = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
+_SIGNATURES = (b"BM", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", *_TIFF_SIGNATURES)
 # TIFF 6.0, sections 8, 19 and 22.
 _BITS_PER_SAMPLE, _PHOTOMETRIC_INTERPRETATION, _PLANAR_CONFIGURATION, _SAMPLE_FORMAT = 258, 262, 284, 339
 _WHITE_IS_ZERO, _SEPARATE_PLANES, _UNSIGNED, _SIGNED = 0, 2, 1, 2

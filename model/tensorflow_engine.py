@@ -5,8 +5,9 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from model.artifact import Artifact
+from model.artifact import Artifact, ArtifactCard
 from model.networks import load_network, refuse_mismatch
+from model.runtime import verify_golden
 
 # Small enough for a cache, large enough to pay for a call.
 BATCH_SIZE = 8
@@ -24,6 +25,12 @@ class TensorFlowClassifier:
     def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         batches = np.split(images, range(BATCH_SIZE, len(images), BATCH_SIZE))
         return np.concatenate([self._predict(batch).numpy() for batch in batches])
+
+
+def with_golden_answer(card: ArtifactCard, network: keras.Model) -> ArtifactCard:
+    """The card with what this network answers for its golden image. Raises ArtifactError."""
+    golden = verify_golden(TensorFlowClassifier(network, card.scale), card)
+    return card.model_copy(update={"golden_probabilities": tuple(golden.tolist())})
 
 
 def open_tensorflow(artifact: Artifact) -> TensorFlowClassifier:

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
-from model.artifact import Artifact, ArtifactCard, golden_image, save_card, sha256_of
+from model.artifact import Artifact, ArtifactCard, save_card, sha256_of
 from model.augment import Augmentation, apply_warp, random_warp
 from model.callbacks import BestEpoch, ProgressBar
 from model.compile import compile_artifact
@@ -25,7 +24,7 @@ from model.evaluate import Metrics, measure
 from model.image import ImageSpec
 from model.networks import build_network, save_network
 from model.runtime import Classifier
-from model.tensorflow_engine import TensorFlowClassifier
+from model.tensorflow_engine import TensorFlowClassifier, with_golden_answer
 
 
 @dataclass(frozen=True)
@@ -125,15 +124,8 @@ def save(network: keras.Model, h5_path: Path, card_parts: dict[str, Any]) -> Art
     """Write the h5 and its card, golden probabilities included."""
     h5_path.parent.mkdir(parents=True, exist_ok=True)
     save_network(network, h5_path)
-    golden = TensorFlowClassifier(network).predict(golden_image(card_parts["image"])[np.newaxis])
-    card = ArtifactCard(
-        **card_parts,
-        scale=1.0,
-        sha256=sha256_of(h5_path),
-        golden_probabilities=tuple(map(float, golden[0])),
-        versions=_versions(),
-    )
-    return save_card(h5_path, card)
+    card = ArtifactCard(**card_parts, scale=1.0, sha256=sha256_of(h5_path), versions=_versions())
+    return save_card(h5_path, with_golden_answer(card, network))
 
 
 def _train_seeds(

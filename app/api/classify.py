@@ -1,6 +1,5 @@
 """POST /classify: three forms of request, chosen by Content-Type, one way through."""
 
-import logging
 from collections.abc import Sequence
 from time import perf_counter
 
@@ -12,6 +11,7 @@ from app.api.body import capped_stream, inflate, is_compressed, read_body, refus
 from app.api.multipart import parse_files
 from app.api.openapi import CLASSIFY_DOCUMENTATION
 from app.errors import UnsupportedMediaType
+from app.log import log_event
 from app.outcome import Outcome
 from app.pipeline import Pipeline, StepSeconds
 from app.row import Row
@@ -19,7 +19,6 @@ from app.settings import Settings
 from app.snowflake.wire import BATCH_ID_HEADER, QUERY_ID_HEADER, format_batch, parse_batch
 
 router = APIRouter()
-logger = logging.getLogger("ext_classify")
 
 
 @router.post("/classify", **CLASSIFY_DOCUMENTATION)
@@ -90,19 +89,18 @@ async def _classify_rows(request: Request, rows: Sequence[Row]) -> list[Outcome 
 def _log_batch(
     request: Request, outcomes: Sequence[Outcome | None], seconds: StepSeconds, total: float
 ) -> None:
-    """One line a batch, as JSON: nothing a caller sends can break out of it."""
-    line = {
-        "event": "classified",
-        "query_id": request.headers.get(QUERY_ID_HEADER),
-        "batch_id": request.headers.get(BATCH_ID_HEADER),
-        "rows": len(outcomes),
-        "failed": sum(outcome is not None and outcome["error"] is not None for outcome in outcomes),
-        "fetch_ms": round(seconds.fetch * 1000, 1),
-        "decode_ms": round(seconds.decode * 1000, 1),
-        "predict_ms": round(seconds.predict * 1000, 1),
-        "total_ms": round(total * 1000, 1),
-    }
-    logger.info("%s", to_json(line).decode())
+    """One line a batch."""
+    log_event(
+        "classified",
+        query_id=request.headers.get(QUERY_ID_HEADER),
+        batch_id=request.headers.get(BATCH_ID_HEADER),
+        rows=len(outcomes),
+        failed=sum(outcome is not None and outcome["error"] is not None for outcome in outcomes),
+        fetch_ms=round(seconds.fetch * 1000, 1),
+        decode_ms=round(seconds.decode * 1000, 1),
+        predict_ms=round(seconds.predict * 1000, 1),
+        total_ms=round(total * 1000, 1),
+    )
 
 
 def _json(content: bytes) -> Response:

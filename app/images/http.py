@@ -3,7 +3,6 @@
 import asyncio
 import socket
 import ssl
-from types import TracebackType
 from typing import Self
 
 import aiohttp
@@ -54,12 +53,7 @@ class ImageFetcher:
         )
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._session.close()
 
     async def fetch(self, source: Url) -> bytes:
