@@ -74,7 +74,7 @@ def demo(images: Path, **given: Any) -> None:
 
 
 def train(network: str, data: Path, output: Path, seeds: list[int], epochs: int | None) -> None:
-    training = _import_training("model.train")
+    training = _import_training("model.train_recipe")
     knobs = {"network": network} if epochs is None else {"network": network, "epochs": epochs}
     artifact = training.train(training.Knobs(**knobs), data, output, seeds)
     print(f"Saved {artifact.h5_path}, its card and its compiled twin.")

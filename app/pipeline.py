@@ -12,12 +12,21 @@ from numpy.typing import NDArray
 
 from app.images.http import ImageFetcher
 from app.images.source import Base64Text, Source, Url
-from app.outcome import ModelIdentity, Outcome, outcome_of_error, outcome_of_probabilities
+from app.outcome import (
+    EvidenceDetail,
+    ModelIdentity,
+    Outcome,
+    detail_of_evidence,
+    outcome_of_error,
+    outcome_of_probabilities,
+)
 from app.row import Row
 from model.artifact import Artifact
 from model.errors import InputError
-from model.image import decode
+from model.evidence import find_evidence
+from model.image import Decoded, decode_sized
 from model.image_limits import ImageLimits
+from model.novelty import reasons_to_abstain
 from model.runtime import Classifier
 
 # Rows that travel together: enough to pay for a thread's turn, few enough to share the cores evenly.
@@ -26,7 +35,7 @@ MICRO_BATCH_ROWS = 8
 # An outcome that is already known, and NULL, keep their place through every step. Errors become outcomes
 # where they are caught: an exception that is kept keeps the frames it passed, and their pixels, alive.
 Fetched: TypeAlias = bytes | Base64Text | Outcome | None
-Decoded: TypeAlias = NDArray[np.uint8] | Outcome | None
+Pixels: TypeAlias = Decoded | Outcome | None
 
 
 @dataclass
@@ -62,7 +71,7 @@ class Pipeline:
         fetched = await asyncio.gather(*(self._fetch(row.source, seconds) for row in rows))
         loop = asyncio.get_running_loop()
         outcomes, decode_seconds, predict_seconds = await loop.run_in_executor(
-            self.threads, self._classify_fetched, fetched
+            self.threads, self._classify_fetched, fetched, [row.evidence for row in rows]
         )
         seconds.decode += decode_seconds
         seconds.predict += predict_seconds
@@ -81,31 +90,55 @@ class Pipeline:
         finally:
             seconds.fetch += perf_counter() - started
 
-    def _classify_fetched(self, fetched: Sequence[Fetched]) -> tuple[list[Outcome | None], float, float]:
+    def _classify_fetched(
+        self, fetched: Sequence[Fetched], evidence: Sequence[bool]
+    ) -> tuple[list[Outcome | None], float, float]:
         started = perf_counter()
         decoded = [self._decode(image) for image in fetched]
         decode_ended = perf_counter()
-        outcomes = self._predict(decoded)
+        outcomes = self._predict(decoded, evidence)
         return outcomes, decode_ended - started, perf_counter() - decode_ended
 
-    def _decode(self, image: Fetched) -> Decoded:
+    def _decode(self, image: Fetched) -> Pixels:
         try:
             if isinstance(image, Base64Text):
                 image = image.decode(self.limits)
             if isinstance(image, bytes):
-                return decode(image, self.artifact.card.image, self.limits)
+                return decode_sized(image, self.artifact.card.image, self.limits)
             return image
         except InputError as error:
             return outcome_of_error(error, self.model)
 
-    def _predict(self, decoded: Sequence[Decoded]) -> list[Outcome | None]:
-        """Outcomes in the place of images (h, w, c); those known already, and NULLs, stay where they are."""
-        images = [image for image in decoded if isinstance(image, np.ndarray)]
-        predicted = iter(self.classifier.predict(np.stack(images)) if images else ())
-        return [self._format(next(predicted)) if isinstance(row, np.ndarray) else row for row in decoded]
+    def _predict(self, decoded: Sequence[Pixels], evidence: Sequence[bool]) -> list[Outcome | None]:
+        """Outcomes in the place of images; those known already, and NULLs, stay where they are."""
+        rows = [(row, wish) for row, wish in zip(decoded, evidence, strict=True) if isinstance(row, Decoded)]
+        outcomes = iter(self._classify_images(*zip(*rows, strict=True)) if rows else ())
+        return [next(outcomes) if isinstance(row, Decoded) else row for row in decoded]
 
-    def _format(self, probabilities: NDArray[np.float32]) -> Outcome:
-        return outcome_of_probabilities(probabilities, self.artifact.card.class_names, self.model)
+    def _classify_images(self, images: Sequence[Decoded], explained: Sequence[bool]) -> list[Outcome]:
+        card = self.artifact.card
+        answers = self.classifier.answer(
+            np.stack([image.pixels for image in images]), with_features=any(explained)
+        )
+        reasons = reasons_to_abstain(card.novelty, answers.embeddings, len(images))
+        outcomes = [
+            outcome_of_probabilities(probabilities, card.class_names, self.model, reason)
+            for probabilities, reason in zip(answers.probabilities, reasons, strict=True)
+        ]
+        for place, image in enumerate(images):
+            if explained[place] and answers.features is not None and outcomes[place]["error"] is None:
+                best = int(answers.probabilities[place].argmax())
+                outcomes[place]["evidence"] = self._explain(answers.features[place], best, image)
+        return outcomes
+
+    def _explain(
+        self, features: NDArray[np.float32], class_index: int, image: Decoded
+    ) -> EvidenceDetail | None:
+        weights = self.artifact.card.class_weights
+        if weights is None:
+            return None
+        evidence = find_evidence(features, weights.unpack()[:, class_index], image.source_size)
+        return detail_of_evidence(evidence)
 
     @property
     def model(self) -> ModelIdentity:

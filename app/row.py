@@ -12,3 +12,5 @@ class Row:
 
     number: int
     source: Source | InputError | None
+    evidence: bool = False
+    """Whether the outcome is to show where in the image the label was seen."""

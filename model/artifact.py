@@ -18,6 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from model.errors import ArtifactError
 from model.image import ImageSpec
+from model.novelty import Novelty
+from model.packed import PackedArray
 
 DEFAULT_MODEL_PATH = Path(__file__).parent / "saved" / "metal_defects_final.h5"
 
@@ -37,6 +39,11 @@ class ArtifactCard(BaseModel):
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     golden_probabilities: tuple[float, ...] | None = None
     """What the reference engine answered for `golden_image(image)`."""
+    class_weights: PackedArray | None = None
+    """(d, k): the last layer's weights, where the network ends in global average pooling and one dense
+    layer. They turn its last feature map into evidence."""
+    novelty: Novelty | None = None
+    """What tells unfamiliar images, on which the service abstains."""
     metrics: dict[str, Any] = {}
     training: dict[str, Any] = {}
     versions: dict[str, str] = {}
@@ -48,6 +55,11 @@ class ArtifactCard(BaseModel):
         golden = self.golden_probabilities
         if golden is not None and len(golden) != len(self.class_names):
             raise ValueError(f"golden_probabilities must be one a class. Received: {len(golden)}")
+        weights = self.class_weights
+        if weights is not None and (len(weights.shape), weights.shape[-1]) != (2, len(self.class_names)):
+            raise ValueError(f"class_weights must be (d, classes). Received: {weights.shape}")
+        if self.novelty is not None and weights is None:
+            raise ValueError("novelty needs the class_weights of the embedding that it judges")
         return self
 
 

@@ -10,7 +10,7 @@ import tensorflow as tf
 from model.artifact import Artifact, load_artifact
 from model.compiled import CompiledPaths, beside, write_twin
 from model.errors import ArtifactError
-from model.networks import load_network, refuse_mismatch
+from model.networks import load_network, named_outputs, refuse_mismatch
 
 
 def compile_artifact(artifact: Artifact, paths: CompiledPaths | None = None) -> CompiledPaths:
@@ -27,7 +27,16 @@ def compile_artifact(artifact: Artifact, paths: CompiledPaths | None = None) -> 
 
 
 def compile_network(network: keras.Model, shape: tuple[int, int, int]) -> bytes:
-    """Convert a network to a LiteRT flatbuffer that takes one image (1, h, w, c), float32."""
+    """A network as a LiteRT flatbuffer that takes one image (1, h, w, c), float32.
+
+    Its outputs are named: `probabilities` and, where the network's head shows them, `embedding` and
+    `features`.
+    """
+    return convert(keras.Model(network.inputs, named_outputs(network)), shape)
+
+
+def convert(network: keras.Model, shape: tuple[int, int, int]) -> bytes:
+    """A network of named outputs as a LiteRT flatbuffer that takes one image (1, h, w, c), float32."""
     archive = keras.export.ExportArchive()
     archive.track(network)
     archive.add_endpoint(

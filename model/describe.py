@@ -6,7 +6,7 @@ from pathlib import Path
 from model.artifact import Artifact, ArtifactCard, card_faults, card_path, save_card, sha256_of
 from model.errors import ArtifactError
 from model.image import ImageSpec
-from model.networks import load_network, refuse_mismatch
+from model.networks import class_weights_of, load_network, refuse_mismatch
 from model.tensorflow_engine import with_golden_answer
 
 
@@ -26,6 +26,7 @@ def describe(h5_path: Path, class_names: Sequence[str], scale: float) -> Artifac
             image=_image_spec_of(network.input_shape),
             scale=scale,
             sha256=sha256_of(h5_path),
+            class_weights=class_weights_of(network),
         )
     refuse_mismatch(network, card)
     return save_card(h5_path, with_golden_answer(card, network))

@@ -4,7 +4,7 @@ import io
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,7 +54,19 @@ class ImageSpec(BaseModel):
         return self.height, self.width, self.channels
 
 
+class Decoded(NamedTuple):
+    """Pixels (h, w, c), uint8, as the network wants them, and the upright source's (width, height)."""
+
+    pixels: NDArray[np.uint8]
+    source_size: tuple[int, int]
+
+
 def decode(data: bytes, spec: ImageSpec, limits: ImageLimits) -> NDArray[np.uint8]:
+    """The pixels of `decode_sized`. Raises what it raises."""
+    return decode_sized(data, spec, limits).pixels
+
+
+def decode_sized(data: bytes, spec: ImageSpec, limits: ImageLimits) -> Decoded:
     """Decode the first frame of an image file to pixels (h, w, c), uint8, as `spec` says.
 
     EXIF rotation is applied, transparency is laid on white, 16-bit and float pixels are scaled to
@@ -89,13 +101,19 @@ def encode_png(pixels: NDArray[np.uint8]) -> bytes:
     return file.getvalue()
 
 
-def _to_pixels(image: Image.Image, spec: ImageSpec) -> NDArray[np.uint8]:
+def stretch(field: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+    """Enlarge a field (h, w), float32, to `size` (width, height), bilinear."""
+    return np.asarray(Image.fromarray(field).resize(size, Image.Resampling.BILINEAR))
+
+
+def _to_pixels(image: Image.Image, spec: ImageSpec) -> Decoded:
     image.load()
     _turn_upright(image)
+    source_size = image.size
     image = _opaque(_eight_bit(image)).convert("L" if spec.channels == 1 else "RGB")
     if image.size != (spec.width, spec.height):
         image = image.resize((spec.width, spec.height), _RESAMPLE[spec.resample])
-    return np.asarray(image, dtype=np.uint8).reshape(spec.shape)
+    return Decoded(np.asarray(image, dtype=np.uint8).reshape(spec.shape), source_size)
 
 
 def _turn_upright(image: Image.Image) -> None:

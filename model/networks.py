@@ -3,15 +3,20 @@
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
 import keras
+import numpy as np
 from keras import layers
+from numpy.typing import NDArray
 
 from model.artifact import ArtifactCard
 from model.errors import ArtifactError, TrainingError
 from model.image import ImageSpec
+from model.packed import PackedArray
+from model.texture_cnn import texture_cnn
 
 
 def recipe_cnn(image: ImageSpec, num_classes: int) -> keras.Model:
@@ -39,7 +44,7 @@ def recipe_cnn(image: ImageSpec, num_classes: int) -> keras.Model:
     )
 
 
-NETWORKS: dict[str, Callable[[ImageSpec, int], keras.Model]] = {"recipe": recipe_cnn}
+NETWORKS: dict[str, Callable[[ImageSpec, int], keras.Model]] = {"recipe": recipe_cnn, "texture": texture_cnn}
 
 
 def build_network(name: str, image: ImageSpec, num_classes: int) -> keras.Model:
@@ -73,6 +78,44 @@ def save_network(network: keras.Model, h5_path: Path) -> None:
         network.save(h5_path, include_optimizer=False)
     finally:
         logging.disable(logging.NOTSET)
+
+
+@dataclass(frozen=True)
+class Head:
+    """A network's end, where it is global average pooling and one dense layer: scores that add up."""
+
+    features: keras.KerasTensor
+    """(n, gh, gw, d), before the pooling."""
+    embedding: keras.KerasTensor
+    """(n, d), after it."""
+    class_weights: NDArray[np.float32]
+    """(d, k)."""
+
+
+def find_head(network: keras.Model) -> Head | None:
+    """The head of a network that ends so, dropout and a separate softmax allowed; else None."""
+    end = [layer for layer in network.layers if not isinstance(layer, layers.Dropout | layers.Softmax)]
+    match end[-2:]:
+        case [layers.GlobalAveragePooling2D() as pooling, layers.Dense() as dense]:
+            if pooling.keepdims or pooling.data_format != "channels_last":
+                return None
+            weights = keras.ops.convert_to_numpy(dense.kernel)
+            return Head(pooling.input, pooling.output, weights)
+    return None
+
+
+def named_outputs(network: keras.Model) -> dict[str, keras.KerasTensor]:
+    """`probabilities` and, where there is a head, `embedding` and `features`."""
+    [probabilities] = network.outputs
+    head = find_head(network)
+    shown = {} if head is None else {"embedding": head.embedding, "features": head.features}
+    return {"probabilities": probabilities, **shown}
+
+
+def class_weights_of(network: keras.Model) -> PackedArray | None:
+    """What a card says of the head (d, k), if there is one."""
+    head = find_head(network)
+    return None if head is None else PackedArray.pack(head.class_weights)
 
 
 def refuse_mismatch(network: keras.Model, card: ArtifactCard) -> None:

@@ -2,9 +2,10 @@
 
 import importlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from queue import LifoQueue
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
@@ -20,11 +21,26 @@ Engine = Literal["litert", "tensorflow"]
 GOLDEN_TOLERANCE = 1e-4
 
 
+class Answers(NamedTuple):
+    """What one forward pass says of n images."""
+
+    probabilities: NDArray[np.float32]
+    """(n, k)."""
+    embeddings: NDArray[np.float32] | None = None
+    """(n, d), where the network ends in global average pooling."""
+    features: NDArray[np.float32] | None = None
+    """(n, gh, gw, d), the maps that were pooled; only when asked for."""
+
+
 class Classifier(Protocol):
-    """A network held in memory. `predict` may be called from several threads at once."""
+    """A network held in memory. It may be called from several threads at once."""
 
     def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Images (n, h, w, c), uint8 0..255, n >= 1, to probabilities (n, k), float32."""
+        ...
+
+    def answer(self, images: NDArray[np.uint8], *, with_features: bool = False) -> Answers:
+        """Images (n, h, w, c), uint8 0..255, n >= 1, to all that one pass says of them."""
         ...
 
 
@@ -47,15 +63,18 @@ class LiteRtClassifier:
             self._idle.put(_OneImage(compiled, scale))
 
     def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return self.answer(images).probabilities
+
+    def answer(self, images: NDArray[np.uint8], *, with_features: bool = False) -> Answers:
         one_image = self._idle.get()
         try:
-            return np.concatenate([one_image.predict(image) for image in images])
+            return join_answers([one_image.answer(image, with_features=with_features) for image in images])
         finally:
             self._idle.put(one_image)
 
 
 class _OneImage:
-    """An interpreter, warmed, with its input and output found; releases the GIL while it runs."""
+    """An interpreter, warmed, with its input and outputs found; releases the GIL while it runs."""
 
     def __init__(self, compiled: bytes, scale: float) -> None:
         try:
@@ -64,16 +83,43 @@ class _OneImage:
             raise ArtifactError(f"The compiled twin must be a LiteRT network: {error}") from None
         self._interpreter.allocate_tensors()
         self._input = self._interpreter.get_input_details()[0]["index"]
-        self._output = self._interpreter.get_output_details()[0]["index"]
+        self._outputs = self._find_outputs()
         self._scale = np.float32(scale)
         self._interpreter.invoke()  # the first run packs the weights
 
-    def predict(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def answer(self, image: NDArray[np.uint8], *, with_features: bool) -> Answers:
         pixels = np.multiply(image[np.newaxis], self._scale, dtype=np.float32)  # (1, h, w, c)
         self._interpreter.set_tensor(self._input, pixels)
         self._interpreter.invoke()
-        probabilities: NDArray[np.float32] = self._interpreter.get_tensor(self._output)
-        return probabilities  # (1, k), a copy
+        return Answers(
+            probabilities=self._interpreter.get_tensor(self._outputs["probabilities"]),  # (1, k), a copy
+            embeddings=self._read("embedding"),
+            features=self._read("features") if with_features else None,
+        )
+
+    def _read(self, name: str) -> NDArray[np.float32] | None:
+        index = self._outputs.get(name)
+        return None if index is None else self._interpreter.get_tensor(index)
+
+    def _find_outputs(self) -> dict[str, int]:
+        """Each named output's tensor. A twin of one output may leave it without a name."""
+        details = self._interpreter.get_output_details()
+        if len(details) == 1:
+            return {"probabilities": details[0]["index"]}
+        [signature] = self._interpreter.get_signature_list()
+        named = self._interpreter.get_signature_runner(signature).get_output_details()
+        return {name: detail["index"] for name, detail in named.items()}
+
+
+def join_answers(answers: Sequence[Answers]) -> Answers:
+    """One after the other, in order."""
+    probabilities, embeddings, features = zip(*answers, strict=True)
+    return Answers(np.concatenate(probabilities), _join(embeddings), _join(features))
+
+
+def _join(parts: Sequence[NDArray[np.float32] | None]) -> NDArray[np.float32] | None:
+    known = [part for part in parts if part is not None]
+    return np.concatenate(known) if known else None
 
 
 def open_classifier(artifact: Artifact, engine: Engine, interpreters: int, cache_dir: Path) -> Classifier:

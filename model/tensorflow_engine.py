@@ -6,8 +6,8 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from model.artifact import Artifact, ArtifactCard
-from model.networks import load_network, refuse_mismatch
-from model.runtime import verify_golden
+from model.networks import load_network, named_outputs, refuse_mismatch
+from model.runtime import Answers, join_answers, verify_golden
 
 # Small enough for a cache, large enough to pay for a call.
 BATCH_SIZE = 8
@@ -17,14 +17,24 @@ class TensorFlowClassifier:
     """A Keras network behind the Classifier protocol."""
 
     def __init__(self, network: keras.Model, scale: float = 1.0) -> None:
-        self._predict = tf.function(
-            lambda images: network(tf.cast(images, tf.float32) * scale, training=False),
+        answering = keras.Model(network.inputs, named_outputs(network))
+        self._answer = tf.function(
+            lambda images: answering(tf.cast(images, tf.float32) * scale, training=False),
             input_signature=[tf.TensorSpec((None, *network.input_shape[1:]), tf.uint8)],
         )
 
     def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return self.answer(images).probabilities
+
+    def answer(self, images: NDArray[np.uint8], *, with_features: bool = False) -> Answers:
         batches = np.split(images, range(BATCH_SIZE, len(images), BATCH_SIZE))
-        return np.concatenate([self._predict(batch).numpy() for batch in batches])
+        answers = [self._answer_batch(batch, with_features=with_features) for batch in batches]
+        return join_answers(answers)
+
+    def _answer_batch(self, batch: NDArray[np.uint8], *, with_features: bool) -> Answers:
+        found = {name: output.numpy() for name, output in self._answer(batch).items()}
+        features = found.get("features") if with_features else None
+        return Answers(found["probabilities"], found.get("embedding"), features)
 
 
 def with_golden_answer(card: ArtifactCard, network: keras.Model) -> ArtifactCard:

@@ -10,7 +10,7 @@ from starlette.concurrency import run_in_threadpool
 from app.api.body import capped_stream, inflate, is_compressed, read_body, refuse_encoded
 from app.api.multipart import parse_files
 from app.api.openapi import CLASSIFY_DOCUMENTATION
-from app.errors import UnsupportedMediaType
+from app.errors import InvalidBatch, UnsupportedMediaType
 from app.log import log_event
 from app.outcome import Outcome
 from app.pipeline import Pipeline, StepSeconds
@@ -39,7 +39,8 @@ async def classify(request: Request) -> Response:
 
 async def _classify_batch(request: Request) -> Response:
     settings: Settings = request.app.state.settings
-    rows = parse_batch(await _read_json(request, settings.max_body_bytes), settings.max_rows)
+    body = await _read_json(request, settings.max_body_bytes)
+    rows = parse_batch(body, settings.max_rows, evidence=_wants_evidence(request))
     outcomes = await _classify_rows(request, rows)
     return _json(format_batch(rows, outcomes))
 
@@ -55,7 +56,7 @@ async def _classify_image(request: Request) -> Response:
     refuse_encoded(request)
     settings: Settings = request.app.state.settings
     body = await read_body(request, settings.max_body_bytes)
-    [outcome] = await _classify_rows(request, [Row(0, body)])
+    [outcome] = await _classify_rows(request, [Row(0, body, _wants_evidence(request))])
     return _json(to_json(outcome))
 
 
@@ -67,8 +68,9 @@ async def _classify_files(request: Request) -> Response:
         capped_stream(request, settings.max_body_bytes),
         settings.max_rows,
     )
+    evidence = _wants_evidence(request)
     outcomes = await _classify_rows(
-        request, [Row(number, content) for number, (_, content) in enumerate(files)]
+        request, [Row(number, content, evidence) for number, (_, content) in enumerate(files)]
     )
     results = [
         {"filename": filename, **outcome}
@@ -76,6 +78,14 @@ async def _classify_files(request: Request) -> Response:
         if outcome is not None  # only SQL has NULL
     ]
     return _json(to_json({"results": results}))
+
+
+def _wants_evidence(request: Request) -> bool:
+    """The query parameter `evidence`, for every image of the request. Raises InvalidBatch."""
+    given = request.query_params.get("evidence", "false")
+    if given not in ("true", "false"):
+        raise InvalidBatch(f"The query parameter evidence must be true or false. Received: {given[:40]!r}.")
+    return given == "true"
 
 
 async def _classify_rows(request: Request, rows: Sequence[Row]) -> list[Outcome | None]:

@@ -11,7 +11,6 @@ from app.errors import InvalidBatch, InvalidOptions, MalformedBody, PayloadTooLa
 from app.images.source import parse_source
 from app.outcome import Outcome
 from app.row import Row
-from model.errors import InputError
 
 QUERY_ID_HEADER = "sf-external-function-current-query-id"
 BATCH_ID_HEADER = "sf-external-function-query-batch-id"
@@ -19,16 +18,17 @@ BATCH_ID_HEADER = "sf-external-function-query-batch-id"
 KNOWN_OPTIONS = ("evidence",)
 
 
-def parse_batch(body: bytes, max_rows: int) -> list[Row]:
+def parse_batch(body: bytes, max_rows: int, *, evidence: bool = False) -> list[Row]:
     """Parse `{"data": [[row_number, source], [row_number, source, options], …]}`.
 
     Raises MalformedBody for what is not JSON, InvalidBatch for another shape, PayloadTooLarge for more
-    than `max_rows` rows. Unknown keys beside "data" are ignored, as Snowflake asks.
+    than `max_rows` rows. Unknown keys beside "data" are ignored, as Snowflake asks. `evidence` is what a
+    row without that option asks for.
     """
     data = _rows_of(_parse_json(body))
     if len(data) > max_rows:
         raise PayloadTooLarge(f"A batch must have at most {max_rows} rows. Received: {len(data)}.")
-    return [_parse_row(index, row) for index, row in enumerate(data)]
+    return [_parse_row(index, row, evidence=evidence) for index, row in enumerate(data)]
 
 
 def format_batch(rows: Sequence[Row], outcomes: Sequence[Outcome | None]) -> bytes:
@@ -51,7 +51,7 @@ def _rows_of(document: object) -> list[object]:
     return data
 
 
-def _parse_row(index: int, row: object) -> Row:
+def _parse_row(index: int, row: object, *, evidence: bool) -> Row:
     if not isinstance(row, list) or len(row) not in (2, 3):
         raise InvalidBatch(
             f"A row must be [row_number, source] or [row_number, source, options]. "
@@ -60,21 +60,26 @@ def _parse_row(index: int, row: object) -> Row:
     number, value, *options = row
     if not isinstance(number, int) or isinstance(number, bool):
         raise InvalidBatch(f"A row number must be an integer. Received at index {index}: another type.")
-    return Row(number, _parse_options(options) or parse_source(value))
+    try:
+        wished = _parse_options(options)
+    except InvalidOptions as error:
+        return Row(number, error)
+    return Row(number, parse_source(value), evidence=wished.get("evidence", evidence))
 
 
-def _parse_options(options: list[object]) -> InputError | None:
+def _parse_options(options: list[object]) -> dict[str, bool]:
+    """A row's third column. Raises InvalidOptions."""
     if not options or options[0] is None:
-        return None
+        return {}
     if not isinstance(options[0], dict):
-        return InvalidOptions("Options must be an object.")
+        raise InvalidOptions("Options must be an object.")
     for name, value in options[0].items():
         if name not in KNOWN_OPTIONS:
             known = ", ".join(KNOWN_OPTIONS)
-            return InvalidOptions(f"Options must be among: {known}. Received: {name[:40]!r}.")
+            raise InvalidOptions(f"Options must be among: {known}. Received: {name[:40]!r}.")
         if not isinstance(value, bool):
-            return InvalidOptions(f"The option {name} must be true or false.")
-    return None
+            raise InvalidOptions(f"The option {name} must be true or false.")
+    return options[0]
 
 
 def _shape(row: object) -> str:

@@ -16,7 +16,7 @@ from app.settings import Settings
 from model import image as image_module
 from model.artifact import DEFAULT_MODEL_PATH, load_artifact
 from model.image_limits import ImageLimits
-from model.runtime import LiteRtClassifier, open_classifier
+from model.runtime import Answers, LiteRtClassifier, open_classifier
 from tests.app.forms import text_of
 
 SETTINGS = Settings()
@@ -85,8 +85,8 @@ def test_network_that_answers_nan_is_an_error_of_each_row(sample: bytes) -> None
         def __init__(self) -> None:
             pass
 
-        def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-            return np.full((len(images), 6), np.nan, np.float32)
+        def answer(self, images: NDArray[np.uint8], *, with_features: bool = False) -> Answers:
+            return Answers(np.full((len(images), 6), np.nan, np.float32))
 
     [outcome], _ = classify([Row(0, sample)], classifier=Nan())
     assert outcome is not None

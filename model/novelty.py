@@ -1,0 +1,82 @@
+"""How unlike the training images an image is, told from its embedding by two distances.
+
+- The Mahalanobis distance to the nearest class mean, under one covariance shared by all classes
+  (K. Lee et al., A Simple Unified Framework for Detecting Out-of-Distribution Samples, NeurIPS 2018).
+- The distance, on the unit sphere, to the nearest of some prototypes of the training images
+  (Y. Sun et al., Out-of-Distribution Detection with Deep Nearest Neighbors, ICML 2022).
+
+Each misses what the other sees: a blank image's embedding has the length of none, a photograph's the
+direction of none. Their sum, each in units of its own 99 % quantile over training images, misses least.
+"""
+
+from functools import cached_property
+from typing import Annotated, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from model.packed import PackedArray
+
+OUT_OF_DISTRIBUTION = "out_of_distribution"
+"""The reason that is given for abstaining."""
+
+# Keeps the embedding of a blank image, all zeros, from being divided by nothing.
+_EPSILON = 1e-6
+
+
+class Arrays(NamedTuple):
+    whitening: NDArray[np.float32]
+    class_means: NDArray[np.float32]
+    prototypes: NDArray[np.float32]
+
+
+class Novelty(BaseModel):
+    """Fitted once, at the end of training; scores embeddings (n, d) ever after."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    whitening: PackedArray
+    """(d, r): makes the covariance within classes the identity, in units of that distance's quantile."""
+    class_means: PackedArray
+    """(k, r), whitened."""
+    prototypes: PackedArray
+    """(p, d), of length 1."""
+    prototype_unit: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    """The quantile of the distances to them."""
+    threshold: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    """Images that score above it are abstained on."""
+
+    def score(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Embeddings (n, d) to scores (n,); the larger, the less familiar."""
+        whitening, class_means, prototypes = self._arrays
+        to_class = distances_between(embeddings @ whitening, class_means).min(axis=1)
+        to_prototype = distances_between(unit_length(embeddings), prototypes).min(axis=1)
+        scores: NDArray[np.float32] = to_class + to_prototype / np.float32(self.prototype_unit)
+        return scores
+
+    @cached_property
+    def _arrays(self) -> Arrays:
+        return Arrays(self.whitening.unpack(), self.class_means.unpack(), self.prototypes.unpack())
+
+
+def reasons_to_abstain(
+    novelty: Novelty | None, embeddings: NDArray[np.float32] | None, images: int
+) -> list[str | None]:
+    """For each of so many images, why its label must not be trusted; None where it may be."""
+    if novelty is None or embeddings is None:
+        return [None] * images
+    return [OUT_OF_DISTRIBUTION if score > novelty.threshold else None for score in novelty.score(embeddings)]
+
+
+def distances_between(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Euclidean distances (n, m) of points (n, r) to points (m, r)."""
+    squares = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1)[None, :] - 2 * (a @ b.T)
+    distances: NDArray[np.float32] = np.sqrt(np.maximum(squares, 0))
+    return distances
+
+
+def unit_length(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
+    lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
+    scaled: NDArray[np.float32] = embeddings / (lengths + _EPSILON)
+    return scaled

@@ -1,0 +1,40 @@
+"""Arrays inside a JSON card: float32 numbers as base64 text, beside their shape."""
+
+import base64
+import math
+from typing import Annotated, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Side = Annotated[int, Field(ge=1)]
+
+
+class PackedArray(BaseModel):
+    """`float32` is the base64 text of the array's little-endian numbers, row by row."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    shape: tuple[Side, ...]
+    float32: str
+
+    @classmethod
+    def pack(cls, array: NDArray[np.floating]) -> Self:
+        content = np.ascontiguousarray(array, dtype="<f4").tobytes()
+        return cls(shape=array.shape, float32=base64.b64encode(content).decode())
+
+    def unpack(self) -> NDArray[np.float32]:
+        """A read-only array of `shape`, float32."""
+        content = base64.b64decode(self.float32, validate=True)
+        return np.frombuffer(content, dtype="<f4").astype(np.float32, copy=False).reshape(self.shape)
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        expected = 4 * math.prod(self.shape)
+        actual = len(base64.b64decode(self.float32, validate=True))
+        if actual != expected:
+            raise ValueError(f"an array of shape {self.shape} must have {expected} bytes. Received: {actual}")
+        if not np.isfinite(self.unpack()).all():
+            raise ValueError("an array must hold finite numbers only")
+        return self

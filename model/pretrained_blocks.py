@@ -1,0 +1,86 @@
+"""The pretrained network, EfficientNet-Lite0 as far as its eighth block: its weights, whole or in part."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float32]
+
+WEIGHTS = Path(__file__).parent / "pretrained" / "efficientnet_lite0.npz"
+NORM_EPSILON = 1e-3
+PIXEL_SCALE, PIXEL_OFFSET = 1 / 128, -127 / 128
+"""It was trained on pixels 0..255, so scaled."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """An inverted residual block. `expanded` is None where it does not expand, as in the first."""
+
+    kernel: int
+    strides: int
+    expanded: int | None
+    filters: int
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """A kernel as Keras lays it out, and its batch normalisation (4, c): gamma, beta, mean, variance."""
+
+    kernel: Array
+    norm: Array
+
+
+STEM_FILTERS = 32
+BLOCKS = (
+    Block(3, 1, None, 16),
+    Block(3, 2, 96, 24),
+    Block(3, 1, 144, 24),
+    Block(5, 2, 144, 40),
+    Block(5, 1, 240, 40),
+    Block(3, 2, 240, 80),
+    Block(3, 1, 480, 80),
+    Block(3, 1, 480, 80),
+)
+
+
+def load_convolutions(channels: int, stem_filters: int, blocks: tuple[Block, ...]) -> list[Convolution]:
+    """The weights, in the order of the layers, of a network of as many or fewer filters within its blocks.
+
+    Kept are the filters that the next layer weighs most. A single channel is taken as grey: the stem's
+    kernels are summed over colours.
+    """
+    with np.load(WEIGHTS) as weights:
+        kept = _strongest(np.abs(weights["block0/project/kernel"][0, 0]).sum(axis=1), stem_filters)
+        kernel = weights["stem/kernel"][..., kept]
+        if channels == 1:
+            kernel = kernel.sum(axis=2, keepdims=True)
+        found = [Convolution(kernel, weights["stem/norm"][:, kept])]
+        for number, block in enumerate(blocks):
+            found += _load_block(weights, number, block, kept)
+    return found
+
+
+def _load_block(
+    weights: "np.lib.npyio.NpzFile", number: int, block: Block, arriving: NDArray[np.intp]
+) -> list[Convolution]:
+    def part(name: str) -> Convolution:
+        prefix = f"block{number}/{name}"
+        return Convolution(weights[f"{prefix}/kernel"], weights[f"{prefix}/norm"])
+
+    depthwise, project = part("depthwise"), part("project")
+    kept, found = arriving, []
+    if block.expanded is not None:
+        importance = np.linalg.norm(project.kernel[0, 0], axis=1) * np.abs(depthwise.norm[0])
+        kept = _strongest(importance, block.expanded)
+        expand = part("expand")
+        found.append(Convolution(expand.kernel[..., kept], expand.norm[:, kept]))
+    found.append(Convolution(depthwise.kernel[:, :, kept], depthwise.norm[:, kept]))
+    found.append(Convolution(project.kernel[:, :, kept], project.norm))
+    return found
+
+
+def _strongest(importance: Array, count: int) -> NDArray[np.intp]:
+    """The places of the `count` largest, in ascending order."""
+    return np.sort(np.argsort(-importance, kind="stable")[:count])
