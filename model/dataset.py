@@ -28,6 +28,11 @@ class LabelledImages:
     def __len__(self) -> int:
         return len(self.paths)
 
+    def take(self, chosen: NDArray[np.bool_]) -> "LabelledImages":
+        """Those where `chosen` (n,) is true."""
+        paths = tuple(path for path, wanted in zip(self.paths, chosen, strict=True) if wanted)
+        return LabelledImages(self.images[chosen], self.labels[chosen], paths)
+
 
 def find_class_names(data_dir: Path, split: str = "train") -> tuple[str, ...]:
     """The classes of a split: its folders, in sorted order, which is the order of the outputs."""

@@ -11,21 +11,10 @@ from numpy.typing import NDArray
 from model.artifact import Artifact
 from model.compiled import user_cache_dir
 from model.dataset import LabelledImages, load_split
+from model.metrics import Metrics, measure
 from model.runtime import Classifier, Engine, open_classifier, usable_cores
 
-# Keras clips probabilities the same way before taking the logarithm.
-_EPSILON = 1e-7
 _BATCH_SIZE = 8
-
-
-@dataclass(frozen=True)
-class Metrics:
-    """Accuracy and mean categorical cross-entropy over `images` images."""
-
-    images: int
-    correct: int
-    accuracy: float
-    loss: float
 
 
 @dataclass(frozen=True)
@@ -35,14 +24,6 @@ class Parity:
     images: int
     labels_equal: int
     max_difference: float
-
-
-def measure(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> Metrics:
-    """Metrics of probabilities (n, k) against labels (n,)."""
-    correct = int((probabilities.argmax(axis=1) == labels).sum())
-    of_label = probabilities[np.arange(len(labels)), labels].astype(np.float64)
-    loss = float(-np.log(np.clip(of_label, _EPSILON, 1 - _EPSILON)).mean())
-    return Metrics(len(labels), correct, correct / len(labels), loss)
 
 
 def compare(a: NDArray[np.float32], b: NDArray[np.float32]) -> Parity:

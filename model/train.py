@@ -1,238 +1,144 @@
-"""Train a network on a labelled folder and save it as an artifact."""
+"""Train on any labelled folder: check → split → fit → calibrate → save → compile, into one artifact."""
 
-import platform
-import statistics
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import closing
-from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import keras
-import tensorflow as tf
+import numpy as np
+from numpy.typing import NDArray
 
-from model.artifact import Artifact, ArtifactCard, save_card, sha256_of
-from model.augment import Augmentation, apply_warp, random_warp
-from model.callbacks import BestEpoch, ProgressBar
+from model.artifact import Artifact
+from model.calibrate import fit_novelty, fit_temperature
 from model.compile import compile_artifact
-from model.dataset import SPLITS, LabelledImages, find_class_names, load_split
-from model.errors import TrainingError
-from model.evaluate import Metrics, measure
-from model.image import ImageSpec
-from model.networks import build_network, save_network
-from model.runtime import Classifier
-from model.tensorflow_engine import TensorFlowClassifier, with_golden_answer
+from model.dataset import SPLITS, LabelledImages
+from model.errors import DatasetError, TrainingError
+from model.fit import Knobs, fit
+from model.folder import Folder, choose_channels, load_folder
+from model.groups import assign_folds
+from model.metrics import Metrics, measure
+from model.network_cost import count_macs
+from model.novelty import Novelty
+from model.save import save
+from model.tensorflow_engine import TensorFlowClassifier
+from model.texture_cnn import fold
+
+PARTS = 10
+"""An unsplit folder gives one part in so many to calibrate on, and one to test on."""
+Report = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class Knobs:
-    """How a network is trained; the defaults are the published recipe's."""
+def train(data_dir: Path, h5_path: Path, knobs: Knobs, seed: int = 0) -> Artifact:
+    """Train one network and write its artifact.
 
-    network: str = "recipe"
-    image: ImageSpec = field(default_factory=lambda: ImageSpec(height=200, width=200, channels=3))
-    epochs: int = 20
-    batch_size: int = 16
-    learning_rate: float = 0.001  # Keras's default for Adam
-    augmentation: Augmentation = field(default_factory=Augmentation)
-
-
-@dataclass(frozen=True)
-class TrainedNetwork:
-    """One seed's network at its best epoch, and how it does on images it was not trained on."""
-
-    network: keras.Model
-    seed: int
-    best_epoch: int
-    finished_epochs: int
-    train_seconds: float
-    interrupted: bool
-    valid: Metrics
-    test: Metrics
-
-
-def train(knobs: Knobs, data_dir: Path, h5_path: Path, seeds: Sequence[int]) -> Artifact:
-    """Train once a seed, then save and compile the network of the lowest validation loss.
-
-    Ctrl-C ends training and keeps the best epoch so far. Raises DatasetError when the folder cannot be
-    used, TrainingError when training comes to nothing, KeyboardInterrupt when no epoch has finished.
+    Interrupted, it is taken up again by the same call. Raises DatasetError when the folder cannot be
+    used, TrainingError when the artifact cannot be written there.
     """
     if h5_path.suffix != ".h5":
         raise TrainingError(f"The network must be saved as an .h5. Received: {h5_path}")
-    class_names = find_class_names(data_dir)
-    splits = {name: load_split(data_dir, name, class_names, knobs.image) for name in SPLITS}
-    trained = _train_seeds(knobs, splits, len(class_names), seeds)
-    best = min(trained, key=lambda result: result.valid.loss)
-    artifact = save(best.network, h5_path, _card_of(best, trained, knobs, class_names, splits))
+    channels = choose_channels(data_dir)
+    knobs = replace(knobs, image=knobs.image.model_copy(update={"channels": channels}))
+    folder = load_folder(data_dir, knobs.image)
+    _say_what_was_found(folder)
+    splits = split(folder)
+    started = time.monotonic()
+    trained = fit_calibrated(folder, splits, knobs, seed, h5_path.with_suffix(".checkpoint.npz"))
+    seconds = round(time.monotonic() - started, 1)
+    classifier = TensorFlowClassifier(trained.network)
+    measured = {name: measure_part(classifier, folder.data.take(splits == name)) for name in SPLITS[1:]}
+    parts = _card_parts(folder, splits, knobs, trained)
+    parts["metrics"] = {name: _round(asdict(metrics)) for name, metrics in measured.items()}
+    parts["training"] |= {"seed": seed, "train_seconds": seconds}
+    artifact = save(trained.network, h5_path, parts)
     compile_artifact(artifact)
-    print(_describe_spread(trained))
+    for name, metrics in measured.items():
+        print(f"{name}: {metrics.correct} of {metrics.images} right, loss {metrics.loss:.3f}")
     return artifact
 
 
-def train_one_seed(
-    knobs: Knobs, splits: dict[str, LabelledImages], num_classes: int, seed: int
-) -> TrainedNetwork:
-    """Train one network and bring it back to its best epoch.
+class Trained:
+    """A network as it is saved, its temperature folded in, and what tells it unfamiliar images."""
 
-    Raises KeyboardInterrupt when it is interrupted before the first epoch has finished.
+    def __init__(self, network: keras.Model, temperature: float, novelty: Novelty) -> None:
+        self.network = network
+        self.temperature = temperature
+        self.novelty = novelty
+
+
+def fit_calibrated(
+    folder: Folder, splits: NDArray[np.str_], knobs: Knobs, seed: int, checkpoint: Path
+) -> Trained:
+    """Fit on the images of the split `train`; the temperature is found on those of `valid`."""
+    fitted_on, held_out = splits == "train", splits == "valid"
+    trainable = fit(folder.data.take(fitted_on), len(folder.class_names), knobs, seed, checkpoint)
+    logits, _ = _answer(trainable, folder.data.images[held_out])
+    temperature = fit_temperature(logits, folder.data.labels[held_out])
+    _, embeddings = _answer(trainable, folder.data.images[fitted_on])
+    novelty = fit_novelty(embeddings, folder.data.labels[fitted_on], folder.groups[fitted_on])
+    return Trained(fold(trainable, knobs.image, temperature), temperature, novelty)
+
+
+def split(folder: Folder) -> NDArray[np.str_]:
+    """The folder's own split, or one of whole groups: (n,) of train, valid and test.
+
+    Raises DatasetError when that leaves a class without training images.
     """
-    keras.utils.set_random_seed(seed)
-    network = build_network(knobs.network, knobs.image, num_classes)
-    network.compile(
-        optimizer=keras.optimizers.Adam(knobs.learning_rate),
-        loss="categorical_crossentropy",
-        metrics=["accuracy"],
-    )
-    best = BestEpoch()
-    steps = -(-len(splits["train"]) // knobs.batch_size)
-    started = time.monotonic()
-    with closing(ProgressBar(knobs.epochs * steps, f"seed {seed}")) as bar:
-        try:
-            network.fit(
-                _training_batches(splits["train"], num_classes, knobs, seed),
-                steps_per_epoch=steps,
-                epochs=knobs.epochs,
-                validation_data=_validation_batches(splits["valid"], num_classes, knobs),
-                shuffle=False,  # the batches are shuffled
-                callbacks=[best, bar],
-                verbose=0,
-            )
-            interrupted = False
-        except KeyboardInterrupt:
-            interrupted = True
-    if best.weights is None:
-        if interrupted:
-            raise KeyboardInterrupt
-        raise TrainingError("Training must lower the loss. Received: a loss that is no number.")
-    network.set_weights(best.weights)
-    classifier = TensorFlowClassifier(network)
-    return TrainedNetwork(
-        network=network,
-        seed=seed,
-        best_epoch=best.epoch,
-        finished_epochs=best.finished_epochs,
-        train_seconds=round(time.monotonic() - started, 1),
-        interrupted=interrupted,
-        valid=_measure(classifier, splits["valid"]),
-        test=_measure(classifier, splits["test"]),
-    )
-
-
-def save(network: keras.Model, h5_path: Path, card_parts: dict[str, Any]) -> Artifact:
-    """Write the h5 and its card, golden probabilities included."""
-    h5_path.parent.mkdir(parents=True, exist_ok=True)
-    save_network(network, h5_path)
-    card = ArtifactCard(**card_parts, scale=1.0, sha256=sha256_of(h5_path), versions=_versions())
-    return save_card(h5_path, with_golden_answer(card, network))
-
-
-def _train_seeds(
-    knobs: Knobs, splits: dict[str, LabelledImages], num_classes: int, seeds: Sequence[int]
-) -> list[TrainedNetwork]:
-    trained: list[TrainedNetwork] = []
-    for seed in seeds:
-        try:
-            result = train_one_seed(knobs, splits, num_classes, seed)
-        except KeyboardInterrupt:
-            if not trained:
-                raise
-            break
-        trained.append(result)
-        # On stderr, like the bar: whatever becomes of stdout, the network is saved first.
-        print(_describe(result), file=sys.stderr)
-        if result.interrupted:
-            break
-    return trained
-
-
-def _training_batches(data: LabelledImages, num_classes: int, knobs: Knobs, seed: int) -> tf.data.Dataset:
-    """Endless augmented batches, images (b, h, w, c), float32 0..255, and one-hot labels (b, k)."""
-    images, labels = tf.constant(data.images), tf.constant(data.labels)
-
-    def augmented(indices: tf.Tensor, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        warp = random_warp(
-            knobs.augmentation,
-            tf.shape(indices)[0],
-            seed=tf.stack([tf.constant(seed, tf.int64), step]),
+    if folder.splits[0]:
+        return folder.splits
+    parts = assign_folds(folder.data.labels, folder.groups, PARTS)
+    names = np.where(parts == 0, "test", np.where(parts == 1, "valid", "train"))
+    trained = set(folder.data.labels[names == "train"].tolist())
+    untrained = [name for label, name in enumerate(folder.class_names) if label not in trained]
+    if untrained or not (names == "valid").any() or not (names == "test").any():
+        raise DatasetError(
+            "Every class must have images of several groups, to train and to test on. "
+            f"Too few: {', '.join(untrained) or 'images in all'}"
         )
-        batch = tf.cast(tf.gather(images, indices), tf.float32)
-        return apply_warp(batch, warp), tf.one_hot(tf.gather(labels, indices), num_classes)
-
-    order = tf.data.Dataset.range(len(data)).shuffle(len(data), seed=seed)
-    batches = order.batch(knobs.batch_size).repeat()
-    steps = tf.data.Dataset.counter()
-    return (
-        tf.data.Dataset.zip(batches, steps)
-        .map(augmented, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-        .prefetch(tf.data.AUTOTUNE)
-    )
+    return names
 
 
-def _validation_batches(data: LabelledImages, num_classes: int, knobs: Knobs) -> tf.data.Dataset:
-    one_hot = tf.one_hot(data.labels, num_classes)
-    images = tf.cast(data.images, tf.float32)
-    return tf.data.Dataset.from_tensor_slices((images, one_hot)).batch(knobs.batch_size)
-
-
-def _measure(classifier: Classifier, data: LabelledImages) -> Metrics:
+def measure_part(classifier: TensorFlowClassifier, data: LabelledImages) -> Metrics:
     return measure(classifier.predict(data.images), data.labels)
 
 
-def _card_of(
-    best: TrainedNetwork,
-    trained: Sequence[TrainedNetwork],
-    knobs: Knobs,
-    class_names: tuple[str, ...],
-    splits: dict[str, LabelledImages],
-) -> dict[str, Any]:
+def _answer(
+    trainable: keras.Model, images: NDArray[np.uint8]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Logits (n, k) and embeddings (n, d)."""
+    batches = np.array_split(images, -(-len(images) // 64))
+    answers = [trainable(batch.astype(np.float32), training=False) for batch in batches]
+    logits, embeddings = zip(*answers, strict=True)
+    return np.concatenate([part.numpy() for part in logits]), np.concatenate(
+        [part.numpy() for part in embeddings]
+    )
+
+
+def _say_what_was_found(folder: Folder) -> None:
+    counts = np.bincount(folder.data.labels)
+    named = ", ".join(f"{name} {count}" for name, count in zip(folder.class_names, counts, strict=True))
+    print(f"{len(folder.data)} images of {len(set(folder.groups.tolist()))} groups: {named}", file=sys.stderr)
+    for warning in folder.warnings:
+        print(f"Note: {warning}", file=sys.stderr)
+
+
+def _card_parts(folder: Folder, splits: NDArray[np.str_], knobs: Knobs, trained: Trained) -> dict[str, Any]:
     return {
-        "class_names": class_names,
+        "class_names": folder.class_names,
         "image": knobs.image,
-        "metrics": {
-            "valid": asdict(best.valid),
-            "test": asdict(best.test),
-            "test_accuracy_by_seed": {str(r.seed): r.test.accuracy for r in trained},
-            "test_loss_by_seed": {str(r.seed): r.test.loss for r in trained},
-        },
+        "novelty": trained.novelty,
         "training": {
-            "network": knobs.network,
-            "parameters": best.network.count_params(),
-            "images": {name: len(split) for name, split in splits.items()},
-            "epochs": knobs.epochs,
-            "finished_epochs": best.finished_epochs,
-            "best_epoch": best.best_epoch,
-            "batch_size": knobs.batch_size,
-            "learning_rate": knobs.learning_rate,
-            "augmentation": asdict(knobs.augmentation),
-            "seed": best.seed,
-            "train_seconds": best.train_seconds,
+            "network": "texture",
+            "parameters": trained.network.count_params(),
+            "macs": count_macs(trained.network),
+            "images": {name: int((splits == name).sum()) for name in SPLITS},
+            "knobs": asdict(knobs) | {"image": knobs.image.model_dump()},
+            "temperature": round(trained.temperature, 4),
         },
     }
 
 
-def _versions() -> dict[str, str]:
-    return {
-        "ext-classify": version("ext-classify"),
-        "keras": keras.__version__,
-        "python": platform.python_version(),
-        "tensorflow": tf.__version__,
-    }
-
-
-def _describe(result: TrainedNetwork) -> str:
-    return (
-        f"seed {result.seed}: test accuracy {result.test.accuracy:.1%}, loss {result.test.loss:.3f} "
-        f"(epoch {result.best_epoch} of {result.finished_epochs}, {result.train_seconds:.0f} s)"
-    )
-
-
-def _describe_spread(trained: Sequence[TrainedNetwork]) -> str:
-    accuracies = [result.test.accuracy for result in trained]
-    losses = [result.test.loss for result in trained]
-    return (
-        f"{len(trained)} seed(s): test accuracy mean {statistics.mean(accuracies):.1%}, "
-        f"from {min(accuracies):.1%} to {max(accuracies):.1%}; loss mean {statistics.mean(losses):.3f}, "
-        f"from {min(losses):.3f} to {max(losses):.3f}."
-    )
+def _round(figures: dict[str, Any]) -> dict[str, Any]:
+    return {name: round(value, 6) if isinstance(value, float) else value for name, value in figures.items()}

@@ -12,7 +12,8 @@ from PIL import Image
 from model.artifact import DEFAULT_MODEL_PATH, load_artifact
 from model.compiled import user_cache_dir
 from model.dataset import load_split
-from model.evaluate import compare, measure, predict_all
+from model.evaluate import compare, predict_all
+from model.metrics import measure
 from model.runtime import open_classifier
 from tests.app.forms import text_of
 from tests.running import running_service

@@ -9,8 +9,9 @@ import pytest
 
 from model.artifact import Artifact
 from model.dataset import LabelledImages
-from model.evaluate import Metrics, Parity, compare, measure, predict_all, print_report
+from model.evaluate import Parity, compare, predict_all, print_report
 from model.image import encode_png
+from model.metrics import Metrics, measure
 from tests.model.conftest import CLASS_NAMES, random_images
 
 PROBABILITIES = np.array([[0.7, 0.2, 0.1], [0.1, 0.3, 0.6], [0.25, 0.5, 0.25], [0.5, 0.4, 0.1]], np.float32)

@@ -13,8 +13,9 @@ from keras import layers
 from model.artifact import ArtifactCard
 from model.errors import ArtifactError, TrainingError
 from model.image import ImageSpec
+from model.network_cost import count_macs
 from model.networks import build_network, load_network, recipe_cnn, refuse_mismatch, save_network
-from model.train import Knobs
+from model.train_recipe import Knobs
 from tests.model.conftest import CLASS_NAMES, SPEC, random_images, tiny_network
 
 # Keras hands NumPy its variables by a protocol that NumPy 2 warns of.
@@ -28,13 +29,13 @@ def recipe() -> keras.Model:
 
 
 class TestRecipe:
-    def test_it_is_the_default_and_has_the_published_parameters(self, recipe: keras.Model) -> None:
+    def test_it_has_the_published_parameters(self, recipe: keras.Model) -> None:
         assert Knobs().network == "recipe"
         by_name = build_network("recipe", NEU, 6)
         assert by_name.count_params() == recipe.count_params() == 3_445_446
 
-    def test_there_is_no_other(self) -> None:
-        with pytest.raises(TrainingError, match=r"one of recipe\. Received: resnet"):
+    def test_only_known_names_are_built(self) -> None:
+        with pytest.raises(TrainingError, match=r"one of recipe, texture\. Received: resnet"):
             build_network("resnet", NEU, 6)
 
     def test_layers_are_the_published_ones(self, recipe: keras.Model) -> None:
@@ -65,12 +66,7 @@ class TestRecipe:
         assert (output.units, output.activation.__name__) == (6, "softmax")
 
     def test_it_costs_44_million_multiplications_an_image(self, recipe: keras.Model) -> None:
-        macs = 0
-        for layer in recipe.layers:
-            if isinstance(layer, layers.Conv2D | layers.Dense):
-                positions = int(np.prod(layer.output.shape[1:-1]))
-                macs += positions * int(np.prod(layer.kernel.shape))
-        assert macs == 44_547_072
+        assert count_macs(recipe) == 44_547_072
 
     def test_it_scales_pixels_by_itself(self, recipe: keras.Model) -> None:
         images = random_images(2, NEU).astype(np.float32)

@@ -16,7 +16,7 @@ from model.errors import ArtifactError
 from model.image import ImageSpec
 from model.networks import recipe_cnn, save_network
 from model.runtime import Classifier, Engine, LiteRtClassifier, open_classifier, usable_cores
-from model.train import save
+from model.save import save
 from tests.model.conftest import CLASS_NAMES, SPEC, random_images, tiny_network
 
 ENGINES = ("litert", "tensorflow")

@@ -15,18 +15,18 @@ import keras
 import numpy as np
 import pytest
 
-from model import train as training
+from model import train_recipe as training
 from model.artifact import Artifact, load_artifact
 from model.augment import Augmentation
 from model.callbacks import ProgressBar
 from model.compiled import beside, read_twin
 from model.dataset import load_split
 from model.errors import ModelError
-from model.evaluate import measure
 from model.image import ImageSpec, encode_png
+from model.metrics import measure
 from model.networks import load_network
 from model.runtime import open_classifier
-from model.train import Knobs, train
+from model.train_recipe import Knobs, train
 
 CLASSES = ("bright", "dark", "striped")
 # The recipe's layers leave nothing of images below 61 pixels.

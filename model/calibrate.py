@@ -1,0 +1,95 @@
+"""Fit what makes a confidence honest, the temperature, and what tells unfamiliar images, the novelty."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.groups import FOLDS, assign_folds
+from model.novelty import Novelty, distances_between, unit_length
+from model.packed import PackedArray
+
+FALSE_ABSTENTION = 0.01
+"""The share of images like those trained on that may be abstained on."""
+SHRINKAGE = 0.02
+"""Of the mean variance, added to each: the covariance of few images is never singular."""
+PROTOTYPES = 64
+PROTOTYPES_PER_CLASS = 4
+"""At least so many where there are many classes."""
+_ROUNDS = 15
+_TEMPERATURES = np.geomspace(0.05, 10.0, 400)
+
+
+def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
+    """What logits (n, k) must be divided by for the likeliest probabilities of labels (n,).
+
+    Source: C. Guo et al., On Calibration of Modern Neural Networks, ICML 2017. Targets are smoothed as
+    Platt's are, by 1 / (n + 2): a few images without an error are no proof that there will be none.
+    """
+    count, classes = logits.shape
+    doubt = 1 / (count + 2)
+    targets = np.full((count, classes), doubt / (classes - 1))
+    targets[np.arange(count), labels] = 1 - doubt
+    losses = [
+        -(targets * _log_softmax(logits / temperature)).sum(axis=1).mean() for temperature in _TEMPERATURES
+    ]
+    return float(_TEMPERATURES[int(np.argmin(losses))])
+
+
+def fit_novelty(
+    embeddings: NDArray[np.float32], labels: NDArray[np.int64], groups: NDArray[np.int64]
+) -> Novelty:
+    """Fit on training embeddings (n, d); units and threshold by images whose group was held out."""
+    to_class, to_prototype = np.zeros(len(labels)), np.zeros(len(labels))
+    folds = assign_folds(labels, groups, min(FOLDS, len(np.unique(groups))))
+    for fold in np.unique(folds):
+        held_out, rest = folds == fold, folds != fold
+        whitening, means, prototypes = _fit_places(embeddings[rest], labels[rest])
+        to_class[held_out] = distances_between(embeddings[held_out] @ whitening, means).min(axis=1)
+        unit = unit_length(embeddings[held_out])
+        to_prototype[held_out] = distances_between(unit, prototypes).min(axis=1)
+    class_unit, prototype_unit = (
+        max(float(np.quantile(distances, 1 - FALSE_ABSTENTION)), 1e-6)
+        for distances in (to_class, to_prototype)
+    )
+    scores = to_class / class_unit + to_prototype / prototype_unit
+    whitening, means, prototypes = _fit_places(embeddings, labels)
+    return Novelty(
+        whitening=PackedArray.pack(whitening / class_unit),
+        class_means=PackedArray.pack(means / class_unit),
+        prototypes=PackedArray.pack(prototypes),
+        prototype_unit=prototype_unit,
+        threshold=float(np.quantile(scores, 1 - FALSE_ABSTENTION)),
+    )
+
+
+def _fit_places(
+    embeddings: NDArray[np.float32], labels: NDArray[np.int64]
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    """Whitening (d, d), whitened class means (k, d) and prototypes (p, d)."""
+    present = np.unique(labels)
+    means = np.stack([embeddings[labels == label].mean(axis=0) for label in present])
+    residuals = (embeddings - means[np.searchsorted(present, labels)]).astype(np.float64)
+    covariance = residuals.T @ residuals / len(residuals)
+    size = len(covariance)
+    covariance += (SHRINKAGE * np.trace(covariance) / size + 1e-9) * np.eye(size)
+    variances, directions = np.linalg.eigh(covariance)
+    whitening = (directions / np.sqrt(variances)).astype(np.float32)
+    wanted = max(PROTOTYPES, PROTOTYPES_PER_CLASS * len(present))
+    return whitening, means @ whitening, _find_prototypes(unit_length(embeddings), wanted)
+
+
+def _find_prototypes(points: NDArray[np.float32], wanted: int) -> NDArray[np.float32]:
+    """Spherical k-means from a fixed start: centres (p, d), p at most `wanted`, of length 1."""
+    start = np.random.default_rng(0).permutation(len(points))[:wanted]
+    centres = points[start]
+    for _ in range(_ROUNDS):
+        nearest = distances_between(points, centres).argmin(axis=1)
+        for place in np.unique(nearest):
+            centres[place] = points[nearest == place].mean(axis=0)
+        centres = unit_length(centres)
+    return centres
+
+
+def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    logs: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return logs

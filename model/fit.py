@@ -1,0 +1,202 @@
+"""Train the default network: labels, and a pretrained teacher to imitate, over ever new views.
+
+The teacher sees a view as it is; the network sees it lit, blurred and disturbed, and learns to say the
+same of it (G. Hinton et al., Distilling the Knowledge in a Neural Network, 2015; here its features are
+imitated, as by A. Romero et al., FitNets, 2015). Weights are averaged over the last steps (B. Polyak).
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from model.callbacks import StepBar
+from model.dataset import LabelledImages
+from model.image import ImageSpec
+from model.runtime import usable_cores
+from model.teacher import Teacher
+from model.texture_cnn import trainable_texture_cnn
+from model.views import Views, disturb, turn
+
+DEFAULT_IMAGE = ImageSpec(height=200, width=200, channels=1)
+
+
+@dataclass(frozen=True)
+class Knobs:
+    """How the default network is trained."""
+
+    image: ImageSpec = DEFAULT_IMAGE
+    epochs: int = 50
+    batch_size: int = 24
+    learning_rate: float = 0.003
+    """At its peak; it rises over two epochs and falls along a cosine."""
+    weight_decay: float = 0.02
+    label_smoothing: float = 0.05
+    imitation: float = 2.0
+    """Weight of the teacher beside the labels."""
+    averaging: float = 0.99
+    """How much of the averaged weights each step keeps."""
+    most_gradient: float = 2.0
+    """Global norm that gradients are clipped to."""
+    views: Views = field(default_factory=Views)
+
+
+def fit(data: LabelledImages, num_classes: int, knobs: Knobs, seed: int, checkpoint: Path) -> keras.Model:
+    """Train on all of `data`: a network of images to [logits, embedding], at its averaged weights.
+
+    After each epoch all is written to `checkpoint`; the same call takes it up again from there, and ends
+    with the same weights. The file is removed in the end.
+    """
+    keras.utils.set_random_seed(seed)
+    training = _Training(data, num_classes, knobs, seed)
+    done = training.load(checkpoint)
+    steps = training.steps_per_epoch
+    with closing(StepBar(knobs.epochs * steps, done * steps, f"seed {seed}")) as bar:
+        for epoch in range(done, knobs.epochs):
+            for batch in training.batches(epoch):
+                bar.advance(float(training.step(*batch)))
+            training.save(checkpoint, epoch + 1)
+    training.use_average()
+    checkpoint.unlink(missing_ok=True)
+    return training.network
+
+
+class _Training:
+    """What changes from step to step, and what one step does."""
+
+    def __init__(self, data: LabelledImages, num_classes: int, knobs: Knobs, seed: int) -> None:
+        self._data, self._knobs, self._seed = data, knobs, seed
+        self._batch_size = min(knobs.batch_size, len(data))
+        self.steps_per_epoch = len(data) // self._batch_size
+        self._teacher = Teacher(knobs.image, usable_cores())
+        statistics = self._teacher.describe(data.images)
+        self._statistics_mean = statistics.mean(axis=0)
+        self._statistics_scale = statistics.std(axis=0) + 1e-3
+        self._class_weights = tf.constant(_class_weights(data.labels, num_classes))
+        self.network = trainable_texture_cnn(knobs.image, num_classes)
+        self._imitate = keras.layers.Dense(Teacher.STATISTICS)
+        self._imitate.build(self.network.outputs[1].shape)
+        self._trained = [*self.network.trainable_variables, *self._imitate.trainable_variables]
+        self._optimizer = keras.optimizers.AdamW(knobs.learning_rate, weight_decay=knobs.weight_decay)
+        self._optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
+        self._optimizer.build(self._trained)
+        self._average = [tf.Variable(weight) for weight in self.network.weights]
+        self._step = tf.Variable(0.0)
+
+    def batches(self, epoch: int) -> Iterator[tuple[tf.Tensor, tf.Tensor, tf.Tensor]]:
+        """Views (b, h, w, c), labels (b,) and the teacher's statistics (b, s), each image once."""
+        order = np.random.default_rng((self._seed, epoch)).permutation(len(self._data))
+        indices = order[: self.steps_per_epoch * self._batch_size].reshape(-1, self._batch_size)
+        seeds = np.array([(self._seed, epoch * self.steps_per_epoch + i) for i in range(len(indices))])
+        return iter(
+            tf.data.Dataset.from_tensor_slices((indices, seeds))
+            .map(self._view, num_parallel_calls=usable_cores(), deterministic=True)
+            .prefetch(usable_cores())
+        )
+
+    def _view(self, indices: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        images = tf.numpy_function(lambda chosen: self._data.images[chosen], [indices], tf.uint8)
+        images = tf.ensure_shape(images, (self._batch_size, *self._knobs.image.shape))
+        views = tf.round(turn(tf.cast(images, tf.float32), self._knobs.views, seed))
+        statistics = tf.numpy_function(self._teach, [views], tf.float32)
+        statistics = tf.ensure_shape(statistics, (self._batch_size, Teacher.STATISTICS))
+        labels = tf.gather(tf.constant(self._data.labels), indices)
+        return disturb(views, self._knobs.views, seed + 1), labels, statistics
+
+    def _teach(self, views: NDArray[np.float32]) -> NDArray[np.float32]:
+        taught: NDArray[np.float32] = self._teacher.describe(views) - self._statistics_mean
+        taught /= self._statistics_scale
+        return taught
+
+    @tf.function  # type: ignore[untyped-decorator]
+    def step(self, views: tf.Tensor, labels: tf.Tensor, statistics: tf.Tensor) -> tf.Tensor:
+        """One step of the optimizer; its loss."""
+        self._optimizer.learning_rate.assign(self._learning_rate())
+        with tf.GradientTape() as tape:
+            logits, embedding = self.network(views, training=True)
+            loss = self._label_loss(logits, labels)
+            loss += self._knobs.imitation * tf.reduce_mean((self._imitate(embedding) - statistics) ** 2)
+        gradients = tape.gradient(loss, self._trained)
+        gradients, _ = tf.clip_by_global_norm(gradients, self._knobs.most_gradient)
+        self._optimizer.apply_gradients(zip(gradients, self._trained, strict=True))
+        self._step.assign_add(1.0)
+        kept = tf.minimum(self._knobs.averaging, self._step / (9.0 + self._step))
+        for average, weight in zip(self._average, self.network.weights, strict=True):
+            average.assign(kept * average + (1 - kept) * weight.value)
+        return loss
+
+    def _label_loss(self, logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+        classes = logits.shape[-1]
+        smooth = self._knobs.label_smoothing
+        targets = tf.one_hot(labels, classes) * (1 - smooth) + smooth / classes
+        losses = tf.nn.softmax_cross_entropy_with_logits(targets, logits)
+        return tf.reduce_mean(losses * tf.gather(self._class_weights, labels))
+
+    def _learning_rate(self) -> tf.Tensor:
+        rise = tf.minimum(1.0, (self._step + 1) / (2.0 * self.steps_per_epoch))
+        share = self._step / (self._knobs.epochs * self.steps_per_epoch)
+        return self._knobs.learning_rate * rise * 0.5 * (1 + tf.cos(math.pi * share))
+
+    def use_average(self) -> None:
+        for average, weight in zip(self._average, self.network.weights, strict=True):
+            weight.assign(average)
+
+    def save(self, checkpoint: Path, finished_epochs: int) -> None:
+        """The file appears whole or not at all."""
+        checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        arrays = {f"v{number}": np.asarray(value) for number, value in enumerate(self._state())}
+        unfinished = checkpoint.with_name(checkpoint.name + ".part")
+        with unfinished.open("wb") as file:
+            facts = {
+                "finished_epochs": np.array(finished_epochs),
+                "fingerprint": np.array(self._fingerprint()),
+            }
+            np.savez(file, **facts, **arrays)  # type: ignore[arg-type]
+        unfinished.replace(checkpoint)
+
+    def load(self, checkpoint: Path) -> int:
+        """The epochs that are finished; 0 unless the file is of this very training."""
+        if not checkpoint.is_file():
+            return 0
+        with np.load(checkpoint) as saved:
+            if str(saved["fingerprint"]) != self._fingerprint():
+                return 0
+            for number, variable in enumerate(self._variables()):
+                variable.assign(saved[f"v{number}"])
+            return int(saved["finished_epochs"])
+
+    def _variables(self) -> list[tf.Variable]:
+        optimizer = [v for v in self._optimizer.variables if v is not self._optimizer.learning_rate]
+        return [
+            *self.network.variables,
+            *self._imitate.variables,
+            *optimizer,
+            *self._average,
+            self._step,
+        ]
+
+    def _state(self) -> list[NDArray[np.generic]]:
+        return [keras.ops.convert_to_numpy(variable) for variable in self._variables()]
+
+    def _fingerprint(self) -> str:
+        facts = json.dumps([asdict(self._knobs) | {"image": self._knobs.image.model_dump()}, self._seed])
+        digest = hashlib.sha256(facts.encode())
+        digest.update(self._data.images.tobytes())
+        digest.update(self._data.labels.tobytes())
+        return digest.hexdigest()
+
+
+def _class_weights(labels: NDArray[np.int64], num_classes: int) -> NDArray[np.float32]:
+    """(k,): rarer classes weigh more, by the root of how rare they are; 1 on average over the images."""
+    counts = np.bincount(labels, minlength=num_classes)
+    weights = 1 / np.sqrt(np.maximum(counts, 1))
+    normed: NDArray[np.float32] = (weights * len(labels) / (weights * counts).sum()).astype(np.float32)
+    return normed

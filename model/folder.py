@@ -1,0 +1,186 @@
+"""Any folder of class folders, checked as a whole before a minute is spent on training.
+
+DIR/<class>/<image>, or DIR/{train,valid,test}/<class>/<image> where the split is given. Images may be of
+any size and mode that the service reads.
+"""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.dataset import SPLITS, LabelledImages
+from model.errors import DatasetError, InputError
+from model.groups import find_groups
+from model.image import ImageSpec, decode
+from model.image_limits import ImageLimits
+
+LEAST_CLASSES, MOST_CLASSES = 2, 1000
+LEAST_IMAGES = 3
+"""In a class: one each to train, to calibrate and to test."""
+FEW_IMAGES = 30
+"""Fewer than this in a class are worth a word of warning."""
+MOST_NAMED = 10
+"""Faults of one kind that are named; the others are counted."""
+COLOUR_LEVELS = 3.0
+"""Mean difference between colour channels above which pictures count as coloured."""
+COLOUR_SAMPLE = 64
+
+_LIMITS = ImageLimits()
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A labelled folder in memory."""
+
+    class_names: tuple[str, ...]
+    data: LabelledImages
+    splits: NDArray[np.str_]
+    """(n,): train, valid or test; empty strings where the folder is not split."""
+    groups: NDArray[np.int64]
+    """(n,): images of one number show the same piece and must stay on one side of any split."""
+    folds: NDArray[np.int64] | None
+    """(n,): the grouped folds that the folder's manifest names, if it does."""
+    warnings: tuple[str, ...]
+
+
+def load_folder(data_dir: Path, spec: ImageSpec) -> Folder:
+    """Read and check every image. Raises DatasetError that names each fault and what to do about it."""
+    found = list(_find_images(data_dir))
+    class_names = _class_names(data_dir, [name for _, _, name in found])
+    data = _decode_all(found, class_names, spec)
+    splits = np.array([split for split, _, _ in found])
+    _refuse_small_classes(data.labels, splits, class_names)
+    duplicates = _find_duplicates(data.images)
+    _refuse_contradictions(data, duplicates)
+    groups, folds = find_groups(data_dir, data.paths, duplicates)
+    warnings = [*_warn_of_leaks(splits, groups), *_warn_of_few(data.labels, class_names)]
+    return Folder(class_names, data, splits, groups, folds, tuple(warnings))
+
+
+def choose_channels(data_dir: Path) -> int:
+    """3 where the pictures are coloured, judged by some of them, else 1."""
+    paths = [path for _, path, _ in _find_images(data_dir)]
+    spec = ImageSpec(height=32, width=32, channels=3)
+    chroma = []
+    for path in paths[:: max(1, len(paths) // COLOUR_SAMPLE)]:
+        try:
+            pixels = decode(path.read_bytes(), spec, _LIMITS).astype(np.int16)
+        except InputError:
+            continue  # load_folder names it
+        chroma.append(float((pixels.max(axis=2) - pixels.min(axis=2)).mean()))
+    return 3 if chroma and float(np.mean(chroma)) > COLOUR_LEVELS else 1
+
+
+def _find_images(data_dir: Path) -> Iterator[tuple[str, Path, str]]:
+    """Split, path and class name of every file in a class folder, in sorted order."""
+    if not data_dir.is_dir():
+        raise DatasetError(f"A labelled folder must hold a folder for each class. Missing: {data_dir}")
+    is_split = (data_dir / "train").is_dir()
+    roots = {name: data_dir / name for name in SPLITS} if is_split else {"": data_dir}
+    for split, root in roots.items():
+        if not root.is_dir():
+            raise DatasetError(f"A folder with {SPLITS[0]} must hold {', '.join(SPLITS)}. Missing: {root}")
+        for folder in sorted(path for path in root.iterdir() if path.is_dir()):
+            for path in sorted(folder.rglob("*")):
+                if path.is_file() and not path.name.startswith("."):
+                    yield split, path, folder.name
+
+
+def _class_names(data_dir: Path, names: Sequence[str]) -> tuple[str, ...]:
+    class_names = tuple(sorted(set(names)))
+    if not LEAST_CLASSES <= len(class_names) <= MOST_CLASSES:
+        raise DatasetError(
+            f"{data_dir} must hold images of {LEAST_CLASSES} to {MOST_CLASSES} classes, a folder each. "
+            f"Received: {len(class_names)}."
+        )
+    return class_names
+
+
+def _decode_all(
+    found: Sequence[tuple[str, Path, str]], class_names: tuple[str, ...], spec: ImageSpec
+) -> LabelledImages:
+    def read(path: Path) -> NDArray[np.uint8] | str:
+        try:
+            return decode(path.read_bytes(), spec, _LIMITS)
+        except InputError as error:
+            return f"{path}: {error.message}"
+
+    with ThreadPoolExecutor() as threads:
+        pictures = list(threads.map(read, (path for _, path, _ in found)))
+    faults = [picture for picture in pictures if isinstance(picture, str)]
+    if faults:
+        raise DatasetError(_list("Every file must be an image; repair or remove these:", faults))
+    index = {name: number for number, name in enumerate(class_names)}
+    return LabelledImages(
+        images=np.stack([picture for picture in pictures if not isinstance(picture, str)]),
+        labels=np.array([index[name] for _, _, name in found], dtype=np.int64),
+        paths=tuple(path for _, path, _ in found),
+    )
+
+
+def _refuse_small_classes(
+    labels: NDArray[np.int64], splits: NDArray[np.str_], class_names: tuple[str, ...]
+) -> None:
+    small = []
+    for split in sorted(set(splits.tolist())):
+        counts = np.bincount(labels[splits == split], minlength=len(class_names))
+        least, where = (1, f" in {split}") if split else (LEAST_IMAGES, "")
+        small += [
+            f"{name}{where}: {count}"
+            for name, count in zip(class_names, counts, strict=True)
+            if count < least
+        ]
+    if small:
+        raise DatasetError(
+            _list(f"Every class must have images, at least {LEAST_IMAGES}; add some or remove it:", small)
+        )
+
+
+def _find_duplicates(images: NDArray[np.uint8]) -> list[list[int]]:
+    """Places of images that are the same, pixel for pixel."""
+    places: dict[bytes, list[int]] = defaultdict(list)
+    for place, image in enumerate(images):
+        places[hashlib.blake2b(image.tobytes(), digest_size=16).digest()].append(place)
+    return [same for same in places.values() if len(same) > 1]
+
+
+def _refuse_contradictions(data: LabelledImages, duplicates: Sequence[Sequence[int]]) -> None:
+    contradictions = [
+        " = ".join(str(data.paths[place]) for place in same)
+        for same in duplicates
+        if len({int(data.labels[place]) for place in same}) > 1
+    ]
+    if contradictions:
+        raise DatasetError(_list("One picture must be of one class; keep one of each:", contradictions))
+
+
+def _warn_of_leaks(splits: NDArray[np.str_], groups: NDArray[np.int64]) -> Iterator[str]:
+    """Of test images that show what training images show."""
+    trained = set(groups[splits == "train"].tolist())
+    for split in ("valid", "test"):
+        tested = groups[splits == split]
+        leaked = sum(group in trained for group in tested.tolist())
+        if leaked:
+            yield (
+                f"{leaked} of {len(tested)} {split} images belong to a group that is trained on: "
+                f"what is measured on them flatters."
+            )
+
+
+def _warn_of_few(labels: NDArray[np.int64], class_names: tuple[str, ...]) -> Iterator[str]:
+    counts = np.bincount(labels, minlength=len(class_names))
+    few = [f"{name}: {count}" for name, count in zip(class_names, counts, strict=True) if count < FEW_IMAGES]
+    if few:
+        yield _list(f"Classes of fewer than {FEW_IMAGES} images are learnt badly:", few)
+
+
+def _list(rule: str, faults: Sequence[str]) -> str:
+    more = len(faults) - MOST_NAMED
+    named = [*faults[:MOST_NAMED], *([f"and {more} more"] if more > 0 else [])]
+    return "\n  ".join([rule, *named])

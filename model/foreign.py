@@ -1,0 +1,82 @@
+"""Images of what no network here was trained on, to measure abstention: blank, noisy and drawn frames.
+
+They are made by code, so that anybody can measure with them; photographs come from a folder that is given.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.errors import DatasetError, InputError
+from model.image import ImageSpec, decode
+from model.image_limits import ImageLimits
+
+Images = NDArray[np.uint8]
+GREYS = (0, 32, 64, 96, 128, 160, 192, 224, 255)
+_LIMITS = ImageLimits()
+
+
+def foreign_sets(spec: ImageSpec, foreign_dirs: Sequence[Path]) -> dict[str, Images]:
+    """Named sets of images (m, h, w, c), uint8. Raises DatasetError when a folder holds none."""
+    made = {"blank": blank(spec), "noise": noise(spec), "shapes": shapes(spec)}
+    return {**made, **{folder.name: load(spec, folder) for folder in foreign_dirs}}
+
+
+def blank(spec: ImageSpec) -> Images:
+    """Frames of one grey, bare and under the faint noise of a sensor."""
+    random = np.random.default_rng(0)
+    flat = np.stack([np.full(spec.shape, grey, dtype=np.float64) for grey in GREYS])
+    return _to_pixels(np.concatenate([flat, flat + random.normal(0, 1, flat.shape)]))
+
+
+def noise(spec: ImageSpec) -> Images:
+    """Pure noise: uniform, and normal of several deviations around a middle grey."""
+    random = np.random.default_rng(1)
+    uniform = random.uniform(0, 255, (8, *spec.shape))
+    normal = [128 + random.normal(0, deviation, (8, *spec.shape)) for deviation in (5, 20, 60)]
+    return _to_pixels(np.concatenate([uniform, *normal]))
+
+
+def shapes(spec: ImageSpec) -> Images:
+    """Smooth gradients, gratings and discs: synthetic pictures with structure."""
+    random = np.random.default_rng(2)
+    y, x = np.mgrid[0 : spec.height, 0 : spec.width]
+    pictures = []
+    for _ in range(12):
+        angle, length = random.uniform(0, np.pi), random.uniform(4, 80)
+        along = x * np.cos(angle) + y * np.sin(angle)
+        pictures.append(np.interp(along, (along.min(), along.max()), random.permutation([20.0, 235.0])))
+        pictures.append(128 + 100 * np.sign(np.sin(2 * np.pi * along / length)))
+        centre_y, centre_x = random.uniform(0.2, 0.8, 2) * (spec.height, spec.width)
+        radius = random.uniform(0.05, 0.4) * min(spec.height, spec.width)
+        disc = (y - centre_y) ** 2 + (x - centre_x) ** 2 < radius**2
+        pictures.append(np.where(disc, *random.permutation([40.0, 215.0])))
+    grey = np.stack(pictures)[..., np.newaxis]
+    return _to_pixels(np.broadcast_to(grey, (*grey.shape[:3], spec.channels)))
+
+
+def load(spec: ImageSpec, folder: Path) -> Images:
+    """Every image below a folder; other files are passed over."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    with ThreadPoolExecutor() as threads:
+        pictures = [
+            picture for picture in threads.map(lambda p: _decode(p, spec), paths) if picture is not None
+        ]
+    if not pictures:
+        raise DatasetError(f"A folder of foreign images must hold images. Received: none in {folder}")
+    return np.stack(pictures)
+
+
+def _decode(path: Path, spec: ImageSpec) -> Images | None:
+    try:
+        return decode(path.read_bytes(), spec, _LIMITS)
+    except InputError:
+        return None
+
+
+def _to_pixels(images: NDArray[np.floating]) -> Images:
+    pixels: Images = np.rint(np.clip(images, 0, 255)).astype(np.uint8)
+    return pixels

@@ -1,0 +1,91 @@
+"""Which images show the same piece: crops of one strip must never stand on both sides of a split.
+
+A folder says so in `manifest.csv`: a line an image, its path below the folder in the column `path` (or
+`kaggle_path`, as the published manifest of the NEU images has it), a number or name of its group in
+`group_id`, and perhaps the number of its fold, 0 to 4, in `gfold5`. Without a manifest, only images that
+are the same pixel for pixel are known to belong together.
+"""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.errors import DatasetError
+
+MANIFEST = "manifest.csv"
+FOLDS = 5
+_PATH_COLUMNS = ("path", "kaggle_path")
+
+
+def find_groups(
+    data_dir: Path, paths: Sequence[Path], duplicates: Sequence[Sequence[int]]
+) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
+    """The group of each image (n,), and its fold (n,) where the manifest names one.
+
+    Raises DatasetError when there is a manifest that cannot be used, or that leaves out images.
+    """
+    manifest = data_dir / MANIFEST
+    if not manifest.is_file():
+        return _join_duplicates(np.arange(len(paths), dtype=np.int64), duplicates), None
+    rows = _read_manifest(manifest)
+    names = [path.relative_to(data_dir).as_posix() for path in paths]
+    missing = [name for name in names if name not in rows]
+    if missing:
+        raise DatasetError(f"{manifest} must have a line for every image. Missing: {', '.join(missing[:5])}")
+    group_names = [rows[name]["group_id"] for name in names]
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(group_names))}
+    groups = np.array([numbers[name] for name in group_names], dtype=np.int64)
+    return _join_duplicates(groups, duplicates), _folds_of([rows[name] for name in names], manifest)
+
+
+def assign_folds(
+    labels: NDArray[np.int64], groups: NDArray[np.int64], folds: int, seed: int = 0
+) -> NDArray[np.int64]:
+    """A fold (n,), 0 to folds - 1, for each image: whole groups, every class spread as evenly as they allow.
+
+    The largest group goes first, each to the fold that its classes are rarest in.
+    """
+    one_hot = np.eye(int(labels.max()) + 1)[labels]
+    names, index = np.unique(groups, return_inverse=True)
+    contents = np.zeros((len(names), one_hot.shape[1]))
+    np.add.at(contents, index, one_hot)
+    share = contents / one_hot.sum(axis=0)
+    random = np.random.default_rng(seed)
+    order = np.lexsort((random.random(len(names)), -share.max(axis=1)))
+    filled = np.zeros((folds, one_hot.shape[1]))
+    chosen = np.zeros(len(names), dtype=np.int64)
+    for group in order:
+        load = (filled * share[group]).sum(axis=1)
+        chosen[group] = np.lexsort((filled.sum(axis=1), load))[0]
+        filled[chosen[group]] += share[group]
+    return np.asarray(chosen[index])
+
+
+def _read_manifest(manifest: Path) -> dict[str, dict[str, str]]:
+    with manifest.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        columns = reader.fieldnames or []
+        [*path_columns] = [column for column in _PATH_COLUMNS if column in columns]
+        if not path_columns or "group_id" not in columns:
+            raise DatasetError(f"{manifest} must have the columns path and group_id. Received: {columns}")
+        return {row[path_columns[0]]: row for row in reader}
+
+
+def _folds_of(rows: Sequence[dict[str, str]], manifest: Path) -> NDArray[np.int64] | None:
+    if "gfold5" not in rows[0]:
+        return None
+    given = [row["gfold5"] for row in rows]
+    strange = sorted(set(given) - {str(fold) for fold in range(FOLDS)})
+    if strange:
+        raise DatasetError(f"{manifest} must name folds 0 to {FOLDS - 1} in gfold5. Received: {strange[:5]}")
+    return np.array(given, dtype=np.int64)
+
+
+def _join_duplicates(groups: NDArray[np.int64], duplicates: Sequence[Sequence[int]]) -> NDArray[np.int64]:
+    for same in duplicates:
+        members = groups[list(same)]
+        groups = np.where(np.isin(groups, members), members.min(), groups)
+    return groups
