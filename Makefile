@@ -2,6 +2,8 @@
 PYTHON ?= python3
 DATA ?= $(NEU_DATA_DIR)
 SEEDS ?= 0 1 2
+OUTPUT ?= trained.h5
+REPORT ?= report
 NEEDS_DATA = @test -n "$(DATA)" || { echo "Say where the images are: make $@ DATA=DIR"; exit 2; }
 
 SERVE = .venv/bin
@@ -9,7 +11,7 @@ DEV = .venv-dev/bin
 UV_COMPILE = $(DEV)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-annotate --no-header
 
-.PHONY: help setup dev run test lint bench train evaluate samples system-deps lock clean
+.PHONY: help setup dev run test lint bench train train-recipe evaluate crossvalidate samples system-deps lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-12s %s\n", $$1, $$2}'
@@ -31,15 +33,27 @@ lint: .venv-dev/.installed ## formatting, rules, types
 
 bench: .venv-dev/.installed setup ## measure engines, start and memory; writes tests/benchmarks/results/
 	$(DEV)/python -m tests.benchmarks.engines
+	$(DEV)/python -m tests.benchmarks.networks
 	$(DEV)/python -m tests.benchmarks.start --python $(SERVE)/python
 
-train: .venv-dev/.installed ## train the published recipe on DATA=DIR once a seed (SEEDS="0 1 2")
+train: .venv-dev/.installed ## train the default network on DATA=DIR (OUTPUT=trained.h5, SEEDS=0)
 	$(NEEDS_DATA)
-	$(DEV)/ext-classify train --network recipe --data $(DATA) --seeds $(SEEDS)
+	$(DEV)/ext-classify train --data $(DATA) --output $(OUTPUT) --seeds $(firstword $(SEEDS))
 
-evaluate: .venv-dev/.installed ## test accuracy of both engines on DATA=DIR, and their parity
+train-recipe: .venv-dev/.installed ## train the published recipe on DATA=DIR once a seed (SEEDS="0 1 2")
 	$(NEEDS_DATA)
-	$(DEV)/ext-classify evaluate --data $(DATA) --engine both
+	$(DEV)/ext-classify train --network recipe --data $(DATA) --seeds $(SEEDS) \
+		--output model/saved/metal_defects_final.h5
+
+evaluate: .venv-dev/.installed ## measure the default network on DATA=DIR and write REPORT (FOREIGN=DIRS)
+	$(NEEDS_DATA)
+	$(DEV)/ext-classify evaluate --data $(DATA) --engine both --report $(REPORT) \
+		$(if $(FOREIGN),--foreign $(FOREIGN))
+
+crossvalidate: .venv-dev/.installed ## both networks by grouped folds on DATA=DIR (FOREIGN=DIRS); an hour
+	$(NEEDS_DATA)
+	$(DEV)/ext-classify crossvalidate --data $(DATA) --output model/saved/crossvalidation.md \
+		$(if $(FOREIGN),--foreign $(FOREIGN))
 
 samples: .venv-dev/.installed ## draw the sample images anew
 	$(DEV)/python -m model.draw_samples

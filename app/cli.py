@@ -1,7 +1,7 @@
 """ext-classify: the service and the model from a terminal."""
 
 import argparse
-import importlib
+import functools
 import os
 import shlex
 import signal
@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
-from types import ModuleType
 from typing import Any, get_args
 
 import uvicorn
@@ -20,15 +19,15 @@ from app.client import DEFAULT_URL, ClientError, classify_files, find_images, pr
 from app.demo import demonstrate
 from app.main import create_app
 from app.settings import Settings
+from app.training_commands import add_training_commands, import_training, parse_integer
 from model.artifact import DEFAULT_MODEL_PATH, load_artifact
-from model.errors import ArtifactError, ModelError
+from model.errors import ModelError
 from model.runtime import Engine
 
 SAMPLES = Path(__file__).parent.parent / "model" / "samples"
 ENGINES = get_args(Engine)
 # Gateways hold idle connections for a minute or so; closing first would race their next request.
 KEEP_ALIVE_SECONDS = 75
-TRAINED = Path("model/saved/metal_defects_final.h5")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -73,26 +72,14 @@ def demo(images: Path, **given: Any) -> None:
     demonstrate(settings.host, settings.port, images)
 
 
-def train(network: str, data: Path, output: Path, seeds: list[int], epochs: int | None) -> None:
-    training = _import_training("model.train_recipe")
-    knobs = {"network": network} if epochs is None else {"network": network, "epochs": epochs}
-    artifact = training.train(training.Knobs(**knobs), data, output, seeds)
-    print(f"Saved {artifact.h5_path}, its card and its compiled twin.")
-
-
-def evaluate(data: Path, split: str, model: Path, engine: str) -> None:
-    engines = ("tensorflow", "litert") if engine == "both" else (engine,)
-    importlib.import_module("model.evaluate").print_report(load_artifact(model), data, split, engines)
-
-
 def compile_model(model: Path) -> None:
-    compiling = _import_training("model.compile")
+    compiling = import_training("model.compile")
     paths = compiling.compile_artifact(load_artifact(model))
     print(f"Compiled {paths.tflite}, and its stamp {paths.stamp}")
 
 
 def describe(h5: Path, class_names: str, scale: float) -> None:
-    describing = _import_training("model.describe")
+    describing = import_training("model.describe")
     names = [name.strip() for name in class_names.split(",")]
     card = describing.describe(h5, names, scale).card
     shape = " x ".join(map(str, card.image.shape))
@@ -103,17 +90,6 @@ def describe(h5: Path, class_names: str, scale: float) -> None:
 def _settings(given: dict[str, Any]) -> Settings:
     """What flags say goes before the environment."""
     return Settings(**{name: value for name, value in given.items() if value is not None})
-
-
-def _import_training(module: str) -> ModuleType:
-    """Import what needs TensorFlow, which the serving environment does not have."""
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise ArtifactError(
-            f"This command needs {error.name}, which serving does without. In a clone: make dev, "
-            f"then .venv-dev/bin/ext-classify"
-        ) from None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -137,19 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--port", type=_port, help="port to listen on (default 8000)")
     command.add_argument("--images", type=Path, default=SAMPLES, help="a folder (default: the samples)")
 
-    command = _add(commands, "train", train, "train a network on DIR/{train,valid,test}/<class>/")
-    command.add_argument("--network", default="recipe", help="which network (default %(default)s)")
-    command.add_argument("--data", type=Path, required=True, metavar="DIR")
-    command.add_argument("--output", type=Path, default=TRAINED, metavar="H5")
-    command.add_argument("--seeds", type=_seed, nargs="+", default=[0], metavar="SEED")
-    command.add_argument("--epochs", type=_epochs, help="(default: the network's own)")
-
-    command = _add(commands, "evaluate", evaluate, "measure an artifact on a split of a labelled folder")
-    command.add_argument("--data", type=Path, required=True, metavar="DIR")
-    command.add_argument("--split", default="test", choices=("train", "valid", "test"))
-    command.add_argument("--model", type=Path, default=DEFAULT_MODEL_PATH, metavar="H5")
-    command.add_argument("--engine", default="litert", choices=(*ENGINES, "both"))
-
+    add_training_commands(functools.partial(_add, commands))
     command = _add(commands, "compile", compile_model, "compile an .h5 to its LiteRT twin")
     command.add_argument("--model", type=Path, default=DEFAULT_MODEL_PATH, metavar="H5")
 
@@ -185,21 +149,7 @@ def _scale(text: str) -> float:
 
 
 def _port(text: str) -> int:
-    return _integer(text, 1, 65535)
-
-
-def _epochs(text: str) -> int:
-    return _integer(text, 1, 100_000)
-
-
-def _seed(text: str) -> int:
-    return _integer(text, 0, 2**32 - 1)
-
-
-def _integer(text: str, least: int, most: int) -> int:
-    if not text.isdecimal() or not least <= int(text[:12]) <= most:
-        raise argparse.ArgumentTypeError(f"must be an integer from {least} to {most}. Received: {text}")
-    return int(text)
+    return parse_integer(text, 1, 65535)
 
 
 def _end_well_on_sigterm() -> None:

@@ -101,8 +101,12 @@ def _post_json(url: str, document: object) -> Any:
 
 
 def _label(outcome: dict[str, Any]) -> str:
-    return str(outcome["label"] or (outcome["error"] or {}).get("code", "abstained"))
+    if outcome["abstained"]:
+        return "(abstained)"
+    return str(outcome["label"] or outcome["error"]["code"])
 
 
 def _confidence(outcome: dict[str, Any]) -> str:
+    if outcome["abstained"]:
+        return f"{outcome['reason']}, nearest {outcome['nearest_label']}"
     return str((outcome["error"] or {}).get("message") or f"{outcome['confidence']:.4f}")

@@ -23,7 +23,7 @@ from app.outcome import (
 from app.row import Row
 from model.artifact import Artifact
 from model.errors import InputError
-from model.evidence import find_evidence
+from model.evidence import against_the_others, find_evidence
 from model.image import Decoded, decode_sized
 from model.image_limits import ImageLimits
 from model.novelty import reasons_to_abstain
@@ -134,11 +134,11 @@ class Pipeline:
     def _explain(
         self, features: NDArray[np.float32], class_index: int, image: Decoded
     ) -> EvidenceDetail | None:
-        weights = self.artifact.card.class_weights
-        if weights is None:
+        packed = self.artifact.card.class_weights
+        if packed is None:
             return None
-        evidence = find_evidence(features, weights.unpack()[:, class_index], image.source_size)
-        return detail_of_evidence(evidence)
+        weights = against_the_others(packed.unpack())[:, class_index]
+        return detail_of_evidence(find_evidence(image.pixels, features, weights, image.source_size))
 
     @property
     def model(self) -> ModelIdentity:

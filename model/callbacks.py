@@ -48,11 +48,10 @@ class StepBar:
 
     def __init__(self, steps: int, done: int, title: str) -> None:
         self._bar = tqdm(total=steps, initial=done, desc=title, unit="step", dynamic_ncols=True)
-        self._loss: float | None = None
 
     def advance(self, loss: float) -> None:
-        self._loss = loss if self._loss is None else 0.98 * self._loss + 0.02 * loss
-        self._bar.set_postfix_str(f"loss {self._loss:.3f}", refresh=False)
+        """`loss` is shown: the mean of the epoch so far."""
+        self._bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
         self._bar.update()
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ from model.artifact import Artifact
 from model.compiled import user_cache_dir
 from model.dataset import LabelledImages, load_split
 from model.metrics import Metrics, measure
-from model.runtime import Classifier, Engine, open_classifier, usable_cores
+from model.runtime import Answers, Classifier, Engine, join_answers, open_classifier, usable_cores
 
 _BATCH_SIZE = 8
 
@@ -37,6 +37,12 @@ def predict_all(classifier: Classifier, data: LabelledImages, threads: int) -> N
     batches = np.array_split(data.images, -(-len(data) // _BATCH_SIZE))
     with ThreadPoolExecutor(threads) as pool:
         return np.concatenate(list(pool.map(classifier.predict, batches)))
+
+
+def answer_all(classifier: Classifier, images: NDArray[np.uint8]) -> Answers:
+    """All that the network says of images (n, h, w, c), feature maps included."""
+    batches = np.array_split(images, -(-len(images) // _BATCH_SIZE))
+    return join_answers([classifier.answer(batch, with_features=True) for batch in batches])
 
 
 def print_report(artifact: Artifact, data_dir: Path, split: str, engines: Sequence[Engine]) -> None:

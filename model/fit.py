@@ -1,8 +1,9 @@
 """Train the default network: labels, and a pretrained teacher to imitate, over ever new views.
 
-The teacher sees a view as it is; the network sees it lit, blurred and disturbed, and learns to say the
-same of it (G. Hinton et al., Distilling the Knowledge in a Neural Network, 2015; here its features are
-imitated, as by A. Romero et al., FitNets, 2015). Weights are averaged over the last steps (B. Polyak).
+Beside the views go pictures that are none of the classes. The teacher sees a view as it is; the network
+sees it lit, blurred and disturbed, and learns to say the same of it (G. Hinton et al., Distilling the
+Knowledge in a Neural Network, 2015; here its features are imitated, as by A. Romero et al., FitNets,
+2015). Weights are averaged over the last steps (B. Polyak).
 """
 
 import hashlib
@@ -22,10 +23,13 @@ from model.callbacks import StepBar
 from model.dataset import LabelledImages
 from model.image import ImageSpec
 from model.runtime import usable_cores
+from model.strange import draw_strange
 from model.teacher import Teacher
 from model.texture_cnn import trainable_texture_cnn
 from model.views import Views, disturb, turn
 
+MOST_DEVIATION = 5.0
+"""In standard deviations of the folder's images; strange pictures would rule the loss with more."""
 DEFAULT_IMAGE = ImageSpec(height=200, width=200, channels=1)
 
 
@@ -34,7 +38,7 @@ class Knobs:
     """How the default network is trained."""
 
     image: ImageSpec = DEFAULT_IMAGE
-    epochs: int = 50
+    epochs: int = 45
     batch_size: int = 24
     learning_rate: float = 0.003
     """At its peak; it rises over two epochs and falls along a cosine."""
@@ -42,6 +46,8 @@ class Knobs:
     label_smoothing: float = 0.05
     imitation: float = 2.0
     """Weight of the teacher beside the labels."""
+    strange: int = 4
+    """Drawn pictures of no class beside each batch; the network learns to tell them from the folder's."""
     averaging: float = 0.99
     """How much of the averaged weights each step keeps."""
     most_gradient: float = 2.0
@@ -49,27 +55,39 @@ class Knobs:
     views: Views = field(default_factory=Views)
 
 
-def fit(data: LabelledImages, num_classes: int, knobs: Knobs, seed: int, checkpoint: Path) -> keras.Model:
-    """Train on all of `data`: a network of images to [logits, embedding], at its averaged weights.
+@dataclass(frozen=True)
+class Fitted:
+    """A network of images to [logits, embedding], at its averaged weights, and how it came there."""
+
+    network: keras.Model
+    loss: tuple[float, ...]
+    """By epoch, the mean loss on views, the teacher's part included."""
+    accuracy: tuple[float, ...]
+    """By epoch, the accuracy on views, before each step."""
+
+
+def fit(data: LabelledImages, num_classes: int, knobs: Knobs, seed: int, checkpoint: Path) -> Fitted:
+    """Train on all of `data`.
 
     After each epoch all is written to `checkpoint`; the same call takes it up again from there, and ends
     with the same weights. The file is removed in the end.
     """
     keras.utils.set_random_seed(seed)
-    training = _Training(data, num_classes, knobs, seed)
+    training = Training(data, num_classes, knobs, seed)
     done = training.load(checkpoint)
     steps = training.steps_per_epoch
     with closing(StepBar(knobs.epochs * steps, done * steps, f"seed {seed}")) as bar:
         for epoch in range(done, knobs.epochs):
             for batch in training.batches(epoch):
-                bar.advance(float(training.step(*batch)))
+                training.note(epoch, *training.step(*batch))
+                bar.advance(training.loss[epoch])
             training.save(checkpoint, epoch + 1)
     training.use_average()
     checkpoint.unlink(missing_ok=True)
-    return training.network
+    return Fitted(training.network, tuple(training.loss.tolist()), tuple(training.accuracy.tolist()))
 
 
-class _Training:
+class Training:
     """What changes from step to step, and what one step does."""
 
     def __init__(self, data: LabelledImages, num_classes: int, knobs: Knobs, seed: int) -> None:
@@ -80,19 +98,27 @@ class _Training:
         statistics = self._teacher.describe(data.images)
         self._statistics_mean = statistics.mean(axis=0)
         self._statistics_scale = statistics.std(axis=0) + 1e-3
-        self._class_weights = tf.constant(_class_weights(data.labels, num_classes))
+        self._class_weights = tf.constant(class_weights(data.labels, num_classes))
         self.network = trainable_texture_cnn(knobs.image, num_classes)
         self._imitate = keras.layers.Dense(Teacher.STATISTICS)
         self._imitate.build(self.network.outputs[1].shape)
-        self._trained = [*self.network.trainable_variables, *self._imitate.trainable_variables]
+        self._recognise = keras.layers.Dense(1)
+        self._recognise.build(self.network.outputs[1].shape)
+        helpers = (self._imitate, self._recognise)
+        self._trained = [
+            *self.network.trainable_variables,
+            *(variable for layer in helpers for variable in layer.trainable_variables),
+        ]
         self._optimizer = keras.optimizers.AdamW(knobs.learning_rate, weight_decay=knobs.weight_decay)
         self._optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
         self._optimizer.build(self._trained)
         self._average = [tf.Variable(weight) for weight in self.network.weights]
         self._step = tf.Variable(0.0)
+        self.loss, self.accuracy = np.zeros(knobs.epochs), np.zeros(knobs.epochs)
+        self._steps_noted = np.zeros(knobs.epochs)
 
     def batches(self, epoch: int) -> Iterator[tuple[tf.Tensor, tf.Tensor, tf.Tensor]]:
-        """Views (b, h, w, c), labels (b,) and the teacher's statistics (b, s), each image once."""
+        """Views and strange pictures (b + x, h, w, c), labels (b,), statistics (b + x, s)."""
         order = np.random.default_rng((self._seed, epoch)).permutation(len(self._data))
         indices = order[: self.steps_per_epoch * self._batch_size].reshape(-1, self._batch_size)
         seeds = np.array([(self._seed, epoch * self.steps_per_epoch + i) for i in range(len(indices))])
@@ -106,23 +132,31 @@ class _Training:
         images = tf.numpy_function(lambda chosen: self._data.images[chosen], [indices], tf.uint8)
         images = tf.ensure_shape(images, (self._batch_size, *self._knobs.image.shape))
         views = tf.round(turn(tf.cast(images, tf.float32), self._knobs.views, seed))
-        statistics = tf.numpy_function(self._teach, [views], tf.float32)
-        statistics = tf.ensure_shape(statistics, (self._batch_size, Teacher.STATISTICS))
+        strange = tf.numpy_function(self._draw_strange, [seed], tf.float32)
+        strange = tf.ensure_shape(strange, (self._knobs.strange, *self._knobs.image.shape))
+        statistics = tf.numpy_function(self._teach, [tf.concat([views, strange], 0)], tf.float32)
+        statistics = tf.ensure_shape(statistics, (None, Teacher.STATISTICS))
         labels = tf.gather(tf.constant(self._data.labels), indices)
-        return disturb(views, self._knobs.views, seed + 1), labels, statistics
+        views = disturb(views, self._knobs.views, seed + 1)
+        return tf.concat([views, strange], 0), labels, statistics
+
+    def _draw_strange(self, seed: NDArray[np.int64]) -> NDArray[np.float32]:
+        random = np.random.default_rng(seed.tolist())
+        return draw_strange(self._knobs.strange, self._knobs.image.shape, random)
 
     def _teach(self, views: NDArray[np.float32]) -> NDArray[np.float32]:
         taught: NDArray[np.float32] = self._teacher.describe(views) - self._statistics_mean
         taught /= self._statistics_scale
-        return taught
+        return np.clip(taught, -MOST_DEVIATION, MOST_DEVIATION)
 
     @tf.function  # type: ignore[untyped-decorator]
-    def step(self, views: tf.Tensor, labels: tf.Tensor, statistics: tf.Tensor) -> tf.Tensor:
-        """One step of the optimizer; its loss."""
+    def step(self, views: tf.Tensor, labels: tf.Tensor, statistics: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """One step of the optimizer; the loss and the accuracy before it."""
         self._optimizer.learning_rate.assign(self._learning_rate())
         with tf.GradientTape() as tape:
-            logits, embedding = self.network(views, training=True)
-            loss = self._label_loss(logits, labels)
+            all_logits, embedding = self.network(views, training=True)
+            logits = all_logits[: self._batch_size]
+            loss = self._label_loss(logits, labels) + self._familiarity_loss(embedding)
             loss += self._knobs.imitation * tf.reduce_mean((self._imitate(embedding) - statistics) ** 2)
         gradients = tape.gradient(loss, self._trained)
         gradients, _ = tf.clip_by_global_norm(gradients, self._knobs.most_gradient)
@@ -131,7 +165,15 @@ class _Training:
         kept = tf.minimum(self._knobs.averaging, self._step / (9.0 + self._step))
         for average, weight in zip(self._average, self.network.weights, strict=True):
             average.assign(kept * average + (1 - kept) * weight.value)
-        return loss
+        right = tf.argmax(logits, axis=1) == labels
+        return loss, tf.reduce_mean(tf.cast(right, tf.float32))
+
+    def note(self, epoch: int, loss: tf.Tensor, accuracy: tf.Tensor) -> None:
+        """Keep the means of an epoch up to date."""
+        self._steps_noted[epoch] += 1
+        share = 1 / self._steps_noted[epoch]
+        self.loss[epoch] += share * (float(loss) - self.loss[epoch])
+        self.accuracy[epoch] += share * (float(accuracy) - self.accuracy[epoch])
 
     def _label_loss(self, logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         classes = logits.shape[-1]
@@ -139,6 +181,12 @@ class _Training:
         targets = tf.one_hot(labels, classes) * (1 - smooth) + smooth / classes
         losses = tf.nn.softmax_cross_entropy_with_logits(targets, logits)
         return tf.reduce_mean(losses * tf.gather(self._class_weights, labels))
+
+    def _familiarity_loss(self, embedding: tf.Tensor) -> tf.Tensor:
+        """Of telling the folder's images from strange pictures, by the embedding alone."""
+        familiar = tf.cast(tf.range(tf.shape(embedding)[0]) < self._batch_size, tf.float32)
+        scores = self._recognise(embedding)[:, 0]
+        return tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(familiar, scores))
 
     def _learning_rate(self) -> tf.Tensor:
         rise = tf.minimum(1.0, (self._step + 1) / (2.0 * self.steps_per_epoch))
@@ -155,11 +203,12 @@ class _Training:
         arrays = {f"v{number}": np.asarray(value) for number, value in enumerate(self._state())}
         unfinished = checkpoint.with_name(checkpoint.name + ".part")
         with unfinished.open("wb") as file:
+            curves = {"loss": self.loss, "accuracy": self.accuracy}
             facts = {
                 "finished_epochs": np.array(finished_epochs),
                 "fingerprint": np.array(self._fingerprint()),
             }
-            np.savez(file, **facts, **arrays)  # type: ignore[arg-type]
+            np.savez(file, **facts, **curves, **arrays)  # type: ignore[arg-type]
         unfinished.replace(checkpoint)
 
     def load(self, checkpoint: Path) -> int:
@@ -171,6 +220,7 @@ class _Training:
                 return 0
             for number, variable in enumerate(self._variables()):
                 variable.assign(saved[f"v{number}"])
+            self.loss, self.accuracy = saved["loss"], saved["accuracy"]
             return int(saved["finished_epochs"])
 
     def _variables(self) -> list[tf.Variable]:
@@ -178,6 +228,7 @@ class _Training:
         return [
             *self.network.variables,
             *self._imitate.variables,
+            *self._recognise.variables,
             *optimizer,
             *self._average,
             self._step,
@@ -194,7 +245,7 @@ class _Training:
         return digest.hexdigest()
 
 
-def _class_weights(labels: NDArray[np.int64], num_classes: int) -> NDArray[np.float32]:
+def class_weights(labels: NDArray[np.int64], num_classes: int) -> NDArray[np.float32]:
     """(k,): rarer classes weigh more, by the root of how rare they are; 1 on average over the images."""
     counts = np.bincount(labels, minlength=num_classes)
     weights = 1 / np.sqrt(np.maximum(counts, 1))

@@ -52,7 +52,7 @@ def assign_folds(
     names, index = np.unique(groups, return_inverse=True)
     contents = np.zeros((len(names), one_hot.shape[1]))
     np.add.at(contents, index, one_hot)
-    share = contents / one_hot.sum(axis=0)
+    share = contents / np.maximum(one_hot.sum(axis=0), 1)
     random = np.random.default_rng(seed)
     order = np.lexsort((random.random(len(names)), -share.max(axis=1)))
     filled = np.zeros((folds, one_hot.shape[1]))

@@ -15,3 +15,21 @@ def _macs_of(layer: keras.layers.Layer) -> int:
     """A depthwise kernel (h, w, c, 1) holds no sum over channels, so it counts the same way."""
     places = int(np.prod(layer.output.shape[1:-1]))
     return places * int(np.prod(layer.kernel.shape))
+
+
+def layers_of_weight(network: keras.Model) -> list[tuple[str, tuple[int, ...], int]]:
+    """Kind, output shape and cost of every layer that is counted, in order."""
+    counted = (layers.Conv2D, layers.DepthwiseConv2D, layers.Dense)
+    return [
+        (_kind_of(layer), tuple(layer.output.shape[1:]), _macs_of(layer))
+        for layer in network.layers
+        if isinstance(layer, counted)
+    ]
+
+
+def _kind_of(layer: keras.layers.Layer) -> str:
+    if isinstance(layer, layers.Dense):
+        return "dense"
+    kind = "depthwise" if isinstance(layer, layers.DepthwiseConv2D) else "convolution"
+    height, width = layer.kernel_size
+    return f"{kind} {height} x {width}, strides {layer.strides[0]}"

@@ -2,8 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from model.calibrate import fit_novelty, fit_temperature
 from model.compile import compile_artifact
 from model.dataset import SPLITS, LabelledImages
 from model.errors import DatasetError, TrainingError
-from model.fit import Knobs, fit
+from model.fit import Fitted, Knobs, fit
 from model.folder import Folder, choose_channels, load_folder
 from model.groups import assign_folds
 from model.metrics import Metrics, measure
@@ -28,7 +27,6 @@ from model.texture_cnn import fold
 
 PARTS = 10
 """An unsplit folder gives one part in so many to calibrate on, and one to test on."""
-Report = Callable[[str], None]
 
 
 def train(data_dir: Path, h5_path: Path, knobs: Knobs, seed: int = 0) -> Artifact:
@@ -59,13 +57,19 @@ def train(data_dir: Path, h5_path: Path, knobs: Knobs, seed: int = 0) -> Artifac
     return artifact
 
 
+def resized(knobs: Knobs, height: int, width: int) -> Knobs:
+    """The same training on images of another size."""
+    return replace(knobs, image=knobs.image.model_copy(update={"height": height, "width": width}))
+
+
+@dataclass(frozen=True)
 class Trained:
     """A network as it is saved, its temperature folded in, and what tells it unfamiliar images."""
 
-    def __init__(self, network: keras.Model, temperature: float, novelty: Novelty) -> None:
-        self.network = network
-        self.temperature = temperature
-        self.novelty = novelty
+    network: keras.Model
+    temperature: float
+    novelty: Novelty
+    fitted: Fitted
 
 
 def fit_calibrated(
@@ -73,12 +77,13 @@ def fit_calibrated(
 ) -> Trained:
     """Fit on the images of the split `train`; the temperature is found on those of `valid`."""
     fitted_on, held_out = splits == "train", splits == "valid"
-    trainable = fit(folder.data.take(fitted_on), len(folder.class_names), knobs, seed, checkpoint)
+    fitted = fit(folder.data.take(fitted_on), len(folder.class_names), knobs, seed, checkpoint)
+    trainable = fitted.network
     logits, _ = _answer(trainable, folder.data.images[held_out])
     temperature = fit_temperature(logits, folder.data.labels[held_out])
     _, embeddings = _answer(trainable, folder.data.images[fitted_on])
     novelty = fit_novelty(embeddings, folder.data.labels[fitted_on], folder.groups[fitted_on])
-    return Trained(fold(trainable, knobs.image, temperature), temperature, novelty)
+    return Trained(fold(trainable, knobs.image, temperature), temperature, novelty, fitted)
 
 
 def split(folder: Folder) -> NDArray[np.str_]:
@@ -136,6 +141,8 @@ def _card_parts(folder: Folder, splits: NDArray[np.str_], knobs: Knobs, trained:
             "images": {name: int((splits == name).sum()) for name in SPLITS},
             "knobs": asdict(knobs) | {"image": knobs.image.model_dump()},
             "temperature": round(trained.temperature, 4),
+            "loss_by_epoch": [round(loss, 4) for loss in trained.fitted.loss],
+            "accuracy_by_epoch": [round(accuracy, 4) for accuracy in trained.fitted.accuracy],
         },
     }
 

@@ -16,9 +16,13 @@ TRAINING = {
     "model/crossvalidate.py",
     "model/describe.py",
     "model/fit.py",
+    "model/leak.py",
     "model/network_cost.py",
     "model/networks.py",
+    "model/plots.py",
+    "model/report.py",
     "model/save.py",
+    "model/study.py",
     "model/tables.py",
     "model/teacher.py",
     "model/tensorflow_engine.py",
@@ -37,6 +41,9 @@ HOMES = {
     "python_multipart": {"app/api/multipart.py"},
     "uvicorn": {"app/cli.py"},
     "tqdm": {"model/callbacks.py"},
+    "matplotlib": {"model/plots.py"},
+    "jinja2": {"model/report.py"},
+    "torch": {"model/pretrained/convert.py"},
 }
 BARRED_NAMES = {"utils", "helpers", "common", "core", "services", "manager", "misc"}
 

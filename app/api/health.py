@@ -10,6 +10,9 @@ from app.pipeline import Pipeline
 
 router = APIRouter(tags=["service"])
 
+# Nothing to read, and large.
+_ARRAYS: Any = {"class_weights": True, "novelty": {"whitening", "class_means", "prototypes"}}
+
 
 class Readiness(TypedDict):
     status: str
@@ -34,4 +37,5 @@ async def model(request: Request) -> dict[str, Any]:
     """Class names in index order, image spec, metrics, how it was trained, sha256, versions."""
     pipeline: Pipeline = request.app.state.pipeline
     engine = request.app.state.settings.engine
-    return {**pipeline.model, "engine": engine, **pipeline.artifact.card.model_dump(mode="json")}
+    card = pipeline.artifact.card.model_dump(mode="json", exclude=_ARRAYS)
+    return {**pipeline.model, "engine": engine, **card}

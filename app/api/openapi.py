@@ -43,6 +43,11 @@ Answer = Annotated[
     Field(description="A batch for JSON, results for multipart, one outcome for a raw image."),
 ]
 
+_EVIDENCE = {
+    "type": "boolean",
+    "description": "show where in the image the label was seen: a box and a heatmap",
+}
+
 _ROW = {
     "type": "array",
     "description": "[row_number, source] or [row_number, source, options]",
@@ -56,7 +61,7 @@ _ROW = {
         },
         {
             "type": ["object", "null"],
-            "properties": {"evidence": {"type": "boolean"}},
+            "properties": {"evidence": _EVIDENCE},
             "additionalProperties": False,
         },
     ],
@@ -97,7 +102,7 @@ _OUTCOME = {
     "reason": None,
     "nearest_label": None,
     "evidence": None,
-    "model": {"name": "metal_defects_final", "version": "0123456789ab"},
+    "model": {"name": "steel_defects", "version": "0123456789ab"},
     "error": None,
 }
 
@@ -107,14 +112,21 @@ _ANSWERS = {
     "files": {"summary": "to uploaded files", "value": {"results": [{"filename": "a.png", **_OUTCOME}]}},
 }
 
-_HEADERS = [
+_PARAMETERS = [
+    {
+        "name": "evidence",
+        "in": "query",
+        "required": False,
+        "description": "Evidence for every image of the request; a row's own option goes before.",
+        "schema": {"type": "boolean", "default": False},
+    },
     {
         "name": "Content-Encoding",
         "in": "header",
         "required": False,
         "description": "A JSON body may be compressed.",
         "schema": {"type": "string", "enum": ["identity", "gzip", "deflate"]},
-    }
+    },
 ]
 
 
@@ -129,9 +141,11 @@ CLASSIFY_DOCUMENTATION: dict[str, Any] = {
         "The Content-Type chooses the form. **application/json**: a batch in the form of Snowflake's "
         "external functions, each row a URL or the base64 text of an image. **image/\\*** or "
         "**application/octet-stream**: the bytes of one image. **multipart/form-data**: image files.\n\n"
-        "An image that cannot be classified has its `error` in its own outcome; the answer is 200."
+        "An image that is unlike all that the network was trained on is abstained on: `label` is null, "
+        "`reason` says why, `nearest_label` what it would have been. An image that cannot be classified has "
+        "its `error` in its own outcome. The answer is 200 either way."
     ),
-    "openapi_extra": {"requestBody": _REQUEST_BODY, "parameters": _HEADERS},
+    "openapi_extra": {"requestBody": _REQUEST_BODY, "parameters": _PARAMETERS},
     "responses": {
         200: {"model": Answer, "description": "One outcome for each image."},
         400: _refusal("The body is not what its headers say."),

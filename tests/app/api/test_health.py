@@ -5,7 +5,7 @@ def test_health_and_readiness(client: TestClient) -> None:
     assert client.get("/healthz").json() == {"status": "alive"}
     ready = client.get("/readyz").json()
     assert ready["status"] == "ready"
-    assert ready["model"]["name"] == "metal_defects_final"
+    assert ready["model"]["name"] == "steel_defects"
 
 
 def test_model_shows_its_card(client: TestClient) -> None:

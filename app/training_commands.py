@@ -1,0 +1,118 @@
+"""ext-classify train, evaluate and crossvalidate: the commands of whoever makes a network."""
+
+import argparse
+import importlib
+import re
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any, get_args
+
+from model.artifact import DEFAULT_MODEL_PATH, load_artifact
+from model.compiled import user_cache_dir
+from model.errors import ArtifactError
+from model.runtime import Engine
+
+Add = Callable[[str, Callable[..., None], str], argparse.ArgumentParser]
+ENGINES = get_args(Engine)
+NETWORKS = ("texture", "recipe")
+
+
+def train(
+    network: str, data: Path, output: Path, seeds: list[int], epochs: int | None, size: tuple[int, int] | None
+) -> None:
+    given: dict[str, Any] = {} if epochs is None else {"epochs": epochs}
+    if network == "recipe":
+        training = import_training("model.train_recipe")
+        artifact = training.train(training.Knobs(**given), data, output, seeds)
+    else:
+        training = import_training("model.train")
+        knobs = training.Knobs(**given)
+        if size is not None:
+            knobs = training.resized(knobs, *size)
+        artifact = training.train(data, output, knobs, seeds[0])
+    print(f"Saved {artifact.h5_path}, its card and its compiled twin.")
+
+
+def evaluate(
+    data: Path, split: str, model: Path, engine: str, foreign: list[Path], report: Path | None
+) -> None:
+    artifact = load_artifact(model)
+    engines = ("tensorflow", "litert") if engine == "both" else (engine,)
+    importlib.import_module("model.evaluate").print_report(artifact, data, split, engines)
+    if report is not None:
+        page = import_training("model.study").report(artifact, data, split, foreign, report)
+        print(f"Wrote {page} and its figures.")
+
+
+def crossvalidate(
+    data: Path, networks: list[str], foreign: list[Path], work: Path, output: Path | None
+) -> None:
+    text = import_training("model.study").crossvalidation(networks, data, foreign, work)
+    print(text)
+    if output is not None:
+        output.write_text(text + "\n", encoding="utf-8")
+
+
+def add_training_commands(add: Add) -> None:
+    command = add("train", train, "train a network on a folder of class folders")
+    command.add_argument("--data", type=Path, required=True, metavar="DIR")
+    command.add_argument("--output", type=Path, default=Path("trained.h5"), metavar="H5")
+    command.add_argument(
+        "--network", default="texture", choices=NETWORKS, help="(default %(default)s; recipe: as published)"
+    )
+    command.add_argument("--seeds", type=_seed, nargs="+", default=[0], metavar="SEED", help="(default 0)")
+    command.add_argument("--epochs", type=_epochs, help="(default: the network's own)")
+    command.add_argument("--size", type=_size, metavar="HxW", help="pixels the network sees (200x200)")
+
+    command = add("evaluate", evaluate, "measure an artifact on a labelled folder, and write a report")
+    command.add_argument("--data", type=Path, required=True, metavar="DIR")
+    command.add_argument("--split", default="test", choices=("train", "valid", "test"))
+    command.add_argument("--model", type=Path, default=DEFAULT_MODEL_PATH, metavar="H5")
+    command.add_argument("--engine", default="litert", choices=(*ENGINES, "both"))
+    command.add_argument("--foreign", type=Path, nargs="+", default=[], metavar="DIR", help=_FOREIGN)
+    command.add_argument("--report", type=Path, metavar="DIR", help="write a page and its figures there")
+
+    command = add("crossvalidate", crossvalidate, "measure networks by grouped 5-fold cross-validation")
+    command.add_argument("--data", type=Path, required=True, metavar="DIR")
+    command.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS)
+    command.add_argument("--foreign", type=Path, nargs="+", default=[], metavar="DIR", help=_FOREIGN)
+    command.add_argument("--work", type=Path, default=user_cache_dir() / "crossvalidation", metavar="DIR")
+    command.add_argument("--output", type=Path, metavar="MD", help="write the tables there too")
+
+
+_FOREIGN = "folders of images that are none of the classes, to measure abstention"
+
+
+def import_training(module: str) -> ModuleType:
+    """Import what needs TensorFlow, which the serving environment does not have."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise ArtifactError(
+            f"This command needs {error.name}, which serving does without. In a clone: make dev, "
+            f"then .venv-dev/bin/ext-classify"
+        ) from None
+
+
+def parse_integer(text: str, least: int, most: int) -> int:
+    """Raises ArgumentTypeError for anything but an integer within the limits."""
+    if not text.isdecimal() or not least <= int(text[:12]) <= most:
+        raise argparse.ArgumentTypeError(f"must be an integer from {least} to {most}. Received: {text}")
+    return int(text)
+
+
+def _size(text: str) -> tuple[int, int]:
+    matched = re.fullmatch(r"(\d{2,4})x(\d{2,4})", text)
+    if matched is None or not all(32 <= int(side) <= 4096 for side in matched.groups()):
+        raise argparse.ArgumentTypeError(f"must be HEIGHTxWIDTH, 32 to 4096 each. Received: {text}")
+    height, width = matched.groups()
+    return int(height), int(width)
+
+
+def _epochs(text: str) -> int:
+    return parse_integer(text, 1, 100_000)
+
+
+def _seed(text: str) -> int:
+    return parse_integer(text, 0, 2**32 - 1)

@@ -1,0 +1,97 @@
+"""How well evidence agrees with the boxes that people drew around defects.
+
+The pointing game (J. Zhang et al., Top-Down Neural Attention by Excitation Backprop, ECCV 2016): a hit is
+a strongest place that lies in a box of the image's class. The second figure is the overlap, intersection
+over union, of the evidence's box with the smallest box around all of the class's boxes, or the best of
+them, whichever is more.
+"""
+
+import csv
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.dataset import LabelledImages
+from model.errors import DatasetError
+from model.evidence import Box, box_around, heat_of
+
+BOXES = "boxes.csv"
+_COLUMNS = ("path", "label", "xmin", "ymin", "xmax", "ymax")
+
+
+@dataclass(frozen=True)
+class Localisation:
+    """Over `images` images that have boxes of their class."""
+
+    images: int
+    pointing_accuracy: float
+    median_overlap: float
+
+
+def read_boxes(data_dir: Path, class_names: Sequence[str]) -> dict[str, list[tuple[int, Box]]]:
+    """By path below the folder, boxes with the number of their class; empty without a boxes.csv.
+
+    A label stands for the class whose name it begins with, whatever the case: `pitted_surface` for Pitted.
+    """
+    file_path = data_dir / BOXES
+    if not file_path.is_file():
+        return {}
+    boxes: dict[str, list[tuple[int, Box]]] = defaultdict(list)
+    with file_path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if set(_COLUMNS) - set(reader.fieldnames or ()):
+            raise DatasetError(f"{file_path} must have the columns {', '.join(_COLUMNS)}.")
+        for row in reader:
+            x0, y0, x1, y1 = (int(row[column]) for column in _COLUMNS[2:])
+            for number, name in enumerate(class_names):
+                if row["label"].lower().startswith(name.lower()):
+                    boxes[row["path"]].append((number, (x0, y0, x1, y1)))
+    return dict(boxes)
+
+
+def judge(
+    data: LabelledImages,
+    features: NDArray[np.float32],
+    class_weights: NDArray[np.float32],
+    boxes: Sequence[Sequence[Box]],
+) -> Localisation:
+    """Features (n, gh, gw, d), weights (d, k), and for each image its own class's boxes in its pixels.
+
+    The images must be as large as the boxes' sources. Images without a box of their class do not count.
+    """
+    hits, overlaps = [], []
+    for image, label in enumerate(data.labels):
+        if not boxes[image]:
+            continue
+        heat = heat_of(data.images[image], features[image], class_weights[:, label])
+        hits.append(_points_into(heat, boxes[image]))
+        height, width = heat.shape
+        found = box_around(heat, (width, height))
+        overlaps.append(max(overlap(found, target) for target in [*boxes[image], _around(boxes[image])]))
+    return Localisation(len(hits), float(np.mean(hits)), float(np.median(overlaps)))
+
+
+def overlap(a: Box, b: Box) -> float:
+    """Intersection over union."""
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    shared = max(width, 0) * max(height, 0)
+    return shared / (_area(a) + _area(b) - shared)
+
+
+def _points_into(heat: NDArray[np.float32], boxes: Sequence[Box]) -> bool:
+    row, column = np.unravel_index(int(heat.argmax()), heat.shape)
+    return any(x0 <= column <= x1 and y0 <= row <= y1 for x0, y0, x1, y1 in boxes)
+
+
+def _around(boxes: Sequence[Box]) -> Box:
+    x0, y0, x1, y1 = zip(*boxes, strict=True)
+    return min(x0), min(y0), max(x1), max(y1)
+
+
+def _area(box: Box) -> int:
+    return (box[2] - box[0]) * (box[3] - box[1])

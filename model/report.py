@@ -1,0 +1,204 @@
+"""One self-contained page, and its figures as PNG files, on what an artifact can and cannot do."""
+
+import base64
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from numpy.typing import NDArray
+
+from model import plots
+from model.artifact import Artifact
+from model.corruptions import corruptions
+from model.dataset import LabelledImages
+from model.evidence import against_the_others, heat_of
+from model.localisation import judge, read_boxes
+from model.metrics import confusion_matrix, measure, reliability, risk_coverage, wilson_interval
+from model.network_cost import layers_of_weight
+from model.networks import load_network
+from model.runtime import Answers, Classifier
+
+PAGE = "report.html"
+_TEMPLATE = Path(__file__).with_name("report.html.jinja")
+_SAMPLES, _COLUMNS, _MISTAKES = 24, 8, 6
+
+
+@dataclass(frozen=True)
+class Studied:
+    """An artifact, what it answered on labelled images, and on foreign ones by set."""
+
+    artifact: Artifact
+    classifier: Classifier
+    data: LabelledImages
+    data_dir: Path
+    split: str
+    answers: Answers
+    foreign: dict[str, NDArray[np.float32]]
+    """Novelty scores (m,)."""
+
+    @property
+    def predicted(self) -> NDArray[np.int64]:
+        return np.asarray(self.answers.probabilities.argmax(axis=1), dtype=np.int64)
+
+    @property
+    def right(self) -> NDArray[np.bool_]:
+        return np.asarray(self.predicted == self.data.labels)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One figure of the report."""
+
+    name: str
+    heading: str
+    words: str
+    png: bytes
+
+    @property
+    def base64(self) -> str:
+        return base64.b64encode(self.png).decode()
+
+
+def write_report(studied: Studied, report_dir: Path) -> Path:
+    """Write report.html and a PNG a figure into a folder; the page."""
+    report_dir.mkdir(parents=True, exist_ok=True)
+    figures = list(_figures(studied))
+    for figure in figures:
+        (report_dir / f"{figure.name}.png").write_bytes(figure.png)
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
+    artifact = studied.artifact
+    page = report_dir / PAGE
+    page.write_text(
+        template.render(
+            title=f"{artifact.name}, measured on {len(studied.data)} {studied.split} images",
+            subtitle=f"Version {artifact.version}, {', '.join(artifact.card.class_names)}.",
+            facts=list(_facts(studied)),
+            figures=figures,
+        ),
+        encoding="utf-8",
+    )
+    return page
+
+
+def _facts(studied: Studied) -> Iterator[tuple[str, str]]:
+    metrics = measure(studied.answers.probabilities, studied.data.labels)
+    low, high = wilson_interval(metrics.correct, metrics.images)
+    yield "right", f"{metrics.correct} of {metrics.images}, {metrics.accuracy:.1%}"
+    yield "95 % interval, if the images were independent", f"{low:.1%} to {high:.1%}"
+    yield "cross-entropy", f"{metrics.loss:.4f}"
+    training = studied.artifact.card.training
+    for name in ("parameters", "macs", "temperature", "train_seconds"):
+        if name in training:
+            yield name.replace("_", " "), f"{training[name]:,}"
+    if (localised := _localisation(studied)) is not None:
+        yield "strongest evidence inside a drawn box", localised[0]
+        yield "median overlap with drawn boxes", localised[1]
+
+
+def _figures(studied: Studied) -> Iterator[Drawn]:
+    names = studied.artifact.card.class_names
+    training = studied.artifact.card.training
+    yield _samples(studied)
+    if "loss_by_epoch" in training:
+        curves = plots.training_curves(training["loss_by_epoch"], training["accuracy_by_epoch"])
+        yield Drawn(
+            "training", "Training", "Over disturbed views, which are harder than photographs.", curves
+        )
+    matrix = confusion_matrix(studied.predicted, studied.data.labels, len(names))
+    words = "Rows are what the image is, columns what was answered."
+    yield Drawn("confusion", "Confusion", words, plots.confusion(matrix, names))
+    found = reliability(studied.answers.probabilities, studied.data.labels)
+    words = "How often answers of a confidence are right: below the line is too sure, above it too timid."
+    yield Drawn("reliability", "Reliability", words, plots.reliability_diagram(found))
+    curve = risk_coverage(studied.answers.probabilities.max(axis=1), studied.right)
+    words = "The price of answering more: errors among the surest share of images."
+    yield Drawn("risk_coverage", "Risk and coverage", words, plots.risk_coverage_curve(curve))
+    yield from _novelty(studied)
+    yield _robustness(studied)
+    steps = layers_of_weight(load_network(studied.artifact.h5_path))
+    words = "Every layer that has weights, from the pixels down, by what it costs."
+    yield Drawn("architecture", "Architecture", words, plots.architecture(steps))
+    yield _worst(studied)
+
+
+def _samples(studied: Studied) -> Drawn:
+    chosen = np.random.default_rng(0).permutation(len(studied.data))[:_SAMPLES]
+    titles = [_caption(studied, place) for place in chosen]
+    wrong = (~studied.right[chosen]).tolist()
+    grid = plots.sample_grid(studied.data.images[chosen], titles, wrong, _COLUMNS)
+    return Drawn("samples", "Samples", "Drawn at random; what is wrong is orange.", grid)
+
+
+def _novelty(studied: Studied) -> Iterator[Drawn]:
+    novelty, embeddings = studied.artifact.card.novelty, studied.answers.embeddings
+    if novelty is None or embeddings is None:
+        return
+    scores = {f"{studied.split} images": novelty.score(embeddings), **studied.foreign}
+    shares = ", ".join(f"{name} {(values > novelty.threshold).mean():.1%}" for name, values in scores.items())
+    chart = plots.novelty_histogram(scores, novelty.threshold)
+    yield Drawn("novelty", "Unfamiliar images", f"Abstained on: {shares}.", chart)
+
+
+def _robustness(studied: Studied) -> Drawn:
+    accuracies = {
+        (kind, severity): float(
+            (
+                studied.classifier.predict(corrupt(studied.data.images)).argmax(axis=1) == studied.data.labels
+            ).mean()
+        )
+        for kind, severities in corruptions().items()
+        for severity, corrupt in severities.items()
+    }
+    chart = plots.robustness_chart(accuracies, float(studied.right.mean()))
+    return Drawn(
+        "robustness", "Robustness", "The same images, disturbed; nothing is abstained on here.", chart
+    )
+
+
+def _worst(studied: Studied) -> Drawn:
+    of_label = studied.answers.probabilities[np.arange(len(studied.data)), studied.data.labels]
+    chosen = np.argsort(of_label, kind="stable")[:_MISTAKES]
+    heats = [_heat(studied, int(place)) for place in chosen]
+    titles = [_caption(studied, int(place)) for place in chosen]
+    figure = plots.mistakes(studied.data.images[chosen], heats, titles)
+    words = "The images whose true class was thought least likely, right or wrong, and the evidence below."
+    return Drawn("worst", "Worst answers", words, figure)
+
+
+def _heat(studied: Studied, place: int) -> NDArray[np.float32] | None:
+    packed, features = studied.artifact.card.class_weights, studied.answers.features
+    if packed is None or features is None:
+        return None
+    weights = against_the_others(packed.unpack())[:, studied.predicted[place]]
+    return heat_of(studied.data.images[place], features[place], weights)
+
+
+def _caption(studied: Studied, place: int) -> str:
+    names = studied.artifact.card.class_names
+    answer = f"{names[studied.predicted[place]]} {studied.answers.probabilities[place].max():.2f}"
+    if studied.right[place]:
+        return answer
+    return f"{answer}\nis {names[studied.data.labels[place]]}"
+
+
+def _localisation(studied: Studied) -> tuple[str, str] | None:
+    """Against boxes.csv, where there is one and the network shows evidence."""
+    card = studied.artifact.card
+    boxes = read_boxes(studied.data_dir, card.class_names)
+    if not boxes or card.class_weights is None or studied.answers.features is None:
+        return None
+    own: list[list[Any]] = [
+        [
+            box
+            for number, box in boxes.get(path.relative_to(studied.data_dir).as_posix(), [])
+            if number == label
+        ]
+        for path, label in zip(studied.data.paths, studied.data.labels, strict=True)
+    ]
+    weights = against_the_others(card.class_weights.unpack())
+    found = judge(studied.data, studied.answers.features, weights, own)
+    return f"{found.pointing_accuracy:.1%} of {found.images}", f"{found.median_overlap:.2f}"

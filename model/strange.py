@@ -1,0 +1,84 @@
+"""Pictures drawn at random that are none of the classes, to train against: noise, gradients, shapes.
+
+They need no photograph, so that any folder of classes can be trained with them.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+
+Field = NDArray[np.float64]
+GRAINS = (0.0, 0.0, 0.7, 1.5, 4.0, 12.0, 30.0)
+"""Pixels that noise is smoothed over; not at all twice as often."""
+
+
+def draw_strange(count: int, shape: tuple[int, int, int], random: Generator) -> NDArray[np.float32]:
+    """Pictures (count, h, w, c), float32, whole numbers 0..255."""
+    height, width, channels = shape
+    pictures = np.zeros((count, *shape), dtype=np.float32)
+    for picture in pictures:
+        draw = DRAWINGS[random.integers(len(DRAWINGS))]
+        field = draw(height, width, random)
+        spread, middle = random.uniform(2, 90), random.uniform(40, 215)
+        grey = middle + spread * _standardised(field)
+        tint = random.normal(0, random.choice((0.0, 25.0)), channels)
+        picture[:] = np.rint(np.clip(grey[..., None] + tint, 0, 255))
+    return pictures
+
+
+def noise(height: int, width: int, random: Generator) -> Field:
+    """Of one of three distributions, perhaps smoothed."""
+    fields = (
+        random.normal(size=(height, width)),
+        random.uniform(-1, 1, (height, width)),
+        (random.random((height, width)) < random.uniform(0.02, 0.5)).astype(np.float64),
+    )
+    return _smoothed(fields[random.integers(len(fields))], random.choice(GRAINS))
+
+
+def gradient(height: int, width: int, random: Generator) -> Field:
+    """From one side to another, with the faint noise of a sensor; nearly blank frames are among them."""
+    return _along(height, width, random) + random.normal(0, random.uniform(0, 60), (height, width))
+
+
+def grating(height: int, width: int, random: Generator) -> Field:
+    wave = np.sin(2 * np.pi * _along(height, width, random) / random.uniform(4, 80))
+    return wave if random.random() < 0.5 else np.sign(wave)
+
+
+def shapes(height: int, width: int, random: Generator) -> Field:
+    """Discs and boxes laid over each other."""
+    y, x = np.mgrid[0:height, 0:width]
+    field = np.zeros((height, width))
+    for _ in range(random.integers(1, 12)):
+        middle_y, middle_x = random.uniform(0, 1, 2) * (height, width)
+        tall, wide = random.uniform(0.03, 0.4, 2) * (height, width)
+        down, across = (y - middle_y) / tall, (x - middle_x) / wide
+        inside = down**2 + across**2 < 1 if random.random() < 0.5 else (abs(down) < 1) & (abs(across) < 1)
+        field[inside] = random.uniform(-1, 1)
+    return field + random.normal(0, random.choice((0.0, 0.05)), (height, width))
+
+
+DRAWINGS: tuple[Callable[[int, int, Generator], Field], ...] = (noise, noise, gradient, grating, shapes)
+
+
+def _along(height: int, width: int, random: Generator) -> Field:
+    """How far each pixel lies in some direction, in pixels."""
+    angle = random.uniform(0, 2 * np.pi)
+    y, x = np.mgrid[0:height, 0:width]
+    return np.asarray(x * np.cos(angle) + y * np.sin(angle))
+
+
+def _smoothed(field: Field, grain: float) -> Field:
+    """Under a Gaussian, by way of the frequencies; the picture wraps round, which noise hides."""
+    if grain == 0:
+        return field
+    down, across = np.fft.fftfreq(field.shape[0])[:, None], np.fft.rfftfreq(field.shape[1])[None, :]
+    response = np.exp(-2 * (np.pi * grain) ** 2 * (down**2 + across**2))
+    return np.asarray(np.fft.irfft2(np.fft.rfft2(field) * response, s=field.shape))
+
+
+def _standardised(field: Field) -> Field:
+    return np.asarray((field - field.mean()) / (field.std() + 1e-6))

@@ -1,0 +1,131 @@
+"""The networks side by side: cost, size and images a second: python -m tests.benchmarks.networks.
+
+Each runs in LiteRT with one single-threaded interpreter a core, as the service runs it, fed 1, 8 and 64
+images a call; rounds are interleaved, forwards and backwards. Beside each float32 network stands its
+dynamic-range quantisation (8-bit weights), with how many labels it gives alike.
+"""
+
+import argparse
+import statistics
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from model.artifact import DEFAULT_MODEL_PATH, load_artifact
+from model.compile import compile_network
+from model.draw_samples import SEEDS, draw
+from model.network_cost import count_macs
+from model.networks import load_network, named_outputs
+from model.runtime import LiteRtClassifier, usable_cores
+from tests.benchmarks.engines import Images, images_per_second
+from tests.benchmarks.tables import write_table
+
+ROWS = (1, 8, 64)
+NETWORKS = ("metal_defects_final", "steel_defects")
+
+
+@dataclass(frozen=True)
+class Contender:
+    name: str
+    parameters: int
+    macs: int
+    compiled: bytes
+    classifier: LiteRtClassifier
+    images: Images
+
+
+def drawn_images(count: int, channels: int) -> Images:
+    """Sample drawings (count, 200, 200, channels)."""
+    names = list(SEEDS)
+    grey = np.stack([draw(names[i % len(names)], seed=i) for i in range(count)])
+    return np.repeat(grey[..., np.newaxis], channels, axis=-1)
+
+
+def contenders() -> list[Contender]:
+    found = []
+    for name in NETWORKS:
+        artifact = load_artifact(DEFAULT_MODEL_PATH.with_name(f"{name}.h5"))
+        network = load_network(artifact.h5_path)
+        shape = artifact.card.image.shape
+        for kind, compiled in (
+            ("float32", compile_network(network, shape)),
+            ("8-bit weights", quantise(network, shape)),
+        ):
+            found.append(
+                Contender(
+                    name=f"{name}, {kind}",
+                    parameters=network.count_params(),
+                    macs=count_macs(network),
+                    compiled=compiled,
+                    classifier=LiteRtClassifier(compiled, artifact.card.scale, usable_cores()),
+                    images=drawn_images(128, shape[2]),
+                )
+            )
+    return found
+
+
+def quantise(network: keras.Model, shape: tuple[int, int, int]) -> bytes:
+    """Dynamic-range quantisation: weights in 8 bits, sums in float."""
+    answering = keras.Model(network.inputs, named_outputs(network))
+    archive = keras.export.ExportArchive()
+    archive.track(answering)
+    signature = [tf.TensorSpec((1, *shape), tf.float32)]
+    archive.add_endpoint("serve", lambda x: answering(x, training=False), input_signature=signature)
+    with tempfile.TemporaryDirectory() as saved_model:
+        archive.write_out(saved_model, verbose=False)
+        converter = tf.lite.TFLiteConverter.from_saved_model(saved_model)
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        return bytes(converter.convert())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--seconds", type=float, default=1.0, help="a round of one network")
+    options = parser.parse_args()
+    threads = ThreadPoolExecutor(usable_cores())
+    found = contenders()
+
+    def in_threads(classifier: LiteRtClassifier, rows: int) -> Callable[[Images], object]:
+        return lambda images: list(threads.map(classifier.predict, np.split(images, len(images) // rows)))
+
+    rates: dict[tuple[str, int], list[float]] = {(c.name, rows): [] for c in found for rows in ROWS}
+    for turn in range(options.rounds):
+        for contender in found if turn % 2 == 0 else reversed(found):
+            for rows in ROWS:
+                predict = in_threads(contender.classifier, rows)
+                rate = images_per_second(predict, contender.images, options.seconds)
+                rates[contender.name, rows].append(rate)
+    reference = {c.images.shape[3]: c.classifier.predict(c.images) for c in found if "float32" in c.name}
+    lines = []
+    for contender in found:
+        float_labels = reference[contender.images.shape[3]].argmax(axis=1)
+        alike = (contender.classifier.predict(contender.images).argmax(axis=1) == float_labels).mean()
+        medians = [statistics.median(rates[contender.name, rows]) for rows in ROWS]
+        ratios = [
+            statistics.median(
+                a / b for a, b in zip(rates[contender.name, rows], rates[found[0].name, rows], strict=True)
+            )
+            for rows in ROWS
+        ]
+        lines.append(
+            [
+                contender.name,
+                f"{contender.parameters:,}",
+                f"{contender.macs / 1e6:.1f} M",
+                f"{len(contender.compiled) / 1e6:.2f} MB",
+                *(f"{median:.0f} ({ratio:.2f}x)" for median, ratio in zip(medians, ratios, strict=True)),
+                f"{alike:.1%}",
+            ]
+        )
+    header = ["network", "parameters", "MACs", "twin", *(f"images/s, {rows} a call" for rows in ROWS)]
+    write_table("networks", [*header, "labels as float32"], lines)
+
+
+if __name__ == "__main__":
+    main()

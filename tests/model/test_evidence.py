@@ -1,0 +1,93 @@
+"""Evidence points to what speaks for the class, in the pixels of the file that was sent."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from model.dataset import LabelledImages
+from model.errors import DatasetError
+from model.evidence import HEATMAP_SIDE_PIXELS, against_the_others, find_evidence, heat_of
+from model.localisation import judge, overlap, read_boxes
+
+SIDE, GRID = 100, 10
+
+
+def scene(top: int, left: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels with a bright spot, and features that are active in the place of it."""
+    pixels = np.full((SIDE, SIDE, 1), 100, np.uint8)
+    pixels[top : top + 10, left : left + 10] = 220
+    features = np.zeros((GRID, GRID, 4), np.float32)
+    features[top // 10, left // 10, 2] = 5.0
+    return pixels, features
+
+
+SPEAKS = np.array([0, 0, 1, 0], np.float32)
+
+
+@pytest.mark.parametrize(("top", "left"), [(20, 60), (70, 10), (0, 90)])
+def test_heat_peaks_where_the_class_is_active_and_pixels_stand_out(top: int, left: int) -> None:
+    heat = heat_of(*scene(top, left), SPEAKS)
+    row, column = np.unravel_index(heat.argmax(), heat.shape)
+    assert top <= row < top + 10
+    assert left <= column < left + 10
+    assert heat.max() == pytest.approx(1.0)
+    assert heat.min() >= 0
+
+
+def test_box_is_in_pixels_of_the_source() -> None:
+    pixels, features = scene(20, 60)
+    small = find_evidence(pixels, features, SPEAKS, (SIDE, SIDE)).box
+    large = find_evidence(pixels, features, SPEAKS, (8 * SIDE, 3 * SIDE)).box
+    assert overlap(small, (60, 20, 70, 30)) > 0.3
+    assert large[0] == pytest.approx(8 * small[0], abs=8)
+    assert large[3] == pytest.approx(3 * small[3], abs=3)
+
+
+@pytest.mark.parametrize("size", [(SIDE, SIDE), (1600, 256), (7, 9000), (1, 1)])
+def test_heatmap_is_a_grey_png_of_the_sources_proportions(size: tuple[int, int]) -> None:
+    evidence = find_evidence(*scene(20, 60), SPEAKS, size)
+    with Image.open(io.BytesIO(evidence.heatmap_png)) as heatmap:
+        assert (heatmap.format, heatmap.mode) == ("PNG", "L")
+        assert max(heatmap.size) == HEATMAP_SIDE_PIXELS
+        assert np.asarray(heatmap).max() == 255
+    x0, y0, x1, y1 = evidence.box
+    assert 0 <= x0 < x1 <= size[0]
+    assert 0 <= y0 < y1 <= size[1]
+
+
+@pytest.mark.parametrize("weights", [-SPEAKS, 0 * SPEAKS])
+def test_where_nothing_speaks_for_the_class_the_box_is_the_image(weights: np.ndarray) -> None:
+    evidence = find_evidence(*scene(20, 60), weights, (SIDE, SIDE))
+    assert evidence.box == (0, 0, SIDE, SIDE)
+
+
+def test_what_speaks_for_all_classes_speaks_for_none() -> None:
+    weights = np.array([[1.0, 1.0], [2.0, 0.0]], np.float32)
+    assert against_the_others(weights).tolist() == [[0, 0], [1, -1]]
+
+
+class TestLocalisation:
+    def test_hits_and_misses_are_counted(self) -> None:
+        scenes = [scene(20, 60), scene(70, 10), scene(40, 40)]
+        data = LabelledImages(np.stack([pixels for pixels, _ in scenes]), np.zeros(3, np.int64), ())
+        boxes = [[(60, 20, 70, 30)], [(60, 20, 70, 30)], []]
+        found = judge(data, np.stack([features for _, features in scenes]), SPEAKS[:, None], boxes)
+        assert (found.images, found.pointing_accuracy) == (2, 0.5)
+
+    def test_overlap_is_intersection_over_union(self) -> None:
+        assert overlap((0, 0, 10, 10), (5, 0, 15, 10)) == pytest.approx(50 / 150)
+        assert overlap((0, 0, 10, 10), (10, 10, 20, 20)) == 0
+
+    def test_boxes_are_read_by_the_beginning_of_their_label(self, tmp_path) -> None:  # noqa: ANN001
+        (tmp_path / "boxes.csv").write_text(
+            "path,label,xmin,ymin,xmax,ymax\na.png,pitted_surface,1,2,3,4\na.png,unknown,1,2,3,4\n"
+        )
+        assert read_boxes(tmp_path, ("Patches", "Pitted")) == {"a.png": [(1, (1, 2, 3, 4))]}
+        assert read_boxes(tmp_path / "none", ("Pitted",)) == {}
+
+    def test_boxes_without_their_columns_are_refused(self, tmp_path) -> None:  # noqa: ANN001
+        (tmp_path / "boxes.csv").write_text("path,label\n")
+        with pytest.raises(DatasetError, match="columns"):
+            read_boxes(tmp_path, ("Pitted",))

@@ -1,0 +1,193 @@
+"""Any folder becomes an artifact that is calibrated, abstains and is served; interruptions cost nothing."""
+
+import io
+from contextlib import redirect_stderr
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from starlette.testclient import TestClient
+
+from app.cli import main
+from app.main import create_app
+from app.settings import Settings
+from model import fit as fitting
+from model.artifact import Artifact, load_artifact
+from model.dataset import LabelledImages
+from model.errors import DatasetError, TrainingError
+from model.fit import Knobs, fit
+from model.image import ImageSpec, encode_png
+from model.network_cost import count_macs
+from model.networks import load_network
+from model.train import resized, train
+
+SPEC = ImageSpec(height=48, width=48, channels=1)
+KNOBS = Knobs(image=SPEC, epochs=3, batch_size=8)
+CLASSES = ("checked", "grainy", "striped")
+
+
+def draw_class(class_name: str, random: np.random.Generator, side: int = 60) -> np.ndarray:
+    """Textures that differ in structure, not in brightness."""
+    y, x = np.mgrid[0:side, 0:side] + random.integers(0, 8, 2)[:, None, None]
+    field = {
+        "striped": np.sign(np.sin(2 * np.pi * y / 8)),
+        "checked": np.sign(np.sin(2 * np.pi * y / 10) * np.sin(2 * np.pi * x / 10)),
+        "grainy": random.normal(size=(side, side)),
+    }[class_name]
+    grey = random.uniform(90, 160) + 40 * field + random.normal(0, 5, field.shape)
+    return np.clip(grey, 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An unsplit folder, unbalanced, of several sizes."""
+    folder = tmp_path_factory.mktemp("data")
+    random = np.random.default_rng(0)
+    for class_name, count in zip(CLASSES, (40, 24, 32), strict=True):
+        (folder / class_name).mkdir()
+        for number in range(count):
+            side = int(random.choice((48, 60, 75)))
+            picture = encode_png(draw_class(class_name, random, side))
+            (folder / class_name / f"{number}.png").write_bytes(picture)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    knobs = replace(KNOBS, epochs=12)
+    return train(data_dir, tmp_path_factory.mktemp("trained") / "deep" / "textures.h5", knobs, seed=0)
+
+
+def labelled(data_dir: Path) -> LabelledImages:
+    random = np.random.default_rng(1)
+    labels = np.arange(24) % 3
+    images = np.stack([draw_class(CLASSES[label], random, 48) for label in labels])[..., None]
+    return LabelledImages(images, labels, tuple(Path(str(n)) for n in range(24)))
+
+
+def test_classes_are_learnt(trained: Artifact) -> None:
+    assert trained.card.class_names == CLASSES
+    assert trained.card.metrics["test"]["accuracy"] >= 0.8
+    assert trained.card.metrics["test"]["images"] + trained.card.metrics["valid"]["images"] < 40
+
+
+def test_card_tells_how_it_was_trained(trained: Artifact) -> None:
+    facts = trained.card.training
+    network = load_network(trained.h5_path)
+    assert facts["network"] == "texture"
+    assert facts["parameters"] == network.count_params()
+    assert facts["macs"] == count_macs(network)
+    assert sum(facts["images"].values()) == 96
+    assert len(facts["loss_by_epoch"]) == len(facts["accuracy_by_epoch"]) == 12
+    assert facts["loss_by_epoch"][-1] < facts["loss_by_epoch"][0]
+    assert facts["knobs"]["epochs"] == 12
+    assert not list(trained.h5_path.parent.glob("*checkpoint*"))
+
+
+def test_artifact_is_served_and_shows_evidence(trained: Artifact) -> None:
+    picture = encode_png(draw_class("striped", np.random.default_rng(7)))
+    with TestClient(create_app(Settings(model_path=trained.h5_path))) as client:
+        answer = client.post(
+            "/classify?evidence=true", content=picture, headers={"Content-Type": "image/png"}
+        )
+    outcome = answer.json()
+    assert set(outcome["probabilities"]) == set(CLASSES)
+    assert (outcome["label"] or outcome["nearest_label"]) == "striped"
+    assert set(outcome["evidence"]) == {"box", "heatmap_png"}
+
+
+def test_same_seed_gives_the_same_weights_and_another_others(data_dir: Path, tmp_path: Path) -> None:
+    data = labelled(data_dir)
+    knobs = replace(KNOBS, epochs=1)
+    first, again, other = (fit(data, 3, knobs, seed, tmp_path / "c.npz") for seed in (1, 1, 2))
+    weights = [fitted.network.get_weights() for fitted in (first, again, other)]
+    assert all(np.array_equal(a, b) for a, b in zip(weights[0], weights[1], strict=True))
+    assert not all(np.array_equal(a, b) for a, b in zip(weights[0], weights[2], strict=True))
+
+
+def test_interrupted_training_ends_as_if_it_had_not_been(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, checkpoint = labelled(data_dir), tmp_path / "deep" / "c.npz"
+    whole = fit(data, 3, KNOBS, 5, tmp_path / "other.npz")
+    save = fitting.Training.save
+
+    def save_and_stop(self: object, path: Path, finished_epochs: int) -> None:
+        save(self, path, finished_epochs)
+        if finished_epochs == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(fitting.Training, "save", save_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        fit(data, 3, KNOBS, 5, checkpoint)
+    monkeypatch.setattr(fitting.Training, "save", save)
+    assert checkpoint.is_file()
+    with redirect_stderr(io.StringIO()) as bar:
+        resumed = fit(data, 3, KNOBS, 5, checkpoint)
+    assert "67%" in bar.getvalue(), "it must go on from the second epoch, not begin anew"
+    pairs = zip(whole.network.get_weights(), resumed.network.get_weights(), strict=True)
+    assert all(np.array_equal(a, b) for a, b in pairs)
+    assert resumed.loss == whole.loss
+    assert not checkpoint.exists()
+
+
+def test_checkpoint_of_another_training_is_not_taken_up(data_dir: Path, tmp_path: Path) -> None:
+    data, checkpoint = labelled(data_dir), tmp_path / "c.npz"
+    training = fitting.Training(data, 3, KNOBS, 5)
+    training.save(checkpoint, 2)
+    assert training.load(checkpoint) == 2
+    assert fitting.Training(data, 3, KNOBS, 6).load(checkpoint) == 0
+
+
+def test_rare_classes_weigh_more() -> None:
+    weights = fitting.class_weights(np.array([0] * 90 + [1] * 10), 2)
+    assert weights[1] == pytest.approx(3 * weights[0])
+    assert (0.9 * weights[0] + 0.1 * weights[1]) == pytest.approx(1.0)
+
+
+def test_class_of_one_piece_cannot_be_trained_and_tested(data_dir: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "few"
+    for class_name in CLASSES[:2]:
+        (folder / class_name).mkdir(parents=True)
+        for number in range(3):
+            picture = encode_png(draw_class(class_name, np.random.default_rng(number)))
+            (folder / class_name / f"{number}.png").write_bytes(picture)
+    rows = [f"{name}/{number}.png,{name}" for name in CLASSES[:2] for number in range(3)]
+    (folder / "manifest.csv").write_text("\n".join(["path,group_id", *rows]) + "\n")
+    with pytest.raises(DatasetError, match="images of several groups"):
+        train(folder, tmp_path / "n.h5", KNOBS)
+
+
+def test_output_must_be_an_h5(data_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"as an \.h5"):
+        train(data_dir, tmp_path / "n.keras", KNOBS)
+
+
+def test_size_is_the_networks() -> None:
+    assert resized(KNOBS, 64, 96).image.shape == (64, 96, 1)
+
+
+def test_commands_train_and_report(
+    data_dir: Path, trained: Artifact, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    h5 = tmp_path / "n.h5"
+    command = ["train", "--data", str(data_dir), "--output", str(h5), "--epochs", "1", "--size", "48x48"]
+    assert main(command) == 0
+    assert load_artifact(h5).card.image == SPEC
+    split = tmp_path / "split" / "test"
+    for class_name in CLASSES:
+        (split / class_name).mkdir(parents=True)
+        picture = encode_png(draw_class(class_name, np.random.default_rng(3)))
+        (split / class_name / "0.png").write_bytes(picture)
+    report = tmp_path / "report"
+    command = ["evaluate", "--data", str(split.parent), "--model", str(trained.h5_path)]
+    assert main([*command, "--report", str(report)]) == 0
+    page = (report / "report.html").read_text(encoding="utf-8")
+    names = {path.stem for path in report.glob("*.png")}
+    assert names >= {"samples", "training", "confusion", "reliability", "risk_coverage", "novelty"}
+    assert names >= {"robustness", "architecture", "worst"}
+    assert page.count("data:image/png;base64,") == len(names)
+    assert "http://" not in page
+    assert "https://" not in page
+    assert "Wrote" in capsys.readouterr().out
