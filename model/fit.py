@@ -28,8 +28,6 @@ from model.teacher import Teacher
 from model.texture_cnn import trainable_texture_cnn
 from model.views import Views, disturb, turn
 
-MOST_DEVIATION = 5.0
-"""In standard deviations of the folder's images; strange pictures would rule the loss with more."""
 DEFAULT_IMAGE = ImageSpec(height=200, width=200, channels=1)
 
 
@@ -118,7 +116,7 @@ class Training:
         self._steps_noted = np.zeros(knobs.epochs)
 
     def batches(self, epoch: int) -> Iterator[tuple[tf.Tensor, tf.Tensor, tf.Tensor]]:
-        """Views and strange pictures (b + x, h, w, c), labels (b,), statistics (b + x, s)."""
+        """Views and strange pictures (b + x, h, w, c), labels (b,), statistics (b, s)."""
         order = np.random.default_rng((self._seed, epoch)).permutation(len(self._data))
         indices = order[: self.steps_per_epoch * self._batch_size].reshape(-1, self._batch_size)
         seeds = np.array([(self._seed, epoch * self.steps_per_epoch + i) for i in range(len(indices))])
@@ -134,8 +132,8 @@ class Training:
         views = tf.round(turn(tf.cast(images, tf.float32), self._knobs.views, seed))
         strange = tf.numpy_function(self._draw_strange, [seed], tf.float32)
         strange = tf.ensure_shape(strange, (self._knobs.strange, *self._knobs.image.shape))
-        statistics = tf.numpy_function(self._teach, [tf.concat([views, strange], 0)], tf.float32)
-        statistics = tf.ensure_shape(statistics, (None, Teacher.STATISTICS))
+        statistics = tf.numpy_function(self._teach, [views], tf.float32)
+        statistics = tf.ensure_shape(statistics, (self._batch_size, Teacher.STATISTICS))
         labels = tf.gather(tf.constant(self._data.labels), indices)
         views = disturb(views, self._knobs.views, seed + 1)
         return tf.concat([views, strange], 0), labels, statistics
@@ -147,7 +145,7 @@ class Training:
     def _teach(self, views: NDArray[np.float32]) -> NDArray[np.float32]:
         taught: NDArray[np.float32] = self._teacher.describe(views) - self._statistics_mean
         taught /= self._statistics_scale
-        return np.clip(taught, -MOST_DEVIATION, MOST_DEVIATION)
+        return taught
 
     @tf.function  # type: ignore[untyped-decorator]
     def step(self, views: tf.Tensor, labels: tf.Tensor, statistics: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -157,7 +155,8 @@ class Training:
             all_logits, embedding = self.network(views, training=True)
             logits = all_logits[: self._batch_size]
             loss = self._label_loss(logits, labels) + self._familiarity_loss(embedding)
-            loss += self._knobs.imitation * tf.reduce_mean((self._imitate(embedding) - statistics) ** 2)
+            imitated = self._imitate(embedding[: self._batch_size])
+            loss += self._knobs.imitation * tf.reduce_mean((imitated - statistics) ** 2)
         gradients = tape.gradient(loss, self._trained)
         gradients, _ = tf.clip_by_global_norm(gradients, self._knobs.most_gradient)
         self._optimizer.apply_gradients(zip(gradients, self._trained, strict=True))

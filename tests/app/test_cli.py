@@ -72,7 +72,7 @@ def test_more_images_than_a_batch_are_all_answered(
         (["classify", "--url", "http://[::1", str(SAMPLES)], "start it with"),
         (["classify", "--url", "http://ho st", str(SAMPLES)], "start it with"),
         (["train", "--data", "/nowhere", "--output", "model.keras"], "must be saved as an .h5"),
-        (["train", "--data", "/nowhere"], "Missing: /nowhere/train"),
+        (["train", "--data", "/nowhere"], "Missing: /nowhere"),
         (["describe", "/nowhere/m.h5", "--class-names", "a,b", "--scale", "1"], "Missing: /nowhere/m.h5"),
     ],
 )

@@ -65,7 +65,7 @@ def test_head_shows_features_embedding_and_weights(trained: keras.Model) -> None
 def test_brightness_and_contrast_change_no_answer(trained: keras.Model) -> None:
     folded = fold(trained, GREY)
     images = random_images(4, GREY).astype(np.float32)
-    assert np.allclose(folded(images), folded(60 + 0.5 * images), atol=2e-3)
+    assert np.allclose(folded(images), folded(60 + 0.5 * images), atol=1e-2)
 
 
 @pytest.mark.parametrize("spec", [GREY, COLOUR])

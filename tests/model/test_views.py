@@ -98,7 +98,7 @@ class TestCorruptions:
         image[:, 15:26, 15:26] = 200
         sizes = {name: (corrupt(image) > 100).sum() for name, corrupt in corruptions()["scale"].items()}
         assert sizes["x 1.4"] == pytest.approx(121 * 1.4**2, rel=0.15)
-        assert sizes["x 0.7"] == pytest.approx(121 * 0.7**2, rel=0.15)
+        assert sizes["x 0.7"] == pytest.approx(121 * 0.7**2, rel=0.2)
 
 
 class TestStrange:
