@@ -1,7 +1,7 @@
 """One self-contained page, and its figures as PNG files, on what an artifact can and cannot do."""
 
 import base64
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,17 @@ from numpy.typing import NDArray
 
 from model import plots
 from model.artifact import Artifact
+from model.compiled import user_cache_dir
 from model.corruptions import corruptions
 from model.dataset import LabelledImages
+from model.evaluate import answer_all
 from model.evidence import against_the_others, heat_of
+from model.foreign import foreign_sets
 from model.localisation import judge, read_boxes
 from model.metrics import confusion_matrix, measure, reliability, risk_coverage, wilson_interval
 from model.network_cost import layers_of_weight
 from model.networks import load_network
-from model.runtime import Answers, Classifier
+from model.runtime import Answers, Classifier, open_classifier, usable_cores
 
 PAGE = "report.html"
 _TEMPLATE = Path(__file__).with_name("report.html.jinja")
@@ -60,6 +63,30 @@ class Drawn:
     @property
     def base64(self) -> str:
         return base64.b64encode(self.png).decode()
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """The images to report on: one split of a folder."""
+
+    data: LabelledImages
+    data_dir: Path
+    split: str
+
+
+def report_on(artifact: Artifact, given: Labelled, foreign_dirs: Sequence[Path], report_dir: Path) -> Path:
+    """Measure an artifact, and write the page and its figures; the page."""
+    classifier = open_classifier(artifact, "litert", usable_cores(), user_cache_dir())
+    studied = Studied(
+        artifact=artifact,
+        classifier=classifier,
+        data=given.data,
+        data_dir=given.data_dir,
+        split=given.split,
+        answers=answer_all(classifier, given.data.images),
+        foreign=_foreign_scores(artifact, classifier, foreign_dirs),
+    )
+    return write_report(studied, report_dir)
 
 
 def write_report(studied: Studied, report_dir: Path) -> Path:
@@ -202,3 +229,17 @@ def _localisation(studied: Studied) -> tuple[str, str] | None:
     weights = against_the_others(card.class_weights.unpack())
     found = judge(studied.data, studied.answers.features, weights, own)
     return f"{found.pointing_accuracy:.1%} of {found.images}", f"{found.median_overlap:.2f}"
+
+
+def _foreign_scores(
+    artifact: Artifact, classifier: Classifier, foreign_dirs: Sequence[Path]
+) -> dict[str, NDArray[np.float32]]:
+    novelty = artifact.card.novelty
+    if novelty is None:
+        return {}
+    found = {}
+    for name, images in foreign_sets(artifact.card.image, foreign_dirs).items():
+        embeddings = answer_all(classifier, images).embeddings
+        if embeddings is not None:
+            found[name] = novelty.score(embeddings)
+    return found

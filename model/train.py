@@ -1,4 +1,4 @@
-"""Train on any labelled folder: check → split → fit → calibrate → save → compile, into one artifact."""
+"""Train on any labelled folder: check → split → fit → calibrate → save → compile → report."""
 
 import sys
 import time
@@ -21,6 +21,7 @@ from model.groups import assign_folds
 from model.metrics import Metrics, measure
 from model.network_cost import count_macs
 from model.novelty import Novelty
+from model.report import Labelled, report_on
 from model.save import save
 from model.tensorflow_engine import TensorFlowClassifier
 from model.texture_cnn import fold
@@ -30,7 +31,7 @@ PARTS = 10
 
 
 def train(data_dir: Path, h5_path: Path, knobs: Knobs, seed: int = 0) -> Artifact:
-    """Train one network and write its artifact.
+    """Train one network and write its artifact, and a report on the test images beside it.
 
     Interrupted, it is taken up again by the same call. Raises DatasetError when the folder cannot be
     used, TrainingError when the artifact cannot be written there.
@@ -52,9 +53,17 @@ def train(data_dir: Path, h5_path: Path, knobs: Knobs, seed: int = 0) -> Artifac
     parts["training"] |= {"seed": seed, "train_seconds": seconds}
     artifact = save(trained.network, h5_path, parts)
     compile_artifact(artifact)
+    tested = Labelled(folder.data.take(splits == "test"), data_dir, "test")
+    page = report_on(artifact, tested, (), report_dir_of(h5_path))
+    print(f"Wrote {page} and its figures.")
     for name, metrics in measured.items():
         print(f"{name}: {metrics.correct} of {metrics.images} right, loss {metrics.loss:.3f}")
     return artifact
+
+
+def report_dir_of(h5_path: Path) -> Path:
+    """Where training writes its report. It shows images of the folder."""
+    return h5_path.with_name(f"{h5_path.stem}-report")
 
 
 def resized(knobs: Knobs, height: int, width: int) -> Knobs:

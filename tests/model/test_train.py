@@ -82,7 +82,10 @@ def test_card_tells_how_it_was_trained(trained: Artifact) -> None:
     assert len(facts["loss_by_epoch"]) == len(facts["accuracy_by_epoch"]) == 12
     assert facts["loss_by_epoch"][-1] < facts["loss_by_epoch"][0]
     assert facts["knobs"]["epochs"] == 12
-    assert not list(trained.h5_path.parent.glob("*checkpoint*"))
+    names = {path.name for path in trained.h5_path.parent.iterdir()}
+    twin = {f"textures.{suffix}" for suffix in ("h5", "json", "tflite", "tflite.json")}
+    assert names == {*twin, "textures-report"}
+    assert (trained.h5_path.parent / "textures-report" / "report.html").is_file()
 
 
 def test_artifact_is_served_and_shows_evidence(trained: Artifact) -> None:
