@@ -38,7 +38,8 @@ bench: .venv-dev/.installed setup ## measure engines, start and memory; writes t
 
 train: .venv-dev/.installed ## train the default network on DATA=DIR (OUTPUT=trained.h5, SEEDS=0)
 	$(NEEDS_DATA)
-	$(DEV)/ext-classify train --data $(DATA) --output $(OUTPUT) --seeds $(firstword $(SEEDS))
+	$(DEV)/ext-classify train --data $(DATA) --output $(OUTPUT) --seeds $(firstword $(SEEDS)) \
+		$(if $(ACCURACY),--accuracy $(ACCURACY))
 
 train-recipe: .venv-dev/.installed ## train the published recipe on DATA=DIR once a seed (SEEDS="0 1 2")
 	$(NEEDS_DATA)

@@ -19,7 +19,13 @@ NETWORKS = ("texture", "recipe")
 
 
 def train(
-    network: str, data: Path, output: Path, seeds: list[int], epochs: int | None, size: tuple[int, int] | None
+    network: str,
+    data: Path,
+    output: Path,
+    seeds: list[int],
+    epochs: int | None,
+    size: tuple[int, int] | None,
+    accuracy: float | None,
 ) -> None:
     given: dict[str, Any] = {} if epochs is None else {"epochs": epochs}
     if network == "recipe":
@@ -27,7 +33,7 @@ def train(
         artifact = training.train(training.Knobs(**given), data, output, seeds)
     else:
         training = import_training("model.train")
-        knobs = training.Knobs(**given)
+        knobs = training.Knobs(**given, accuracy=accuracy)
         if size is not None:
             knobs = training.resized(knobs, *size)
         artifact = training.train(data, output, knobs, seeds[0])
@@ -64,6 +70,13 @@ def add_training_commands(add: Add) -> None:
     command.add_argument("--seeds", type=_seed, nargs="+", default=[0], metavar="SEED", help="(default 0)")
     command.add_argument("--epochs", type=_epochs, help="(default: the network's own)")
     command.add_argument("--size", type=_size, metavar="HxW", help="pixels the network sees (200x200)")
+
+    command.add_argument(
+        "--accuracy",
+        type=_share,
+        metavar="SHARE",
+        help="accuracy by crossvalidate, which confidence is scaled to (default: told from held-out images)",
+    )
 
     command = add("evaluate", evaluate, "measure an artifact on a labelled folder, and write a report")
     command.add_argument("--data", type=Path, required=True, metavar="DIR")
@@ -108,6 +121,16 @@ def _size(text: str) -> tuple[int, int]:
         raise argparse.ArgumentTypeError(f"must be HEIGHTxWIDTH, 32 to 4096 each. Received: {text}")
     height, width = matched.groups()
     return int(height), int(width)
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = 0.0
+    if not 0 < share < 1:
+        raise argparse.ArgumentTypeError(f"must be a number between 0 and 1. Received: {text}")
+    return share
 
 
 def _epochs(text: str) -> int:

@@ -20,20 +20,25 @@ _ROUNDS = 15
 _LEAST_TEMPERATURE, _MOST_TEMPERATURE, _HALVINGS = 0.05, 20.0, 40
 
 
-def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
-    """What logits (n, k) must be divided by for confidence to equal, on average, how often it is right.
+def expected_accuracy(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
+    """How often logits (n, k) will be right, by Laplace's rule, (right + 1) / (n + 2).
 
-    How often is by Laplace's rule, (right + 1) / (n + 2): some images without an error are no proof that
-    there will be none. One number for all logits, as by C. Guo et al., On Calibration of Modern Neural
-    Networks, ICML 2017; they fit it by likelihood, which where nearly all is right is ruled by the prior
-    and leaves confidence too low.
+    Some images without an error are no proof that there will be none.
     """
     right = int((logits.argmax(axis=1) == labels).sum())
-    expected = (right + 1) / (len(labels) + 2)
+    return (right + 1) / (len(labels) + 2)
+
+
+def fit_temperature(logits: NDArray[np.float32], accuracy: float) -> float:
+    """What logits (n, k) must be divided by for their mean confidence to be `accuracy`.
+
+    One number for all logits, as by C. Guo et al., On Calibration of Modern Neural Networks, ICML 2017;
+    they fit it by likelihood, which is ruled by the few errors, or by the prior where there is none.
+    """
     low, high = _LEAST_TEMPERATURE, _MOST_TEMPERATURE
     for _ in range(_HALVINGS):
         middle = math.sqrt(low * high)
-        if _mean_confidence(logits / middle) > expected:
+        if _mean_confidence(logits / middle) > accuracy:
             low = middle
         else:
             high = middle

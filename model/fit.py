@@ -51,6 +51,9 @@ class Knobs:
     most_gradient: float = 2.0
     """Global norm that gradients are clipped to."""
     views: Views = field(default_factory=Views)
+    accuracy: float | None = None
+    """How often the network is right on groups it has not seen, where cross-validation told; confidence is
+    scaled to it. Else it is told from the images that are held out to calibrate on."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.artifact import Artifact
-from model.calibrate import fit_novelty, fit_temperature
+from model.calibrate import expected_accuracy, fit_novelty, fit_temperature
 from model.compile import compile_artifact
 from model.dataset import SPLITS, LabelledImages
 from model.errors import DatasetError, TrainingError
@@ -77,6 +77,8 @@ class Trained:
 
     network: keras.Model
     temperature: float
+    accuracy: float
+    """What mean confidence was brought to."""
     novelty: Novelty
     fitted: Fitted
 
@@ -89,10 +91,11 @@ def fit_calibrated(
     fitted = fit(folder.data.take(fitted_on), len(folder.class_names), knobs, seed, checkpoint)
     trainable = fitted.network
     logits, _ = _answer(trainable, folder.data.images[held_out])
-    temperature = fit_temperature(logits, folder.data.labels[held_out])
+    accuracy = knobs.accuracy or expected_accuracy(logits, folder.data.labels[held_out])
+    temperature = fit_temperature(logits, accuracy)
     _, embeddings = _answer(trainable, folder.data.images[fitted_on])
     novelty = fit_novelty(embeddings, folder.data.labels[fitted_on], folder.groups[fitted_on])
-    return Trained(fold(trainable, knobs.image, temperature), temperature, novelty, fitted)
+    return Trained(fold(trainable, knobs.image, temperature), temperature, accuracy, novelty, fitted)
 
 
 def split(folder: Folder) -> NDArray[np.str_]:
@@ -150,6 +153,7 @@ def _card_parts(folder: Folder, splits: NDArray[np.str_], knobs: Knobs, trained:
             "images": {name: int((splits == name).sum()) for name in SPLITS},
             "knobs": asdict(knobs) | {"image": knobs.image.model_dump()},
             "temperature": round(trained.temperature, 4),
+            "expected_accuracy": round(trained.accuracy, 4),
             "loss_by_epoch": [round(loss, 4) for loss in trained.fitted.loss],
             "accuracy_by_epoch": [round(accuracy, 4) for accuracy in trained.fitted.accuracy],
         },

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from model.calibrate import FALSE_ABSTENTION, fit_novelty, fit_temperature
+from model.calibrate import FALSE_ABSTENTION, expected_accuracy, fit_novelty, fit_temperature
 from model.novelty import OUT_OF_DISTRIBUTION, Novelty, distances_between, reasons_to_abstain
 
 CLASSES, SIZE = 3, 8
@@ -75,12 +75,12 @@ class TestTemperature:
         random = np.random.default_rng(0)
         logits = 9 * random.normal(size=(4000, 4)).astype(np.float32)
         labels = np.where(random.random(4000) < 0.8, logits.argmax(axis=1), random.integers(0, 4, 4000))
-        temperature = fit_temperature(logits, labels)
+        temperature = fit_temperature(logits, expected_accuracy(logits, labels))
         shifted = np.exp(logits / temperature)
         confidence = (shifted.max(axis=1) / shifted.sum(axis=1)).mean()
         assert confidence == pytest.approx((logits.argmax(axis=1) == labels).mean(), abs=0.002)
 
     def test_few_images_without_an_error_do_not_make_it_sure(self) -> None:
         logits = 5 * np.eye(2, dtype=np.float32)[[0, 1] * 5]
-        temperature = fit_temperature(logits, np.array([0, 1] * 5))
+        temperature = fit_temperature(logits, expected_accuracy(logits, np.array([0, 1] * 5)))
         assert 1 / (1 + np.exp(-5 / temperature)) == pytest.approx(11 / 12, abs=1e-3)
