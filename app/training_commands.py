@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 from model.artifact import DEFAULT_MODEL_PATH, load_artifact
 from model.compiled import user_cache_dir
-from model.errors import ArtifactError
+from model.errors import ArtifactError, TrainingError
 from model.runtime import Engine
 
 Add = Callable[[str, Callable[..., None], str], argparse.ArgumentParser]
@@ -28,6 +28,7 @@ def train(
     accuracy: float | None,
 ) -> None:
     given: dict[str, Any] = {} if epochs is None else {"epochs": epochs}
+    _refuse_idle_flags(network, seeds, size, accuracy)
     if network == "recipe":
         training = import_training("model.train_recipe")
         artifact = training.train(training.Knobs(**given), data, output, seeds)
@@ -43,6 +44,8 @@ def train(
 def evaluate(
     data: Path, split: str, model: Path, engine: str, foreign: list[Path], report: Path | None
 ) -> None:
+    if foreign and report is None:
+        raise TrainingError("Foreign images are measured in the report: say where, with --report DIR.")
     artifact = load_artifact(model)
     engines = ("tensorflow", "litert") if engine == "both" else (engine,)
     importlib.import_module("model.evaluate").print_report(artifact, data, split, engines)
@@ -95,6 +98,16 @@ def add_training_commands(add: Add) -> None:
 
 
 _FOREIGN = "folders of images that are none of the classes, to measure abstention"
+
+
+def _refuse_idle_flags(
+    network: str, seeds: list[int], size: tuple[int, int] | None, accuracy: float | None
+) -> None:
+    """Raise TrainingError for what the network would ignore."""
+    if network == "recipe" and (size is not None or accuracy is not None):
+        raise TrainingError("The recipe is trained as published: without --size and --accuracy.")
+    if network == "texture" and len(seeds) > 1:
+        raise TrainingError(f"This network is trained from one seed. Received: {len(seeds)}")
 
 
 def import_training(module: str) -> ModuleType:

@@ -58,8 +58,10 @@ class ArtifactCard(BaseModel):
         weights = self.class_weights
         if weights is not None and (len(weights.shape), weights.shape[-1]) != (2, len(self.class_names)):
             raise ValueError(f"class_weights must be (d, classes). Received: {weights.shape}")
-        if self.novelty is not None and weights is None:
-            raise ValueError("novelty needs the class_weights of the embedding that it judges")
+        if self.novelty is not None:
+            embedding = weights.shape[0] if weights is not None else None
+            if self.novelty.whitening.shape[0] != embedding:
+                raise ValueError(f"novelty must judge the embedding of class_weights. Received: {embedding}")
         return self
 
 

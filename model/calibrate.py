@@ -48,15 +48,12 @@ def fit_temperature(logits: NDArray[np.float32], accuracy: float) -> float:
 def fit_novelty(
     embeddings: NDArray[np.float32], labels: NDArray[np.int64], groups: NDArray[np.int64]
 ) -> Novelty:
-    """Fit on training embeddings (n, d); units and threshold by images whose group was held out."""
-    to_class, to_prototype = np.zeros(len(labels)), np.zeros(len(labels))
-    folds = assign_folds(labels, groups, min(FOLDS, len(np.unique(groups))))
-    for fold in np.unique(folds):
-        held_out, rest = folds == fold, folds != fold
-        whitening, means, prototypes = _fit_places(embeddings[rest], labels[rest])
-        to_class[held_out] = distances_between(embeddings[held_out] @ whitening, means).min(axis=1)
-        unit = unit_length(embeddings[held_out])
-        to_prototype[held_out] = distances_between(unit, prototypes).min(axis=1)
+    """Fit on training embeddings (n, d); means, prototypes, units and threshold by groups held out.
+
+    The network itself has seen these groups, so that somewhat more than FALSE_ABSTENTION of new ones are
+    abstained on; cross-validation tells how many.
+    """
+    to_class, to_prototype = _distances_held_out(embeddings, labels, groups)
     class_unit, prototype_unit = (
         max(float(np.quantile(distances, 1 - FALSE_ABSTENTION)), 1e-6)
         for distances in (to_class, to_prototype)
@@ -70,6 +67,38 @@ def fit_novelty(
         prototype_unit=prototype_unit,
         threshold=float(np.quantile(scores, 1 - FALSE_ABSTENTION)),
     )
+
+
+def _distances_held_out(
+    embeddings: NDArray[np.float32], labels: NDArray[np.int64], groups: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """To the nearest class and prototype, of images whose group was left out and whose class was not.
+
+    Where no such images are left, of all images to what all were fitted by.
+    """
+    to_class, to_prototype = [], []
+    folds = assign_folds(labels, groups, FOLDS)
+    for fold in np.unique(folds):
+        rest = folds != fold
+        held_out = ~rest & np.isin(labels, labels[rest])
+        if held_out.any():
+            found = _distances(embeddings[held_out], *_fit_places(embeddings[rest], labels[rest]))
+            to_class.append(found[0])
+            to_prototype.append(found[1])
+    if not to_class:
+        return _distances(embeddings, *_fit_places(embeddings, labels))
+    return np.concatenate(to_class), np.concatenate(to_prototype)
+
+
+def _distances(
+    embeddings: NDArray[np.float32],
+    whitening: NDArray[np.float32],
+    means: NDArray[np.float32],
+    prototypes: NDArray[np.float32],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    to_class = distances_between(embeddings @ whitening, means).min(axis=1)
+    to_prototype = distances_between(unit_length(embeddings), prototypes).min(axis=1)
+    return to_class.astype(np.float64), to_prototype.astype(np.float64)
 
 
 def _fit_places(

@@ -17,20 +17,22 @@ from numpy.typing import NDArray
 
 from model.corruptions import corruptions
 from model.dataset import LabelledImages
+from model.errors import DatasetError
 from model.fit import Knobs
-from model.folder import Folder, load_folder
+from model.folder import Folder, choose_channels, load_folder
 from model.foreign import foreign_sets
 from model.groups import FOLDS, assign_folds
 from model.image import ImageSpec
 from model.network_cost import count_macs
 from model.novelty import Novelty
+from model.split import hold_out
 from model.tensorflow_engine import TensorFlowClassifier
-from model.train import fit_calibrated
+from model.train import fit_calibrated, with_channels
 from model.train_recipe import Knobs as RecipeKnobs
 from model.train_recipe import train_one_seed
 
-VALID_PARTS = 10
-"""Of what a fold may train on, one part in so many, whole groups, is held out to calibrate or stop by."""
+VALID_SHARE = 0.04
+"""Of each class, whole groups that a fold calibrates or stops by; as much as in the customary split."""
 
 
 @dataclass(frozen=True)
@@ -64,13 +66,16 @@ FitFold = Callable[[Folder, NDArray[np.str_], int, Path], FoldNetwork]
 
 
 def fit_texture(folder: Folder, splits: NDArray[np.str_], fold: int, checkpoint: Path) -> FoldNetwork:
-    trained = fit_calibrated(folder, splits, Knobs(), fold, checkpoint)
+    knobs = with_channels(Knobs(), folder.data.images.shape[3])
+    trained = fit_calibrated(folder, splits, knobs, fold, checkpoint)
     return FoldNetwork(trained.network, trained.novelty)
 
 
 def fit_recipe(folder: Folder, splits: NDArray[np.str_], fold: int, _: Path) -> FoldNetwork:
     parts = {name: folder.data.take(splits == name) for name in ("train", "valid", "test")}
     trained = train_one_seed(RecipeKnobs(), parts, len(folder.class_names), fold)
+    if trained.interrupted:  # half a training is no measurement
+        raise KeyboardInterrupt
     return FoldNetwork(trained.network, None)
 
 
@@ -83,11 +88,14 @@ NETWORKS: dict[str, tuple[ImageSpec, FitFold]] = {
 def cross_validate(name: str, data_dir: Path, foreign_dirs: Sequence[Path], work_dir: Path) -> Answers:
     """All folds of one network. Raises DatasetError when a folder cannot be used."""
     spec, fit_fold = NETWORKS[name]
+    if name == "texture":
+        spec = spec.model_copy(update={"channels": choose_channels(data_dir)})
     folder = load_folder(data_dir, spec)
     study = _Study(name, folder, foreign_sets(spec, foreign_dirs), fit_fold, work_dir)
     folds = folder.folds
     if folds is None:
         folds = assign_folds(folder.data.labels, folder.groups, FOLDS)
+    _refuse_unusable_folds(folder, folds)
     kept = [study.answers_of_fold(fold, folds == fold) for fold in range(FOLDS)]
     return _join(name, folder, folds, kept)
 
@@ -115,6 +123,7 @@ class _Study:
         unfinished = path.with_suffix(".part.npz")
         np.savez(unfinished, **answers)  # type: ignore[arg-type]
         unfinished.replace(path)
+        path.with_suffix(".checkpoint.npz").unlink(missing_ok=True)
         return answers
 
     def _fingerprint(self, tested: NDArray[np.bool_]) -> str:
@@ -128,11 +137,27 @@ class _Study:
         return digest.hexdigest()[:12]
 
 
+def _refuse_unusable_folds(folder: Folder, folds: NDArray[np.int64]) -> None:
+    """Raise DatasetError unless every fold can be tested on by what the others teach."""
+    if len(np.unique(folds)) < FOLDS:
+        raise DatasetError(f"Cross-validation needs images of {FOLDS} groups or more, in every fold.")
+    for group in np.unique(folder.groups):
+        if len(np.unique(folds[folder.groups == group])) > 1:
+            first = folder.data.paths[int(np.flatnonzero(folder.groups == group)[0])]
+            raise DatasetError(f"A group must lie in one fold. Divided: the group of {first}")
+    for fold in range(FOLDS):
+        splits = _splits_of_fold(folder, folds == fold)
+        taught = set(folder.data.labels[splits == "train"].tolist())
+        untaught = [name for label, name in enumerate(folder.class_names) if label not in taught]
+        if untaught:
+            raise DatasetError(
+                f"Every class must have images of several groups. Too few: {', '.join(untaught)}"
+            )
+
+
 def _splits_of_fold(folder: Folder, tested: NDArray[np.bool_]) -> NDArray[np.str_]:
-    rest = ~tested
-    parts = np.zeros(len(tested), dtype=np.int64)
-    parts[rest] = assign_folds(folder.data.labels[rest], folder.groups[rest], VALID_PARTS)
-    return np.where(tested, "test", np.where(parts == 0, "valid", "train"))
+    valid = hold_out(folder.data.labels, folder.groups, ~tested, seed=0, share=VALID_SHARE)
+    return np.where(tested, "test", np.where(valid, "valid", "train"))
 
 
 def _answer_all(

@@ -39,7 +39,8 @@ def find_class_names(data_dir: Path, split: str = "train") -> tuple[str, ...]:
     split_dir = data_dir / split
     if not split_dir.is_dir():
         raise DatasetError(f"A labelled folder must hold {', '.join(SPLITS)}. Missing: {split_dir}")
-    class_names = tuple(sorted(folder.name for folder in split_dir.iterdir() if folder.is_dir()))
+    folders = (folder.name for folder in split_dir.iterdir() if folder.is_dir())
+    class_names = tuple(sorted(name for name in folders if not name.startswith(".")))
     if len(class_names) < 2:
         raise DatasetError(f"{split_dir} must hold a folder for each of two or more classes.")
     return class_names
@@ -70,11 +71,20 @@ def _refuse_strange_classes(split_dir: Path, class_names: tuple[str, ...]) -> No
 
 def _find_images(split_dir: Path, class_names: tuple[str, ...]) -> Iterator[tuple[Path, int]]:
     for label, class_name in enumerate(class_names):
-        paths = sorted(path for path in (split_dir / class_name).iterdir() if path.is_file())
+        paths = find_files(split_dir / class_name)
         if not paths:
             raise DatasetError(f"Every class must have images. Empty: {split_dir / class_name}")
         for path in paths:
             yield path, label
+
+
+def find_files(folder: Path) -> list[Path]:
+    """Every file below a folder in sorted order, but what is hidden."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
 
 
 def _decode_file(path: Path, spec: ImageSpec) -> NDArray[np.uint8]:

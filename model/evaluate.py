@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from model.artifact import Artifact
 from model.compiled import user_cache_dir
-from model.dataset import LabelledImages, load_split
+from model.dataset import LabelledImages
 from model.metrics import Metrics, measure
 from model.runtime import Answers, Classifier, Engine, join_answers, open_classifier, usable_cores
+from model.split import load_part
 
 _BATCH_SIZE = 8
 
@@ -48,7 +49,7 @@ def answer_all(classifier: Classifier, images: NDArray[np.uint8]) -> Answers:
 def print_report(artifact: Artifact, data_dir: Path, split: str, engines: Sequence[Engine]) -> None:
     """Print each engine's metrics on a split, and their parity with the first."""
     card = artifact.card
-    data = load_split(data_dir, split, card.class_names, card.image)
+    data = load_part(data_dir, split, card.class_names, card.image)
     reference = None
     for engine in engines:
         classifier = open_classifier(artifact, engine, usable_cores(), user_cache_dir())

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from zipfile import BadZipFile
 
 import keras
 import numpy as np
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 
 from model.callbacks import StepBar
 from model.dataset import LabelledImages
+from model.errors import TrainingError
 from model.image import ImageSpec
 from model.runtime import usable_cores
 from model.strange import draw_strange
@@ -36,7 +38,7 @@ class Knobs:
     """How the default network is trained."""
 
     image: ImageSpec = DEFAULT_IMAGE
-    epochs: int = 45
+    epochs: int = 32
     batch_size: int = 24
     learning_rate: float = 0.003
     """At its peak; it rises over two epochs and falls along a cosine."""
@@ -46,6 +48,8 @@ class Knobs:
     """Weight of the teacher beside the labels."""
     strange: int = 4
     """Drawn pictures of no class beside each batch; the network learns to tell them from the folder's."""
+    familiarity: float = 0.3
+    """Weight of telling them beside the labels."""
     averaging: float = 0.99
     """How much of the averaged weights each step keeps."""
     most_gradient: float = 2.0
@@ -71,7 +75,8 @@ def fit(data: LabelledImages, num_classes: int, knobs: Knobs, seed: int, checkpo
     """Train on all of `data`.
 
     After each epoch all is written to `checkpoint`; the same call takes it up again from there, and ends
-    with the same weights. The file is removed in the end.
+    with the same weights. The file is the caller's to remove, once what came of it is saved. Raises
+    TrainingError when the loss is no number.
     """
     keras.utils.set_random_seed(seed)
     training = Training(data, num_classes, knobs, seed)
@@ -84,7 +89,6 @@ def fit(data: LabelledImages, num_classes: int, knobs: Knobs, seed: int, checkpo
                 bar.advance(training.loss[epoch])
             training.save(checkpoint, epoch + 1)
     training.use_average()
-    checkpoint.unlink(missing_ok=True)
     return Fitted(training.network, tuple(training.loss.tolist()), tuple(training.accuracy.tolist()))
 
 
@@ -93,6 +97,7 @@ class Training:
 
     def __init__(self, data: LabelledImages, num_classes: int, knobs: Knobs, seed: int) -> None:
         self._data, self._knobs, self._seed = data, knobs, seed
+        self._fingerprint = _fingerprint_of(data, num_classes, knobs, seed)
         self._batch_size = min(knobs.batch_size, len(data))
         self.steps_per_epoch = len(data) // self._batch_size
         self._teacher = Teacher(knobs.image, usable_cores())
@@ -157,7 +162,8 @@ class Training:
         with tf.GradientTape() as tape:
             all_logits, embedding = self.network(views, training=True)
             logits = all_logits[: self._batch_size]
-            loss = self._label_loss(logits, labels) + self._familiarity_loss(embedding)
+            loss = self._label_loss(logits, labels)
+            loss += self._knobs.familiarity * self._familiarity_loss(embedding)
             imitated = self._imitate(embedding[: self._batch_size])
             loss += self._knobs.imitation * tf.reduce_mean((imitated - statistics) ** 2)
         gradients = tape.gradient(loss, self._trained)
@@ -171,7 +177,9 @@ class Training:
         return loss, tf.reduce_mean(tf.cast(right, tf.float32))
 
     def note(self, epoch: int, loss: tf.Tensor, accuracy: tf.Tensor) -> None:
-        """Keep the means of an epoch up to date."""
+        """Keep the means of an epoch up to date. Raises TrainingError when training has come apart."""
+        if not math.isfinite(float(loss)):
+            raise TrainingError("Training must lower the loss. Received: a loss that is no number.")
         self._steps_noted[epoch] += 1
         share = 1 / self._steps_noted[epoch]
         self.loss[epoch] += share * (float(loss) - self.loss[epoch])
@@ -208,22 +216,24 @@ class Training:
             curves = {"loss": self.loss, "accuracy": self.accuracy}
             facts = {
                 "finished_epochs": np.array(finished_epochs),
-                "fingerprint": np.array(self._fingerprint()),
+                "fingerprint": np.array(self._fingerprint),
             }
             np.savez(file, **facts, **curves, **arrays)  # type: ignore[arg-type]
         unfinished.replace(checkpoint)
 
     def load(self, checkpoint: Path) -> int:
         """The epochs that are finished; 0 unless the file is of this very training."""
-        if not checkpoint.is_file():
+        try:
+            with checkpoint.open("rb") as file, np.load(file) as saved:
+                arrays = dict(saved)
+        except (OSError, ValueError, BadZipFile):  # none, or none that can be read
             return 0
-        with np.load(checkpoint) as saved:
-            if str(saved["fingerprint"]) != self._fingerprint():
-                return 0
-            for number, variable in enumerate(self._variables()):
-                variable.assign(saved[f"v{number}"])
-            self.loss, self.accuracy = saved["loss"], saved["accuracy"]
-            return int(saved["finished_epochs"])
+        if str(arrays.get("fingerprint")) != self._fingerprint:
+            return 0
+        for number, variable in enumerate(self._variables()):
+            variable.assign(arrays[f"v{number}"])
+        self.loss, self.accuracy = arrays["loss"], arrays["accuracy"]
+        return int(arrays["finished_epochs"])
 
     def _variables(self) -> list[tf.Variable]:
         optimizer = [v for v in self._optimizer.variables if v is not self._optimizer.learning_rate]
@@ -239,12 +249,13 @@ class Training:
     def _state(self) -> list[NDArray[np.generic]]:
         return [keras.ops.convert_to_numpy(variable) for variable in self._variables()]
 
-    def _fingerprint(self) -> str:
-        facts = json.dumps([asdict(self._knobs) | {"image": self._knobs.image.model_dump()}, self._seed])
-        digest = hashlib.sha256(facts.encode())
-        digest.update(self._data.images.tobytes())
-        digest.update(self._data.labels.tobytes())
-        return digest.hexdigest()
+
+def _fingerprint_of(data: LabelledImages, num_classes: int, knobs: Knobs, seed: int) -> str:
+    facts = json.dumps([asdict(knobs) | {"image": knobs.image.model_dump()}, num_classes, seed])
+    digest = hashlib.sha256(facts.encode())
+    for array in (data.images, data.labels):
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 
 def class_weights(labels: NDArray[np.int64], num_classes: int) -> NDArray[np.float32]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from model.dataset import SPLITS, LabelledImages
+from model.dataset import SPLITS, LabelledImages, find_files
 from model.errors import DatasetError, InputError
 from model.groups import find_groups
 from model.image import ImageSpec, decode
@@ -81,15 +81,14 @@ def _find_images(data_dir: Path) -> Iterator[tuple[str, Path, str]]:
     """Split, path and class name of every file in a class folder, in sorted order."""
     if not data_dir.is_dir():
         raise DatasetError(f"A labelled folder must hold a folder for each class. Missing: {data_dir}")
-    is_split = (data_dir / "train").is_dir()
+    is_split = (data_dir / "train").is_dir() and any((data_dir / name).is_dir() for name in SPLITS[1:])
     roots = {name: data_dir / name for name in SPLITS} if is_split else {"": data_dir}
     for split, root in roots.items():
         if not root.is_dir():
             raise DatasetError(f"A folder with {SPLITS[0]} must hold {', '.join(SPLITS)}. Missing: {root}")
         for folder in sorted(path for path in root.iterdir() if path.is_dir()):
-            for path in sorted(folder.rglob("*")):
-                if path.is_file() and not path.name.startswith("."):
-                    yield split, path, folder.name
+            if not folder.name.startswith("."):
+                yield from ((split, path, folder.name) for path in find_files(folder))
 
 
 def _class_names(data_dir: Path, names: Sequence[str]) -> tuple[str, ...]:

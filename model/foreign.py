@@ -22,7 +22,11 @@ _LIMITS = ImageLimits()
 def foreign_sets(spec: ImageSpec, foreign_dirs: Sequence[Path]) -> dict[str, Images]:
     """Named sets of images (m, h, w, c), uint8. Raises DatasetError when a folder holds none."""
     made = {"blank": blank(spec), "noise": noise(spec), "shapes": shapes(spec)}
-    return {**made, **{folder.name: load(spec, folder) for folder in foreign_dirs}}
+    for folder in foreign_dirs:
+        if folder.name in made:
+            raise DatasetError(f"Folders of foreign images must have names of their own: {folder.name}")
+        made[folder.name] = load(spec, folder)
+    return made
 
 
 def blank(spec: ImageSpec) -> Images:

@@ -65,13 +65,28 @@ def assign_folds(
 
 
 def _read_manifest(manifest: Path) -> dict[str, dict[str, str]]:
-    with manifest.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        columns = reader.fieldnames or []
-        [*path_columns] = [column for column in _PATH_COLUMNS if column in columns]
-        if not path_columns or "group_id" not in columns:
-            raise DatasetError(f"{manifest} must have the columns path and group_id. Received: {columns}")
-        return {row[path_columns[0]]: row for row in reader}
+    rows = read_csv(manifest, ("group_id",))
+    [*path_columns] = [column for column in _PATH_COLUMNS if rows and column in rows[0]]
+    if not path_columns:
+        raise DatasetError(f"{manifest} must have the columns path and group_id.")
+    for number, row in enumerate(rows, start=2):
+        if not row["group_id"]:
+            raise DatasetError(f"{manifest} must name a group in every line. Empty: line {number}")
+    return {row[path_columns[0]]: row for row in rows}
+
+
+def read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    """The lines of a file with a header, cells that are missing as empty. Raises DatasetError."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, restval="")
+            found = list(reader)
+            missing = set(columns) - set(reader.fieldnames or ())
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DatasetError(f"{path} must be a CSV file in UTF-8: {error}") from None
+    if missing:
+        raise DatasetError(f"{path} must have the columns {', '.join(columns)}. Missing: {sorted(missing)}")
+    return found
 
 
 def _folds_of(rows: Sequence[dict[str, str]], manifest: Path) -> NDArray[np.int64] | None:

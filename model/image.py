@@ -102,7 +102,7 @@ def encode_png(pixels: NDArray[np.uint8]) -> bytes:
 
 
 def stretch(field: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
-    """Enlarge a field (h, w), float32, to `size` (width, height), bilinear."""
+    """A field (h, w), float32, at another `size` (width, height), bilinear."""
     return np.asarray(Image.fromarray(field).resize(size, Image.Resampling.BILINEAR))
 
 

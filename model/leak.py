@@ -6,12 +6,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from model.artifact import DEFAULT_MODEL_PATH, load_artifact
+from model.artifact import DEFAULT_MODEL_PATH, Artifact, load_artifact
 from model.compiled import user_cache_dir
 from model.crossvalidate import Answers
-from model.dataset import LabelledImages, load_split
 from model.evaluate import predict_all
-from model.folder import Folder
+from model.folder import Folder, load_folder
 from model.metrics import wilson_interval
 from model.runtime import open_classifier, usable_cores
 
@@ -21,8 +20,15 @@ SHIPPED = {
 }
 
 
-def leak_table(studied: Sequence[Answers], folder: Folder) -> str:
-    """The shipped artifacts on the folder's own test split, beside the same network by grouped folds."""
+def leak_table(studied: Sequence[Answers], folder: Folder, data_dir: Path) -> str | None:
+    """The shipped artifacts on the folder's own test split, beside the same network by grouped folds.
+
+    None where the folder is not split, or its classes are not theirs.
+    """
+    artifacts = {answers.network: load_artifact(SHIPPED[answers.network]) for answers in studied}
+    known_classes = all(artifact.card.class_names == folder.class_names for artifact in artifacts.values())
+    if not folder.splits[0] or not known_classes:
+        return None
     test = folder.splits == "test"
     trained = set(folder.groups[folder.splits == "train"].tolist())
     known = np.array([group in trained for group in folder.groups[test].tolist()])
@@ -33,7 +39,7 @@ def leak_table(studied: Sequence[Answers], folder: Folder) -> str:
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for answers in studied:
-        right = _right_on(answers.network, folder.data.take(test), folder.class_names, _root_of(folder))
+        right = _right_on(artifacts[answers.network], data_dir)
         honest = float((answers.clean.argmax(axis=1) == answers.labels).mean())
         cells = [_share(right), _share(right[known]), _share(right[~known])]
         gap = f"{100 * (right.mean() - honest):+.1f} points"
@@ -41,20 +47,13 @@ def leak_table(studied: Sequence[Answers], folder: Folder) -> str:
     return "\n".join(lines)
 
 
-def _right_on(
-    network: str, data: LabelledImages, class_names: tuple[str, ...], data_dir: Path
-) -> NDArray[np.bool_]:
-    """Whether the shipped artifact is right, image by image, in the order of `data`."""
-    artifact = load_artifact(SHIPPED[network])
-    split = load_split(data_dir, "test", class_names, artifact.card.image)
-    order = {path: place for place, path in enumerate(split.paths)}
+def _right_on(artifact: Artifact, data_dir: Path) -> NDArray[np.bool_]:
+    """Whether the artifact is right, by test image, in the order of the folder."""
+    folder = load_folder(data_dir, artifact.card.image)
+    tested = folder.data.take(folder.splits == "test")
     classifier = open_classifier(artifact, "litert", usable_cores(), user_cache_dir())
-    right = predict_all(classifier, split, usable_cores()).argmax(axis=1) == split.labels
-    return np.asarray(right[[order[path] for path in data.paths]])
-
-
-def _root_of(folder: Folder) -> Path:
-    return folder.data.paths[0].parents[2]
+    probabilities = predict_all(classifier, tested, usable_cores())
+    return np.asarray(probabilities.argmax(axis=1) == tested.labels)
 
 
 def _share(right: NDArray[np.bool_]) -> str:

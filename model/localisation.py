@@ -6,7 +6,6 @@ over union, of the evidence's box with the smallest box around all of the class'
 them, whichever is more.
 """
 
-import csv
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from model.dataset import LabelledImages
 from model.errors import DatasetError
 from model.evidence import Box, box_around, heat_of
+from model.groups import read_csv
 
 BOXES = "boxes.csv"
 _COLUMNS = ("path", "label", "xmin", "ymin", "xmax", "ymax")
@@ -41,15 +41,10 @@ def read_boxes(data_dir: Path, class_names: Sequence[str]) -> dict[str, list[tup
     if not file_path.is_file():
         return {}
     boxes: dict[str, list[tuple[int, Box]]] = defaultdict(list)
-    with file_path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if set(_COLUMNS) - set(reader.fieldnames or ()):
-            raise DatasetError(f"{file_path} must have the columns {', '.join(_COLUMNS)}.")
-        for row in reader:
-            x0, y0, x1, y1 = (int(row[column]) for column in _COLUMNS[2:])
-            for number, name in enumerate(class_names):
-                if row["label"].lower().startswith(name.lower()):
-                    boxes[row["path"]].append((number, (x0, y0, x1, y1)))
+    for line, row in enumerate(read_csv(file_path, _COLUMNS), start=2):
+        number = _class_of(row["label"], class_names)
+        if number is not None:
+            boxes[row["path"]].append((number, _box_of(row, f"{file_path}, line {line}")))
     return dict(boxes)
 
 
@@ -58,10 +53,11 @@ def judge(
     features: NDArray[np.float32],
     class_weights: NDArray[np.float32],
     boxes: Sequence[Sequence[Box]],
-) -> Localisation:
+) -> Localisation | None:
     """Features (n, gh, gw, d), weights (d, k), and for each image its own class's boxes in its pixels.
 
-    The images must be as large as the boxes' sources. Images without a box of their class do not count.
+    Boxes are in pixels of the images as the network sees them. Images without a box of their class do not
+    count; None where no image has one.
     """
     hits, overlaps = [], []
     for image, label in enumerate(data.labels):
@@ -72,6 +68,8 @@ def judge(
         height, width = heat.shape
         found = box_around(heat, (width, height))
         overlaps.append(max(overlap(found, target) for target in [*boxes[image], _around(boxes[image])]))
+    if not hits:
+        return None
     return Localisation(len(hits), float(np.mean(hits)), float(np.median(overlaps)))
 
 
@@ -83,9 +81,25 @@ def overlap(a: Box, b: Box) -> float:
     return shared / (_area(a) + _area(b) - shared)
 
 
+def _class_of(label: str, class_names: Sequence[str]) -> int | None:
+    """The class whose name the label begins with; the longest of several."""
+    found = [name for name in class_names if label.lower().startswith(name.lower())]
+    return class_names.index(max(found, key=len)) if found else None
+
+
+def _box_of(row: dict[str, str], place: str) -> Box:
+    try:
+        x0, y0, x1, y1 = (round(float(row[column])) for column in _COLUMNS[2:])
+    except ValueError:
+        raise DatasetError(f"A box must have four numbers. Received: something else in {place}") from None
+    if x0 >= x1 or y0 >= y1:
+        raise DatasetError(f"A box must have an area. Received: {x0}, {y0}, {x1}, {y1} in {place}")
+    return x0, y0, x1, y1
+
+
 def _points_into(heat: NDArray[np.float32], boxes: Sequence[Box]) -> bool:
     row, column = np.unravel_index(int(heat.argmax()), heat.shape)
-    return any(x0 <= column <= x1 and y0 <= row <= y1 for x0, y0, x1, y1 in boxes)
+    return any(x0 <= column < x1 and y0 <= row < y1 for x0, y0, x1, y1 in boxes)
 
 
 def _around(boxes: Sequence[Box]) -> Box:

@@ -1,5 +1,7 @@
 """What one image costs a network: multiply-accumulate operations of its convolutions and dense layers."""
 
+from collections.abc import Iterator
+
 import keras
 import numpy as np
 from keras import layers
@@ -8,7 +10,16 @@ from keras import layers
 def count_macs(network: keras.Model) -> int:
     """For one image; what has no kernel (pooling, activations, normalisation) is not counted."""
     counted = (layers.Conv2D, layers.DepthwiseConv2D, layers.Dense)
-    return sum(_macs_of(layer) for layer in network.layers if isinstance(layer, counted))
+    return sum(_macs_of(layer) for layer in _layers_of(network) if isinstance(layer, counted))
+
+
+def _layers_of(network: keras.Model) -> Iterator[keras.layers.Layer]:
+    """Its layers, and in their place those of networks inside it."""
+    for layer in network.layers:
+        if isinstance(layer, keras.Model):
+            yield from _layers_of(layer)
+        else:
+            yield layer
 
 
 def _macs_of(layer: keras.layers.Layer) -> int:
@@ -22,7 +33,7 @@ def layers_of_weight(network: keras.Model) -> list[tuple[str, tuple[int, ...], i
     counted = (layers.Conv2D, layers.DepthwiseConv2D, layers.Dense)
     return [
         (_kind_of(layer), tuple(layer.output.shape[1:]), _macs_of(layer))
-        for layer in network.layers
+        for layer in _layers_of(network)
         if isinstance(layer, counted)
     ]
 

@@ -10,11 +10,11 @@ direction of none. Their sum, each in units of its own 99 % quantile over traini
 """
 
 from functools import cached_property
-from typing import Annotated, NamedTuple
+from typing import Annotated, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from model.packed import PackedArray
 
@@ -49,11 +49,26 @@ class Novelty(BaseModel):
 
     def score(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
         """Embeddings (n, d) to scores (n,); the larger, the less familiar."""
+        # One by one: what a matrix product gives for a row depends, in its last bits, on the rows beside it.
+        return np.array([self._score_one(row) for row in embeddings[:, None, :]], dtype=np.float32)
+
+    def _score_one(self, embedding: NDArray[np.float32]) -> float:
+        """Of an embedding (1, d)."""
         whitening, class_means, prototypes = self._arrays
-        to_class = distances_between(embeddings @ whitening, class_means).min(axis=1)
-        to_prototype = distances_between(unit_length(embeddings), prototypes).min(axis=1)
-        scores: NDArray[np.float32] = to_class + to_prototype / np.float32(self.prototype_unit)
-        return scores
+        to_class = distances_between(embedding @ whitening, class_means).min()
+        to_prototype = distances_between(unit_length(embedding), prototypes).min()
+        return float(to_class + to_prototype / self.prototype_unit)
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> Self:
+        size, rank = self.whitening.shape if len(self.whitening.shape) == 2 else (0, 0)
+        for name, array, width in (
+            ("class_means", self.class_means, rank),
+            ("prototypes", self.prototypes, size),
+        ):
+            if len(array.shape) != 2 or array.shape[1] != width:
+                raise ValueError(f"{name} must fit a whitening of {self.whitening.shape}: {array.shape}")
+        return self
 
     @cached_property
     def _arrays(self) -> Arrays:

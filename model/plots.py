@@ -1,6 +1,7 @@
 """The report's figures: each function draws one and gives it back as PNG."""
 
 import io
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,6 +31,7 @@ STYLE: Any = {  # matplotlib names every key in its type
     "xtick.color": INK,
     "ytick.color": INK,
 }
+MOST_NAMED_CLASSES = 40
 Images = NDArray[np.uint8]
 
 
@@ -41,7 +43,7 @@ def sample_grid(images: Images, titles: Sequence[str], wrong: Sequence[bool], co
         axis.axis("off")
     for axis, image, title, bad in zip(axes.flat, images, titles, wrong, strict=False):
         axis.imshow(_grey(image), cmap="gray", vmin=0, vmax=255)
-        axis.set_title(title, fontsize=7, color=ORANGE if bad else INK, loc="center")
+        axis.set_title(_plain(title), fontsize=7, color=ORANGE if bad else INK, loc="center")
     return _png(figure)
 
 
@@ -53,7 +55,7 @@ def mistakes(images: Images, heats: Sequence[NDArray[np.float32] | None], titles
     for column, (image, heat, title) in enumerate(zip(images, heats, titles, strict=True)):
         for row in (0, 1):
             axes[row, column].imshow(_grey(image), cmap="gray", vmin=0, vmax=255)
-        axes[0, column].set_title(title, fontsize=7, loc="center")
+        axes[0, column].set_title(_plain(title), fontsize=7, loc="center")
         if heat is not None:
             extent = (0, image.shape[1], image.shape[0], 0)
             axes[1, column].imshow(
@@ -81,8 +83,10 @@ def confusion(matrix: NDArray[np.int64], class_names: Sequence[str]) -> bytes:
     axis.grid(visible=False)
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axis.set_xticks(range(classes), class_names, rotation=45, ha="right")
-    axis.set_yticks(range(classes), class_names)
+    if classes <= MOST_NAMED_CLASSES:
+        names = [_plain(name) for name in class_names]
+        axis.set_xticks(range(classes), names, rotation=45, ha="right")
+        axis.set_yticks(range(classes), names)
     axis.set_xlabel("predicted")
     axis.set_ylabel("true")
     if classes <= 20:
@@ -126,11 +130,11 @@ def novelty_histogram(scores: dict[str, NDArray[np.float32]], threshold: float) 
     axis = axes[0, 0]
     most = max(float(np.quantile(values, 0.98)) for values in scores.values())
     bins = np.linspace(0, max(most, 2 * threshold), 50)
-    shades = [BLUE, ORANGE, *mpl.color_sequences["tab10"][2:]]
+    shades = itertools.cycle([BLUE, ORANGE, *mpl.color_sequences["tab10"][2:]])
     for (name, values), shade in zip(scores.items(), shades, strict=False):
         weights = np.full(len(values), 1 / len(values))
         clipped = np.clip(values, 0, bins[-1])
-        axis.hist(clipped, bins=bins, weights=weights, alpha=0.55, color=shade, label=name)
+        axis.hist(clipped, bins=bins, weights=weights, alpha=0.55, color=shade, label=_plain(name))
     axis.axvline(threshold, color=INK, linestyle="--", linewidth=1)
     axis.text(threshold, axis.get_ylim()[1], " abstains →", va="top", fontsize=8)
     axis.set(xlabel="novelty score", ylabel="share of images")
@@ -186,6 +190,11 @@ def _png(figure: Figure) -> bytes:
     with mpl.rc_context(STYLE):
         figure.savefig(file, format="png", metadata={"Software": None})
     return file.getvalue()
+
+
+def _plain(text: str) -> str:
+    """Text that matplotlib takes as it stands, not as mathematics."""
+    return text.replace("$", r"\$")
 
 
 def _grey(image: Images) -> Images:

@@ -4,7 +4,6 @@ import base64
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jinja2
 import numpy as np
@@ -16,8 +15,10 @@ from model.compiled import user_cache_dir
 from model.corruptions import corruptions
 from model.dataset import LabelledImages
 from model.evaluate import answer_all
-from model.evidence import against_the_others, heat_of
+from model.evidence import Box, against_the_others, heat_of
 from model.foreign import foreign_sets
+from model.image import ImageSpec, decode_sized
+from model.image_limits import ImageLimits
 from model.localisation import judge, read_boxes
 from model.metrics import confusion_matrix, measure, reliability, risk_coverage, wilson_interval
 from model.network_cost import layers_of_weight
@@ -119,7 +120,7 @@ def _facts(studied: Studied) -> Iterator[tuple[str, str]]:
     yield "cross-entropy", f"{metrics.loss:.4f}"
     training = studied.artifact.card.training
     for name in ("parameters", "macs", "temperature", "train_seconds"):
-        if name in training:
+        if isinstance(training.get(name), int | float):
             yield name.replace("_", " "), f"{training[name]:,}"
     if (localised := _localisation(studied)) is not None:
         yield "strongest evidence inside a drawn box", localised[0]
@@ -147,8 +148,9 @@ def _figures(studied: Studied) -> Iterator[Drawn]:
     yield from _novelty(studied)
     yield _robustness(studied)
     steps = layers_of_weight(load_network(studied.artifact.h5_path))
-    words = "Every layer that has weights, from the pixels down, by what it costs."
-    yield Drawn("architecture", "Architecture", words, plots.architecture(steps))
+    if steps:
+        words = "Every layer that has weights, from the pixels down, by what it costs."
+        yield Drawn("architecture", "Architecture", words, plots.architecture(steps))
     yield _worst(studied)
 
 
@@ -218,17 +220,32 @@ def _localisation(studied: Studied) -> tuple[str, str] | None:
     boxes = read_boxes(studied.data_dir, card.class_names)
     if not boxes or card.class_weights is None or studied.answers.features is None:
         return None
-    own: list[list[Any]] = [
-        [
-            box
-            for number, box in boxes.get(path.relative_to(studied.data_dir).as_posix(), [])
-            if number == label
-        ]
-        for path, label in zip(studied.data.paths, studied.data.labels, strict=True)
+    own = [
+        _scaled([box for number, box in boxes.get(name, []) if number == label], path, card.image)
+        for name, path, label in zip(
+            (path.relative_to(studied.data_dir).as_posix() for path in studied.data.paths),
+            studied.data.paths,
+            studied.data.labels,
+            strict=True,
+        )
     ]
     weights = against_the_others(card.class_weights.unpack())
     found = judge(studied.data, studied.answers.features, weights, own)
+    if found is None:
+        return None
     return f"{found.pointing_accuracy:.1%} of {found.images}", f"{found.median_overlap:.2f}"
+
+
+def _scaled(boxes: Sequence[Box], path: Path, spec: ImageSpec) -> list[Box]:
+    """Boxes in pixels of a file, in pixels of what the network sees of it."""
+    if not boxes:
+        return []
+    width, height = decode_sized(path.read_bytes(), spec, ImageLimits()).source_size
+    across, down = spec.width / width, spec.height / height
+    return [
+        (round(x0 * across), round(y0 * down), round(x1 * across), round(y1 * down))
+        for x0, y0, x1, y1 in boxes
+    ]
 
 
 def _foreign_scores(

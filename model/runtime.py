@@ -126,6 +126,7 @@ def open_classifier(artifact: Artifact, engine: Engine, interpreters: int, cache
     """Load and warm an engine, and prove it on the golden image. Raises ArtifactError."""
     classifier = _open_engine(artifact, engine, interpreters, cache_dir)
     verify_golden(classifier, artifact.card)
+    _verify_shown(classifier, artifact.card)
     return classifier
 
 
@@ -156,6 +157,17 @@ def verify_golden(classifier: Classifier, card: ArtifactCard) -> NDArray[np.floa
             f"within {GOLDEN_TOLERANCE}. Received: a difference of {difference:.2g}."
         )
     return probabilities
+
+
+def _verify_shown(classifier: Classifier, card: ArtifactCard) -> None:
+    """Raise ArtifactError unless the engine shows what the card judges and explains by."""
+    if card.class_weights is None:
+        return
+    shown = classifier.answer(golden_image(card.image)[np.newaxis], with_features=True)
+    size = card.class_weights.shape[0]
+    for name, array in (("embedding", shown.embeddings), ("features", shown.features)):
+        if array is None or array.shape[-1] != size:
+            raise ArtifactError(f"The network must show an {name} of {size} numbers, as its card says.")
 
 
 def _open_engine(artifact: Artifact, engine: Engine, interpreters: int, cache_dir: Path) -> Classifier:

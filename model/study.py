@@ -5,10 +5,10 @@ from pathlib import Path
 
 from model.artifact import Artifact
 from model.crossvalidate import NETWORKS, cross_validate
-from model.dataset import load_split
 from model.folder import load_folder
 from model.leak import leak_table
 from model.report import Labelled, report_on
+from model.split import load_part
 from model.tables import tables
 
 
@@ -16,7 +16,7 @@ def report(
     artifact: Artifact, data_dir: Path, split: str, foreign_dirs: Sequence[Path], report_dir: Path
 ) -> Path:
     """Measure an artifact on a split of a folder and write its report; the page."""
-    data = load_split(data_dir, split, artifact.card.class_names, artifact.card.image)
+    data = load_part(data_dir, split, artifact.card.class_names, artifact.card.image)
     return report_on(artifact, Labelled(data, data_dir, split), foreign_dirs, report_dir)
 
 
@@ -28,6 +28,7 @@ def crossvalidation(
     spec, _ = NETWORKS[networks[0]]
     folder = load_folder(data_dir, spec)
     parts = list(tables(studied, folder.class_names))
-    if folder.splits[0]:
-        parts.insert(1, leak_table(studied, folder))
+    leak = leak_table(studied, folder, data_dir)
+    if leak is not None:
+        parts.insert(1, leak)
     return "\n\n".join(parts)

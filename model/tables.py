@@ -3,7 +3,9 @@
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
+from model.calibrate import expected_accuracy, fit_temperature
 from model.crossvalidate import Answers
 from model.metrics import (
     area_under_roc,
@@ -31,6 +33,19 @@ def robust_accuracy(answers: Answers) -> float:
     return float(np.mean([_kind_accuracy(answers, kind) for kind in kinds]))
 
 
+def cross_calibrated(answers: Answers) -> NDArray[np.float32]:
+    """Probabilities (n, k), each fold's at the temperature that the answers of the other folds ask for."""
+    logits = np.log(np.maximum(answers.clean, 1e-12))
+    found = np.zeros_like(answers.clean)
+    for fold in np.unique(answers.folds):
+        this, others = answers.folds == fold, answers.folds != fold
+        accuracy = expected_accuracy(answers.clean[others], answers.labels[others])
+        scaled = logits[this] / fit_temperature(logits[others], accuracy)
+        powers = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+        found[this] = powers / powers.sum(axis=1, keepdims=True)
+    return found
+
+
 def _overview(studied: Sequence[Answers]) -> list[list[str]]:
     rows = [["", *(answers.network for answers in studied)]]
     rows.append(["parameters", *(f"{answers.parameters:,}" for answers in studied)])
@@ -47,6 +62,8 @@ def _overview(studied: Sequence[Answers]) -> list[list[str]]:
         rows.append([f"fold {fold}", *(f"{accuracy:.2%}" for accuracy in by_fold)])
     errors = [reliability(a.clean, a.labels).expected_calibration_error for a in studied]
     rows.append(["expected calibration error", *(f"{error:.2%}" for error in errors)])
+    errors = [reliability(cross_calibrated(a), a.labels).expected_calibration_error for a in studied]
+    rows.append(["the same, temperature by the other folds", *(f"{error:.2%}" for error in errors)])
     rows.append(["robust accuracy, mean", *(f"{robust_accuracy(answers):.2%}" for answers in studied)])
     return rows
 
@@ -75,8 +92,8 @@ def _abstention(answers: Answers) -> list[list[str]]:
     novelty = answers.novelty
     if novelty is None:
         return []
-    rows = [["images", "number", "abstained on", "AUROC against held-out steel"]]
-    rows.append(["held-out steel", str(len(novelty)), f"{(novelty > 1).mean():.1%}", ""])
+    rows = [["images", "number", "abstained on", "AUROC against held-out images"]]
+    rows.append(["held-out images", str(len(novelty)), f"{(novelty > 1).mean():.1%}", ""])
     folds = len(np.unique(answers.folds))
     for name, scores in answers.foreign.items():
         shared = area_under_roc(novelty, scores)

@@ -1,5 +1,6 @@
 """Train on any labelled folder: check → split → fit → calibrate → save → compile → report."""
 
+import os
 import sys
 import time
 from dataclasses import asdict, dataclass, replace
@@ -14,20 +15,17 @@ from model.artifact import Artifact
 from model.calibrate import expected_accuracy, fit_novelty, fit_temperature
 from model.compile import compile_artifact
 from model.dataset import SPLITS, LabelledImages
-from model.errors import DatasetError, TrainingError
+from model.errors import TrainingError
 from model.fit import Fitted, Knobs, fit
 from model.folder import Folder, choose_channels, load_folder
-from model.groups import assign_folds
 from model.metrics import Metrics, measure
 from model.network_cost import count_macs
 from model.novelty import Novelty
 from model.report import Labelled, report_on
 from model.save import save
+from model.split import split
 from model.tensorflow_engine import TensorFlowClassifier
 from model.texture_cnn import fold
-
-PARTS = 10
-"""An unsplit folder gives one part in so many to calibrate on, and one to test on."""
 
 
 def train(data_dir: Path, h5_path: Path, knobs: Knobs, seed: int = 0) -> Artifact:
@@ -36,15 +34,14 @@ def train(data_dir: Path, h5_path: Path, knobs: Knobs, seed: int = 0) -> Artifac
     Interrupted, it is taken up again by the same call. Raises DatasetError when the folder cannot be
     used, TrainingError when the artifact cannot be written there.
     """
-    if h5_path.suffix != ".h5":
-        raise TrainingError(f"The network must be saved as an .h5. Received: {h5_path}")
-    channels = choose_channels(data_dir)
-    knobs = replace(knobs, image=knobs.image.model_copy(update={"channels": channels}))
+    refuse_output(h5_path, data_dir)
+    knobs = with_channels(knobs, choose_channels(data_dir))
     folder = load_folder(data_dir, knobs.image)
     _say_what_was_found(folder)
     splits = split(folder)
+    checkpoint = h5_path.with_suffix(".checkpoint.npz")
     started = time.monotonic()
-    trained = fit_calibrated(folder, splits, knobs, seed, h5_path.with_suffix(".checkpoint.npz"))
+    trained = fit_calibrated(folder, splits, knobs, seed, checkpoint)
     seconds = round(time.monotonic() - started, 1)
     classifier = TensorFlowClassifier(trained.network)
     measured = {name: measure_part(classifier, folder.data.take(splits == name)) for name in SPLITS[1:]}
@@ -53,12 +50,23 @@ def train(data_dir: Path, h5_path: Path, knobs: Knobs, seed: int = 0) -> Artifac
     parts["training"] |= {"seed": seed, "train_seconds": seconds}
     artifact = save(trained.network, h5_path, parts)
     compile_artifact(artifact)
+    checkpoint.unlink()
     tested = Labelled(folder.data.take(splits == "test"), data_dir, "test")
     page = report_on(artifact, tested, (), report_dir_of(h5_path))
     print(f"Wrote {page} and its figures.")
     for name, metrics in measured.items():
         print(f"{name}: {metrics.correct} of {metrics.images} right, loss {metrics.loss:.3f}")
     return artifact
+
+
+def refuse_output(h5_path: Path, data_dir: Path) -> None:
+    """Raise TrainingError before anything is spent on a network that could not be saved there."""
+    if h5_path.suffix != ".h5":
+        raise TrainingError(f"The network must be saved as an .h5. Received: {h5_path}")
+    if h5_path.resolve().is_relative_to(data_dir.resolve()):
+        raise TrainingError(f"The network must be saved outside the folder of images. Received: {h5_path}")
+    if h5_path.is_dir() or not os.access(_nearest_folder(h5_path), os.W_OK):
+        raise TrainingError(f"The network must be saved where a file can be written. Received: {h5_path}")
 
 
 def report_dir_of(h5_path: Path) -> Path:
@@ -69,6 +77,11 @@ def report_dir_of(h5_path: Path) -> Path:
 def resized(knobs: Knobs, height: int, width: int) -> Knobs:
     """The same training on images of another size."""
     return replace(knobs, image=knobs.image.model_copy(update={"height": height, "width": width}))
+
+
+def with_channels(knobs: Knobs, channels: int) -> Knobs:
+    """The same training on grey or coloured images."""
+    return replace(knobs, image=knobs.image.model_copy(update={"channels": channels}))
 
 
 @dataclass(frozen=True)
@@ -98,25 +111,6 @@ def fit_calibrated(
     return Trained(fold(trainable, knobs.image, temperature), temperature, accuracy, novelty, fitted)
 
 
-def split(folder: Folder) -> NDArray[np.str_]:
-    """The folder's own split, or one of whole groups: (n,) of train, valid and test.
-
-    Raises DatasetError when that leaves a class without training images.
-    """
-    if folder.splits[0]:
-        return folder.splits
-    parts = assign_folds(folder.data.labels, folder.groups, PARTS)
-    names = np.where(parts == 0, "test", np.where(parts == 1, "valid", "train"))
-    trained = set(folder.data.labels[names == "train"].tolist())
-    untrained = [name for label, name in enumerate(folder.class_names) if label not in trained]
-    if untrained or not (names == "valid").any() or not (names == "test").any():
-        raise DatasetError(
-            "Every class must have images of several groups, to train and to test on. "
-            f"Too few: {', '.join(untrained) or 'images in all'}"
-        )
-    return names
-
-
 def measure_part(classifier: TensorFlowClassifier, data: LabelledImages) -> Metrics:
     return measure(classifier.predict(data.images), data.labels)
 
@@ -131,6 +125,11 @@ def _answer(
     return np.concatenate([part.numpy() for part in logits]), np.concatenate(
         [part.numpy() for part in embeddings]
     )
+
+
+def _nearest_folder(path: Path) -> Path:
+    """The first folder above `path` that exists."""
+    return next(parent for parent in path.resolve().parents if parent.is_dir())
 
 
 def _say_what_was_found(folder: Folder) -> None:

@@ -1,6 +1,7 @@
 """The plan of the house, held by reading the imports."""
 
 import ast
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,7 @@ def imports(path: Path) -> set[str]:
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             found.add(node.module or "")
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
     return found
 
 
@@ -101,4 +103,6 @@ def test_no_drawer_of_odds_and_ends(path: Path) -> None:
 def test_top_level_is_as_agreed() -> None:
     allowed = {"app", "model", "infra", "tests", "Dockerfile", "pyproject.toml", "README.md", "CHANGELOG.md"}
     allowed |= {"LICENSE", "Makefile", "requirements.txt", "requirements-dev.txt"}
-    assert {path.name for path in ROOT.iterdir() if not path.name.startswith(".")} <= allowed
+    git = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    tracked = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert {Path(path).parts[0] for path in tracked if not path.startswith(".")} <= allowed

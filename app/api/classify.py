@@ -39,8 +39,9 @@ async def classify(request: Request) -> Response:
 
 async def _classify_batch(request: Request) -> Response:
     settings: Settings = request.app.state.settings
+    evidence = _wants_evidence(request)
     body = await _read_json(request, settings.max_body_bytes)
-    rows = parse_batch(body, settings.max_rows, evidence=_wants_evidence(request))
+    rows = parse_batch(body, settings.max_rows, evidence=evidence)
     outcomes = await _classify_rows(request, rows)
     return _json(format_batch(rows, outcomes))
 
@@ -55,20 +56,21 @@ async def _read_json(request: Request, max_body_bytes: int) -> bytes:
 async def _classify_image(request: Request) -> Response:
     refuse_encoded(request)
     settings: Settings = request.app.state.settings
+    evidence = _wants_evidence(request)
     body = await read_body(request, settings.max_body_bytes)
-    [outcome] = await _classify_rows(request, [Row(0, body, _wants_evidence(request))])
+    [outcome] = await _classify_rows(request, [Row(0, body, evidence)])
     return _json(to_json(outcome))
 
 
 async def _classify_files(request: Request) -> Response:
     refuse_encoded(request)
     settings: Settings = request.app.state.settings
+    evidence = _wants_evidence(request)
     files = await parse_files(
         request.headers["content-type"],
         capped_stream(request, settings.max_body_bytes),
         settings.max_rows,
     )
-    evidence = _wants_evidence(request)
     outcomes = await _classify_rows(
         request, [Row(number, content, evidence) for number, (_, content) in enumerate(files)]
     )

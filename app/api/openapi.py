@@ -151,7 +151,7 @@ CLASSIFY_DOCUMENTATION: dict[str, Any] = {
         400: _refusal("The body is not what its headers say."),
         413: _refusal("The body, or the number of rows or files in it, is over a limit."),
         415: _refusal("The Content-Type or Content-Encoding is none of those documented."),
-        422: _refusal("The JSON is not a batch of rows, or the form holds no files."),
+        422: _refusal("The JSON is no batch of rows, the form holds no files, or the query is unknown."),
     },
 }
 

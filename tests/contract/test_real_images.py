@@ -104,4 +104,4 @@ def test_engines_agree_over_the_whole_test_set(neu_dir: Path) -> None:
     parity = compare(tensorflow, litert)
     assert parity.labels_equal == len(data)
     assert parity.max_difference <= 1e-5
-    assert measure(litert, data.labels).accuracy == artifact.card.metrics["test"]["accuracy"]
+    assert measure(litert, data.labels).correct == artifact.card.metrics["test"]["correct"]

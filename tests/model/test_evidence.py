@@ -74,7 +74,9 @@ class TestLocalisation:
         data = LabelledImages(np.stack([pixels for pixels, _ in scenes]), np.zeros(3, np.int64), ())
         boxes = [[(60, 20, 70, 30)], [(60, 20, 70, 30)], []]
         found = judge(data, np.stack([features for _, features in scenes]), SPEAKS[:, None], boxes)
+        assert found is not None
         assert (found.images, found.pointing_accuracy) == (2, 0.5)
+        assert judge(data, np.stack([f for _, f in scenes]), SPEAKS[:, None], [[], [], []]) is None
 
     def test_overlap_is_intersection_over_union(self) -> None:
         assert overlap((0, 0, 10, 10), (5, 0, 15, 10)) == pytest.approx(50 / 150)
@@ -86,6 +88,16 @@ class TestLocalisation:
         )
         assert read_boxes(tmp_path, ("Patches", "Pitted")) == {"a.png": [(1, (1, 2, 3, 4))]}
         assert read_boxes(tmp_path / "none", ("Pitted",)) == {}
+
+    def test_longest_class_name_wins(self, tmp_path) -> None:  # noqa: ANN001
+        (tmp_path / "boxes.csv").write_text("path,label,xmin,ymin,xmax,ymax\na.png,patches,1,2,3,4\n")
+        assert read_boxes(tmp_path, ("Patch", "Patches")) == {"a.png": [(1, (1, 2, 3, 4))]}
+
+    @pytest.mark.parametrize("cells", ["1,2,3", "1,2,x,4", "3,2,1,4"])
+    def test_what_is_no_box_is_named_by_its_line(self, tmp_path, cells: str) -> None:  # noqa: ANN001
+        (tmp_path / "boxes.csv").write_text(f"path,label,xmin,ymin,xmax,ymax\na.png,pitted,{cells}\n")
+        with pytest.raises(DatasetError, match="line 2"):
+            read_boxes(tmp_path, ("Pitted",))
 
     def test_boxes_without_their_columns_are_refused(self, tmp_path) -> None:  # noqa: ANN001
         (tmp_path / "boxes.csv").write_text("path,label\n")

@@ -29,6 +29,8 @@ def test_unsplit_folder_of_any_sizes_and_formats_is_read(tmp_path: Path) -> None
     (tmp_path / "good" / "deep").mkdir()
     (tmp_path / "good" / "deep" / "a.bmp").write_bytes(encode_array(picture, "BMP"))
     (tmp_path / "good" / ".DS_Store").write_bytes(b"no image, and hidden")
+    (tmp_path / ".ipynb_checkpoints").mkdir()
+    (tmp_path / ".ipynb_checkpoints" / "a.txt").write_text("no class")
     folder = load_folder(tmp_path, SPEC)
     assert folder.class_names == ("bad", "good")
     assert np.bincount(folder.data.labels).tolist() == [7, 5]

@@ -45,7 +45,10 @@ def test_manifest_names_groups_and_folds(tmp_path: Path, column: str) -> None:
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ("path\na/1.png\n", "columns path and group_id"),
+        ("path\na/1.png\n", r"columns group_id\. Missing"),
+        ("group_id\n1\n", "columns path and group_id"),
+        ("path,group_id\na/1.png,\n", "Empty: line 2"),
+        ("path,group_id\na/1.png\n", "Empty: line 2"),
         ("path,group_id\na/1.png,1\n", "Missing: a/2.png, b/1.png, b/2.png"),
         ("path,group_id,gfold5\n" + "".join(f"{path},1,7\n" for path in PATHS), r"Received: \['7'\]"),
     ],

@@ -132,7 +132,6 @@ def test_interrupted_training_ends_as_if_it_had_not_been(
     pairs = zip(whole.network.get_weights(), resumed.network.get_weights(), strict=True)
     assert all(np.array_equal(a, b) for a, b in pairs)
     assert resumed.loss == whole.loss
-    assert not checkpoint.exists()
 
 
 def test_checkpoint_of_another_training_is_not_taken_up(data_dir: Path, tmp_path: Path) -> None:
@@ -158,13 +157,35 @@ def test_class_of_one_piece_cannot_be_trained_and_tested(data_dir: Path, tmp_pat
             (folder / class_name / f"{number}.png").write_bytes(picture)
     rows = [f"{name}/{number}.png,{name}" for name in CLASSES[:2] for number in range(3)]
     (folder / "manifest.csv").write_text("\n".join(["path,group_id", *rows]) + "\n")
-    with pytest.raises(DatasetError, match="images of several groups"):
+    with pytest.raises(DatasetError, match="several groups, to train and test on: checked, grainy"):
         train(folder, tmp_path / "n.h5", KNOBS)
 
 
-def test_output_must_be_an_h5(data_dir: Path, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match=r"as an \.h5"):
-        train(data_dir, tmp_path / "n.keras", KNOBS)
+def test_output_must_be_a_file_that_can_be_written(data_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "folder.h5").mkdir()
+    for output, fault in (
+        (tmp_path / "n.keras", r"as an \.h5"),
+        (tmp_path / "folder.h5", "where a file can be written"),
+        (data_dir / "n.h5", "outside the folder of images"),
+    ):
+        with pytest.raises(TrainingError, match=fault):
+            train(data_dir, output, KNOBS)
+
+
+def test_training_that_comes_apart_says_so(data_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="a loss that is no number"):
+        fit(labelled(data_dir), 3, replace(KNOBS, imitation=float("nan")), 0, tmp_path / "c.npz")
+
+
+def test_damaged_checkpoint_is_no_checkpoint(data_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "c.npz").write_bytes(b"PK\x03\x04 cut off")
+    assert fitting.Training(labelled(data_dir), 3, KNOBS, 5).load(tmp_path / "c.npz") == 0
+
+
+@pytest.mark.parametrize("flags", [["--network", "recipe", "--size", "64x64"], ["--seeds", "0", "1"]])
+def test_flags_that_would_be_ignored_are_refused(data_dir: Path, tmp_path: Path, flags: list[str]) -> None:
+    assert main(["train", "--data", str(data_dir), "--output", str(tmp_path / "n.h5"), *flags]) == 1
+    assert not (tmp_path / "n.h5").exists()
 
 
 def test_size_is_the_networks() -> None:
@@ -178,13 +199,8 @@ def test_commands_train_and_report(
     command = ["train", "--data", str(data_dir), "--output", str(h5), "--epochs", "1", "--size", "48x48"]
     assert main(command) == 0
     assert load_artifact(h5).card.image == SPEC
-    split = tmp_path / "split" / "test"
-    for class_name in CLASSES:
-        (split / class_name).mkdir(parents=True)
-        picture = encode_png(draw_class(class_name, np.random.default_rng(3)))
-        (split / class_name / "0.png").write_bytes(picture)
     report = tmp_path / "report"
-    command = ["evaluate", "--data", str(split.parent), "--model", str(trained.h5_path)]
+    command = ["evaluate", "--data", str(data_dir), "--model", str(trained.h5_path)]
     assert main([*command, "--report", str(report)]) == 0
     page = (report / "report.html").read_text(encoding="utf-8")
     names = {path.stem for path in report.glob("*.png")}
