@@ -4,6 +4,7 @@ DATA ?= $(NEU_DATA_DIR)
 SEEDS ?= 0 1 2
 OUTPUT ?= trained.h5
 REPORT ?= report
+TABLES ?= crossvalidation.md
 NEEDS_DATA = @test -n "$(DATA)" || { echo "Say where the images are: make $@ DATA=DIR"; exit 2; }
 
 SERVE = .venv/bin
@@ -46,14 +47,14 @@ train-recipe: .venv-dev/.installed ## train the published recipe on DATA=DIR onc
 	$(DEV)/ext-classify train --network recipe --data $(DATA) --seeds $(SEEDS) \
 		--output model/saved/metal_defects_final.h5
 
-evaluate: .venv-dev/.installed ## measure the default network on DATA=DIR and write REPORT (FOREIGN=DIRS)
+evaluate: .venv-dev/.installed ## measure MODEL=H5 on DATA=DIR and write REPORT=report (FOREIGN=DIRS)
 	$(NEEDS_DATA)
 	$(DEV)/ext-classify evaluate --data $(DATA) --engine both --report $(REPORT) \
-		$(if $(FOREIGN),--foreign $(FOREIGN))
+		$(if $(MODEL),--model $(MODEL)) $(if $(FOREIGN),--foreign $(FOREIGN))
 
-crossvalidate: .venv-dev/.installed ## both networks by grouped folds on DATA=DIR (FOREIGN=DIRS); an hour
+crossvalidate: .venv-dev/.installed ## both networks by grouped folds on DATA=DIR, into TABLES (FOREIGN=DIRS); an hour
 	$(NEEDS_DATA)
-	$(DEV)/ext-classify crossvalidate --data $(DATA) --output model/saved/crossvalidation.md \
+	$(DEV)/ext-classify crossvalidate --data $(DATA) --output $(TABLES) \
 		$(if $(FOREIGN),--foreign $(FOREIGN))
 
 samples: .venv-dev/.installed ## draw the sample images anew

@@ -15,7 +15,7 @@ instruction: 429 and 5xx mean "send again", other 4xx mean "the query fails".
 ├── MalformedBody           400  the body is not what its headers say
 ├── PayloadTooLarge         413  a limit on bytes or rows is exceeded
 ├── UnsupportedMediaType    415  none of the three forms of request
-└── InvalidBatch            422  well-formed, but not a batch of rows or files
+└── InvalidBatch            422  well-formed, but no batch of rows, no files, or an unknown query value
 """
 
 from typing import ClassVar
