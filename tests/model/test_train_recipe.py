@@ -234,10 +234,10 @@ class TestInterruptedSeeds:
 
 
 class TerminalTraining:
-    """`ext-classify train` in a process of its own, its stderr read while it runs."""
+    """`ext-classify train --network recipe` in a process of its own, its stderr read while it runs."""
 
     def __init__(self, data_dir: Path, h5_path: Path) -> None:
-        command = [sys.executable, "-m", "app.cli", "train", "--epochs", "500"]
+        command = [sys.executable, "-m", "app.cli", "train", "--network", "recipe", "--epochs", "500"]
         paths = ["--data", str(data_dir), "--output", str(h5_path)]
         self.process = subprocess.Popen(
             [*command, *paths],
