@@ -4,7 +4,8 @@ A network that ends in global average pooling and one dense layer scores a class
 places, of its features there times the class's weights: the summands of that mean are the class activation
 (B. Zhou et al., Learning Deep Features for Discriminative Localization, CVPR 2016). Its grid is coarse, and
 every place sees much of its surroundings; so it is weighed by how far the pixels there stand out from
-theirs, as guided maps are by gradients (R. R. Selvaraju et al., Grad-CAM, ICCV 2017).
+theirs, as guided maps are by gradients (R. R. Selvaraju et al., Grad-CAM, ICCV 2017). Towards the border
+the network sees more and more padding and less of the defect, and so the map fades out there.
 """
 
 from dataclasses import dataclass
@@ -17,11 +18,12 @@ from model.image import encode_png, stretch
 
 HEATMAP_SIDE_PIXELS = 96
 """The longer side of a heatmap; it is to be laid over the whole image."""
-BOX_LEVEL = 0.2
+BOX_LEVEL = 0.1
 """The box holds every place of at least this share of the strongest, once they are smoothed."""
 
 # In shares of the image's side; found on the boxes that the NEU images' annotators drew.
 _ACTIVATION_BLUR, _SURROUNDINGS, _DETAIL_BLUR, _BOX_BLUR = 0.04, 0.10, 0.01, 0.03
+_BORDER = 0.2
 _KERNEL_REACH = 3.0
 
 Field = NDArray[np.float32]
@@ -56,7 +58,7 @@ def heat_of(pixels: NDArray[np.uint8], features: Field, class_weights: Field) ->
     activation = stretch(np.maximum(features @ class_weights, 0), (width, height))
     grey = pixels.mean(axis=2, dtype=np.float32)
     detail = _blur(np.abs(grey - _blur(grey, _SURROUNDINGS)), _DETAIL_BLUR)
-    return _to_one(_blur(activation, _ACTIVATION_BLUR) ** 2 * detail)
+    return _to_one(_blur(activation, _ACTIVATION_BLUR) ** 2 * detail * _trust(height, width))
 
 
 def box_around(heat: Field, source_size: tuple[int, int]) -> Box:
@@ -96,6 +98,14 @@ def _blur(field: Field, share_of_side: float) -> Field:
     height, width = field.shape
     blurred = _blurring(height, share_of_side) @ field @ _blurring(width, share_of_side).T
     return np.asarray(blurred, dtype=np.float32)
+
+
+@lru_cache(maxsize=4)
+def _trust(height: int, width: int) -> Field:
+    """(height, width): from nearly 0 at the border up to 1 inside it."""
+    down, across = ((np.arange(side) + 0.5) / side for side in (height, width))
+    to_border = np.minimum(np.minimum(down, 1 - down)[:, np.newaxis], np.minimum(across, 1 - across))
+    return np.minimum(to_border / _BORDER, 1).astype(np.float32)
 
 
 @lru_cache(maxsize=16)

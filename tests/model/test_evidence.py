@@ -36,6 +36,14 @@ def test_heat_peaks_where_the_class_is_active_and_pixels_stand_out(top: int, lef
     assert heat.min() >= 0
 
 
+def test_of_two_equal_places_the_one_inside_outweighs_the_one_at_the_border() -> None:
+    border, inside = scene(0, 50), scene(50, 50)
+    pixels, features = np.maximum(border[0], inside[0]), border[1] + inside[1]
+    heat = heat_of(pixels, features, SPEAKS)
+    assert 50 <= np.unravel_index(heat.argmax(), heat.shape)[0] < 60
+    assert heat[:10, 50:60].max() > 0, "what is at the border is shown all the same"
+
+
 def test_box_is_in_pixels_of_the_source() -> None:
     pixels, features = scene(20, 60)
     small = find_evidence(pixels, features, SPEAKS, (SIDE, SIDE)).box
