@@ -41,7 +41,12 @@ def train(data_dir: Path, h5_path: Path, knobs: Knobs, seed: int = 0) -> Artifac
     splits = split(folder)
     checkpoint = h5_path.with_suffix(".checkpoint.npz")
     started = time.monotonic()
-    trained = fit_calibrated(folder, splits, knobs, seed, checkpoint)
+    try:
+        trained = fit_calibrated(folder, splits, knobs, seed, checkpoint)
+    except KeyboardInterrupt:
+        if checkpoint.is_file():
+            print("The same command goes on after the last whole epoch.", file=sys.stderr)
+        raise
     seconds = round(time.monotonic() - started, 1)
     classifier = TensorFlowClassifier(trained.network)
     measured = {name: measure_part(classifier, folder.data.take(splits == name)) for name in SPLITS[1:]}

@@ -134,6 +134,20 @@ def test_interrupted_training_ends_as_if_it_had_not_been(
     assert resumed.loss == whole.loss
 
 
+def test_interrupted_command_says_how_to_go_on(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    h5 = tmp_path / "n.h5"
+    command = ["train", "--data", str(data_dir), "--output", str(h5), "--epochs", "2", "--size", "48x48"]
+    monkeypatch.setattr(fitting.Training, "use_average", interrupt)
+    assert main(command) == 130
+    assert "The same command goes on after the last whole epoch." in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["n.checkpoint.npz"]
+
+
 def test_checkpoint_of_another_training_is_not_taken_up(data_dir: Path, tmp_path: Path) -> None:
     data, checkpoint = labelled(data_dir), tmp_path / "c.npz"
     training = fitting.Training(data, 3, KNOBS, 5)
