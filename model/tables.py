@@ -15,6 +15,9 @@ from model.metrics import (
     wilson_interval,
 )
 
+SURE = 0.9
+"""The confidence from which an answer may pass without a person, in the tables."""
+
 
 def tables(studied: Sequence[Answers], class_names: Sequence[str]) -> Iterator[str]:
     """Each table with its heading."""
@@ -64,8 +67,16 @@ def _overview(studied: Sequence[Answers]) -> list[list[str]]:
     rows.append(["expected calibration error", *(f"{error:.2%}" for error in errors)])
     errors = [reliability(cross_calibrated(a), a.labels).expected_calibration_error for a in studied]
     rows.append(["the same, temperature by the other folds", *(f"{error:.2%}" for error in errors)])
+    rows.append([f"answers of confidence {SURE} or more, and errors among them", *map(_sure, studied)])
     rows.append(["robust accuracy, mean", *(f"{robust_accuracy(answers):.2%}" for answers in studied)])
     return rows
+
+
+def _sure(answers: Answers) -> str:
+    calibrated = cross_calibrated(answers)
+    sure = calibrated.max(axis=1) >= SURE
+    wrong = calibrated.argmax(axis=1) != answers.labels
+    return f"{sure.mean():.1%}, {int(wrong[sure].sum())}"
 
 
 def _recall(studied: Sequence[Answers], class_names: Sequence[str]) -> list[list[str]]:

@@ -120,5 +120,15 @@ def test_cross_calibration_takes_the_temperature_from_other_folds() -> None:
     assert np.array_equal(found.argmax(axis=1), clean.argmax(axis=1))
 
 
+def test_errors_among_sure_answers_are_counted() -> None:
+    labels = np.arange(1000) // 500
+    clean = np.where(np.eye(2)[labels] == 1, 0.98, 0.02)
+    clean[:20] = [0.02, 0.98]
+    clean[20:320] = [0.6, 0.4]
+    clean[20:140] = [0.4, 0.6]
+    overview, *_ = tables([answers_of(clean, labels, {("noise", "1"): clean})], ("a", "b"))
+    assert "and errors among them | 70.0%, 20 |" in overview
+
+
 def test_recipe_is_measured_at_its_own_size() -> None:
     assert crossvalidate.NETWORKS["recipe"][0] == ImageSpec(height=200, width=200, channels=3)
