@@ -151,7 +151,7 @@ def robustness_chart(accuracies: dict[tuple[str, str], float], clean: float) -> 
     axis.barh(places, [100 * value for value in accuracies.values()], color=BLUE, height=0.7)
     axis.axvline(100 * clean, color=INK, linestyle="--", linewidth=1)
     for place, value in zip(places, accuracies.values(), strict=True):
-        axis.text(100 * value + 0.5, place, f"{value:.1%}", va="center", fontsize=7)
+        axis.text(100 * max(value, clean) + 0.5, place, f"{value:.1%}", va="center", fontsize=7)
     axis.set_yticks(places, names, fontsize=7)
     axis.invert_yaxis()
     axis.grid(visible=False, axis="y")
