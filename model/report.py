@@ -26,6 +26,12 @@ from model.networks import load_network
 from model.runtime import Answers, Classifier, open_classifier, usable_cores
 
 PAGE = "report.html"
+_TRAINING_FACTS = {
+    "parameters": "parameters",
+    "macs": "multiply-accumulate operations an image",
+    "temperature": "temperature of the softmax",
+    "train_seconds": "seconds of training",
+}
 _TEMPLATE = Path(__file__).with_name("report.html.jinja")
 _SAMPLES, _COLUMNS, _MISTAKES = 24, 8, 6
 
@@ -119,9 +125,9 @@ def _facts(studied: Studied) -> Iterator[tuple[str, str]]:
     yield "95 % interval, if the images were independent", f"{low:.1%} to {high:.1%}"
     yield "cross-entropy", f"{metrics.loss:.4f}"
     training = studied.artifact.card.training
-    for name in ("parameters", "macs", "temperature", "train_seconds"):
+    for name, words in _TRAINING_FACTS.items():
         if isinstance(training.get(name), int | float):
-            yield name.replace("_", " "), f"{training[name]:,}"
+            yield words, f"{training[name]:,}"
     if (localised := _localisation(studied)) is not None:
         yield "strongest evidence inside a drawn box", localised[0]
         yield "median overlap with drawn boxes", localised[1]
