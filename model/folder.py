@@ -4,8 +4,6 @@ DIR/<class>/<image>, or DIR/{train,valid,test}/<class>/<image> where the split i
 any size and mode that the service reads.
 """
 
-import hashlib
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from model.errors import DatasetError, InputError
 from model.groups import find_groups
 from model.image import ImageSpec, decode
 from model.image_limits import ImageLimits
+from model.lookalikes import find_copies, find_lookalikes
 
 LEAST_CLASSES, MOST_CLASSES = 2, 1000
 LEAST_IMAGES = 3
@@ -56,10 +55,16 @@ def load_folder(data_dir: Path, spec: ImageSpec) -> Folder:
     data = _decode_all(found, class_names, spec)
     splits = np.array([split for split, _, _ in found])
     _refuse_small_classes(data.labels, splits, class_names)
-    duplicates = _find_duplicates(data.images)
-    _refuse_contradictions(data, duplicates)
-    groups, folds = find_groups(data_dir, data.paths, duplicates)
-    warnings = [*_warn_of_leaks(splits, groups), *_warn_of_few(data.labels, class_names)]
+    copies = find_copies(data.images)
+    _refuse_contradictions(data, copies)
+    groups, folds = find_groups(data_dir, data.paths, copies)
+    names = [path.relative_to(data_dir).as_posix() for path in data.paths]
+    warnings = [
+        *_warn_of_leaks(splits, groups),
+        *_warn_of_copies(splits, copies, names),
+        *_warn_of_lookalikes(data, groups, names),
+        *_warn_of_few(data.labels, class_names),
+    ]
     return Folder(class_names, data, splits, groups, folds, tuple(warnings))
 
 
@@ -141,18 +146,10 @@ def _refuse_small_classes(
         )
 
 
-def _find_duplicates(images: NDArray[np.uint8]) -> list[list[int]]:
-    """Places of images that are the same, pixel for pixel."""
-    places: dict[bytes, list[int]] = defaultdict(list)
-    for place, image in enumerate(images):
-        places[hashlib.blake2b(image.tobytes(), digest_size=16).digest()].append(place)
-    return [same for same in places.values() if len(same) > 1]
-
-
-def _refuse_contradictions(data: LabelledImages, duplicates: Sequence[Sequence[int]]) -> None:
+def _refuse_contradictions(data: LabelledImages, copies: Sequence[Sequence[int]]) -> None:
     contradictions = [
         " = ".join(str(data.paths[place]) for place in same)
-        for same in duplicates
+        for same in copies
         if len({int(data.labels[place]) for place in same}) > 1
     ]
     if contradictions:
@@ -170,6 +167,24 @@ def _warn_of_leaks(splits: NDArray[np.str_], groups: NDArray[np.int64]) -> Itera
                 f"{leaked} of {len(tested)} {split} images belong to a group that is trained on: "
                 f"what is measured on them flatters."
             )
+
+
+def _warn_of_copies(
+    splits: NDArray[np.str_], copies: Sequence[Sequence[int]], names: Sequence[str]
+) -> Iterator[str]:
+    astray = [" = ".join(names[place] for place in same) for same in copies if len(set(splits[same])) > 1]
+    if astray:
+        yield _list("One picture stands in two splits; keep one of each:", astray)
+
+
+def _warn_of_lookalikes(
+    data: LabelledImages, groups: NDArray[np.int64], names: Sequence[str]
+) -> Iterator[str]:
+    pairs = find_lookalikes(data.images, data.labels, groups)
+    alike = [f"{names[one]} = {names[other]}" for one, other in pairs]
+    if alike:
+        rule = "Remove copies; to what shows one piece give one group in manifest.csv. Alike are:"
+        yield _list(rule, alike)
 
 
 def _warn_of_few(labels: NDArray[np.int64], class_names: tuple[str, ...]) -> Iterator[str]:

@@ -21,7 +21,7 @@ _PATH_COLUMNS = ("path", "kaggle_path")
 
 
 def find_groups(
-    data_dir: Path, paths: Sequence[Path], duplicates: Sequence[Sequence[int]]
+    data_dir: Path, paths: Sequence[Path], copies: Sequence[Sequence[int]]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
     """The group of each image (n,), and its fold (n,) where the manifest names one.
 
@@ -29,7 +29,7 @@ def find_groups(
     """
     manifest = data_dir / MANIFEST
     if not manifest.is_file():
-        return _join_duplicates(np.arange(len(paths), dtype=np.int64), duplicates), None
+        return _join_copies(np.arange(len(paths), dtype=np.int64), copies), None
     rows = _read_manifest(manifest)
     names = [path.relative_to(data_dir).as_posix() for path in paths]
     missing = [name for name in names if name not in rows]
@@ -38,7 +38,7 @@ def find_groups(
     group_names = [rows[name]["group_id"] for name in names]
     numbers = {name: number for number, name in enumerate(dict.fromkeys(group_names))}
     groups = np.array([numbers[name] for name in group_names], dtype=np.int64)
-    return _join_duplicates(groups, duplicates), _folds_of([rows[name] for name in names], manifest)
+    return _join_copies(groups, copies), _folds_of([rows[name] for name in names], manifest)
 
 
 def assign_folds(
@@ -99,8 +99,8 @@ def _folds_of(rows: Sequence[dict[str, str]], manifest: Path) -> NDArray[np.int6
     return np.array(given, dtype=np.int64)
 
 
-def _join_duplicates(groups: NDArray[np.int64], duplicates: Sequence[Sequence[int]]) -> NDArray[np.int64]:
-    for same in duplicates:
+def _join_copies(groups: NDArray[np.int64], copies: Sequence[Sequence[int]]) -> NDArray[np.int64]:
+    for same in copies:
         members = groups[list(same)]
         groups = np.where(np.isin(groups, members), members.min(), groups)
     return groups

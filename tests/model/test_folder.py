@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from model.errors import DatasetError
 from model.folder import choose_channels, load_folder
@@ -52,6 +53,21 @@ def test_split_folder_keeps_its_split_and_warns_of_leaks(tmp_path: Path) -> None
         "test": 7,
     }
     assert folder.warnings[0].startswith("1 of 7 test images belong to a group that is trained on")
+    assert folder.warnings[1].endswith("keep one of each:\n  train/bad/0-1.png = test/bad/copy.png")
+
+
+def test_lookalikes_are_named_unless_they_are_of_one_group(tmp_path: Path) -> None:
+    fill(tmp_path, "good", 4)
+    fill(tmp_path, "bad", 4)
+    with Image.open(tmp_path / "bad" / "0-2.png") as picture:
+        picture.save(tmp_path / "bad" / "again.jpg", quality=95)
+    found = [warning for warning in load_folder(tmp_path, SPEC).warnings if "Alike" in warning]
+    assert [warning.splitlines()[1:] for warning in found] == [["  bad/0-2.png = bad/again.jpg"]]
+
+    lines = [f"{path.relative_to(tmp_path).as_posix()},{path.stem}" for path in tmp_path.rglob("*.*g")]
+    manifest = "\n".join(["path,group_id", *lines]).replace("again.jpg,again", "again.jpg,0-2")
+    (tmp_path / "manifest.csv").write_text(manifest + "\n")
+    assert not any("Alike" in warning for warning in load_folder(tmp_path, SPEC).warnings)
 
 
 def test_every_unreadable_file_is_named(tmp_path: Path) -> None:

@@ -1,0 +1,67 @@
+"""Copies are found whatever they were saved as; what merely looks similar is not."""
+
+import io
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from model.lookalikes import find_copies, find_lookalikes
+
+SIDE = 120
+
+
+def texture(seed: int) -> np.ndarray:
+    """Patches of several sizes, as surfaces have."""
+    random = np.random.default_rng(seed)
+    coarse, fine = random.integers(60, 190, (12, 12)), random.normal(0, 12, (SIDE, SIDE))
+    return np.clip(np.kron(coarse, np.ones((10, 10))) + fine, 0, 255).astype(np.uint8)
+
+
+def saved_as_jpeg(pixels: np.ndarray) -> np.ndarray:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=75)
+    return np.asarray(Image.open(file))
+
+
+def made_smaller(pixels: np.ndarray) -> np.ndarray:
+    small = Image.fromarray(pixels).resize((70, 70), Image.Resampling.BILINEAR)
+    return np.asarray(small.resize((SIDE, SIDE), Image.Resampling.BILINEAR))
+
+
+def made_darker(pixels: np.ndarray) -> np.ndarray:
+    return (pixels * 0.8).astype(np.uint8)
+
+
+def pairs(images: list[np.ndarray], labels: list[int], groups: list[int]) -> list[tuple[int, int]]:
+    stacked = np.stack(images)[..., np.newaxis]
+    return list(find_lookalikes(stacked, np.array(labels), np.array(groups)))
+
+
+@pytest.mark.parametrize("changed", [saved_as_jpeg, made_smaller, made_darker, np.copy])
+def test_copies_saved_anew_look_alike(changed: Callable[[np.ndarray], np.ndarray]) -> None:
+    images = [texture(1), texture(2), changed(texture(1)), texture(3)]
+    assert pairs(images, [0, 0, 0, 0], [0, 1, 2, 3]) == [(0, 2)]
+
+
+@pytest.mark.parametrize(
+    ("labels", "groups"), [([0, 1], [0, 1]), ([0, 0], [5, 5])], ids=["two classes", "one group"]
+)
+def test_only_one_class_and_several_groups_count(labels: list[int], groups: list[int]) -> None:
+    assert pairs([texture(1), texture(1)], labels, groups) == []
+
+
+def test_flat_images_have_no_pattern_to_be_alike() -> None:
+    flat = [np.full((SIDE, SIDE), level, np.uint8) for level in (0, 128, 255)]
+    assert pairs(flat, [0, 0, 0], [0, 1, 2]) == []
+
+
+def test_many_copies_are_at_most_as_many_pairs_as_images() -> None:
+    found = pairs([texture(1)] * 700, [0] * 700, list(range(700)))
+    assert found == [(place, place + 1) for place in range(699)]
+
+
+def test_copies_are_equal_pixels() -> None:
+    images = np.stack([texture(1), texture(2), texture(1), made_darker(texture(1))])[..., np.newaxis]
+    assert find_copies(images) == [[0, 2]]
