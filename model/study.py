@@ -31,4 +31,4 @@ def crossvalidation(
     leak = leak_table(studied, folder, data_dir)
     if leak is not None:
         parts.insert(1, leak)
-    return "\n\n".join(parts)
+    return "\n\n".join(f"## {part}" for part in parts)

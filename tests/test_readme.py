@@ -49,6 +49,19 @@ def test_first_output_is_what_the_samples_give(capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().out in README
 
 
+@pytest.mark.parametrize("table", sorted((ROOT / "tests" / "benchmarks" / "results").glob("*.md")))
+def test_benchmarks_are_quoted_as_measured(table: Path) -> None:
+    assert table.read_text(encoding="utf-8").strip() in README
+
+
+@pytest.mark.parametrize("page", ["README.md", "model/saved/README.md"])
+def test_cross_validation_is_quoted_as_measured(page: str) -> None:
+    measured = (ROOT / "model" / "saved" / "crossvalidation.md").read_text(encoding="utf-8")
+    overview = measured.split("\n\n")[1].splitlines()[2:]
+    assert len(overview) > 10
+    assert "\n".join(overview) in (ROOT / page).read_text(encoding="utf-8")
+
+
 def test_curl_examples_work_when_pasted() -> None:
     assert len(EXAMPLES) == 3
     with running_service() as url:
