@@ -1,9 +1,13 @@
 """What watches a training: the best epoch so far, and a bar for whoever waits."""
 
+import sys
 from typing import Any
 
 import keras
 from tqdm import tqdm
+
+LOG_INTERVAL_SECONDS = 5.0
+"""A bar that goes to a file or a pipe is written no more often."""
 
 
 class BestEpoch(keras.callbacks.Callback):
@@ -29,7 +33,7 @@ class ProgressBar(keras.callbacks.Callback):
 
     def __init__(self, steps: int, title: str) -> None:
         super().__init__()
-        self._bar = tqdm(total=steps, desc=title, unit="step", dynamic_ncols=True)
+        self._bar = _bar(steps, 0, title)
         self._validation = ""
 
     def on_train_batch_end(self, _: int, logs: dict[str, float]) -> None:
@@ -47,7 +51,7 @@ class StepBar:
     """One bar over all steps, some of which may be done already: the loss and the time that is left."""
 
     def __init__(self, steps: int, done: int, title: str) -> None:
-        self._bar = tqdm(total=steps, initial=done, desc=title, unit="step", dynamic_ncols=True)
+        self._bar = _bar(steps, done, title)
 
     def advance(self, loss: float) -> None:
         """`loss` is shown: the mean of the epoch so far."""
@@ -56,3 +60,8 @@ class StepBar:
 
     def close(self) -> None:
         self._bar.close()
+
+
+def _bar(steps: int, done: int, title: str) -> "tqdm[Any]":
+    seconds = 0.1 if sys.stderr.isatty() else LOG_INTERVAL_SECONDS
+    return tqdm(total=steps, initial=done, desc=title, unit="step", dynamic_ncols=True, mininterval=seconds)
