@@ -24,6 +24,8 @@ BOX_LEVEL = 0.1
 # In shares of the image's side; found on the boxes that the NEU images' annotators drew.
 _ACTIVATION_BLUR, _SURROUNDINGS, _DETAIL_BLUR, _BOX_BLUR = 0.04, 0.10, 0.01, 0.03
 _BORDER = 0.2
+_ROUNDING = 1e-3
+"""Grey levels: less detail than this is arithmetic, not an image."""
 _KERNEL_REACH = 3.0
 
 Field = NDArray[np.float32]
@@ -58,6 +60,7 @@ def heat_of(pixels: NDArray[np.uint8], features: Field, class_weights: Field) ->
     activation = stretch(np.maximum(features @ class_weights, 0), (width, height))
     grey = pixels.mean(axis=2, dtype=np.float32)
     detail = _blur(np.abs(grey - _blur(grey, _SURROUNDINGS)), _DETAIL_BLUR)
+    detail[detail < _ROUNDING] = 0
     return _to_one(_blur(activation, _ACTIVATION_BLUR) ** 2 * detail * _trust(height, width))
 
 

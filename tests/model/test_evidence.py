@@ -71,6 +71,13 @@ def test_where_nothing_speaks_for_the_class_the_box_is_the_image(weights: np.nda
     assert evidence.box == (0, 0, SIDE, SIDE)
 
 
+@pytest.mark.parametrize("level", [0, 128, 255])
+def test_where_nothing_stands_out_the_box_is_the_image(level: int) -> None:
+    pixels = np.full((SIDE, SIDE, 1), level, np.uint8)
+    evidence = find_evidence(pixels, np.ones((GRID, GRID, 4), np.float32), SPEAKS, (SIDE, SIDE))
+    assert evidence.box == (0, 0, SIDE, SIDE)
+
+
 def test_what_speaks_for_all_classes_speaks_for_none() -> None:
     weights = np.array([[1.0, 1.0], [2.0, 0.0]], np.float32)
     assert against_the_others(weights).tolist() == [[0, 0], [1, -1]]
