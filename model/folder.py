@@ -51,7 +51,9 @@ class Folder:
 def load_folder(data_dir: Path, spec: ImageSpec) -> Folder:
     """Read and check every image. Raises DatasetError that names each fault and what to do about it."""
     found = list(_find_images(data_dir))
-    class_names = _class_names(data_dir, [name for _, _, name in found])
+    if not found:
+        raise DatasetError(f"{data_dir} must hold images of {LEAST_CLASSES} classes or more. Received: none.")
+    class_names = _class_names(data_dir, {folder.name for _, folder in _class_folders(data_dir)})
     data = _decode_all(found, class_names, spec)
     splits = np.array([split for split, _, _ in found])
     _refuse_small_classes(data.labels, splits, class_names)
@@ -84,6 +86,12 @@ def choose_channels(data_dir: Path) -> int:
 
 def _find_images(data_dir: Path) -> Iterator[tuple[str, Path, str]]:
     """Split, path and class name of every file in a class folder, in sorted order."""
+    for split, folder in _class_folders(data_dir):
+        yield from ((split, path, folder.name) for path in find_files(folder))
+
+
+def _class_folders(data_dir: Path) -> Iterator[tuple[str, Path]]:
+    """Split and path of every class folder, in sorted order; files beside them are no images of a class."""
     if not data_dir.is_dir():
         raise DatasetError(f"A labelled folder must hold a folder for each class. Missing: {data_dir}")
     is_split = (data_dir / "train").is_dir() and any((data_dir / name).is_dir() for name in SPLITS[1:])
@@ -93,11 +101,11 @@ def _find_images(data_dir: Path) -> Iterator[tuple[str, Path, str]]:
             raise DatasetError(f"A folder with {SPLITS[0]} must hold {', '.join(SPLITS)}. Missing: {root}")
         for folder in sorted(path for path in root.iterdir() if path.is_dir()):
             if not folder.name.startswith("."):
-                yield from ((split, path, folder.name) for path in find_files(folder))
+                yield split, folder
 
 
-def _class_names(data_dir: Path, names: Sequence[str]) -> tuple[str, ...]:
-    class_names = tuple(sorted(set(names)))
+def _class_names(data_dir: Path, names: set[str]) -> tuple[str, ...]:
+    class_names = tuple(sorted(names))
     if not LEAST_CLASSES <= len(class_names) <= MOST_CLASSES:
         raise DatasetError(
             f"{data_dir} must hold images of {LEAST_CLASSES} to {MOST_CLASSES} classes, a folder each. "
@@ -183,7 +191,7 @@ def _warn_of_lookalikes(
     pairs = find_lookalikes(data.images, data.labels, groups)
     alike = [f"{names[one]} = {names[other]}" for one, other in pairs]
     if alike:
-        rule = "Remove copies; to what shows one piece give one group in manifest.csv. Alike are:"
+        rule = "Alike. Remove what is a copy; to what shows one piece, give one group in manifest.csv:"
         yield _list(rule, alike)
 
 

@@ -66,13 +66,19 @@ def assign_folds(
 
 def _read_manifest(manifest: Path) -> dict[str, dict[str, str]]:
     rows = read_csv(manifest, ("group_id",))
-    [*path_columns] = [column for column in _PATH_COLUMNS if rows and column in rows[0]]
-    if not path_columns:
-        raise DatasetError(f"{manifest} must have the columns path and group_id.")
+    path_column = next((column for column in _PATH_COLUMNS if rows and column in rows[0]), None)
+    if path_column is None:
+        raise DatasetError(f"{manifest} must have the columns path and group_id, and a line for every image.")
+    found: dict[str, dict[str, str]] = {}
     for number, row in enumerate(rows, start=2):
         if not row["group_id"]:
             raise DatasetError(f"{manifest} must name a group in every line. Empty: line {number}")
-    return {row[path_columns[0]]: row for row in rows}
+        if row[path_column] in found:
+            raise DatasetError(
+                f"{manifest} must name an image once. Again: line {number}, {row[path_column]}"
+            )
+        found[row[path_column]] = row
+    return found
 
 
 def read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
@@ -80,7 +86,7 @@ def read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, restval="")
-            found = list(reader)
+            found = [{name: cell.strip() for name, cell in row.items() if name} for row in reader]
             missing = set(columns) - set(reader.fieldnames or ())
     except (UnicodeDecodeError, csv.Error) as error:
         raise DatasetError(f"{path} must be a CSV file in UTF-8: {error}") from None

@@ -116,11 +116,19 @@ def test_one_picture_in_two_classes_is_named(tmp_path: Path) -> None:
     assert "good/same.png" in str(refused.value)
 
 
+def test_class_folder_without_images_is_named(tmp_path: Path) -> None:
+    fill(tmp_path, "good", 4)
+    fill(tmp_path, "bad", 4)
+    (tmp_path / "none").mkdir()
+    with pytest.raises(DatasetError, match=r"\n  none: 0"):
+        load_folder(tmp_path, SPEC)
+
+
 @pytest.mark.parametrize("classes", [(), ("only",)])
 def test_folder_of_fewer_than_two_classes_is_refused(tmp_path: Path, classes: tuple[str, ...]) -> None:
     for name in classes:
         fill(tmp_path, name, 3)
-    with pytest.raises(DatasetError, match="2 to 1000 classes"):
+    with pytest.raises(DatasetError, match=r"2 to 1000 classes|2 classes or more"):
         load_folder(tmp_path, SPEC)
 
 

@@ -47,6 +47,7 @@ def test_manifest_names_groups_and_folds(tmp_path: Path, column: str) -> None:
     [
         ("path\na/1.png\n", r"columns group_id\. Missing"),
         ("group_id\n1\n", "columns path and group_id"),
+        ("path,group_id\na/1.png,1\na/1.png,2\n", "an image once. Again: line 3, a/1.png"),
         ("path,group_id\na/1.png,\n", "Empty: line 2"),
         ("path,group_id\na/1.png\n", "Empty: line 2"),
         ("path,group_id\na/1.png,1\n", "Missing: a/2.png, b/1.png, b/2.png"),
