@@ -38,23 +38,25 @@ def find_lookalikes(
     patterns, varied = _patterns(images)
     for label in np.unique(labels):
         places = np.flatnonzero((labels == label) & varied)
+        of_class = patterns[places]
         for first in range(0, len(places), _ROWS):
-            rows = places[first : first + _ROWS]
-            alike = patterns[rows] @ patterns[places].T > LEAST_CORRELATION
-            alike &= groups[rows, np.newaxis] != groups[places]
-            alike = np.triu(alike, first + 1)
+            rows, later = places[first : first + _ROWS], places[first:]
+            alike = of_class[first : first + _ROWS] @ of_class[first:].T > LEAST_CORRELATION
+            alike &= groups[rows, np.newaxis] != groups[later]
+            alike = np.triu(alike, 1)
             for row in np.flatnonzero(alike.any(axis=1)):
-                yield int(rows[row]), int(places[alike[row].argmax()])
+                yield int(rows[row]), int(later[alike[row].argmax()])
 
 
 def _patterns(images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Coarse grey patterns (n, d) of mean 0 and length 1, and whether (n,) they vary at all."""
     height, width = images.shape[1:3]
-    coarse = np.stack([_pool(_pool(image.mean(axis=2), height, 0), width, 1).ravel() for image in images])
+    pooled = (_pool(_pool(image.mean(axis=2), height, 0), width, 1) for image in images)
+    coarse = np.stack([field.astype(np.float32).ravel() for field in pooled])
     coarse -= coarse.mean(axis=1, keepdims=True)
     deviation = coarse.std(axis=1)
     length = np.maximum(np.linalg.norm(coarse, axis=1, keepdims=True), 1e-6)
-    return (coarse / length).astype(np.float32), np.asarray(deviation > _FLAT)
+    return coarse / length, np.asarray(deviation > _FLAT)
 
 
 def _pool(field: NDArray[np.float64], side: int, axis: int) -> NDArray[np.float64]:

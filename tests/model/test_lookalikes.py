@@ -53,8 +53,18 @@ def test_only_one_class_and_several_groups_count(labels: list[int], groups: list
 
 
 def test_flat_images_have_no_pattern_to_be_alike() -> None:
-    flat = [np.full((SIDE, SIDE), level, np.uint8) for level in (0, 128, 255)]
-    assert pairs(flat, [0, 0, 0], [0, 1, 2]) == []
+    faint = np.tile(128 + np.arange(SIDE) // 50, (SIDE, 1)).astype(np.uint8)
+    assert pairs([faint, faint + 40], [0, 0], [0, 1]) == []
+    assert pairs([10 * (faint - 120), faint * 1], [0, 0], [0, 1]) == []
+    assert pairs([10 * (faint - 120), 5 * (faint - 120)], [0, 0], [0, 1]) == [(0, 1)]
+
+
+@pytest.mark.parametrize("shape", [(20, 90, 3), (7, 7, 1), (1, 40, 1)])
+def test_any_shape_has_a_pattern(shape: tuple[int, int, int]) -> None:
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (3, *shape), dtype=np.uint8)
+    images[2] = images[0]
+    assert list(find_lookalikes(images, np.zeros(3, np.int64), np.arange(3))) == [(0, 2)]
 
 
 def test_many_copies_are_at_most_as_many_pairs_as_images() -> None:
