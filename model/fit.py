@@ -9,6 +9,7 @@ Knowledge in a Neural Network, 2015; here its features are imitated, as by A. Ro
 import hashlib
 import json
 import math
+import zlib
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
@@ -226,7 +227,7 @@ class Training:
         try:
             with checkpoint.open("rb") as file, np.load(file) as saved:
                 arrays = dict(saved)
-        except (OSError, ValueError, BadZipFile):  # none, or none that can be read
+        except (OSError, ValueError, EOFError, BadZipFile, zlib.error):  # none, or none that can be read
             return 0
         if str(arrays.get("fingerprint")) != self._fingerprint:
             return 0

@@ -55,9 +55,9 @@ def train(data_dir: Path, h5_path: Path, knobs: Knobs, seed: int = 0) -> Artifac
     parts["training"] |= {"seed": seed, "train_seconds": seconds}
     artifact = save(trained.network, h5_path, parts)
     compile_artifact(artifact)
-    checkpoint.unlink()
     tested = Labelled(folder.data.take(splits == "test"), data_dir, "test")
     page = report_on(artifact, tested, (), report_dir_of(h5_path))
+    checkpoint.unlink(missing_ok=True)
     print(f"Wrote {page} and its figures.")
     for name, metrics in measured.items():
         print(f"{name}: {metrics.correct} of {metrics.images} right, loss {metrics.loss:.3f}")

@@ -192,8 +192,10 @@ def test_training_that_comes_apart_says_so(data_dir: Path, tmp_path: Path) -> No
 
 
 def test_damaged_checkpoint_is_no_checkpoint(data_dir: Path, tmp_path: Path) -> None:
-    (tmp_path / "c.npz").write_bytes(b"PK\x03\x04 cut off")
-    assert fitting.Training(labelled(data_dir), 3, KNOBS, 5).load(tmp_path / "c.npz") == 0
+    training = fitting.Training(labelled(data_dir), 3, KNOBS, 5)
+    for damaged in (b"PK\x03\x04 cut off", b""):
+        (tmp_path / "c.npz").write_bytes(damaged)
+        assert training.load(tmp_path / "c.npz") == 0
 
 
 @pytest.mark.parametrize("flags", [["--network", "recipe", "--size", "64x64"], ["--seeds", "0", "1"]])
