@@ -15,7 +15,7 @@ UV_COMPILE = $(DEV)/uv pip compile --quiet --universal --python-version 3.11 --g
 .PHONY: help setup dev run test lint bench train train-recipe evaluate crossvalidate samples system-deps lock clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-14s %s\n", $$1, $$2}'
 
 setup: .venv/.installed ## make .venv: what serving needs, no TensorFlow
 
@@ -37,30 +37,30 @@ bench: .venv-dev/.installed setup ## measure engines, start and memory; writes t
 	$(DEV)/python -m tests.benchmarks.networks
 	$(DEV)/python -m tests.benchmarks.start --python $(SERVE)/python
 
-train: .venv-dev/.installed ## train the default network on DATA=DIR (OUTPUT=trained.h5, SEEDS=0)
+train: .venv-dev/.installed ## train the default network on DATA=DIR (OUTPUT=trained.h5, SEEDS=0, ACCURACY=SHARE)
 	$(NEEDS_DATA)
-	$(DEV)/ext-classify train --data $(DATA) --output $(OUTPUT) --seeds $(firstword $(SEEDS)) \
+	$(DEV)/ext-classify train --data "$(DATA)" --output "$(OUTPUT)" --seeds $(firstword $(SEEDS)) \
 		$(if $(ACCURACY),--accuracy $(ACCURACY))
 
 train-recipe: .venv-dev/.installed ## train the published recipe on DATA=DIR once a seed (SEEDS="0 1 2")
 	$(NEEDS_DATA)
-	$(DEV)/ext-classify train --network recipe --data $(DATA) --seeds $(SEEDS) \
+	$(DEV)/ext-classify train --network recipe --data "$(DATA)" --seeds $(SEEDS) \
 		--output model/saved/metal_defects_final.h5
 
 evaluate: .venv-dev/.installed ## measure MODEL=H5 on DATA=DIR and write REPORT=report (FOREIGN=DIRS)
 	$(NEEDS_DATA)
-	$(DEV)/ext-classify evaluate --data $(DATA) --engine both --report $(REPORT) \
-		$(if $(MODEL),--model $(MODEL)) $(if $(FOREIGN),--foreign $(FOREIGN))
+	$(DEV)/ext-classify evaluate --data "$(DATA)" --engine both --report "$(REPORT)" \
+		$(if $(MODEL),--model "$(MODEL)") $(if $(FOREIGN),--foreign $(FOREIGN))
 
 crossvalidate: .venv-dev/.installed ## both networks by grouped folds on DATA=DIR, into TABLES (FOREIGN=DIRS); an hour
 	$(NEEDS_DATA)
-	$(DEV)/ext-classify crossvalidate --data $(DATA) --output $(TABLES) \
+	$(DEV)/ext-classify crossvalidate --data "$(DATA)" --output "$(TABLES)" \
 		$(if $(FOREIGN),--foreign $(FOREIGN))
 
 samples: .venv-dev/.installed ## draw the sample images anew
 	$(DEV)/python -m model.draw_samples
 
-system-deps: ## install the Debian packages that the whole test suite wants
+system-deps: ## install the Debian packages that the whole test suite wants, as root
 	apt-get update -qq
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core
 

@@ -52,6 +52,7 @@ def cross_calibrated(answers: Answers) -> NDArray[np.float32]:
 def _overview(studied: Sequence[Answers]) -> list[list[str]]:
     rows = [["", *(answers.network for answers in studied)]]
     rows.append(["parameters", *(f"{answers.parameters:,}" for answers in studied)])
+    rows.append(["groups of images", *(f"{len(np.unique(answers.groups)):,}" for answers in studied)])
     rows.append(["MACs an image", *(f"{answers.macs / 1e6:.1f} M" for answers in studied)])
     right = [answers.clean.argmax(axis=1) == answers.labels for answers in studied]
     rows.append(["errors", *(f"{int((~r).sum())} of {len(r)}" for r in right)])
@@ -67,7 +68,7 @@ def _overview(studied: Sequence[Answers]) -> list[list[str]]:
     rows.append(["expected calibration error", *(f"{error:.2%}" for error in errors)])
     errors = [reliability(cross_calibrated(a), a.labels).expected_calibration_error for a in studied]
     rows.append(["the same, temperature by the other folds", *(f"{error:.2%}" for error in errors)])
-    rows.append([f"answers of confidence {SURE} or more, and errors among them", *map(_sure, studied)])
+    rows.append([f"so calibrated, answers of {SURE} or more, and errors among them", *map(_sure, studied)])
     rows.append(["robust accuracy, mean", *(f"{robust_accuracy(answers):.2%}" for answers in studied)])
     return rows
 

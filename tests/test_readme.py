@@ -19,7 +19,8 @@ EXAMPLES = re.findall(r"<!-- runs -->\n```sh\n(.*?)```", README, re.DOTALL)
 
 @pytest.mark.parametrize("name", Settings.model_fields)
 def test_every_setting_is_documented(name: str) -> None:
-    description = Settings.model_fields[name].description or ""
+    description = Settings.model_fields[name].description
+    assert description
     assert f"| `{name.upper()}` |" in README
     assert " ".join(description.split()).rstrip(".") in README
 
