@@ -1,6 +1,7 @@
 """What several tests share: the shipped artifact's service, sample images, and the real ones if given."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from app.main import create_app
 from app.settings import Settings
 
 SAMPLES = Path(__file__).parent.parent / "model" / "samples"
+
+# A shell starts background jobs deaf to Ctrl-C, and processes inherit that: tests that press it would hang.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
