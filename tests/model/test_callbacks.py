@@ -1,11 +1,14 @@
 """What watches a training must remember the right epoch and say what is shown."""
 
+import io
 import re
+from contextlib import redirect_stderr
 
 import numpy as np
 import pytest
 
-from model.callbacks import BestEpoch, ProgressBar
+from model import callbacks
+from model.callbacks import BestEpoch, ProgressBar, StepBar
 from tests.model.conftest import tiny_network
 
 
@@ -37,3 +40,30 @@ def test_bar_shows_steps_loss_accuracy_and_time_left(capsys: pytest.CaptureFixtu
     shown = capsys.readouterr().err
     assert re.search(r"seed 7: +50%\|.*\| 2/4 \[\d\d:\d\d<\d\d:\d\d, .*step", shown)
     assert shown.rstrip().endswith("loss 0.750, after epoch 1 valid accuracy 0.500]")
+
+
+def written(steps: int, done: int) -> list[str]:
+    with redirect_stderr(io.StringIO()) as log:
+        bar = StepBar(steps, done, "seed 0")
+        for _ in range(steps - done):
+            bar.advance(0.5)
+        bar.close()
+    return log.getvalue().split("\r")[1:]
+
+
+def test_bar_in_a_log_is_written_at_its_beginning_and_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(callbacks, "LOG_INTERVAL_SECONDS", 3600.0)
+    first, last = written(400, 0)
+    assert "0/400" in first
+    assert "400/400" in last
+    assert "loss 0.500" in last
+
+
+def test_bar_begins_at_what_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(callbacks, "LOG_INTERVAL_SECONDS", 3600.0)
+    assert "300/400" in written(400, 300)[0]
+
+
+def test_bar_is_written_at_every_step_where_there_is_no_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(callbacks, "LOG_INTERVAL_SECONDS", 0.0)
+    assert len(written(40, 0)) > 20
