@@ -70,6 +70,14 @@ def load_folder(data_dir: Path, spec: ImageSpec) -> Folder:
     return Folder(class_names, data, splits, groups, folds, tuple(warnings))
 
 
+def describe_folder(folder: Folder) -> str:
+    """What is in a folder and what is doubtful about it, for whoever waits."""
+    counts = np.bincount(folder.data.labels)
+    named = ", ".join(f"{name} {count}" for name, count in zip(folder.class_names, counts, strict=True))
+    found = f"{len(folder.data)} images of {len(set(folder.groups.tolist()))} groups: {named}"
+    return "\n".join([found, *(f"Note: {warning}" for warning in folder.warnings)])
+
+
 def choose_channels(data_dir: Path) -> int:
     """3 where the pictures are coloured, judged by some of them, else 1."""
     paths = [path for _, path, _ in _find_images(data_dir)]

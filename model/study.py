@@ -1,11 +1,12 @@
-"""What the commands evaluate and crossvalidate do beyond printing: a report, and tables."""
+"""What the commands evaluate and crossvalidate do: a report, and tables."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from model.artifact import Artifact
 from model.crossvalidate import NETWORKS, cross_validate
-from model.folder import load_folder
+from model.folder import describe_folder, load_folder
 from model.leak import leak_table
 from model.report import Labelled, report_on
 from model.split import load_part
@@ -24,9 +25,10 @@ def crossvalidation(
     networks: Sequence[str], data_dir: Path, foreign_dirs: Sequence[Path], work_dir: Path
 ) -> str:
     """All tables, in Markdown. Raises DatasetError when a folder cannot be used."""
-    studied = [cross_validate(name, data_dir, foreign_dirs, work_dir) for name in networks]
     spec, _ = NETWORKS[networks[0]]
     folder = load_folder(data_dir, spec)
+    print(describe_folder(folder), file=sys.stderr)
+    studied = [cross_validate(name, data_dir, foreign_dirs, work_dir) for name in networks]
     parts = list(tables(studied, folder.class_names))
     leak = leak_table(studied, folder, data_dir)
     if leak is not None:

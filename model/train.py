@@ -17,7 +17,7 @@ from model.compile import compile_artifact
 from model.dataset import SPLITS, LabelledImages
 from model.errors import TrainingError
 from model.fit import Fitted, Knobs, fit
-from model.folder import Folder, choose_channels, load_folder
+from model.folder import Folder, choose_channels, describe_folder, load_folder
 from model.metrics import Metrics, measure
 from model.network_cost import count_macs
 from model.novelty import Novelty
@@ -37,7 +37,7 @@ def train(data_dir: Path, h5_path: Path, knobs: Knobs, seed: int = 0) -> Artifac
     refuse_output(h5_path, data_dir)
     knobs = with_channels(knobs, choose_channels(data_dir))
     folder = load_folder(data_dir, knobs.image)
-    _say_what_was_found(folder)
+    print(describe_folder(folder), file=sys.stderr)
     splits = split(folder)
     checkpoint = h5_path.with_suffix(".checkpoint.npz")
     started = time.monotonic()
@@ -135,14 +135,6 @@ def _answer(
 def _nearest_folder(path: Path) -> Path:
     """The first folder above `path` that exists."""
     return next(parent for parent in path.resolve().parents if parent.is_dir())
-
-
-def _say_what_was_found(folder: Folder) -> None:
-    counts = np.bincount(folder.data.labels)
-    named = ", ".join(f"{name} {count}" for name, count in zip(folder.class_names, counts, strict=True))
-    print(f"{len(folder.data)} images of {len(set(folder.groups.tolist()))} groups: {named}", file=sys.stderr)
-    for warning in folder.warnings:
-        print(f"Note: {warning}", file=sys.stderr)
 
 
 def _card_parts(folder: Folder, splits: NDArray[np.str_], knobs: Knobs, trained: Trained) -> dict[str, Any]:

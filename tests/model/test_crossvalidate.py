@@ -75,7 +75,9 @@ def test_folds_share_no_group_and_are_fitted_once(
     assert main([*command, "--output", str(output)]) == 0
     assert len(fitted) == 5
     written = output.read_text(encoding="utf-8")
-    assert written in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert written in printed.out
+    assert " groups: " in printed.err, "whoever reads grouped folds must see how many groups there are"
     for heading in ("Grouped 5-fold", "Recall by class", "Robust accuracy", "Abstention", "Confusion"):
         assert heading in written
 
