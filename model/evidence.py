@@ -24,9 +24,9 @@ BOX_LEVEL = 0.1
 # In shares of the image's side; found on the boxes that the NEU images' annotators drew.
 _ACTIVATION_BLUR, _SURROUNDINGS, _DETAIL_BLUR, _BOX_BLUR = 0.04, 0.10, 0.01, 0.03
 _BORDER = 0.2
+_KERNEL_REACH = 3.0
 _ROUNDING = 1e-3
 """Grey levels: less detail than this is arithmetic, not an image."""
-_KERNEL_REACH = 3.0
 
 Field = NDArray[np.float32]
 Box = tuple[int, int, int, int]

@@ -4,7 +4,8 @@ DIR/<class>/<image>, or DIR/{train,valid,test}/<class>/<image> where the split i
 any size and mode that the service reads.
 """
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,13 +51,12 @@ class Folder:
 
 def load_folder(data_dir: Path, spec: ImageSpec) -> Folder:
     """Read and check every image. Raises DatasetError that names each fault and what to do about it."""
-    found = list(_find_images(data_dir))
-    if not found:
-        raise DatasetError(f"{data_dir} must hold images of {LEAST_CLASSES} classes or more. Received: none.")
-    class_names = _class_names(data_dir, {folder.name for _, folder in _class_folders(data_dir)})
+    folders = list(_class_folders(data_dir))
+    class_names = _class_names(data_dir, {folder.name for _, folder in folders})
+    found = list(_find_images(folders))
+    _refuse_small_classes(found, {split for split, _ in folders}, class_names)
     data = _decode_all(found, class_names, spec)
     splits = np.array([split for split, _, _ in found])
-    _refuse_small_classes(data.labels, splits, class_names)
     copies = find_copies(data.images)
     _refuse_contradictions(data, copies)
     groups, folds = find_groups(data_dir, data.paths, copies)
@@ -80,7 +80,7 @@ def describe_folder(folder: Folder) -> str:
 
 def choose_channels(data_dir: Path) -> int:
     """3 where the pictures are coloured, judged by some of them, else 1."""
-    paths = [path for _, path, _ in _find_images(data_dir)]
+    paths = [path for _, path, _ in _find_images(_class_folders(data_dir))]
     spec = ImageSpec(height=32, width=32, channels=3)
     chroma = []
     for path in paths[:: max(1, len(paths) // COLOUR_SAMPLE)]:
@@ -92,9 +92,9 @@ def choose_channels(data_dir: Path) -> int:
     return 3 if chroma and float(np.mean(chroma)) > COLOUR_LEVELS else 1
 
 
-def _find_images(data_dir: Path) -> Iterator[tuple[str, Path, str]]:
-    """Split, path and class name of every file in a class folder, in sorted order."""
-    for split, folder in _class_folders(data_dir):
+def _find_images(folders: Iterable[tuple[str, Path]]) -> Iterator[tuple[str, Path, str]]:
+    """Split, path and class name of every file in class folders, in their order."""
+    for split, folder in folders:
         yield from ((split, path, folder.name) for path in find_files(folder))
 
 
@@ -145,16 +145,14 @@ def _decode_all(
 
 
 def _refuse_small_classes(
-    labels: NDArray[np.int64], splits: NDArray[np.str_], class_names: tuple[str, ...]
+    found: Sequence[tuple[str, Path, str]], splits: set[str], class_names: tuple[str, ...]
 ) -> None:
+    counts = Counter((split, name) for split, _, name in found)
     small = []
-    for split in sorted(set(splits.tolist())):
-        counts = np.bincount(labels[splits == split], minlength=len(class_names))
+    for split in sorted(splits):
         least, where = (1, f" in {split}") if split else (LEAST_IMAGES, "")
         small += [
-            f"{name}{where}: {count}"
-            for name, count in zip(class_names, counts, strict=True)
-            if count < least
+            f"{name}{where}: {counts[split, name]}" for name in class_names if counts[split, name] < least
         ]
     if small:
         raise DatasetError(
