@@ -17,6 +17,7 @@ from app import __version__
 from app.api import classify, health
 from app.api.openapi import add_answer_examples
 from app.errors import ServiceError
+from app.image_classifier import ImageClassifier
 from app.images.http import ImageFetcher
 from app.log import configure, log_event, logger
 from app.outcome import ErrorDetail
@@ -56,12 +57,14 @@ def create_app(settings: Settings) -> FastAPI:
 def _lifespan(
     settings: Settings, artifact: Artifact, classifier: Classifier
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    images = ImageClassifier(artifact, classifier, settings.image_limits)
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         with ThreadPoolExecutor(settings.threads, "classify") as threads:
             async with ImageFetcher(settings) as fetcher:
-                app.state.pipeline = Pipeline(artifact, classifier, settings.image_limits, fetcher, threads)
-                log_event("ready", **app.state.pipeline.model)
+                app.state.pipeline = Pipeline(images, fetcher, threads)
+                log_event("ready", **images.model)
                 yield
 
     return lifespan

@@ -11,9 +11,10 @@ from app.api.body import capped_stream, inflate, is_compressed, read_body, refus
 from app.api.multipart import parse_files
 from app.api.openapi import CLASSIFY_DOCUMENTATION
 from app.errors import InvalidBatch, UnsupportedMediaType
+from app.image_classifier import StepSeconds
 from app.log import log_event
 from app.outcome import Outcome
-from app.pipeline import Pipeline, StepSeconds
+from app.pipeline import Pipeline
 from app.row import Row
 from app.settings import Settings
 from app.snowflake.wire import BATCH_ID_HEADER, QUERY_ID_HEADER, format_batch, parse_batch

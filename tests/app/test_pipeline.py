@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from app.image_classifier import ImageClassifier, StepSeconds
 from app.images.http import ImageFetcher
 from app.images.source import Base64Text, Url
 from app.outcome import Outcome
-from app.pipeline import Pipeline, StepSeconds
+from app.pipeline import Pipeline
 from app.row import Row
 from app.settings import Settings
 from model import image as image_module
@@ -31,9 +32,8 @@ def classify(rows: list[Row], **changes: Any) -> tuple[list[Outcome | None], Ste
             with ThreadPoolExecutor(2) as threads:
                 classifier = open_classifier(artifact, "litert", 2, SETTINGS.cache_dir)
                 given = {"classifier": classifier, "limits": ImageLimits()} | changes
-                return await Pipeline(
-                    artifact=artifact, fetcher=fetcher, threads=threads, **given
-                ).classify_rows(rows)
+                images = ImageClassifier(artifact, **given)
+                return await Pipeline(images, fetcher, threads).classify_rows(rows)
 
     return asyncio.run(run())
 

@@ -344,7 +344,8 @@ def test_unforeseen_failure_leaks_nothing(monkeypatch: pytest.MonkeyPatch, sampl
             def predict(self, images: object) -> None:
                 raise RuntimeError("/secret/path")
 
-        monkeypatch.setattr(app.state, "pipeline", replace(app.state.pipeline, classifier=Broken()))
+        images = replace(app.state.pipeline.images, classifier=Broken())
+        monkeypatch.setattr(app.state, "pipeline", replace(app.state.pipeline, images=images))
         answer = client.post("/classify", json={"data": [[0, text_of(sample)]]})
     assert answer.status_code == 500
     assert answer.json()["error"] == {

@@ -1,0 +1,107 @@
+"""From the bytes of images to outcomes: decode → predict → format, with no network and no event loop.
+
+The service runs it in worker threads; the Python UDF inside a warehouse runs it as it is.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.images.source import Base64Text
+from app.outcome import (
+    EvidenceDetail,
+    ModelIdentity,
+    Outcome,
+    detail_of_evidence,
+    outcome_of_error,
+    outcome_of_probabilities,
+)
+from model.artifact import Artifact
+from model.errors import InputError
+from model.evidence import against_the_others, find_evidence
+from model.image import Decoded, decode_sized
+from model.image_limits import ImageLimits
+from model.novelty import reasons_to_abstain
+from model.runtime import Classifier
+
+# An outcome that is already known, and NULL, keep their place through every step. Errors become outcomes
+# where they are caught: an exception that is kept keeps the frames it passed, and their pixels, alive.
+Fetched: TypeAlias = bytes | Base64Text | Outcome | None
+Pixels: TypeAlias = Decoded | Outcome | None
+
+
+@dataclass
+class StepSeconds:
+    """Time spent in each step, added up over rows that went side by side."""
+
+    fetch: float = 0.0
+    decode: float = 0.0
+    predict: float = 0.0
+
+
+@dataclass(frozen=True)
+class ImageClassifier:
+    """Safe to call from several threads at once."""
+
+    artifact: Artifact
+    classifier: Classifier
+    limits: ImageLimits
+
+    def classify(
+        self, fetched: Sequence[Fetched], evidence: Sequence[bool]
+    ) -> tuple[list[Outcome | None], StepSeconds]:
+        """One outcome an image, in order; `evidence` says for each whether to show it."""
+        started = perf_counter()
+        decoded = [self._decode(image) for image in fetched]
+        decode_ended = perf_counter()
+        outcomes = self._predict(decoded, evidence)
+        return outcomes, StepSeconds(decode=decode_ended - started, predict=perf_counter() - decode_ended)
+
+    def _decode(self, image: Fetched) -> Pixels:
+        try:
+            if isinstance(image, Base64Text):
+                image = image.decode(self.limits)
+            if isinstance(image, bytes):
+                return decode_sized(image, self.artifact.card.image, self.limits)
+            return image
+        except InputError as error:
+            return outcome_of_error(error, self.model)
+
+    def _predict(self, decoded: Sequence[Pixels], evidence: Sequence[bool]) -> list[Outcome | None]:
+        """Outcomes in the place of images; those known already, and NULLs, stay where they are."""
+        rows = [(row, wish) for row, wish in zip(decoded, evidence, strict=True) if isinstance(row, Decoded)]
+        outcomes = iter(self._classify_decoded(*zip(*rows, strict=True)) if rows else ())
+        return [next(outcomes) if isinstance(row, Decoded) else row for row in decoded]
+
+    def _classify_decoded(self, images: Sequence[Decoded], explained: Sequence[bool]) -> list[Outcome]:
+        card = self.artifact.card
+        answers = self.classifier.answer(
+            np.stack([image.pixels for image in images]), with_features=any(explained)
+        )
+        reasons = reasons_to_abstain(card.novelty, answers.embeddings, len(images))
+        outcomes = [
+            outcome_of_probabilities(probabilities, card.class_names, self.model, reason)
+            for probabilities, reason in zip(answers.probabilities, reasons, strict=True)
+        ]
+        for place, image in enumerate(images):
+            if explained[place] and answers.features is not None and outcomes[place]["error"] is None:
+                best = int(answers.probabilities[place].argmax())
+                outcomes[place]["evidence"] = self._explain(answers.features[place], best, image)
+        return outcomes
+
+    def _explain(
+        self, features: NDArray[np.float32], class_index: int, image: Decoded
+    ) -> EvidenceDetail | None:
+        packed = self.artifact.card.class_weights
+        if packed is None:
+            return None
+        weights = against_the_others(packed.unpack())[:, class_index]
+        return detail_of_evidence(find_evidence(image.pixels, features, weights, image.source_size))
+
+    @property
+    def model(self) -> ModelIdentity:
+        return ModelIdentity(name=self.artifact.name, version=self.artifact.version)
