@@ -66,14 +66,15 @@ system-deps: ## install the Debian packages that the whole test suite wants, as 
 
 lock: .venv-dev/.installed ## write the locked requirements anew from pyproject.toml
 	$(UV_COMPILE) --upgrade -o requirements.txt pyproject.toml
-	$(UV_COMPILE) --upgrade -o requirements-dev.txt --extra dev -c requirements.txt pyproject.toml
+	$(UV_COMPILE) --upgrade -o requirements-sql.txt --extra sql -c requirements.txt pyproject.toml
+	$(UV_COMPILE) --upgrade -o requirements-dev.txt --extra dev -c requirements-sql.txt pyproject.toml
 
 clean: ## remove the environments and caches
 	rm -rf .venv .venv-dev .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
-.venv/.installed: requirements.txt pyproject.toml
+.venv/.installed: requirements-sql.txt pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(SERVE)/pip install --quiet --require-hashes -r requirements.txt
+	$(SERVE)/pip install --quiet --require-hashes -r requirements-sql.txt
 	$(SERVE)/pip install --quiet --no-deps -e .
 	@touch $@
 

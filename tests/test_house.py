@@ -102,7 +102,7 @@ def test_no_drawer_of_odds_and_ends(path: Path) -> None:
 
 def test_top_level_is_as_agreed() -> None:
     allowed = {"app", "model", "infra", "tests", "Dockerfile", "pyproject.toml", "README.md", "CHANGELOG.md"}
-    allowed |= {"LICENSE", "Makefile", "requirements.txt", "requirements-dev.txt"}
+    allowed |= {"LICENSE", "Makefile", "requirements.txt", "requirements-sql.txt", "requirements-dev.txt"}
     git = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     tracked = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
     assert {Path(path).parts[0] for path in tracked if not path.startswith(".")} <= allowed

@@ -3,12 +3,13 @@
 import re
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-LOCKS = ("requirements.txt", "requirements-dev.txt")
+LOCKS = ("requirements.txt", "requirements-sql.txt", "requirements-dev.txt")
 
 
 def locked(name: str) -> dict[str, str]:
@@ -40,6 +41,14 @@ def test_every_pin_has_hashes_and_no_index_is_named(name: str) -> None:
     assert "index-url" not in text
 
 
-def test_both_locks_agree() -> None:
-    serving, development = map(locked, LOCKS)
-    assert {name: development.get(name) for name in serving} == serving
+def test_larger_locks_hold_the_smaller_ones() -> None:
+    for smaller, larger in pairwise(map(locked, LOCKS)):
+        assert {name: larger.get(name) for name in smaller} == smaller
+
+
+def test_locked_connector_is_the_line_that_local_sql_needs() -> None:
+    assert locked("requirements.txt")["snowflake-connector-python"].startswith("4.")
+
+
+def test_serving_carries_no_local_sql() -> None:
+    assert not locked("requirements.txt").keys() & {"fakesnow", "duckdb", "pyarrow", "sqlglot", "trustme"}
