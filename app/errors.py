@@ -2,12 +2,26 @@
 
 A row failure is a value, and the batch answers 200 (model.errors.InputError):
 ├── model.errors: unsupported_format, corrupt_image, image_too_large
-├── InvalidSource       the row's source is neither a URL nor base64 text
+├── InvalidSource       the row's source names no image, in none of the ways there are
 ├── InvalidBase64       the text does not decode
+├── InvalidHex          the same, of hexadecimal text
 ├── InvalidOptions      the row's options are not an object of known options
 ├── UrlNotAllowed       nothing is fetched from there
+├── FileMissing         the storage has no such file
+├── UrlExpired          the time of a signed URL is over
+├── AccessDenied        the storage lets nobody in with this URL
+├── ClientSideEncrypted the storage has ciphertext only
 ├── FetchFailed         the host answered with an error, or not at all
 ├── FetchTimeout        the host took too long
+├── ScopedUrlNotReadable    a URL that only the user who made it can read
+├── WrongAccount            a staged file of another account than the service's
+├── StageNotAllowed         a stage that is not on the service's list
+├── StageNotAuthorized      no such stage, or none that the service's role may read
+├── SnowflakeNotConfigured  the service has no account to read stages from
+├── SnowflakeLoginFailed    Snowflake does not let the service in
+├── SnowflakeUnavailable    Snowflake does not answer, or not in time
+├── SnowflakeRefused        Snowflake does not carry out the statement
+├── WarehouseUnavailable    no warehouse runs the service's statement
 └── PredictionFailed    the network answered with something other than probabilities
 
 A request failure is an exception, mapped once to a status (ServiceError). To Snowflake the status is an
@@ -31,6 +45,10 @@ class InvalidBase64(InputError):
     code = "invalid_base64"
 
 
+class InvalidHex(InputError):
+    code = "invalid_hex"
+
+
 class InvalidOptions(InputError):
     code = "invalid_options"
 
@@ -39,12 +57,64 @@ class UrlNotAllowed(InputError):
     code = "url_not_allowed"
 
 
+class FileMissing(InputError):
+    code = "file_missing"
+
+
+class UrlExpired(InputError):
+    code = "url_expired"
+
+
+class AccessDenied(InputError):
+    code = "access_denied"
+
+
+class ClientSideEncrypted(InputError):
+    code = "client_side_encrypted"
+
+
 class FetchFailed(InputError):
     code = "fetch_failed"
 
 
 class FetchTimeout(InputError):
     code = "fetch_timeout"
+
+
+class ScopedUrlNotReadable(InputError):
+    code = "scoped_url_not_readable"
+
+
+class WrongAccount(InputError):
+    code = "wrong_account"
+
+
+class StageNotAllowed(InputError):
+    code = "stage_not_allowed"
+
+
+class StageNotAuthorized(InputError):
+    code = "stage_not_authorized"
+
+
+class SnowflakeNotConfigured(InputError):
+    code = "snowflake_not_configured"
+
+
+class SnowflakeLoginFailed(InputError):
+    code = "snowflake_login_failed"
+
+
+class SnowflakeUnavailable(InputError):
+    code = "snowflake_unavailable"
+
+
+class SnowflakeRefused(InputError):
+    code = "snowflake_refused"
+
+
+class WarehouseUnavailable(InputError):
+    code = "warehouse_unavailable"
 
 
 class PredictionFailed(InputError):

@@ -3,6 +3,7 @@
 import ipaddress
 import re
 from dataclasses import dataclass
+from urllib.parse import unquote
 
 from yarl import URL
 
@@ -12,34 +13,55 @@ HTTPS_PORT = 443
 MAX_URL_CHARACTERS = 8192
 
 _USER = re.compile(r"[^/?#]*//[^/?#]*@")
+# Narrower than RFC 3986, so that no two parsers can read two hosts out of it.
+_AUTHORITY = re.compile(r"https://[a-z0-9_-]+(\.[a-z0-9_-]+)*(:[0-9]{1,5})?(?=[/?#]|\Z)", re.IGNORECASE)
+# A host that ends so is an IPv4 address in one of its many spellings (URL Standard, section 3.5).
+_NUMERIC_END = re.compile(r"(.*\.)?([0-9]+|0x[0-9a-f]*)", re.IGNORECASE)
 
-# IPv4 addresses spelt as IPv6, which may reach that IPv4 address: compatible (RFC 4291), NAT64 (RFC 6052).
-_EMBEDDED = tuple(map(ipaddress.IPv6Network, ("::/96", "64:ff9b::/96")))
-# NAT64 for use inside one network (RFC 8215).
-_LOCAL_NAT64 = ipaddress.IPv6Network("64:ff9b:1::/48")
+# `.` or `..`, and what some servers cut off before they look: blanks, path parameters.
+_DOT_SEGMENT = re.compile(r"[\x00-\x20]*\.{1,2}([\x00-\x20;].*)?", re.DOTALL)
+_MAX_DECODINGS = 3
+
+# IPv6 that reaches the IPv4 address within (RFC 6052); mapped and 6to4 addresses are Python's to tell.
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+# All that IPv6 has handed out to the internet.
+_GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
+# Python 3.11 takes these for the internet's.
+_NEVER_PUBLIC = (
+    ipaddress.IPv4Network("168.63.129.16/32"),  # Azure's host, to its guests
+    ipaddress.IPv4Network("192.0.0.0/24"),  # IETF assignments (RFC 6890); Oracle Cloud's metadata
+    ipaddress.IPv4Network("192.88.99.0/24"),  # the nearest 6to4 relay (RFC 7526)
+    ipaddress.IPv6Network("2001::/23"),  # IETF assignments, Teredo among them
+    ipaddress.IPv6Network("3fff::/20"),  # documentation (RFC 9637)
+)
 
 
 @dataclass(frozen=True)
 class Allowlist:
-    """Patterns: `host` is that host, `.domain` every host below it, both on port 443; or `host:port`."""
+    """Patterns: `host` is that host, `.domain` every host below it, both on port 443; or `host:port`.
 
-    patterns: tuple[str, ...]
+    With `/prefix` behind, such as a bucket or a container, only paths below that prefix. A regular expression
+    must match the whole host, in lower case, on port 443.
+    """
+
+    patterns: tuple[str | re.Pattern[str], ...]
     allow_private_addresses: bool = False
 
     def check_url(self, text: str) -> URL:
         """The URL to request, exactly as it was signed. Raises UrlNotAllowed."""
-        url = _parse(text)
-        if url.scheme != "https":
-            raise UrlNotAllowed(f"A URL must be https. Received: {url.scheme or 'no scheme'}.")
-        host = url.raw_host
-        if not host:
-            raise UrlNotAllowed("A URL must name a host.")
-        if _USER.match(text):
-            raise UrlNotAllowed("A URL must not carry a user name or password.")
-        if not any(_matches(pattern.lower(), host.lower(), url.port) for pattern in self.patterns):
-            raise UrlNotAllowed(f"A URL's host must be on the allowlist. Received: {_host_and_port(url)}.")
+        url, host = _parse(text)
+        if not any(_matches(pattern, host, url) for pattern in self.patterns):
+            raise UrlNotAllowed(
+                "A URL's host must be on the allowlist, and its bucket where the list names buckets. "
+                f"Received: {_host_and_port(url)}."
+            )
         self._check_if_address(host)
         return url.with_fragment(None)
+
+    def check_redirect(self, url: URL, location: str) -> URL:
+        """Where a redirect from `url` leads, checked as if a row had named it. Raises UrlNotAllowed."""
+        target = _well_formed(location)
+        return self.check_url(location if target.scheme else str(url.join(target)))
 
     def check_address(self, address: str) -> None:
         """Raises UrlNotAllowed for an address that is not on the public internet."""
@@ -47,27 +69,60 @@ class Allowlist:
             raise UrlNotAllowed("A URL's host must have public addresses only.")
 
     def _check_if_address(self, host: str) -> None:
-        try:
-            ipaddress.ip_address(host)
-        except ValueError:
+        if not _NUMERIC_END.fullmatch(host):
             return
+        try:
+            ipaddress.IPv4Address(host)
+        except ValueError:
+            raise UrlNotAllowed(
+                "An IPv4 address must be four decimal numbers without zeros in front."
+            ) from None
         self.check_address(host)
+
+
+_BUCKET = r"(?:[a-z0-9_][a-z0-9._-]*\.)?"
+_AWS_REGION = r"[a-z]{2}(?:-[a-z]+)+-[0-9]{1,2}"
+
+# Where URLs that Snowflake signs lead: stages on S3, Azure Blob Storage and Google Cloud Storage. Anyone may
+# keep a bucket there, so these are for URLs from Snowflake itself, not for those of rows.
+SNOWFLAKE_STORAGE = (
+    re.compile(
+        _BUCKET + r"s3(?:-fips|-accelerate)?(?:\.dualstack)?"
+        rf"(?:[.-]{_AWS_REGION}|-external-1)?\.amazonaws\.com(?:\.cn)?"
+    ),
+    re.compile(r"[a-z0-9]{3,24}\.blob\.core\.(?:windows\.net|usgovcloudapi\.net|chinacloudapi\.cn)"),
+    re.compile(_BUCKET + r"storage\.googleapis\.com|storage\.[a-z]+-[a-z]+[0-9]{1,2}\.rep\.googleapis\.com"),
+)
 
 
 def is_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
     """Whether packets to `address` leave for the public internet, whatever form it is written in."""
     if isinstance(address, ipaddress.IPv6Address):
         embedded = address.ipv4_mapped or address.sixtofour
-        if any(address in network for network in _EMBEDDED):
+        if address in _NAT64:
             embedded = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
         if embedded is not None:
             return is_public(embedded)
-        if address.teredo is not None or address.is_site_local or address in _LOCAL_NAT64:
+        if address not in _GLOBAL_UNICAST:
             return False
+    if any(address in network for network in _NEVER_PUBLIC):
+        return False
     return address.is_global and not address.is_multicast
 
 
-def _parse(text: str) -> URL:
+def _parse(text: str) -> tuple[URL, str]:
+    """A URL and its host in lower case. Raises UrlNotAllowed."""
+    url = _well_formed(text)
+    if url.scheme != "https":
+        raise UrlNotAllowed(f"A URL must be https. Received: {url.scheme or 'no scheme'}.")
+    if _USER.match(text):
+        raise UrlNotAllowed("A URL must not carry a user name or password.")
+    if not _AUTHORITY.match(text) or url.raw_host is None:
+        raise UrlNotAllowed("A URL must name a host, such as https://images.example.com/a.png.")
+    return url, url.raw_host.lower()
+
+
+def _well_formed(text: str) -> URL:
     if len(text) > MAX_URL_CHARACTERS:
         raise UrlNotAllowed(
             f"A URL must have at most {MAX_URL_CHARACTERS} characters. Received: {len(text)}."
@@ -83,11 +138,36 @@ def _parse(text: str) -> URL:
         raise UrlNotAllowed("A URL must be well-formed (RFC 3986).") from None
 
 
-def _matches(pattern: str, host: str, port: int | None) -> bool:
-    name, _, explicit_port = pattern.partition(":")
-    if port != (int(explicit_port) if explicit_port else HTTPS_PORT):
+def _matches(pattern: str | re.Pattern[str], host: str, url: URL) -> bool:
+    if isinstance(pattern, re.Pattern):
+        return url.port == HTTPS_PORT and pattern.fullmatch(host) is not None
+    authority, _, prefix = pattern.partition("/")
+    name, _, port = authority.lower().partition(":")
+    if url.port != (int(port) if port else HTTPS_PORT):
         return False
-    return host.endswith(name) if name.startswith(".") else host == name
+    if not (host.endswith(name) if name.startswith(".") else host == name):
+        return False
+    return not prefix or _is_below(prefix.rstrip("/"), url.raw_path)
+
+
+def _is_below(prefix: str, path: str) -> bool:
+    """Whether a path, as it is sent, lies below /prefix/ however a server may decode and resolve it."""
+    return path.startswith(f"/{prefix}/") and not _has_dot_segment(path)
+
+
+def _has_dot_segment(path: str) -> bool:
+    """Also true where that cannot be told: undecodable text, or encoded over and over."""
+    for _ in range(_MAX_DECODINGS):
+        if any(_DOT_SEGMENT.fullmatch(segment) for segment in re.split(r"[/\\]", path)):
+            return True
+        try:
+            decoded = unquote(path, errors="strict")
+        except UnicodeDecodeError:
+            return True
+        if decoded == path:
+            return False
+        path = decoded
+    return True
 
 
 def _host_and_port(url: URL) -> str:

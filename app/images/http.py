@@ -1,22 +1,25 @@
 """Fetch images over https: the only module that opens connections."""
 
 import asyncio
+import contextlib
 import socket
 import ssl
+from dataclasses import replace
 from typing import Self
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.resolver import ThreadedResolver
-from yarl import URL
 
 from app.errors import FetchFailed, FetchTimeout
 from app.images.allowlist import Allowlist
+from app.images.refusals import MAX_REFUSAL_BYTES, explain_refusal, refuse_encrypted
 from app.images.source import Url
 from app.settings import Settings
-from model.errors import ImageTooLarge
+from model.errors import ImageTooLarge, InputError
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_REFUSALS = frozenset({400, 401, 403, 404})
 _RETRYABLE = frozenset({408, 425, 429, 500, 502, 503, 504})
 _READ_BYTES = 64 * 1024
 
@@ -43,6 +46,7 @@ class ImageFetcher:
         self._ssl_context = ssl_context or ssl.create_default_context()
 
     async def __aenter__(self) -> Self:
+        # aiohttp's DNS cache holds what our resolver let pass, and nothing else: it is safe to keep.
         connector = aiohttp.TCPConnector(limit=0, resolver=self._resolver, ssl=self._ssl_context)
         self._session = aiohttp.ClientSession(
             connector=connector,
@@ -56,16 +60,17 @@ class ImageFetcher:
     async def __aexit__(self, *_: object) -> None:
         await self._session.close()
 
-    async def fetch(self, source: Url) -> bytes:
-        """The bytes behind a URL.
+    async def fetch(self, source: Url, allowlist: Allowlist | None = None) -> bytes:
+        """The bytes behind a URL, every hop of which is on `allowlist`, or else on that of the settings.
 
-        Raises UrlNotAllowed, FetchFailed, FetchTimeout or ImageTooLarge. The time limit starts when a
-        slot is free, and holds for all hops together, however slowly bytes drip.
+        Raises UrlNotAllowed, FileMissing, UrlExpired, AccessDenied, ClientSideEncrypted, FetchFailed,
+        FetchTimeout or ImageTooLarge. The time limit starts when a slot is free, and holds for all hops
+        together, however slowly bytes drip. Which addresses are let pass, the settings alone say.
         """
         async with self._slots:
             try:
                 async with asyncio.timeout(self._timeout_seconds):
-                    return await self._follow(source.text)
+                    return await self._follow(source.text, self._with_our_addresses(allowlist))
             except TimeoutError:
                 raise FetchTimeout(
                     f"An image must arrive within {self._timeout_seconds:g} seconds.", retryable=True
@@ -76,21 +81,23 @@ class ImageFetcher:
                     retryable=not isinstance(error, (aiohttp.ClientSSLError, ValueError)),
                 ) from error
 
-    async def _follow(self, text: str) -> bytes:
-        url = self._allowlist.check_url(text)
+    def _with_our_addresses(self, allowlist: Allowlist | None) -> Allowlist:
+        ours = self._allowlist
+        return ours if allowlist is None else replace(ours, patterns=allowlist.patterns)
+
+    async def _follow(self, text: str, allowlist: Allowlist) -> bytes:
+        url = allowlist.check_url(text)
         for _ in range(self._max_redirects + 1):
             async with self._session.get(url, allow_redirects=False) as response:
                 if response.status not in _REDIRECTS:
                     return await self._read(response)
-                url = self._allowlist.check_url(_target(url, response))
+                url = allowlist.check_redirect(url, _location(response))
         raise FetchFailed(f"A URL must redirect at most {self._max_redirects} times.")
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
         if response.status != 200:
-            raise FetchFailed(
-                f"The URL's host must answer 200. Received: {response.status}.",
-                retryable=response.status in _RETRYABLE,
-            )
+            raise await _failure(response)
+        refuse_encrypted(response.headers)
         encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
         if encoding != "identity":
             raise FetchFailed("An image must be stored without a Content-Encoding.")
@@ -119,6 +126,8 @@ class _CheckedResolver(AbstractResolver):
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
         addresses = await self._resolver.resolve(host, port, family)
+        if not addresses:
+            raise OSError("A name must have an address.")
         for address in addresses:
             self._allowlist.check_address(address["host"])
         return addresses
@@ -127,8 +136,30 @@ class _CheckedResolver(AbstractResolver):
         await self._resolver.close()
 
 
-def _target(url: URL, response: aiohttp.ClientResponse) -> str:
+def _location(response: aiohttp.ClientResponse) -> str:
     location = response.headers.get("Location")
     if not location:
         raise FetchFailed("A redirect must name a Location.")
-    return str(url.join(URL(location, encoded=True)))
+    return location
+
+
+async def _failure(response: aiohttp.ClientResponse) -> InputError:
+    """What became of a request that was not answered with 200."""
+    if response.status in _REFUSALS:
+        body = b"" if response.status == 404 else await _read_start(response.content)
+        if error := explain_refusal(response.status, response.url.raw_query_string, body):
+            return error
+    return FetchFailed(
+        f"The URL's host must answer 200. Received: {response.status}.",
+        retryable=response.status in _RETRYABLE,
+    )
+
+
+async def _read_start(content: aiohttp.StreamReader) -> bytes:
+    start = bytearray()
+    with contextlib.suppress(aiohttp.ClientPayloadError):  # cut off: what came may say enough
+        while len(start) < MAX_REFUSAL_BYTES and (
+            chunk := await content.read(MAX_REFUSAL_BYTES - len(start))
+        ):
+            start += chunk
+    return bytes(start)

@@ -1,6 +1,7 @@
 """A real https server on loopback, speaking as the test wishes, that remembers who connected."""
 
 import asyncio
+import socket
 import ssl
 from collections.abc import Awaitable, Callable
 from typing import Self
@@ -12,19 +13,28 @@ Respond = Callable[[str, asyncio.StreamWriter], Awaitable[None]]
 
 
 class HttpsServer:
-    """`respond` gets the request's head and writes the whole answer; `heads` keeps what was asked."""
+    """`respond` gets the request's head and writes the whole answer.
 
-    def __init__(self, respond: Respond, *hosts: str) -> None:
+    `heads` keeps what was asked, `connections` counts those that came as far as that. A connection is closed
+    after one answer, unless `keep_alive`.
+    """
+
+    def __init__(
+        self, respond: Respond, *hosts: str, address: str = "127.0.0.1", keep_alive: bool = False
+    ) -> None:
         authority = trustme.CA()
         self.client_context = ssl.create_default_context()
         authority.configure_trust(self.client_context)
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         authority.issue_cert(*hosts).configure_cert(self._context)
         self._respond = respond
+        self._address = address
+        self._keep_alive = keep_alive
         self.heads: list[str] = []
+        self.connections = 0
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._context)
+        self._server = await asyncio.start_server(self._serve, self._address, 0, ssl=self._context)
         self.port: int = self._server.sockets[0].getsockname()[1]
         return self
 
@@ -32,31 +42,41 @@ class HttpsServer:
         self._server.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
         try:
-            head = (await reader.readuntil(b"\r\n\r\n")).decode()
-            self.heads.append(head)
-            await self._respond(head, writer)
-            await writer.drain()
+            await self._answer(reader, writer)
+            while self._keep_alive:
+                await self._answer(reader, writer)
         except (ConnectionError, asyncio.IncompleteReadError):
             pass
         finally:
             writer.close()
 
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        self.heads.append(head)
+        await self._respond(head, writer)
+        await writer.drain()
+
 
 class FixedResolver(AbstractResolver):
-    """Resolves every name to the same addresses."""
+    """Resolves every name to the same addresses; `asked` keeps the names."""
 
     def __init__(self, *addresses: str) -> None:
         self._addresses = addresses
+        self.asked: list[str] = []
 
     async def resolve(self, host: str, port: int = 0, family: int = 0) -> list[ResolveResult]:
-        return [
-            ResolveResult(hostname=host, host=address, port=port, family=2, proto=0, flags=0)
-            for address in self._addresses
-        ]
+        self.asked.append(host)
+        return [_result(host, address, port) for address in self._addresses]
 
     async def close(self) -> None:
         pass
+
+
+def _result(host: str, address: str, port: int) -> ResolveResult:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    return ResolveResult(hostname=host, host=address, port=port, family=family, proto=0, flags=0)
 
 
 def answer(body: bytes, *headers: str, status: str = "200 OK", length: int | None = None) -> Respond:

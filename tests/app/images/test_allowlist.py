@@ -3,7 +3,7 @@ import ipaddress
 import pytest
 
 from app.errors import UrlNotAllowed
-from app.images.allowlist import Allowlist, is_public
+from app.images.allowlist import SNOWFLAKE_STORAGE, Allowlist, is_public
 
 ALLOWLIST = Allowlist(("images.example.com", ".blob.example.net", "store.example.org:9000"))
 
@@ -62,6 +62,16 @@ def test_allowed_url_passes(url: str) -> None:
         "https://[::1]/a",
         "https://[::ffff:127.0.0.1]/a",
         "https://[images.example.com]/a",
+        "https://[v1.blob.example.net]/a",
+        "https://images.example.com:+443/a",
+        "https://store.example.org:9_000/a",
+        "https://images.example.com:443:443/a",
+        "https://images.example.com:0/a",
+        "https://evil.net%2f.blob.example.net/a",
+        "https://evil.net;.blob.example.net/a",
+        "https://evil.net,.blob.example.net/a",
+        "https://.blob.example.net/a",
+        "https://a..blob.example.net/a",
         "https://127.0.0.1/a",
         "https://2130706433/a",
         "https://0x7f.1/a",
@@ -76,9 +86,266 @@ def test_other_url_is_refused(url: str) -> None:
         ALLOWLIST.check_url(url)
 
 
+@pytest.mark.parametrize(
+    ("url", "rule"),
+    [
+        ("http://images.example.com/a", "must be https. Received: http"),
+        ("images.example.com/a", "must be https. Received: no scheme"),
+        ("https://user:secret@images.example.com/a", "user name"),
+        ("https:///a", "name a host"),
+        ("https://images.example.com:99999/a", "well-formed"),
+        ("https://images.example.com/a b", "percent-encoded"),
+        ("https://images.example.com/" + "a" * 9000, "at most 8192 characters. Received: 9027"),
+        ("https://evil.example.com:9000/a", "on the allowlist.* Received: evil.example.com:9000"),
+    ],
+)
+def test_refusal_states_the_rule_that_was_broken(url: str, rule: str) -> None:
+    with pytest.raises(UrlNotAllowed, match=rule) as raised:
+        ALLOWLIST.check_url(url)
+    assert "secret" not in raised.value.message
+
+
 def test_nothing_is_allowed_by_default() -> None:
     with pytest.raises(UrlNotAllowed, match="allowlist"):
         Allowlist(()).check_url("https://images.example.com/a")
+
+
+BUCKETS = Allowlist((
+    "s3.eu-central-1.amazonaws.com/mill-images",
+    "storage.example.org:9000/mill/strips",
+    ".blob.core.windows.net/$root",
+    "slash.example.com/bucket/",
+))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://s3.eu-central-1.amazonaws.com/mill-images/a.png",
+        "https://S3.EU-central-1.AMAZONAWS.com/mill-images/a/b.png?X-Amz-Signature=a%2Fb",
+        "https://s3.eu-central-1.amazonaws.com/mill-images/",
+        "https://s3.eu-central-1.amazonaws.com/mill-images/100%25.png",
+        "https://s3.eu-central-1.amazonaws.com/mill-images/50%2525.png",
+        "https://s3.eu-central-1.amazonaws.com/mill-images/..a/.b/c../.../d.png",
+        "https://s3.eu-central-1.amazonaws.com/mill-images/strip%207/%C3%BC+%2B.png",
+        "https://s3.eu-central-1.amazonaws.com/mill-images/a%2Fb.png",
+        "https://s3.eu-central-1.amazonaws.com/mill-images/a.png?next=../../",
+        "https://storage.example.org:9000/mill/strips/a.png",
+        "https://account.blob.core.windows.net/$root/a.png",
+        "https://slash.example.com/bucket/a.png",
+    ],
+)
+def test_url_below_an_allowed_prefix_passes(url: str) -> None:
+    assert str(BUCKETS.check_url(url)) == url
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "",
+        "/",
+        "?/mill-images/",
+        "#/mill-images/",
+        "/mill-images",
+        "/mill-images?a",
+        "/mill-images-evil/a",
+        "/mill-image/a",
+        "/MILL-IMAGES/a",
+        "/evil/mill-images/a",
+        "//mill-images/a",
+        "/./mill-images/a",
+        "/evil/../mill-images/a",
+        "/%6dill-images/a",
+        "/mill-images%2fa",
+        "/mill-images%2Fa/b",
+        "/mill-images%00/a",
+        "/mill-images;/a",
+        "/mill-images/../evil/a",
+        "/mill-images/..",
+        "/mill-images/.",
+        "/mill-images/./a",
+        "/mill-images/a/../../evil/a",
+        "/mill-images/%2e%2e/evil/a",
+        "/mill-images/%2E%2e/evil/a",
+        "/mill-images/.%2E/evil/a",
+        "/mill-images/%2e./evil/a",
+        "/mill-images/%2e/a",
+        "/mill-images/..%2fevil/a",
+        "/mill-images/..%2Fevil%2Fa",
+        "/mill-images/a%2f..%2f..%2fevil/a",
+        "/mill-images/%2f..%2f../evil",
+        "/mill-images/..%5cevil/a",
+        "/mill-images/%252e%252e/evil/a",
+        "/mill-images/%25252e%25252e/evil/a",
+        "/mill-images/%2525252e%2525252e/evil/a",
+        "/mill-images/%25%32%65%25%32%65/evil/a",
+        "/mill-images/..%252fevil/a",
+        "/mill-images/..;/evil/a",
+        "/mill-images/..;a=b/evil/a",
+        "/mill-images/..%3b/evil/a",
+        "/mill-images/..%00/evil/a",
+        "/mill-images/..%20/evil/a",
+        "/mill-images/%09../evil/a",
+        "/mill-images/%0a..%0d/evil/a",
+        "/mill-images/%c0%ae%c0%ae/evil/a",
+        "/mill-images/%ff",
+        "/mill-images/%" + "25" * 3000 + "2e",
+    ],
+)
+def test_path_that_leaves_the_allowed_prefix_is_refused(path: str) -> None:
+    with pytest.raises(UrlNotAllowed, match="bucket"):
+        BUCKETS.check_url(f"https://s3.eu-central-1.amazonaws.com{path}")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://storage.example.org/mill/strips/a.png",
+        "https://storage.example.org:9000/mill/a.png",
+        "https://storage.example.org:9000/mill/strips%2Fa.png",
+        "https://storage.example.org:9000/mill%2Fstrips/a.png",
+        "https://evil.example.org:9000/mill/strips/a.png",
+        "https://mill-images.s3.eu-central-1.amazonaws.com/mill-images/a.png",
+        "https://account.blob.core.windows.net/other/a.png",
+        "https://account.blob.core.windows.net/%24root/a.png",
+    ],
+)
+def test_prefix_on_another_host_or_port_is_refused(url: str) -> None:
+    with pytest.raises(UrlNotAllowed):
+        BUCKETS.check_url(url)
+
+
+def test_path_is_not_told_to_the_caller() -> None:
+    with pytest.raises(UrlNotAllowed) as raised:
+        BUCKETS.check_url("https://s3.eu-central-1.amazonaws.com/secret/a?sig=secret")
+    assert "secret" not in raised.value.message
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "s3.amazonaws.com",
+        "s3.us-east-1.amazonaws.com",
+        "s3-us-west-2.amazonaws.com",
+        "mill.s3.amazonaws.com",
+        "mill.s3.eu-central-1.amazonaws.com",
+        "mill.s3-eu-west-1.amazonaws.com",
+        "mill.images.of.2026.s3.ap-southeast-2.amazonaws.com",
+        "mill_images.s3.us-east-1.amazonaws.com",
+        "mill.s3.dualstack.us-west-2.amazonaws.com",
+        "mill.s3-fips.us-gov-west-1.amazonaws.com",
+        "mill.s3-fips.dualstack.us-gov-east-1.amazonaws.com",
+        "mill.s3-fips-us-gov-west-1.amazonaws.com",
+        "mill.s3-accelerate.amazonaws.com",
+        "mill.s3-external-1.amazonaws.com",
+        "mill.s3.cn-north-1.amazonaws.com.cn",
+        "sfc-prod3-ds1-16-customer-stage.s3.us-west-2.amazonaws.com",
+        "sfcprodstage16.blob.core.windows.net",
+        "sfcgovstage.blob.core.usgovcloudapi.net",
+        "sfccnstage.blob.core.chinacloudapi.cn",
+        "storage.googleapis.com",
+        "mill-images.storage.googleapis.com",
+        "mill.images.storage.googleapis.com",
+        "storage.me-central2.rep.googleapis.com",
+    ],
+)
+def test_storage_that_snowflake_signs_for_is_known(host: str) -> None:
+    Allowlist(SNOWFLAKE_STORAGE).check_url(f"https://{host}/a?sig=b")
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "amazonaws.com",
+        "ec2-1-2-3-4.compute-1.amazonaws.com",
+        "ec2-1-2-3-4.eu-central-1.compute.amazonaws.com",
+        "mill-123.us-east-1.elb.amazonaws.com",
+        "abc123.execute-api.us-east-1.amazonaws.com",
+        "sts.amazonaws.com",
+        "lambda.us-east-1.amazonaws.com",
+        "abc.lambda-url.us-east-1.on.aws",
+        "s3-website-us-east-1.amazonaws.com",
+        "mill.s3-website-us-east-1.amazonaws.com",
+        "mill.s3-website.eu-central-1.amazonaws.com",
+        "123.s3-control.us-east-1.amazonaws.com",
+        "mill-123.s3-object-lambda.us-east-1.amazonaws.com",
+        "s3tables.us-east-1.amazonaws.com",
+        "s3.evil.amazonaws.com",
+        "s3.evil.amazonaws.com.evil.com",
+        "s3.us-east-1.amazonaws.com.evil.com",
+        "mill.s3.amazonaws.com.",
+        "mill.s3.amazonaws.com.cn.evil.com",
+        "evil-s3.amazonaws.com",
+        "evil-s3.amazonaws.com.",
+        "evils3.us-east-1.amazonaws.com",
+        "s3.us-east-1.evilamazonaws.com",
+        "s3.us-east-1-amazonaws.com",
+        "s3xamazonaws.com",
+        "s3.us-east-1xamazonaws.com",
+        "s3.amazonaws.com:8443",
+        ".s3.amazonaws.com",
+        "a..s3.amazonaws.com",
+        "blob.core.windows.net",
+        "account.dfs.core.windows.net",
+        "account.file.core.windows.net",
+        "a.b.blob.core.windows.net",
+        "account.blob.core.windows.net.evil.com",
+        "accountxblob.core.windows.net",
+        "account.blob.core.windows.com",
+        "account-x.blob.core.windows.net",
+        "evilstorage.googleapis.com",
+        "storage.googleapis.com.evil.com",
+        "compute.googleapis.com",
+        "storage.evil.rep.googleapis.com",
+        "mill.storage.me-central2.rep.googleapis.com",
+        "169.254.169.254",
+        "metadata.google.internal",
+    ],
+)
+def test_host_that_only_resembles_a_storage_is_refused(host: str) -> None:
+    with pytest.raises(UrlNotAllowed):
+        Allowlist(SNOWFLAKE_STORAGE).check_url(f"https://{host}/a?sig=b")
+
+
+@pytest.mark.parametrize(
+    "host", ["2130706433", "0x7f000001", "0177.0.0.1", "127.1", "0", "a.0x7f", "1.2.3.4.5"]
+)
+def test_odd_spelling_of_an_ipv4_address_is_refused_even_where_it_is_allowed(host: str) -> None:
+    with pytest.raises(UrlNotAllowed, match="four decimal numbers"):
+        Allowlist((host, ".0x7f"), allow_private_addresses=True).check_url(f"https://{host}/a")
+
+
+@pytest.mark.parametrize(
+    ("location", "target"),
+    [
+        ("/b", "https://images.example.com/b"),
+        ("b?sig=%2F", "https://images.example.com/a/b?sig=%2F"),
+        ("?b", "https://images.example.com/a/c?b"),
+        ("../../../b", "https://images.example.com/b"),
+        ("//a.blob.example.net/b", "https://a.blob.example.net/b"),
+        ("https://store.example.org:9000/b%2Fc#d", "https://store.example.org:9000/b%2Fc"),
+    ],
+)
+def test_redirect_is_followed_from_where_it_stands(location: str, target: str) -> None:
+    url = ALLOWLIST.check_url("https://images.example.com/a/c?d")
+    assert str(ALLOWLIST.check_redirect(url, location)) == target
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        "/evil/a",
+        "../evil/a",
+        "/mill-images/%2e%2e/evil",
+        "//s3.eu-central-1.amazonaws.com/evil/a",
+        "http:",
+        "https://[",
+    ],
+)
+def test_redirect_out_of_the_bucket_is_refused(location: str) -> None:
+    url = BUCKETS.check_url("https://s3.eu-central-1.amazonaws.com/mill-images/a.png")
+    with pytest.raises(UrlNotAllowed):
+        BUCKETS.check_redirect(url, location)
 
 
 def test_signature_comes_through_as_it_was_signed() -> None:
@@ -93,7 +360,8 @@ def test_address_on_the_allowlist_must_still_be_public() -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["8.8.8.8", "1.1.1.1", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"]
+    "address",
+    ["8.8.8.8", "1.1.1.1", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808", "2002:808:808::1"],
 )
 def test_public_address_is_public(address: str) -> None:
     assert is_public(ipaddress.ip_address(address))
@@ -112,6 +380,11 @@ def test_public_address_is_public(address: str) -> None:
         "255.255.255.255",
         "224.0.0.1",
         "198.18.0.1",
+        "240.0.0.1",
+        "100.100.100.200",
+        "168.63.129.16",
+        "192.0.0.192",
+        "192.88.99.1",
         "192.0.2.1",
         "::",
         "::1",
@@ -128,6 +401,17 @@ def test_public_address_is_public(address: str) -> None:
         "64:ff9b:1::7f00:1",
         "2002:7f00:1::",
         "2001:0:7f00:1::",
+        "2001:0:808:808::",
+        "::8.8.8.8",
+        "::ffff:0:127.0.0.1",
+        "64:ff9b::a9fe:a9fe",
+        "2002:a9fe:a9fe::",
+        "fe80::1%eth0",
+        "::1%lo",
+        "4000::1",
+        "5f00::1",
+        "3fff::1",
+        "100::1",
     ],
 )
 def test_other_address_is_not_public(address: str) -> None:
