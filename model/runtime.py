@@ -8,7 +8,6 @@ from queue import LifoQueue
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
-from ai_edge_litert.interpreter import Interpreter
 from numpy.typing import NDArray
 
 from model.artifact import Artifact, ArtifactCard, golden_image
@@ -77,8 +76,10 @@ class _OneImage:
     """An interpreter, warmed, with its input and outputs found; releases the GIL while it runs."""
 
     def __init__(self, compiled: bytes, scale: float) -> None:
+        # By name, for TensorFlow must do where this is not installed, as inside some warehouses.
+        litert = importlib.import_module("ai_edge_litert.interpreter")
         try:
-            self._interpreter = Interpreter(model_content=compiled, num_threads=1)
+            self._interpreter = litert.Interpreter(model_content=compiled, num_threads=1)
         except ValueError as error:
             raise ArtifactError(f"The compiled twin must be a LiteRT network: {error}") from None
         self._interpreter.allocate_tensors()

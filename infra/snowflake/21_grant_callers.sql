@@ -1,0 +1,13 @@
+-- Lets a role call the function on the images of the stage.
+-- Run by the owner of the function and the stage, after each time that the function was replaced.
+
+GRANT USAGE ON DATABASE <% database %> TO ROLE <% caller_role %>;
+GRANT USAGE ON SCHEMA <% database %>.<% schema %> TO ROLE <% caller_role %>;
+
+USE SCHEMA <% database %>.<% schema %>;
+
+GRANT USAGE ON FUNCTION <% function %>(VARCHAR) TO ROLE <% caller_role %>;
+GRANT USAGE ON FUNCTION <% function %>(VARCHAR, OBJECT) TO ROLE <% caller_role %>;
+
+-- To list the images, and to make URLs of them. An external stage has USAGE in place of READ.
+GRANT READ ON STAGE <% stage %> TO ROLE <% caller_role %>;

@@ -1,0 +1,191 @@
+"""The SQL files, filled in: one statement stays one statement, whatever a variable holds."""
+
+import re
+
+import pytest
+import sqlglot
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlglot.tokens import Token, TokenType
+
+from app.snowflake.ddl import (
+    VARIABLES,
+    file_names,
+    load,
+    split_and_fill,
+    variables_of,
+)
+from app.snowflake.identifier import quote_identifier
+
+PLAIN = {
+    "allowed_prefix": "https://gateway/prod/",
+    "api_key": "key",
+    "api_provider": "aws_api_gateway",
+    "aws_role_arn": "arn:aws:iam::1:role/snowflake",
+    "azure_application_id": "application",
+    "azure_tenant_id": "tenant",
+    "caller_role": "caller",
+    "code_stage": "code",
+    "database": "db",
+    "files": "/folder",
+    "function": "ext_classify",
+    "google_audience": "audience",
+    "integration": "gateway",
+    "max_batch_rows": "64",
+    "network": "steel_defects",
+    "owner_role": "owner",
+    "schema": "sch",
+    "service": "classifier",
+    "service_role": "reader",
+    "stage": "images",
+    "url": "https://gateway/prod/classify",
+    "warehouse": "wh",
+}
+IN_STRINGS = (
+    "api_key",
+    "aws_role_arn",
+    "azure_application_id",
+    "azure_tenant_id",
+    "google_audience",
+    "files",
+)
+TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=255)
+HOSTILE = st.sampled_from(
+    ["a; DROP TABLE t", "a'", "'", "\\", "\\'", "''", '"', '";--', "--", "/*", "*/", "//", "$$", "<% url %>"]
+)
+NAMES = TEXT.map(quote_identifier)
+
+
+def statements(text: str, **variables: str) -> list[str]:
+    return list(split_and_fill(text, variables))
+
+
+def structure(name: str, variables: dict[str, str]) -> list[list[Token]]:
+    return [sqlglot.tokenize(statement, dialect="snowflake") for statement in load(name, variables)]
+
+
+def shape(tokens: list[Token]) -> list[tuple[TokenType, str]]:
+    """What an injection would change: all but the content of names, strings and numbers."""
+    content = (TokenType.IDENTIFIER, TokenType.STRING, TokenType.NUMBER)
+    return [(token.token_type, "" if token.token_type in content else token.text) for token in tokens]
+
+
+def test_every_variable_is_one_of_some_file() -> None:
+    assert set().union(*map(variables_of, file_names())) == set(VARIABLES) == set(PLAIN)
+
+
+@pytest.mark.parametrize("name", file_names())
+def test_each_file_gives_single_statements(name: str) -> None:
+    for statement in load(name, PLAIN):
+        tokens = sqlglot.tokenize(statement, dialect="snowflake")
+        assert TokenType.SEMICOLON not in [token.token_type for token in tokens]
+        assert "<%" not in statement
+        assert "--" not in statement
+        assert re.match(r"(ALTER|CREATE|DELETE|DESC|DROP|GRANT|INSERT|PUT|SELECT|USE)\s", statement)
+
+
+@given(st.data(), st.sampled_from(file_names()))
+def test_no_value_changes_the_structure_of_a_statement(data: st.DataObject, name: str) -> None:
+    variables = dict(PLAIN)
+    for variable in sorted(variables_of(name)):
+        drawn = data.draw(st.one_of(NAMES, TEXT, HOSTILE, st.just(PLAIN[variable])), label=variable)
+        try:
+            load(name, variables | {variable: drawn})
+        except ValueError:
+            continue
+        variables[variable] = drawn
+    plain, filled = structure(name, PLAIN), structure(name, variables)
+    assert [shape(tokens) for tokens in filled] == [shape(tokens) for tokens in plain]
+
+
+@given(st.sampled_from(IN_STRINGS), st.one_of(TEXT, HOSTILE))
+def test_a_string_constant_holds_exactly_the_value(variable: str, value: str) -> None:
+    [statement] = statements(f"SELECT 'a<% {variable} %>b';", **{variable: value})
+    [_, constant] = sqlglot.tokenize(statement, dialect="snowflake")
+    assert (constant.token_type, constant.text) == (TokenType.STRING, f"a{value}b")
+
+
+@given(st.lists(TEXT, min_size=1, max_size=3))
+def test_a_name_in_a_string_constant_is_that_name(parts: list[str]) -> None:
+    quoted = quote_identifier(*parts)
+    [statement] = statements("SELECT '@<% code_stage %>/a.py';", code_stage=quoted)
+    [_, constant] = sqlglot.tokenize(statement, dialect="snowflake")
+    assert constant.text == f"@{quoted}/a.py"
+
+
+def test_semicolons_count_only_between_statements() -> None:
+    text = """
+    -- a comment; with 'quotes' and <% url %>
+    SELECT 'a;''b\\';', "c;""d", $$e;'f$$; // g;
+    /* h; */ SELECT 1 /* i */ + 2;
+    """
+    assert statements(text) == ["SELECT 'a;''b\\';', \"c;\"\"d\", $$e;'f$$", "SELECT 1   + 2"]
+
+
+def test_names_are_folded_and_quoted() -> None:
+    filled = statements("USE SCHEMA <% database %>.<%schema%>;", database="db", schema='"My schema"')
+    assert filled == ['USE SCHEMA "DB"."My schema"']
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("SELECT 1", "must end with a semicolon"),
+        ("SELECT 1; SELECT 2", "must end with a semicolon"),
+        ("SELECT 'a;", "must be whole"),
+        ('SELECT "a;', "must be whole"),
+        ("SELECT $$a;", "must be whole"),
+        ("SELECT /* a;", "must be whole"),
+        ("SELECT <% a;", "must be whole"),
+        ('SELECT "<% database %>";', "must not stand in double quotes"),
+        ("SELECT $$<% database %>$$;", "must not stand in double quotes"),
+        ("SELECT <% api_key %>;", "must stand in a string constant"),
+    ],
+)
+def test_a_file_at_fault_is_refused(text: str, rule: str) -> None:
+    with pytest.raises(ValueError, match=rule):
+        statements(text, **PLAIN)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "rule"),
+    [
+        ("database", "db.schema", "at most 1 parts"),
+        ("database", "my-db", "must be Snowflake identifiers"),
+        ("stage", "a.b.c.d", "at most 3 parts"),
+        ("max_batch_rows", "0", "integer from 1"),
+        ("max_batch_rows", "64 ", "integer from 1"),
+        ("max_batch_rows", "٦٤", "integer from 1"),
+        ("api_provider", "git_https_api", "must be one of aws_api_gateway"),
+        ("url", "http://gateway/classify", "must begin with https://"),
+        ("url", "https://gateway/a b", "must begin with https://"),
+        ("network", "../network", "file name must be"),
+        ("files", "", "must not be empty"),
+    ],
+)
+def test_a_value_that_breaks_its_rule_is_refused(variable: str, value: str, rule: str) -> None:
+    [name, *_] = [name for name in file_names() if variable in variables_of(name)]
+    with pytest.raises(ValueError, match=f"(?s)variable {variable} is not as it must be.*{rule}"):
+        load(name, PLAIN | {variable: value})
+
+
+def test_a_secret_is_in_no_message() -> None:
+    with pytest.raises(ValueError, match="no NUL") as failure:
+        load("05_api_key.sql", PLAIN | {"api_key": "hush\0"})
+    assert "hush" not in str(failure.value)
+
+
+def test_a_missing_variable_is_named() -> None:
+    with pytest.raises(ValueError, match=r"01_stage.sql needs the variables schema, stage\."):
+        load("01_stage.sql", {"database": "db"})
+
+
+def test_a_variable_that_no_file_has_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"Received: \['databse'\]"):
+        load("01_stage.sql", PLAIN | {"databse": "db"})
+
+
+@pytest.mark.parametrize("name", ["02_stage.sql", "../snowflake/01_stage.sql", "", "README.md"])
+def test_a_file_that_is_none_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=r"A file must be one of 01_stage\.sql"):
+        load(name, PLAIN)
