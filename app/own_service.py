@@ -1,0 +1,62 @@
+"""A service of our own, in a process of its own, for as long as a command needs one."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from app.client import ClientError, is_ready
+
+HOST = "127.0.0.1"
+START_TIMEOUT_SECONDS = 60.0
+
+
+@contextmanager
+def own_service(
+    host: str = HOST,
+    port: int | None = None,
+    environment: Mapping[str, str] | None = None,
+    python: Path = Path(sys.executable),
+) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
+    """Its URL and its process, ready; on a free port where none is given. Raises ClientError."""
+    port = _free_port(host) if port is None else _refuse_taken(host, port)
+    command = [str(python), "-m", "app.cli", "serve", "--host", host, "--port", str(port)]
+    # The service's own lines would run through the command's output.
+    surroundings = {"EXT_CLASSIFY_LOG_LEVEL": "warning", **os.environ, **(environment or {})}
+    with subprocess.Popen(command, env=surroundings) as service:
+        try:
+            url = f"http://{host}:{port}"
+            _wait_until_ready(service, url)
+            yield url, service
+        finally:
+            service.terminate()
+
+
+def _free_port(host: str) -> int:
+    with socket.create_server((host, 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+def _refuse_taken(host: str, port: int) -> int:
+    try:
+        socket.create_server((host, port)).close()
+    except OSError as error:
+        raise ClientError(
+            f"Port {port} cannot be used ({os.strerror(error.errno or 0)}); try: make run PORT=8001"
+        ) from None
+    return port
+
+
+def _wait_until_ready(service: "subprocess.Popen[bytes]", url: str) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_SECONDS
+    while not is_ready(url):
+        if service.poll() is not None:
+            raise ClientError("The service did not start; it says why above.")
+        if time.monotonic() > deadline:
+            raise ClientError(f"The service was not ready after {START_TIMEOUT_SECONDS:.0f} seconds.")
+        time.sleep(0.05)
