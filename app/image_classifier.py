@@ -11,7 +11,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from app.images.source import Base64Text
+from app.images.source import Base64Text, HexText, InlineText
 from app.outcome import (
     EvidenceDetail,
     ModelIdentity,
@@ -30,7 +30,7 @@ from model.runtime import Classifier
 
 # An outcome that is already known, and NULL, keep their place through every step. Errors become outcomes
 # where they are caught: an exception that is kept keeps the frames it passed, and their pixels, alive.
-Fetched: TypeAlias = bytes | Base64Text | Outcome | None
+Fetched: TypeAlias = bytes | InlineText | Outcome | None
 Pixels: TypeAlias = Decoded | Outcome | None
 
 
@@ -63,7 +63,7 @@ class ImageClassifier:
 
     def _decode(self, image: Fetched) -> Pixels:
         try:
-            if isinstance(image, Base64Text):
+            if isinstance(image, Base64Text | HexText):
                 image = image.decode(self.limits)
             if isinstance(image, bytes):
                 return decode_sized(image, self.artifact.card.image, self.limits)

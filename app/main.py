@@ -19,10 +19,12 @@ from app.api.openapi import add_answer_examples
 from app.errors import ServiceError
 from app.image_classifier import ImageClassifier
 from app.images.http import ImageFetcher
+from app.images.stage import StageReader
 from app.log import configure, log_event, logger
 from app.outcome import ErrorDetail
 from app.pipeline import Pipeline
 from app.settings import Settings, unknown_variables
+from app.snowflake.session import SnowflakeSession
 from model.artifact import Artifact, load_artifact
 from model.runtime import Classifier, open_classifier
 
@@ -62,8 +64,9 @@ def _lifespan(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         with ThreadPoolExecutor(settings.threads, "classify") as threads:
-            async with ImageFetcher(settings) as fetcher:
-                app.state.pipeline = Pipeline(images, fetcher, threads)
+            async with ImageFetcher(settings) as fetcher, SnowflakeSession(settings) as session:
+                stages = StageReader(settings, session, fetcher)
+                app.state.pipeline = Pipeline(images, fetcher, stages, threads)
                 log_event("ready", **images.model)
                 yield
 

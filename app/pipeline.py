@@ -9,6 +9,8 @@ from time import perf_counter
 from app.image_classifier import Fetched, ImageClassifier, StepSeconds
 from app.images.http import ImageFetcher
 from app.images.source import Source, Url
+from app.images.stage import StageBatch, StageReader
+from app.images.stage_file import StageFile
 from app.outcome import Outcome, outcome_of_error
 from app.row import Row
 from model.errors import InputError
@@ -23,20 +25,24 @@ class Pipeline:
 
     images: ImageClassifier
     fetcher: ImageFetcher
+    stages: StageReader
     threads: ThreadPoolExecutor
 
     async def classify_rows(self, rows: Sequence[Row]) -> tuple[list[Outcome | None], StepSeconds]:
         """One outcome a row, in order, NULL for NULL; a bad row costs its neighbours nothing."""
         seconds = StepSeconds()
+        staged = self.stages.open_batch(row.source for row in rows if isinstance(row.source, StageFile))
         async with asyncio.TaskGroup() as group:
             micro_batches = [
-                group.create_task(self._classify_micro_batch(rows[i : i + MICRO_BATCH_ROWS], seconds))
+                group.create_task(self._classify_micro_batch(rows[i : i + MICRO_BATCH_ROWS], staged, seconds))
                 for i in range(0, len(rows), MICRO_BATCH_ROWS)
             ]
         return [outcome for task in micro_batches for outcome in task.result()], seconds
 
-    async def _classify_micro_batch(self, rows: Sequence[Row], seconds: StepSeconds) -> list[Outcome | None]:
-        fetched = await asyncio.gather(*(self._fetch(row.source, seconds) for row in rows))
+    async def _classify_micro_batch(
+        self, rows: Sequence[Row], staged: StageBatch, seconds: StepSeconds
+    ) -> list[Outcome | None]:
+        fetched = await asyncio.gather(*(self._fetch(row.source, staged, seconds) for row in rows))
         loop = asyncio.get_running_loop()
         outcomes, spent = await loop.run_in_executor(
             self.threads, self.images.classify, fetched, [row.evidence for row in rows]
@@ -45,13 +51,17 @@ class Pipeline:
         seconds.predict += spent.predict
         return outcomes
 
-    async def _fetch(self, source: Source | InputError | None, seconds: StepSeconds) -> Fetched:
+    async def _fetch(
+        self, source: Source | InputError | None, staged: StageBatch, seconds: StepSeconds
+    ) -> Fetched:
         if isinstance(source, InputError):
             return outcome_of_error(source, self.images.model)
-        if not isinstance(source, Url):
+        if not isinstance(source, Url | StageFile):
             return source
         started = perf_counter()
         try:
+            if isinstance(source, StageFile):
+                return await staged.fetch(source)
             return await self.fetcher.fetch(source)
         except InputError as error:
             return outcome_of_error(error, self.images.model)

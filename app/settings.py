@@ -1,12 +1,14 @@
 """Every knob of the service, once. Each is read from the environment: EXT_CLASSIFY_<NAME>."""
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, PositiveInt, SecretStr
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from app.snowflake.identifier import parse_identifier
 from model.artifact import DEFAULT_MODEL_PATH
 from model.compiled import user_cache_dir
 from model.image_limits import ImageLimits
@@ -17,7 +19,25 @@ def _split_list(value: object) -> object:
     return value.replace(",", " ").split() if isinstance(value, str) else value
 
 
-HostPattern = Annotated[str, Field(pattern=r"^\.?[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*(:[0-9]{1,5})?$")]
+def _split_names(value: object) -> object:
+    """By commas, but for those in double quotes."""
+    if not isinstance(value, str):
+        return value
+    return [name.strip() for name in re.findall(r'(?:"(?:[^"]|"")*"|[^",])+', value) if name.strip()]
+
+
+# A host, an optional port, and optional folders; no folder begins with a dot.
+_HOST_PATTERN = r"^\.?[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*(:[0-9]{1,5})?(/[A-Za-z0-9$_~-][A-Za-z0-9._~$-]*)*/?$"
+HostPattern = Annotated[str, Field(pattern=_HOST_PATTERN)]
+
+
+def _require_stage_name(text: str) -> str:
+    if len(parse_identifier(text)) != 3:
+        raise ValueError(f"A stage must be named as db.schema.stage. Received: {text!r}.")
+    return text
+
+
+StageName = Annotated[str, AfterValidator(_require_stage_name)]
 
 
 class Settings(BaseSettings):
@@ -54,7 +74,7 @@ class Settings(BaseSettings):
 
     allowed_url_hosts: Annotated[tuple[HostPattern, ...], NoDecode, BeforeValidator(_split_list)] = ()
     """Hosts that images may be fetched from, separated by commas: `host`, `.domain` for all hosts below
-    it, or `host:port`."""
+    it, or `host:port`, each with `/bucket` behind it for what lies below that only."""
     allow_private_addresses: bool = False
     """Fetch from private, loopback and link-local addresses too, such as a store inside the plant."""
     max_redirects: Annotated[int, Field(ge=0, le=20)] = 3
@@ -63,6 +83,43 @@ class Settings(BaseSettings):
     """Longest time for one image to arrive, redirects included."""
     max_concurrent_fetches: PositiveInt = 64
     """Images fetched at the same time, over all requests."""
+
+    snowflake_account: str | None = None
+    """Account to read stages from, `organization-account` or a locator with its region; none by default. In
+    Snowpark Container Services the service finds its account and token by itself."""
+    snowflake_user: str | None = None
+    """User that the service logs in as."""
+    snowflake_private_key_file: Path | None = None
+    """Private key of that user, PEM, for key-pair login."""
+    snowflake_private_key_passphrase: SecretStr | None = None
+    """Passphrase of the private key, if it has one."""
+    snowflake_token: SecretStr | None = None
+    """Token to log in with."""
+    snowflake_token_file: Path | None = None
+    """File with that token, read anew for every login."""
+    snowflake_token_type: Literal["PROGRAMMATIC_ACCESS_TOKEN", "OAUTH"] = "PROGRAMMATIC_ACCESS_TOKEN"  # noqa: S105
+    """What kind of token it is."""
+    snowflake_workload_identity_provider: Literal["AWS", "AZURE", "GCP", "OIDC"] | None = None
+    """Cloud whose identity of this machine is the login."""
+    snowflake_role: str | None = None
+    """Role with READ on the stages; the user's default role by default."""
+    snowflake_warehouse: str | None = None
+    """Warehouse for the statements that sign URLs; the user's default warehouse by default."""
+    snowflake_stages: Annotated[tuple[StageName, ...], NoDecode, BeforeValidator(_split_names)] = ()
+    """Stages that may be read, `db.schema.stage`, separated by commas; all that the role may read by
+    default."""
+    snowflake_presigned_urls: bool = True
+    """Fetch staged files by pre-signed URLs; if false, the connector downloads them."""
+    snowflake_max_connections: PositiveInt = 4
+    """Connections to Snowflake at the same time."""
+    snowflake_timeout_seconds: PositiveFloat = 20.0
+    """Longest time for a login or a statement."""
+    snowflake_host: str | None = None
+    """Host of the account where it is not the usual one, such as a private link's."""
+    snowflake_port: Annotated[int, Field(ge=1, le=65535)] = 443
+    """Port of that host."""
+    snowflake_protocol: Literal["https", "http"] = "https"
+    """`http` is for local SQL only."""
 
     @property
     def image_limits(self) -> ImageLimits:

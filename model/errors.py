@@ -10,7 +10,7 @@ ModelError
 └── TrainingError         training cannot begin as asked, or comes to nothing
 """
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
 
 class ModelError(Exception):
@@ -30,6 +30,10 @@ class InputError(ModelError):
         super().__init__(message)
         self.message = message
         self.retryable = retryable
+
+    def anew(self) -> Self:
+        """The same error without the frames that this one has passed."""
+        return type(self)(self.message, retryable=self.retryable)
 
 
 class UnsupportedFormat(InputError):

@@ -57,7 +57,7 @@ _ROW = {
         {"type": "integer", "description": "row number, echoed"},
         {
             "type": ["string", "null"],
-            "description": "https URL of an image, or the base64 text of one; null answers null",
+            "description": "URL or stage path of an image, or its bytes as base64 or hex; null answers null",
         },
         {
             "type": ["object", "null"],
@@ -139,7 +139,7 @@ CLASSIFY_DOCUMENTATION: dict[str, Any] = {
     "summary": "Classify images",
     "description": (
         "The Content-Type chooses the form. **application/json**: a batch in the form of Snowflake's "
-        "external functions, each row a URL or the base64 text of an image. **image/\\*** or "
+        "external functions, each row what names an image or holds it. **image/\\*** or "
         "**application/octet-stream**: the bytes of one image. **multipart/form-data**: image files.\n\n"
         "An image that is unlike all that the network was trained on is abstained on: `label` is null, "
         "`reason` says why, `nearest_label` what it would have been. An image that cannot be classified has "

@@ -1,16 +1,25 @@
-"""What a row may name as its image: a URL, base64 text, or the bytes themselves."""
+"""What a row may name as its image: a URL, a staged file, text that holds the image, or its bytes."""
 
 import binascii
 import re
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from app.errors import InvalidBase64, InvalidSource
+from app.errors import InvalidBase64, InvalidHex, InvalidSource
+from app.images.stage_file import StageFile, parse_file_url, parse_stage_path
 from model.errors import InputError
 from model.image_limits import ImageLimits
 
 # RFC 3986, section 3.1. A colon is in no base64 alphabet, so this never mistakes an image for a URL.
 _SCHEME = re.compile(r"\s*[A-Za-z][A-Za-z0-9+.-]*:")
+# How images begin, in hex: PNG, JPEG, BMP, TIFF and BigTIFF in both byte orders, WebP. No base64 text of an
+# image begins so, since its own first bytes would then be those of no image.
+_HEX_OF_IMAGE = re.compile(
+    r"\s*(89504E47|FFD8FF|424D|49492[AB]00|4D4D002[AB]|52494646)[0-9A-F]{8}", re.IGNORECASE
+)
+
+# Longer text is an image; to strip it would copy it.
+MAX_REFERENCE_CHARACTERS = 64 * 1024
 
 
 @dataclass(frozen=True)
@@ -43,7 +52,26 @@ class Base64Text:
             ) from None
 
 
-Source: TypeAlias = Url | Base64Text | bytes
+@dataclass(frozen=True)
+class HexText:
+    """Hexadecimal digits of an image file, as SQL writes a BINARY value."""
+
+    text: str
+
+    def decode(self, limits: ImageLimits) -> bytes:
+        """Raises InvalidHex, or ImageTooLarge before anything is decoded."""
+        limits.refuse_bytes(len(self.text) // 2)
+        try:
+            return bytes.fromhex(self.text)
+        except ValueError:
+            raise InvalidHex(
+                f"A source that begins like an image in hex must be hex to its end, two digits a byte. "
+                f"Received: {len(self.text)} characters."
+            ) from None
+
+
+InlineText: TypeAlias = Base64Text | HexText
+Source: TypeAlias = Url | StageFile | InlineText | bytes
 
 
 def parse_source(value: object) -> Source | InputError | None:
@@ -52,14 +80,23 @@ def parse_source(value: object) -> Source | InputError | None:
         return None
     if not isinstance(value, str):
         return InvalidSource(f"A source must be a string. Received: {_json_type(value)}.")
-    if not value.strip():
-        return InvalidSource("A source must be a URL or base64 text. Received: an empty string.")
-    if value.lstrip().startswith("@"):
-        return InvalidSource(
-            "A source must be a URL or base64 text. Received: a stage path; "
-            "pass GET_PRESIGNED_URL(@stage, relative_path)."
-        )
-    return Url(value.strip()) if _SCHEME.match(value) else Base64Text(value)
+    if len(value) > MAX_REFERENCE_CHARACTERS:
+        return Url(value) if _SCHEME.match(value) else _parse_inline(value)
+    return _parse_short(value.strip())
+
+
+def _parse_short(text: str) -> Source | InputError:
+    if not text:
+        return InvalidSource("A source must not be empty. Received: an empty string.")
+    if text.startswith("@"):
+        return parse_stage_path(text)
+    if _SCHEME.match(text):
+        return parse_file_url(text) or Url(text)
+    return _parse_inline(text)
+
+
+def _parse_inline(text: str) -> InlineText:
+    return HexText(text) if _HEX_OF_IMAGE.match(text) else Base64Text(text)
 
 
 def _decode_strictly(text: str) -> bytes:

@@ -9,11 +9,14 @@ from numpy.typing import NDArray
 
 from app.image_classifier import ImageClassifier, StepSeconds
 from app.images.http import ImageFetcher
-from app.images.source import Base64Text, Url
+from app.images.source import Base64Text, HexText, Url
+from app.images.stage import StageReader
+from app.images.stage_file import StageFile
 from app.outcome import Outcome
 from app.pipeline import Pipeline
 from app.row import Row
 from app.settings import Settings
+from app.snowflake.session import SnowflakeSession
 from model import image as image_module
 from model.artifact import DEFAULT_MODEL_PATH, load_artifact
 from model.image_limits import ImageLimits
@@ -28,12 +31,13 @@ def classify(rows: list[Row], **changes: Any) -> tuple[list[Outcome | None], Ste
 
     async def run() -> tuple[list[Outcome | None], StepSeconds]:
         artifact = load_artifact(DEFAULT_MODEL_PATH)
-        async with ImageFetcher(SETTINGS) as fetcher:
+        async with ImageFetcher(SETTINGS) as fetcher, SnowflakeSession(SETTINGS) as session:
+            stages = StageReader(SETTINGS, session, fetcher)
             with ThreadPoolExecutor(2) as threads:
                 classifier = open_classifier(artifact, "litert", 2, SETTINGS.cache_dir)
                 given = {"classifier": classifier, "limits": ImageLimits()} | changes
                 images = ImageClassifier(artifact, **given)
-                return await Pipeline(images, fetcher, threads).classify_rows(rows)
+                return await Pipeline(images, fetcher, stages, threads).classify_rows(rows)
 
     return asyncio.run(run())
 
@@ -46,12 +50,21 @@ def test_image_in_any_place_of_any_batch_has_the_same_outcome(sample: bytes) -> 
 
 
 def test_errors_and_nulls_keep_their_place(sample: bytes) -> None:
-    sources = [None, sample, Base64Text("?"), Url("https://a.example.com/b"), Base64Text(text_of(sample))]
+    sources = [
+        None,
+        sample,
+        Base64Text("?"),
+        Url("https://a.example.com/b"),
+        Base64Text(text_of(sample)),
+        StageFile(("DB", "S", "IMAGES"), "a.png"),
+        HexText(sample.hex()),
+    ]
     outcomes, _ = classify([Row(n, source) for n, source in enumerate(sources)])
     codes = [outcome and outcome["error"] and outcome["error"]["code"] for outcome in outcomes]
-    assert codes == [None, None, "invalid_base64", "url_not_allowed", None]
+    expected = [None, None, "invalid_base64", "url_not_allowed", None, "snowflake_not_configured", None]
+    assert codes == expected
     assert outcomes[0] is None
-    assert outcomes[1] == outcomes[4]
+    assert outcomes[1] == outcomes[4] == outcomes[6]
 
 
 def test_batch_without_urls_spends_no_time_on_fetching(sample: bytes) -> None:

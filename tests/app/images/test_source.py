@@ -1,13 +1,30 @@
 import base64
+import io
+from collections.abc import Callable
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from PIL import Image
 
-from app.errors import InvalidBase64, InvalidSource
-from app.images.source import Base64Text, Url, parse_source
+from app.errors import InvalidBase64, InvalidHex, InvalidSource, ScopedUrlNotReadable, StageNotAuthorized
+from app.images.source import MAX_REFERENCE_CHARACTERS, Base64Text, HexText, Url, parse_source
+from app.images.stage_file import StageFile
 from model.errors import ImageTooLarge
 from model.image_limits import ImageLimits
 
 LIMITS = ImageLimits(max_image_bytes=100)
+FILES = "https://a.snowflakecomputing.com/api/files"
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
+# How files of those formats begin; BigTIFF and both byte orders of TIFF among them.
+MAGICS = [b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"RIFF"]
+MAGICS += [b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"]
+
+
+def image(kind: str) -> bytes:
+    file = io.BytesIO()
+    Image.linear_gradient("L").resize((20, 20)).save(file, kind)
+    return file.getvalue()
 
 
 def test_null_is_null() -> None:
@@ -15,19 +32,51 @@ def test_null_is_null() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["https://a/b", "http://a", "file:///etc/passwd", "data:image/png;base64,AA", "S3://b/k"]
+    "text",
+    [
+        "https://a/b",
+        "http://a",
+        "file:///etc/passwd",
+        "data:image/png;base64,AA",
+        "S3://b/k",
+        "https://a.snowflakecomputing.com/oauth/authorize",
+        f"{FILES}/{'a' * MAX_REFERENCE_CHARACTERS}",
+    ],
 )
 def test_text_with_a_scheme_is_a_url(text: str) -> None:
     assert parse_source(text) == Url(text)
 
 
-def test_other_text_is_base64() -> None:
-    assert parse_source("QUJD") == Base64Text("QUJD")
+def test_blanks_around_a_reference_do_not_matter() -> None:
+    assert parse_source(" https://a/b\n") == Url("https://a/b")
+    assert parse_source("\t@s/a b.png ") == StageFile(("S",), "a b.png")
 
 
-@pytest.mark.parametrize("value", ["", " \n", "@stage/a.png", 0, 1.5, True, [], {}])
+def test_staged_file_has_two_names() -> None:
+    stage = ("DB", "S", "T")
+    assert parse_source(f"{FILES}/DB/S/T/a%2epng") == StageFile(stage, "a.png", "a.snowflakecomputing.com")
+    assert parse_source("@db.s.t/a.png") == StageFile(stage, "a.png")
+
+
+def test_files_that_are_others_say_so() -> None:
+    scoped = f"{FILES}/019260c2-00c0-f2f2-0000-4383001cf046/bXlfZGF0"
+    assert isinstance(parse_source(scoped), ScopedUrlNotReadable)
+    assert isinstance(parse_source("@~/a.png"), StageNotAuthorized)
+
+
+@pytest.mark.parametrize("value", ["", " \n", "@", "@stage", f"{FILES}/DB/S/T", 0, 1.5, True, [], {}])
 def test_what_is_neither_is_invalid(value: object) -> None:
     assert isinstance(parse_source(value), InvalidSource)
+
+
+def test_text_too_long_for_a_reference_is_none() -> None:
+    assert parse_source("@" + '"a' * MAX_REFERENCE_CHARACTERS) == Base64Text(
+        "@" + '"a' * MAX_REFERENCE_CHARACTERS
+    )
+
+
+def test_other_text_is_base64() -> None:
+    assert parse_source("QUJD") == Base64Text("QUJD")
 
 
 @pytest.mark.parametrize("text", ["QUJD", "QUI=", "QQ==", "QU\r\nJD\n", " QUJD "])
@@ -46,8 +95,44 @@ def test_other_text_is_invalid_base64(text: str) -> None:
 @pytest.mark.parametrize("size", [99, 100])
 def test_image_up_to_the_limit_is_decoded(size: int) -> None:
     assert len(Base64Text(base64.b64encode(bytes(size)).decode()).decode(LIMITS)) == size
+    assert len(HexText(bytes(size).hex()).decode(LIMITS)) == size
 
 
 def test_larger_image_is_refused_before_it_is_decoded() -> None:
     with pytest.raises(ImageTooLarge):
         Base64Text(base64.b64encode(bytes(110)).decode()).decode(LIMITS)
+    with pytest.raises(ImageTooLarge):
+        HexText("zz" * 101).decode(LIMITS)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_hex_of_an_image_is_decoded(kind: str) -> None:
+    data = image(kind)
+    for text in (data.hex(), data.hex().upper(), f" {data.hex()}\n", data.hex("\n", -40)):
+        source = parse_source(text)
+        assert isinstance(source, HexText)
+        assert source.decode(ImageLimits()) == data
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize(
+    "change", [lambda text: text[:-1], lambda text: f"{text}g0", lambda text: f"{text}-"]
+)
+def test_hex_must_be_hex_to_its_end(kind: str, change: Callable[[str], str]) -> None:
+    source = parse_source(change(image(kind).hex()))
+    assert isinstance(source, HexText)
+    with pytest.raises(InvalidHex):
+        source.decode(ImageLimits())
+
+
+@given(magic=st.sampled_from(MAGICS), rest=st.binary(min_size=8))
+@example(magic=b"BM", rest=base64.b64decode("89504E470D0A1A0A"))
+def test_base64_of_an_image_is_never_taken_for_hex(magic: bytes, rest: bytes) -> None:
+    text = base64.b64encode(magic + rest).decode()
+    assert parse_source(text) == Base64Text(text)
+    assert isinstance(parse_source((magic + rest).hex()), HexText)
+
+
+@pytest.mark.parametrize("text", ["DEADBEEF", "89504E47", "424D0000", b"GIF89a".hex(), "FFD8FF"])
+def test_hex_of_no_image_is_base64_to_us(text: str) -> None:
+    assert parse_source(text) == Base64Text(text)

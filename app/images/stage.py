@@ -1,0 +1,173 @@
+"""Staged files to bytes: one statement a batch and stage signs all paths, then they are fetched.
+
+Where signed URLs do not serve, since the stage is encrypted by its clients or the account forbids
+them, the connector downloads the files.
+"""
+
+import asyncio
+import time
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import TypeAlias
+
+from pydantic_core import from_json, to_json
+
+from app.errors import (
+    ClientSideEncrypted,
+    SnowflakeNotConfigured,
+    SnowflakeRefused,
+    StageNotAllowed,
+    WrongAccount,
+)
+from app.images.allowlist import SNOWFLAKE_STORAGE, Allowlist
+from app.images.http import ImageFetcher
+from app.images.source import Url
+from app.images.stage_file import ACCOUNT_DOMAINS, StageFile
+from app.settings import Settings
+from app.snowflake.credentials import account_and_host, is_configured
+from app.snowflake.identifier import parse_identifier, quote_identifier, quote_string
+from app.snowflake.session import SnowflakeSession
+from model.errors import InputError
+
+# The longest that every kind of stage allows. Source: Snowflake documentation, GET_PRESIGNED_URL.
+SIGNED_SECONDS = 3600
+# So long, the files of a stage whose signed URLs did not serve are downloaded; then they are tried again.
+UNSIGNED_SECONDS = 300.0
+
+Stage: TypeAlias = tuple[str, ...]
+# Signed URLs by path; None when the connector is to download the files of this stage.
+Signed: TypeAlias = dict[str, str] | None
+
+
+class StageReader:
+    """Reads staged files as the service's own user, whoever asked for them."""
+
+    def __init__(self, settings: Settings, session: SnowflakeSession, fetcher: ImageFetcher) -> None:
+        self._settings = settings
+        self._session = session
+        self._fetcher = fetcher
+        self._storage = Allowlist((*SNOWFLAKE_STORAGE, *settings.allowed_url_hosts))
+        self._allowed_stages = frozenset(map(parse_identifier, settings.snowflake_stages))
+        self._account_hosts = _hosts_of_account(settings)
+        self._asking_for_hosts: asyncio.Task[InputError | None] | None = None
+        self._unsigned_until: dict[Stage, float] = {}
+
+    def open_batch(self, files: Iterable[StageFile]) -> "StageBatch":
+        """Begin to sign what a batch names; must be called on the event loop."""
+        paths: dict[tuple[str | None, Stage], dict[str, None]] = defaultdict(dict)
+        for file in files:
+            paths[file.host, file.stage][file.path] = None
+        return StageBatch(
+            self, {key: asyncio.ensure_future(self._sign(*key, list(paths[key]))) for key in paths}
+        )
+
+    async def fetch(self, file: StageFile, signed: Signed) -> bytes:
+        """The bytes of one file. Raises InputError."""
+        if signed is None:
+            return await self._download(file)
+        try:
+            return await self._fetcher.fetch(Url(signed[file.path]), self._storage)
+        except ClientSideEncrypted:
+            self._leave_unsigned(file.stage)
+            return await self._download(file)
+
+    async def _sign(self, host: str | None, stage: Stage, paths: list[str]) -> Signed | InputError:
+        try:
+            await self._check(host, stage)
+            return await self._sign_paths(stage, paths) if self._is_signed(stage) else None
+        except InputError as error:
+            return error
+
+    async def _sign_paths(self, stage: Stage, paths: list[str]) -> Signed:
+        location = quote_string(f"@{quote_identifier(*stage)}")
+        statement = (
+            f"SELECT GET_PRESIGNED_URL({location}, f.value::string, {SIGNED_SECONDS}) "  # noqa: S608 - quoted
+            "FROM TABLE(FLATTEN(input => PARSE_JSON(?))) f ORDER BY f.index"
+        )
+        try:
+            rows = await self._session.query(statement, [to_json(paths).decode()])
+        except SnowflakeRefused:
+            self._leave_unsigned(stage)
+            return None
+        return {path: url for path, (url,) in zip(paths, rows, strict=True)}
+
+    async def _download(self, file: StageFile) -> bytes:
+        return await self._session.download(file.stage, file.path, self._settings.max_image_bytes)
+
+    def _is_signed(self, stage: Stage) -> bool:
+        return self._settings.snowflake_presigned_urls and (
+            self._unsigned_until.get(stage, 0.0) <= time.monotonic()
+        )
+
+    def _leave_unsigned(self, stage: Stage) -> None:
+        now = time.monotonic()
+        kept = {stage: until for stage, until in self._unsigned_until.items() if until > now}
+        self._unsigned_until = kept | {stage: now + UNSIGNED_SECONDS}
+
+    async def _check(self, host: str | None, stage: Stage) -> None:
+        """Raises InputError where nothing is to be asked of Snowflake."""
+        if not is_configured(self._settings):
+            raise SnowflakeNotConfigured(
+                "The service needs an account to read stages: set EXT_CLASSIFY_SNOWFLAKE_ACCOUNT, or "
+                "pass GET_PRESIGNED_URL(@stage, relative_path)."
+            )
+        if self._allowed_stages and stage not in self._allowed_stages:
+            raise StageNotAllowed(
+                "A stage must be on the service's list, EXT_CLASSIFY_SNOWFLAKE_STAGES. "
+                f"Received: {quote_identifier(*stage)}."
+            )
+        if host is not None and host not in self._account_hosts:
+            await self._learn_account_hosts()
+            if host not in self._account_hosts:
+                raise WrongAccount(
+                    f"A file URL must be of the account that the service reads from. Received: {host[:100]}."
+                )
+
+    async def _learn_account_hosts(self) -> None:
+        """Asked once, for a name that is not the settings'; those who wait together wait for one answer."""
+        if self._asking_for_hosts is None:
+            self._asking_for_hosts = asyncio.ensure_future(self._ask_for_hosts())
+        failure = await asyncio.shield(self._asking_for_hosts)
+        if failure is not None:
+            raise failure.anew()
+
+    async def _ask_for_hosts(self) -> InputError | None:
+        """An account has several names, and Snowflake lists their hosts."""
+        try:
+            [[text]] = await self._session.query("SELECT SYSTEM$ALLOWLIST()")
+        except InputError as error:
+            self._asking_for_hosts = None  # the next one asks again
+            return error
+        self._account_hosts |= {
+            entry["host"].lower()
+            for entry in from_json(text)
+            if entry["type"].startswith("SNOWFLAKE_DEPLOYMENT")
+        }
+        return None
+
+
+class StageBatch:
+    """The staged files of one batch, their URLs signed or being signed."""
+
+    def __init__(
+        self,
+        reader: StageReader,
+        signing: dict[tuple[str | None, Stage], "asyncio.Future[Signed | InputError]"],
+    ) -> None:
+        self._reader = reader
+        self._signing = signing
+
+    async def fetch(self, file: StageFile) -> bytes:
+        """Raises InputError."""
+        signed = await self._signing[file.host, file.stage]
+        if isinstance(signed, InputError):
+            raise signed.anew()
+        return await self._reader.fetch(file, signed)
+
+
+def _hosts_of_account(settings: Settings) -> frozenset[str]:
+    """As the settings name it; underscores are dashes where a certificate must match."""
+    account, host = account_and_host(settings)
+    names = {account.lower(), account.lower().replace("_", "-")} if account else set()
+    hosts = {name + domain for name in names for domain in ACCOUNT_DOMAINS}
+    return frozenset(hosts | ({host.lower()} if host else set()))

@@ -1,0 +1,105 @@
+"""The ways in which Snowflake names a staged file: a file URL, a scoped URL, a stage path.
+
+Sources: Snowflake documentation, "Introduction to unstructured data" and BUILD_STAGE_FILE_URL. The file URLs
+of directory tables are percent-encoded down to their dots and slashes; written by hand they seldom are.
+"""
+
+import contextlib
+import re
+from dataclasses import dataclass
+from urllib.parse import unquote
+
+from app.errors import InvalidSource, ScopedUrlNotReadable, StageNotAuthorized
+from app.snowflake.identifier import parse_identifier, quote_identifier
+from app.snowflake.stage_location import OwnersStage, parse_location
+
+# Accounts in China have .cn.
+ACCOUNT_DOMAINS = (".snowflakecomputing.com", ".snowflakecomputing.cn")
+
+_FILE_URL = re.compile(
+    r"https://(?P<host>[A-Za-z0-9._-]+)(?::443)?/api/files/(?P<rest>.*)", re.IGNORECASE | re.ASCII | re.DOTALL
+)
+_QUERY_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
+_IMPOSSIBLE = re.compile("[\0\ud800-\udfff]")
+
+
+@dataclass(frozen=True, slots=True)
+class StageFile:
+    """`stage` is the stage's name in parts, as Snowflake stores it: ("DB", "SCHEMA", "IMAGES").
+
+    Of a stage path it may lack the database or the schema, which the session then gives. `host` is the
+    account's, None for a stage path.
+    """
+
+    stage: tuple[str, ...]
+    path: str
+    host: str | None = None
+
+
+def parse_file_url(text: str) -> StageFile | InvalidSource | ScopedUrlNotReadable | None:
+    """The staged file behind a URL of Snowflake's; None when it is another host's or another kind of URL."""
+    match = _FILE_URL.fullmatch(text)
+    if match is None or not match["host"].lower().endswith(ACCOUNT_DOMAINS):
+        return None
+    segments = match["rest"].split("/")
+    if _QUERY_ID.fullmatch(segments[0]) and len(segments) <= 3:
+        return ScopedUrlNotReadable(
+            "A scoped URL can be read only by the user who made it. Pass the directory table's file_url, "
+            "BUILD_STAGE_FILE_URL(@stage, relative_path) or GET_PRESIGNED_URL(@stage, relative_path)."
+        )
+    try:
+        stage, path = _names_and_path(segments)
+    except ValueError:
+        return InvalidSource(
+            "A file URL must be https://<account>/api/files/<database>/<schema>/<stage>/<path>, "
+            "percent-encoded."
+        )
+    return StageFile(stage, path, match["host"].lower())
+
+
+def parse_stage_path(text: str) -> StageFile | InvalidSource | StageNotAuthorized:
+    """The staged file of a path like `@db.schema."My stage"/2026/07/a.png`, which is not percent-encoded."""
+    try:
+        stage, path = parse_location(text)
+        _refuse_impossible(*stage, path)
+    except OwnersStage as error:
+        return StageNotAuthorized(str(error))
+    except ValueError as error:
+        return InvalidSource(str(error))
+    return StageFile(stage, path)
+
+
+def _names_and_path(segments: list[str]) -> tuple[tuple[str, ...], str]:
+    """Raises ValueError."""
+    if any(mark in segment for segment in segments for mark in "?#"):
+        raise ValueError("What stands before a mark that is not encoded would name another file.")
+    dotted = _split_dotted(segments[0])
+    names, parts = (dotted, segments[1:]) if dotted else (segments[:3], segments[3:])
+    stage = tuple(map(_name_of_segment, names))
+    path = unquote("/".join(parts), errors="strict")
+    quote_identifier(*stage)
+    _refuse_impossible(*stage, path)
+    return stage, path
+
+
+def _refuse_impossible(*names_and_path: str) -> None:
+    """What cannot be told to Snowflake would cost the batch's other files, too. Raises ValueError."""
+    if not names_and_path[-1].strip("/"):
+        raise ValueError("A stage path must name a file behind the stage. Received: a stage alone.")
+    if _IMPOSSIBLE.search("".join(names_and_path)):
+        raise ValueError("A stage path must hold no NUL and no half of a surrogate pair.")
+
+
+def _split_dotted(segment: str) -> list[str] | None:
+    """The parts of `db.schema.stage`, the form of older documents; a dot in a name is %2e or in quotes."""
+    parts = re.findall(r'(?:%22.*?%22(?!%22)|"[^"]*"|[^."])+', segment, re.IGNORECASE)
+    return parts if len(parts) == 3 and ".".join(parts) == segment else None
+
+
+def _name_of_segment(segment: str) -> str:
+    """A name in double quotes, else exactly as it stands: URLs hold names as they are stored."""
+    text = unquote(segment, errors="strict")
+    if text.startswith('"'):
+        with contextlib.suppress(ValueError):
+            [text] = parse_identifier(text, max_parts=1)
+    return text

@@ -1,0 +1,95 @@
+"""Who the service is to Snowflake: settings to the arguments of the connector's connect()."""
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from app.settings import Settings
+
+# Snowpark Container Services mounts it, and renews it every few minutes; a login needs the newest.
+# Source: Snowflake documentation, "Connect to Snowflake from within a container".
+SPCS_TOKEN_FILE = Path("/snowflake/session/token")
+
+_RENAMED_IN_5 = {
+    "private_key_file_pwd": "private_key_password",
+    "network_timeout": "query_timeout",
+    "socket_timeout": "request_timeout",
+}
+
+
+def is_configured(settings: Settings) -> bool:
+    """Whether there is an account to read stages from."""
+    return settings.snowflake_account is not None or runs_in_spcs()
+
+
+def runs_in_spcs() -> bool:
+    return "SNOWFLAKE_HOST" in os.environ and SPCS_TOKEN_FILE.is_file()
+
+
+def account_and_host(settings: Settings) -> tuple[str, str | None]:
+    """The account, and the host to log in to where it is not the account's usual one."""
+    if settings.snowflake_account is not None:
+        return settings.snowflake_account, settings.snowflake_host
+    return os.environ.get("SNOWFLAKE_ACCOUNT", ""), os.environ.get("SNOWFLAKE_HOST")
+
+
+def connect_arguments(settings: Settings, connector_version: int) -> dict[str, Any]:
+    """Read anew for every login, so that renewed tokens are picked up. Raises OSError for lack of a file."""
+    account, host = account_and_host(settings)
+    timeout_seconds = math.ceil(settings.snowflake_timeout_seconds)  # 0 would be for ever
+    arguments: dict[str, Any] = {
+        "account": account,
+        "host": host,
+        "port": settings.snowflake_port,
+        "protocol": settings.snowflake_protocol,
+        "user": settings.snowflake_user,
+        "role": settings.snowflake_role,
+        "warehouse": settings.snowflake_warehouse,
+        "database": os.environ.get("SNOWFLAKE_DATABASE") if settings.snowflake_account is None else None,
+        "schema": os.environ.get("SNOWFLAKE_SCHEMA") if settings.snowflake_account is None else None,
+        "application": "ext_classify",
+        "paramstyle": "qmark",
+        "login_timeout": timeout_seconds,
+        "network_timeout": timeout_seconds,
+        "socket_timeout": timeout_seconds,  # 4.x looks at the others only between requests
+        "session_parameters": {"QUERY_TAG": "ext-classify", "CLIENT_TELEMETRY_ENABLED": False},
+        **_credentials(settings),
+    }
+    if connector_version >= 5:
+        arguments = {_RENAMED_IN_5.get(name, name): value for name, value in arguments.items()}
+        arguments["logout_total_timeout_seconds"] = timeout_seconds
+        arguments["enable_server_session_keep_alive_auto_detection"] = False
+    return {name: value for name, value in arguments.items() if value is not None}
+
+
+def _credentials(settings: Settings) -> dict[str, Any]:
+    if settings.snowflake_account is None:
+        return {"authenticator": "OAUTH", "token": _read_token(SPCS_TOKEN_FILE)}
+    if settings.snowflake_workload_identity_provider is not None:
+        return {
+            "authenticator": "WORKLOAD_IDENTITY",
+            "workload_identity_provider": settings.snowflake_workload_identity_provider,
+        }
+    if settings.snowflake_private_key_file is not None:
+        passphrase = settings.snowflake_private_key_passphrase
+        return {
+            "authenticator": "SNOWFLAKE_JWT",
+            "private_key_file": str(settings.snowflake_private_key_file),
+            "private_key_file_pwd": passphrase.get_secret_value() if passphrase else None,
+        }
+    if settings.snowflake_token_file is not None:
+        return {
+            "authenticator": settings.snowflake_token_type,
+            "token": _read_token(settings.snowflake_token_file),
+        }
+    if settings.snowflake_token is not None:
+        return {
+            "authenticator": settings.snowflake_token_type,
+            "token": settings.snowflake_token.get_secret_value(),
+        }
+    return {}
+
+
+def _read_token(path: Path) -> str:
+    return path.read_text(encoding="ascii").strip()

@@ -1,0 +1,91 @@
+"""What Snowflake's refusals mean for a row.
+
+Error numbers: Snowflake's server and the connector's `errorcode` and `network` modules. Messages of
+Snowflake's are not passed on: they hold names of objects that the caller may have no right to know of.
+"""
+
+from app.errors import (
+    SnowflakeLoginFailed,
+    SnowflakeRefused,
+    SnowflakeUnavailable,
+    StageNotAuthorized,
+    WarehouseUnavailable,
+)
+from model.errors import InputError
+
+# Object does not exist or not authorized; operation cannot be performed; insufficient privileges.
+_NOT_AUTHORIZED = frozenset({2003, 2043, 3001, 3003})
+# No active warehouse; it cannot be resumed, or its resource monitor has stopped it.
+_NO_WAREHOUSE = frozenset({606, 607, 608, 609, 90064, 90073})
+# The session or its tokens are over, or cannot be renewed; the connection was closed meanwhile.
+_SESSION_OVER = frozenset(
+    {250001, 250002, 290401, 390104, 390110, 390111, 390112, 390113, 390114, 390115, 390195, 390318}
+)
+_NO_CURRENT_DATABASE = frozenset({90105, 90106})
+# HTTP 403 and 404 at login: there is no such account at that host.
+_NO_SUCH_ACCOUNT = frozenset({290403, 290404})
+_UNREACHABLE_CLASSES = frozenset(
+    {"OperationalError", "InterfaceError", "InternalError", "HttpError", "RevocationCheckError"}
+)
+
+
+def is_session_over(error: Exception) -> bool:
+    """Whether a new login would let the same statement through."""
+    return _number(error) in _SESSION_OVER
+
+
+def login_failure(error: Exception) -> InputError:
+    """The row error of a login that failed."""
+    number = _number(error)
+    if number not in _NO_SUCH_ACCOUNT and (_is_unreachable(error) or 290_000 <= number < 300_000):
+        return no_answer(number)
+    return SnowflakeLoginFailed(
+        "Snowflake must let the service in: check the account, the user and the key or token in its "
+        f"EXT_CLASSIFY_SNOWFLAKE_ settings. Received: error {number or type(error).__name__}."
+    )
+
+
+def statement_failure(error: Exception) -> InputError:
+    """The row error of a statement that failed."""
+    number = _number(error)
+    if number in _NOT_AUTHORIZED:
+        return StageNotAuthorized(
+            "The stage must exist, and the service's role must be granted READ on it (USAGE if it is "
+            f"external) and USAGE on its database and schema. Received: error {number}."
+        )
+    if number in _NO_CURRENT_DATABASE:
+        return StageNotAuthorized(
+            "A stage path must name the database and schema: @db.schema.stage/path. "
+            f"Received: error {number}."
+        )
+    if number in _NO_WAREHOUSE:
+        return WarehouseUnavailable(
+            "The service's warehouse must run or resume by itself: set EXT_CLASSIFY_SNOWFLAKE_WAREHOUSE, "
+            "grant USAGE on it, and ALTER WAREHOUSE … RESUME or raise its resource monitor. "
+            f"Received: error {number}.",
+            retryable=True,
+        )
+    if _is_unreachable(error) or number >= 250000:
+        return no_answer(number)
+    return SnowflakeRefused(f"Snowflake must carry out the service's statement. Received: error {number}.")
+
+
+def no_answer(number: int = 0) -> SnowflakeUnavailable:
+    """The row error of a wait in vain."""
+    return SnowflakeUnavailable(
+        f"Snowflake must answer in time. Received: {f'error {number}' if number else 'no answer'}.",
+        retryable=True,
+    )
+
+
+def _is_unreachable(error: Exception) -> bool:
+    if isinstance(error, FileNotFoundError | IsADirectoryError | PermissionError):
+        return False  # of a key or token; what networks raise is an OSError, too
+    return isinstance(error, OSError) or bool(
+        _UNREACHABLE_CLASSES & {base.__name__ for base in type(error).__mro__}
+    )
+
+
+def _number(error: Exception) -> int:
+    number = None if isinstance(error, OSError) else getattr(error, "errno", None)
+    return number if isinstance(number, int) and number > 0 else 0

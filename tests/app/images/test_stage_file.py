@@ -1,0 +1,204 @@
+import pytest
+import sqlglot
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
+from sqlglot.tokens import TokenType
+
+from app.errors import InvalidSource, ScopedUrlNotReadable, StageNotAuthorized
+from app.images.stage_file import StageFile, parse_file_url, parse_stage_path
+from app.snowflake.identifier import MAX_CHARACTERS, parse_identifier, quote_identifier, quote_string
+from app.snowflake.local.catalog import Name, Stage
+from app.snowflake.local.urls import file_url
+from app.snowflake.stage_location import OwnersStage, parse_location
+
+HOST = "https://org-steel.snowflakecomputing.com"
+FILES = f"{HOST}/api/files"
+QUERY_ID = "019260c2-00c0-f2f2-0000-4383001cf046"
+
+LETTERS = st.characters(exclude_categories=["Cs"], exclude_characters="\0")
+NAMES = st.text(LETTERS, min_size=1, max_size=MAX_CHARACTERS)
+PATHS = st.text(LETTERS, min_size=1).filter(lambda path: path.strip("/"))
+
+
+def is_quoted(name: str) -> bool:
+    try:
+        return name.startswith('"') and parse_identifier(name) != (name,)
+    except ValueError:
+        return False
+
+
+@given(names=st.tuples(NAMES, NAMES, NAMES), path=PATHS)
+@example(names=("DB", "PUBLIC", "IMAGES"), path="2026/july/a b#?%+&.png")
+@example(names=('a"b', "ünïcode", "with space"), path="e\u0301/é.png")
+@example(names=("a.b.c", "d/e", "50%"), path="/leading.png")
+@example(names=('"', '"a', "%22"), path="%2e%2e/\\'\"")
+@example(names=(QUERY_ID, "S", "T"), path="a.png")
+def test_file_url_of_a_directory_table_names_its_file(names: Name, path: str) -> None:
+    assume(not any(map(is_quoted, names)))  # what a URL means by a name in quotes is its content
+    stage = Stage(names, folder=None)  # type: ignore[arg-type]
+    assert parse_file_url(file_url(stage, path)) == StageFile(names, path, "local.snowflakecomputing.com")
+
+
+@given(names=st.lists(NAMES, min_size=1, max_size=3), path=PATHS)
+@example(names=["%"], path="a.png")
+@example(names=["~"], path="a.png")
+@example(names=['"', "a.b", "c/d@"], path="'; DROP STAGE x --")
+def test_quoted_stage_path_names_its_file(names: list[str], path: str) -> None:
+    text = f"@{quote_identifier(*names)}/{path}"
+    assert parse_location(text) == (tuple(names), path)
+    assert parse_stage_path(text) == StageFile(tuple(names), path)
+
+
+@given(names=st.lists(NAMES, min_size=1, max_size=3), path=PATHS)
+@example(names=["'; DROP STAGE images; --"], path="a.png")
+@example(names=["S"], path="'; DROP STAGE images; --")
+@example(names=["S"], path="\\'; DROP STAGE images; --")
+@example(names=["\\"], path="\\")
+def test_no_stage_or_path_breaks_out_of_its_constant(names: list[str], path: str) -> None:
+    location = f"@{quote_identifier(*names)}/{path}"
+    tokens = sqlglot.tokenize(f"LIST {quote_string(location)}", read="snowflake")
+    assert [token.token_type for token in tokens[1:]] == [TokenType.STRING]
+    assert tokens[1].text == location
+
+
+@pytest.mark.parametrize(
+    ("url", "stage", "path"),
+    [
+        (f"{FILES}/DB/S/IMAGES/a%2epng", ("DB", "S", "IMAGES"), "a.png"),
+        (f"{FILES}/DB/S/IMAGES/2026%2fjuly%2fa%2epng", ("DB", "S", "IMAGES"), "2026/july/a.png"),
+        (f"{FILES}/DB/S/IMAGES/2026/july/a.png", ("DB", "S", "IMAGES"), "2026/july/a.png"),
+        (f"{FILES}/DB.S.IMAGES/july/a.png", ("DB", "S", "IMAGES"), "july/a.png"),
+        (f"{FILES}/%22my db%22.S.%22a.b%22/a.png", ("my db", "S", "a.b"), "a.png"),
+        (f"{FILES}/db/s/images/a.png", ("db", "s", "images"), "a.png"),
+        (f"{FILES}/DB/S/%22my%20stage%22/a.png", ("DB", "S", "my stage"), "a.png"),
+        (f"{FILES}/DB/S/%22say %22%22hi%22%22%22/a.png", ("DB", "S", 'say "hi"'), "a.png"),
+        (f"{FILES}/DB/S/IMAGES/100%25.png", ("DB", "S", "IMAGES"), "100%.png"),
+        (f"{FILES}/DB/S/IMAGES/100%.png", ("DB", "S", "IMAGES"), "100%.png"),
+        (f"{FILES}/DB/S/IMAGES/%252e.png", ("DB", "S", "IMAGES"), "%2e.png"),
+        (f"{FILES}/DB/S/IMAGES/a+b.png", ("DB", "S", "IMAGES"), "a+b.png"),
+        (f"{FILES}/DB/S/IMAGES/caf\u00e9.png", ("DB", "S", "IMAGES"), "caf\u00e9.png"),
+        (f"{FILES}/DB/S/IMAGES/cafe%cc%81.png", ("DB", "S", "IMAGES"), "cafe\u0301.png"),
+        (f"{FILES}/DB/S/IMAGES//a.png", ("DB", "S", "IMAGES"), "/a.png"),
+        (f"{FILES}/DB/S/IMAGES/{'d/' * 500}a.png", ("DB", "S", "IMAGES"), f"{'d/' * 500}a.png"),
+        (f"{FILES}/{QUERY_ID}/S/IMAGES/a.png", (QUERY_ID, "S", "IMAGES"), "a.png"),
+    ],
+)
+def test_file_url_is_decoded_once(url: str, stage: tuple[str, ...], path: str) -> None:
+    assert parse_file_url(url) == StageFile(stage, path, "org-steel.snowflakecomputing.com")
+
+
+@pytest.mark.parametrize(
+    ("url", "host"),
+    [
+        ("https://ab12345.snowflakecomputing.com", "ab12345.snowflakecomputing.com"),
+        (
+            "https://AB12345.eu-central-1.SnowflakeComputing.COM",
+            "ab12345.eu-central-1.snowflakecomputing.com",
+        ),
+        ("HTTPS://a_b-c.snowflakecomputing.cn:443", "a_b-c.snowflakecomputing.cn"),
+        ("https://a.privatelink.snowflakecomputing.com", "a.privatelink.snowflakecomputing.com"),
+    ],
+)
+def test_file_url_keeps_its_host(url: str, host: str) -> None:
+    assert parse_file_url(f"{url}/api/files/DB/S/T/a.png") == StageFile(("DB", "S", "T"), "a.png", host)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://example.com/api/files/DB/S/T/a.png",
+        "https://snowflakecomputing.com.evil.example/api/files/DB/S/T/a.png",
+        "https://evilsnowflakecomputing.com/api/files/DB/S/T/a.png",
+        "https://a.snowflakecomputing.com@evil.example/api/files/DB/S/T/a.png",
+        "https://a.snowflakecomputing.com:8443/api/files/DB/S/T/a.png",
+        "http://a.snowflakecomputing.com/api/files/DB/S/T/a.png",
+        "https://a.snowflakecomputing.com/api/v2/DB/S/T/a.png",
+        "https://bucket.s3.amazonaws.com/api/files/DB/S/T/a.png",
+    ],
+)
+def test_other_urls_are_not_staged_files(url: str) -> None:
+    assert parse_file_url(url) is None
+
+
+@pytest.mark.parametrize("host", [HOST, "https://local.snowflakecomputing.com"])
+@pytest.mark.parametrize("rest", [f"{QUERY_ID}/bXlfZGF0YWJhc2U", f"{QUERY_ID.upper()}/12345/bXlfZGF0"])
+def test_scoped_url_is_told_apart(host: str, rest: str) -> None:
+    assert isinstance(parse_file_url(f"{host}/api/files/{rest}"), ScopedUrlNotReadable)
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        "",
+        "DB",
+        "DB/S/T",
+        "DB/S/T/",
+        "DB/S/T//",
+        "DB//T/a.png",
+        "DB.S.T",
+        "DB/S/T/a?.png",
+        "DB/S/T/a#1.png",
+        "DB/S/T?/a.png",
+        "DB/S/T/%00.png",
+        "DB/S/%00/a.png",
+        "DB/S/T/%ff.png",
+        "DB/S/T/%ed%a0%80.png",
+        "DB/S/T/\ud800.png",
+        f"DB/S/{'T' * 256}/a.png",
+    ],
+)
+def test_what_names_no_file_is_invalid(rest: str) -> None:
+    assert isinstance(parse_file_url(f"{FILES}/{rest}"), InvalidSource)
+
+
+@pytest.mark.parametrize(
+    ("text", "stage", "path"),
+    [
+        ("@images/a.png", ("IMAGES",), "a.png"),
+        ("@s.images/a.png", ("S", "IMAGES"), "a.png"),
+        ("@db.s.images/2026/07/a.png", ("DB", "S", "IMAGES"), "2026/07/a.png"),
+        ('@"My db".s."a.b/c"/a.png', ("My db", "S", "a.b/c"), "a.png"),
+        ('@db.s."say ""hi"""/a.png', ("DB", "S", 'say "hi"'), "a.png"),
+        ('@db.s."50%"/100%25.png', ("DB", "S", "50%"), "100%25.png"),
+        ("@_1$/a b#?.png", ("_1$",), "a b#?.png"),
+        ("@images//a.png", ("IMAGES",), "/a.png"),
+        ("@images/a\nb.png", ("IMAGES",), "a\nb.png"),
+        ("@images", None, ""),
+        ("@images/", None, ""),
+        ("@images//", None, ""),
+        ("@", None, ""),
+        ("@/a.png", None, ""),
+        ("@a.b.c.d/a.png", None, ""),
+        ("@1stage/a.png", None, ""),
+        ("@my stage/a.png", None, ""),
+        ("@bücher/a.png", None, ""),
+        ('@"unfinished/a.png', None, ""),
+        ('@""/a.png', None, ""),
+        ("@images/a\0.png", None, ""),
+        ('@"a\0"/a.png', None, ""),
+        ("@images/\ud800.png", None, ""),
+        (f"@{'a' * 256}/a.png", None, ""),
+    ],
+)
+def test_stage_path_is_read_as_sql_reads_it(text: str, stage: tuple[str, ...] | None, path: str) -> None:
+    parsed = parse_stage_path(text)
+    if stage is None:
+        assert isinstance(parsed, InvalidSource)
+    else:
+        assert parsed == StageFile(stage, path)
+
+
+@pytest.mark.parametrize("text", ["@~/a.png", "@%t/a.png", "@db.s.%t/a.png", '@s.%"my table"/a.png'])
+def test_stage_of_a_user_or_table_is_its_owners(text: str) -> None:
+    assert isinstance(parse_stage_path(text), StageNotAuthorized)
+    with pytest.raises(OwnersStage):
+        parse_location(text)
+
+
+@pytest.mark.parametrize("text", ["@~a/b", "@db.~/a.png", "@%/a.png", "@%~/a.png"])
+def test_other_marks_are_no_names(text: str) -> None:
+    assert isinstance(parse_stage_path(text), InvalidSource)
+
+
+def test_location_may_be_a_stage_alone() -> None:
+    assert parse_location("@db.s.images") == (("DB", "S", "IMAGES"), "")

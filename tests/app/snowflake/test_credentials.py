@@ -1,0 +1,256 @@
+"""Arguments of connect(), held against both lines of the connector, and what they make it send."""
+
+import json
+import os
+import subprocess
+import sys
+from base64 import b64encode, urlsafe_b64decode
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+import snowflake.connector
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
+from cryptography.hazmat.primitives.hashes import SHA256
+from snowflake.connector.connection import DEFAULT_CONFIGURATION
+
+from app.settings import Settings
+from app.snowflake import credentials
+from app.snowflake.credentials import account_and_host, connect_arguments, is_configured
+from tests.snowflake_front import Front, front
+
+PASSPHRASE = "correct horse"  # noqa: S105 - of a key made here
+ACCOUNT = {"snowflake_account": "org-steel", "snowflake_user": "classifier"}
+KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+
+
+def write_key(path: Path, passphrase: str | None = None) -> Path:
+    encryption = (
+        serialization.BestAvailableEncryption(passphrase.encode())
+        if passphrase
+        else serialization.NoEncryption()
+    )
+    pem = KEY.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
+    path.write_bytes(pem)
+    return path
+
+
+@pytest.fixture
+def in_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """As Snowpark Container Services sets up a container; the token's file."""
+    token = tmp_path / "token"
+    token.write_text("first\n")
+    monkeypatch.setattr(credentials, "SPCS_TOKEN_FILE", token)
+    for name, value in {
+        "ACCOUNT": "STEEL",
+        "HOST": "steel.internal",
+        "DATABASE": "MILL",
+        "SCHEMA": "PUBLIC",
+    }.items():
+        monkeypatch.setenv(f"SNOWFLAKE_{name}", value)
+    return token
+
+
+def logins(tmp_path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Settings of every kind of login."""
+    token = tmp_path / "pat"
+    token.write_text("from a file\n")
+    yield "none", {}
+    yield "key", {"snowflake_private_key_file": write_key(tmp_path / "key.p8")}
+    yield (
+        "key with a passphrase",
+        {
+            "snowflake_private_key_file": write_key(tmp_path / "locked.p8", PASSPHRASE),
+            "snowflake_private_key_passphrase": PASSPHRASE,
+        },
+    )
+    yield "token", {"snowflake_token": "a token"}
+    yield "oauth", {"snowflake_token": "a token", "snowflake_token_type": "OAUTH"}
+    yield "token file", {"snowflake_token_file": token}
+    yield "workload identity", {"snowflake_workload_identity_provider": "AWS"}
+
+
+def login_part(arguments: dict[str, Any]) -> dict[str, Any]:
+    names = ("authenticator", "token", "workload_identity_provider")
+    return {name: value for name, value in arguments.items() if name in names or "private_key" in name}
+
+
+@pytest.mark.parametrize("version", [4, 5])
+def test_each_kind_of_login_has_its_arguments(tmp_path: Path, version: int) -> None:
+    passphrase = "private_key_file_pwd" if version == 4 else "private_key_password"
+    expected = {
+        "none": {},
+        "key": {"authenticator": "SNOWFLAKE_JWT", "private_key_file": str(tmp_path / "key.p8")},
+        "key with a passphrase": {
+            "authenticator": "SNOWFLAKE_JWT",
+            "private_key_file": str(tmp_path / "locked.p8"),
+            passphrase: PASSPHRASE,
+        },
+        "token": {"authenticator": "PROGRAMMATIC_ACCESS_TOKEN", "token": "a token"},
+        "oauth": {"authenticator": "OAUTH", "token": "a token"},
+        "token file": {"authenticator": "PROGRAMMATIC_ACCESS_TOKEN", "token": "from a file"},
+        "workload identity": {"authenticator": "WORKLOAD_IDENTITY", "workload_identity_provider": "AWS"},
+    }
+    for name, settings in logins(tmp_path):
+        arguments = connect_arguments(Settings(**ACCOUNT | settings), version)
+        assert login_part(arguments) == expected[name]
+        assert (arguments["account"], arguments["user"]) == ("org-steel", "classifier")
+
+
+def test_service_without_an_account_is_not_configured() -> None:
+    assert not is_configured(Settings())
+    assert is_configured(Settings(**ACCOUNT))
+
+
+def test_token_file_is_read_anew(tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    settings = Settings(**ACCOUNT, snowflake_token_file=path)
+    for token in ("first", "second"):
+        path.write_text(f"{token}\n")
+        assert connect_arguments(settings, 4)["token"] == token
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        connect_arguments(settings, 4)
+
+
+def test_container_logs_in_by_itself(in_container: Path) -> None:
+    settings = Settings()
+    assert is_configured(settings)
+    assert account_and_host(settings) == ("STEEL", "steel.internal")
+    arguments = connect_arguments(settings, 4)
+    assert login_part(arguments) == {"authenticator": "OAUTH", "token": "first"}
+    assert {name: arguments[name] for name in ("account", "host", "database", "schema")} == {
+        "account": "STEEL",
+        "host": "steel.internal",
+        "database": "MILL",
+        "schema": "PUBLIC",
+    }
+    assert "user" not in arguments
+    in_container.write_text("renewed")
+    assert connect_arguments(settings, 4)["token"] == "renewed"  # noqa: S105 - no secret
+
+
+def test_account_of_the_settings_goes_before_the_containers(in_container: Path) -> None:
+    arguments = connect_arguments(Settings(**ACCOUNT | {"snowflake_token": "a token"}), 4)
+    assert (arguments["account"], arguments["token"]) == ("org-steel", "a token")
+    assert not {"host", "database", "schema"} & set(arguments)
+
+
+def test_host_alone_does_not_make_a_container(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SNOWFLAKE_HOST", "steel.internal")
+    assert not is_configured(Settings())
+
+
+@pytest.mark.parametrize(("seconds", "limit"), [(0.2, 1), (1.5, 2), (20.0, 20)])
+def test_no_timeout_is_rounded_to_none(seconds: float, limit: int) -> None:
+    settings = Settings(**ACCOUNT, snowflake_timeout_seconds=seconds)
+    fourth, fifth = connect_arguments(settings, 4), connect_arguments(settings, 5)
+    assert {name: value for name, value in fourth.items() if name.endswith("timeout")} == {
+        "login_timeout": limit,
+        "network_timeout": limit,
+        "socket_timeout": limit,
+    }
+    assert {name: value for name, value in fifth.items() if "timeout" in name} == {
+        "login_timeout": limit,
+        "query_timeout": limit,
+        "request_timeout": limit,
+        "logout_total_timeout_seconds": limit,
+    }
+
+
+def test_connector_4_knows_every_argument(tmp_path: Path) -> None:
+    if not snowflake.connector.__version__.startswith("4."):
+        pytest.skip("another connector is installed")
+    for _, settings in logins(tmp_path):
+        arguments = connect_arguments(Settings(**ACCOUNT | settings, snowflake_role="R"), 4)
+        assert set(arguments) <= set(DEFAULT_CONFIGURATION)
+
+
+# One statement as the service sends it; what the connector warns of is an error.
+PROGRAM = """
+import asyncio
+from app.settings import Settings
+from app.snowflake.session import SnowflakeSession
+
+async def ask():
+    async with SnowflakeSession(Settings()) as session:
+        assert await session.query("SELECT 1") == [("1",)]
+
+asyncio.run(ask())
+"""
+CONNECTOR_5 = Path(__file__).parents[3] / ".venv-connector5" / "bin" / "python"
+PYTHONS = [
+    sys.executable,
+    pytest.param(
+        str(CONNECTOR_5),
+        marks=pytest.mark.skipif(
+            not CONNECTOR_5.exists(), reason="make .venv-connector5/.installed makes what this needs"
+        ),
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def door() -> Iterator[Front]:
+    with front() as opened:
+        yield opened
+
+
+def sent_login(door: Front, python: str, **settings: object) -> dict[str, Any]:
+    """What the connector asks for a session with."""
+    given = {f"EXT_CLASSIFY_{name.upper()}": str(value) for name, value in settings.items()}
+    environment = os.environ | door.environment | {"EXT_CLASSIFY_SNOWFLAKE_ACCOUNT": "org-steel"}
+    environment.pop("EXT_CLASSIFY_SNOWFLAKE_TOKEN")
+    door.asked.clear()
+    finished = subprocess.run(
+        [python, "-W", "error", "-c", PROGRAM],
+        env=environment | given,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parents[3],
+    )
+    assert finished.returncode == 0, finished.stderr
+    [asked] = door.logins
+    data: dict[str, Any] = asked.body["data"]
+    return data
+
+
+@pytest.mark.parametrize("python", PYTHONS, ids=["connector 4", "connector 5"])
+@pytest.mark.parametrize("passphrase", [None, PASSPHRASE])
+def test_key_pair_logs_in_with_a_signed_token(
+    door: Front, tmp_path: Path, python: str, passphrase: str | None
+) -> None:
+    settings = {"snowflake_private_key_file": write_key(tmp_path / "key.p8", passphrase)}
+    if passphrase:
+        settings["snowflake_private_key_passphrase"] = passphrase  # type: ignore[assignment]
+    data = sent_login(door, python, **settings)
+    assert data["AUTHENTICATOR"] == "SNOWFLAKE_JWT"
+    head, claims, signature = data["TOKEN"].split(".")
+    KEY.public_key().verify(_decode(signature), f"{head}.{claims}".encode(), PKCS1v15(), SHA256())
+    public = KEY.public_key().public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    fingerprint = b64encode(sha256(public).digest()).decode()
+    stated = json.loads(_decode(claims))
+    assert stated["iss"] == f"ORG-STEEL.CLASSIFIER.SHA256:{fingerprint}"
+    assert stated["sub"] == "ORG-STEEL.CLASSIFIER"
+
+
+@pytest.mark.parametrize("python", PYTHONS, ids=["connector 4", "connector 5"])
+@pytest.mark.parametrize("kind", ["PROGRAMMATIC_ACCESS_TOKEN", "OAUTH"])
+def test_token_is_sent_as_what_it_is(door: Front, tmp_path: Path, python: str, kind: str) -> None:
+    path = tmp_path / "token"
+    path.write_text("from a file\n")
+    given = {"snowflake_token": "a token"} if kind == "OAUTH" else {"snowflake_token_file": path}
+    data = sent_login(door, python, snowflake_token_type=kind, **given)
+    assert data["AUTHENTICATOR"] == kind
+    assert data["TOKEN"] == ("a token" if kind == "OAUTH" else "from a file")
+
+
+def _decode(part: str) -> bytes:
+    return urlsafe_b64decode(part + "=" * (-len(part) % 4))
