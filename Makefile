@@ -1,4 +1,5 @@
-# .venv serves and carries no TensorFlow; .venv-dev trains, compiles, checks and tests.
+# .venv serves, runs local SQL and carries no TensorFlow; .venv-dev trains, compiles, checks and tests;
+# .venv-connector5 is what serves, with the next line of Snowflake's connector, for the tests.
 PYTHON ?= python3
 DATA ?= $(NEU_DATA_DIR)
 SEEDS ?= 0 1 2
@@ -17,24 +18,26 @@ UV_COMPILE = $(DEV)/uv pip compile --quiet --universal --python-version 3.11 --g
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-14s %s\n", $$1, $$2}'
 
-setup: .venv/.installed ## make .venv: what serving needs, no TensorFlow
+setup: .venv/.installed ## make .venv: what serving and local SQL need, no TensorFlow
 
 dev: .venv-dev/.installed ## make .venv-dev: all of it, to train, compile, check and test
 
-run: setup ## set up, serve, classify the samples in Snowflake's form, keep serving (PORT=8000)
-	@$(SERVE)/ext-classify demo $(if $(PORT),--port $(PORT))
+run: setup ## set up, serve, classify the samples by SQL, keep serving (IMAGES=DIR, PORT=8000)
+	@$(SERVE)/ext-classify demo $(if $(PORT),--port $(PORT)) $(if $(IMAGES),--images "$(IMAGES)")
 
-test: .venv-dev/.installed ## set up, run all tests (NEU_DATA_DIR=… adds those on the real images)
+test: .venv-dev/.installed .venv-connector5/.installed ## set up, run all tests (NEU_DATA_DIR=… adds the real images)
 	$(DEV)/pytest
 
-lint: .venv-dev/.installed ## formatting, rules, types
+lint: .venv-dev/.installed ## formatting, rules, SQL, types
 	$(DEV)/ruff format --check .
 	$(DEV)/ruff check .
+	$(DEV)/sqlfluff lint --disable-progress-bar infra/snowflake
 	$(DEV)/mypy
 
 bench: .venv-dev/.installed setup ## measure engines, start and memory; writes tests/benchmarks/results/
 	$(DEV)/python -m tests.benchmarks.engines
 	$(DEV)/python -m tests.benchmarks.networks
+	$(DEV)/python -m tests.benchmarks.downloads
 	$(DEV)/python -m tests.benchmarks.start --python $(SERVE)/python
 
 train: .venv-dev/.installed ## train the default network on DATA=DIR (OUTPUT=trained.h5, SEEDS=0, ACCURACY=SHARE)
@@ -68,9 +71,10 @@ lock: .venv-dev/.installed ## write the locked requirements anew from pyproject.
 	$(UV_COMPILE) --upgrade -o requirements.txt pyproject.toml
 	$(UV_COMPILE) --upgrade -o requirements-sql.txt --extra sql -c requirements.txt pyproject.toml
 	$(UV_COMPILE) --upgrade -o requirements-dev.txt --extra dev -c requirements-sql.txt pyproject.toml
+	echo 'snowflake-connector-python>=5' | $(UV_COMPILE) --no-config --upgrade -o requirements-connector5.txt -
 
 clean: ## remove the environments and caches
-	rm -rf .venv .venv-dev .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-dev .venv-connector5 .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 .venv/.installed: requirements-sql.txt pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -82,4 +86,11 @@ clean: ## remove the environments and caches
 	$(PYTHON) -m venv .venv-dev
 	$(DEV)/pip install --quiet --require-hashes -r requirements-dev.txt
 	$(DEV)/pip install --quiet --no-deps -e .
+	@touch $@
+
+.venv-connector5/.installed: requirements.txt requirements-connector5.txt pyproject.toml
+	$(PYTHON) -m venv .venv-connector5
+	.venv-connector5/bin/pip install --quiet --require-hashes -r requirements.txt
+	.venv-connector5/bin/pip install --quiet --require-hashes -r requirements-connector5.txt
+	.venv-connector5/bin/pip install --quiet --no-deps -e .
 	@touch $@

@@ -40,12 +40,17 @@ HOMES = {
     "aiohttp": {"app/images/http.py"},
     "yarl": {"app/images/http.py", "app/images/allowlist.py"},
     "python_multipart": {"app/api/multipart.py"},
-    "uvicorn": {"app/cli.py"},
+    "uvicorn": {"app/cli.py", "app/snowflake/local/server.py"},
+    "sqlglot": {f"app/snowflake/local/{name}.py" for name in ("cursor", "grammar", "rewriting")},
+    "duckdb": {"app/snowflake/local/cursor.py"},
+    "urllib3": {"app/snowflake/local/remote.py"},
+    "trustme": {"app/snowflake/local/server.py"},
     "tqdm": {"model/callbacks.py"},
     "matplotlib": {"model/plots.py"},
     "jinja2": {"model/report.py"},
     "torch": {"model/pretrained/convert.py"},
 }
+LOCAL_SQL = "app/snowflake/local/"
 BARRED_NAMES = {"utils", "helpers", "common", "core", "services", "manager", "misc"}
 
 
@@ -91,7 +96,15 @@ def test_third_parties_have_one_home(path: Path) -> None:
     for package, homes in HOMES.items():
         assert package not in packages(path) or name_of(path) in homes
     if packages(path) & {"fastapi", "starlette"}:
-        assert name_of(path) == "app/main.py" or name_of(path).startswith("app/api/")
+        assert name_of(path) == "app/main.py" or name_of(path).startswith(("app/api/", LOCAL_SQL))
+    if packages(path) & {"fakesnow", "pyarrow"} or "snowflake" in packages(path):
+        assert name_of(path).startswith(LOCAL_SQL)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_what_serves_imports_no_local_sql(path: Path) -> None:
+    if not name_of(path).startswith(LOCAL_SQL):
+        assert not [module for module in imports(path) if module.startswith("app.snowflake.local")]
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
@@ -102,7 +115,14 @@ def test_no_drawer_of_odds_and_ends(path: Path) -> None:
 
 def test_top_level_is_as_agreed() -> None:
     allowed = {"app", "model", "infra", "tests", "Dockerfile", "pyproject.toml", "README.md", "CHANGELOG.md"}
-    allowed |= {"LICENSE", "Makefile", "requirements.txt", "requirements-sql.txt", "requirements-dev.txt"}
+    allowed |= {
+        "LICENSE",
+        "Makefile",
+        "requirements.txt",
+        "requirements-sql.txt",
+        "requirements-connector5.txt",
+        "requirements-dev.txt",
+    }
     git = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     tracked = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
     assert {Path(path).parts[0] for path in tracked if not path.startswith(".")} <= allowed

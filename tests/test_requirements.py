@@ -32,7 +32,7 @@ def test_serving_imports_no_tensorflow() -> None:
     assert finished.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("name", LOCKS)
+@pytest.mark.parametrize("name", [*LOCKS, "requirements-connector5.txt"])
 def test_every_pin_has_hashes_and_no_index_is_named(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
     entries = re.split(r"\n(?=\S)", text.strip())
@@ -46,8 +46,9 @@ def test_larger_locks_hold_the_smaller_ones() -> None:
         assert {name: larger.get(name) for name in smaller} == smaller
 
 
-def test_locked_connector_is_the_line_that_local_sql_needs() -> None:
+def test_locked_connectors_are_of_both_lines() -> None:
     assert locked("requirements.txt")["snowflake-connector-python"].startswith("4.")
+    assert locked("requirements-connector5.txt")["snowflake-connector-python"].startswith("5.")
 
 
 def test_serving_carries_no_local_sql() -> None:
