@@ -22,7 +22,7 @@ from app.images.http import ImageFetcher
 from app.images.stage import StageReader
 from app.log import configure, log_event, logger
 from app.outcome import ErrorDetail
-from app.pipeline import Pipeline
+from app.pipeline import Pipeline, limit_fetched_rows
 from app.settings import Settings, unknown_variables
 from app.snowflake.session import SnowflakeSession
 from model.artifact import Artifact, load_artifact
@@ -66,7 +66,7 @@ def _lifespan(
         with ThreadPoolExecutor(settings.threads, "classify") as threads:
             async with ImageFetcher(settings) as fetcher, SnowflakeSession(settings) as session:
                 stages = StageReader(settings, session, fetcher)
-                app.state.pipeline = Pipeline(images, fetcher, stages, threads)
+                app.state.pipeline = Pipeline(images, fetcher, stages, threads, limit_fetched_rows(settings))
                 log_event("ready", **images.model)
                 yield
 

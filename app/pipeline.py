@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -13,10 +14,19 @@ from app.images.stage import StageBatch, StageReader
 from app.images.stage_file import StageFile
 from app.outcome import Outcome, outcome_of_error
 from app.row import Row
+from app.settings import Settings
 from model.errors import InputError
 
 # Rows that travel together: enough to pay for a thread's turn, few enough to share the cores evenly.
 MICRO_BATCH_ROWS = 8
+
+
+def limit_fetched_rows(settings: Settings) -> asyncio.Semaphore:
+    """Turns of micro-batches that fetch: as many as keep fetches and threads busy.
+
+    What is fetched waits in memory until it is decoded, and a small body can name many large files.
+    """
+    return asyncio.Semaphore(settings.max_concurrent_fetches // MICRO_BATCH_ROWS + 2 * settings.threads)
 
 
 @dataclass(frozen=True)
@@ -27,6 +37,7 @@ class Pipeline:
     fetcher: ImageFetcher
     stages: StageReader
     threads: ThreadPoolExecutor
+    turns: asyncio.Semaphore
 
     async def classify_rows(self, rows: Sequence[Row]) -> tuple[list[Outcome | None], StepSeconds]:
         """One outcome a row, in order, NULL for NULL; a bad row costs its neighbours nothing."""
@@ -40,6 +51,14 @@ class Pipeline:
         return [outcome for task in micro_batches for outcome in task.result()], seconds
 
     async def _classify_micro_batch(
+        self, rows: Sequence[Row], staged: StageBatch, seconds: StepSeconds
+    ) -> list[Outcome | None]:
+        fetches = any(isinstance(row.source, Url | StageFile) for row in rows)
+        await staged.settle(row.source for row in rows if isinstance(row.source, StageFile))
+        async with self.turns if fetches else nullcontext():
+            return await self._fetch_and_classify(rows, staged, seconds)
+
+    async def _fetch_and_classify(
         self, rows: Sequence[Row], staged: StageBatch, seconds: StepSeconds
     ) -> list[Outcome | None]:
         fetched = await asyncio.gather(*(self._fetch(row.source, staged, seconds) for row in rows))

@@ -7,7 +7,9 @@ them, the connector downloads the files.
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import islice
 from typing import TypeAlias
 
 from pydantic_core import from_json, to_json
@@ -34,9 +36,14 @@ SIGNED_SECONDS = 3600
 # So long, the files of a stage whose signed URLs did not serve are downloaded; then they are tried again.
 UNSIGNED_SECONDS = 300.0
 
+# Each is a statement, and one batch must not keep Snowflake busy with names that somebody made up.
+MAX_STAGES_IN_BATCH = 16
+
 Stage: TypeAlias = tuple[str, ...]
 # Signed URLs by path; None when the connector is to download the files of this stage.
 Signed: TypeAlias = dict[str, str] | None
+# None for a stage path, which names no host.
+Host: TypeAlias = str | None
 
 
 class StageReader:
@@ -54,11 +61,12 @@ class StageReader:
 
     def open_batch(self, files: Iterable[StageFile]) -> "StageBatch":
         """Begin to sign what a batch names; must be called on the event loop."""
-        paths: dict[tuple[str | None, Stage], dict[str, None]] = defaultdict(dict)
+        stages: dict[Stage, dict[Host, dict[str, None]]] = defaultdict(lambda: defaultdict(dict))
         for file in files:
-            paths[file.host, file.stage][file.path] = None
+            stages[file.stage][file.host][file.path] = None
+        few = islice(stages.items(), MAX_STAGES_IN_BATCH)
         return StageBatch(
-            self, {key: asyncio.ensure_future(self._sign(*key, list(paths[key]))) for key in paths}
+            self, {stage: asyncio.ensure_future(self._sign(stage, paths)) for stage, paths in few}
         )
 
     async def fetch(self, file: StageFile, signed: Signed) -> bytes:
@@ -71,12 +79,24 @@ class StageReader:
             self._leave_unsigned(file.stage)
             return await self._download(file)
 
-    async def _sign(self, host: str | None, stage: Stage, paths: list[str]) -> Signed | InputError:
+    async def _sign(self, stage: Stage, paths: Mapping[Host, Iterable[str]]) -> "SignedStage":
+        errors = await asyncio.gather(*(self._refuse(host, stage) for host in paths))
+        refused = {host: error for host, error in zip(paths, errors, strict=True) if error is not None}
+        wanted = dict.fromkeys(path for host in paths.keys() - refused.keys() for path in paths[host])
+        try:
+            signed = (
+                await self._sign_paths(stage, list(wanted)) if wanted and self._is_signed(stage) else None
+            )
+        except InputError as error:
+            return SignedStage(None, dict.fromkeys(paths, error) | refused)
+        return SignedStage(signed, refused)
+
+    async def _refuse(self, host: Host, stage: Stage) -> InputError | None:
         try:
             await self._check(host, stage)
-            return await self._sign_paths(stage, paths) if self._is_signed(stage) else None
         except InputError as error:
             return error
+        return None
 
     async def _sign_paths(self, stage: Stage, paths: list[str]) -> Signed:
         location = quote_string(f"@{quote_identifier(*stage)}")
@@ -104,7 +124,7 @@ class StageReader:
         kept = {stage: until for stage, until in self._unsigned_until.items() if until > now}
         self._unsigned_until = kept | {stage: now + UNSIGNED_SECONDS}
 
-    async def _check(self, host: str | None, stage: Stage) -> None:
+    async def _check(self, host: Host, stage: Stage) -> None:
         """Raises InputError where nothing is to be asked of Snowflake."""
         if not is_configured(self._settings):
             raise SnowflakeNotConfigured(
@@ -134,16 +154,20 @@ class StageReader:
     async def _ask_for_hosts(self) -> InputError | None:
         """An account has several names, and Snowflake lists their hosts."""
         try:
-            [[text]] = await self._session.query("SELECT SYSTEM$ALLOWLIST()")
+            rows = await self._session.query("SELECT SYSTEM$ALLOWLIST()")
         except InputError as error:
             self._asking_for_hosts = None  # the next one asks again
             return error
-        self._account_hosts |= {
-            entry["host"].lower()
-            for entry in from_json(text)
-            if entry["type"].startswith("SNOWFLAKE_DEPLOYMENT")
-        }
+        self._account_hosts |= _hosts_of_deployment(rows[0][0] if rows else "")
         return None
+
+
+@dataclass(frozen=True)
+class SignedStage:
+    """What came of signing the files of one stage: URLs, and the errors of the hosts that were refused."""
+
+    urls: Signed
+    refused: Mapping[Host, InputError]
 
 
 class StageBatch:
@@ -152,17 +176,36 @@ class StageBatch:
     def __init__(
         self,
         reader: StageReader,
-        signing: dict[tuple[str | None, Stage], "asyncio.Future[Signed | InputError]"],
+        signing: Mapping[Stage, "asyncio.Future[SignedStage]"],
     ) -> None:
         self._reader = reader
         self._signing = signing
 
+    async def settle(self, files: Iterable[StageFile]) -> None:
+        """Wait until the stages of these files are signed, or cannot be."""
+        for stage in {file.stage for file in files} & self._signing.keys():
+            await self._signing[stage]
+
     async def fetch(self, file: StageFile) -> bytes:
         """Raises InputError."""
-        signed = await self._signing[file.host, file.stage]
-        if isinstance(signed, InputError):
-            raise signed.anew()
-        return await self._reader.fetch(file, signed)
+        if file.stage not in self._signing:
+            raise StageNotAllowed(f"A batch must name at most {MAX_STAGES_IN_BATCH} stages. Received: more.")
+        signed = await self._signing[file.stage]
+        if file.host in signed.refused:
+            raise signed.refused[file.host].anew()
+        return await self._reader.fetch(file, signed.urls)
+
+
+def _hosts_of_deployment(text: str) -> frozenset[str]:
+    """Of what SYSTEM$ALLOWLIST answers, the account's own hosts."""
+    try:
+        return frozenset(
+            entry["host"].lower()
+            for entry in from_json(text)
+            if entry["type"].startswith("SNOWFLAKE_DEPLOYMENT")
+        )
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return frozenset()
 
 
 def _hosts_of_account(settings: Settings) -> frozenset[str]:

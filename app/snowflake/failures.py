@@ -5,6 +5,7 @@ Snowflake's are not passed on: they hold names of objects that the caller may ha
 """
 
 from app.errors import (
+    FetchFailed,
     SnowflakeLoginFailed,
     SnowflakeRefused,
     SnowflakeUnavailable,
@@ -21,6 +22,8 @@ _NO_WAREHOUSE = frozenset({606, 607, 608, 609, 90064, 90073})
 _SESSION_OVER = frozenset(
     {250001, 250002, 290401, 390104, 390110, 390111, 390112, 390113, 390114, 390115, 390195, 390318}
 )
+# Of the transfer of one file.
+_ONE_FILE = range(253_000, 254_000)
 _NO_CURRENT_DATABASE = frozenset({90105, 90106})
 # HTTP 403 and 404 at login: there is no such account at that host.
 _NO_SUCH_ACCOUNT = frozenset({290403, 290404})
@@ -64,6 +67,10 @@ def statement_failure(error: Exception) -> InputError:
             "grant USAGE on it, and ALTER WAREHOUSE … RESUME or raise its resource monitor. "
             f"Received: error {number}.",
             retryable=True,
+        )
+    if number in _ONE_FILE:
+        return FetchFailed(
+            f"A staged file must be transferred by the connector. Received: error {number}.", retryable=True
         )
     if _is_unreachable(error) or number >= 250000:
         return no_answer(number)

@@ -1,5 +1,6 @@
 import asyncio
 import gc
+import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -13,7 +14,7 @@ from app.images.source import Base64Text, HexText, Url
 from app.images.stage import StageReader
 from app.images.stage_file import StageFile
 from app.outcome import Outcome
-from app.pipeline import Pipeline
+from app.pipeline import Pipeline, limit_fetched_rows
 from app.row import Row
 from app.settings import Settings
 from app.snowflake.session import SnowflakeSession
@@ -22,8 +23,10 @@ from model.artifact import DEFAULT_MODEL_PATH, load_artifact
 from model.image_limits import ImageLimits
 from model.runtime import Answers, LiteRtClassifier, open_classifier
 from tests.app.forms import text_of
+from tests.app.images.https_server import FixedResolver, HttpsServer, answer
 
 SETTINGS = Settings()
+HOST = "images.example.com"
 
 
 def classify(rows: list[Row], **changes: Any) -> tuple[list[Outcome | None], StepSeconds]:
@@ -37,7 +40,9 @@ def classify(rows: list[Row], **changes: Any) -> tuple[list[Outcome | None], Ste
                 classifier = open_classifier(artifact, "litert", 2, SETTINGS.cache_dir)
                 given = {"classifier": classifier, "limits": ImageLimits()} | changes
                 images = ImageClassifier(artifact, **given)
-                return await Pipeline(images, fetcher, stages, threads).classify_rows(rows)
+                return await Pipeline(
+                    images, fetcher, stages, threads, limit_fetched_rows(SETTINGS)
+                ).classify_rows(rows)
 
     return asyncio.run(run())
 
@@ -105,3 +110,41 @@ def test_network_that_answers_nan_is_an_error_of_each_row(sample: bytes) -> None
     assert outcome is not None
     assert outcome["error"] is not None
     assert outcome["error"]["code"] == "prediction_failed"
+
+
+def test_images_that_wait_to_be_decoded_are_bounded(sample: bytes) -> None:
+    """A small body can name many large files; while no thread is free, few are fetched."""
+    may_decode = threading.Event()
+    artifact = load_artifact(DEFAULT_MODEL_PATH)
+    images = ImageClassifier(
+        artifact, open_classifier(artifact, "litert", 1, SETTINGS.cache_dir), ImageLimits()
+    )
+
+    async def run() -> int:
+        async with HttpsServer(answer(sample), HOST) as server:
+            settings = Settings(
+                allowed_url_hosts=f"{HOST}:{server.port}",  # type: ignore[arg-type]
+                allow_private_addresses=True,
+                max_concurrent_fetches=8,
+                threads=1,
+            )
+            fetcher = ImageFetcher(
+                settings, resolver=FixedResolver("127.0.0.1"), ssl_context=server.client_context
+            )
+            with ThreadPoolExecutor(1) as threads:
+                threads.submit(may_decode.wait)
+                async with fetcher, SnowflakeSession(settings) as session:
+                    stages = StageReader(settings, session, fetcher)
+                    pipeline = Pipeline(images, fetcher, stages, threads, limit_fetched_rows(settings))
+                    rows = [Row(n, Url(f"https://{HOST}:{server.port}/a")) for n in range(200)]
+                    classifying = asyncio.ensure_future(pipeline.classify_rows(rows))
+                    while len(server.heads) < 24:  # noqa: ASYNC110 - the server is no coroutine of ours
+                        await asyncio.sleep(0.01)
+                    await asyncio.sleep(0.3)
+                    fetched = len(server.heads)
+                    may_decode.set()
+                    outcomes, _ = await classifying
+                    assert [outcome and outcome["label"] for outcome in outcomes] == ["Scratches"] * 200
+                    return fetched
+
+    assert asyncio.run(run()) == 24

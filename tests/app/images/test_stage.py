@@ -5,10 +5,16 @@ from collections.abc import Iterator
 
 import pytest
 
-from app.errors import FileMissing, SnowflakeUnavailable
+from app.errors import (
+    FileMissing,
+    SnowflakeUnavailable,
+    StageNotAllowed,
+    StageNotAuthorized,
+    WrongAccount,
+)
 from app.images import stage as stage_module
 from app.images.http import ImageFetcher
-from app.images.stage import StageReader
+from app.images.stage import MAX_STAGES_IN_BATCH, StageReader
 from app.images.stage_file import StageFile
 from app.settings import Settings
 from app.snowflake.session import SnowflakeSession
@@ -84,3 +90,36 @@ def test_hosts_of_the_account_are_asked_for_once_by_all_that_wait(door: Front) -
     files = [StageFile(FILE.stage, "a.png", f"org{n}.snowflakecomputing.com") for n in range(10)]
     assert read(door, files, files) == [[SnowflakeUnavailable] * 10] * 2
     assert door.statements == ["SELECT SYSTEM$ALLOWLIST()"] * 2
+
+
+def test_batch_of_many_stages_asks_for_few(door: Front) -> None:
+    door.answer = refuse_all
+    files = [StageFile(("DB", "S", f"MADE_UP_{n}"), "a.png") for n in range(100)]
+    [errors] = read(door, files)
+    assert errors == [StageNotAuthorized] * MAX_STAGES_IN_BATCH + [StageNotAllowed] * (
+        100 - MAX_STAGES_IN_BATCH
+    )
+    assert len(door.statements) == MAX_STAGES_IN_BATCH
+
+
+def test_one_stage_in_two_forms_is_one_statement(door: Front) -> None:
+    door.answer = refuse_all
+    in_a_url = StageFile(FILE.stage, "b.png", "local.snowflakecomputing.com")
+    assert read(door, [FILE, in_a_url]) == [[StageNotAuthorized] * 2]
+    assert len(door.statements) == 1
+
+
+@pytest.mark.parametrize("answer", ["", "no JSON", "{}", "[1]", '[{"type": "SNOWFLAKE_DEPLOYMENT"}]', None])
+def test_odd_list_of_hosts_is_no_harm(door: Front, answer: str | None) -> None:
+    def answer_oddly(asked: Asked) -> Answer:
+        if asked.path != QUERY:
+            return None
+        return table([answer]) if "ALLOWLIST" in asked.sql else failure(2003)
+
+    door.answer = answer_oddly
+    elsewhere = StageFile(FILE.stage, "b.png", "other.snowflakecomputing.com")
+    assert read(door, [FILE, elsewhere]) == [[StageNotAuthorized, WrongAccount]]
+
+
+def refuse_all(asked: Asked) -> Answer:
+    return failure(2003) if asked.path == QUERY else None
