@@ -28,6 +28,11 @@ def parse_batch(body: bytes, max_rows: int, *, evidence: bool = False) -> list[R
     data = _rows_of(_parse_json(body))
     if len(data) > max_rows:
         raise PayloadTooLarge(f"A batch must have at most {max_rows} rows. Received: {len(data)}.")
+    return parse_rows(data, evidence=evidence)
+
+
+def parse_rows(data: Sequence[object], *, evidence: bool = False) -> list[Row]:
+    """Rows of `[row_number, source]` or `[row_number, source, options]`. Raises InvalidBatch."""
     return [_parse_row(index, row, evidence=evidence) for index, row in enumerate(data)]
 
 

@@ -16,7 +16,7 @@ from typing import Any
 os.environ.setdefault("HDF5_USE_FILE_LOCKING", "FALSE")
 
 import pandas as pd
-from pydantic_core import from_json, to_json
+from pydantic_core import from_json
 from snowflake.snowpark.files import SnowflakeFile
 
 from app.errors import FetchFailed, ScopedUrlNotReadable
@@ -25,7 +25,7 @@ from app.images.source import Url
 from app.images.stage_file import StageFile
 from app.outcome import outcome_of_error
 from app.row import Row
-from app.snowflake.wire import format_batch, parse_batch
+from app.snowflake.wire import format_batch, parse_rows
 from model.artifact import load_artifact
 from model.errors import ImageTooLarge, InputError
 from model.image_limits import ImageLimits
@@ -53,7 +53,7 @@ def classify(batch: pd.DataFrame) -> list[Any]:
     columns = [batch[name].astype(object) for name in batch.columns]
     known = [column.where(column.notna(), None).tolist() for column in columns]
     data = [[number, *row] for number, row in enumerate(zip(*known, strict=True))]
-    rows = parse_batch(to_json({"data": data}), len(data))
+    rows = parse_rows(data)
     fetched = [_fetch(row, source) for row, source in zip(rows, known[0], strict=True)]
     outcomes, _ = _CLASSIFIER.classify(fetched, [row.evidence for row in rows])
     return [outcome for _, outcome in from_json(format_batch(rows, outcomes))["data"]]
