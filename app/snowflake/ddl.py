@@ -4,6 +4,7 @@
 values as they are; here each is written so that it stays one name, one number or part of one string constant.
 """
 
+import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -57,6 +58,17 @@ def load(name: str, variables: Mapping[str, str]) -> list[str]:
     return list(split_and_fill(text, variables))
 
 
+def load_with_fingerprint(name: str, variables: Mapping[str, str]) -> tuple[list[str], str]:
+    """The same, with a mark of the whole file in each COMMENT; and the mark.
+
+    Not all that a function is made of can be seen afterwards, such as its integration: its comment can.
+    """
+    whole = "\0".join(load(name, variables))
+    mark = f"[{hashlib.sha256(whole.encode()).hexdigest()[:16]}]"
+    marked = re.sub(r"(COMMENT = '[^']*)'", rf"\1 {mark}'", _read(name))
+    return list(split_and_fill(marked, variables)), mark
+
+
 def variables_of(name: str) -> frozenset[str]:
     """The variables of one file. Raises ValueError when there is no such file."""
     return frozenset(_VARIABLE.findall(_read(name)))
@@ -69,6 +81,8 @@ def split_and_fill(text: str, variables: Mapping[str, str]) -> Iterator[str]:
         if token.lastgroup == "end":
             yield written.strip()
             written = ""
+        elif token.lastgroup == "comment" and not token[0].startswith("/*"):
+            written = written.rstrip(" ")  # the line's end follows
         else:
             written += _write(token, variables)
     if written.strip():

@@ -11,7 +11,8 @@ CREATE API INTEGRATION IF NOT EXISTS <% integration %>
     ENABLED = TRUE
     COMMENT = 'The gateway of ext_classify';
 
--- ENABLED is left alone: whoever disabled the integration had a reason.
+-- ENABLED is left alone: whoever disabled the integration had a reason. SET replaces the whole list of
+-- prefixes: add those that DESC INTEGRATION shows and that other functions need, as `register` does.
 ALTER API INTEGRATION <% integration %> SET -- noqa: PRS
     AZURE_AD_APPLICATION_ID = '<% azure_application_id %>'
     API_ALLOWED_PREFIXES = ('<% allowed_prefix %>');

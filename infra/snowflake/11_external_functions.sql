@@ -1,6 +1,7 @@
 -- The function, as an external function: Snowflake calls the service through a gateway.
 -- Run by a role with CREATE FUNCTION on the schema and USAGE on the integration. To replace a function drops
 -- its grants, and external functions cannot keep them: run 21_grant_callers.sql again right after this.
+-- `register` adds a mark to each COMMENT, by which it knows later whether anything has changed.
 
 USE SCHEMA <% database %>.<% schema %>;
 

@@ -1,6 +1,7 @@
 -- The function, as a service function: the service runs in Snowpark Container Services, without a gateway.
 -- Run by a role with CREATE FUNCTION on the schema that owns the service or was granted its endpoint
 -- (12_grant_endpoint.sql). To replace a function drops its grants: run 21_grant_callers.sql right after this.
+-- `register` adds a mark to each COMMENT, by which it knows later whether anything has changed.
 
 USE SCHEMA <% database %>.<% schema %>;
 

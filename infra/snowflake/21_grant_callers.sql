@@ -9,5 +9,6 @@ USE SCHEMA <% database %>.<% schema %>;
 GRANT USAGE ON FUNCTION <% function %>(VARCHAR) TO ROLE <% caller_role %>;
 GRANT USAGE ON FUNCTION <% function %>(VARCHAR, OBJECT) TO ROLE <% caller_role %>;
 
--- To list the images, and to make URLs of them. An external stage has USAGE in place of READ.
+-- To list the images, and to make URLs of them. An external stage has USAGE in place of READ; one in another
+-- schema needs what 22_grant_service.sql grants, with that schema.
 GRANT READ ON STAGE <% stage %> TO ROLE <% caller_role %>;

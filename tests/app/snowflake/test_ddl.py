@@ -12,6 +12,7 @@ from app.snowflake.ddl import (
     VARIABLES,
     file_names,
     load,
+    load_with_fingerprint,
     split_and_fill,
     variables_of,
 )
@@ -189,3 +190,19 @@ def test_a_variable_that_no_file_has_is_refused() -> None:
 def test_a_file_that_is_none_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=r"A file must be one of 01_stage\.sql"):
         load(name, PLAIN)
+
+
+@pytest.mark.parametrize("name", ["11_external_functions.sql", "13_service_functions.sql"])
+def test_comment_tells_two_versions_of_a_function_apart(name: str) -> None:
+    statements, mark = load_with_fingerprint(name, PLAIN)
+    assert load_with_fingerprint(name, PLAIN) == (statements, mark)
+    assert [statement.replace(f" {mark}'", "'") for statement in statements] == load(name, PLAIN)
+    assert [statement.count(mark) for statement in statements] == [0, 1, 1]
+    for variable in variables_of(name):
+        changed = PLAIN | {variable: "99" if variable == "max_batch_rows" else PLAIN[variable] + "x"}
+        assert load_with_fingerprint(name, changed)[1] != mark
+
+
+def test_no_line_ends_in_blanks() -> None:
+    lines = [line for name in file_names() for s in load(name, PLAIN) for line in s.splitlines()]
+    assert [line for line in lines if line != line.rstrip()] == []

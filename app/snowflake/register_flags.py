@@ -1,0 +1,88 @@
+"""The flags of `register`: which the provider needs, and which it has no use for."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from app.client import ClientError
+from app.snowflake.registration import Registration
+
+DEFAULT_INTEGRATION = "ext_classify_api"
+DEFAULT_API_PROVIDER = "aws_api_gateway"
+
+# By the variables of the SQL files that they set.
+_FLAGS = {
+    "database": "--database",
+    "url": "--url",
+    "allowed_prefix": "--allowed-prefix",
+    "api_provider": "--api-provider",
+    "aws_role_arn": "--role-arn",
+    "azure_tenant_id": "--tenant-id",
+    "azure_application_id": "--application-id",
+    "google_audience": "--audience",
+    "api_key": "--api-key-file",
+    "integration": "--integration",
+    "service": "--service",
+    "owner_role": "--owner-role",
+    "caller_role": "--caller-role",
+    "service_role": "--service-role",
+    "warehouse": "--warehouse",
+}
+# What each provider's integration must be told, and what it may be told.
+_IDENTITY = {
+    "aws": ["aws_role_arn"],
+    "azure": ["azure_tenant_id", "azure_application_id"],
+    "google": ["google_audience"],
+    "spcs": [],
+}
+_OPTIONAL = {"aws": ["api_provider", "api_key"], "azure": ["api_key"], "google": [], "spcs": []}
+_GRANTS = ["caller_role", "service_role", "warehouse"]
+
+
+def read_flags(given: Mapping[str, Any], defaults: Mapping[str, str]) -> Registration:
+    """`given` are the flags' values, None where there are none. Raises ClientError, in words of flags."""
+    variables = {**defaults, **{name: value for name, value in given.items() if value is not None}}
+    provider, makes_integration = variables.pop("provider"), variables.pop("makes_integration")
+    if key_file := variables.pop("api_key_file", None):
+        variables["api_key"] = _read_key(key_file)
+    _refuse_contradictions(provider, variables.keys(), makes_integration=makes_integration)
+    if provider == "aws":
+        variables.setdefault("api_provider", DEFAULT_API_PROVIDER)
+    if provider != "spcs":
+        variables.setdefault("integration", DEFAULT_INTEGRATION)
+        variables.setdefault("allowed_prefix", variables["url"])
+    return Registration(provider, variables, makes_integration)
+
+
+def _refuse_contradictions(provider: str, given: Any, *, makes_integration: bool) -> None:
+    is_external = provider != "spcs"
+    if not makes_integration and (not is_external or "owner_role" in given):
+        against = "--provider spcs" if not is_external else "--owner-role"
+        raise ClientError(f"--no-integration and {against} do not go together.")
+    tells = [*_IDENTITY[provider], *_OPTIONAL[provider], "allowed_prefix"] if makes_integration else []
+    needed = ["database", "url", *(_IDENTITY[provider] if makes_integration else [])]
+    allowed = [*needed, *tells, "integration"]
+    if not is_external:
+        needed = allowed = ["database", "service"]
+    if "owner_role" in given:
+        needed = [name for name in needed if name != "database"]
+    what = f"--provider {provider}" + ("" if makes_integration else " with --no-integration")
+    _refuse(what, "needs", [name for name in needed if name not in given])
+    own = [*allowed, "owner_role", *_GRANTS]
+    _refuse(what, "has no use for", [name for name in _FLAGS if name in given and name not in own])
+    if "owner_role" in given:
+        _refuse("--owner-role", "leaves to that role", [name for name in _GRANTS if name in given])
+    if "warehouse" in given and "service_role" not in given:
+        raise ClientError("--warehouse needs --service-role.")
+
+
+def _refuse(what: str, verb: str, names: list[str]) -> None:
+    if names:
+        raise ClientError(f"{what} {verb} {', '.join(_FLAGS[name] for name in names)}.")
+
+
+def _read_key(path: Path) -> str:
+    key = path.read_text(encoding="utf-8").strip()
+    if not key:
+        raise ClientError(f"The file of --api-key-file must hold the key. Received: {path}, which is empty.")
+    return key

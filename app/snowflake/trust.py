@@ -1,0 +1,116 @@
+"""What the other cloud must be told, so that its gateway lets Snowflake in: policies, filled in.
+
+Sources: Snowflake documentation, "Creating an external function on AWS" and its sisters for Azure and
+Google Cloud.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+_API_GATEWAY = re.compile(
+    r"(?P<api>[a-z0-9-]+)\.execute-api\.(?P<region>[a-z0-9-]+)\.amazonaws\.com(?:\.cn)?"
+)
+_ROLE_ARN = re.compile(
+    r"arn:(?P<partition>aws[a-z-]*):iam::(?P<account>[0-9]{12}):role/(?:.*/)?(?P<role>[^/]+)"
+)
+
+
+class _Shown(dict[str, str]):
+    def __missing__(self, name: str) -> str:
+        return f"<{name}>"
+
+
+def describe_trust(provider: str, properties: Mapping[str, str], url: str) -> str:
+    """What to set up for the integration with these properties, as DESC INTEGRATION shows them.
+
+    What it keeps from this role is left to fill in.
+    """
+    properties = _Shown(properties)
+    if provider.startswith("aws"):
+        return _describe_aws(properties, url)
+    return _describe_azure(properties) if provider.startswith("azure") else _describe_google(properties)
+
+
+def _describe_aws(properties: Mapping[str, str], url: str) -> str:
+    role_arn = properties["API_AWS_ROLE_ARN"]
+    return "\n\n".join(
+        [
+            f"Trust policy of the role {role_arn}:",
+            _as_json(_trust_policy(properties)),
+            "Resource policy of the REST API, to be deployed again after each change:",
+            _as_json(_resource_policy(role_arn, url)),
+        ]
+    )
+
+
+def _trust_policy(properties: Mapping[str, str]) -> dict[str, object]:
+    return _policy(
+        {
+            "Effect": "Allow",
+            "Principal": {"AWS": properties["API_AWS_IAM_USER_ARN"]},
+            "Action": "sts:AssumeRole",
+            "Condition": {"StringEquals": {"sts:ExternalId": properties["API_AWS_EXTERNAL_ID"]}},
+        }
+    )
+
+
+def _resource_policy(role_arn: str, url: str) -> dict[str, object]:
+    """For POST, and for GET, which is how Snowflake asks for the answers of long batches."""
+    role, parts = _ROLE_ARN.fullmatch(role_arn), urlsplit(url)
+    gateway = _API_GATEWAY.fullmatch(parts.hostname or "")
+    partition, account, name = role.groups() if role else ("aws", "<account>", "<role>")
+    api, region = gateway.groups() if gateway else ("<api-id>", "<region>")
+    # A domain of one's own maps to an API and its stage, so its path begins with the resource.
+    path = parts.path.strip("/")
+    stage, _, resource = path.partition("/") if gateway else ("<stage>", "/", path)
+    prefix = f"arn:{partition}:execute-api:{region}:{account}:{api}/{stage}"
+    return _policy(
+        {
+            "Effect": "Allow",
+            "Principal": {"AWS": f"arn:{partition}:sts::{account}:assumed-role/{name}/snowflake"},
+            "Action": "execute-api:Invoke",
+            "Resource": [f"{prefix}/{method}/{resource}" for method in ("POST", "GET")],
+        }
+    )
+
+
+def _describe_azure(properties: Mapping[str, str]) -> str:
+    tenant, application = properties["AZURE_TENANT_ID"], properties["AZURE_AD_APPLICATION_ID"]
+    return f"""An administrator of tenant {tenant} consents once, at:
+
+{properties["AZURE_CONSENT_URL"]}
+
+Its service principal is {properties["AZURE_MULTI_TENANT_APP_NAME"]}. Inbound policy of the API:
+
+<validate-jwt header-name="Authorization" failed-validation-httpcode="401">
+  <openid-config url="https://login.microsoftonline.com/{tenant}/.well-known/openid-configuration" />
+  <audiences>
+    <audience>{application}</audience>
+  </audiences>
+</validate-jwt>"""
+
+
+def _describe_google(properties: Mapping[str, str]) -> str:
+    account = properties["API_GCP_SERVICE_ACCOUNT"]
+    return f"""In the OpenAPI document of the gateway:
+
+securityDefinitions:
+  snowflake:
+    authorizationUrl: ""
+    flow: implicit
+    type: oauth2
+    x-google-issuer: {account}
+    x-google-jwks_uri: https://www.googleapis.com/robot/v1/metadata/jwk/{account}
+    x-google-audiences: {properties["GOOGLE_AUDIENCE"]}
+security:
+  - snowflake: []"""
+
+
+def _policy(statement: dict[str, object]) -> dict[str, object]:
+    return {"Version": "2012-10-17", "Statement": [statement]}
+
+
+def _as_json(document: object) -> str:
+    return json.dumps(document, indent=2)

@@ -1,0 +1,158 @@
+"""Images, or a network with its card and twin, to a stage: as they are, with their folders."""
+
+import hashlib
+import posixpath
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from app.client import ClientError, find_images
+from app.snowflake import existing
+from app.snowflake.console import Console, StatementFailed, describe_error
+from app.snowflake.identifier import parse_identifier, quote_identifier, quote_string
+
+CONCURRENT_UPLOADS = 4
+Track = Callable[[Iterable[str]], Iterable[str]]
+
+
+class UploadIncomplete(ClientError):
+    """Some files did not arrive; `statuses` counts all."""
+
+    def __init__(self, failures: Mapping[str, str], statuses: Counter[str]) -> None:
+        first = "; ".join(f"{name}: {reason}" for name, reason in list(failures.items())[:3])
+        more = f"; and {len(failures) - 3} more" if len(failures) > 3 else ""
+        super().__init__(f"{len(failures)} of {statuses.total()} files were not uploaded. {first}{more}.")
+        self.statuses = statuses
+
+
+def find_files(paths: Sequence[Path], folder: str = "") -> list[tuple[Path, PurePosixPath]]:
+    """Files, and where in the stage each belongs, below `folder`: those of a folder keep their place in it.
+
+    Beside an .h5 go its card, its twin and the twin's stamp. Raises ClientError.
+    """
+    found: list[tuple[Path, PurePosixPath]] = []
+    for path in paths:
+        if path.suffix == ".h5":
+            found += [(part, PurePosixPath(part.name)) for part in _parts_of_artifact(path)]
+        elif path.is_dir():
+            found += [
+                (image, PurePosixPath(image.relative_to(path).as_posix())) for image in find_images([path])
+            ]
+        else:
+            found += [(image, PurePosixPath(image.name)) for image in find_images([path])]
+    _refuse_same_place(found)
+    return [(path, PurePosixPath(folder.strip("/")) / place) for path, place in found]
+
+
+def upload(
+    console: Console,
+    files: Sequence[tuple[Path, PurePosixPath]],
+    stage: str,
+    *,
+    overwrite: bool = False,
+    track: Track = iter,
+) -> Counter[str]:
+    """PUT the files and bring the directory table up to date. Returns how many had which status.
+
+    UNCHANGED is a file that the stage has already, by size and MD5. SKIPPED is one of whose name the stage
+    has another, or one that cannot be compared: `overwrite` replaces it. Raises ClientError, and
+    UploadIncomplete after all that could be uploaded was.
+    """
+    described = _describe(console, stage)
+    name = _quoted(described)
+    there = _list(console, described, files)
+    failures: dict[str, str] = {}
+
+    def put(file: tuple[Path, PurePosixPath]) -> str:
+        path, place = file
+        try:
+            if (known := there.get(str(place))) and _is_same(path, *known):
+                return "UNCHANGED"
+            if known and not overwrite:
+                return "SKIPPED"
+            with path.open("rb") as content:
+                location = "/".join([f"@{name}", *place.parent.parts])
+                return console.put(content, place.name, location, overwrite=overwrite)
+        except (StatementFailed, OSError) as error:
+            failures[str(place)] = describe_error(error)
+            return "FAILED"
+
+    try:
+        statuses = _in_threads(put, files, track)
+    finally:
+        if described["directory_enabled"] == "Y":
+            console.rows(f"ALTER STAGE {name} REFRESH")
+    if failures:
+        raise UploadIncomplete(failures, statuses)
+    return statuses
+
+
+def is_encrypted_by_clients(console: Console, stage: str) -> bool:
+    """Whether no URL of its files gives an image, as with stages that were made without SNOWFLAKE_SSE."""
+    return existing.is_encrypted(_describe(console, stage))
+
+
+def _in_threads(
+    put: Callable[[tuple[Path, PurePosixPath]], str],
+    files: Sequence[tuple[Path, PurePosixPath]],
+    track: Track,
+) -> Counter[str]:
+    """Whoever interrupts waits for the files that are on their way, and for no other."""
+    with ThreadPoolExecutor(CONCURRENT_UPLOADS) as threads:
+        try:
+            return Counter(track(threads.map(put, files)))
+        finally:
+            threads.shutdown(cancel_futures=True)
+
+
+def _describe(console: Console, stage: str) -> dict[str, Any]:
+    """What SHOW STAGES says of it. Raises ClientError where there is no such stage."""
+    try:
+        return existing.describe_stage(console, parse_identifier(stage.removeprefix("@")))
+    except ValueError as error:
+        raise ClientError(str(error)) from None
+
+
+def _quoted(described: Mapping[str, Any]) -> str:
+    return quote_identifier(described["database_name"], described["schema_name"], described["name"])
+
+
+def _list(
+    console: Console, described: Mapping[str, Any], files: Sequence[tuple[Path, PurePosixPath]]
+) -> dict[str, tuple[int, str | None]]:
+    """Size and MD5 of what is there already, by path; MD5 is that of the file where nobody encrypted it."""
+    folder = posixpath.commonpath([str(place.parent) for _, place in files])
+    location = "/".join([f"@{_quoted(described)}", *PurePosixPath(folder).parts])
+    name_size = len(described["name"].lower()) + 1
+    return {
+        str(row["name"])[name_size:]: (int(row["size"]), row["md5"])
+        for row in console.rows(f"LIST {quote_string(location)}")
+    }
+
+
+def _is_same(path: Path, size: int, md5: str | None) -> bool:
+    """Some stores give a hash of their own for MD5, as of a file in parts; then it counts as another."""
+    if path.stat().st_size != size:
+        return False
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, _md5).hexdigest() == md5
+
+
+def _md5() -> "hashlib._Hash":
+    return hashlib.md5(usedforsecurity=False)
+
+
+def _parts_of_artifact(h5: Path) -> list[Path]:
+    parts = [h5, h5.with_suffix(".json"), h5.with_suffix(".tflite"), h5.with_suffix(".tflite.json")]
+    if not h5.is_file():
+        raise ClientError(f"There is no {h5}.")
+    return [part for part in parts if part.is_file()]
+
+
+def _refuse_same_place(files: Sequence[tuple[Path, PurePosixPath]]) -> None:
+    places = Counter(place for _, place in files)
+    twice = [str(place) for place, count in places.items() if count > 1]
+    if twice:
+        raise ClientError(f"Two files must not go to one place. Received twice: {', '.join(twice[:3])}.")
