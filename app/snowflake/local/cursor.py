@@ -1,0 +1,191 @@
+"""Where a statement goes: to our own page of statements, to DuckDB, or back as unsupported."""
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import duckdb
+import pyarrow as pa
+import sqlglot
+from fakesnow.cursor import FakeSnowflakeCursor
+from fakesnow.dialect import parse_one
+from snowflake.connector.errors import Error, ProgrammingError
+from sqlglot import exp
+
+from app.snowflake.local.answer import Answer
+from app.snowflake.local.catalog import SCHEMA
+from app.snowflake.local.grammar import column_texts, quote_stage_arguments
+from app.snowflake.local.query import Query
+from app.snowflake.local.refusals import no_warehouse, unknown_function, unsupported
+from app.snowflake.local.rewriting import rewrite
+from app.snowflake.local.statements import answer_statement
+
+if TYPE_CHECKING:
+    from app.snowflake.local.session import LocalConnection
+
+_NEEDS_WAREHOUSE = (
+    exp.Query,
+    exp.Values,
+    exp.Insert,
+    exp.Update,
+    exp.Delete,
+    exp.Merge,
+    exp.TruncateTable,
+)
+_OTHERS = (exp.Describe, exp.Set, exp.Transaction, exp.Commit, exp.Rollback)
+# For some statements that it does not know, fakesnow leaves macros behind; only known kinds reach it.
+_KINDS = frozenset({"TABLE", "VIEW", "DATABASE", "SCHEMA", "SEQUENCE"})
+# And it makes a plain table of a dynamic or external one.
+_PROPERTIES = (
+    exp.ClusterProperty,
+    exp.CopyGrantsProperty,
+    exp.SchemaCommentProperty,
+    exp.SecureProperty,
+    exp.TemporaryProperty,
+    exp.TransientProperty,
+)
+_SHOWN = frozenset({"TABLES", "VIEWS", "OBJECTS", "COLUMNS", "DATABASES", "SCHEMAS", "SEQUENCES"})
+_ANSWER = "_LOCAL_ANSWER"
+_NO_FUNCTION = re.compile(r"Catalog Error: (?:\w+ )?Function with name (\S+) does not exist")
+# fakesnow's number for what it does not do.
+_NOT_IMPLEMENTED = 9999
+
+
+class LocalCursor(FakeSnowflakeCursor):
+    """fakesnow's, with directory tables, signed URLs and external functions, and no statement half done."""
+
+    def __init__(self, session: "LocalConnection", duck_conn: duckdb.DuckDBPyConnection) -> None:
+        super().__init__(session, duck_conn)
+        self._query_id: str | None = None
+        self._session = session
+
+    def execute(self, command: str, params: Any = None, *arguments: Any, **options: Any) -> "LocalCursor":
+        """Raises the connector's Error, and no other exception: the client would repeat the statement."""
+        query = Query(self._session.context())
+        self._query_id = query.id
+        self._session.local.start(query)
+        try:
+            answer = answer_statement(command, self._session)
+            if answer is not None:
+                self._show(answer)
+            else:
+                expression, sql = self._prepare(command, query)
+                super().execute(sql, params, *arguments, **options)
+                self._follow(expression)
+            self._remember(query)
+        except Exception as error:  # noqa: BLE001 - of DuckDB, fakesnow and sqlglot
+            raise query.error or _translate(error) from None
+        finally:
+            self._session.local.finish(query)
+        return self
+
+    def _describe_only(self, command: str) -> list[Any]:
+        """What fakesnow cannot describe, it would carry out."""
+        described = super()._describe_only(command)
+        if described is None:
+            raise unsupported("description of this statement")
+        return described
+
+    def _prepare(self, command: str, query: Query) -> tuple[Any, str]:
+        """The statement as fakesnow can run it. Raises ProgrammingError for what it would get wrong."""
+        expression = parse_one(quote_stage_arguments(command))
+        before = _text(expression)
+        _refuse_unsupported(expression)
+        if isinstance(expression, _NEEDS_WAREHOUSE) and self._warehouse_is_suspended():
+            raise no_warehouse()
+        for name, table in rewrite(expression, self._session, query, column_texts(command)).items():
+            self._duck_conn.register(name, table)
+        after = _text(expression)
+        return expression, command if after == before else after
+
+    def _warehouse_is_suspended(self) -> bool:
+        return self._session.warehouse in self._session.local.catalog.suspended_warehouses
+
+    def _show(self, answer: Answer) -> None:
+        columns = {name: [row[place] for row in answer.rows] for place, name in enumerate(answer.columns)}
+        schema = pa.schema([(name, answer.types.get(name, pa.string())) for name in answer.columns])
+        self._duck_conn.register(_ANSWER, pa.table(columns, schema=schema))
+        self._execute(sqlglot.parse_one(f"SELECT * FROM {_ANSWER}", read="duckdb"))  # noqa: S608
+
+    @property
+    def sfqid(self) -> str | None:
+        """What the client, the headers and the service's log know the query by."""
+        return self._query_id
+
+    def _remember(self, query: Query) -> None:
+        """An id from fakesnow comes when the query is done, which is too late for the headers."""
+        results, fakesnows_id = self._conn.results_cache, super().sfqid
+        if fakesnows_id in results:
+            results[query.id] = results[fakesnows_id]
+            if fakesnows_id not in self._session.local.queries:  # not RESULT_SCAN's
+                del results[fakesnows_id]
+
+    def _follow(self, expression: Any) -> None:
+        """What goes with a database or a schema, and what becomes current."""
+        kind, name, session = _kind(expression), expression.find(exp.Table), self._session
+        if kind == "DATABASE" and isinstance(expression, exp.Create):
+            [database] = _stored(name)
+            with self._duck_conn.cursor() as duck_conn:  # the answer is still in the other one
+                duck_conn.execute(f'CREATE SCHEMA IF NOT EXISTS "{database}".{SCHEMA}')
+            session.use(database, SCHEMA)
+        elif kind == "SCHEMA" and (isinstance(expression, exp.Drop) or expression.args.get("replace")):
+            database, schema = (str(session.database), *_stored(name))[-2:]
+            session.local.catalog.forget_schema(database, schema)
+            if isinstance(expression, exp.Drop) and not session.has_schema(database, str(session.schema)):
+                session.use(str(session.database), None)
+
+
+def _refuse_unsupported(expression: Any) -> None:
+    """Raises ProgrammingError, rather than letting through what may look right and be wrong."""
+    if not _is_supported(expression):
+        words = expression.sql(dialect="snowflake").split()
+        raise unsupported(" ".join(words[:3]).upper())
+    for function in expression.find_all(exp.Anonymous):
+        if function.name.upper() == "RESULT_SCAN" and not _is_whole_result(expression):
+            raise unsupported("RESULT_SCAN but by SELECT * FROM TABLE(RESULT_SCAN('<query id>'))")
+
+
+def _is_supported(expression: Any) -> bool:
+    if isinstance(expression, exp.Show):
+        return str(expression.this).upper() in _SHOWN
+    if not isinstance(expression, exp.Create | exp.Drop | exp.Alter):
+        return isinstance(expression, _NEEDS_WAREHOUSE + _OTHERS)
+    properties = expression.args.get("properties")
+    return (
+        _kind(expression) in _KINDS
+        and not (expression.args.get("clone") and _kind(expression) != "TABLE")
+        and all(
+            type(each) is exp.Property or isinstance(each, _PROPERTIES)
+            for each in (properties.expressions if properties else ())
+        )
+    )
+
+
+def _is_whole_result(expression: Any) -> bool:
+    """Whether it asks for no more than a whole result, which is what fakesnow answers with."""
+    clauses = {name for name, value in expression.args.items() if value}
+    return isinstance(expression, exp.Select) and clauses <= {"expressions", "from_"} and expression.is_star
+
+
+def _text(expression: Any) -> str:
+    if isinstance(expression, exp.Describe) and isinstance(expression.this, exp.Query):
+        return f"DESCRIBE {_text(expression.this)}"  # sqlglot would have it be a table's
+    return str(expression.sql(dialect="snowflake"))
+
+
+def _kind(expression: Any) -> str:
+    return str(expression.args.get("kind") or "").upper()
+
+
+def _stored(name: Any) -> list[str]:
+    return [str(part.this) if part.quoted else str(part.this).upper() for part in name.parts]
+
+
+def _translate(error: Exception) -> Error:
+    if isinstance(error, Error):
+        text = str(error.msg)
+        if missing := _NO_FUNCTION.search(text):
+            return unknown_function(missing[1].upper())
+        return unsupported(text.partition(" not impl")[0]) if error.errno == _NOT_IMPLEMENTED else error
+    if isinstance(error, duckdb.Error):
+        return ProgrammingError(msg=str(error).split("\n")[0], errno=100000, sqlstate="22000")
+    return unsupported(f"{type(error).__name__} {error}")

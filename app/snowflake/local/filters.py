@@ -1,0 +1,43 @@
+"""What a SHOW statement is to show: LIKE a pattern, IN a scope."""
+
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from app.snowflake.local.catalog import Name
+from app.snowflake.local.grammar import Tokens
+
+if TYPE_CHECKING:
+    from app.snowflake.local.session import LocalConnection
+
+
+def take_filter(tokens: Tokens, session: "LocalConnection") -> Callable[[Name], bool]:
+    """To the end of the statement. Raises ProgrammingError for what is neither."""
+    pattern = _take_pattern(tokens)
+    scope = _take_scope(tokens, session)
+    tokens.require_end()
+    return lambda name: bool(pattern.fullmatch(name[-1])) and name[: len(scope)] == scope
+
+
+def _take_pattern(tokens: Tokens) -> re.Pattern[str]:
+    """% is anything and _ one character, unless escaped; case does not matter."""
+    if not tokens.take("LIKE"):
+        return re.compile(".*", re.DOTALL)
+    special = {"%": ".*", "_": "."}
+    text = "".join(
+        re.escape(part[1:]) if part.startswith("\\") else special.get(part, re.escape(part))
+        for part in re.findall(r"\\.|.", tokens.take_string(), re.DOTALL)
+    )
+    return re.compile(text, re.IGNORECASE | re.DOTALL)
+
+
+def _take_scope(tokens: Tokens, session: "LocalConnection") -> tuple[str, ...]:
+    """The database, or the database and schema, that things must be in."""
+    if not tokens.take("IN") or tokens.take("ACCOUNT"):
+        return ()
+    if tokens.take("DATABASE"):
+        return (str(session.database),) if tokens.at_end else tokens.take_name()
+    tokens.take("SCHEMA")
+    if tokens.at_end:
+        return str(session.database), str(session.schema)
+    return session.qualify((*tokens.take_name(), ""))[:2]

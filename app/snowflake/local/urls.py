@@ -1,0 +1,30 @@
+"""The URLs by which Snowflake names staged files."""
+
+import re
+from base64 import urlsafe_b64encode
+from urllib.parse import quote
+
+from app.snowflake.local.catalog import Name, Stage
+
+# What the service is told its account is, in local SQL.
+ACCOUNT = "local"
+ACCOUNT_HOST = f"{ACCOUNT}.snowflakecomputing.com"
+
+
+def file_url(stage: Stage, relative_path: str) -> str:
+    """Encoded as in directory tables, down to dots and slashes."""
+    return f"https://{ACCOUNT_HOST}/api/files/{_encode_name(stage.name)}/{_encode(relative_path)}"
+
+
+def scoped_url(query_id: str, stage: Stage, relative_path: str) -> str:
+    token = urlsafe_b64encode(f"{stage}/{relative_path}".encode()).decode().rstrip("=")
+    return f"https://{ACCOUNT_HOST}/api/files/{query_id}/{token}"
+
+
+def _encode_name(name: Name) -> str:
+    return "/".join(map(_encode, name))
+
+
+def _encode(text: str) -> str:
+    encoded = quote(text, safe="").replace(".", "%2e")
+    return re.sub("%[0-9A-F]{2}", lambda match: match[0].lower(), encoded)

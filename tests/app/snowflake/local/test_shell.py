@@ -1,0 +1,86 @@
+"""Statements at the terminal."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from app.client import ClientError
+from app.snowflake.console import connect
+from app.snowflake.local.server import LocalServer
+from app.snowflake.local.shell import Shell, print_table
+from tests.app.snowflake.local.conftest import Function
+from tests.app.snowflake.local.remote_service import RemoteService
+from tests.app.snowflake.local.sql import Sql
+
+
+@pytest.fixture
+def shell(server: LocalServer, sql: Sql) -> Iterator[Shell]:
+    arguments = server.connect_arguments | {"schema": sql.value("SELECT CURRENT_SCHEMA()")}
+    with connect(**arguments) as console:
+        yield Shell(console, server, 0)
+
+
+def converse(shell: Shell, *lines: str) -> None:
+    """Type these lines, then end the input."""
+    typed = iter(lines)
+
+    def read(_: str) -> str:
+        try:
+            return next(typed)
+        except StopIteration:
+            raise EOFError from None
+
+    shell.converse("http://service", Path("images"), as_json=False, read=read)
+
+
+def test_table_is_aligned(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(["NAME", "N"], [["a", 1], ["longer", None], ["x\ny", {"k": "ü"}]])
+    assert capsys.readouterr().out.splitlines() == [
+        "NAME    N",
+        "------  ----------",
+        "a       1",
+        "longer  NULL",
+        'x y     {"k": "ü"}',
+    ]
+
+
+def test_answer_is_printed_and_its_calls_are_told(
+    shell: Shell, function: Function, service: RemoteService, capsys: pytest.CaptureFixture[str]
+) -> None:
+    function("f(a VARCHAR)", clauses="MAX_BATCH_ROWS = 2")
+    shell.run("SELECT f(seq4()) AS answer FROM TABLE(GENERATOR(ROWCOUNT => 3))", as_json=True)
+    out, err = capsys.readouterr()
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert lines == [
+        {"ANSWER": "0"},
+        {"ANSWER": "1"},
+        {"ANSWER": "2"},
+    ]
+    assert err.startswith("(3 rows to the service in 2 batches, ")
+
+
+def test_statement_without_calls_tells_of_none(shell: Shell, capsys: pytest.CaptureFixture[str]) -> None:
+    shell.run("SELECT 1 AS a", as_json=False)
+    assert capsys.readouterr() == ("A\n-\n1\n", "")
+
+
+def test_statement_runs_to_its_semicolon(shell: Shell, capsys: pytest.CaptureFixture[str]) -> None:
+    converse(shell, "SELECT 'a;", "b' AS x", ";", "SELECT 2 AS y; SELECT 3 AS z; -- both", "SELECT 4 AS w")
+    out = capsys.readouterr().out.split()
+    assert out == ["X", "----", "a;", "b", "Y", "-", "2", "Z", "-", "3", "W", "-", "4"]
+
+
+def test_mistake_does_not_end_the_conversation(shell: Shell, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ClientError, match="failed: 1"):  # nobody would have seen it
+        converse(shell, "SELECT nope();", "SELECT 1 AS a;")
+    out, err = capsys.readouterr()
+    assert out == "A\n-\n1\n"
+    assert "Unknown function NOPE" in err
+
+
+@pytest.mark.parametrize("word", ["exit", "exit;", "QUIT;"])
+def test_conversation_ends_with_a_word(shell: Shell, capsys: pytest.CaptureFixture[str], word: str) -> None:
+    converse(shell, word, "SELECT 1;")
+    assert capsys.readouterr().out == ""
