@@ -4,7 +4,6 @@ import argparse
 import functools
 import os
 import shlex
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from fractions import Fraction
@@ -18,7 +17,11 @@ from app import __version__
 from app.client import DEFAULT_URL, ClientError, classify_files, find_images, print_outcomes
 from app.demo import demonstrate
 from app.main import create_app
+from app.own_service import end_well_when_stopped
+from app.plan.command import add_plan_command
+from app.plan.figures import PlanError
 from app.settings import Settings
+from app.snowflake_commands import add_snowflake_commands
 from app.training_commands import add_training_commands, import_training, parse_integer
 from model.artifact import DEFAULT_MODEL_PATH, load_artifact
 from model.errors import ModelError
@@ -32,13 +35,13 @@ KEEP_ALIVE_SECONDS = 75
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns 0 when it is done, 1 with one line on stderr when it cannot be."""
-    options = vars(_parser().parse_args(arguments))
+    options = parse_arguments(arguments)
     run: Callable[..., None] = options.pop("run")
     try:
         run(**options)
     except BrokenPipeError:  # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (ModelError, ClientError, OSError) as error:
+    except (ModelError, ClientError, PlanError, OSError) as error:
         return _fail(str(error))
     except ValidationError as error:
         return _fail(_describe_settings_faults(error))
@@ -47,9 +50,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def parse_arguments(arguments: Sequence[str] | None) -> dict[str, Any]:
+    """The command to run, as `run`, and what it is to be given."""
+    return vars(_parser().parse_args(arguments))
+
+
 def serve(**given: Any) -> None:
     settings = _settings(given)
-    _end_well_on_sigterm()  # uvicorn stops gracefully, then raises the signal once more
+    end_well_when_stopped()  # uvicorn stops gracefully, then raises the signal once more
     uvicorn.run(
         create_app(settings),
         host=settings.host,
@@ -66,10 +74,10 @@ def classify(paths: list[Path], url: str, as_json: bool) -> None:
     print_outcomes(images, classify_files(images, url), as_json=as_json)
 
 
-def demo(images: Path, **given: Any) -> None:
-    settings = _settings(given)
-    _end_well_on_sigterm()
-    demonstrate(settings.host, settings.port, images)
+def demo(images: Path, port: int | None) -> None:
+    settings = _settings({"port": port})
+    end_well_when_stopped()
+    demonstrate(settings.port, images, SAMPLES / "scratches.png")
 
 
 def compile_model(model: Path) -> None:
@@ -108,10 +116,12 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--url", default=DEFAULT_URL, help="the service (default %(default)s)")
     command.add_argument("--json", action="store_true", dest="as_json", help="one outcome a line")
 
-    command = _add(commands, "demo", demo, "serve, classify sample images, and keep serving")
-    command.add_argument("--host", help="address to listen on (default 127.0.0.1)")
+    command = _add(commands, "demo", demo, "serve, classify sample images by SQL, and keep serving")
     command.add_argument("--port", type=_port, help="port to listen on (default 8000)")
     command.add_argument("--images", type=Path, default=SAMPLES, help="a folder (default: the samples)")
+
+    add_snowflake_commands(functools.partial(_add, commands), SAMPLES)
+    add_plan_command(functools.partial(_add, commands), SAMPLES)
 
     add_training_commands(functools.partial(_add, commands))
     command = _add(commands, "compile", compile_model, "compile an .h5 to its LiteRT twin")
@@ -150,11 +160,6 @@ def _scale(text: str) -> float:
 
 def _port(text: str) -> int:
     return parse_integer(text, 1, 65535)
-
-
-def _end_well_on_sigterm() -> None:
-    """To be stopped is no failure, and what stands in a finally is done first."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 
 
 def _describe_settings_faults(error: ValidationError) -> str:

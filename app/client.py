@@ -22,18 +22,23 @@ class ClientError(Exception):
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
-    """The files named, and the image files in the folders named, in sorted order."""
+    """The files named, and the image files in the folders named, but for hidden ones, in sorted order."""
     found: list[Path] = []
     for path in paths:
         if not path.exists():
             raise ClientError(f"There is no {path}.")
         if path.is_dir():
-            found += sorted(p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in IMAGE_SUFFIXES)
+            found += sorted(file for file in path.rglob("*") if _is_image(file))
         else:
             found.append(path)
     if not found:
         raise ClientError(f"There are no images in {', '.join(map(str, paths))}.")
     return found
+
+
+def _is_image(path: Path) -> bool:
+    is_hidden = path.name.startswith(".")  # such as those that macOS leaves beside images
+    return not is_hidden and path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
 
 
 def classify_files(images: Sequence[Path], url: str) -> Iterator[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """A service of our own, in a process of its own, for as long as a command needs one."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -15,6 +16,12 @@ HOST = "127.0.0.1"
 START_TIMEOUT_SECONDS = 60.0
 
 
+def end_well_when_stopped() -> None:
+    """To be stopped, or to lose the terminal, is no failure; what stands in a finally is done first."""
+    for name in {"SIGTERM", "SIGHUP"} & set(dir(signal)):
+        signal.signal(getattr(signal, name), lambda *_: sys.exit(0))
+
+
 @contextmanager
 def own_service(
     host: str = HOST,
@@ -23,10 +30,10 @@ def own_service(
     python: Path = Path(sys.executable),
 ) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
     """Its URL and its process, ready; on a free port where none is given. Raises ClientError."""
+    reach_loopback_directly()
     port = _free_port(host) if port is None else _refuse_taken(host, port)
     command = [str(python), "-m", "app.cli", "serve", "--host", host, "--port", str(port)]
-    # The service's own lines would run through the command's output.
-    surroundings = {"EXT_CLASSIFY_LOG_LEVEL": "warning", **os.environ, **(environment or {})}
+    surroundings = _surroundings(environment or {})
     with subprocess.Popen(command, env=surroundings) as service:
         try:
             url = f"http://{host}:{port}"
@@ -34,6 +41,25 @@ def own_service(
             yield url, service
         finally:
             service.terminate()
+
+
+def reach_loopback_directly() -> None:
+    """Whatever proxy this machine uses for other hosts, in this process and those that it starts."""
+    for name in ("no_proxy", "NO_PROXY"):
+        known = os.environ.get(name, "")
+        if HOST not in known:
+            os.environ[name] = ",".join(filter(None, [known, HOST, "localhost"]))
+
+
+def _surroundings(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment of this process, quieter; with a Snowflake of its own, nothing of another one."""
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if not (environment and name.upper().startswith("EXT_CLASSIFY_SNOWFLAKE_"))
+    }
+    # The service's own lines would run through the command's output.
+    return {"EXT_CLASSIFY_LOG_LEVEL": "warning", **inherited, **environment}
 
 
 def _free_port(host: str) -> int:

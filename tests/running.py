@@ -4,12 +4,14 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from app.client import is_ready
 
+CLI = [sys.executable, "-m", "app.cli"]
 START_TIMEOUT_SECONDS = 60.0
 
 
@@ -23,7 +25,7 @@ def free_port() -> int:
 def running_service(*arguments: str, **environment: str) -> Iterator[str]:
     """The URL of a service that is ready; it is stopped with SIGTERM, and must then exit cleanly."""
     port = free_port()
-    command = [sys.executable, "-m", "app.cli", "serve", "--port", str(port), *arguments]
+    command = [*CLI, "serve", "--port", str(port), *arguments]
     url = f"http://127.0.0.1:{port}"
     with subprocess.Popen(command, env=os.environ | environment) as service:
         deadline = time.monotonic() + START_TIMEOUT_SECONDS
@@ -36,3 +38,22 @@ def running_service(*arguments: str, **environment: str) -> Iterator[str]:
         finally:
             service.terminate()
     assert service.returncode == 0
+
+
+@contextmanager
+def running_demo(port: int) -> Iterator[tuple["subprocess.Popen[str]", str]]:
+    """A demo that has said all it says, and what that was."""
+    with subprocess.Popen([*CLI, "demo", "--port", str(port)], stdout=subprocess.PIPE, text=True) as demo:
+        assert demo.stdout is not None
+        watchdog = threading.Timer(60, demo.kill)
+        watchdog.start()
+        printed = ""
+        while "in a browser" not in printed:
+            line = demo.stdout.readline()
+            assert line, printed
+            printed += line
+        try:
+            yield demo, printed
+        finally:
+            watchdog.cancel()
+            demo.terminate()

@@ -2,15 +2,16 @@
 
 import json
 import re
+import shlex
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from app.cli import SAMPLES, main
+from app.cli import main, parse_arguments
 from app.settings import Settings
 from model.errors import InputError
-from tests.running import running_service
+from tests.running import free_port, running_demo, running_service
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -44,10 +45,10 @@ def test_both_commands_stand_on_the_first_screen() -> None:
     assert "make test" in first_screen
 
 
-def test_first_output_is_what_the_samples_give(capsys: pytest.CaptureFixture[str]) -> None:
-    with running_service() as url:
-        assert main(["classify", "--url", url, str(SAMPLES)]) == 0
-    assert capsys.readouterr().out in README
+def test_first_output_is_what_make_run_prints() -> None:
+    port = free_port()
+    with running_demo(port) as (_, printed):
+        assert printed.replace(str(port), "8000").partition("\n\nServing")[0].strip() in README
 
 
 @pytest.mark.parametrize("table", sorted((ROOT / "tests" / "benchmarks" / "results").glob("*.md")))
@@ -81,3 +82,16 @@ def test_curl_examples_work_when_pasted() -> None:
     assert [number for number, _ in batch["data"]] == [0, 1, 2]
     assert batch["data"][0][1]["label"] == image["label"] == "Scratches"
     assert [result["label"] for result in files["results"]] == ["Patches", "Pitted"]
+
+
+def test_plan_is_quoted_as_worked_out(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--rate", "700", "--cores", "2"]) == 0
+    assert capsys.readouterr().out.partition("\n\nOne instance")[0] in README
+
+
+def test_commands_of_the_readme_parse() -> None:
+    commands = re.findall(r"^ext-classify ((?:.*\\\n)*.*)$", README, re.MULTILINE)
+    assert len(commands) > 5
+    for command in commands:
+        words = shlex.split(command.replace("\\\n", " "), comments=True)
+        parse_arguments([word for word in words if word != "…"])

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from app.client import find_images
+from app.own_service import end_well_when_stopped
 from app.plan.figures import Figure, Measured, Request, show
 from app.plan.measuring import measure, service_to_measure
 from app.plan.plan import Plan, find_cheapest, make_plan
@@ -46,6 +47,7 @@ def plan(
     **asked: Any,
 ) -> None:
     """Raises PlanError, or ClientError where the service cannot be measured."""
+    end_well_when_stopped()
     settings = Settings()
     request = Request(
         **asked, max_rows=settings.max_rows, max_concurrent_fetches=settings.max_concurrent_fetches

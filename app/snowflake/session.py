@@ -136,7 +136,7 @@ class SnowflakeSession:
         with self._login_lock:  # one at a time, so that a failure is known before the next one tries
             if self._failed_login and time.monotonic() < self._failed_login[0]:
                 raise self._failed_login[1].anew()
-            connector = importlib.import_module("snowflake.connector")  # 40 MB, for those who need it
+            connector = importlib.import_module("snowflake.connector")  # 48 MB, for those who need it
             try:
                 version = int(connector.__version__.partition(".")[0])
                 connection = connector.connect(**connect_arguments(self._settings, version))

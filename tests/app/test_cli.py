@@ -4,9 +4,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,9 +13,7 @@ from app.cli import main
 from app.client import is_ready
 from model.artifact import DEFAULT_MODEL_PATH
 from tests.conftest import SAMPLES
-from tests.running import free_port, running_service
-
-CLI = [sys.executable, "-m", "app.cli"]
+from tests.running import CLI, free_port, running_demo, running_service
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +70,8 @@ def test_more_images_than_a_batch_are_all_answered(
         (["train", "--data", "/nowhere", "--output", "model.keras"], "must be saved as an .h5"),
         (["train", "--data", "/nowhere"], "Missing: /nowhere"),
         (["describe", "/nowhere/m.h5", "--class-names", "a,b", "--scale", "1"], "Missing: /nowhere/m.h5"),
+        (["plan", "--images", "0"], "number of images must be more than 0"),
+        (["plan", "--rate", "0"], "rate in images a second must be more than 0"),
     ],
 )
 def test_failure_is_one_line(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
@@ -172,22 +170,6 @@ def test_tensorflow_engine_serves_too(capsys: pytest.CaptureFixture[str]) -> Non
     with running_service("--engine", "tensorflow") as url:
         assert main(["classify", "--url", url, str(SAMPLES)]) == 0
     assert "1 Scratches" in capsys.readouterr().out
-
-
-@contextmanager
-def running_demo(port: int) -> Iterator[tuple["subprocess.Popen[str]", str]]:
-    """A demo that has said all it says, and what that was."""
-    with subprocess.Popen([*CLI, "demo", "--port", str(port)], stdout=subprocess.PIPE, text=True) as demo:
-        assert demo.stdout is not None
-        watchdog = threading.Timer(60, demo.kill)
-        watchdog.start()
-        printed = ""
-        while "in a browser" not in printed:
-            line = demo.stdout.readline()
-            assert line, printed
-            printed += line
-        yield demo, printed
-        watchdog.cancel()
 
 
 def test_demo_classifies_the_samples_and_keeps_serving(capsys: pytest.CaptureFixture[str]) -> None:

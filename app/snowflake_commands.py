@@ -1,0 +1,263 @@
+"""ext-classify sql, register, unregister and upload: the commands of whoever works with Snowflake."""
+
+import argparse
+import functools
+import importlib
+import json
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from app.client import ClientError
+from app.own_service import end_well_when_stopped, reach_loopback_directly
+from app.snowflake.console import Console, connect, open_console
+from app.snowflake.identifier import quote_identifier
+from app.snowflake.register import register, unregister, verify
+from app.snowflake.register_flags import DEFAULT_API_PROVIDER, DEFAULT_INTEGRATION, read_flags
+from app.snowflake.registration import PROVIDERS, Registration
+from app.snowflake.upload import UploadIncomplete, find_files, is_encrypted_by_clients, upload
+
+Add = Callable[[str, Callable[..., None], str], argparse.ArgumentParser]
+
+LOCAL_PORT = 8100
+_LOCAL_ARGUMENTS = {
+    "account": "local",
+    "user": "LOCAL",
+    "password": "any",
+    "protocol": "http",
+    "database": "LOCAL",
+    "schema": "PUBLIC",
+}
+
+
+def sql(
+    statement: str | None,
+    images: Path,
+    url: str | None,
+    as_json: bool,
+    chaos: bool,
+    seed: int,
+    serve: bool,
+    port: int,
+) -> None:
+    if serve and statement is not None:
+        raise ClientError("With --serve, others bring the statements. Received: a statement.")
+    shell = import_local("app.snowflake.local.shell")
+    end_well_when_stopped()
+    reach_loopback_directly()
+    running = shell.local_sql(images, url=url, chaos_seed=seed if chaos else None, port=port if serve else 0)
+    with running as (session, service_url, _):
+        if serve:
+            session.serve(service_url)
+        elif statement is not None:
+            session.run(statement, as_json=as_json)
+        else:
+            session.converse(service_url, images, as_json=as_json)
+
+
+def register_function(
+    connection: str | None, local: bool, port: int, dry_run: bool, verifies: bool, sample: Path, **given: Any
+) -> None:
+    registration = read_flags(given, _defaults(local))
+    if verifies and "owner_role" in registration.variables:
+        raise ClientError("--owner-role leaves to that role --verify.")
+    if dry_run:
+        for statement in registration.statements():
+            print(f"{statement};\n")
+        return
+    with _console(connection, local, port) as console:
+        for line in register(console, registration):
+            print(line, flush=True)  # grants that a replacement takes must be known whatever happens
+        if "owner_role" in registration.variables:
+            uses = f"--provider {registration.provider}"
+            uses += "" if registration.provider == "spcs" else " --no-integration"
+            command = _command(f"register {uses} …", local, port)
+            print(f"\nNext, as role {given['owner_role']}: {command}")
+            return
+        if verifies:
+            _print_verification(console, registration, sample)
+    _print_next_steps(registration, local, port)
+
+
+def unregister_function(
+    connection: str | None, local: bool, port: int, drop_integration: bool, **given: Any
+) -> None:
+    variables = _defaults(local) | {name: value for name, value in given.items() if value is not None}
+    if "database" not in variables:
+        raise ClientError("unregister needs --database.")
+    with _console(connection, local, port) as console:
+        for line in unregister(console, variables, drop_integration=drop_integration):
+            print(line)
+
+
+def upload_files(
+    paths: list[Path],
+    stage: str,
+    folder: str,
+    overwrite: bool,
+    connection: str | None,
+    local: bool,
+    port: int,
+) -> None:
+    files = find_files(paths, folder)
+    with _console(connection, local, port) as console:
+        if is_encrypted_by_clients(console, stage):
+            print(
+                f"Note: {stage} is encrypted by its clients, so no URL of its files gives an image, and the "
+                "service downloads them one by one. A stage with SNOWFLAKE_SSE is faster.",
+                file=sys.stderr,
+            )
+        track = functools.partial(import_local("tqdm").tqdm, total=len(files), unit="file", disable=None)
+        try:
+            _print_statuses(upload(console, files, stage, overwrite=overwrite, track=track))
+        except UploadIncomplete as error:
+            _print_statuses(error.statuses)
+            raise
+
+
+def add_snowflake_commands(add: Add, samples: Path) -> None:
+    command = add(
+        "sql", sql, "run SQL on an emulation of Snowflake that calls the service; no account needed"
+    )
+    command.add_argument("statement", nargs="?", metavar="SQL", help="(default: read statements one by one)")
+    command.add_argument("--images", type=Path, default=samples, help="the folder that is @images")
+    command.add_argument("--url", help="a service that runs already (default: start one)")
+    command.add_argument("--json", action="store_true", dest="as_json", help="one row a line")
+    command.add_argument(
+        "--chaos", action="store_true", help="repeat, delay, drop and reorder batches on their way"
+    )
+    command.add_argument("--seed", type=int, default=0, help="of the chaos (default %(default)s)")
+    command.add_argument("--serve", action="store_true", help="let other clients log in, on --port")
+    command.add_argument("--port", type=int, default=LOCAL_PORT, help="(default %(default)s)")
+
+    command = add(
+        "register", register_function, "set the function up in Snowflake; again to bring it up to date"
+    )
+    command.add_argument(
+        "--provider", choices=PROVIDERS, required=True, help="what stands before the service"
+    )
+    _add_names(command, None)  # which spcs has no use for
+    command.add_argument("--url", help="the gateway's URL of POST /classify")
+    command.add_argument("--allowed-prefix", help="URLs that the integration may call (default: --url)")
+    command.add_argument("--api-provider", metavar="NAME", help=f"aws: (default {DEFAULT_API_PROVIDER})")
+    command.add_argument("--role-arn", dest="aws_role_arn", help="aws: the role that Snowflake takes on")
+    command.add_argument("--tenant-id", dest="azure_tenant_id", help="azure: the tenant")
+    command.add_argument(
+        "--application-id", dest="azure_application_id", help="azure: the gateway's application"
+    )
+    command.add_argument("--audience", dest="google_audience", help="google: the audience of the gateway")
+    command.add_argument("--service", help="spcs: the service, db.schema.name")
+    command.add_argument(
+        "--api-key-file", type=Path, metavar="FILE", help="aws, azure: holds the gateway's API key"
+    )
+    command.add_argument(
+        "--no-integration",
+        action="store_false",
+        dest="makes_integration",
+        help="use one that is there already",
+    )
+    command.add_argument(
+        "--owner-role",
+        metavar="ROLE",
+        help="let this role use the integration (spcs: the endpoint), and leave all else to it",
+    )
+    command.add_argument("--max-batch-rows", default="64", help="(default %(default)s; see plan)")
+    command.add_argument("--caller-role", help="role that may call the function on the stage")
+    command.add_argument("--service-role", help="role that the service reads the stage with")
+    command.add_argument("--warehouse", help="warehouse that the service may use")
+    command.add_argument("--dry-run", action="store_true", help="print the SQL, do nothing")
+    command.add_argument(
+        "--verify", action="store_true", dest="verifies", help="call the function on a sample"
+    )
+    command.add_argument("--sample", type=Path, default=samples / "scratches.png", help="image for --verify")
+    _add_connection(command)
+
+    command = add(
+        "unregister", unregister_function, "take the function away; stage, images and integration stay"
+    )
+    _add_names(command, DEFAULT_INTEGRATION)
+    command.add_argument(
+        "--drop-integration",
+        action="store_true",
+        help="and with it the gateway's trust; it breaks every function that calls through it",
+    )
+    _add_connection(command)
+
+    command = add("upload", upload_files, "put images, or a network, on a stage")
+    command.add_argument(
+        "paths", type=Path, nargs="+", metavar="PATH", help="images, folders of them, or an .h5"
+    )
+    command.add_argument("--stage", required=True, help="db.schema.stage")
+    command.add_argument("--folder", default="", help="in the stage (default: its root)")
+    command.add_argument(
+        "--overwrite", action="store_true", help="replace files of the same names whose content differs"
+    )
+    _add_connection(command)
+
+
+def import_local(module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise ClientError(
+            f"This takes the sql extra ({error.name} is missing): make setup installs it."
+        ) from None
+
+
+def _add_names(command: argparse.ArgumentParser, integration: str | None) -> None:
+    command.add_argument("--database", help="(default with --local: LOCAL)")
+    command.add_argument("--schema", default="PUBLIC", help="(default %(default)s)")
+    command.add_argument("--stage", default="images", help="of the images (default %(default)s)")
+    command.add_argument("--function", default="ext_classify", help="(default %(default)s)")
+    command.add_argument("--integration", default=integration, help=f"(default {DEFAULT_INTEGRATION})")
+
+
+def _add_connection(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--connection", metavar="NAME", help="of connections.toml (default: its default)")
+    command.add_argument("--local", action="store_true", help="the server of ext-classify sql --serve")
+    command.add_argument("--port", type=int, default=LOCAL_PORT, help="of that server (default %(default)s)")
+
+
+def _console(connection: str | None, local: bool, port: int) -> Console:
+    if local:
+        reach_loopback_directly()
+        advice = "Start one: ext-classify sql --serve" + (f" --port {port}." if port != LOCAL_PORT else ".")
+        return connect(advice=advice, **_LOCAL_ARGUMENTS, host="127.0.0.1", port=port)
+    return open_console(connection)
+
+
+def _defaults(local: bool) -> dict[str, str]:
+    return {"database": _LOCAL_ARGUMENTS["database"]} if local else {}
+
+
+def _command(arguments: str, local: bool, port: int) -> str:
+    flags = (" --local" if local else "") + (f" --port {port}" if local and port != LOCAL_PORT else "")
+    return f"ext-classify {arguments}{flags}"
+
+
+def _print_next_steps(registration: Registration, local: bool, port: int) -> None:
+    stage, function = quote_identifier(*registration.stage), quote_identifier(*registration.function)
+    command = _command(f"upload photos/ --stage {shlex.quote(stage)}", local, port)
+    print(f"\nNext: {command}")
+    print(f"Then: SELECT relative_path, {function}(file_url) FROM DIRECTORY(@{stage});")  # noqa: S608
+
+
+def _print_statuses(statuses: Counter[str]) -> None:
+    print(", ".join(f"{count} {status.lower()}" for status, count in sorted(statuses.items())))
+    if skipped := statuses["SKIPPED"]:
+        print(
+            f"{skipped} skipped: files of these names are there already, and differ or cannot be compared; "
+            "--overwrite replaces them.",
+            file=sys.stderr,
+        )
+
+
+def _print_verification(console: Console, registration: Registration, sample: Path) -> None:
+    """Raises ClientError where the function does not answer with an outcome that has no error."""
+    for name, answer in verify(console, registration, sample):
+        print(f"\n{name}\n{json.dumps(answer, indent=2, ensure_ascii=False)}")
+        if answer["error"] is not None:
+            raise ClientError(f"The function answers, but not with a label: {answer['error']['message']}")

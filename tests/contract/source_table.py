@@ -1,0 +1,137 @@
+"""What becomes of each kind of source in each state: `python -m tests.contract.source_table` prints it.
+
+A real service answers, reading the stages of local SQL.
+"""
+
+import base64
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+import snowflake.connector
+
+from app.snowflake.identifier import quote_string
+from app.snowflake.local.server import LocalServer
+from tests.conftest import SAMPLES
+from tests.running import running_service
+
+STATES = ("ok", "missing", "forbidden", "expired", "too large", "not an image")
+MAX_IMAGE_BYTES = 100_000
+ENVIRONMENT = {"EXT_CLASSIFY_MAX_IMAGE_BYTES": str(MAX_IMAGE_BYTES)}
+
+_STAGED = {
+    "ok": "Scratches",
+    "missing": "file_missing",
+    "forbidden": "stage_not_authorized",
+    "too large": "image_too_large",
+    "not an image": "unsupported_format",
+}
+_INLINE = {"ok": "Scratches", "too large": "image_too_large", "not an image": "unsupported_format"}
+# The label or the error's code; a state that a kind does not know is left out.
+CELLS: dict[str, dict[str, str]] = {
+    "stage-file URL": _STAGED,
+    "stage path": _STAGED,
+    "pre-signed URL": _STAGED | {"forbidden": "access_denied", "expired": "url_expired"},
+    "scoped URL": dict.fromkeys(("ok", "missing", "too large", "not an image"), "scoped_url_not_readable"),
+    "inline base64": _INLINE,
+    "inline hex": _INLINE,
+    "stage-file URL, encrypted by clients": _STAGED,
+    "stage path, encrypted by clients": _STAGED,
+    "pre-signed URL, encrypted by clients": {
+        "ok": "client_side_encrypted",
+        "missing": "file_missing",
+        "too large": "client_side_encrypted",
+        "not an image": "client_side_encrypted",
+    },
+}
+FILES = {
+    "ok": (SAMPLES / "scratches.png").read_bytes(),
+    "too large": (SAMPLES / "scratches.png").read_bytes().ljust(MAX_IMAGE_BYTES + 100, b"\0"),
+    "not an image": b"RIFF" + bytes(4) + b"an HTML page",
+}
+PRESIGNED = "GET_PRESIGNED_URL"
+FILE_URL = "BUILD_STAGE_FILE_URL"
+SCOPED = "BUILD_SCOPED_FILE_URL"
+
+
+def make_sources(server: LocalServer) -> dict[tuple[str, str], str]:
+    """A source for each cell, by kind and state; takes the two seconds in which a URL expires."""
+    with snowflake.connector.connect(**server.connect_arguments) as connection, connection.cursor() as cursor:
+        _make_stages(cursor)
+        sources = {
+            (kind, state): _source(cursor, kind, state) for kind, states in CELLS.items() for state in states
+        }
+    time.sleep(2)
+    return sources
+
+
+def _make_stages(cursor: Any) -> None:
+    cursor.execute("CREATE OR REPLACE STAGE steel ENCRYPTION = (TYPE = 'SNOWFLAKE_SSE')")
+    cursor.execute("CREATE OR REPLACE STAGE sealed")
+    with tempfile.TemporaryDirectory() as folder:
+        for state, content in FILES.items():
+            path = Path(folder) / f"{state}.png"
+            path.write_bytes(content)
+            for stage in ("steel", "sealed"):
+                cursor.execute(f"PUT {quote_string(f'file://{path}')} @{stage}/2026 AUTO_COMPRESS = FALSE")
+
+
+def _source(cursor: Any, kind: str, state: str) -> str:
+    kind, _, encrypted = kind.partition(", ")
+    stage = "sealed" if encrypted else "steel"
+    name = f"2026/{state}.png"
+    if kind == "inline base64":
+        return base64.b64encode(FILES[state]).decode()
+    if kind == "inline hex":
+        return FILES[state].hex().upper()
+    if kind == "stage path":
+        return f"@local.public.{'forbidden' if state == 'forbidden' else stage}/{name}"
+    if kind == "stage-file URL":
+        url = _ask(cursor, f"{FILE_URL}(@{stage}, '{name}')")
+        return url.replace(f"/{stage.upper()}/", "/FORBIDDEN/") if state == "forbidden" else url
+    if kind == "scoped URL":
+        return _ask(cursor, f"{SCOPED}(@{stage}, '{name}')")
+    seconds = 1 if state == "expired" else 600
+    url = _ask(cursor, f"{PRESIGNED}(@{stage}, '{name}', {seconds})")
+    return f"{url}0" if state == "forbidden" else url
+
+
+def _ask(cursor: Any, expression: str) -> str:
+    answer: str = cursor.execute(f"SELECT {expression}").fetchone()[0]
+    return answer
+
+
+def classify(service: str, sources: list[Any], *, timeout_seconds: float = 120) -> list[Any]:
+    """The outcomes of a batch in Snowflake's form, whose order is checked."""
+    rows = [[number, source] for number, source in enumerate(sources)]
+    answer = httpx.post(f"{service}/classify", json={"data": rows}, timeout=timeout_seconds)
+    assert answer.status_code == 200, answer.text
+    data = answer.json()["data"]
+    assert [number for number, _ in data] == list(range(len(sources)))
+    return [outcome for _, outcome in data]
+
+
+def answer_of(outcome: Any) -> str | None:
+    """The label, or the error's code; None for NULL."""
+    if outcome is None:
+        return None
+    answer: str = outcome["error"]["code"] if outcome["error"] else outcome["label"]
+    return answer
+
+
+def main() -> None:
+    with LocalServer() as server:
+        sources = make_sources(server)
+        with running_service(**server.service_environment | ENVIRONMENT) as service:
+            answers = map(answer_of, classify(service, list(sources.values())))
+            found = dict(zip(sources, answers, strict=True))
+    lines = [["source", *STATES], ["---"] * (len(STATES) + 1)]
+    lines += [[kind, *(found.get((kind, state), "") for state in STATES)] for kind in CELLS]
+    sys.stdout.write("".join(f"| {' | '.join(line)} |\n" for line in lines))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""The next line of Snowflake's connector, in an environment of its own: what serves, and what sets up."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2 as httpx
+import pytest
+
+from app.own_service import own_service
+from app.snowflake.console import Console, connect
+from app.snowflake.local.server import LocalServer
+from tests.conftest import SAMPLES
+
+ROOT = Path(__file__).parent.parent.parent
+PYTHON = ROOT / ".venv-connector5" / "bin" / "python"
+
+pytestmark = pytest.mark.skipif(
+    not PYTHON.exists(), reason="there is no .venv-connector5; make .venv-connector5/.installed makes it"
+)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[LocalServer]:
+    with LocalServer() as running:
+        running.mount(SAMPLES)
+        yield running
+
+
+@pytest.fixture(scope="module")
+def service(server: LocalServer) -> Iterator[str]:
+    with own_service(environment=server.service_environment, python=PYTHON) as (url, _):
+        yield url
+
+
+@pytest.fixture
+def console(server: LocalServer) -> Iterator[Console]:
+    with connect(**server.connect_arguments) as opened:
+        yield opened
+
+
+def command(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    """ext-classify, in the environment of connector 5."""
+    return subprocess.run(
+        [PYTHON, "-m", "app.cli", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+
+def outcome(service: str, source: str) -> dict[str, object]:
+    answer = httpx.post(f"{service}/classify", json={"data": [[0, source]]}, timeout=60)
+    found: dict[str, object] = answer.json()["data"][0][1]
+    return found
+
+
+def test_it_is_the_next_line() -> None:
+    program = "import snowflake.connector as c; print(c.__version__)"
+    finished = subprocess.run([PYTHON, "-c", program], capture_output=True, text=True, check=True)
+    assert finished.stdout.startswith("5.")
+
+
+def test_staged_files_are_classified(service: str, console: Console) -> None:
+    [file] = console.rows("SELECT file_url FROM DIRECTORY(@images) WHERE relative_path = 'scratches.png'")
+    assert outcome(service, file["file_url"])["label"] == "Scratches"
+    assert outcome(service, "@local.public.images/patches.png")["label"] == "Patches"
+
+
+def test_files_that_clients_encrypted_are_classified(service: str, console: Console) -> None:
+    console.rows("CREATE OR REPLACE STAGE encrypted DIRECTORY = (ENABLE = TRUE)")
+    with (SAMPLES / "pitted.png").open("rb") as image:
+        console.put(image, "pitted.png", "@encrypted/a b", overwrite=True)
+    assert outcome(service, "@local.public.encrypted/a b/pitted.png")["label"] == "Pitted"
+    error = outcome(service, "@local.public.encrypted/missing.png")["error"]
+    assert isinstance(error, dict)
+    assert error["code"] == "file_missing"
+
+
+def test_unknown_stage_has_its_own_error(service: str) -> None:
+    error = outcome(service, "@local.public.nowhere/a.png")["error"]
+    assert isinstance(error, dict)
+    assert error["code"] == "stage_not_authorized"
+
+
+def test_function_is_registered_verified_and_unregistered(server: LocalServer, service: str) -> None:
+    local = ["--local", "--port", str(server.port), "--stage", "steel"]
+    asked = ["register", *local, "--provider", "aws", "--url", f"{service}/classify"]
+    asked += ["--role-arn", "arn:aws:iam::123456789012:role/gateway", "--caller-role", "analyst"]
+    first = command(*asked)
+    assert first.returncode == 0, first.stderr
+    assert first.stdout.count("created ") == 4
+    uploaded = command("upload", str(SAMPLES), *local, "--folder", "2026/july")
+    assert uploaded.returncode == 0, uploaded.stderr
+    assert uploaded.stdout == "6 uploaded\n"
+    second = command(*asked, "--verify")
+    assert second.returncode == 0, second.stderr
+    assert "created" not in second.stdout
+    assert '"label": "Scratches"' in second.stdout
+    assert "2026/july/" in second.stdout
+    removed = command("unregister", *local)
+    assert removed.returncode == 0, removed.stderr
+    assert removed.stdout.count("successfully dropped") == 2
+
+
+def test_no_warning_of_the_connector_reaches_the_terminal(server: LocalServer) -> None:
+    finished = command("unregister", "--local", "--port", str(server.port))
+    assert "Warning" not in finished.stderr
+    assert os.linesep not in finished.stderr.strip()

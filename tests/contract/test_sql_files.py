@@ -1,0 +1,98 @@
+"""The numbered SQL files, run statement by statement against the emulation and a real service."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.own_service import own_service
+from app.snowflake.console import Console, connect
+from app.snowflake.ddl import load
+from app.snowflake.local.server import LocalServer
+from app.snowflake.upload import find_files, upload
+from tests.conftest import SAMPLES
+
+NAMES = {
+    "database": "LOCAL",
+    "schema": "PUBLIC",
+    "stage": '"Steel images"',
+    "function": "ext_classify",
+    "integration": "gateway",
+    "api_provider": "aws_api_gateway",
+    "aws_role_arn": "arn:aws:iam::123456789012:role/gateway",
+    "max_batch_rows": "4",
+    "caller_role": "analyst",
+    "service_role": "classifier",
+    "owner_role": "builder",
+    "warehouse": "small",
+    "api_key": "secret",
+}
+SETUP = [
+    "01_stage.sql",
+    "02_api_integration_aws.sql",
+    "05_api_key.sql",
+    "06_grant_integration.sql",
+    "11_external_functions.sql",
+    "21_grant_callers.sql",
+    "22_grant_service.sql",
+    "23_grant_warehouse.sql",
+]
+
+
+@pytest.fixture(scope="module")
+def variables() -> Iterator[tuple[dict[str, str], Console]]:
+    """Everything set up twice, and images of every fate on the stage."""
+    with (
+        LocalServer() as server,
+        own_service(environment=server.service_environment) as (url, _),
+        connect(**server.connect_arguments) as console,
+    ):
+        variables = NAMES | {"url": f"{url}/classify", "allowed_prefix": f"{url}/"}
+        for name in SETUP * 2:
+            run(console, name, variables)
+        yield variables, console
+
+
+def run(console: Console, name: str, variables: dict[str, str]) -> list[list[dict[str, Any]]]:
+    return [console.rows(statement) for statement in load(name, variables)]
+
+
+def test_queries_classify_keep_count_and_find(
+    variables: tuple[dict[str, str], Console], tmp_path: Path
+) -> None:
+    names, console = variables
+    shutil.copytree(SAMPLES, tmp_path / "july")
+    (tmp_path / "july" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
+    upload(console, find_files([tmp_path]), '"Steel images"')
+    refreshed, all_files, presigned, scoped, *_, unsure, failed, evidence = run(
+        console, "31_queries.sql", names
+    )[1:]
+    assert refreshed == []  # the upload has done it
+    assert len(all_files) == len(presigned) == len(scoped) == 7
+    labels = {row["relative_path"]: row["answer"]["label"] for row in all_files}
+    assert labels["july/scratches.png"] == "Scratches"
+    assert {row["relative_path"]: row["answer"]["label"] for row in presigned} == labels
+    assert {row["answer"]["error"]["code"] for row in scoped} == {"scoped_url_not_readable"}
+    assert [row["relative_path"] for row in unsure] == ["july/rolled.png"]
+    assert [(row["code"], row["example"]) for row in failed] == [("corrupt_image", "july/broken.png")]
+    boxes = {row["relative_path"]: (row["evidence"] or {}).get("box") for row in evidence}
+    assert len(boxes["july/patches.png"]) == 4
+
+
+def test_what_is_known_is_not_classified_again(variables: tuple[dict[str, str], Console]) -> None:
+    names, console = variables
+    run(console, "31_queries.sql", names)
+    before = console.rows("SELECT COUNT(*) AS n FROM image_answers")
+    run(console, "31_queries.sql", names)
+    assert console.rows("SELECT COUNT(*) AS n FROM image_answers") == before
+
+
+def test_dropping_takes_all_but_the_images(variables: tuple[dict[str, str], Console]) -> None:
+    names, console = variables
+    for name in ["91_drop_functions.sql", "92_drop_integration.sql"] * 2:
+        run(console, name, names)
+    assert console.rows("SHOW EXTERNAL FUNCTIONS") == []
+    assert console.rows("SHOW INTEGRATIONS") == []
+    assert console.rows("SHOW STAGES LIKE 'steel images'")[0]["directory_enabled"] == "Y"

@@ -1,0 +1,524 @@
+"""Staged files through a real service, from a Snowflake that is local SQL and a door in front of it."""
+
+import importlib
+import json
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+import pytest
+import snowflake.connector
+
+from app.snowflake.identifier import quote_identifier, quote_string
+from app.snowflake.local.catalog import Name
+from app.snowflake.local.server import LocalServer
+from tests.app.forms import text_of
+from tests.conftest import SAMPLES
+from tests.contract.source_table import CELLS, ENVIRONMENT, answer_of, classify, make_sources
+from tests.running import running_service
+from tests.snowflake_front import LOGIN, QUERY, Answer, Asked, Front, failure, front
+
+HOST = "https://local.snowflakecomputing.com"
+FILES = f"{HOST}/api/files/LOCAL/PUBLIC"
+LABELS = {path.name: path.stem.capitalize() for path in sorted(SAMPLES.glob("*.png"))}
+NAMES = list(LABELS)
+SIGNING, LISTING, GETTING = "SELECT GET_PRESIGNED_URL", "LIST ", "GET "
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[LocalServer]:
+    with LocalServer() as running:
+        running.mount(SAMPLES)
+        running.mount(SAMPLES, "OTHERS")
+        yield running
+
+
+@pytest.fixture(scope="module")
+def cursor(server: LocalServer) -> Iterator[Any]:
+    with snowflake.connector.connect(**server.connect_arguments) as connection, connection.cursor() as cursor:
+        yield cursor
+
+
+@pytest.fixture
+def door(server: LocalServer) -> Iterator[Front]:
+    with front(server.port) as opened:
+        yield opened
+
+
+@contextmanager
+def service_behind(server: LocalServer, door: Front, **settings: object) -> Iterator[str]:
+    """A service that has logged in through the door, unless it cannot."""
+    given = {f"EXT_CLASSIFY_{name.upper()}": str(value) for name, value in settings.items()}
+    with running_service(**server.service_environment | door.environment | given) as service:
+        while not door.logins:
+            threading.Event().wait(0.01)
+        yield service
+
+
+def answers(service: str, sources: list[Any]) -> list[str | None]:
+    return list(map(answer_of, classify(service, sources)))
+
+
+def put(cursor: Any, stage: str, name: str, *, folder: str = "", sample: str = "scratches.png") -> None:
+    """Upload a sample under this name."""
+    location = f"@{stage}/{folder}"
+    with (SAMPLES / sample).open("rb") as content:
+        cursor.execute(
+            f"PUT {quote_string(f'file:///{name}')} {quote_string(location)} AUTO_COMPRESS = FALSE",
+            file_stream=content,
+        )
+
+
+def signed_paths(door: Front) -> list[list[str]]:
+    """What each statement asked URLs for."""
+    asked = [asked for asked in door.asked if asked.path == QUERY and asked.sql.startswith(SIGNING)]
+    return [json.loads(one.body["bindings"]["1"]["value"]) for one in asked]
+
+
+# Each kind of source in each state.
+
+
+@pytest.fixture(scope="module")
+def found(server: LocalServer) -> dict[tuple[str, str], list[Any]]:
+    """The outcomes of each cell, in two batches: the second knows which stages signed URLs do not serve."""
+    sources = make_sources(server)
+    with running_service(**server.service_environment | ENVIRONMENT) as service:
+        batches = [classify(service, list(sources.values())) for _ in range(2)]
+    return dict(zip(sources, map(list, zip(*batches, strict=True)), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("kind", "state", "expected"),
+    [(kind, state, answer) for kind, states in CELLS.items() for state, answer in states.items()],
+)
+def test_each_source_has_the_outcome_of_its_state(
+    found: dict[tuple[str, str], list[Any]], kind: str, state: str, expected: str
+) -> None:
+    assert [answer_of(outcome) for outcome in found[kind, state]] == [expected, expected]
+    for outcome in found[kind, state]:
+        if outcome["error"]:
+            assert not outcome["error"]["retryable"]
+
+
+def test_one_image_has_one_outcome_by_whatever_way(found: dict[tuple[str, str], list[Any]]) -> None:
+    outcomes = [found[kind, "ok"][0] for kind, states in CELLS.items() if states["ok"] == "Scratches"]
+    assert len(outcomes) > 5
+    assert all(outcome == outcomes[0] for outcome in outcomes)
+
+
+# How often Snowflake is asked.
+
+
+def test_batch_of_one_stage_is_one_statement(server: LocalServer, door: Front) -> None:
+    names = [NAMES[n % len(NAMES)] for n in range(200)]
+    with service_behind(server, door) as service:
+        for _ in range(2):
+            assert answers(service, [f"@local.public.images/{name}" for name in names]) == [
+                LABELS[name] for name in names
+            ]
+    assert signed_paths(door) == [names[: len(NAMES)]] * 2
+    assert len(door.statements) == 2
+    assert len(door.logins) == 1
+
+
+def test_batch_of_two_stages_is_two_statements(server: LocalServer, door: Front) -> None:
+    sources = [f"{FILES}/{stage}/{name}" for name in NAMES for stage in ("IMAGES", "OTHERS")]
+    with service_behind(server, door) as service:
+        assert answers(service, sources) == [LABELS[name] for name in NAMES for _ in range(2)]
+    assert signed_paths(door) == [NAMES, NAMES]
+    assert len(door.statements) == 2
+
+
+def test_file_that_a_batch_names_twice_is_asked_for_once(server: LocalServer, door: Front) -> None:
+    with service_behind(server, door) as service:
+        assert answers(service, ["@images/pitted.png"] * 50) == ["Pitted"] * 50
+    assert signed_paths(door) == [["pitted.png"]]
+
+
+def test_batch_without_staged_files_asks_nothing(server: LocalServer, door: Front, sample: bytes) -> None:
+    with service_behind(server, door) as service:
+        assert answers(service, [text_of(sample), sample.hex(), None]) == ["Scratches", "Scratches", None]
+    assert door.statements == []
+
+
+def test_burst_of_batches_shares_few_connections_and_blocks_nothing(server: LocalServer, door: Front) -> None:
+    two, release = threading.Barrier(3), threading.Event()
+
+    def hold(asked: Asked) -> Answer:
+        if asked.path == QUERY and not release.is_set():
+            two.wait()
+            release.wait()
+        return None
+
+    with (
+        service_behind(server, door, snowflake_max_connections=2) as service,
+        ThreadPoolExecutor(50) as callers,
+    ):
+        door.answer = hold
+        batches = [
+            callers.submit(answers, service, [f"@local.public.images/{NAMES[n % 6]}"]) for n in range(50)
+        ]
+        two.wait()
+        for _ in range(5):
+            assert httpx.get(f"{service}/healthz", timeout=30).status_code == 200
+        assert len(door.statements) == 2
+        release.set()
+        assert [batch.result() for batch in batches] == [[LABELS[NAMES[n % 6]]] for n in range(50)]
+    assert len(door.logins) == 2
+    assert len(door.statements) == 50
+
+
+# Accounts and stages that are not the service's.
+
+
+def test_files_of_other_accounts_are_refused_after_one_question(server: LocalServer, door: Front) -> None:
+    hosts = [f"org{n}.snowflakecomputing.com" for n in range(20)]
+    sources = [f"https://{host}/api/files/LOCAL/PUBLIC/IMAGES/pitted.png" for host in hosts]
+    with service_behind(server, door) as service:
+        for _ in range(2):
+            outcomes = classify(service, [*sources, f"{FILES}/IMAGES/pitted.png"])
+            assert list(map(answer_of, outcomes)) == ["wrong_account"] * 20 + ["Pitted"]
+    assert hosts[0] in outcomes[0]["error"]["message"]
+    assert [sql for sql in door.statements if not sql.startswith(SIGNING)] == ["SELECT SYSTEM$ALLOWLIST()"]
+    assert signed_paths(door) == [["pitted.png"]] * 2
+
+
+def test_account_is_known_by_its_other_name(server: LocalServer, door: Front) -> None:
+    with service_behind(server, door, snowflake_account="org-steel") as service:
+        for _ in range(2):
+            assert answers(service, [f"{FILES}/IMAGES/{name}" for name in NAMES]) == list(LABELS.values())
+        assert answers(
+            service, ["https://org-steel.snowflakecomputing.com/api/files/LOCAL/PUBLIC/IMAGES/pitted.png"]
+        ) == ["Pitted"]
+    assert door.statements.count("SELECT SYSTEM$ALLOWLIST()") == 1
+
+
+def test_accounts_are_asked_for_again_if_the_question_failed(server: LocalServer, door: Front) -> None:
+    refusals = iter([failure(1003)])
+    door.answer = lambda asked: next(refusals, None) if asked.path == QUERY else None
+    with service_behind(server, door, snowflake_account="org-steel") as service:
+        assert answers(service, [f"{FILES}/IMAGES/pitted.png"]) == ["snowflake_refused"]
+        assert answers(service, [f"{FILES}/IMAGES/pitted.png"]) == ["Pitted"]
+
+
+def test_only_listed_stages_are_read(server: LocalServer, door: Front) -> None:
+    sources = ["@local.public.images/pitted.png", f"{FILES}/IMAGES/pitted.png"]
+    others = ["@local.public.others/pitted.png", f"{FILES}/OTHERS/pitted.png", "@images/pitted.png"]
+    others += [f"{FILES}/images/pitted.png", "@unknown/a.png"]
+    with service_behind(server, door, snowflake_stages='local.public.images,"x".y.z') as service:
+        outcomes = classify(service, sources + others)
+    assert list(map(answer_of, outcomes)) == ["Pitted"] * 2 + ["stage_not_allowed"] * 5
+    assert '"LOCAL"."PUBLIC"."OTHERS"' in outcomes[2]["error"]["message"]
+    assert len(door.statements) == 2
+    assert all("IMAGES" in sql for sql in door.statements)
+
+
+def test_service_without_an_account_says_what_to_do(sample: bytes) -> None:
+    with running_service() as service:
+        outcomes = classify(service, [f"{FILES}/IMAGES/a.png", text_of(sample), "@images/a.png"])
+    assert list(map(answer_of, outcomes)) == [
+        "snowflake_not_configured",
+        "Scratches",
+        "snowflake_not_configured",
+    ]
+    assert "EXT_CLASSIFY_SNOWFLAKE_ACCOUNT" in outcomes[0]["error"]["message"]
+
+
+# A Snowflake that does not do what it is asked.
+
+
+def test_warehouse_that_is_suspended_is_named(server: LocalServer, door: Front, cursor: Any) -> None:
+    with service_behind(server, door, snowflake_warehouse="small") as service:
+        cursor.execute("ALTER WAREHOUSE small SUSPEND")
+        try:
+            [outcome] = classify(service, ["@images/pitted.png"])
+        finally:
+            cursor.execute("ALTER WAREHOUSE small RESUME")
+        assert answer_of(outcome) == "warehouse_unavailable"
+        assert outcome["error"]["retryable"]
+        assert answers(service, ["@images/pitted.png"]) == ["Pitted"]
+
+
+def test_refused_login_is_tried_once_for_a_burst(server: LocalServer, door: Front, sample: bytes) -> None:
+    message = "Incorrect username or password was specified."
+    door.answer = lambda asked: failure(390100, message) if asked.path == LOGIN else None
+    sources = ["@images/pitted.png", text_of(sample), f"{FILES}/IMAGES/pitted.png"]
+    with service_behind(server, door) as service, ThreadPoolExecutor(20) as callers:
+        batches = list(callers.map(lambda _: classify(service, sources), range(20)))
+    for batch in batches:
+        assert list(map(answer_of, batch)) == [
+            "snowflake_login_failed",
+            "Scratches",
+            "snowflake_login_failed",
+        ]
+        assert "390100" in batch[0]["error"]["message"]
+        assert message not in str(batch)
+    assert len(door.logins) == 1
+
+
+def test_snowflake_that_is_down_costs_its_own_rows_only(server: LocalServer, sample: bytes) -> None:
+    with front() as gone:
+        pass
+    environment = server.service_environment | gone.environment
+    sources = [text_of(sample), "@images/pitted.png", None, f"{FILES}/IMAGES/pitted.png", sample.hex(), "?"]
+    with running_service(**environment, EXT_CLASSIFY_SNOWFLAKE_TIMEOUT_SECONDS="1") as service:
+        outcomes = classify(service, sources)
+    assert list(map(answer_of, outcomes)) == [
+        "Scratches",
+        "snowflake_unavailable",
+        None,
+        "snowflake_unavailable",
+        "Scratches",
+        "invalid_base64",
+    ]
+    assert outcomes[1]["error"]["retryable"]
+
+
+@pytest.mark.parametrize("path", [LOGIN, QUERY])
+def test_snowflake_that_hangs_costs_its_own_rows_and_no_more_than_the_timeout(
+    server: LocalServer, door: Front, sample: bytes, path: str
+) -> None:
+    """The connector by itself would wait for a minute and more, and each caller once again."""
+    door.answer = lambda asked: door.hang() if asked.path == path else None
+    limits = {"snowflake_timeout_seconds": 2, "snowflake_max_connections": 1}
+    with service_behind(server, door, **limits) as service, ThreadPoolExecutor(10) as callers:
+        batches = [
+            callers.submit(classify, service, ["@images/a.png", text_of(sample)], timeout_seconds=30)
+            for _ in range(10)
+        ]
+        assert httpx.get(f"{service}/healthz", timeout=30).status_code == 200
+        for batch in batches:
+            assert list(map(answer_of, batch.result())) == ["snowflake_unavailable", "Scratches"]
+
+
+@pytest.mark.parametrize("number", [390104, 390111, 390114])
+def test_session_that_is_over_is_followed_by_another(server: LocalServer, door: Front, number: int) -> None:
+    with service_behind(server, door) as service:
+        assert answers(service, ["@images/pitted.png"]) == ["Pitted"]
+        over = iter([failure(number)])
+        door.answer = lambda asked: next(over, None) if asked.path == QUERY else None
+        for _ in range(2):
+            assert answers(service, ["@images/pitted.png", "@images/rolled.png"]) == ["Pitted", "Rolled"]
+    assert len(door.logins) == 2
+    assert len(door.statements) == 4
+
+
+def test_session_that_the_server_forgot_is_followed_by_another(server: LocalServer, door: Front) -> None:
+    sessions = importlib.import_module("fakesnow.server").sessions
+    known = set(sessions)
+    with service_behind(server, door) as service:
+        assert answers(service, ["@images/pitted.png"]) == ["Pitted"]
+        for token in set(sessions) - known:
+            del sessions[token]
+        for _ in range(2):
+            assert answers(service, ["@images/pitted.png"]) == ["Pitted"]
+    assert len(door.logins) == 2
+
+
+# Files that signed URLs do not serve.
+
+
+@pytest.fixture(scope="module")
+def sealed(cursor: Any) -> str:
+    """A stage whose files are encrypted by clients."""
+    cursor.execute("CREATE STAGE encrypted")
+    for name in NAMES:
+        put(cursor, "encrypted", name, folder="2026/a b", sample=name)
+    return "@local.public.encrypted/2026/a b"
+
+
+def test_encrypted_files_are_downloaded_once_that_is_known(
+    server: LocalServer, door: Front, sealed: str
+) -> None:
+    sources = [f"{sealed}/{name}" for name in NAMES]
+    with service_behind(server, door) as service:
+        assert answers(service, [*sources, f"{sealed}/no.png"]) == [*LABELS.values(), "file_missing"]
+        assert len(signed_paths(door)) == 1
+        assert sum(sql.startswith(GETTING) for sql in door.statements) == len(NAMES)
+        assert answers(service, [*sources, f"{sealed}/no.png"]) == [*LABELS.values(), "file_missing"]
+    assert len(signed_paths(door)) == 1
+    assert sum(sql.startswith(LISTING) for sql in door.statements) == 2 * len(NAMES) + 1
+    assert sum(sql.startswith(GETTING) for sql in door.statements) == 2 * len(NAMES)
+
+
+@pytest.mark.parametrize("refused", [{}, {"number": 1044}])
+def test_files_are_downloaded_where_urls_are_not_signed(
+    server: LocalServer, door: Front, refused: dict[str, int]
+) -> None:
+    """By the service's settings, or by the account's."""
+    if refused:
+        door.answer = lambda asked: (
+            failure(**refused) if asked.path == QUERY and asked.sql.startswith(SIGNING) else None
+        )
+    settings = {} if refused else {"snowflake_presigned_urls": "false"}
+    sources = [f"{FILES}/IMAGES/pitted.png", "@images/no.png", "@nowhere/a.png"]
+    with service_behind(server, door, **settings) as service:
+        for _ in range(2):
+            assert answers(service, sources) == ["Pitted", "file_missing", "stage_not_authorized"]
+    assert len(signed_paths(door)) == (3 if refused else 0)
+
+
+# Names of stages and files.
+
+STAGES = [
+    ("LOCAL", "PUBLIC", "lower"),
+    ("LOCAL", "PUBLIC", "with space"),
+    ("LOCAL", "PUBLIC", "dot.ted"),
+    ("LOCAL", "PUBLIC", "50%"),
+    ("LOCAL", "PUBLIC", "%20"),
+    ("LOCAL", "PUBLIC", "bücher-鋼"),
+    ("LOCAL", "PUBLIC", 'say "hi"'),
+    ("LOCAL", "PUBLIC", "it's"),
+    ("LOCAL", "PUBLIC", "a/b"),
+    ("LOCAL", "PUBLIC", "back\\slash"),
+    ("LOCAL", "PUBLIC", "what?#&+@"),
+    ("LOCAL", "PUBLIC", "~"),
+    ("LOCAL", "PUBLIC", "'; DROP STAGE images; --"),
+    ("LOCAL", "sch.ema", "S"),
+    ("my db", "a/b", 'x"y'),
+    ("%", "ünïcode", "lower"),
+]
+PATHS = [
+    "plain.png",
+    "a b.png",
+    "a#1.png",
+    "what?.png",
+    "100%.png",
+    "%2e%2fa.png",
+    "a+b&c=d.png",
+    "it's.png",
+    'say "hi".png',
+    "back\\slash.png",
+    "caf\u00e9.png",
+    "cafe\u0301.png",
+    "鋼.png",
+    "two..dots.png",
+    "semi;colon,comma.png",
+    "'); DROP STAGE images; --.png",
+    f"{'long' * 49}.png",
+]
+
+
+@pytest.mark.parametrize("kind", ["SNOWFLAKE_SSE", "SNOWFLAKE_FULL"])
+def test_stages_of_any_name_are_read(server: LocalServer, door: Front, cursor: Any, kind: str) -> None:
+    sources = []
+    for names in STAGES:
+        stage = quote_identifier(*names)
+        make_stage(server, cursor, names, kind)
+        put(cursor, stage, "a b.png", folder="july")
+        sources += [f"@{stage}/july/a b.png", build_file_url(cursor, stage, "july/a b.png")]
+    with service_behind(server, door) as service:
+        found = dict(zip(sources, answers(service, sources), strict=True))
+    assert found == dict.fromkeys(sources, "Scratches")
+
+
+@pytest.mark.parametrize("kind", ["SNOWFLAKE_SSE", "SNOWFLAKE_FULL"])
+def test_files_of_any_name_are_read(server: LocalServer, door: Front, cursor: Any, kind: str) -> None:
+    cursor.execute(f"CREATE OR REPLACE STAGE names ENCRYPTION = (TYPE = '{kind}')")
+    sources = []
+    for path in PATHS:
+        for folder in ("", f"{Path(path).stem}/"):
+            put(cursor, "names", path, folder=folder)
+            sources += [f"@names/{folder}{path}", build_file_url(cursor, "names", folder + path)]
+    with service_behind(server, door) as service:
+        found = dict(zip(sources, answers(service, sources), strict=True))
+    assert found == dict.fromkeys(sources, "Scratches")
+
+
+@pytest.mark.parametrize(
+    ("kind", "answer"), [("SNOWFLAKE_SSE", "Scratches"), ("SNOWFLAKE_FULL", "snowflake_refused")]
+)
+def test_longest_names_are_too_long_for_the_connector_alone(
+    server: LocalServer, door: Front, cursor: Any, kind: str, answer: str
+) -> None:
+    cursor.execute(f"CREATE OR REPLACE STAGE lengthy ENCRYPTION = (TYPE = '{kind}')")
+    put(cursor, "lengthy", f"{'a' * 240}.png")
+    with service_behind(server, door) as service:
+        assert answers(service, [f"@lengthy/{'a' * 240}.png"]) == [answer]
+
+
+def test_composed_and_decomposed_names_are_two_files(server: LocalServer, door: Front, cursor: Any) -> None:
+    cursor.execute("CREATE OR REPLACE STAGE forms ENCRYPTION = (TYPE = 'SNOWFLAKE_SSE')")
+    put(cursor, "forms", "caf\u00e9.png", sample="pitted.png")
+    put(cursor, "forms", "cafe\u0301.png", sample="rolled.png")
+    sources = [f"@forms/{name}.png" for name in ("caf\u00e9", "cafe\u0301")]
+    sources += [build_file_url(cursor, "forms", f"{name}.png") for name in ("caf\u00e9", "cafe\u0301")]
+    with service_behind(server, door) as service:
+        assert answers(service, sources) == ["Pitted", "Rolled"] * 2
+
+
+def test_name_that_cannot_be_costs_its_neighbours_nothing(server: LocalServer, door: Front) -> None:
+    bad = ["@images/a\0.png", f"{FILES}/IMAGES/%00.png", f"{FILES}/IMAGES/%ff.png", '@"a\0"/b.png']
+    odd = ["@images//pitted.png", "@images/../secret.png", "@images/" + "a/" * 2000 + "a.png"]
+    sources = [*bad, *odd, "@images/pitted.png", f"{FILES}/IMAGES/pitted.png"]
+    with service_behind(server, door) as service:
+        found = answers(service, sources)
+    assert found[:4] == ["invalid_source"] * 4
+    assert not set(LABELS.values()) & set(found[4:7])
+    assert found[7:] == ["Pitted", "Pitted"]
+
+
+def make_stage(server: LocalServer, cursor: Any, names: Name, kind: str) -> None:
+    """By SQL where fakesnow can have such a schema."""
+    if names[:2] == ("LOCAL", "PUBLIC"):
+        stage = quote_identifier(*names)
+        cursor.execute(f"CREATE OR REPLACE STAGE {stage} ENCRYPTION = (TYPE = '{kind}')")
+    else:
+        is_open = kind == "SNOWFLAKE_SSE"
+        server.local.catalog.stages[names] = server.local.new_stage(names, is_server_side_encrypted=is_open)
+
+
+def build_file_url(cursor: Any, stage: str, path: str) -> str:
+    location = quote_string(f"@{stage}")
+    url: str = cursor.execute(f"SELECT BUILD_STAGE_FILE_URL({location}, {quote_string(path)})").fetchone()[0]
+    return url
+
+
+# What callers and logs do not get to know.
+
+
+def test_no_secret_leaves_the_service(
+    server: LocalServer, door: Front, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    token, passphrase = "pat-7c1d", "phrase-55aa"
+    key = tmp_path / "key.p8"
+    key.write_text("no key")
+    sources = ["@images/pitted.png", "@nowhere/a.png", "@images/no.png", f"{FILES}/IMAGES/a%00.png"]
+    texts = []
+    refusals = [
+        failure(1003, "syntax error near 'SELECT'"),
+        (500, {}),
+        failure(606),
+        failure(390104),
+    ]
+    with service_behind(server, door, snowflake_token=token, snowflake_timeout_seconds=1) as service:
+        for refusal in [None, *refusals]:
+            door.answer = lambda asked, refusal=refusal: refusal if asked.path == QUERY else None
+            texts.append(json.dumps(classify(service, sources)))
+    refused = {"snowflake_private_key_file": key, "snowflake_private_key_passphrase": passphrase}
+    with front(server.port) as other:
+        environment = server.service_environment | other.environment
+        given = {f"EXT_CLASSIFY_{name.upper()}": str(value) for name, value in refused.items()}
+        with running_service(**environment | given) as service:
+            outcomes = classify(service, sources)
+    assert answer_of(outcomes[0]) == "snowflake_login_failed"
+    texts.append(json.dumps(outcomes))
+    log = capfd.readouterr().err
+    assert "classified" in log
+    for secret in (token, passphrase):
+        assert secret not in "".join(texts)
+        assert secret not in log
+    for leak in (
+        "SELECT",
+        "Traceback",
+        "GET_PRESIGNED",
+        str(tmp_path),
+        str(Path(__file__).parents[2]),
+        "X-Amz",
+    ):
+        assert leak not in "".join(texts)
+    assert "Traceback" not in log
