@@ -22,6 +22,7 @@ from app.plan.command import add_plan_command
 from app.plan.figures import PlanError
 from app.settings import Settings
 from app.snowflake_commands import add_snowflake_commands
+from app.sql_command import add_sql_command
 from app.training_commands import add_training_commands, import_training, parse_integer
 from model.artifact import DEFAULT_MODEL_PATH, load_artifact
 from model.errors import ModelError
@@ -120,6 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--port", type=_port, help="port to listen on (default 8000)")
     command.add_argument("--images", type=Path, default=SAMPLES, help="a folder (default: the samples)")
 
+    add_sql_command(functools.partial(_add, commands), SAMPLES)
     add_snowflake_commands(functools.partial(_add, commands), SAMPLES)
     add_plan_command(functools.partial(_add, commands), SAMPLES)
 

@@ -3,7 +3,7 @@
 from collections import Counter
 from pathlib import Path
 
-from app.snowflake_commands import import_local
+from app.sql_command import import_local
 
 STATEMENT = """SELECT relative_path, answer:label::string AS label, answer:confidence::float AS confidence
 FROM (SELECT relative_path, ext_classify(file_url) AS answer FROM DIRECTORY(@images))

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, PositiveInt, SecretStr
+from pydantic import AfterValidator, BeforeValidator, Field, FilePath, PositiveFloat, PositiveInt, SecretStr
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.snowflake.identifier import parse_identifier
@@ -89,7 +89,7 @@ class Settings(BaseSettings):
     Snowpark Container Services the service finds its account and token by itself."""
     snowflake_user: str | None = None
     """User that the service logs in as."""
-    snowflake_private_key_file: Path | None = None
+    snowflake_private_key_file: FilePath | None = None
     """Private key of that user, PEM, for key-pair login."""
     snowflake_private_key_passphrase: SecretStr | None = None
     """Passphrase of the private key, if it has one."""

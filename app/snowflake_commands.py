@@ -1,8 +1,7 @@
-"""ext-classify sql, register, unregister and upload: the commands of whoever works with Snowflake."""
+"""ext-classify register, unregister and upload: the commands of whoever sets Snowflake up."""
 
 import argparse
 import functools
-import importlib
 import json
 import shlex
 import sys
@@ -12,56 +11,23 @@ from pathlib import Path
 from typing import Any
 
 from app.client import ClientError
-from app.own_service import end_well_when_stopped, reach_loopback_directly
-from app.snowflake.console import Console, connect, open_console
+from app.snowflake.console import Console, open_console
 from app.snowflake.identifier import quote_identifier
 from app.snowflake.register import register, unregister, verify
 from app.snowflake.register_flags import DEFAULT_API_PROVIDER, DEFAULT_INTEGRATION, read_flags
 from app.snowflake.registration import PROVIDERS, Registration
 from app.snowflake.upload import UploadIncomplete, find_files, is_encrypted_by_clients, upload
+from app.sql_command import LOCAL_DATABASE, LOCAL_PORT, connect_locally, import_local
 
 Add = Callable[[str, Callable[..., None], str], argparse.ArgumentParser]
-
-LOCAL_PORT = 8100
-_LOCAL_ARGUMENTS = {
-    "account": "local",
-    "user": "LOCAL",
-    "password": "any",
-    "protocol": "http",
-    "database": "LOCAL",
-    "schema": "PUBLIC",
-}
-
-
-def sql(
-    statement: str | None,
-    images: Path,
-    url: str | None,
-    as_json: bool,
-    chaos: bool,
-    seed: int,
-    serve: bool,
-    port: int,
-) -> None:
-    if serve and statement is not None:
-        raise ClientError("With --serve, others bring the statements. Received: a statement.")
-    shell = import_local("app.snowflake.local.shell")
-    end_well_when_stopped()
-    reach_loopback_directly()
-    running = shell.local_sql(images, url=url, chaos_seed=seed if chaos else None, port=port if serve else 0)
-    with running as (session, service_url, _):
-        if serve:
-            session.serve(service_url)
-        elif statement is not None:
-            session.run(statement, as_json=as_json)
-        else:
-            session.converse(service_url, images, as_json=as_json)
 
 
 def register_function(
     connection: str | None, local: bool, port: int, dry_run: bool, verifies: bool, sample: Path, **given: Any
 ) -> None:
     registration = read_flags(given, _defaults(local))
+    if local and registration.provider == "spcs" and not dry_run:
+        raise ClientError("Local SQL has no service functions; --dry-run prints what Snowflake would do.")
     if verifies and "owner_role" in registration.variables:
         raise ClientError("--owner-role leaves to that role --verify.")
     if dry_run:
@@ -119,20 +85,6 @@ def upload_files(
 
 
 def add_snowflake_commands(add: Add, samples: Path) -> None:
-    command = add(
-        "sql", sql, "run SQL on an emulation of Snowflake that calls the service; no account needed"
-    )
-    command.add_argument("statement", nargs="?", metavar="SQL", help="(default: read statements one by one)")
-    command.add_argument("--images", type=Path, default=samples, help="the folder that is @images")
-    command.add_argument("--url", help="a service that runs already (default: start one)")
-    command.add_argument("--json", action="store_true", dest="as_json", help="one row a line")
-    command.add_argument(
-        "--chaos", action="store_true", help="repeat, delay, drop and reorder batches on their way"
-    )
-    command.add_argument("--seed", type=int, default=0, help="of the chaos (default %(default)s)")
-    command.add_argument("--serve", action="store_true", help="let other clients log in, on --port")
-    command.add_argument("--port", type=int, default=LOCAL_PORT, help="(default %(default)s)")
-
     command = add(
         "register", register_function, "set the function up in Snowflake; again to bring it up to date"
     )
@@ -198,15 +150,6 @@ def add_snowflake_commands(add: Add, samples: Path) -> None:
     _add_connection(command)
 
 
-def import_local(module: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise ClientError(
-            f"This takes the sql extra ({error.name} is missing): make setup installs it."
-        ) from None
-
-
 def _add_names(command: argparse.ArgumentParser, integration: str | None) -> None:
     command.add_argument("--database", help="(default with --local: LOCAL)")
     command.add_argument("--schema", default="PUBLIC", help="(default %(default)s)")
@@ -222,15 +165,11 @@ def _add_connection(command: argparse.ArgumentParser) -> None:
 
 
 def _console(connection: str | None, local: bool, port: int) -> Console:
-    if local:
-        reach_loopback_directly()
-        advice = "Start one: ext-classify sql --serve" + (f" --port {port}." if port != LOCAL_PORT else ".")
-        return connect(advice=advice, **_LOCAL_ARGUMENTS, host="127.0.0.1", port=port)
-    return open_console(connection)
+    return connect_locally(port) if local else open_console(connection)
 
 
 def _defaults(local: bool) -> dict[str, str]:
-    return {"database": _LOCAL_ARGUMENTS["database"]} if local else {}
+    return {"database": LOCAL_DATABASE} if local else {}
 
 
 def _command(arguments: str, local: bool, port: int) -> str:
@@ -242,7 +181,8 @@ def _print_next_steps(registration: Registration, local: bool, port: int) -> Non
     stage, function = quote_identifier(*registration.stage), quote_identifier(*registration.function)
     command = _command(f"upload photos/ --stage {shlex.quote(stage)}", local, port)
     print(f"\nNext: {command}")
-    print(f"Then: SELECT relative_path, {function}(file_url) FROM DIRECTORY(@{stage});")  # noqa: S608
+    where = f", in {_command('sql', local, port)}" if local else ""
+    print(f"Then{where}: SELECT relative_path, {function}(file_url) FROM DIRECTORY(@{stage});")  # noqa: S608
 
 
 def _print_statuses(statuses: Counter[str]) -> None:
@@ -257,7 +197,10 @@ def _print_statuses(statuses: Counter[str]) -> None:
 
 def _print_verification(console: Console, registration: Registration, sample: Path) -> None:
     """Raises ClientError where the function does not answer with an outcome that has no error."""
-    for name, answer in verify(console, registration, sample):
+    tried = 0
+    for tried, (name, answer) in enumerate(verify(console, registration, sample), 1):  # noqa: B007
         print(f"\n{name}\n{json.dumps(answer, indent=2, ensure_ascii=False)}")
         if answer["error"] is not None:
             raise ClientError(f"The function answers, but not with a label: {answer['error']['message']}")
+    if tried == 1:
+        print("\nNo staged file was tried, for there is none; verify again after the upload.")

@@ -95,3 +95,7 @@ def test_commands_of_the_readme_parse() -> None:
     for command in commands:
         words = shlex.split(command.replace("\\\n", " "), comments=True)
         parse_arguments([word for word in words if word != "…"])
+
+
+def test_nothing_is_left_to_fill_in() -> None:
+    assert "@@" not in README

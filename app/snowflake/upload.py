@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from app.client import ClientError, find_images
+from app.client import IMAGE_SUFFIXES, ClientError, find_images
 from app.snowflake import existing
 from app.snowflake.console import Console, StatementFailed, describe_error
 from app.snowflake.identifier import parse_identifier, quote_identifier, quote_string
@@ -42,6 +42,7 @@ def find_files(paths: Sequence[Path], folder: str = "") -> list[tuple[Path, Pure
             ]
         else:
             found += [(image, PurePosixPath(image.name)) for image in find_images([path])]
+            _refuse_other(path)
     _refuse_same_place(found)
     return [(path, PurePosixPath(folder.strip("/")) / place) for path, place in found]
 
@@ -149,6 +150,12 @@ def _parts_of_artifact(h5: Path) -> list[Path]:
     if not h5.is_file():
         raise ClientError(f"There is no {h5}.")
     return [part for part in parts if part.is_file()]
+
+
+def _refuse_other(path: Path) -> None:
+    if path.suffix.lower() not in IMAGE_SUFFIXES:
+        known = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise ClientError(f"An image's name must end in one of {known}, or .h5. Received: {path.name}.")
 
 
 def _refuse_same_place(files: Sequence[tuple[Path, PurePosixPath]]) -> None:

@@ -142,7 +142,9 @@ def test_next_steps_are_told_and_work(commands: Commands, console: Console, tmp_
     told = [argument.replace("photos/", str(tmp_path)) for argument in shlex.split(upload)]
     assert "--local" in told
     assert main(told) == 0
-    [select] = re.findall(r"^Then: (SELECT .*);$", printed, re.MULTILINE)
+    [select] = re.findall(
+        r"^Then, in ext-classify sql --local --port \d+: (SELECT .*);$", printed, re.MULTILINE
+    )
     [[path, answer]] = [list(row.values()) for row in console.rows(select)]
     assert (path, answer["label"]) == ("patches.png", "Patches")
     again = commands.register(*names, "--verify")
@@ -218,12 +220,14 @@ def test_dry_run_prints_the_sql_and_connects_to_nothing(
     ("arguments", "message"),
     [
         (
-            ["register", "--provider", "spcs", "--database", "d; DROP", "--service", "s"],
+            ["register", "--dry-run", "--provider", "spcs", "--database", "d; DROP", "--service", "s"],
             "The variable database",
         ),
         (["unregister", "--schema", "'"], "The variable schema"),
         (["upload", "/nowhere.png", "--stage", "images"], "There is no /nowhere.png"),
         (["upload", str(SAMPLES), "--stage", "a b"], "A name must be Snowflake identifiers"),
+        (["upload", "README.md", "--stage", "images"], "An image's name must end in one of"),
+        (["register", "--provider", "spcs", "--service", "d.s.x"], "Local SQL has no service functions"),
         (["upload", str(SAMPLES), "--stage", "nowhere"], 'There is no stage "NOWHERE"'),
     ],
 )
@@ -398,6 +402,26 @@ def test_service_that_runs_already_is_asked() -> None:
     assert json.loads(finished.stdout)["LABEL"]["error"]["code"] == "snowflake_not_configured"
 
 
+def test_server_is_asked_by_others_and_a_service_of_another_one_is_found_out(tmp_path: Path) -> None:
+    shutil.copy(SAMPLES / "scratches.png", tmp_path / "crazing.png")
+    port = free_port()
+    with subprocess.Popen(
+        [*CLI, "sql", "--serve", "--port", str(port)], stdout=subprocess.PIPE, text=True
+    ) as serving:
+        assert serving.stdout is not None
+        [url] = re.findall(r"http://127\.0\.0\.1:\d+", serving.stdout.readline())
+        asked = f"{LABELS} ORDER BY relative_path LIMIT 1"
+        try:
+            here = sql("--local", "--port", str(port), "--json", asked)
+            elsewhere = sql(
+                "--images", str(tmp_path), "--url", url, "--json", asked.replace(":label", ":error.code")
+            )
+        finally:
+            serving.terminate()
+    assert json.loads(here.stdout)["LABEL"] == "Crazing"
+    assert json.loads(elsewhere.stdout)["LABEL"] == "wrong_account"
+
+
 def test_stopped_server_takes_its_service_along() -> None:
     port = free_port()
     command = [*CLI, "sql", "--serve", "--port", str(port)]
@@ -408,6 +432,13 @@ def test_stopped_server_takes_its_service_along() -> None:
         serving.terminate()
         assert serving.wait(20) == 0
     assert not is_ready(url)
+
+
+def test_links_out_of_the_folder_are_no_images_of_it(tmp_path: Path) -> None:
+    (tmp_path / "link.png").symlink_to(SAMPLES / "rolled.png")
+    finished = sql("--images", str(tmp_path), "SELECT 1")
+    assert finished.returncode == 1
+    assert "links that lead out of it do not count" in finished.stderr
 
 
 def test_folder_without_images_is_named(tmp_path: Path) -> None:

@@ -16,13 +16,14 @@ import snowflake.connector
 from app.snowflake.identifier import quote_identifier, quote_string
 from app.snowflake.local.catalog import Name
 from app.snowflake.local.server import LocalServer
+from app.snowflake.local.urls import ACCOUNT_HOST
 from tests.app.forms import text_of
 from tests.conftest import SAMPLES
 from tests.contract.source_table import CELLS, ENVIRONMENT, answer_of, classify, make_sources
 from tests.running import running_service
 from tests.snowflake_front import LOGIN, QUERY, Answer, Asked, Front, failure, front
 
-HOST = "https://local.snowflakecomputing.com"
+HOST = f"https://{ACCOUNT_HOST}"
 FILES = f"{HOST}/api/files/LOCAL/PUBLIC"
 LABELS = {path.name: path.stem.capitalize() for path in sorted(SAMPLES.glob("*.png"))}
 NAMES = list(LABELS)

@@ -53,6 +53,8 @@ def local_sql(
         chaos = None if chaos_seed is None else Chaos(chaos_seed)
         server = stack.enter_context(LocalServer(port, chaos=chaos))
         stage = server.mount(images.resolve())
+        if not stage.directory:
+            raise ClientError(f"There are no images in {images}; links that lead out of it do not count.")
         service = None
         if url is None:
             url, service = stack.enter_context(
@@ -68,7 +70,7 @@ def local_sql(
 class Shell:
     """Runs statements and prints what they answer."""
 
-    def __init__(self, console: Console, server: LocalServer, images: int) -> None:
+    def __init__(self, console: Console, server: LocalServer | None = None, images: int = 0) -> None:
         self._console = console
         self._server = server
         self.images = images
@@ -83,7 +85,7 @@ class Shell:
                 print(json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=False, default=_plain))
         else:
             print_table(columns, rows)
-        query = self._server.local.queries.get(query_id)
+        query = self._server.local.queries.get(query_id) if self._server else None
         if query is not None and query.counts:
             sys.stdout.flush()
             print(f"({_describe_calls(query.counts)}, {seconds:.1f} s)", file=sys.stderr)
@@ -91,6 +93,8 @@ class Shell:
 
     def serve(self, url: str) -> None:
         """Let other clients log in until Ctrl-C."""
+        if self._server is None:
+            return
         port = self._server.port
         print(f"Local SQL on 127.0.0.1:{port}, calling the service at {url}, until Ctrl-C.")
         print(f"Clients log in by:\n\n  {self._server.connect_arguments}\n\nIn another terminal, try:\n")
@@ -101,12 +105,19 @@ class Shell:
         )
         threading.Event().wait()
 
-    def converse(self, url: str, folder: Path, *, as_json: bool, read: Callable[[str], str] = input) -> None:
+    def answer(self, statement: str | None, *, as_json: bool, banner: str = "") -> None:
+        """One statement, or those that are typed. Raises ClientError."""
+        if statement is not None:
+            self.run(statement, as_json=as_json)
+        else:
+            self.converse(as_json=as_json, banner=banner)
+
+    def converse(self, *, as_json: bool, banner: str = "", read: Callable[[str], str] = input) -> None:
         """Until exit or the end of the input. Raises ClientError in the end for statements that failed."""
         with contextlib.suppress(ImportError):
             importlib.import_module("readline")  # lets input() edit and remember lines
         if sys.stdin.isatty():
-            print(_BANNER.format(url=url, images=self.images, folder=folder))
+            print(banner)
         failed = 0
         for sql in _statements(read):
             try:
@@ -114,8 +125,14 @@ class Shell:
             except StatementFailed as error:
                 failed += 1
                 print(f"{error}", file=sys.stderr)
+            except KeyboardInterrupt:
+                print("(not waited for)", file=sys.stderr)
         if failed and not sys.stdin.isatty():
             raise ClientError(f"Statements that failed: {failed}.")
+
+
+def banner(shell: Shell, url: str, folder: Path) -> str:
+    return _BANNER.format(url=url, images=shell.images, folder=folder)
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -123,6 +140,8 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
     for line in [columns, ["-" * width for width in widths], *cells]:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    if not rows:
+        print("(0 rows)")
 
 
 def _cell(value: Any) -> str:
@@ -156,6 +175,12 @@ def _statements(read: Callable[[str], str]) -> Iterator[str]:
             line = read(next_one if text else first)
         except EOFError:
             break
+        except KeyboardInterrupt:
+            if not sys.stdin.isatty():
+                raise
+            print()
+            text = ""  # what was typed so far is dropped
+            continue
         text += f"{line}\n"
         if text.strip().rstrip(";").strip().lower() in {"exit", "quit"}:
             return

@@ -1,13 +1,15 @@
 """The URLs by which Snowflake names staged files."""
 
 import re
+import secrets
 from base64 import urlsafe_b64encode
 from urllib.parse import quote
 
 from app.snowflake.local.catalog import Name, Stage
 
-# What the service is told its account is, in local SQL.
-ACCOUNT = "local"
+# What the service is told its account is. One for each emulation, so that a service which reads from another
+# refuses its file URLs, rather than answer for files of the same names.
+ACCOUNT = f"local-{secrets.token_hex(4)}"
 ACCOUNT_HOST = f"{ACCOUNT}.snowflakecomputing.com"
 
 

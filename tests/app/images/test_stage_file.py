@@ -8,7 +8,7 @@ from app.errors import InvalidSource, ScopedUrlNotReadable, StageNotAuthorized
 from app.images.stage_file import StageFile, parse_file_url, parse_stage_path
 from app.snowflake.identifier import MAX_CHARACTERS, parse_identifier, quote_identifier, quote_string
 from app.snowflake.local.catalog import Name, Stage
-from app.snowflake.local.urls import file_url
+from app.snowflake.local.urls import ACCOUNT_HOST, file_url
 from app.snowflake.stage_location import OwnersStage, parse_location
 
 HOST = "https://org-steel.snowflakecomputing.com"
@@ -36,7 +36,7 @@ def is_quoted(name: str) -> bool:
 def test_file_url_of_a_directory_table_names_its_file(names: Name, path: str) -> None:
     assume(not any(map(is_quoted, names)))  # what a URL means by a name in quotes is its content
     stage = Stage(names, folder=None)  # type: ignore[arg-type]
-    assert parse_file_url(file_url(stage, path)) == StageFile(names, path, "local.snowflakecomputing.com")
+    assert parse_file_url(file_url(stage, path)) == StageFile(names, path, ACCOUNT_HOST)
 
 
 @given(names=st.lists(NAMES, min_size=1, max_size=3), path=PATHS)

@@ -9,6 +9,7 @@ import pytest
 
 from app.images.stage_file import StageFile, parse_file_url
 from app.snowflake.local.server import LocalServer
+from app.snowflake.local.urls import ACCOUNT_HOST
 from tests.app.snowflake.local.conftest import Function
 from tests.app.snowflake.local.remote_service import RemoteService, answer
 from tests.app.snowflake.local.sql import Sql
@@ -236,9 +237,7 @@ def test_function_is_called_for_each_file(sql: Sql, images: str) -> None:
 
 
 def test_file_url_is_encoded_down_to_dots_and_slashes(sql: Sql, images: str) -> None:
-    expected = (
-        f"https://local.snowflakecomputing.com/api/files/LOCAL/{images}/PICTURES/a%20dir%2f%c3%a9%2e1%2epng"
-    )
+    expected = f"https://{ACCOUNT_HOST}/api/files/LOCAL/{images}/PICTURES/a%20dir%2f%c3%a9%2e1%2epng"
     assert sql.value("SELECT BUILD_STAGE_FILE_URL(@pictures, 'a dir/é.1.png')") == expected
     assert expected in sql.column("SELECT file_url FROM DIRECTORY(@pictures)")
 
@@ -248,18 +247,14 @@ def test_file_url_is_encoded_down_to_dots_and_slashes(sql: Sql, images: str) -> 
 )
 def test_file_url_is_read_back_as_it_was(sql: Sql, images: str, path: str) -> None:
     url = sql.value("SELECT BUILD_STAGE_FILE_URL(@pictures, %s)", (path,))
-    assert parse_file_url(url) == StageFile(
-        ("LOCAL", images, "PICTURES"), path, "local.snowflakecomputing.com"
-    )
+    assert parse_file_url(url) == StageFile(("LOCAL", images, "PICTURES"), path, ACCOUNT_HOST)
 
 
 def test_file_url_of_a_quoted_stage_is_read_back(sql: Sql) -> None:
     schema = sql.value("SELECT CURRENT_SCHEMA()")
     sql.rows('CREATE STAGE "My, (st)age" DIRECTORY = (ENABLE = TRUE)')
     url = sql.value("SELECT BUILD_STAGE_FILE_URL(@\"My, (st)age\", 'a.png')")
-    assert parse_file_url(url) == StageFile(
-        ("LOCAL", schema, "My, (st)age"), "a.png", "local.snowflakecomputing.com"
-    )
+    assert parse_file_url(url) == StageFile(("LOCAL", schema, "My, (st)age"), "a.png", ACCOUNT_HOST)
 
 
 def test_scoped_url_is_of_this_query(sql: Sql, images: str) -> None:

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -32,7 +31,7 @@ def converse(shell: Shell, *lines: str) -> None:
         except StopIteration:
             raise EOFError from None
 
-    shell.converse("http://service", Path("images"), as_json=False, read=read)
+    shell.converse(as_json=False, read=read)
 
 
 def test_table_is_aligned(capsys: pytest.CaptureFixture[str]) -> None:

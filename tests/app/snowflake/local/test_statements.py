@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from app.snowflake.local.urls import ACCOUNT_HOST
 from tests.app.snowflake.local.conftest import Function
 from tests.app.snowflake.local.remote_service import RemoteService
 from tests.app.snowflake.local.sql import Sql
@@ -421,7 +422,7 @@ def test_functions_of_the_session_say_what_is_current(sql: Sql) -> None:
 
 
 def test_allowlist_names_the_accounts_host(sql: Sql) -> None:
-    assert '"host": "local.snowflakecomputing.com"' in sql.value("SELECT SYSTEM$ALLOWLIST()")
+    assert f'"host": "{ACCOUNT_HOST}"' in sql.value("SELECT SYSTEM$ALLOWLIST()")
 
 
 # What fails.

@@ -1,0 +1,88 @@
+"""ext-classify sql: Snowflake's SQL without an account."""
+
+import argparse
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from app.client import ClientError
+from app.own_service import end_well_when_stopped, reach_loopback_directly
+from app.snowflake.console import Console, connect
+
+Add = Callable[[str, Callable[..., None], str], argparse.ArgumentParser]
+
+LOCAL_PORT = 8100
+LOCAL_DATABASE = "LOCAL"
+
+
+def sql(
+    statement: str | None,
+    images: Path,
+    url: str | None,
+    as_json: bool,
+    chaos: bool,
+    seed: int,
+    serve: bool,
+    local: bool,
+    port: int,
+) -> None:
+    if serve and (local or statement is not None):
+        raise ClientError("With --serve, others bring the statements. Received: a statement, or --local.")
+    shell = import_local("app.snowflake.local.shell")
+    end_well_when_stopped()
+    reach_loopback_directly()
+    if local:
+        with connect_locally(port) as console:
+            shell.Shell(console).answer(statement, as_json=as_json)
+        return
+    running = shell.local_sql(images, url=url, chaos_seed=seed if chaos else None, port=port if serve else 0)
+    with running as (session, service_url, _):
+        if serve:
+            session.serve(service_url)
+        else:
+            session.answer(statement, as_json=as_json, banner=shell.banner(session, service_url, images))
+
+
+def add_sql_command(add: Add, samples: Path) -> None:
+    command = add(
+        "sql", sql, "run SQL on an emulation of Snowflake that calls the service; no account needed"
+    )
+    command.add_argument(
+        "statement", nargs="?", metavar="SQL", help="one statement (default: read them one by one)"
+    )
+    command.add_argument("--images", type=Path, default=samples, help="the folder that is @images")
+    command.add_argument("--url", help="a service that runs already (default: start one)")
+    command.add_argument("--json", action="store_true", dest="as_json", help="one row a line")
+    command.add_argument(
+        "--chaos", action="store_true", help="repeat, delay, drop and reorder batches on their way"
+    )
+    command.add_argument("--seed", type=int, default=0, help="of the chaos (default %(default)s)")
+    command.add_argument("--serve", action="store_true", help="let other clients log in, on --port")
+    command.add_argument("--local", action="store_true", help="ask the server that --serve runs, on --port")
+    command.add_argument("--port", type=int, default=LOCAL_PORT, help="(default %(default)s)")
+
+
+def connect_locally(port: int) -> Console:
+    """To the server of `sql --serve`. Raises ClientError."""
+    reach_loopback_directly()
+    return connect(
+        advice="Start one: ext-classify sql --serve" + (f" --port {port}." if port != LOCAL_PORT else "."),
+        account="local",
+        user="LOCAL",
+        password="any",  # noqa: S106 - it lets everyone in
+        protocol="http",
+        host="127.0.0.1",
+        port=port,
+        database=LOCAL_DATABASE,
+        schema="PUBLIC",
+    )
+
+
+def import_local(module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise ClientError(
+            f"This takes the sql extra ({error.name} is missing): make setup installs it."
+        ) from None
