@@ -12,6 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, TypeAlias
 from urllib.parse import parse_qs, urlsplit
 
+from app.snowflake.local.urls import ACCOUNT
+
 LOGIN = "/session/v1/login-request"
 QUERY = "/queries/v1/query-request"
 
@@ -98,7 +100,7 @@ class Front:
     def environment(self) -> dict[str, str]:
         """For a service that is to come through this door."""
         settings = {
-            "ACCOUNT": "local",
+            "ACCOUNT": ACCOUNT,
             "USER": "CLASSIFIER",
             "TOKEN": "any",
             "HOST": "127.0.0.1",
