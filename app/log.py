@@ -8,12 +8,13 @@ logger = logging.getLogger("ext_classify")
 
 
 def configure(level: str) -> None:
-    """Write to standard error from `level` on; once, however many apps are made."""
-    if not logger.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        logger.addHandler(handler)
-        logger.propagate = False
+    """Write to standard error, as it is now, from `level` on; once, however many apps are made."""
+    for earlier in [handler for handler in logger.handlers if type(handler) is logging.StreamHandler]:
+        logger.removeHandler(earlier)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger.addHandler(handler)
+    logger.propagate = False
     logger.setLevel(level.upper())
 
 

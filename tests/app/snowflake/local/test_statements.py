@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from app.snowflake.local.urls import ACCOUNT_HOST
+from app.snowflake.local.urls import ACCOUNT, ACCOUNT_HOST
 from tests.app.snowflake.local.conftest import Function
 from tests.app.snowflake.local.remote_service import RemoteService
 from tests.app.snowflake.local.sql import Sql
@@ -418,7 +418,7 @@ def test_suspended_warehouse_runs_no_query(sql: Sql) -> None:
 
 def test_functions_of_the_session_say_what_is_current(sql: Sql) -> None:
     row = sql.row("SELECT CURRENT_USER(), CURRENT_ACCOUNT(), CURRENT_REGION(), CURRENT_DATABASE()")
-    assert row == ("LOCAL", "LOCAL", "LOCAL", "LOCAL")
+    assert row == ("LOCAL", ACCOUNT.upper(), "LOCAL", "LOCAL")
 
 
 def test_allowlist_names_the_accounts_host(sql: Sql) -> None:
