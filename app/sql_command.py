@@ -39,7 +39,7 @@ def sql(
     running = shell.local_sql(images, url=url, chaos_seed=seed if chaos else None, port=port if serve else 0)
     with running as (session, service_url, _):
         if serve:
-            session.serve(service_url)
+            shell.serve(session.server, service_url)
         else:
             session.answer(statement, as_json=as_json, banner=shell.banner(session, service_url, images))
 

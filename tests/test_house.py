@@ -66,6 +66,13 @@ def imports(path: Path) -> set[str]:
     return found
 
 
+def imports_by_name(path: Path) -> set[str]:
+    """Every module that a file imports when it needs it."""
+    calls = [n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Call)]
+    names = [call.args[0] for call in calls if ast.unparse(call.func).endswith("import_module")]
+    return {str(name.value) for name in names if isinstance(name, ast.Constant)}
+
+
 def name_of(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
@@ -97,8 +104,10 @@ def test_third_parties_have_one_home(path: Path) -> None:
         assert package not in packages(path) or name_of(path) in homes
     if packages(path) & {"fastapi", "starlette"}:
         assert name_of(path) == "app/main.py" or name_of(path).startswith(("app/api/", LOCAL_SQL))
-    if packages(path) & {"fakesnow", "pyarrow"} or "snowflake" in packages(path):
+    if packages(path) & {"fakesnow", "pyarrow"}:
         assert name_of(path).startswith(LOCAL_SQL)
+    if "snowflake" in packages(path) | {name.partition(".")[0] for name in imports_by_name(path)}:
+        assert name_of(path).startswith(("app/snowflake/session.py", "app/snowflake/console.py", LOCAL_SQL))
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)

@@ -1,4 +1,4 @@
-"""Snowflake through its connector: the only module that imports it.
+"""Snowflake through its connector, for the service.
 
 A connection serves one statement at a time, and there are at most as many as threads here, so that a burst
 of batches queues instead of logging in again and again. The connector never runs on the event loop.

@@ -72,7 +72,7 @@ class Shell:
 
     def __init__(self, console: Console, server: LocalServer | None = None, images: int = 0) -> None:
         self._console = console
-        self._server = server
+        self.server = server
         self.images = images
 
     def run(self, sql: str, *, as_json: bool) -> list[list[Any]]:
@@ -85,25 +85,11 @@ class Shell:
                 print(json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=False, default=_plain))
         else:
             print_table(columns, rows)
-        query = self._server.local.queries.get(query_id) if self._server else None
+        query = self.server.local.queries.get(query_id) if self.server else None
         if query is not None and query.counts:
             sys.stdout.flush()
             print(f"({_describe_calls(query.counts)}, {seconds:.1f} s)", file=sys.stderr)
         return rows
-
-    def serve(self, url: str) -> None:
-        """Let other clients log in until Ctrl-C."""
-        if self._server is None:
-            return
-        port = self._server.port
-        print(f"Local SQL on 127.0.0.1:{port}, calling the service at {url}, until Ctrl-C.")
-        print(f"Clients log in by:\n\n  {self._server.connect_arguments}\n\nIn another terminal, try:\n")
-        print(
-            f"  ext-classify register --local --port {port} --provider aws --stage photos --verify \\\n"
-            f"    --url {url}/classify --role-arn arn:aws:iam::000000000000:role/local",
-            flush=True,
-        )
-        threading.Event().wait()
 
     def answer(self, statement: str | None, *, as_json: bool, banner: str = "") -> None:
         """One statement, or those that are typed. Raises ClientError."""
@@ -129,6 +115,18 @@ class Shell:
                 print("(not waited for)", file=sys.stderr)
         if failed and not sys.stdin.isatty():
             raise ClientError(f"Statements that failed: {failed}.")
+
+
+def serve(server: LocalServer, url: str) -> None:
+    """Let other clients log in until Ctrl-C."""
+    print(f"Local SQL on 127.0.0.1:{server.port}, calling the service at {url}, until Ctrl-C.")
+    print(f"Clients log in by:\n\n  {server.connect_arguments}\n\nIn another terminal, try:\n")
+    print(
+        f"  ext-classify register --local --port {server.port} --provider aws --stage photos --verify \\\n"
+        f"    --url {url}/classify --role-arn arn:aws:iam::000000000000:role/local",
+        flush=True,
+    )
+    threading.Event().wait()
 
 
 def banner(shell: Shell, url: str, folder: Path) -> str:

@@ -84,10 +84,6 @@ class RemoteService:
         self._thread.join()
         self._server.server_close()
 
-    @property
-    def posts(self) -> list[Received]:
-        return [received for received in self.received if received.method == "POST"]
-
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         service = self
 
