@@ -39,6 +39,7 @@ HOMES = {
     "ai_edge_litert": {"model/runtime.py", "model/teacher.py"},
     "aiohttp": {"app/images/http.py"},
     "yarl": {"app/images/http.py", "app/images/allowlist.py"},
+    "pybase64": {"app/images/source.py"},
     "python_multipart": {"app/api/multipart.py"},
     "uvicorn": {"app/cli.py", "app/snowflake/local/server.py"},
     "sqlglot": {f"app/snowflake/local/{name}.py" for name in ("cursor", "grammar", "rewriting")},

@@ -1,6 +1,5 @@
 """What a row may name as its image: a URL, a staged file, text that holds the image, or its bytes."""
 
-import binascii
 import re
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -9,6 +8,11 @@ from app.errors import InvalidBase64, InvalidHex, InvalidSource
 from app.images.stage_file import StageFile, parse_file_url, parse_stage_path
 from model.errors import InputError
 from model.image_limits import ImageLimits
+
+try:
+    from pybase64 import b64decode
+except ModuleNotFoundError:  # as inside some warehouses
+    from base64 import b64decode  # type: ignore[assignment]
 
 # RFC 3986, section 3.1. A colon is in no base64 alphabet, so this never mistakes an image for a URL.
 _SCHEME = re.compile(r"\s*[A-Za-z][A-Za-z0-9+.-]*:")
@@ -37,14 +41,14 @@ class Base64Text:
         """Raises InvalidBase64, or ImageTooLarge before anything is decoded."""
         limits.refuse_bytes(len(self.text) * 3 // 4 - 2)
         try:
-            return _decode_strictly(self.text)
+            return b64decode(self.text, validate=True)
         except ValueError:
             return self._decode_wrapped()
 
     def _decode_wrapped(self) -> bytes:
         """Allow for the line breaks that many encoders write."""
         try:
-            return _decode_strictly("".join(self.text.split()))
+            return b64decode("".join(self.text.split()), validate=True)
         except ValueError as error:
             raise InvalidBase64(
                 f"A source without a scheme must be the base64 text of an image (RFC 4648, section 4). "
@@ -71,7 +75,8 @@ class HexText:
 
 
 InlineText: TypeAlias = Base64Text | HexText
-Source: TypeAlias = Url | StageFile | InlineText | bytes
+Remote: TypeAlias = Url | StageFile
+Source: TypeAlias = Remote | InlineText | bytes
 
 
 def parse_source(value: object) -> Source | InputError | None:
@@ -97,12 +102,6 @@ def _parse_short(text: str) -> Source | InputError:
 
 def _parse_inline(text: str) -> InlineText:
     return HexText(text) if _HEX_OF_IMAGE.match(text) else Base64Text(text)
-
-
-def _decode_strictly(text: str) -> bytes:
-    if len(text) % 4:  # binascii lets some surplus padding pass
-        raise ValueError("the length is no multiple of 4")
-    return binascii.a2b_base64(text, strict_mode=True)
 
 
 def _json_type(value: object) -> str:
