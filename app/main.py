@@ -1,7 +1,6 @@
 """The one place where the parts meet."""
 
 from collections.abc import AsyncIterator, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from http import HTTPStatus
 
@@ -16,13 +15,15 @@ from starlette.staticfiles import StaticFiles
 from app import __version__
 from app.api import classify, health
 from app.api.openapi import add_answer_examples
+from app.classifying_threads import classifying_threads
 from app.errors import ServiceError
 from app.image_classifier import ImageClassifier
 from app.images.http import ImageFetcher
 from app.images.stage import StageReader
 from app.log import configure, log_event, logger
 from app.outcome import ErrorDetail
-from app.pipeline import Pipeline, limit_fetched_rows
+from app.pipeline import Pipeline, max_fetched_rows
+from app.row_queue import RowQueue
 from app.settings import Settings, unknown_variables
 from app.snowflake.session import SnowflakeSession
 from model.artifact import Artifact, load_artifact
@@ -63,10 +64,11 @@ def _lifespan(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        with ThreadPoolExecutor(settings.threads, "classify") as threads:
+        queue = RowQueue()
+        with classifying_threads(images, queue, settings.threads):
             async with ImageFetcher(settings) as fetcher, SnowflakeSession(settings) as session:
                 stages = StageReader(settings, session, fetcher)
-                app.state.pipeline = Pipeline(images, fetcher, stages, threads, limit_fetched_rows(settings))
+                app.state.pipeline = Pipeline(images, queue, fetcher, stages, max_fetched_rows(settings))
                 log_event("ready", **images.model)
                 yield
 

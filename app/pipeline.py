@@ -1,88 +1,127 @@
 """The whole way of a batch: fetch → decode → predict → format, one outcome a row, in order."""
 
 import asyncio
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
 from app.image_classifier import Fetched, ImageClassifier, StepSeconds
 from app.images.http import ImageFetcher
-from app.images.source import Source, Url
+from app.images.source import Remote, Url
 from app.images.stage import StageBatch, StageReader
 from app.images.stage_file import StageFile
 from app.outcome import Outcome, outcome_of_error
 from app.row import Row
+from app.row_queue import QueuedRequest, RowQueue, WaitingRow
 from app.settings import Settings
 from model.errors import InputError
 
-# Rows that travel together: enough to pay for a thread's turn, few enough to share the cores evenly.
-MICRO_BATCH_ROWS = 8
 
-
-def limit_fetched_rows(settings: Settings) -> asyncio.Semaphore:
-    """Turns of micro-batches that fetch: as many as keep fetches and threads busy.
+def max_fetched_rows(settings: Settings) -> int:
+    """Rows that are being fetched or wait to be decoded: as many as keep fetches and threads busy.
 
     What is fetched waits in memory until it is decoded, and a small body can name many large files.
     """
-    return asyncio.Semaphore(settings.max_concurrent_fetches // MICRO_BATCH_ROWS + 2 * settings.threads)
+    return settings.max_concurrent_fetches + 2 * settings.threads
 
 
-@dataclass(frozen=True)
 class Pipeline:
     """Everything a batch meets on its way, opened once at start."""
 
-    images: ImageClassifier
-    fetcher: ImageFetcher
-    stages: StageReader
-    threads: ThreadPoolExecutor
-    turns: asyncio.Semaphore
+    def __init__(
+        self,
+        images: ImageClassifier,
+        queue: RowQueue,
+        fetcher: ImageFetcher,
+        stages: StageReader,
+        max_fetched_rows: int,
+    ) -> None:
+        self.images = images
+        self.queue = queue
+        self._fetcher = fetcher
+        self._stages = stages
+        self._max_fetched_rows = max_fetched_rows
+        self._fetched_rows = asyncio.Semaphore(max_fetched_rows)
 
     async def classify_rows(self, rows: Sequence[Row]) -> tuple[list[Outcome | None], StepSeconds]:
-        """One outcome a row, in order, NULL for NULL; a bad row costs its neighbours nothing."""
-        seconds = StepSeconds()
-        staged = self.stages.open_batch(row.source for row in rows if isinstance(row.source, StageFile))
+        """One outcome a row, in order, NULL for NULL; a bad row costs its neighbours nothing.
+
+        When this is cancelled, rows that wait for a thread are dropped.
+        """
+        with self.queue.request(len(rows)) as request:
+            batch = _Batch(rows, [None] * len(rows), request)
+            remote = {
+                place: row.source for place, row in enumerate(rows) if isinstance(row.source, Url | StageFile)
+            }
+            if remote:
+                await self._fetch_and_classify(batch, remote)
+            else:
+                await self._classify_held(batch)
+            return batch.outcomes, request.seconds
+
+    async def _fetch_and_classify(self, batch: "_Batch", remote: Mapping[int, Remote]) -> None:
+        staged = self._stages.open_batch(file for file in remote.values() if isinstance(file, StageFile))
         async with asyncio.TaskGroup() as group:
-            micro_batches = [
-                group.create_task(self._classify_micro_batch(rows[i : i + MICRO_BATCH_ROWS], staged, seconds))
-                for i in range(0, len(rows), MICRO_BATCH_ROWS)
-            ]
-        return [outcome for task in micro_batches for outcome in task.result()], seconds
+            group.create_task(self._classify_held(batch))
+            for places in _grouped_by_stage(remote):
+                remaining = iter(places.items())
+                for _ in range(min(len(places), self._max_fetched_rows)):
+                    group.create_task(self._fetch_and_classify_each(batch, remaining, staged))
 
-    async def _classify_micro_batch(
-        self, rows: Sequence[Row], staged: StageBatch, seconds: StepSeconds
-    ) -> list[Outcome | None]:
-        fetches = any(isinstance(row.source, Url | StageFile) for row in rows)
-        await staged.settle(row.source for row in rows if isinstance(row.source, StageFile))
-        async with self.turns if fetches else nullcontext():
-            return await self._fetch_and_classify(rows, staged, seconds)
-
-    async def _fetch_and_classify(
-        self, rows: Sequence[Row], staged: StageBatch, seconds: StepSeconds
-    ) -> list[Outcome | None]:
-        fetched = await asyncio.gather(*(self._fetch(row.source, staged, seconds) for row in rows))
-        loop = asyncio.get_running_loop()
-        outcomes, spent = await loop.run_in_executor(
-            self.threads, self.images.classify, fetched, [row.evidence for row in rows]
+    async def _classify_held(self, batch: "_Batch") -> None:
+        """The rows that hold their image, an error, or NULL."""
+        await batch.classify(
+            {
+                place: outcome_of_error(row.source, self.images.model)
+                if isinstance(row.source, InputError)
+                else row.source
+                for place, row in enumerate(batch.rows)
+                if not isinstance(row.source, Url | StageFile)
+            }
         )
-        seconds.decode += spent.decode
-        seconds.predict += spent.predict
-        return outcomes
 
-    async def _fetch(
-        self, source: Source | InputError | None, staged: StageBatch, seconds: StepSeconds
-    ) -> Fetched:
-        if isinstance(source, InputError):
-            return outcome_of_error(source, self.images.model)
-        if not isinstance(source, Url | StageFile):
-            return source
+    async def _fetch_and_classify_each(
+        self, batch: "_Batch", remaining: Iterator[tuple[int, Remote]], staged: StageBatch
+    ) -> None:
+        """One after the other, beside others that take from the same rows."""
+        for place, source in remaining:
+            if isinstance(source, StageFile):
+                await staged.settle([source])
+            async with self._fetched_rows:
+                await batch.classify({place: await self._fetch(source, staged, batch.request.seconds)})
+
+    async def _fetch(self, source: Remote, staged: StageBatch, seconds: StepSeconds) -> Fetched:
         started = perf_counter()
         try:
             if isinstance(source, StageFile):
                 return await staged.fetch(source)
-            return await self.fetcher.fetch(source)
+            return await self._fetcher.fetch(source)
         except InputError as error:
             return outcome_of_error(error, self.images.model)
         finally:
             seconds.fetch += perf_counter() - started
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """The rows of a request, and the outcomes that there are."""
+
+    rows: Sequence[Row]
+    outcomes: list[Outcome | None]
+    request: QueuedRequest
+
+    async def classify(self, images: Mapping[int, Fetched]) -> None:
+        """Images by their place among the rows; their outcomes take the same places."""
+        waiting = [WaitingRow(image, self.rows[place].evidence) for place, image in images.items()]
+        outcomes = await self.request.classify(waiting)
+        for place, outcome in zip(images, outcomes, strict=True):
+            self.outcomes[place] = outcome
+
+
+def _grouped_by_stage(remote: Mapping[int, Remote]) -> Iterable[Mapping[int, Remote]]:
+    """Groups of which none waits until the stage of another is signed."""
+    groups: dict[tuple[str, ...], dict[int, Remote]] = defaultdict(dict)
+    for place, source in remote.items():
+        groups[source.stage if isinstance(source, StageFile) else ()][place] = source
+    return groups.values()

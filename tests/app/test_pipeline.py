@@ -1,21 +1,21 @@
 import asyncio
 import gc
-import threading
 import weakref
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from app.classifying_threads import classifying_threads
 from app.image_classifier import ImageClassifier, StepSeconds
 from app.images.http import ImageFetcher
 from app.images.source import Base64Text, HexText, Url
 from app.images.stage import StageReader
 from app.images.stage_file import StageFile
 from app.outcome import Outcome
-from app.pipeline import Pipeline, limit_fetched_rows
+from app.pipeline import Pipeline, max_fetched_rows
 from app.row import Row
+from app.row_queue import RowQueue
 from app.settings import Settings
 from app.snowflake.session import SnowflakeSession
 from model import image as image_module
@@ -36,13 +36,13 @@ def classify(rows: list[Row], **changes: Any) -> tuple[list[Outcome | None], Ste
         artifact = load_artifact(DEFAULT_MODEL_PATH)
         async with ImageFetcher(SETTINGS) as fetcher, SnowflakeSession(SETTINGS) as session:
             stages = StageReader(SETTINGS, session, fetcher)
-            with ThreadPoolExecutor(2) as threads:
-                classifier = open_classifier(artifact, "litert", 2, SETTINGS.cache_dir)
-                given = {"classifier": classifier, "limits": ImageLimits()} | changes
-                images = ImageClassifier(artifact, **given)
-                return await Pipeline(
-                    images, fetcher, stages, threads, limit_fetched_rows(SETTINGS)
-                ).classify_rows(rows)
+            classifier = open_classifier(artifact, "litert", 2, SETTINGS.cache_dir)
+            given = {"classifier": classifier, "limits": ImageLimits()} | changes
+            images = ImageClassifier(artifact, **given)
+            queue = RowQueue()
+            with classifying_threads(images, queue, 2):
+                pipeline = Pipeline(images, queue, fetcher, stages, max_fetched_rows(SETTINGS))
+                return await pipeline.classify_rows(rows)
 
     return asyncio.run(run())
 
@@ -114,7 +114,6 @@ def test_network_that_answers_nan_is_an_error_of_each_row(sample: bytes) -> None
 
 def test_images_that_wait_to_be_decoded_are_bounded(sample: bytes) -> None:
     """A small body can name many large files; while no thread is free, few are fetched."""
-    may_decode = threading.Event()
     artifact = load_artifact(DEFAULT_MODEL_PATH)
     images = ImageClassifier(
         artifact, open_classifier(artifact, "litert", 1, SETTINGS.cache_dir), ImageLimits()
@@ -131,20 +130,19 @@ def test_images_that_wait_to_be_decoded_are_bounded(sample: bytes) -> None:
             fetcher = ImageFetcher(
                 settings, resolver=FixedResolver("127.0.0.1"), ssl_context=server.client_context
             )
-            with ThreadPoolExecutor(1) as threads:
-                threads.submit(may_decode.wait)
-                async with fetcher, SnowflakeSession(settings) as session:
-                    stages = StageReader(settings, session, fetcher)
-                    pipeline = Pipeline(images, fetcher, stages, threads, limit_fetched_rows(settings))
-                    rows = [Row(n, Url(f"https://{HOST}:{server.port}/a")) for n in range(200)]
-                    classifying = asyncio.ensure_future(pipeline.classify_rows(rows))
-                    while len(server.heads) < 24:  # noqa: ASYNC110 - the server is no coroutine of ours
-                        await asyncio.sleep(0.01)
-                    await asyncio.sleep(0.3)
-                    fetched = len(server.heads)
-                    may_decode.set()
+            queue = RowQueue()
+            async with fetcher, SnowflakeSession(settings) as session:
+                stages = StageReader(settings, session, fetcher)
+                pipeline = Pipeline(images, queue, fetcher, stages, max_fetched_rows(settings))
+                rows = [Row(n, Url(f"https://{HOST}:{server.port}/a")) for n in range(200)]
+                classifying = asyncio.ensure_future(pipeline.classify_rows(rows))
+                while len(server.heads) < 10:  # noqa: ASYNC110 - the server is no coroutine of ours
+                    await asyncio.sleep(0.01)
+                await asyncio.sleep(0.3)
+                fetched = len(server.heads)
+                with classifying_threads(images, queue, 1):
                     outcomes, _ = await classifying
-                    assert [outcome and outcome["label"] for outcome in outcomes] == ["Scratches"] * 200
-                    return fetched
+                assert [outcome and outcome["label"] for outcome in outcomes] == ["Scratches"] * 200
+                return fetched
 
-    assert asyncio.run(run()) == 24
+    assert asyncio.run(run()) == 10

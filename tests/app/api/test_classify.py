@@ -2,7 +2,6 @@ import gzip
 import json
 import zlib
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +9,7 @@ from starlette.testclient import TestClient
 
 from app.main import create_app
 from app.settings import Settings
+from model.runtime import LiteRtClassifier
 from tests.app.forms import post_rows, post_source, strict_json, text_of
 
 OUTCOME_KEYS = [
@@ -337,15 +337,11 @@ def test_every_refusal_has_the_same_shape(
 
 
 def test_unforeseen_failure_leaks_nothing(monkeypatch: pytest.MonkeyPatch, sample: bytes) -> None:
-    app = create_app(Settings())
-    with TestClient(app, raise_server_exceptions=False) as client:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("/secret/path")
 
-        class Broken:
-            def predict(self, images: object) -> None:
-                raise RuntimeError("/secret/path")
-
-        images = replace(app.state.pipeline.images, classifier=Broken())
-        monkeypatch.setattr(app.state, "pipeline", replace(app.state.pipeline, images=images))
+    with TestClient(create_app(Settings()), raise_server_exceptions=False) as client:
+        monkeypatch.setattr(LiteRtClassifier, "answer", fail)
         answer = client.post("/classify", json={"data": [[0, text_of(sample)]]})
     assert answer.status_code == 500
     assert answer.json()["error"] == {

@@ -1,0 +1,157 @@
+"""One queue of rows for all requests, and who is next in it.
+
+Turns go to the smallest request and to the oldest one alternately: a single image waits behind a row or two
+and not behind a batch of thousands, and that batch has half of the machine whatever comes after it.
+Requests of one size are answered in the order in which they came.
+"""
+
+import asyncio
+import heapq
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import count
+from queue import SimpleQueue
+from threading import Lock
+from typing import NamedTuple, TypeVar
+
+from app.image_classifier import Fetched, StepSeconds
+from app.outcome import Outcome
+
+T = TypeVar("T")
+
+
+class WaitingRow(NamedTuple):
+    """An image that has arrived, and whether to show evidence for it."""
+
+    image: Fetched
+    evidence: bool
+
+
+@dataclass(eq=False)
+class AwaitedRows:
+    """Rows of one request that are awaited together; threads answer them one by one."""
+
+    answered: "asyncio.Future[list[Outcome | None]]"
+    outcomes: list[Outcome | None]
+    unanswered: int
+    seconds: StepSeconds
+    """What they cost, added to the request's."""
+    lock: Lock = field(default_factory=Lock)
+
+    def answer(self, place: int, outcome: Outcome | None, spent: StepSeconds) -> None:
+        with self.lock:
+            self.outcomes[place] = outcome
+            self.seconds.decode += spent.decode
+            self.seconds.predict += spent.predict
+            self.unanswered -= 1
+            complete = self.unanswered == 0
+        if complete:
+            self._on_loop(self.answered.set_result, self.outcomes)
+
+    def fail(self, error: Exception) -> None:
+        self._on_loop(self.answered.set_exception, error)
+
+    def _on_loop(self, settle: Callable[[T], None], value: T) -> None:
+        self.answered.get_loop().call_soon_threadsafe(self._if_awaited, settle, value)
+
+    def _if_awaited(self, settle: Callable[[T], None], value: T) -> None:
+        if not self.answered.done():  # cancelled, or failed already
+            settle(value)
+
+
+class Turn(NamedTuple):
+    """What a thread takes: a row, and where its outcome belongs."""
+
+    row: WaitingRow
+    place: int
+    awaited: AwaitedRows
+
+
+@dataclass(eq=False)
+class QueuedRequest:
+    """One request's place in the queue."""
+
+    rows: int
+    arrival: int
+    put: Callable[["QueuedRequest", Sequence[Turn]], None]
+    waiting: deque[Turn] = field(default_factory=deque)
+    seconds: StepSeconds = field(default_factory=StepSeconds)
+
+    def classify(self, rows: Sequence[WaitingRow]) -> "asyncio.Future[list[Outcome | None]]":
+        """One outcome a row, in order, once threads have come to all of them."""
+        answered: asyncio.Future[list[Outcome | None]] = asyncio.get_running_loop().create_future()
+        awaited = AwaitedRows(answered, [None] * len(rows), len(rows), self.seconds)
+        if not rows:
+            answered.set_result([])
+        self.put(self, [Turn(row, place, awaited) for place, row in enumerate(rows)])
+        return answered
+
+
+class RowQueue:
+    """Filled by requests on the event loop, emptied by threads."""
+
+    def __init__(self) -> None:
+        self.abandoned_rows = 0
+        """Rows that were dropped, unclassified, since nobody waited for them any more."""
+        self._lock = Lock()
+        self._arrivals = count()
+        self._lines = deque([_Line(lambda request: request.rows), _Line(lambda request: request.arrival)])
+        # A token a row. Threads wait here, where the interpreter itself wakes them, sooner than a Condition.
+        self._tokens: SimpleQueue[bool] = SimpleQueue()
+
+    @contextmanager
+    def request(self, rows: int) -> Iterator[QueuedRequest]:
+        """A place for a request of so many rows; those that still wait at its end are dropped."""
+        request = QueuedRequest(rows, next(self._arrivals), self._put)
+        try:
+            yield request
+        finally:
+            self._drop(request)
+
+    def take(self) -> Turn | None:
+        """The row whose turn it is, as soon as there is one; None once the queue is closed and empty."""
+        while self._tokens.get():
+            with self._lock:
+                self._lines.rotate()
+                if request := self._lines[0].first():
+                    return request.waiting.popleft()
+        return None
+
+    def close(self, threads: int) -> None:
+        """Send so many threads home, after the rows that wait."""
+        for _ in range(threads):
+            self._tokens.put(False)
+
+    def _put(self, request: QueuedRequest, turns: Sequence[Turn]) -> None:
+        with self._lock:
+            request.waiting.extend(turns)
+            for line in self._lines if turns else ():
+                line.enter(request)
+        for _ in turns:
+            self._tokens.put(True)
+
+    def _drop(self, request: QueuedRequest) -> None:
+        with self._lock:
+            self.abandoned_rows += len(request.waiting)
+            request.waiting.clear()  # their tokens remain, and are found to stand for nothing
+
+
+class _Line:
+    """Requests by rank, the lowest first; one with nothing waiting leaves when it comes to the front."""
+
+    def __init__(self, rank: Callable[[QueuedRequest], int]) -> None:
+        self._rank = rank
+        self._heap: list[tuple[int, int, QueuedRequest]] = []
+        self._arrivals: set[int] = set()
+
+    def enter(self, request: QueuedRequest) -> None:
+        if request.arrival not in self._arrivals:
+            self._arrivals.add(request.arrival)
+            heapq.heappush(self._heap, (self._rank(request), request.arrival, request))
+
+    def first(self) -> QueuedRequest | None:
+        while self._heap and not self._heap[0][-1].waiting:
+            self._arrivals.discard(heapq.heappop(self._heap)[1])
+        return self._heap[0][-1] if self._heap else None

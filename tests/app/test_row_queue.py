@@ -1,0 +1,160 @@
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from app.image_classifier import StepSeconds
+from app.outcome import ModelIdentity, Outcome, outcome_of_error
+from app.row_queue import RowQueue, Turn, WaitingRow
+from model.errors import CorruptImage
+
+OUTCOME = outcome_of_error(CorruptImage("?"), ModelIdentity(name="m", version="v"))
+
+
+def rows(name: str, count: int) -> list[WaitingRow]:
+    return [WaitingRow(name.encode(), evidence=False)] * count
+
+
+def name_of(turn: Turn | None) -> str:
+    assert turn is not None
+    assert isinstance(turn.row.image, bytes)
+    return turn.row.image.decode()
+
+
+def on_loop(check: Callable[[RowQueue], Any]) -> None:
+    async def run() -> None:
+        check(RowQueue())
+
+    asyncio.run(run())
+
+
+def take_all(queue: RowQueue, count: int) -> str:
+    return "".join(name_of(queue.take()) for _ in range(count))
+
+
+def test_small_request_waits_behind_a_row_and_not_behind_a_batch() -> None:
+    def check(queue: RowQueue) -> None:
+        with queue.request(4096) as large, queue.request(1) as small:
+            large.classify(rows("L", 4096))
+            take_all(queue, 100)
+            small.classify(rows("s", 1))
+            assert "s" in take_all(queue, 2)
+
+    on_loop(check)
+
+
+def test_oldest_request_has_half_of_the_turns_whatever_comes_after_it() -> None:
+    def check(queue: RowQueue) -> None:
+        with queue.request(100) as oldest:
+            oldest.classify(rows("L", 100))
+            taken = ""
+            for _ in range(50):
+                with queue.request(1) as small, queue.request(1) as another:
+                    small.classify(rows("s", 1))
+                    another.classify(rows("s", 1))
+                    taken += take_all(queue, 2)
+            assert taken.count("L") == 50
+
+    on_loop(check)
+
+
+def test_requests_of_one_size_are_answered_in_the_order_of_their_arrival() -> None:
+    def check(queue: RowQueue) -> None:
+        with queue.request(8) as first, queue.request(8) as second, queue.request(8) as third:
+            for name, request in {"c": third, "b": second, "a": first}.items():
+                request.classify(rows(name, 8))
+            assert take_all(queue, 24) == "a" * 8 + "b" * 8 + "c" * 8
+
+    on_loop(check)
+
+
+def test_rows_that_come_in_later_find_their_request_in_its_place() -> None:
+    """As fetched rows do."""
+
+    def check(queue: RowQueue) -> None:
+        with queue.request(3) as first, queue.request(3) as second:
+            for _ in range(3):
+                first.classify(rows("a", 1))
+                assert take_all(queue, 1) == "a"
+                second.classify(rows("b", 1))
+            first.classify(rows("a", 1))
+            assert take_all(queue, 4) == "abbb"
+
+    on_loop(check)
+
+
+def test_rows_of_a_caller_who_left_are_dropped_and_counted() -> None:
+    def check(queue: RowQueue) -> None:
+        with queue.request(20) as staying:
+            with queue.request(10) as leaving:
+                leaving.classify(rows("l", 10))
+                take_all(queue, 4)
+            assert queue.abandoned_rows == 6
+            staying.classify(rows("s", 20))
+            assert take_all(queue, 20) == "s" * 20
+        queue.close(1)
+        assert queue.take() is None
+
+    on_loop(check)
+
+
+def test_outcomes_take_the_places_of_their_rows_in_whatever_order_threads_answer() -> None:
+    async def run() -> Sequence[Outcome | None]:
+        queue = RowQueue()
+        with queue.request(3) as request:
+            answered = request.classify(rows("a", 3))
+            turns = [queue.take() for _ in range(3)]
+            for turn in reversed(turns):
+                assert turn is not None
+                turn.awaited.answer(turn.place, None if turn.place == 1 else OUTCOME, StepSeconds(decode=1))
+            outcomes = await answered
+            assert request.seconds == StepSeconds(decode=3)
+            return outcomes
+
+    assert asyncio.run(run()) == [OUTCOME, None, OUTCOME]
+
+
+def test_failure_is_the_request_s_and_comes_once() -> None:
+    async def run() -> None:
+        queue = RowQueue()
+        with queue.request(2) as request:
+            answered = request.classify(rows("a", 2))
+            for _ in range(2):
+                turn = queue.take()
+                assert turn is not None
+                turn.awaited.fail(RuntimeError("no"))
+            with pytest.raises(RuntimeError, match="no"):
+                await answered
+            await asyncio.sleep(0)
+
+    asyncio.run(run())
+
+
+def test_request_without_rows_is_answered_at_once() -> None:
+    async def run() -> Sequence[Outcome | None]:
+        with RowQueue().request(0) as request:
+            return await request.classify([])
+
+    assert asyncio.run(run()) == []
+
+
+def test_threads_wait_for_rows_and_go_home_when_it_closes() -> None:
+    async def run() -> list[str]:
+        queue, taken = RowQueue(), []
+
+        def take() -> None:
+            while (turn := queue.take()) is not None:
+                taken.append(name_of(turn))
+
+        threads = [threading.Thread(target=take) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        with queue.request(50) as request:
+            request.classify(rows("a", 50))
+            queue.close(3)
+            await asyncio.to_thread(lambda: [thread.join(10) for thread in threads])
+        return taken
+
+    assert asyncio.run(run()) == ["a"] * 50
