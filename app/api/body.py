@@ -23,12 +23,10 @@ async def capped_stream(request: Request, max_bytes: int) -> AsyncGenerator[byte
 
 async def read_body(request: Request, max_bytes: int) -> bytes:
     """The whole body, as sent. Raises PayloadTooLarge, or MalformedBody when there is none."""
-    body = bytearray()
-    async for chunk in capped_stream(request, max_bytes):
-        body += chunk
+    body = b"".join([chunk async for chunk in capped_stream(request, max_bytes)])
     if not body:
         raise MalformedBody("A request must have a body. Received: 0 bytes.")
-    return bytes(body)
+    return body
 
 
 def refuse_encoded(request: Request) -> None:

@@ -6,8 +6,10 @@ from time import perf_counter
 from fastapi import APIRouter, Request, Response
 from pydantic_core import to_json
 from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
 
 from app.api.body import capped_stream, inflate, is_compressed, read_body, refuse_encoded
+from app.api.caller import while_caller_waits
 from app.api.multipart import parse_files
 from app.api.openapi import CLASSIFY_DOCUMENTATION
 from app.errors import InvalidBatch, UnsupportedMediaType
@@ -41,17 +43,17 @@ async def classify(request: Request) -> Response:
 async def _classify_batch(request: Request) -> Response:
     settings: Settings = request.app.state.settings
     evidence = _wants_evidence(request)
-    body = await _read_json(request, settings.max_body_bytes)
-    rows = parse_batch(body, settings.max_rows, evidence=evidence)
+    rows = await _read_rows(request, settings, evidence=evidence)
     outcomes = await _classify_rows(request, rows)
-    return _json(format_batch(rows, outcomes))
+    return _json(await format_batch(rows, outcomes))
 
 
-async def _read_json(request: Request, max_body_bytes: int) -> bytes:
-    body = await read_body(request, max_body_bytes)
+async def _read_rows(request: Request, settings: Settings, *, evidence: bool) -> list[Row]:
+    """The body itself is let go of here; its rows hold copies of what they need."""
+    body = await read_body(request, settings.max_body_bytes)
     if is_compressed(body, request):
-        return await run_in_threadpool(inflate, body, request, max_body_bytes)
-    return body
+        body = await run_in_threadpool(inflate, body, request, settings.max_body_bytes)
+    return await parse_batch(body, settings.max_rows, evidence=evidence)
 
 
 async def _classify_image(request: Request) -> Response:
@@ -94,7 +96,11 @@ def _wants_evidence(request: Request) -> bool:
 async def _classify_rows(request: Request, rows: Sequence[Row]) -> list[Outcome | None]:
     pipeline: Pipeline = request.app.state.pipeline
     started = perf_counter()
-    outcomes, seconds = await pipeline.classify_rows(rows)
+    try:
+        outcomes, seconds = await while_caller_waits(request, pipeline.classify_rows(rows))
+    except ClientDisconnect:
+        _log(request, "abandoned", rows=len(rows), abandoned_rows_since_start=pipeline.queue.abandoned_rows)
+        raise
     _log_batch(request, outcomes, seconds, perf_counter() - started)
     return outcomes
 
@@ -103,10 +109,9 @@ def _log_batch(
     request: Request, outcomes: Sequence[Outcome | None], seconds: StepSeconds, total: float
 ) -> None:
     """One line a batch."""
-    log_event(
+    _log(
+        request,
         "classified",
-        query_id=request.headers.get(QUERY_ID_HEADER),
-        batch_id=request.headers.get(BATCH_ID_HEADER),
         rows=len(outcomes),
         failed=sum(outcome is not None and outcome["error"] is not None for outcome in outcomes),
         fetch_ms=round(seconds.fetch * 1000, 1),
@@ -114,6 +119,11 @@ def _log_batch(
         predict_ms=round(seconds.predict * 1000, 1),
         total_ms=round(total * 1000, 1),
     )
+
+
+def _log(request: Request, event: str, **fields: object) -> None:
+    query_id, batch_id = (request.headers.get(name) for name in (QUERY_ID_HEADER, BATCH_ID_HEADER))
+    log_event(event, query_id=query_id, batch_id=batch_id, **fields)
 
 
 def _json(content: bytes) -> Response:

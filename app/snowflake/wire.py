@@ -1,9 +1,15 @@
 """Snowflake's external-function form: a JSON body to rows, and outcomes back to a JSON body.
 
 Source: Snowflake documentation, "Remote service input and output data formats".
+
+Large bodies are parsed and formatted piece by piece: between pieces the event loop serves others, who would
+wait for a whole batch of thousands otherwise.
 """
 
-from collections.abc import Sequence
+import asyncio
+import re
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Any, TypeVar
 
 from pydantic_core import from_json, to_json
 
@@ -17,36 +23,95 @@ BATCH_ID_HEADER = "sf-external-function-query-batch-id"
 
 KNOWN_OPTIONS = ("evidence",)
 
+Item = TypeVar("Item")
 
-def parse_batch(body: bytes, max_rows: int, *, evidence: bool = False) -> list[Row]:
+
+# Each is a millisecond's work or less.
+PIECE_BYTES = 256 * 1024
+PIECE_ROWS = 256
+
+# A body as every client writes it, but for other keys beside "data".
+_BLANK = rb"[ \t\r\n]*"
+_BEGINNING = re.compile(rb'%b\{%b"data"%b:%b\[' % (_BLANK, _BLANK, _BLANK, _BLANK))
+_END = re.compile(rb"\]%b\}%b\Z" % (_BLANK, _BLANK))
+_BETWEEN_ROWS = re.compile(rb"(?<=\])%b,%b(?=\[)" % (_BLANK, _BLANK))
+
+
+async def parse_batch(body: bytes, max_rows: int, *, evidence: bool = False) -> list[Row]:
     """Parse `{"data": [[row_number, source], [row_number, source, options], …]}`.
 
     Raises MalformedBody for what is not JSON, InvalidBatch for another shape, PayloadTooLarge for more
     than `max_rows` rows. Unknown keys beside "data" are ignored, as Snowflake asks. `evidence` is what a
     row without that option asks for.
     """
-    data = _rows_of(_parse_json(body))
+    data = await _parse_data(body, max_rows)
     if len(data) > max_rows:
         raise PayloadTooLarge(f"A batch must have at most {max_rows} rows. Received: {len(data)}.")
-    return parse_rows(data, evidence=evidence)
+    rows: list[Row] = []
+    async for piece in _pieces(data):
+        rows += parse_rows(piece, len(rows), evidence=evidence)
+    return rows
 
 
-def parse_rows(data: Sequence[object], *, evidence: bool = False) -> list[Row]:
-    """Rows of `[row_number, source]` or `[row_number, source, options]`. Raises InvalidBatch."""
-    return [_parse_row(index, row, evidence=evidence) for index, row in enumerate(data)]
+def parse_rows(data: Sequence[object], start: int = 0, *, evidence: bool = False) -> list[Row]:
+    """Rows of `[row_number, source]` or `[row_number, source, options]`. Raises InvalidBatch.
+
+    `start` is the index of the first in its batch.
+    """
+    return [_parse_row(index, row, evidence=evidence) for index, row in enumerate(data, start)]
 
 
-def format_batch(rows: Sequence[Row], outcomes: Sequence[Outcome | None]) -> bytes:
+async def format_batch(rows: Sequence[Row], outcomes: Sequence[Outcome | None]) -> bytes:
     """`{"data": [[row_number, outcome], …]}`, same numbers, same order; NULL for NULL."""
     data = [[row.number, outcome] for row, outcome in zip(rows, outcomes, strict=True)]
-    return to_json({"data": data})
+    formatted = [to_json(piece)[1:-1] async for piece in _pieces(data)]
+    return b'{"data":[%b]}' % b",".join(formatted)
+
+
+async def _pieces(items: Sequence[Item]) -> AsyncIterator[Sequence[Item]]:
+    for start in range(0, len(items), PIECE_ROWS):
+        if start:
+            await asyncio.sleep(0)
+        yield items[start : start + PIECE_ROWS]
+
+
+async def _parse_data(body: bytes, max_rows: int) -> list[object]:
+    """What stands in "data", as far as there may be rows. Raises MalformedBody or InvalidBatch."""
+    data: list[object] = []
+    try:
+        for piece in _cut(body):
+            # What is no whole rows, cut inside a string or a nested array, is no JSON either.
+            data += _from_json(b"[%b]" % piece)
+            if len(data) > max_rows:
+                return data
+            await asyncio.sleep(0)
+    except ValueError:
+        data = []
+    return data or _rows_of(_parse_json(body))
+
+
+def _cut(body: bytes) -> Iterator[bytes]:
+    """The inside of "data" in pieces of whole rows; nothing of a small body, or of one written otherwise."""
+    beginning = _BEGINNING.match(body)
+    end = _END.search(body, max(0, len(body) - 100))
+    if len(body) <= PIECE_BYTES or not beginning or not end:
+        return
+    start = beginning.end()
+    while between := _BETWEEN_ROWS.search(body, start + PIECE_BYTES, end.start()):
+        yield body[start : between.start()]
+        start = between.end()
+    yield body[start : end.start()]
 
 
 def _parse_json(body: bytes) -> object:
     try:
-        return from_json(body, allow_inf_nan=False, cache_strings="none")
+        return _from_json(body)
     except ValueError as error:
         raise MalformedBody(f"A JSON body must be valid JSON (RFC 8259): {error}.") from None
+
+
+def _from_json(text: bytes) -> Any:
+    return from_json(text, allow_inf_nan=False, cache_strings="none")
 
 
 def _rows_of(document: object) -> list[object]:

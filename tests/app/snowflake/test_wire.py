@@ -1,12 +1,16 @@
+import asyncio
 import json
+from collections.abc import Coroutine, Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import ServiceError
-from app.outcome import ModelIdentity, outcome_of_error
-from app.snowflake.wire import format_batch, parse_batch
+from app.outcome import ModelIdentity, Outcome, outcome_of_error
+from app.row import Row
+from app.snowflake import wire
 from model.errors import CorruptImage, InputError
 
 NUMBERS = st.integers(min_value=-(2**70), max_value=2**70)
@@ -16,6 +20,14 @@ JSON_VALUES = st.recursive(
     max_leaves=6,
 )
 MODEL = ModelIdentity(name="m", version="v")
+
+
+def parse_batch(body: bytes, max_rows: int) -> list[Row]:
+    return asyncio.run(wire.parse_batch(body, max_rows))
+
+
+def format_batch(rows: Sequence[Row], outcomes: Sequence[Outcome | None]) -> bytes:
+    return asyncio.run(wire.format_batch(rows, outcomes))
 
 
 @given(st.lists(st.tuples(NUMBERS, JSON_VALUES) | st.tuples(NUMBERS, JSON_VALUES, JSON_VALUES), max_size=30))
@@ -49,3 +61,76 @@ def test_answer_is_strict_json_whatever_a_message_holds(text: str) -> None:
     rows = parse_batch(b'{"data": [[0, "a"]]}', max_rows=1)
     answer = json.loads(format_batch(rows, [outcome_of_error(CorruptImage(text), MODEL)]))
     assert answer["data"][0][1]["error"]["message"] == text
+
+
+ROWS = st.lists(st.tuples(NUMBERS, JSON_VALUES) | st.tuples(NUMBERS, JSON_VALUES, JSON_VALUES), min_size=1)
+
+
+def outcome_of(body: bytes, piece_bytes: int, max_rows: int = 1000) -> str:
+    """What comes of a body that is cut into such pieces; rows hold errors, which compare by their text."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(wire, "PIECE_BYTES", piece_bytes)
+        patch.setattr(wire, "PIECE_ROWS", 3)
+        try:
+            return repr(parse_batch(body, max_rows))
+        except ServiceError as error:
+            return repr(error)
+
+
+@given(
+    rows=ROWS,
+    separators=st.sampled_from([(",", ":"), (", ", ": "), ("\n,\t", " : ")]),
+    piece_bytes=st.integers(min_value=1, max_value=40),
+)
+def test_large_body_cut_into_pieces_is_the_same_batch(
+    rows: list[tuple[int, object]], separators: tuple[str, str], piece_bytes: int
+) -> None:
+    for escape in (True, False):
+        body = json.dumps({"data": rows}, separators=separators, ensure_ascii=escape).encode()
+        assert outcome_of(body, piece_bytes) == outcome_of(body, len(body))
+
+
+@given(
+    text=st.text(alphabet='[]{},:"\\0 datax\n'),
+    rows=st.lists(st.sampled_from(['[0,"],["]', '[1, "a"]', "[[2], [3]]", "[4,{}]", "5", ""]), max_size=8),
+    piece_bytes=st.integers(min_value=1, max_value=20),
+)
+def test_broken_body_cut_into_pieces_is_refused_alike(text: str, rows: list[str], piece_bytes: int) -> None:
+    for body in (f'{{"data": [{",".join(rows)}{text}]}}', f'{{"data":[{",".join(rows)}]{text}}}'):
+        assert outcome_of(body.encode(), piece_bytes) == outcome_of(body.encode(), len(body))
+
+
+def test_large_body_is_really_cut() -> None:
+    body = json.dumps({"data": [[n, "a" * 1000] for n in range(2000)]}).encode()
+    pieces = list(wire._cut(body))  # noqa: SLF001
+    assert len(pieces) > 5
+    assert max(map(len, pieces)) < 2 * wire.PIECE_BYTES
+
+
+def test_body_of_too_many_rows_is_not_parsed_to_its_end() -> None:
+    body = b'{"data": [' + b",".join([b"[0, null]"] * 200_000) + b"]}"
+    with pytest.raises(ServiceError, match="at most 100 rows"):
+        parse_batch(body, 100)
+
+
+async def turns_beside(work: Coroutine[Any, Any, object]) -> int:
+    """How often somebody else had a turn while the work was done."""
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    counting = asyncio.ensure_future(count())
+    await work
+    counting.cancel()
+    return turns
+
+
+def test_others_have_their_turn_while_a_large_batch_is_parsed_and_formatted() -> None:
+    body = json.dumps({"data": [[n, "a" * 1000] for n in range(2000)]}).encode()
+    rows = parse_batch(body, 2000)
+    assert asyncio.run(turns_beside(wire.parse_batch(body, 2000))) >= 10
+    assert asyncio.run(turns_beside(wire.format_batch(rows, [None] * 2000))) >= 5

@@ -1,0 +1,101 @@
+import asyncio
+import json
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from starlette.requests import ClientDisconnect, Request
+
+from app.api.caller import while_caller_waits
+from app.client import is_ready
+from tests.app.forms import text_of
+from tests.running import CLI, free_port
+
+
+def request_of(*messages: dict[str, object], then_wait: bool) -> Request:
+    """A request whose body was read; these are what its connection says next."""
+    said = list(messages)
+
+    async def receive() -> dict[str, object]:
+        if not said and then_wait:
+            await asyncio.Event().wait()
+        return said.pop(0)
+
+    return Request({"type": "http", "method": "POST", "headers": []}, receive)
+
+
+def wait_until(reached: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not reached():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_work_of_a_caller_who_stays_is_done() -> None:
+    async def run() -> int:
+        return await while_caller_waits(request_of(then_wait=True), asyncio.sleep(0.01, 7))
+
+    assert asyncio.run(run()) == 7
+
+
+def test_work_of_a_caller_who_left_is_cancelled() -> None:
+    async def run() -> None:
+        cancelled = asyncio.Event()
+
+        async def work() -> None:
+            try:
+                await asyncio.sleep(60)
+            finally:
+                cancelled.set()
+
+        with pytest.raises(ClientDisconnect):
+            await while_caller_waits(request_of({"type": "http.disconnect"}, then_wait=False), work())
+        assert cancelled.is_set()
+
+    asyncio.run(run())
+
+
+def test_service_that_stops_is_no_caller_who_left() -> None:
+    async def run() -> None:
+        waiting = asyncio.ensure_future(while_caller_waits(request_of(then_wait=True), asyncio.sleep(60)))
+        await asyncio.sleep(0.01)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+
+    asyncio.run(run())
+
+
+def test_failure_of_the_work_is_raised() -> None:
+    async def work() -> None:
+        raise LookupError("no")
+
+    with pytest.raises(LookupError, match="no"):
+        asyncio.run(while_caller_waits(request_of(then_wait=True), work()))
+
+
+def test_rows_of_a_caller_who_hung_up_are_not_classified(sample: bytes, tmp_path: Path) -> None:
+    port, log = free_port(), tmp_path / "log"
+    body = json.dumps({"data": [[n, text_of(sample)] for n in range(2000)]}).encode()
+    head = (
+        f"POST /classify HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    )
+    with (
+        log.open("wb") as stderr,
+        subprocess.Popen([*CLI, "serve", "--port", str(port)], stderr=stderr) as service,
+    ):
+        try:
+            wait_until(lambda: is_ready(f"http://127.0.0.1:{port}"))
+            with socket.create_connection(("127.0.0.1", port)) as caller:
+                caller.sendall(f"{head}\r\n\r\n".encode() + body)
+                time.sleep(0.3)  # the last rows have arrived, and the first are being classified
+            wait_until(lambda: "abandoned" in log.read_text(encoding="utf-8"))
+        finally:
+            service.terminate()
+    [line] = [line for line in log.read_text(encoding="utf-8").splitlines() if "abandoned" in line]
+    event = json.loads(line[line.index("{") :])
+    assert event["rows"] == 2000
+    assert 0 < event["abandoned_rows_since_start"] <= 2000
