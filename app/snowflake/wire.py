@@ -8,7 +8,7 @@ wait for a whole batch of thousands otherwise.
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from pydantic_core import from_json, to_json
@@ -63,9 +63,14 @@ def parse_rows(data: Sequence[object], start: int = 0, *, evidence: bool = False
 
 async def format_batch(rows: Sequence[Row], outcomes: Sequence[Outcome | None]) -> bytes:
     """`{"data": [[row_number, outcome], …]}`, same numbers, same order; NULL for NULL."""
-    data = [[row.number, outcome] for row, outcome in zip(rows, outcomes, strict=True)]
-    formatted = [to_json(piece)[1:-1] async for piece in _pieces(data)]
+    data = list(zip(rows, outcomes, strict=True))
+    formatted = [format_rows(piece)[1:-1] async for piece in _pieces(data)]
     return b'{"data":[%b]}' % b",".join(formatted)
+
+
+def format_rows(rows: Iterable[tuple[Row, Outcome | None]]) -> bytes:
+    """`[[row_number, outcome], …]`."""
+    return to_json([[row.number, outcome] for row, outcome in rows])
 
 
 async def _pieces(items: Sequence[Item]) -> AsyncIterator[Sequence[Item]]:

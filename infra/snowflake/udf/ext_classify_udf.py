@@ -25,7 +25,7 @@ from app.images.source import Url
 from app.images.stage_file import StageFile
 from app.outcome import outcome_of_error
 from app.row import Row
-from app.snowflake.wire import format_batch, parse_rows
+from app.snowflake.wire import format_rows, parse_rows
 from model.artifact import load_artifact
 from model.errors import ImageTooLarge, InputError
 from model.image_limits import ImageLimits
@@ -56,7 +56,7 @@ def classify(batch: pd.DataFrame) -> list[Any]:
     rows = parse_rows(data)
     fetched = [_fetch(row, source) for row, source in zip(rows, known[0], strict=True)]
     outcomes, _ = _CLASSIFIER.classify(fetched, [row.evidence for row in rows])
-    return [outcome for _, outcome in from_json(format_batch(rows, outcomes))["data"]]
+    return [outcome for _, outcome in from_json(format_rows(zip(rows, outcomes, strict=True)))]
 
 
 def _fetch(row: Row, source: str) -> Fetched:
