@@ -4,15 +4,12 @@ import re
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from pybase64 import b64decode
+
 from app.errors import InvalidBase64, InvalidHex, InvalidSource
 from app.images.stage_file import StageFile, parse_file_url, parse_stage_path
 from model.errors import InputError
 from model.image_limits import ImageLimits
-
-try:
-    from pybase64 import b64decode
-except ModuleNotFoundError:  # as inside some warehouses
-    from base64 import b64decode  # type: ignore[assignment]
 
 # RFC 3986, section 3.1. A colon is in no base64 alphabet, so this never mistakes an image for a URL.
 _SCHEME = re.compile(r"\s*[A-Za-z][A-Za-z0-9+.-]*:")

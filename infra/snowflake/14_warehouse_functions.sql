@@ -40,6 +40,7 @@ CREATE OR REPLACE FUNCTION <% function %>(file_url VARCHAR)
         'numpy>=2.3',
         'pandas',
         'pillow>=13.0',
+        'pybase64>=1.5',
         'pydantic>=2.13',
         'snowflake-snowpark-python',
         'typing-extensions>=4.15'
@@ -69,6 +70,7 @@ CREATE OR REPLACE FUNCTION <% function %>(file_url VARCHAR, options OBJECT)
         'numpy>=2.3',
         'pandas',
         'pillow>=13.0',
+        'pybase64>=1.5',
         'pydantic>=2.13',
         'snowflake-snowpark-python',
         'typing-extensions>=4.15'
