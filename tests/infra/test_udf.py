@@ -189,7 +189,7 @@ def test_packages_are_what_the_loaded_modules_import(imports: Path) -> None:
 
 def test_packages_are_as_new_as_those_that_serve() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    serving = dict(re.findall(r"^([a-z-]+)(>=[0-9.]+)", "\n".join(project["dependencies"]), re.MULTILINE))
+    serving = dict(re.findall(r"^([a-z0-9-]+)(>=[0-9.]+)", "\n".join(project["dependencies"]), re.MULTILINE))
     for function in FUNCTIONS:
         assert [(n, v) for n, v in _packages(function) if n in serving] == [
             (n, serving[n]) for n, _ in _packages(function) if n in serving
@@ -236,4 +236,4 @@ def _third_parties(path: Path) -> set[str]:
 
 def _packages(function: str) -> list[tuple[str, str]]:
     [listed] = re.findall(r"PACKAGES = \((.*?)\n    \)", function, re.DOTALL)
-    return re.findall(r"'([a-z-]+)([^']*)'", listed)
+    return re.findall(r"'([a-z0-9-]+)([^']*)'", listed)
