@@ -8,11 +8,12 @@ from numpy.typing import NDArray
 
 from model.artifact import DEFAULT_MODEL_PATH, Artifact, load_artifact
 from model.compiled import user_cache_dir
+from model.cores import usable_cores
 from model.crossvalidate import Answers
 from model.evaluate import predict_all
 from model.folder import Folder, load_folder
 from model.metrics import wilson_interval
-from model.runtime import open_classifier, usable_cores
+from model.runtime import open_classifier
 
 SHIPPED = {
     "texture": DEFAULT_MODEL_PATH,

@@ -1,7 +1,6 @@
 """Engines: images in, probabilities out. LiteRT serves; TensorFlow is the reference."""
 
 import importlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from queue import LifoQueue
@@ -41,13 +40,6 @@ class Classifier(Protocol):
     def answer(self, images: NDArray[np.uint8], *, with_features: bool = False) -> Answers:
         """Images (n, h, w, c), uint8 0..255, n >= 1, to all that one pass says of them."""
         ...
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):  # absent on macOS and Windows
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 class LiteRtClassifier:

@@ -17,7 +17,7 @@ from app.plan.measuring import measure, service_to_measure
 from app.plan.plan import Plan, find_cheapest, make_plan
 from app.plan.prices import PROVIDERS, WAREHOUSE_CREDITS_PER_HOUR
 from app.settings import Settings
-from model.runtime import usable_cores
+from model.cores import usable_cores
 
 Add = Callable[[str, Callable[..., None], str], argparse.ArgumentParser]
 

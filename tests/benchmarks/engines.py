@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from model.artifact import DEFAULT_MODEL_PATH, Artifact, load_artifact
 from model.compiled import user_cache_dir
+from model.cores import usable_cores
 from model.draw_samples import SEEDS, draw
 from model.networks import load_network
-from model.runtime import open_classifier, usable_cores
+from model.runtime import open_classifier
 from tests.benchmarks.tables import write_table
 
 Images = NDArray[np.uint8]

@@ -18,10 +18,11 @@ import tensorflow as tf
 
 from model.artifact import DEFAULT_MODEL_PATH, load_artifact
 from model.compile import compile_network
+from model.cores import usable_cores
 from model.draw_samples import SEEDS, draw
 from model.network_cost import count_macs
 from model.networks import load_network, named_outputs
-from model.runtime import LiteRtClassifier, usable_cores
+from model.runtime import LiteRtClassifier
 from tests.benchmarks.engines import Images, images_per_second
 from tests.benchmarks.tables import write_table
 

@@ -15,7 +15,7 @@ from model.compiled import beside, write_twin
 from model.errors import ArtifactError
 from model.image import ImageSpec
 from model.networks import recipe_cnn, save_network
-from model.runtime import Classifier, Engine, LiteRtClassifier, open_classifier, usable_cores
+from model.runtime import Classifier, Engine, LiteRtClassifier, open_classifier
 from model.save import save
 from tests.model.conftest import CLASS_NAMES, SPEC, random_images, tiny_network
 
@@ -203,7 +203,3 @@ def test_scale_is_applied_to_the_pixels(artifact: Artifact) -> None:
     compiled = beside(artifact).tflite.read_bytes()
     halved = LiteRtClassifier(compiled, 0.5, 1).predict(IMAGES // 2 * 2)
     assert np.array_equal(halved, LiteRtClassifier(compiled, 1.0, 1).predict(IMAGES // 2))
-
-
-def test_usable_cores_are_counted() -> None:
-    assert usable_cores() >= 1

@@ -1,0 +1,41 @@
+"""How many cores there are to use."""
+
+import math
+import os
+from pathlib import Path
+
+# Source: Linux kernel documentation, "Control Group v2" (cpu.max) and "CFS Bandwidth Control" (cpu.cfs_*).
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def usable_cores(cgroup: Path = _CGROUP) -> int:
+    """Cores that this process may run on, at most as many as its container's quota pays for, rounded up."""
+    quota = _quota_cores(cgroup)
+    cores = _schedulable_cores()
+    return cores if quota is None else max(1, min(cores, math.ceil(quota)))
+
+
+def _schedulable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):  # absent on macOS and Windows
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _quota_cores(cgroup: Path) -> float | None:
+    """None where there is no quota, or none to be read."""
+    try:
+        quota, period = _read_v2(cgroup) if (cgroup / "cpu.max").exists() else _read_v1(cgroup)
+        return int(quota) / int(period) if int(quota) > 0 else None
+    except (OSError, ValueError, ZeroDivisionError):  # such as the word max
+        return None
+
+
+def _read_v2(cgroup: Path) -> tuple[str, str]:
+    quota, period = (cgroup / "cpu.max").read_text(encoding="ascii").split()
+    return quota, period
+
+
+def _read_v1(cgroup: Path) -> tuple[str, str]:
+    folder = cgroup / "cpu"
+    quota, period = (folder / f"cpu.cfs_{name}_us" for name in ("quota", "period"))
+    return quota.read_text(encoding="ascii"), period.read_text(encoding="ascii")
