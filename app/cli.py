@@ -2,6 +2,8 @@
 
 import argparse
 import functools
+import gc
+import importlib
 import os
 import shlex
 import sys
@@ -10,13 +12,11 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, get_args
 
-import uvicorn
 from pydantic import ValidationError
 
 from app import __version__
 from app.client import DEFAULT_URL, ClientError, classify_files, find_images, print_outcomes
 from app.demo import demonstrate
-from app.main import create_app
 from app.own_service import end_well_when_stopped
 from app.plan.command import add_plan_command
 from app.plan.figures import PlanError
@@ -30,8 +30,6 @@ from model.runtime import Engine
 
 SAMPLES = Path(__file__).parent.parent / "model" / "samples"
 ENGINES = get_args(Engine)
-# Gateways hold idle connections for a minute or so; closing first would race their next request.
-KEEP_ALIVE_SECONDS = 75
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,15 +57,11 @@ def parse_arguments(arguments: Sequence[str] | None) -> dict[str, Any]:
 def serve(**given: Any) -> None:
     settings = _settings(given)
     end_well_when_stopped()  # uvicorn stops gracefully, then raises the signal once more
-    uvicorn.run(
-        create_app(settings),
-        host=settings.host,
-        port=settings.port,
-        log_level=settings.log_level,
-        access_log=False,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        server_header=False,
-    )
+    gc.disable()  # a start makes hardly any garbage, and to look for it takes a tenth of the time
+    try:
+        importlib.import_module("app.serving").serve(settings, _said(given))
+    finally:
+        gc.enable()
 
 
 def classify(paths: list[Path], url: str, as_json: bool) -> None:
@@ -98,7 +92,11 @@ def describe(h5: Path, class_names: str, scale: float) -> None:
 
 def _settings(given: dict[str, Any]) -> Settings:
     """What flags say goes before the environment."""
-    return Settings(**{name: value for name, value in given.items() if value is not None})
+    return Settings(**_said(given))
+
+
+def _said(given: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -109,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     command = _add(commands, "serve", serve, "answer POST /classify")
     command.add_argument("--host", help="address to listen on (default 127.0.0.1)")
     command.add_argument("--port", type=_port, help="port to listen on (default 8000)")
+    command.add_argument("--workers", type=_workers, help="processes, which share the cores (default 1)")
     command.add_argument("--model", type=Path, dest="model_path", help="the network's .h5")
     command.add_argument("--engine", choices=ENGINES, help="(default: litert)")
 
@@ -158,6 +157,10 @@ def _scale(text: str) -> float:
         return float(Fraction(text))
     except ZeroDivisionError:
         raise argparse.ArgumentTypeError(f"must be a number. Received: {text}") from None
+
+
+def _workers(text: str) -> int:
+    return parse_integer(text, 1, 1024)
 
 
 def _port(text: str) -> int:

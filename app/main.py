@@ -18,7 +18,7 @@ from app.api.openapi import add_answer_examples
 from app.classifying_threads import classifying_threads
 from app.errors import ServiceError
 from app.image_classifier import ImageClassifier
-from app.images.http import ImageFetcher
+from app.images.fetcher import open_fetcher
 from app.images.stage import StageReader
 from app.log import configure, log_event, logger
 from app.outcome import ErrorDetail
@@ -66,7 +66,7 @@ def _lifespan(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         queue = RowQueue()
         with classifying_threads(images, queue, settings.threads):
-            async with ImageFetcher(settings) as fetcher, SnowflakeSession(settings) as session:
+            async with open_fetcher(settings) as fetcher, SnowflakeSession(settings) as session:
                 stages = StageReader(settings, session, fetcher)
                 app.state.pipeline = Pipeline(images, queue, fetcher, stages, max_fetched_rows(settings))
                 log_event("ready", **images.model)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from time import perf_counter
 
 from app.image_classifier import Fetched, ImageClassifier, StepSeconds
-from app.images.http import ImageFetcher
+from app.images.fetcher import Fetcher
 from app.images.source import Remote, Url
 from app.images.stage import StageBatch, StageReader
 from app.images.stage_file import StageFile
@@ -33,7 +33,7 @@ class Pipeline:
         self,
         images: ImageClassifier,
         queue: RowQueue,
-        fetcher: ImageFetcher,
+        fetcher: Fetcher,
         stages: StageReader,
         max_fetched_rows: int,
     ) -> None:

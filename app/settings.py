@@ -3,7 +3,7 @@
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, FilePath, PositiveFloat, PositiveInt, SecretStr
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -11,8 +11,9 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from app.snowflake.identifier import parse_identifier
 from model.artifact import DEFAULT_MODEL_PATH
 from model.compiled import user_cache_dir
+from model.cores import usable_cores
 from model.image_limits import ImageLimits
-from model.runtime import Engine, usable_cores
+from model.runtime import Engine
 
 
 def _split_list(value: object) -> object:
@@ -40,6 +41,12 @@ def _require_stage_name(text: str) -> str:
 StageName = Annotated[str, AfterValidator(_require_stage_name)]
 
 
+def _share_of_cores(settings: dict[str, Any]) -> int:
+    """Of one worker, rounded up: a thread too many costs less than a core that idles."""
+    workers: int = settings.get("workers", 1)
+    return -(-usable_cores() // workers)
+
+
 class Settings(BaseSettings):
     """Made once at start, passed in, never changed."""
 
@@ -58,8 +65,10 @@ class Settings(BaseSettings):
     """`litert` serves; `tensorflow` is the reference, and needs the `train` extra."""
     cache_dir: Path = Field(default_factory=user_cache_dir)
     """Where a network without a compiled twin is compiled to."""
-    threads: PositiveInt = Field(default_factory=usable_cores)
-    """Threads that decode and predict; one a core by default."""
+    workers: Annotated[int, Field(ge=1, le=1024)] = 1
+    """Processes that `ext-classify serve` runs, each with a network of its own."""
+    threads: PositiveInt = Field(default_factory=_share_of_cores)
+    """Threads of each process that decode and predict; by default, as many as give each core one."""
 
     max_body_bytes: PositiveInt = 64 * 1024 * 1024
     """Largest request body, as sent and once inflated."""

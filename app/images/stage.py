@@ -22,7 +22,7 @@ from app.errors import (
     WrongAccount,
 )
 from app.images.allowlist import SNOWFLAKE_STORAGE, Allowlist
-from app.images.http import ImageFetcher
+from app.images.fetcher import Fetcher
 from app.images.source import Url
 from app.images.stage_file import ACCOUNT_DOMAINS, StageFile
 from app.settings import Settings
@@ -49,7 +49,7 @@ Host: TypeAlias = str | None
 class StageReader:
     """Reads staged files as the service's own user, whoever asked for them."""
 
-    def __init__(self, settings: Settings, session: SnowflakeSession, fetcher: ImageFetcher) -> None:
+    def __init__(self, settings: Settings, session: SnowflakeSession, fetcher: Fetcher) -> None:
         self._settings = settings
         self._session = session
         self._fetcher = fetcher

@@ -1,0 +1,69 @@
+"""ext-classify serve: the app under uvicorn, in this process or in several."""
+
+import gc
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.config import STARTUP_FAILURE
+from uvicorn.supervisors import Multiprocess
+
+from app.main import create_app
+from app.settings import Settings
+from model.errors import ModelError
+
+# Gateways hold idle connections for a minute or so; closing first would race their next request.
+KEEP_ALIVE_SECONDS = 75
+
+
+def serve(settings: Settings, flags: Mapping[str, Any]) -> None:
+    """Return when the service was stopped. `flags` are the settings that no environment variable says.
+
+    Raises ModelError, or SystemExit when the workers could not start.
+    """
+    if settings.workers == 1:
+        uvicorn.run(start_app(settings), **_options(settings))
+    else:
+        _serve_in_workers(settings, flags)
+
+
+def start_app(settings: Settings) -> FastAPI:
+    """The app, with what it holds for ever out of the garbage collector's way."""
+    app = create_app(settings)
+    gc.freeze()
+    gc.enable()
+    return app
+
+
+def worker() -> FastAPI:
+    """What each worker serves. A fault ends them all, for it would come back whenever one is replaced."""
+    try:
+        return start_app(Settings())
+    except (ModelError, OSError) as error:
+        print(f"ext-classify: {error}", file=sys.stderr)
+        sys.exit(STARTUP_FAILURE)
+
+
+def _serve_in_workers(settings: Settings, flags: Mapping[str, Any]) -> None:
+    os.environ.update({f"EXT_CLASSIFY_{name.upper()}": str(value) for name, value in flags.items()})
+    config = uvicorn.Config(
+        f"{__name__}:{worker.__name__}", factory=True, workers=settings.workers, **_options(settings)
+    )
+    supervisor = Multiprocess(config, [config.bind_socket()])
+    supervisor.run()
+    if any(process.exitcode == STARTUP_FAILURE for process in supervisor.processes):
+        sys.exit(1)
+
+
+def _options(settings: Settings) -> dict[str, Any]:
+    return {
+        "host": settings.host,
+        "port": settings.port,
+        "log_level": settings.log_level,
+        "access_log": False,
+        "timeout_keep_alive": KEEP_ALIVE_SECONDS,
+        "server_header": False,
+    }
