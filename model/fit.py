@@ -25,7 +25,7 @@ from model.callbacks import StepBar
 from model.dataset import LabelledImages
 from model.errors import TrainingError
 from model.image import ImageSpec
-from model.runtime import usable_cores
+from model.cores import usable_cores
 from model.strange import draw_strange
 from model.teacher import Teacher
 from model.texture_cnn import trainable_texture_cnn
