@@ -9,6 +9,7 @@ Each misses what the other sees: a blank image's embedding has the length of non
 direction of none. Their sum, each in units of its own 99 % quantile over training images, misses least.
 """
 
+import math
 from functools import cached_property
 from typing import Annotated, NamedTuple, Self
 
@@ -25,10 +26,21 @@ OUT_OF_DISTRIBUTION = "out_of_distribution"
 _EPSILON = 1e-6
 
 
+class Points(NamedTuple):
+    """Places (n, r), and their squared distances (n,) from the origin."""
+
+    places: NDArray[np.float32]
+    squares: NDArray[np.float32]
+
+    def nearest(self, place: NDArray[np.float32]) -> float:
+        """The Euclidean distance from a place (r,)."""
+        return math.sqrt(max(0.0, float((self.squares - 2 * (self.places @ place)).min() + place @ place)))
+
+
 class Arrays(NamedTuple):
     whitening: NDArray[np.float32]
-    class_means: NDArray[np.float32]
-    prototypes: NDArray[np.float32]
+    class_means: Points
+    prototypes: Points
 
 
 class Novelty(BaseModel):
@@ -50,14 +62,14 @@ class Novelty(BaseModel):
     def score(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
         """Embeddings (n, d) to scores (n,); the larger, the less familiar."""
         # One by one: what a matrix product gives for a row depends, in its last bits, on the rows beside it.
-        return np.array([self._score_one(row) for row in embeddings[:, None, :]], dtype=np.float32)
+        return np.array([self._score_one(row) for row in embeddings], dtype=np.float32)
 
     def _score_one(self, embedding: NDArray[np.float32]) -> float:
-        """Of an embedding (1, d)."""
+        """Of an embedding (d,)."""
         whitening, class_means, prototypes = self._arrays
-        to_class = distances_between(embedding @ whitening, class_means).min()
-        to_prototype = distances_between(unit_length(embedding), prototypes).min()
-        return float(to_class + to_prototype / self.prototype_unit)
+        to_class = class_means.nearest(embedding @ whitening)
+        to_prototype = prototypes.nearest(embedding / (math.sqrt(embedding @ embedding) + _EPSILON))
+        return to_class + to_prototype / self.prototype_unit
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Self:
@@ -72,7 +84,9 @@ class Novelty(BaseModel):
 
     @cached_property
     def _arrays(self) -> Arrays:
-        return Arrays(self.whitening.unpack(), self.class_means.unpack(), self.prototypes.unpack())
+        return Arrays(
+            self.whitening.unpack(), _points(self.class_means.unpack()), _points(self.prototypes.unpack())
+        )
 
 
 def reasons_to_abstain(
@@ -82,6 +96,10 @@ def reasons_to_abstain(
     if novelty is None or embeddings is None:
         return [None] * images
     return [OUT_OF_DISTRIBUTION if score > novelty.threshold else None for score in novelty.score(embeddings)]
+
+
+def _points(places: NDArray[np.float32]) -> Points:
+    return Points(places, (places**2).sum(axis=1))
 
 
 def distances_between(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
