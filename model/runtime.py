@@ -75,14 +75,18 @@ class _OneImage:
         except ValueError as error:
             raise ArtifactError(f"The compiled twin must be a LiteRT network: {error}") from None
         self._interpreter.allocate_tensors()
-        self._input = self._interpreter.get_input_details()[0]["index"]
+        [details] = self._interpreter.get_input_details()
+        self._input_shape = tuple(details["shape"][1:])
+        self._input = self._interpreter.tensor(details["index"])
         self._outputs = self._find_outputs()
         self._scale = np.float32(scale)
         self._interpreter.invoke()  # the first run packs the weights
 
     def answer(self, image: NDArray[np.uint8], *, with_features: bool) -> Answers:
-        pixels = np.multiply(image[np.newaxis], self._scale, dtype=np.float32)  # (1, h, w, c)
-        self._interpreter.set_tensor(self._input, pixels)
+        if image.shape != self._input_shape:  # NumPy would stretch some to fit
+            raise ValueError(f"An image must be {self._input_shape}. Received: {image.shape}.")
+        # Straight into the input, which nothing may hold on to while the network runs.
+        np.multiply(image, self._scale, out=self._input()[0])
         self._interpreter.invoke()
         return Answers(
             probabilities=self._interpreter.get_tensor(self._outputs["probabilities"]),  # (1, k), a copy
@@ -106,6 +110,8 @@ class _OneImage:
 
 def join_answers(answers: Sequence[Answers]) -> Answers:
     """One after the other, in order."""
+    if len(answers) == 1:
+        return answers[0]
     probabilities, embeddings, features = zip(*answers, strict=True)
     return Answers(np.concatenate(probabilities), _join(embeddings), _join(features))
 

@@ -119,8 +119,9 @@ class TestSameImageSameAnswer:
 
     def test_interpreter_survives_a_wrong_image(self, pristine: Artifact, alone: np.ndarray) -> None:
         single = open_engine(pristine, "litert", interpreters=1)
-        with pytest.raises(ValueError, match=r"(?i)dimension"):
-            single.predict(np.zeros((1, 5, 5, 3), np.uint8))
+        for shape in ((1, 5, 5, 3), (1, 200, 200, 1), (1, 1, 200, 3)):
+            with pytest.raises(ValueError, match="An image must be"):
+                single.predict(np.zeros(shape, np.uint8))
         assert np.array_equal(single.predict(IMAGES), alone)
 
 
