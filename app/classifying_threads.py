@@ -1,35 +1,39 @@
 """The threads that classify what waits in the queue, a core each."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
-from app.image_classifier import ImageClassifier
-from app.row_queue import RowQueue, Turn
+from app.image_classifier import ImageClassifier, StepSeconds
+from app.row_queue import QueuedRow, RowQueue
 
 
 @contextmanager
-def classifying_threads(images: ImageClassifier, queue: RowQueue, threads: int) -> Iterator[None]:
-    """So many threads take rows from the queue, until the context ends and nothing waits any more."""
-    with ThreadPoolExecutor(threads, "classify") as pool:
-        for _ in range(threads):
+def classifying_threads(images: ImageClassifier, queue: RowQueue) -> Iterator[None]:
+    """Take rows from the queue, until the context ends and nothing waits any more."""
+    with ThreadPoolExecutor(queue.threads, "classify") as pool:
+        for _ in range(queue.threads):
             pool.submit(_classify_waiting, images, queue)
         try:
             yield
         finally:
-            queue.close(threads)
+            queue.close()
 
 
 def _classify_waiting(images: ImageClassifier, queue: RowQueue) -> None:
-    while (turn := queue.take()) is not None:
-        _classify(images, turn)
-        del turn  # an image must not outlive its turn while the thread waits for the next
+    while rows := queue.take():
+        _classify(images, rows)
+        del rows  # images must not outlive their turn while the thread waits for the next
 
 
-def _classify(images: ImageClassifier, turn: Turn) -> None:
+def _classify(images: ImageClassifier, rows: Sequence[QueuedRow]) -> None:
+    waiting = [queued.row for queued in rows]
     try:
-        [outcome], spent = images.classify([turn.row.image], [turn.row.evidence])
+        outcomes, spent = images.classify([row.image for row in waiting], [row.evidence for row in waiting])
     except Exception as error:  # noqa: BLE001 - it is the request's failure, and the thread goes on
-        turn.awaited.fail(error)
-    else:
-        turn.awaited.answer(turn.place, outcome, spent)
+        for queued in rows:
+            queued.awaited.fail(error)
+        return
+    for queued, outcome in zip(rows, outcomes, strict=True):
+        queued.awaited.answer(queued.place, outcome, spent)
+        spent = StepSeconds()  # all of it is in the first

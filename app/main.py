@@ -64,8 +64,8 @@ def _lifespan(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        queue = RowQueue()
-        with classifying_threads(images, queue, settings.threads):
+        queue = RowQueue(settings.threads)
+        with classifying_threads(images, queue):
             async with open_fetcher(settings) as fetcher, SnowflakeSession(settings) as session:
                 stages = StageReader(settings, session, fetcher)
                 app.state.pipeline = Pipeline(images, queue, fetcher, stages, max_fetched_rows(settings))

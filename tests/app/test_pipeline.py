@@ -39,8 +39,8 @@ def classify(rows: list[Row], **changes: Any) -> tuple[list[Outcome | None], Ste
             classifier = open_classifier(artifact, "litert", 2, SETTINGS.cache_dir)
             given = {"classifier": classifier, "limits": ImageLimits()} | changes
             images = ImageClassifier(artifact, **given)
-            queue = RowQueue()
-            with classifying_threads(images, queue, 2):
+            queue = RowQueue(2)
+            with classifying_threads(images, queue):
                 pipeline = Pipeline(images, queue, fetcher, stages, max_fetched_rows(SETTINGS))
                 return await pipeline.classify_rows(rows)
 
@@ -130,7 +130,7 @@ def test_images_that_wait_to_be_decoded_are_bounded(sample: bytes) -> None:
             fetcher = ImageFetcher(
                 settings, resolver=FixedResolver("127.0.0.1"), ssl_context=server.client_context
             )
-            queue = RowQueue()
+            queue = RowQueue(1)
             async with fetcher, SnowflakeSession(settings) as session:
                 stages = StageReader(settings, session, fetcher)
                 pipeline = Pipeline(images, queue, fetcher, stages, max_fetched_rows(settings))
@@ -140,7 +140,7 @@ def test_images_that_wait_to_be_decoded_are_bounded(sample: bytes) -> None:
                     await asyncio.sleep(0.01)
                 await asyncio.sleep(0.3)
                 fetched = len(server.heads)
-                with classifying_threads(images, queue, 1):
+                with classifying_threads(images, queue):
                     outcomes, _ = await classifying
                 assert [outcome and outcome["label"] for outcome in outcomes] == ["Scratches"] * 200
                 return fetched

@@ -7,7 +7,7 @@ import pytest
 
 from app.image_classifier import StepSeconds
 from app.outcome import ModelIdentity, Outcome, outcome_of_error
-from app.row_queue import RowQueue, Turn, WaitingRow
+from app.row_queue import QueuedRow, RowQueue, WaitingRow
 from model.errors import CorruptImage
 
 OUTCOME = outcome_of_error(CorruptImage("?"), ModelIdentity(name="m", version="v"))
@@ -17,57 +17,71 @@ def rows(name: str, count: int) -> list[WaitingRow]:
     return [WaitingRow(name.encode(), evidence=False)] * count
 
 
-def name_of(turn: Turn | None) -> str:
-    assert turn is not None
-    assert isinstance(turn.row.image, bytes)
-    return turn.row.image.decode()
+def name_of(queued: QueuedRow) -> str:
+    assert isinstance(queued.row.image, bytes)
+    return queued.row.image.decode()
 
 
 def on_loop(check: Callable[[RowQueue], Any]) -> None:
     async def run() -> None:
-        check(RowQueue())
+        check(RowQueue(1))
 
     asyncio.run(run())
 
 
-def take_all(queue: RowQueue, count: int) -> str:
-    return "".join(name_of(queue.take()) for _ in range(count))
+def take_turns(queue: RowQueue, count: int) -> list[str]:
+    """The rows of so many turns."""
+    return ["".join(map(name_of, queue.take())) for _ in range(count)]
 
 
-def test_small_request_waits_behind_a_row_and_not_behind_a_batch() -> None:
+def test_small_request_waits_behind_a_turn_and_not_behind_a_batch() -> None:
     def check(queue: RowQueue) -> None:
         with queue.request(4096) as large, queue.request(1) as small:
             large.classify(rows("L", 4096))
-            take_all(queue, 100)
+            assert take_turns(queue, 100) == ["LLLL"] * 100
             small.classify(rows("s", 1))
-            assert "s" in take_all(queue, 2)
+            assert "s" in take_turns(queue, 2)
 
     on_loop(check)
 
 
 def test_oldest_request_has_half_of_the_turns_whatever_comes_after_it() -> None:
     def check(queue: RowQueue) -> None:
-        with queue.request(100) as oldest:
-            oldest.classify(rows("L", 100))
-            taken = ""
-            for _ in range(50):
+        with queue.request(400) as oldest:
+            oldest.classify(rows("L", 400))
+            taken = []
+            for _ in range(40):
                 with queue.request(1) as small, queue.request(1) as another:
                     small.classify(rows("s", 1))
                     another.classify(rows("s", 1))
-                    taken += take_all(queue, 2)
-            assert taken.count("L") == 50
+                    taken += take_turns(queue, 2)
+            assert taken.count("LLLL") == taken.count("s") == 40
 
     on_loop(check)
 
 
 def test_requests_of_one_size_are_answered_in_the_order_of_their_arrival() -> None:
     def check(queue: RowQueue) -> None:
-        with queue.request(8) as first, queue.request(8) as second, queue.request(8) as third:
+        with queue.request(2) as first, queue.request(2) as second, queue.request(2) as third:
             for name, request in {"c": third, "b": second, "a": first}.items():
-                request.classify(rows(name, 8))
-            assert take_all(queue, 24) == "a" * 8 + "b" * 8 + "c" * 8
+                request.classify(rows(name, 2))
+            assert take_turns(queue, 6) == ["a", "a", "b", "b", "c", "c"]
 
     on_loop(check)
+
+
+@pytest.mark.parametrize(
+    ("threads", "turns"), [(1, [4, 4, 2, 1, 1]), (2, [3, 2, 1, 1, 1, 1, 1, 1, 1]), (4, [1] * 12)]
+)
+def test_turns_grow_short_so_that_threads_end_a_request_together(threads: int, turns: list[int]) -> None:
+    async def run() -> list[int]:
+        queue = RowQueue(threads)
+        with queue.request(12) as request:
+            request.classify(rows("a", 12))
+            return [len(queue.take()) for _ in turns]
+
+    assert asyncio.run(run()) == turns
+    assert sum(turns) == 12
 
 
 def test_rows_that_come_in_later_find_their_request_in_its_place() -> None:
@@ -77,38 +91,37 @@ def test_rows_that_come_in_later_find_their_request_in_its_place() -> None:
         with queue.request(3) as first, queue.request(3) as second:
             for _ in range(3):
                 first.classify(rows("a", 1))
-                assert take_all(queue, 1) == "a"
+                assert take_turns(queue, 1) == ["a"]
                 second.classify(rows("b", 1))
             first.classify(rows("a", 1))
-            assert take_all(queue, 4) == "abbb"
+            assert take_turns(queue, 4) == ["a", "b", "b", "b"]
 
     on_loop(check)
 
 
 def test_rows_of_a_caller_who_left_are_dropped_and_counted() -> None:
     def check(queue: RowQueue) -> None:
-        with queue.request(20) as staying:
+        with queue.request(4) as staying:
             with queue.request(10) as leaving:
                 leaving.classify(rows("l", 10))
-                take_all(queue, 4)
+                assert take_turns(queue, 1) == ["llll"]
             assert queue.abandoned_rows == 6
-            staying.classify(rows("s", 20))
-            assert take_all(queue, 20) == "s" * 20
-        queue.close(1)
-        assert queue.take() is None
+            staying.classify(rows("s", 4))
+            assert take_turns(queue, 3) == ["ss", "s", "s"]
+        queue.close()
+        assert queue.take() == []
 
     on_loop(check)
 
 
 def test_outcomes_take_the_places_of_their_rows_in_whatever_order_threads_answer() -> None:
     async def run() -> Sequence[Outcome | None]:
-        queue = RowQueue()
+        queue = RowQueue(1)
         with queue.request(3) as request:
             answered = request.classify(rows("a", 3))
-            turns = [queue.take() for _ in range(3)]
-            for turn in reversed(turns):
-                assert turn is not None
-                turn.awaited.answer(turn.place, None if turn.place == 1 else OUTCOME, StepSeconds(decode=1))
+            for [queued] in reversed([queue.take() for _ in range(3)]):
+                outcome = None if queued.place == 1 else OUTCOME
+                queued.awaited.answer(queued.place, outcome, StepSeconds(decode=1))
             outcomes = await answered
             assert request.seconds == StepSeconds(decode=3)
             return outcomes
@@ -118,13 +131,12 @@ def test_outcomes_take_the_places_of_their_rows_in_whatever_order_threads_answer
 
 def test_failure_is_the_request_s_and_comes_once() -> None:
     async def run() -> None:
-        queue = RowQueue()
+        queue = RowQueue(1)
         with queue.request(2) as request:
             answered = request.classify(rows("a", 2))
             for _ in range(2):
-                turn = queue.take()
-                assert turn is not None
-                turn.awaited.fail(RuntimeError("no"))
+                [queued] = queue.take()
+                queued.awaited.fail(RuntimeError("no"))
             with pytest.raises(RuntimeError, match="no"):
                 await answered
             await asyncio.sleep(0)
@@ -134,7 +146,7 @@ def test_failure_is_the_request_s_and_comes_once() -> None:
 
 def test_request_without_rows_is_answered_at_once() -> None:
     async def run() -> Sequence[Outcome | None]:
-        with RowQueue().request(0) as request:
+        with RowQueue(1).request(0) as request:
             return await request.classify([])
 
     assert asyncio.run(run()) == []
@@ -142,18 +154,18 @@ def test_request_without_rows_is_answered_at_once() -> None:
 
 def test_threads_wait_for_rows_and_go_home_when_it_closes() -> None:
     async def run() -> list[str]:
-        queue, taken = RowQueue(), []
+        queue, taken = RowQueue(3), list[str]()
 
         def take() -> None:
-            while (turn := queue.take()) is not None:
-                taken.append(name_of(turn))
+            while turn := queue.take():
+                taken.extend(map(name_of, turn))
 
         threads = [threading.Thread(target=take) for _ in range(3)]
         for thread in threads:
             thread.start()
         with queue.request(50) as request:
             request.classify(rows("a", 50))
-            queue.close(3)
+            queue.close()
             await asyncio.to_thread(lambda: [thread.join(10) for thread in threads])
         return taken
 
