@@ -64,6 +64,7 @@ def _options(settings: Settings) -> dict[str, Any]:
         "port": settings.port,
         "log_level": settings.log_level,
         "access_log": False,
+        "proxy_headers": False,  # nothing here asks for a caller's address
         "timeout_keep_alive": KEEP_ALIVE_SECONDS,
         "server_header": False,
     }
