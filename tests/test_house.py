@@ -21,6 +21,7 @@ TRAINING = {
     "model/network_cost.py",
     "model/networks.py",
     "model/plots.py",
+    "model/pool_first.py",
     "model/report.py",
     "model/save.py",
     "model/study.py",
