@@ -10,10 +10,14 @@ NEEDS_DATA = @test -n "$(DATA)" || { echo "Say where the images are: make $@ DAT
 
 SERVE = .venv/bin
 DEV = .venv-dev/bin
+PEERS = tests/benchmarks/peers
+BENCH_PEERS = .venv-bench-peers/.installed .venv-bench-pytriton/.installed \
+	$(foreach network,metal_defects_final steel_defects,.bench/$(network).onnx .bench/$(network).rewritten.onnx)
+TO_ONNX = TF_CPP_MIN_LOG_LEVEL=3 .venv-bench-peers/bin/python -W ignore $(PEERS)/to_onnx.py
 UV_COMPILE = $(DEV)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-annotate --no-header
 
-.PHONY: help setup dev run test lint bench train train-recipe evaluate crossvalidate samples system-deps lock clean
+.PHONY: help setup dev run test lint bench bench-serving tune-peers train train-recipe evaluate crossvalidate samples system-deps lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-14s %s\n", $$1, $$2}'
@@ -34,11 +38,18 @@ lint: .venv-dev/.installed ## formatting, rules, SQL, types
 	$(DEV)/sqlfluff lint --disable-progress-bar infra/snowflake
 	$(DEV)/mypy
 
-bench: .venv-dev/.installed setup ## measure engines, start and memory; writes tests/benchmarks/results/
+bench: bench-serving ## measure all that is claimed, into tests/benchmarks/results/; an hour and a half
 	$(DEV)/python -m tests.benchmarks.engines
 	$(DEV)/python -m tests.benchmarks.networks
 	$(DEV)/python -m tests.benchmarks.downloads
 	$(DEV)/python -m tests.benchmarks.start --python $(SERVE)/python
+	$(DEV)/python -m tests.benchmarks.training
+
+bench-serving: .venv-dev/.installed setup $(BENCH_PEERS) ## the part of it that compares servers (BENCH="--quick"); an hour
+	$(DEV)/python -m tests.benchmarks.serving $(BENCH)
+
+tune-peers: .venv-dev/.installed $(BENCH_PEERS) ## find the best settings of the servers that are compared with; 20 minutes
+	$(DEV)/python -m tests.benchmarks.tune_peers
 
 train: .venv-dev/.installed ## train the default network on DATA=DIR (OUTPUT=trained.h5, SEEDS=0, ACCURACY=SHARE)
 	$(NEEDS_DATA)
@@ -72,9 +83,12 @@ lock: .venv-dev/.installed ## write the locked requirements anew from pyproject.
 	$(UV_COMPILE) --upgrade -o requirements-sql.txt --extra sql -c requirements.txt pyproject.toml
 	$(UV_COMPILE) --upgrade -o requirements-dev.txt --extra dev -c requirements-sql.txt pyproject.toml
 	echo 'snowflake-connector-python>=5' | $(UV_COMPILE) --no-config --upgrade -o requirements-connector5.txt -
+	$(UV_COMPILE) --no-config --upgrade -o $(PEERS)/requirements-peers.txt $(PEERS)/requirements-peers.in
+	$(subst --universal,--python-platform x86_64-manylinux_2_35,$(UV_COMPILE)) --no-config --upgrade \
+		-o $(PEERS)/requirements-pytriton.txt $(PEERS)/requirements-pytriton.in
 
 clean: ## remove the environments and caches
-	rm -rf .venv .venv-dev .venv-connector5 .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-dev .venv-connector5 .venv-bench-peers .venv-bench-pytriton .bench .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 .venv/.installed: requirements-sql.txt pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -94,3 +108,14 @@ clean: ## remove the environments and caches
 	.venv-connector5/bin/pip install --quiet --require-hashes -r requirements-connector5.txt
 	.venv-connector5/bin/pip install --quiet --no-deps -e .
 	@touch $@
+
+.venv-bench-%/.installed: $(PEERS)/requirements-%.txt
+	$(PYTHON) -m venv .venv-bench-$*
+	.venv-bench-$*/bin/pip install --quiet --require-hashes -r $<
+	@touch $@
+
+.bench/%.onnx: model/saved/%.h5 $(PEERS)/to_onnx.py | .venv-bench-peers/.installed
+	$(TO_ONNX) $< $@
+
+.bench/%.rewritten.onnx: model/saved/%.h5 $(PEERS)/to_onnx.py | .venv-bench-peers/.installed
+	$(TO_ONNX) $< $@ --rewrite

@@ -17,12 +17,21 @@ def machine() -> str:
     return f"{processor}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
 
 
-def write_table(name: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table, and write it to results/<name>.md."""
-    lines = [f"`make bench`, {machine()}", "", _line(header), _line(["---"] * len(header)), *map(_line, rows)]
+def write_table(
+    name: str,
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    about: str | None = None,
+    folder: Path | None = RESULTS,
+) -> None:
+    """Print a table, and write it to <name>.md in `folder` if given; `about` says what was measured."""
+    first = f"`make bench`, {about or machine()}"
+    lines = [first, "", _line(header), _line(["---"] * len(header)), *map(_line, rows)]
     text = "\n".join(lines) + "\n"
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.md").write_text(text, encoding="utf-8")
     print(text)
 
 

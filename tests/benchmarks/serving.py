@@ -1,0 +1,219 @@
+"""Servers over the same images on the same cores, side by side: python -m tests.benchmarks.serving.
+
+All servers of a network stand ready; one is loaded at a time, by one process. Rounds are interleaved,
+forwards and backwards, so that a busy neighbour slows all alike, and ratios are formed within a round.
+NEU_DATA_DIR names the real images; without it, drawn ones are sent. A run with --quick, --only, --network or
+few rounds prints what it finds, writes it where --output says, and leaves a whole run's results alone.
+"""
+
+import argparse
+import os
+import signal
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.benchmarks.cells import FULL, OURS, PUBLISHED, QUICK, Group
+from tests.benchmarks.contenders import NETWORKS, Contender, Network, contenders
+from tests.benchmarks.engine_limit import engine_labels, engine_limit
+from tests.benchmarks.footprint import Memory, memory, server_processes
+from tests.benchmarks.images import ImageSet, load_images
+from tests.benchmarks.load_process import load_process
+from tests.benchmarks.mixed import MixedLoad
+from tests.benchmarks.null_server import running_null_server
+from tests.benchmarks.rounds import Rounds
+from tests.benchmarks.servers import (
+    NotServing,
+    Server,
+    agreement,
+    cold_start_seconds,
+    started,
+    wait_for_label,
+)
+from tests.benchmarks.serving_record import Footprint, LeftOut, Record
+from tests.benchmarks.serving_results import write_results
+from tests.benchmarks.tables import RESULTS, machine
+
+# Decoders differ in the last bit, and an image on the edge may fall to either side.
+LEAST_AGREEMENT = 0.9
+CHECKED_IMAGES = 64
+LEAST_ROUNDS = 3
+
+
+class Plan(NamedTuple):
+    groups: Sequence[Group]
+    rounds: int
+    seconds: float
+    cold_starts: int
+    mixed_rounds: int
+
+
+class NetworkRun:
+    """All that is measured of one network."""
+
+    def __init__(self, network: Network, plan: Plan, images: ImageSet, record: Record) -> None:
+        self._network = network
+        self._plan = plan
+        self._images = images
+        self._record = record
+        self._cold_starts: dict[str, list[float]] = defaultdict(list)
+
+    def measure(self, competing: Sequence[Contender]) -> None:
+        competing = self._time_cold_starts(competing)
+        with self._standing_servers(competing) as servers:
+            ready = {server.contender.name: _memory_of(server) for server in servers}
+            self._take_rounds(servers)
+            self._note_footprints(servers, ready)
+            for server in servers:
+                if server.contender.name == OURS and self._plan.mixed_rounds:
+                    self._take_mixed_rounds(server)
+
+    def _time_cold_starts(self, competing: Sequence[Contender]) -> list[Contender]:
+        """All but the last start of each, which stays; those that start are returned."""
+        starting = list(competing)
+        for turn in range(self._plan.cold_starts - 1):
+            for contender in _in_turn(starting, turn):
+                try:
+                    seconds = cold_start_seconds(contender, self._served(contender), self._images.files[0])
+                except NotServing as error:
+                    self._leave_out(contender, error)
+                    starting.remove(contender)
+                else:
+                    self._cold_starts[contender.name].append(seconds)
+        return starting
+
+    @contextmanager
+    def _standing_servers(self, competing: Sequence[Contender]) -> Iterator[list[Server]]:
+        labels = engine_labels(self._network.h5, self._images.files[:CHECKED_IMAGES])
+        with ExitStack() as standing:
+            servers: list[Server] = []
+            for contender in competing:
+                with ExitStack() as trial:
+                    try:
+                        servers.append(self._start(contender, trial, labels))
+                    except NotServing as error:
+                        self._leave_out(contender, error)
+                    else:
+                        standing.push(trial.pop_all())
+            yield servers
+
+    def _start(self, contender: Contender, trial: ExitStack, labels: Sequence[str]) -> Server:
+        """Raises NotServing, also when it answers otherwise than the network does."""
+        began = time.perf_counter()
+        server = trial.enter_context(started(contender, self._served(contender)))
+        wait_for_label(server, self._images.files[0])
+        self._cold_starts[contender.name].append(time.perf_counter() - began)
+        if server.network == self._network:
+            share = agreement(server, self._images.files[: len(labels)], labels)
+            if share < LEAST_AGREEMENT:
+                raise NotServing(f"it gives {share:.0%} of the images the network's label")
+        print(f"{contender.name} stands, {self._cold_starts[contender.name][-1]:.1f} s from its start")
+        return server
+
+    def _served(self, contender: Contender) -> Network:
+        """The published recipe's server serves the published network, whatever the others serve."""
+        return NETWORKS[0] if contender.name == PUBLISHED else self._network
+
+    def _leave_out(self, contender: Contender, error: NotServing) -> None:
+        print(f"{contender.name} is left out: {error}")
+        self._record.left_out.append(LeftOut(self._network.name, contender.name, str(error)))
+
+    def _take_rounds(self, servers: Sequence[Server]) -> None:
+        with (
+            engine_limit(self._network.h5, self._images.files) as engine,
+            running_null_server() as null_server,
+            load_process() as load,
+        ):
+            rounds = Rounds(
+                self._network.name,
+                servers,
+                engine,
+                null_server,
+                load,
+                self._record.measurements,
+                self._plan.seconds,
+            )
+            for group in self._plan.groups:
+                for turn in range(self._plan.rounds):
+                    rounds.take(group, turn)
+
+    def _note_footprints(self, servers: Sequence[Server], ready: dict[str, Memory]) -> None:
+        for server in servers:
+            name = server.contender.name
+            self._record.footprints.append(
+                Footprint(
+                    self._network.name,
+                    name,
+                    server.contender.version,
+                    tuple(self._cold_starts[name]),
+                    ready[name],
+                    _memory_of(server),
+                )
+            )
+
+    def _take_mixed_rounds(self, server: Server) -> None:
+        with load_process() as batches, load_process() as singles:
+            mixed = MixedLoad(server, batches, singles, self._record.measurements, self._plan.seconds)
+            for turn in range(self._plan.mixed_rounds):
+                mixed.take_round(turn)
+        self._record.peak_rss_mb[self._network.name] = mixed.peak_rss_mb
+
+
+def _in_turn(competing: Sequence[Contender], turn: int) -> list[Contender]:
+    return list(competing if turn % 2 == 0 else reversed(competing))
+
+
+def _memory_of(server: Server) -> Memory:
+    return memory(server_processes(server.process.pid))
+
+
+def _chosen(names: str | None, known: Sequence[str]) -> list[str]:
+    """Raises SystemExit for a name that is not known."""
+    chosen = [name.strip() for name in names.split(",")] if names else list(known)
+    if unknown := set(chosen) - set(known):
+        raise SystemExit(f"There is no {', '.join(sorted(unknown))}. There are: {', '.join(known)}.")
+    return chosen
+
+
+def _parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--network", help="names, separated by commas; all by default")
+    parser.add_argument("--only", help="servers, separated by commas; all by default")
+    parser.add_argument("--rounds", type=int, default=LEAST_ROUNDS)
+    parser.add_argument("--seconds", type=float, default=2.0, help="a window of one server in one cell")
+    parser.add_argument("--quick", action="store_true", help="the first network, few cells, one short round")
+    parser.add_argument("--output", type=Path, help="folder for the results")
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = _parse_arguments()
+    # Whoever stops this stops the servers too: they lead sessions of their own.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    known = contenders()
+    names = _chosen(options.only, [contender.name for contender in known])
+    networks = _chosen(options.network, [network.name for network in NETWORKS])
+    if options.quick and not options.network:
+        networks = [NETWORKS[0].name]
+    print(f"Load average before the run: {os.getloadavg()[0]:.1f}; others' work makes figures worthless.")
+    plan = Plan(FULL, options.rounds, options.seconds, cold_starts=3, mixed_rounds=options.rounds)
+    if options.quick:
+        plan = Plan(QUICK, rounds=1, seconds=0.7, cold_starts=1, mixed_rounds=0)
+    is_whole = not (options.quick or options.only or options.network) and options.rounds >= LEAST_ROUNDS
+    images = load_images()
+    record = Record(f"{machine()}; {images.description}")
+    for network in NETWORKS:
+        if network.name in networks:
+            competing = [contender for contender in known if contender.name in names]
+            NetworkRun(network, plan, images, record).measure(competing)
+    write_results(record, options.output or (RESULTS if is_whole else None))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,22 @@
+"""Where the figures of a run go."""
+
+import sys
+from pathlib import Path
+
+from tests.benchmarks.goals import write_goals
+from tests.benchmarks.measurements import write_csv
+from tests.benchmarks.serving_plots import write_plots
+from tests.benchmarks.serving_record import Record
+from tests.benchmarks.serving_tables import write_tables
+
+
+def write_results(record: Record, folder: Path | None) -> None:
+    """Tables, the long table and plots in `folder`; without one, all figures are printed only."""
+    write_tables(record, folder)
+    write_goals(record, folder)
+    if folder is None:
+        write_csv(record.measurements, sys.stdout, record.about)
+        return
+    with (folder / "serving_cells.csv").open("w", encoding="utf-8") as file:
+        write_csv(record.measurements, file, record.about)
+    write_plots(record.measurements, record.about, folder)

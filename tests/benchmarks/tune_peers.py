@@ -1,0 +1,212 @@
+"""Find each peer's best settings: python -m tests.benchmarks.tune_peers [--peers NAME …].
+
+One step of a peer's grid after the other: its alternatives are tried, and the best is kept for the steps
+that follow. A setting is judged by the geometric mean of its rates at 64 rows and at 1 row. The table goes
+to peers/tuning.md; contenders.py holds what it says.
+"""
+
+import argparse
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+from tests.benchmarks.contenders import NETWORKS, PEERS, Contender, Network, Settings, contenders
+from tests.benchmarks.images import load_images
+from tests.benchmarks.load import Job
+from tests.benchmarks.load_process import LoadProcess, load_process
+from tests.benchmarks.servers import NotServing, Server, started, wait_for_label
+from tests.benchmarks.tables import machine
+
+Step: TypeAlias = Sequence[Settings]
+
+CONNECTIONS = {64: 4, 1: 8}  # by rows
+TENSORFLOW_BATCHES = tuple({"MICRO_BATCH": rows} for rows in ("1", "8", "16", "32", "64"))
+ONNXRUNTIME_BATCHES = tuple({"MICRO_BATCH": rows} for rows in ("1", "8", "64"))
+
+
+@dataclass(frozen=True)
+class Grid:
+    start: Settings
+    steps: Sequence[Step]
+
+
+# A worker of one thread cannot use both, and is left out.
+BOTH_CORES = tuple({"WORKERS": n, "THREADS": t} for n, t in (("2", "1"), ("2", "2"), ("1", "2")))
+# Two requests side by side, where a worker has a pool for that.
+ONE_WORKER = {"WORKERS": "1", "THREADS": "1", "POOL": "2"}
+ONE_WORKER_A_CORE = {"THREADS": "1", "MICRO_BATCH": "8"}
+GRIDS = {
+    "FastAPI + TensorFlow": Grid(
+        {**ONE_WORKER_A_CORE, "ENGINE": "tensorflow", "WORKERS": "2", "POOL": "1"},
+        (
+            TENSORFLOW_BATCHES,
+            (*BOTH_CORES, ONE_WORKER),
+            ({"POOL": "1"}, {"POOL": "2"}),
+        ),
+    ),
+    "FastAPI + onnxruntime": Grid(
+        {**ONE_WORKER_A_CORE, "ENGINE": "onnxruntime", "WORKERS": "2", "POOL": "1"},
+        (
+            ONNXRUNTIME_BATCHES,
+            (*BOTH_CORES, ONE_WORKER),
+            ({"POOL": "1"}, {"POOL": "2"}),
+            ({}, {"DECODE_THREADS": "2"}),
+            ({}, {"SPINNING": "1", "THREADS": "2"}),
+        ),
+    ),
+    "LitServe": Grid(
+        {**ONE_WORKER_A_CORE, "ENGINE": "onnxruntime", "WORKERS": "2"},
+        (
+            ONNXRUNTIME_BATCHES,
+            BOTH_CORES,
+            ({}, {"BATCH": "8", "WAIT_MS": "0"}, {"BATCH": "8", "WAIT_MS": "5"}),
+            ({}, {"FAST_QUEUE": "1"}),
+            ({}, {"API_SERVERS": "2"}),
+        ),
+    ),
+    "BentoML": Grid(
+        {**ONE_WORKER_A_CORE, "ENGINE": "onnxruntime", "WORKERS": "2", "POOL": "1"},
+        (
+            ONNXRUNTIME_BATCHES,
+            (*BOTH_CORES, ONE_WORKER),
+            ({"POOL": "1"}, {"POOL": "2"}),
+            ({}, {"BATCH": "128"}),
+        ),
+    ),
+    "PyTriton": Grid(
+        {**ONE_WORKER_A_CORE, "ENGINE": "onnxruntime", "WORKERS": "2"},
+        (
+            ONNXRUNTIME_BATCHES,
+            BOTH_CORES,
+            ({}, {"WAIT_MS": "5"}),
+            ({}, {"DECODE_THREADS": "2"}),
+        ),
+    ),
+}
+
+
+class Rate(NamedTuple):
+    per_second: float
+    """Images, as if no other work had been on the machine."""
+    cpu_ms: float
+    """The server's, an image."""
+
+
+class Trial(NamedTuple):
+    settings: Settings
+    rates: Mapping[int, Rate]
+    """By rows; empty when the server did not serve."""
+
+    @property
+    def score(self) -> float:
+        rates = [rate.per_second for rate in self.rates.values()]
+        return math.prod(rates) ** (1 / len(rates)) if rates else 0.0
+
+
+def tune(peer: Contender, network: Network, load: LoadProcess, seconds: float) -> Iterator[Trial]:
+    """Every trial, the best one last."""
+    grid, tried = GRIDS[peer.name], dict[str, Trial]()
+    best = dict(grid.start)
+    for step in grid.steps:
+        trials = []
+        for alternative in step:
+            settings = {**best, **alternative}
+            key = shown(settings)
+            if key not in tried:
+                tried[key] = try_settings(peer, settings, network, load, seconds)
+                yield tried[key]
+            trials.append(tried[key])
+        best = dict(max(trials, key=lambda trial: trial.score).settings)
+    yield tried[shown(best)]
+
+
+def try_settings(
+    peer: Contender, settings: Settings, network: Network, load: LoadProcess, seconds: float
+) -> Trial:
+    rates: dict[int, Rate] = {}
+    with suppress(NotServing), started(replace(peer, settings={network.name: settings}), network) as server:
+        wait_for_label(server, load_images().files[0])
+        rates = {rows: measure(server, rows, load, seconds) for rows in CONNECTIONS}
+    trial = Trial(settings, rates)
+    print(network.name, peer.name, shown(settings), f"{trial.score:.0f}", flush=True)
+    return trial
+
+
+def measure(server: Server, rows: int, load: LoadProcess, seconds: float) -> Rate:
+    [form] = {server.form("snowflake")} - {None}
+    job = Job(
+        server.port,
+        server.contender.paths[form],
+        form,
+        rows,
+        seconds,
+        connections=CONNECTIONS[rows],
+        warm_up_seconds=1.0,  # every worker shall have answered
+        watched_pid=server.process.pid,
+    )
+    load.begin(job)
+    time.sleep(job.warm_up_seconds)
+    busy, began = busy_seconds(), time.perf_counter()
+    time.sleep(seconds)
+    share_busy = (busy_seconds() - busy) / (time.perf_counter() - began)
+    report = load.report()
+    ours = (report.server_cpu_seconds + report.load_cpu_seconds) / report.seconds
+    cores = len(cpu_lines())
+    left_to_us = cores - max(0.0, share_busy - ours)
+    return Rate(
+        per_second=report.images_per_second * cores / left_to_us,
+        cpu_ms=1000 * report.server_cpu_seconds / max(report.images, 1),
+    )
+
+
+def cpu_lines() -> list[list[str]]:
+    lines = Path("/proc/stat").read_text(encoding="utf-8").splitlines()
+    return [line.split() for line in lines if line.startswith("cpu") and line[3].isdigit()]
+
+
+def busy_seconds() -> float:
+    """Of all cores and all processes: user, nice, system, and interrupts."""
+    return sum(int(ticks) for line in cpu_lines() for ticks in (*line[1:4], *line[6:8])) / 100
+
+
+def shown(settings: Settings) -> str:
+    return " ".join(f"{name}={value}" for name, value in sorted(settings.items()))
+
+
+def table_lines(network: Network, peer: Contender, trials: Sequence[Trial]) -> Iterator[str]:
+    *tried, best = trials
+    for trial in tried:
+        settings = shown(trial.settings)
+        cells = [f"{rate.per_second:.0f} | {rate.cpu_ms:.2f}" for rate in trial.rates.values()]
+        cells = cells or ["– | –"] * len(CONNECTIONS)
+        name = f"**{settings}**" if trial is best else settings
+        yield f"| {network.name} | {peer.name} | {name} | {' | '.join(cells)} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--peers", nargs="*", choices=GRIDS, default=list(GRIDS))
+    parser.add_argument("--networks", nargs="*", default=[network.name for network in NETWORKS])
+    parser.add_argument("--seconds", type=float, default=1.5, help="a measurement")
+    parser.add_argument("--output", type=Path, default=PEERS / "tuning.md")
+    options = parser.parse_args()
+    figures = " | ".join(f"images/s, {rows} rows | CPU ms/image" for rows in CONNECTIONS)
+    lines = [
+        f"`python -m tests.benchmarks.tune_peers`, {machine()}; the chosen settings are bold.",
+        "",
+        f"| network | server | settings | {figures} |",
+        "|---" * (3 + 2 * len(CONNECTIONS)) + "|",
+    ]
+    with load_process() as load:
+        for peer in (peer for peer in contenders() if peer.name in options.peers):
+            for network in (network for network in NETWORKS if network.name in options.networks):
+                lines += table_lines(network, peer, list(tune(peer, network, load, options.seconds)))
+                options.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,232 @@
+"""The measuring itself, where it could silently lie: against servers of known behaviour."""
+
+import asyncio
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from tests.benchmarks.answers import AnswerCheck, WrongAnswer, labels_in
+from tests.benchmarks.cells import FULL, OURS, closed_loop
+from tests.benchmarks.connection import Answer, AnswerReader
+from tests.benchmarks.contenders import Form
+from tests.benchmarks.footprint import cpu_seconds, server_processes
+from tests.benchmarks.load import Job, Report, run_job
+from tests.benchmarks.measurements import Measurement, Measurements, ratio, read_csv, write_csv
+from tests.benchmarks.mixed import greatest_deviation
+from tests.benchmarks.null_server import NullServer, Respond, canned_answer, respond, response
+from tests.benchmarks.request_bodies import Requests, make_bodies
+from tests.benchmarks.window import ClosedWindow, quantile
+
+FILES = [b"first", b"second", b"third"]
+JOB = Job(port=0, path="/snowflake/1", form="snowflake", rows=1, seconds=0.3, warm_up_seconds=0.0)
+
+
+def measured(job: Job, respond: Respond = respond, delay_seconds: float = 0.0) -> Report:
+    """The report of a job at a server in the same loop."""
+
+    async def run() -> Report:
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(lambda: NullServer(respond, delay_seconds), "127.0.0.1", 0)
+        async with server:
+            port = server.sockets[0].getsockname()[1]
+            requests = iter(Requests(job.form, job.path, make_bodies(job.form, job.rows, FILES)))
+            return await run_job(replace(job, port=port), requests)
+
+    return asyncio.run(run())
+
+
+def in_order(*answers: bytes) -> Callable[[str], bytes]:
+    """One answer after the other, then the last one again and again."""
+    left = list(answers)
+    return lambda path: left.pop(0) if len(left) > 1 else left[0]
+
+
+def test_closed_loop_counts_what_its_connections_were_answered() -> None:
+    report = measured(replace(JOB, path="/snowflake/16", rows=16, connections=2), delay_seconds=0.05)
+    assert report.images == 16 * report.requests
+    assert report.requests % 2 == 0
+    assert 50 <= (report.p50_ms or 0)
+    assert report.images_per_second <= 2 * 16 / 0.05
+    assert report.seconds >= 0.3
+    assert not report.errors
+
+
+def test_closed_loop_of_a_burst_gains_and_loses_no_wave() -> None:
+    """Four connections answered together, every 50 ms: 80 a second, wherever the window begins."""
+    times = iter([0.05 * wave for wave in range(1, 9) for _ in range(4)])
+    clock = [0.0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tests.benchmarks.window.time.perf_counter", lambda: clock[0])
+        window = ClosedWindow(4, 1, 0.1, 0.1, lambda: None)
+        while not window.is_over:
+            clock[0] = next(times) + 1e-9
+            window.answered(0.05)
+    assert window.tally.images / window.tally.seconds == pytest.approx(80)
+
+
+def test_open_loop_counts_from_the_intended_start() -> None:
+    """One stall of 300 ms: requests meant to start meanwhile waited too, whoever was asked when."""
+    stalled_until = [0.0]
+
+    def stall_once(path: str) -> bytes:
+        if not stalled_until[0]:
+            stalled_until[0] = time.perf_counter() + 0.3
+            time.sleep(0.3)
+        return respond(path)
+
+    report = measured(replace(JOB, requests_per_second=100.0, seconds=0.5), stall_once)
+    assert (report.p99_ms or 0) > 250
+    assert report.requests > 20
+    assert (report.p50_ms or 0) > 20, "half of half a second's requests stood behind the stall"
+
+
+def test_open_loop_sends_at_its_rate_although_the_server_is_slow() -> None:
+    report = measured(replace(JOB, requests_per_second=100.0, seconds=0.5), delay_seconds=0.2)
+    assert 25 < report.requests < 90
+    assert (report.p50_ms or 0) >= 200
+
+
+def test_refusal_is_counted_and_is_no_image() -> None:
+    refusal = response(429, b"{}")
+    report = measured(JOB, in_order(refusal, refusal, respond(JOB.path)))
+    assert report.refusals == 2
+    assert report.errors == {"429": 2}
+    assert report.images == report.requests > 0
+
+
+def test_server_that_only_fails_ends_the_job() -> None:
+    report = measured(replace(JOB, connections=8), in_order(response(500, b"out of order")))
+    assert report.images_per_second == 0
+    assert report.refusals == 0
+    assert set(report.errors) == {"500"}
+    assert report.first_error == "500: out of order"
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_wrong_number_of_rows_is_an_error(rows: int) -> None:
+    right = response(200, canned_answer("snowflake", 2))
+    wrong = response(200, canned_answer("snowflake", rows))
+    report = measured(replace(JOB, rows=2), in_order(right, wrong, right))
+    assert report.errors == {"WrongAnswer": 1}
+
+
+def test_row_that_failed_is_an_error_also_where_answers_are_only_counted() -> None:
+    check = AnswerCheck("snowflake", 1)
+    check.require_labels(b'{"data": [[0, {"label": "Patches", "error": null}]]}', whole=True)
+    failed = b'{"data": [[0, {"label": null, "error": {"code": "corrupt_image"}}]]}'
+    for whole in (True, False):
+        with pytest.raises(WrongAnswer):
+            check.require_labels(failed, whole=whole)
+
+
+def test_rows_in_another_order_are_an_error() -> None:
+    with pytest.raises(WrongAnswer, match="order"):
+        labels_in("snowflake", b'{"data": [[1, "Patches"], [0, "Patches"]]}')
+
+
+def test_labels_are_found_in_every_form() -> None:
+    for form in get_args(Form):
+        assert labels_in(form, canned_answer(form, 1)) == ["Scratches"]
+    abstained = json.dumps({"label": None, "nearest_label": "Patches", "error": None}).encode()
+    assert labels_in("image", abstained) == ["Patches"]
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "Content-Length: 7\r\n\r\n",
+        "Transfer-Encoding: chunked\r\n\r\n3\r\nimg\r\n4\r\n1234\r\n0\r\n\r\n",
+        "\r\n",
+    ],
+)
+def test_answer_is_read_in_whatever_pieces_it_comes(head: str) -> None:
+    data = f"HTTP/1.1 200 OK\r\n{head}".encode() + (b"" if "chunked" in head else b"img1234")
+    for size in (1, 5, len(data)):
+        reader = AnswerReader()
+        pieces = [reader.feed(data[begin : begin + size]) for begin in range(0, len(data), size)]
+        found = [*filter(None, pieces), *filter(None, [reader.end()])]
+        assert found == [Answer(200, b"img1234", keeps_open=head != "\r\n")]
+
+
+def test_bodies_go_through_all_images_in_one_order() -> None:
+    bodies = [json.loads(body)["data"] for body in make_bodies("snowflake", 2, FILES)]
+    assert [number for number, _ in bodies[0]] == [0, 1]
+    assert len({text for body in bodies for _, text in body}) == len(FILES)
+    assert make_bodies("image", 1, FILES) == FILES
+
+
+def test_every_snowflake_request_has_a_batch_id_of_its_own() -> None:
+    requests = iter(Requests("snowflake", "/classify", [b"{}"]))
+    heads = [next(requests).head for _ in range(3)]
+    assert len(set(heads)) == 3
+    assert all(b"sf-external-function-query-batch-id: " in head for head in heads)
+
+
+def measurement(contender: str, turn: int, rate: float) -> Measurement:
+    return Measurement("net", contender, "snowflake", 64, "8 connections", turn, rate)
+
+
+def test_ratio_is_formed_within_rounds() -> None:
+    """The neighbour that halved both in the second round changes nothing; a lone round is left out."""
+    cell = closed_loop("snowflake", 64, 8)
+    pairs = [(OURS, 0, 200.0), ("peer", 0, 100.0), (OURS, 1, 100.0), ("peer", 1, 50.0), (OURS, 2, 900.0)]
+    measurements = Measurements(measurement(*pair) for pair in pairs)
+    ours, peer = (measurements.by_round("net", name, cell) for name in (OURS, "peer"))
+    assert ratio(ours, peer) == 2.0
+    assert ratio(ours, {}) is None
+
+
+def test_server_is_judged_at_the_load_that_suits_it() -> None:
+    few, many = closed_loop("snowflake", 64, 1), closed_loop("snowflake", 64, 8)
+    slow = [measurement(OURS, turn, 100.0)._replace(load=few.load) for turn in range(3)]
+    fast = [measurement(OURS, turn, 150.0) for turn in range(3)]
+    assert Measurements(slow + fast).best("net", OURS, [few, many]) == many
+
+
+def test_measurements_survive_the_table(tmp_path: Path) -> None:
+    written = Measurements([measurement(OURS, 0, 123.0)._replace(p50_ms=1.5, first_error="500: a, b")])
+    file = io.StringIO()
+    write_csv(written, file, "a machine")
+    path = tmp_path / "cells.csv"
+    path.write_text(file.getvalue(), encoding="utf-8")
+    read, about = read_csv(path)
+    assert (read.measured, about) == (written.measured, "a machine")
+
+
+def test_quantile_is_a_value_that_was_measured() -> None:
+    assert quantile([3.0, 1.0, 2.0], 0.5) == 2.0
+    assert quantile([float(i) for i in range(1, 101)], 0.99) == 99.0
+    assert quantile([], 0.5) is None
+
+
+def test_slope_is_held_against_the_median() -> None:
+    assert greatest_deviation({(1, 2): 1.0, (2, 3): 1.0, (3, 4): 1.2}) == pytest.approx(0.2)
+
+
+def test_cpu_time_is_that_of_all_processes_of_the_server() -> None:
+    spin = "import time\nwhile time.process_time() < 0.2: pass\nprint(flush=True)\ntime.sleep(30)"
+    parent = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {spin!r}])"
+    with subprocess.Popen(
+        [sys.executable, "-c", parent], stdout=subprocess.PIPE, start_new_session=True
+    ) as server:
+        assert server.stdout is not None
+        server.stdout.readline()
+        pids = server_processes(server.pid)
+        spent = cpu_seconds(pids)
+        os.killpg(server.pid, 9)
+    assert len(pids) == 2
+    assert spent >= 0.2
+
+
+def test_no_cell_is_measured_twice() -> None:
+    cells = [cell for group in FULL for cell in group.cells]
+    assert len(set(cells)) == len(cells)
