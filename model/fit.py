@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -22,10 +23,10 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from model.callbacks import StepBar
+from model.cores import usable_cores
 from model.dataset import LabelledImages
 from model.errors import TrainingError
 from model.image import ImageSpec
-from model.cores import usable_cores
 from model.strange import draw_strange
 from model.teacher import Teacher
 from model.texture_cnn import trainable_texture_cnn
@@ -83,9 +84,10 @@ def fit(data: LabelledImages, num_classes: int, knobs: Knobs, seed: int, checkpo
     training = Training(data, num_classes, knobs, seed)
     done = training.load(checkpoint)
     steps = training.steps_per_epoch
+    batches = training.batches(done)
     with closing(StepBar(knobs.epochs * steps, done * steps, f"seed {seed}")) as bar:
         for epoch in range(done, knobs.epochs):
-            for batch in training.batches(epoch):
+            for batch in islice(batches, steps):
                 training.note(epoch, *training.step(*batch))
                 bar.advance(training.loss[epoch])
             training.save(checkpoint, epoch + 1)
@@ -124,37 +126,38 @@ class Training:
         self.loss, self.accuracy = np.zeros(knobs.epochs), np.zeros(knobs.epochs)
         self._steps_noted = np.zeros(knobs.epochs)
 
-    def batches(self, epoch: int) -> Iterator[tuple[tf.Tensor, tf.Tensor, tf.Tensor]]:
-        """Views and strange pictures (b + x, h, w, c), labels (b,), statistics (b, s)."""
-        order = np.random.default_rng((self._seed, epoch)).permutation(len(self._data))
-        indices = order[: self.steps_per_epoch * self._batch_size].reshape(-1, self._batch_size)
-        seeds = np.array([(self._seed, epoch * self.steps_per_epoch + i) for i in range(len(indices))])
-        return iter(
-            tf.data.Dataset.from_tensor_slices((indices, seeds))
-            .map(self._view, num_parallel_calls=usable_cores(), deterministic=True)
-            .prefetch(usable_cores())
-        )
+    def batches(self, first_epoch: int) -> Iterator[tuple[tf.Tensor, tf.Tensor, tf.Tensor]]:
+        """Of all epochs from one on: views and strange (b + x, h, w, c), labels (b,), statistics (b, s)."""
+        # One stream, so that no epoch but the first waits for its first batch.
+        steps = np.arange(self._knobs.epochs * self.steps_per_epoch)[first_epoch * self.steps_per_epoch :]
+        views = tf.data.Dataset.from_tensor_slices(steps).map(self._view, usable_cores(), deterministic=True)
+        return iter(views.prefetch(usable_cores()))
 
-    def _view(self, indices: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        images = tf.numpy_function(lambda chosen: self._data.images[chosen], [indices], tf.uint8)
+    def _view(self, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        images, labels = tf.numpy_function(self._choose, [step], (tf.uint8, tf.int64))
         images = tf.ensure_shape(images, (self._batch_size, *self._knobs.image.shape))
+        labels = tf.ensure_shape(labels, (self._batch_size,))
+        seed = tf.stack([tf.constant(self._seed, tf.int64), step])
         views = tf.round(turn(tf.cast(images, tf.float32), self._knobs.views, seed))
         strange = tf.numpy_function(self._draw_strange, [seed], tf.float32)
         strange = tf.ensure_shape(strange, (self._knobs.strange, *self._knobs.image.shape))
         statistics = tf.numpy_function(self._teach, [views], tf.float32)
         statistics = tf.ensure_shape(statistics, (self._batch_size, Teacher.STATISTICS))
-        labels = tf.gather(tf.constant(self._data.labels), indices)
         views = disturb(views, self._knobs.views, seed + 1)
         return tf.concat([views, strange], 0), labels, statistics
+
+    def _choose(self, step: np.int64) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        epoch, place = divmod(int(step), self.steps_per_epoch)
+        order = np.random.default_rng((self._seed, epoch)).permutation(len(self._data))
+        chosen = order[place * self._batch_size :][: self._batch_size]
+        return self._data.images[chosen], self._data.labels[chosen]
 
     def _draw_strange(self, seed: NDArray[np.int64]) -> NDArray[np.float32]:
         random = np.random.default_rng(seed.tolist())
         return draw_strange(self._knobs.strange, self._knobs.image.shape, random)
 
     def _teach(self, views: NDArray[np.float32]) -> NDArray[np.float32]:
-        taught: NDArray[np.float32] = self._teacher.describe(views) - self._statistics_mean
-        taught /= self._statistics_scale
-        return taught
+        return np.asarray((self._teacher.describe(views) - self._statistics_mean) / self._statistics_scale)
 
     @tf.function  # type: ignore[untyped-decorator]
     def step(self, views: tf.Tensor, labels: tf.Tensor, statistics: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -90,7 +90,7 @@ def train_one_seed(
     with closing(ProgressBar(knobs.epochs * steps, f"seed {seed}")) as bar:
         try:
             network.fit(
-                _training_batches(splits["train"], num_classes, knobs, seed),
+                training_batches(splits["train"], num_classes, knobs, seed),
                 steps_per_epoch=steps,
                 epochs=knobs.epochs,
                 validation_data=_validation_batches(splits["valid"], num_classes, knobs),
@@ -138,9 +138,13 @@ def _train_seeds(
     return trained
 
 
-def _training_batches(data: LabelledImages, num_classes: int, knobs: Knobs, seed: int) -> tf.data.Dataset:
+def training_batches(data: LabelledImages, num_classes: int, knobs: Knobs, seed: int) -> tf.data.Dataset:
     """Endless augmented batches, images (b, h, w, c), float32 0..255, and one-hot labels (b, k)."""
-    images, labels = tf.constant(data.images), tf.constant(data.labels)
+    channels = data.images.shape[-1]
+    # Warping one channel and copying it gives the same pixels as warping three that are alike.
+    is_grey = bool((data.images == data.images[..., :1]).all())
+    images = tf.constant(data.images[..., :1] if is_grey else data.images)
+    labels = tf.constant(data.labels)
 
     def augmented(indices: tf.Tensor, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         warp = random_warp(
@@ -149,7 +153,9 @@ def _training_batches(data: LabelledImages, num_classes: int, knobs: Knobs, seed
             seed=tf.stack([tf.constant(seed, tf.int64), step]),
         )
         batch = tf.cast(tf.gather(images, indices), tf.float32)
-        return apply_warp(batch, warp), tf.one_hot(tf.gather(labels, indices), num_classes)
+        warped = apply_warp(batch, warp)
+        warped = tf.tile(warped, (1, 1, 1, channels // batch.shape[-1]))
+        return warped, tf.one_hot(tf.gather(labels, indices), num_classes)
 
     order = tf.data.Dataset.range(len(data)).shuffle(len(data), seed=seed)
     batches = order.batch(knobs.batch_size).repeat()

@@ -109,6 +109,25 @@ def test_same_seed_gives_the_same_weights_and_another_others(data_dir: Path, tmp
     assert not all(np.array_equal(a, b) for a, b in zip(weights[0], weights[2], strict=True))
 
 
+def test_batches_are_the_same_wherever_training_is_taken_up(data_dir: Path) -> None:
+    training = fitting.Training(labelled(data_dir), 3, KNOBS, 5)
+    whole = list(training.batches(0))
+    taken_up = list(training.batches(1))
+    assert len(whole) == KNOBS.epochs * training.steps_per_epoch
+    assert len(whole) - len(taken_up) == training.steps_per_epoch
+    for batch, again in zip(whole[training.steps_per_epoch :], taken_up, strict=True):
+        assert all(np.array_equal(a, b) for a, b in zip(batch, again, strict=True))
+    assert not list(training.batches(KNOBS.epochs))
+
+
+def test_each_epoch_shows_the_images_in_an_order_of_its_seed(data_dir: Path) -> None:
+    data = labelled(data_dir)
+    training = fitting.Training(data, 3, KNOBS, 5)
+    labels = np.concatenate([labels for _, labels, _ in training.batches(0)])
+    orders = [np.random.default_rng((5, epoch)).permutation(len(data)) for epoch in range(KNOBS.epochs)]
+    assert np.array_equal(labels, data.labels[np.concatenate(orders)])
+
+
 def test_interrupted_training_ends_as_if_it_had_not_been(
     data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,7 @@ from model.artifact import Artifact, load_artifact
 from model.augment import Augmentation
 from model.callbacks import ProgressBar
 from model.compiled import beside, read_twin
-from model.dataset import load_split
+from model.dataset import LabelledImages, load_split
 from model.errors import ModelError
 from model.image import ImageSpec, encode_png
 from model.metrics import measure
@@ -146,6 +146,35 @@ class TestArtifact:
         knobs = Knobs(image=SPEC, epochs=8, batch_size=8)
         artifact = train(knobs, data_dir, tmp_path / "net.h5", [0])
         assert artifact.card.metrics["test"]["accuracy"] == 1.0
+
+
+class TestBatches:
+    @pytest.fixture
+    def data(self) -> LabelledImages:
+        images = np.random.default_rng(0).integers(0, 256, (11, 20, 24, 3), dtype=np.uint8)
+        return LabelledImages(images, np.arange(11) % 3, tuple(Path(str(n)) for n in range(11)))
+
+    def two_epochs(self, data: LabelledImages, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        batches = training.training_batches(data, 3, Knobs(batch_size=4), seed)
+        return [(images.numpy(), labels.numpy()) for images, labels in batches.take(6)]
+
+    def test_same_seed_gives_the_same_and_another_others(self, data: LabelledImages) -> None:
+        first, again, other = (self.two_epochs(data, seed) for seed in (1, 1, 2))
+        assert [len(images) for images, _ in first] == [4, 4, 3, 4, 4, 3]
+        for one, two in zip(first, again, strict=True):
+            assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
+        assert not np.array_equal(first[0][0], other[0][0])
+        assert not np.array_equal(first[0][0], first[3][0])
+
+    def test_grey_images_are_warped_as_coloured_ones_are(self, data: LabelledImages) -> None:
+        grey = LabelledImages(np.repeat(data.images[..., :1], 3, axis=-1), data.labels, data.paths)
+        mixed_images = grey.images.copy()
+        mixed_images[..., 1:] = data.images[..., 1:]
+        mixed = LabelledImages(mixed_images, data.labels, data.paths)
+        for (ours, _), (coloured, _) in zip(self.two_epochs(grey, 1), self.two_epochs(mixed, 1), strict=True):
+            assert ours.shape == coloured.shape
+            for channel in range(3):
+                assert np.array_equal(ours[..., channel], coloured[..., 0])
 
 
 class TestTerminal:
