@@ -1,27 +1,23 @@
 """The one place where the parts meet."""
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from http import HTTPStatus
 
 from fastapi import FastAPI, Request, Response
 from fastapi.openapi.docs import get_swagger_ui_html
-from pydantic_core import to_json
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 from starlette.responses import HTMLResponse, RedirectResponse
 from starlette.staticfiles import StaticFiles
 
 from app import __version__
 from app.api import classify, health
+from app.api.direct import DirectFastAPI
 from app.api.openapi import add_answer_examples
+from app.api.refusal import FORESEEN, refusal_of
 from app.classifying_threads import classifying_threads
-from app.errors import ServiceError
 from app.image_classifier import ImageClassifier
 from app.images.fetcher import open_fetcher
 from app.images.stage import StageReader
 from app.log import configure, log_event, logger
-from app.outcome import ErrorDetail
 from app.pipeline import Pipeline, max_fetched_rows
 from app.row_queue import RowQueue
 from app.settings import Settings, unknown_variables
@@ -38,7 +34,7 @@ def create_app(settings: Settings) -> FastAPI:
         logger.warning("There is no such setting. Received: %r", variable)
     artifact = load_artifact(settings.model_path)
     classifier = open_classifier(artifact, settings.engine, settings.threads, settings.cache_dir)
-    app = FastAPI(
+    app = DirectFastAPI(
         title="ext-classify",
         summary="A Keras image classifier as a Snowflake SQL function.",
         version=__version__,
@@ -95,38 +91,11 @@ def _add_docs(app: FastAPI) -> None:
 
 
 def _add_error_handlers(app: FastAPI) -> None:
-    """One shape for every refusal, `{"error": {code, message, retryable}}`; no traces, no paths."""
+    async def refuse(_: Request, error: Exception) -> Response:
+        return refusal_of(error)
 
-    @app.exception_handler(ServiceError)
-    async def refuse(_: Request, error: ServiceError) -> Response:
-        # The connection stays open: a client that is still sending would not see the answer otherwise.
-        return _error_response(error.status, error.code, error.message)
-
-    @app.exception_handler(HTTPException)
-    async def refuse_route(_: Request, error: HTTPException) -> Response:
-        phrase = HTTPStatus(error.status_code).phrase
-        code = phrase.lower().replace(" ", "_")
-        return _error_response(error.status_code, code, f"{phrase}.", headers=error.headers)
-
-    @app.exception_handler(ClientDisconnect)
-    async def give_up(_: Request, __: ClientDisconnect) -> Response:
-        return Response(status_code=HTTPStatus.BAD_REQUEST)
-
-    @app.exception_handler(Exception)
-    async def fail(_: Request, __: Exception) -> Response:
-        return _error_response(500, "internal_error", "The service failed.", retryable=True)
-
-
-def _error_response(
-    status: int,
-    code: str,
-    message: str,
-    *,
-    retryable: bool = False,
-    headers: Mapping[str, str] | None = None,
-) -> Response:
-    detail = ErrorDetail(code=code, message=message, retryable=retryable)
-    return Response(to_json({"error": detail}), status, headers, media_type="application/json")
+    for kind in (*FORESEEN, Exception):
+        app.add_exception_handler(kind, refuse)
 
 
 def __getattr__(name: str) -> FastAPI:

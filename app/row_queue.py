@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
-from queue import SimpleQueue
 from threading import Lock
 from typing import NamedTuple, TypeVar
 
@@ -103,9 +102,9 @@ class RowQueue:
         self._lock = Lock()
         self._arrivals = count()
         self._lines = deque([_Line(lambda request: request.rows), _Line(lambda request: request.arrival)])
-        # A token a row, or more. Threads wait here, where they are woken sooner than by a Condition; tokens
-        # of rows that were taken together, or dropped, are found to stand for nothing.
-        self._tokens: SimpleQueue[bool] = SimpleQueue()
+        # A stack: the thread that has just gone idle has the network and the code in its core's cache.
+        self._idle: list[Lock] = []
+        self._is_closed = False
 
     @contextmanager
     def request(self, rows: int) -> Iterator[QueuedRequest]:
@@ -118,30 +117,48 @@ class RowQueue:
 
     def take(self) -> list[QueuedRow]:
         """The next rows of the request whose turn it is, as soon as there are any; none once it is closed."""
-        while self._tokens.get():
+        woken = Lock()
+        while True:
             with self._lock:
-                self._lines.rotate()
-                if request := self._lines[0].first():
-                    waiting = request.waiting
-                    return [waiting.popleft() for _ in range(self._rows_of_turn(len(waiting)))]
-        return []
+                rows = self._next_rows()
+                if rows or self._is_closed:
+                    return rows
+                woken.acquire()
+                self._idle.append(woken)
+            with woken:  # which whoever puts rows releases
+                pass
+
+    def close(self) -> None:
+        """Send the threads home, once no row waits any more."""
+        with self._lock:
+            self._is_closed = True
+        self._wake(self.threads)
+
+    def _next_rows(self) -> list[QueuedRow]:
+        self._lines.rotate()
+        request = self._lines[0].first()
+        if request is None:
+            return []
+        waiting = request.waiting
+        return [waiting.popleft() for _ in range(self._rows_of_turn(len(waiting)))]
 
     def _rows_of_turn(self, waiting: int) -> int:
         """Few where few wait, so that all threads end a request together."""
         return max(1, min(MAX_ROWS_OF_TURN, waiting // (2 * self.threads)))
-
-    def close(self) -> None:
-        """Send the threads home, once no row waits any more."""
-        for _ in range(self.threads):
-            self._tokens.put(False)
 
     def _put(self, request: QueuedRequest, rows: Sequence[QueuedRow]) -> None:
         with self._lock:
             request.waiting.extend(rows)
             for line in self._lines if rows else ():
                 line.enter(request)
-        for _ in rows:
-            self._tokens.put(True)
+        self._wake(len(rows))
+
+    def _wake(self, threads: int) -> None:
+        """So many, if so many are idle."""
+        with self._lock:
+            woken = [self._idle.pop() for _ in range(min(threads, len(self._idle)))]
+        for thread in woken:
+            thread.release()
 
     def _drop(self, request: QueuedRequest) -> None:
         with self._lock:

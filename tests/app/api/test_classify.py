@@ -343,6 +343,9 @@ def test_unforeseen_failure_leaks_nothing(monkeypatch: pytest.MonkeyPatch, sampl
     with TestClient(create_app(Settings()), raise_server_exceptions=False) as client:
         monkeypatch.setattr(LiteRtClassifier, "answer", fail)
         answer = client.post("/classify", json={"data": [[0, text_of(sample)]]})
+        loud = TestClient(client.app)
+        with pytest.raises(RuntimeError, match="secret"):  # for the server to log
+            loud.post("/classify", json={"data": [[0, text_of(sample)]]})
     assert answer.status_code == 500
     assert answer.json()["error"] == {
         "code": "internal_error",

@@ -1,0 +1,42 @@
+"""One shape for every refusal, `{"error": {code, message, retryable}}`; no traces, no paths."""
+
+from collections.abc import Mapping
+from http import HTTPStatus
+
+from fastapi import Response
+from pydantic_core import to_json
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from app.errors import ServiceError
+from app.outcome import ErrorDetail
+
+FORESEEN = (ServiceError, HTTPException, ClientDisconnect)
+
+
+def refusal_of(error: Exception) -> Response:
+    """The answer to a request that failed so."""
+    match error:
+        case ServiceError():
+            # The connection stays open: a client that is still sending would not see the answer otherwise.
+            return _refusal(error.status, error.code, error.message)
+        case HTTPException():
+            phrase = HTTPStatus(error.status_code).phrase
+            code = phrase.lower().replace(" ", "_")
+            return _refusal(error.status_code, code, f"{phrase}.", headers=error.headers)
+        case ClientDisconnect():
+            return Response(status_code=HTTPStatus.BAD_REQUEST)
+        case _:
+            return _refusal(500, "internal_error", "The service failed.", retryable=True)
+
+
+def _refusal(
+    status: int,
+    code: str,
+    message: str,
+    *,
+    retryable: bool = False,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    detail = ErrorDetail(code=code, message=message, retryable=retryable)
+    return Response(to_json({"error": detail}), status, headers, media_type="application/json")
