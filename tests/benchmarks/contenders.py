@@ -61,7 +61,7 @@ PEER_SETTINGS: Mapping[str, Mapping[str, Settings]] = {
         RECIPE: {**ONNXRUNTIME, "POOL": "1", "MICRO_BATCH": "64"},
         STEEL: {**ONNXRUNTIME, "POOL": "1", "MICRO_BATCH": "64"},
     },
-    "FastAPI + onnxruntime, rewritten": {
+    "FastAPI + onnxruntime (rewritten)": {
         RECIPE: {**REWRITTEN, "POOL": "1", "MICRO_BATCH": "64"},
         STEEL: {**REWRITTEN, "POOL": "1", "MICRO_BATCH": "64"},
     },
@@ -120,7 +120,7 @@ def contenders() -> list[Contender]:
         ext_classify(),
         plain_fastapi("FastAPI + TensorFlow", "tensorflow-cpu"),
         plain_fastapi("FastAPI + onnxruntime", "onnxruntime"),
-        plain_fastapi("FastAPI + onnxruntime, rewritten", "onnxruntime"),
+        plain_fastapi("FastAPI + onnxruntime (rewritten)", "onnxruntime"),
         litserve(),
         bentoml(),
         pytriton(),

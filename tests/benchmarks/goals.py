@@ -25,7 +25,7 @@ from tests.benchmarks.tables import write_table
 RECIPE = NETWORKS[0].name
 TENSORFLOW = "FastAPI + TensorFlow"
 # Shown beside the others, and nobody's goal: whoever exports a network does not rewrite its graph.
-REWRITTEN = "FastAPI + onnxruntime, rewritten"
+REWRITTEN = "FastAPI + onnxruntime (rewritten)"
 
 
 class Goal(NamedTuple):
