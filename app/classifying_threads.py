@@ -31,9 +31,17 @@ def _classify(images: ImageClassifier, rows: Sequence[QueuedRow]) -> None:
     try:
         outcomes, spent = images.classify([row.image for row in waiting], [row.evidence for row in waiting])
     except Exception as error:  # noqa: BLE001 - it is the request's failure, and the thread goes on
-        for queued in rows:
-            queued.awaited.fail(error)
+        _fail(images, rows, error)
         return
+    share = StepSeconds(decode=spent.decode / len(rows), predict=spent.predict / len(rows))
     for queued, outcome in zip(rows, outcomes, strict=True):
-        queued.awaited.answer(queued.place, outcome, spent)
-        spent = StepSeconds()  # all of it is in the first
+        queued.awaited.answer(queued.place, outcome, share)
+
+
+def _fail(images: ImageClassifier, rows: Sequence[QueuedRow], error: Exception) -> None:
+    """Rows may be of several requests, and only those that fail by themselves are to blame."""
+    if len(rows) == 1:
+        rows[0].awaited.fail(error)
+        return
+    for queued in rows:
+        _classify(images, [queued])

@@ -1,7 +1,7 @@
 """One queue of rows for all requests, and who is next in it.
 
-Turns go to the smallest request and to the oldest one alternately: a single image waits behind a row or two
-and not behind a batch of thousands, and that batch has half of the machine whatever comes after it.
+Rows are taken of the smallest request and of the oldest one alternately: a single image waits behind a few
+rows and not behind a batch of thousands, and that batch has half of the machine whatever comes after it.
 Requests of one size are answered in the order in which they came.
 """
 
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 # Decoding some and then predicting them is a tenth quicker than row by row, for the caches' sake; more at a
 # time would let small requests wait.
-MAX_ROWS_OF_TURN = 4
+MAX_ROWS_AT_ONCE = 4
 
 
 class WaitingRow(NamedTuple):
@@ -100,6 +100,7 @@ class RowQueue:
         self.abandoned_rows = 0
         """Rows that were dropped, unclassified, since nobody waited for them any more."""
         self._lock = Lock()
+        self._waiting = 0
         self._arrivals = count()
         self._lines = deque([_Line(lambda request: request.rows), _Line(lambda request: request.arrival)])
         # A stack: the thread that has just gone idle has the network and the code in its core's cache.
@@ -116,7 +117,7 @@ class RowQueue:
             self._drop(request)
 
     def take(self) -> list[QueuedRow]:
-        """The next rows of the request whose turn it is, as soon as there are any; none once it is closed."""
+        """The rows that are next, as soon as there are any; none once the queue is closed and empty."""
         woken = Lock()
         while True:
             with self._lock:
@@ -135,19 +136,21 @@ class RowQueue:
         self._wake(self.threads)
 
     def _next_rows(self) -> list[QueuedRow]:
-        self._lines.rotate()
-        request = self._lines[0].first()
-        if request is None:
-            return []
-        waiting = request.waiting
-        return [waiting.popleft() for _ in range(self._rows_of_turn(len(waiting)))]
+        """Few where few wait, so that all threads end together."""
+        wanted = max(1, min(MAX_ROWS_AT_ONCE, self._waiting // (2 * self.threads)))
+        rows: list[QueuedRow] = []
+        while len(rows) < wanted and (request := self._next_request()):
+            rows.append(request.waiting.popleft())
+        self._waiting -= len(rows)
+        return rows
 
-    def _rows_of_turn(self, waiting: int) -> int:
-        """Few where few wait, so that all threads end a request together."""
-        return max(1, min(MAX_ROWS_OF_TURN, waiting // (2 * self.threads)))
+    def _next_request(self) -> QueuedRequest | None:
+        self._lines.rotate()
+        return self._lines[0].first()
 
     def _put(self, request: QueuedRequest, rows: Sequence[QueuedRow]) -> None:
         with self._lock:
+            self._waiting += len(rows)
             request.waiting.extend(rows)
             for line in self._lines if rows else ():
                 line.enter(request)
@@ -163,6 +166,7 @@ class RowQueue:
     def _drop(self, request: QueuedRequest) -> None:
         with self._lock:
             self.abandoned_rows += len(request.waiting)
+            self._waiting -= len(request.waiting)
             request.waiting.clear()
 
 

@@ -110,7 +110,9 @@ def _to_pixels(image: Image.Image, spec: ImageSpec) -> Decoded:
     image.load()
     _turn_upright(image)
     source_size = image.size
-    image = _opaque(_eight_bit(image)).convert("L" if spec.channels == 1 else "RGB")
+    image, mode = _opaque(_eight_bit(image)), "L" if spec.channels == 1 else "RGB"
+    if image.mode != mode:  # it would be copied for nothing
+        image = image.convert(mode)
     if image.size != (spec.width, spec.height):
         image = image.resize((spec.width, spec.height), _RESAMPLE[spec.resample])
     return Decoded(np.asarray(image, dtype=np.uint8).reshape(spec.shape), source_size)

@@ -112,6 +112,36 @@ def test_network_that_answers_nan_is_an_error_of_each_row(sample: bytes) -> None
     assert outcome["error"]["code"] == "prediction_failed"
 
 
+def test_only_the_request_that_makes_the_engine_fail_fails(sample: bytes) -> None:
+    """Rows of several requests are predicted together."""
+
+    class Fragile(LiteRtClassifier):
+        def answer(self, images: NDArray[np.uint8], *, with_features: bool = False) -> Answers:
+            if with_features:
+                raise RuntimeError("broken")
+            return super().answer(images)
+
+    async def run() -> list[object]:
+        artifact = load_artifact(DEFAULT_MODEL_PATH)
+        compiled = DEFAULT_MODEL_PATH.with_suffix(".tflite").read_bytes()
+        images = ImageClassifier(artifact, Fragile(compiled, artifact.card.scale, 1), ImageLimits())
+        queue = RowQueue(1)
+        async with ImageFetcher(SETTINGS) as fetcher, SnowflakeSession(SETTINGS) as session:
+            stages = StageReader(SETTINGS, session, fetcher)
+            pipeline = Pipeline(images, queue, fetcher, stages, max_fetched_rows(SETTINGS))
+            requests = [
+                asyncio.ensure_future(pipeline.classify_rows([Row(0, sample, evidence=place == 3)]))
+                for place in range(8)
+            ]
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            with classifying_threads(images, queue):
+                return await asyncio.gather(*requests, return_exceptions=True)
+
+    answers = asyncio.run(run())
+    assert [place for place, answer in enumerate(answers) if isinstance(answer, RuntimeError)] == [3]
+
+
 def test_images_that_wait_to_be_decoded_are_bounded(sample: bytes) -> None:
     """A small body can name many large files; while no thread is free, few are fetched."""
     artifact = load_artifact(DEFAULT_MODEL_PATH)

@@ -10,9 +10,10 @@ NULL_SERVER = "null server"
 # The engine with nothing around it, in the same rounds.
 ENGINE_PROCESSES, ENGINE_THREADS = "engine, a process a core", "engine, a thread a core"
 ENGINE_ONE_BY_ONE = "engine, one image after another"
+ENGINE_PAUSED = "engine, one image, then a pause of 1 ms"
 DECODING = "decoding alone, a process a core"
 ENGINES = (ENGINE_PROCESSES, ENGINE_THREADS)
-NO_SERVERS = frozenset({NULL_SERVER, *ENGINES, ENGINE_ONE_BY_ONE, DECODING})
+NO_SERVERS = frozenset({NULL_SERVER, *ENGINES, ENGINE_ONE_BY_ONE, ENGINE_PAUSED, DECODING})
 
 
 class Cell(NamedTuple):

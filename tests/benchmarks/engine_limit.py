@@ -23,9 +23,13 @@ from model.image_limits import ImageLimits
 from model.runtime import Classifier, open_classifier
 from tests.benchmarks.window import quantile
 
-Work = Literal["decode", "decode and predict one", "decode and predict some"]
+Work = Literal[
+    "decode", "decode and predict one", "decode and predict one, paused", "decode and predict some"
+]
 # What suits the engine: less leaves the caches cold, more gains nothing.
 SOME = 4
+# As long as a lone client takes to send its next image. Caches and clocks do not keep up with a core at rest.
+PAUSE_SECONDS = 0.001
 _WARM_UPS = 4
 
 
@@ -49,9 +53,10 @@ class EngineLimit:
         """One process, a thread a core."""
         return _measure([self._threads], work, seconds)
 
-    def one_at_a_time(self, seconds: float) -> EngineReport:
-        """One process, one thread: what one image takes."""
-        return _measure(self._processes[:1], "decode and predict one", seconds)
+    def one_at_a_time(self, seconds: float, *, paused: bool = False) -> EngineReport:
+        """One process, one thread: what one image takes, right after another or after a pause."""
+        work: Work = "decode and predict one, paused" if paused else "decode and predict one"
+        return _measure(self._processes[:1], work, seconds)
 
 
 @contextmanager
@@ -140,6 +145,9 @@ def _repeat(step: _Steps, work: Work, files: Sequence[bytes], seconds: float) ->
     latencies: list[float] = []
     began = now = time.perf_counter()
     while now - began < seconds:
+        if work == "decode and predict one, paused":
+            time.sleep(PAUSE_SECONDS)
+            now = time.perf_counter()
         start = len(latencies) % (len(files) - rows + 1)
         do(files[start : start + rows])
         after = time.perf_counter()

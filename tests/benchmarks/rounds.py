@@ -7,6 +7,7 @@ from functools import partial
 from tests.benchmarks.cells import (
     DECODING,
     ENGINE_ONE_BY_ONE,
+    ENGINE_PAUSED,
     ENGINE_PROCESSES,
     ENGINE_THREADS,
     NULL_SERVER,
@@ -122,6 +123,9 @@ class Rounds:
             yield lambda: self._add_engine(engine.processes("decode", seconds), DECODING, cell, turn)
         if cell == SINGLE:
             yield lambda: self._add_engine(engine.one_at_a_time(seconds), ENGINE_ONE_BY_ONE, cell, turn)
+            yield lambda: self._add_engine(
+                engine.one_at_a_time(seconds, paused=True), ENGINE_PAUSED, cell, turn
+            )
 
     def _add_engine(self, report: EngineReport, name: str, cell: Cell, turn: int) -> None:
         measurement = Measurement(
