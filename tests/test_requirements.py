@@ -10,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LOCKS = ("requirements.txt", "requirements-sql.txt", "requirements-dev.txt")
+PEERS = tuple(f"tests/benchmarks/peers/requirements-{name}.txt" for name in ("peers", "pytriton"))
 
 
 def locked(name: str) -> dict[str, str]:
@@ -32,7 +33,7 @@ def test_serving_imports_no_tensorflow() -> None:
     assert finished.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("name", [*LOCKS, "requirements-connector5.txt"])
+@pytest.mark.parametrize("name", [*LOCKS, "requirements-connector5.txt", *PEERS])
 def test_every_pin_has_hashes_and_no_index_is_named(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
     entries = re.split(r"\n(?=\S)", text.strip())

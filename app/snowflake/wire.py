@@ -45,8 +45,7 @@ async def parse_batch(body: bytes, max_rows: int, *, evidence: bool = False) -> 
     row without that option asks for.
     """
     data = await _parse_data(body, max_rows)
-    if len(data) > max_rows:
-        raise PayloadTooLarge(f"A batch must have at most {max_rows} rows. Received: {len(data)}.")
+    _refuse_rows(data, max_rows)
     rows: list[Row] = []
     async for piece in _pieces(data):
         rows += parse_rows(piece, len(rows), evidence=evidence)
@@ -81,18 +80,22 @@ async def _pieces(items: Sequence[Item]) -> AsyncIterator[Sequence[Item]]:
 
 
 async def _parse_data(body: bytes, max_rows: int) -> list[object]:
-    """What stands in "data", as far as there may be rows. Raises MalformedBody or InvalidBatch."""
+    """What stands in "data". Raises MalformedBody, InvalidBatch, or PayloadTooLarge before its end."""
     data: list[object] = []
     try:
         for piece in _cut(body):
             # What is no whole rows, cut inside a string or a nested array, is no JSON either.
             data += _from_json(b"[%b]" % piece)
-            if len(data) > max_rows:
-                return data
+            _refuse_rows(data, max_rows, known="at least ")
             await asyncio.sleep(0)
     except ValueError:
         data = []
     return data or _rows_of(_parse_json(body))
+
+
+def _refuse_rows(data: Sequence[object], max_rows: int, known: str = "") -> None:
+    if len(data) > max_rows:
+        raise PayloadTooLarge(f"A batch must have at most {max_rows} rows. Received: {known}{len(data)}.")
 
 
 def _cut(body: bytes) -> Iterator[bytes]:

@@ -12,10 +12,11 @@ import signal
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from tests.benchmarks.cells import FULL, OURS, PUBLISHED, QUICK, Group
 from tests.benchmarks.contenders import NETWORKS, Contender, Network, contenders
@@ -42,6 +43,9 @@ from tests.benchmarks.tables import RESULTS, machine
 LEAST_AGREEMENT = 0.9
 CHECKED_IMAGES = 64
 LEAST_ROUNDS = 3
+ATTEMPTS = 3
+
+T = TypeVar("T")
 
 
 class Plan(NamedTuple):
@@ -78,7 +82,7 @@ class NetworkRun:
         for turn in range(self._plan.cold_starts - 1):
             for contender in _in_turn(starting, turn):
                 try:
-                    seconds = cold_start_seconds(contender, self._served(contender), self._images.files[0])
+                    seconds = self._cold_start_seconds(contender)
                 except NotServing as error:
                     self._leave_out(contender, error)
                     starting.remove(contender)
@@ -86,23 +90,31 @@ class NetworkRun:
                     self._cold_starts[contender.name].append(seconds)
         return starting
 
+    def _cold_start_seconds(self, contender: Contender) -> float:
+        return _attempted(
+            lambda: cold_start_seconds(contender, self._served(contender), self._images.files[0])
+        )
+
     @contextmanager
     def _standing_servers(self, competing: Sequence[Contender]) -> Iterator[list[Server]]:
         labels = engine_labels(self._network.h5, self._images.files[:CHECKED_IMAGES])
         with ExitStack() as standing:
             servers: list[Server] = []
             for contender in competing:
-                with ExitStack() as trial:
-                    try:
-                        servers.append(self._start(contender, trial, labels))
-                    except NotServing as error:
-                        self._leave_out(contender, error)
-                    else:
-                        standing.push(trial.pop_all())
+                try:
+                    servers.append(_attempted(partial(self._start, contender, standing, labels)))
+                except NotServing as error:
+                    self._leave_out(contender, error)
             yield servers
 
-    def _start(self, contender: Contender, trial: ExitStack, labels: Sequence[str]) -> Server:
+    def _start(self, contender: Contender, standing: ExitStack, labels: Sequence[str]) -> Server:
         """Raises NotServing, also when it answers otherwise than the network does."""
+        with ExitStack() as trial:
+            server = self._start_and_check(contender, trial, labels)
+            standing.push(trial.pop_all())
+            return server
+
+    def _start_and_check(self, contender: Contender, trial: ExitStack, labels: Sequence[str]) -> Server:
         began = time.perf_counter()
         server = trial.enter_context(started(contender, self._served(contender)))
         wait_for_label(server, self._images.files[0])
@@ -161,6 +173,14 @@ class NetworkRun:
             for turn in range(self._plan.mixed_rounds):
                 mixed.take_round(turn)
         self._record.peak_rss_mb[self._network.name] = mixed.peak_rss_mb
+
+
+def _attempted(start: Callable[[], T]) -> T:
+    """PyTriton's two instances do not always find each other. Raises the last NotServing."""
+    for _ in range(ATTEMPTS - 1):
+        with suppress(NotServing):
+            return start()
+    return start()
 
 
 def _in_turn(competing: Sequence[Contender], turn: int) -> list[Contender]:
