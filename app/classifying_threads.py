@@ -10,7 +10,7 @@ from app.row_queue import QueuedRow, RowQueue
 
 @contextmanager
 def classifying_threads(images: ImageClassifier, queue: RowQueue) -> Iterator[None]:
-    """Take rows from the queue, until the context ends and nothing waits any more."""
+    """Take rows from the queue until the context ends."""
     with ThreadPoolExecutor(queue.threads, "classify") as pool:
         for _ in range(queue.threads):
             pool.submit(_classify_waiting, images, queue)
@@ -27,15 +27,15 @@ def _classify_waiting(images: ImageClassifier, queue: RowQueue) -> None:
 
 
 def _classify(images: ImageClassifier, rows: Sequence[QueuedRow]) -> None:
-    waiting = [queued.row for queued in rows]
     try:
-        outcomes, spent = images.classify([row.image for row in waiting], [row.evidence for row in waiting])
+        outcomes, spent = images.classify(
+            [queued.row.image for queued in rows], [queued.row.evidence for queued in rows]
+        )
+        share = StepSeconds(decode=spent.decode / len(rows), predict=spent.predict / len(rows))
+        for queued, outcome in zip(rows, outcomes, strict=True):
+            queued.awaited.answer(queued.place, outcome, share)
     except Exception as error:  # noqa: BLE001 - it is the request's failure, and the thread goes on
         _fail(images, rows, error)
-        return
-    share = StepSeconds(decode=spent.decode / len(rows), predict=spent.predict / len(rows))
-    for queued, outcome in zip(rows, outcomes, strict=True):
-        queued.awaited.answer(queued.place, outcome, share)
 
 
 def _fail(images: ImageClassifier, rows: Sequence[QueuedRow], error: Exception) -> None:

@@ -17,6 +17,9 @@ from app.row_queue import QueuedRequest, RowQueue, WaitingRow
 from app.settings import Settings
 from model.errors import InputError
 
+# Requests of up to so many rows have places of their own, a quarter as many, and wait for no large ones.
+FEW_ROWS = 4
+
 
 def max_fetched_rows(settings: Settings) -> int:
     """Rows that are being fetched or wait to be decoded: as many as keep fetches and threads busy.
@@ -43,6 +46,7 @@ class Pipeline:
         self._stages = stages
         self._max_fetched_rows = max_fetched_rows
         self._fetched_rows = asyncio.Semaphore(max_fetched_rows)
+        self._fetched_rows_of_few = asyncio.Semaphore(max(1, max_fetched_rows // 4))
 
     async def classify_rows(self, rows: Sequence[Row]) -> tuple[list[Outcome | None], StepSeconds]:
         """One outcome a row, in order, NULL for NULL; a bad row costs its neighbours nothing.
@@ -88,7 +92,7 @@ class Pipeline:
         for place, source in remaining:
             if isinstance(source, StageFile):
                 await staged.settle([source])
-            async with self._fetched_rows:
+            async with self._fetched_rows_of_few if len(batch.rows) <= FEW_ROWS else self._fetched_rows:
                 await batch.classify({place: await self._fetch(source, staged, batch.request.seconds)})
 
     async def _fetch(self, source: Remote, staged: StageBatch, seconds: StepSeconds) -> Fetched:

@@ -23,6 +23,8 @@ T = TypeVar("T")
 # Decoding some and then predicting them is a tenth quicker than row by row, for the caches' sake; more at a
 # time would let small requests wait.
 MAX_ROWS_AT_ONCE = 4
+# So few requests are not worth the tidying.
+_LEAST_TIDIED = 64
 
 
 class WaitingRow(NamedTuple):
@@ -39,15 +41,13 @@ class AwaitedRows:
     answered: "asyncio.Future[list[Outcome | None]]"
     outcomes: list[Outcome | None]
     unanswered: int
-    seconds: StepSeconds
-    """What they cost, added to the request's."""
-    lock: Lock = field(default_factory=Lock)
+    request: "QueuedRequest"
 
     def answer(self, place: int, outcome: Outcome | None, spent: StepSeconds) -> None:
-        with self.lock:
+        with self.request.lock:
             self.outcomes[place] = outcome
-            self.seconds.decode += spent.decode
-            self.seconds.predict += spent.predict
+            self.request.seconds.decode += spent.decode
+            self.request.seconds.predict += spent.predict
             self.unanswered -= 1
             complete = self.unanswered == 0
         if complete:
@@ -81,11 +81,12 @@ class QueuedRequest:
     put: Callable[["QueuedRequest", Sequence[QueuedRow]], None]
     waiting: deque[QueuedRow] = field(default_factory=deque)
     seconds: StepSeconds = field(default_factory=StepSeconds)
+    lock: Lock = field(default_factory=Lock)
 
     def classify(self, rows: Sequence[WaitingRow]) -> "asyncio.Future[list[Outcome | None]]":
         """One outcome a row, in order, once threads have come to all of them."""
         answered: asyncio.Future[list[Outcome | None]] = asyncio.get_running_loop().create_future()
-        awaited = AwaitedRows(answered, [None] * len(rows), len(rows), self.seconds)
+        awaited = AwaitedRows(answered, [None] * len(rows), len(rows), self)
         if not rows:
             answered.set_result([])
         self.put(self, [QueuedRow(row, place, awaited) for place, row in enumerate(rows)])
@@ -98,7 +99,7 @@ class RowQueue:
     def __init__(self, threads: int) -> None:
         self.threads = threads
         self.abandoned_rows = 0
-        """Rows that were dropped, unclassified, since nobody waited for them any more."""
+        """Rows that were dropped, unclassified: whoever asked has left, or their request has failed."""
         self._lock = Lock()
         self._waiting = 0
         self._arrivals = count()
@@ -117,12 +118,13 @@ class RowQueue:
             self._drop(request)
 
     def take(self) -> list[QueuedRow]:
-        """The rows that are next, as soon as there are any; none once the queue is closed and empty."""
+        """The rows that are next, as soon as there are any; none once the queue is closed."""
         woken = Lock()
         while True:
             with self._lock:
-                rows = self._next_rows()
-                if rows or self._is_closed:
+                if self._is_closed:
+                    return []
+                if rows := self._next_rows():
                     return rows
                 woken.acquire()
                 self._idle.append(woken)
@@ -130,7 +132,7 @@ class RowQueue:
                 pass
 
     def close(self) -> None:
-        """Send the threads home, once no row waits any more."""
+        """Send the threads home. Whoever still waits then is not answered."""
         with self._lock:
             self._is_closed = True
         self._wake(self.threads)
@@ -168,6 +170,8 @@ class RowQueue:
             self.abandoned_rows += len(request.waiting)
             self._waiting -= len(request.waiting)
             request.waiting.clear()
+            for line in self._lines:
+                line.tidy()
 
 
 class _Line:
@@ -177,6 +181,7 @@ class _Line:
         self._rank = rank
         self._heap: list[tuple[int, int, QueuedRequest]] = []
         self._arrivals: set[int] = set()
+        self._tidy_at = _LEAST_TIDIED
 
     def enter(self, request: QueuedRequest) -> None:
         if request.arrival not in self._arrivals:
@@ -187,3 +192,12 @@ class _Line:
         while self._heap and not self._heap[0][-1].waiting:
             self._arrivals.discard(heapq.heappop(self._heap)[1])
         return self._heap[0][-1] if self._heap else None
+
+    def tidy(self) -> None:
+        """Forget those with nothing waiting who never come to the front, once they may be the most."""
+        if len(self._heap) < self._tidy_at:
+            return
+        self._heap = [entry for entry in self._heap if entry[-1].waiting]
+        heapq.heapify(self._heap)
+        self._arrivals = {arrival for _, arrival, _ in self._heap}
+        self._tidy_at = max(_LEAST_TIDIED, 2 * len(self._heap))

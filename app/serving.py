@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -53,6 +54,8 @@ def _serve_in_workers(settings: Settings, flags: Mapping[str, Any]) -> None:
         f"{__name__}:{worker.__name__}", factory=True, workers=settings.workers, **_options(settings)
     )
     supervisor = Multiprocess(config, [config.bind_socket()])
+    if hasattr(signal, "SIGHUP"):  # to lose the terminal means to stop, as with one process
+        signal.signal(signal.SIGHUP, lambda *_: supervisor.signal_queue.append(signal.SIGTERM))
     supervisor.run()
     if any(process.exitcode == STARTUP_FAILURE for process in supervisor.processes):
         sys.exit(1)

@@ -1,7 +1,7 @@
 """The same network with less work: max-pooling before the activation, where the activation only rises.
 
 The largest of f(x) is f of the largest x for every f that never falls, so pooling first leaves f a quarter
-of its work, bit for bit the same. LiteRT computes ELU and its kind one by one; ReLU costs it nothing.
+of its work. LiteRT computes ELU and its kind one by one; ReLU costs it nothing.
 """
 
 from collections import Counter
@@ -11,6 +11,7 @@ import keras
 from keras import layers
 
 RISING = ("elu", "selu", "sigmoid", "tanh", "softplus")
+_SUFFIX = "_after_pooling"
 
 
 def pool_first(network: keras.Model) -> keras.Model:
@@ -32,18 +33,22 @@ def pool_first(network: keras.Model) -> keras.Model:
         outputs = layer(*given, **named)
         if layer.name not in pairs:
             return outputs
-        return layers.Activation(pairs[layer.name].activation)(outputs)
+        return layers.Activation(pairs[layer.name].activation, name=layer.name + _SUFFIX)(outputs)
 
     rewritten = keras.models.clone_model(graph, clone_function=clone, call_function=call)
-    rewritten.set_weights(network.get_weights())
+    for layer in network.layers:  # by name, for one more layer may change their order
+        if layer.weights:
+            rewritten.get_layer(layer.name).set_weights(layer.get_weights())
     return rewritten
 
 
-def _pairs(network: keras.Model) -> list[tuple[keras.Layer, keras.Layer]]:
+def _pairs(graph: keras.Model) -> list[tuple[keras.Layer, keras.Layer]]:
     """Each convolution with a rising activation, and the max-pooling that alone takes what it gives."""
-    called_once = [layer for layer in network.layers if _calls(layer) == 1]
-    takers = Counter(id(tensor) for layer in called_once for tensor in keras.tree.flatten(layer.input))
-    takers.update(id(tensor) for tensor in network.outputs)
+    takers = Counter(
+        id(tensor) for layer in graph.layers for node in _calls(layer) for tensor in node.input_tensors
+    )
+    takers.update(id(tensor) for tensor in graph.outputs)
+    called_once = [layer for layer in graph.layers if len(_calls(layer)) == 1]
     rising = {
         id(layer.output): layer
         for layer in called_once
@@ -58,5 +63,6 @@ def _pairs(network: keras.Model) -> list[tuple[keras.Layer, keras.Layer]]:
     ]
 
 
-def _calls(layer: keras.Layer) -> int:
-    return 0 if isinstance(layer, layers.InputLayer) else len(layer._inbound_nodes)  # noqa: SLF001
+def _calls(layer: keras.Layer) -> list[Any]:
+    calls: list[Any] = layer._inbound_nodes  # noqa: SLF001 - Keras shows a layer's calls nowhere else
+    return calls

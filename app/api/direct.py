@@ -11,7 +11,8 @@ from app.api.refusal import FORESEEN, refusal_of
 class DirectFastAPI(FastAPI):
     """FastAPI, with its middleware and routing spared to the request that comes by the thousand.
 
-    They take a third of what a single image costs beside its decoding and prediction.
+    They take a third of what a single image costs beside its decoding and prediction. Whatever is added to
+    the app as middleware or dependency does not hold for that request.
     """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -184,16 +184,20 @@ class StageBatch:
     async def settle(self, files: Iterable[StageFile]) -> None:
         """Wait until the stages of these files are signed, or cannot be."""
         for stage in {file.stage for file in files} & self._signing.keys():
-            await self._signing[stage]
+            await self._signed(stage)
 
     async def fetch(self, file: StageFile) -> bytes:
         """Raises InputError."""
         if file.stage not in self._signing:
             raise StageNotAllowed(f"A batch must name at most {MAX_STAGES_IN_BATCH} stages. Received: more.")
-        signed = await self._signing[file.stage]
+        signed = await self._signed(file.stage)
         if file.host in signed.refused:
             raise signed.refused[file.host].anew()
         return await self._reader.fetch(file, signed.urls)
+
+    async def _signed(self, stage: Stage) -> SignedStage:
+        # A caller who leaves takes nobody's statement along: its thread would be busy with it all the same.
+        return await asyncio.shield(self._signing[stage])
 
 
 def _hosts_of_deployment(text: str) -> frozenset[str]:

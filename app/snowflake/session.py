@@ -82,19 +82,38 @@ class SnowflakeSession:
     async def _run(self, work: Callable[[], _Result]) -> _Result:
         """In one of the threads. Whoever queued while Snowflake was silent has waited as long as any."""
         asked_at = time.monotonic()
-        async with self._turns:
-            if self._silent_at > asked_at:
-                raise no_answer()
-            try:
-                async with asyncio.timeout(self._timeout_seconds):  # the connector's own limits are loose
-                    loop = asyncio.get_running_loop()
-                    return await loop.run_in_executor(self._threads, work)
-            except TimeoutError:
-                self._silent_at = time.monotonic()
-                raise no_answer() from None
-            except SnowflakeUnavailable:
-                self._silent_at = time.monotonic()
-                raise
+        await self._turns.acquire()
+        if self._silent_at > asked_at:
+            self._turns.release()
+            raise no_answer()
+        running = asyncio.get_running_loop().run_in_executor(self._threads, work)
+        try:
+            result = await self._answer_in_time(running)
+        except asyncio.CancelledError:  # whoever asked has left, and the thread is busy until it is done
+            running.add_done_callback(self._end_abandoned)
+            raise
+        except BaseException:
+            self._turns.release()
+            raise
+        self._turns.release()
+        return result
+
+    async def _answer_in_time(self, running: "asyncio.Future[_Result]") -> _Result:
+        try:
+            async with asyncio.timeout(self._timeout_seconds):  # the connector's own limits are loose
+                return await asyncio.shield(running)
+        except TimeoutError:
+            running.cancel()
+            self._silent_at = time.monotonic()
+            raise no_answer() from None
+        except SnowflakeUnavailable:
+            self._silent_at = time.monotonic()
+            raise
+
+    def _end_abandoned(self, running: "asyncio.Future[Any]") -> None:
+        self._turns.release()
+        if not running.cancelled():
+            running.exception()  # which nobody is there to hear
 
     def _work(self, work: Callable[[Any], _Result]) -> _Result:
         try:

@@ -170,8 +170,12 @@ def test_images_that_wait_to_be_decoded_are_bounded(sample: bytes) -> None:
                     await asyncio.sleep(0.01)
                 await asyncio.sleep(0.3)
                 fetched = len(server.heads)
+                small = asyncio.ensure_future(pipeline.classify_rows(rows[:1]))
+                while len(server.heads) == fetched:  # noqa: ASYNC110 - it is fetched beside them
+                    await asyncio.sleep(0.01)
                 with classifying_threads(images, queue):
                     outcomes, _ = await classifying
+                    assert (await small)[0] == outcomes[:1]
                 assert [outcome and outcome["label"] for outcome in outcomes] == ["Scratches"] * 200
                 return fetched
 

@@ -164,8 +164,36 @@ def test_threads_wait_for_rows_and_go_home_when_it_closes() -> None:
             thread.start()
         with queue.request(50) as request:
             request.classify(rows("a", 50))
+            while len(taken) < 50:  # noqa: ASYNC110 - threads of no event loop take them
+                await asyncio.sleep(0.001)
             queue.close()
             await asyncio.to_thread(lambda: [thread.join(10) for thread in threads])
+        assert not any(thread.is_alive() for thread in threads)
         return taken
 
     assert asyncio.run(run()) == ["a"] * 50
+
+
+def test_requests_that_have_ended_leave_nothing_behind() -> None:
+    """Neither behind a small one that is always there, nor behind an old one."""
+
+    def check(queue: RowQueue) -> None:
+        with queue.request(1) as small:
+            small.classify(rows("s", 1))
+            for _ in range(1000):
+                with queue.request(2) as request:
+                    request.classify(rows("a", 2))
+            assert max(len(line._heap) for line in queue._lines) < 100  # noqa: SLF001
+            assert take_turns(queue, 1) == ["s"]
+
+    on_loop(check)
+
+
+def test_closed_queue_lets_rows_wait() -> None:
+    def check(queue: RowQueue) -> None:
+        with queue.request(9) as request:
+            request.classify(rows("a", 9))
+            queue.close()
+            assert queue.take() == []
+
+    on_loop(check)

@@ -74,6 +74,20 @@ def test_workers_answer_and_a_dead_one_is_replaced(tmp_path: Path) -> None:
     assert len(set(workers_in(log))) == 3
 
 
+def test_workers_stop_when_the_terminal_is_lost(tmp_path: Path) -> None:
+    port, log = free_port(), tmp_path / "log"
+    command = [*CLI, "serve", "--port", str(port), "--workers", "2"]
+    with log.open("wb") as stderr, subprocess.Popen(command, stderr=stderr) as service:
+        try:
+            wait_until(lambda: len(workers_in(log)) == 2)
+            service.send_signal(signal.SIGHUP)
+            wait_until(lambda: service.poll() is not None)
+        finally:
+            service.kill()
+    assert service.returncode == 0
+    assert len(workers_in(log)) == 2
+
+
 def test_fault_of_the_workers_ends_the_service_in_one_line(tmp_path: Path) -> None:
     ran = subprocess.run(
         [*CLI, "serve", "--workers", "2", "--port", str(free_port()), "--model", str(tmp_path / "m.h5")],

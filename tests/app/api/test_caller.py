@@ -1,5 +1,6 @@
 import asyncio
 import json
+import os
 import socket
 import subprocess
 import time
@@ -85,7 +86,11 @@ def test_rows_of_a_caller_who_hung_up_are_not_classified(sample: bytes, tmp_path
     )
     with (
         log.open("wb") as stderr,
-        subprocess.Popen([*CLI, "serve", "--port", str(port)], stderr=stderr) as service,
+        subprocess.Popen(
+            [*CLI, "serve", "--port", str(port)],
+            stderr=stderr,
+            env=os.environ | {"EXT_CLASSIFY_THREADS": "1"},
+        ) as service,
     ):
         try:
             wait_until(lambda: is_ready(f"http://127.0.0.1:{port}"))

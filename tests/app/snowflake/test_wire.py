@@ -107,6 +107,13 @@ def test_large_body_is_really_cut() -> None:
     assert max(map(len, pieces)) < 2 * wire.PIECE_BYTES
 
 
+def test_rows_are_told_apart_by_a_byte_to_look_for() -> None:
+    """A large image is one row, in which every byte would be tried otherwise."""
+    assert wire._BETWEEN_ROWS.pattern.startswith(rb"\]")  # noqa: SLF001
+    body = b'{"data":[[0,"%b"],[1,"b"]]}' % (b"a" * 8_000_000)
+    assert [len(piece) for piece in wire._cut(body)] == [8_000_006, 7]  # noqa: SLF001
+
+
 def test_body_of_too_many_rows_is_not_parsed_to_its_end() -> None:
     body = b'{"data": [' + b",".join([b"[0, null]"] * 200_000) + b"]}"
     with pytest.raises(ServiceError, match=r"at most 100 rows\. Received: at least \d{5}\."):
