@@ -98,7 +98,7 @@ def _parse_head(head: bytes) -> _Head:
 
 
 class Connection:
-    """Opened at its first request, and again when the server has closed it."""
+    """Opened at its first request unless before, and again when the server has closed it."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -109,12 +109,12 @@ class Connection:
         """Raises OSError when nobody listens, ConnectionLost when the server closes instead of answering."""
         kept = self._wire if self._wire is not None and self._wire.is_open else None
         try:
-            answer = await (kept or await self._open()).ask(request)
+            answer = await (kept or await self.open()).ask(request)
         except ConnectionLost:
             # A server may close what was idle: any client sends again then.
             if kept is None or kept.has_begun_to_answer:
                 raise
-            answer = await (await self._open()).ask(request)
+            answer = await (await self.open()).ask(request)
         self.answers_since_open += 1
         if not answer.keeps_open:
             self.close()
@@ -125,7 +125,8 @@ class Connection:
             self._wire.close()
             self._wire = None
 
-    async def _open(self) -> "_Wire":
+    async def open(self) -> "_Wire":
+        """Raises OSError when nobody listens."""
         self.close()
         self.answers_since_open = 0
         _, self._wire = await asyncio.get_running_loop().create_connection(_Wire, "127.0.0.1", self._port)

@@ -9,6 +9,7 @@ import json
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 
@@ -24,6 +25,7 @@ from tests.benchmarks.request_bodies import Request, Requests, make_bodies
 from tests.benchmarks.window import REFUSALS, ClosedWindow, OpenWindow, Tally, quantile
 
 TIMEOUT_SECONDS = 60.0
+PAUSE_BETWEEN_CONNECTIONS_SECONDS = 0.005
 PAUSE_AFTER_FAILURE_SECONDS = 0.05
 # An open loop opens connections as it needs them, up to here; then requests wait, on the clock.
 MOST_CONNECTIONS = 128
@@ -123,10 +125,10 @@ async def run_job(job: Job, requests: Iterator[Request]) -> Report:
 
 
 async def _closed_loop(job: Job, requests: Iterator[Request], asker: Asker, clock: CpuClock) -> Tally:
+    connections = await _open_connections(job)
     window = ClosedWindow(job.connections, job.rows, job.warm_up_seconds, job.seconds, clock.tick)
 
-    async def keep_asking() -> None:
-        connection = Connection(job.port)
+    async def keep_asking(connection: Connection) -> None:
         while not window.is_over:
             started = time.perf_counter()
             failure = await asker.ask(connection, next(requests))
@@ -137,8 +139,18 @@ async def _closed_loop(job: Job, requests: Iterator[Request], asker: Asker, cloc
                 await asyncio.sleep(PAUSE_AFTER_FAILURE_SECONDS)
         connection.close()
 
-    await asyncio.gather(*(keep_asking() for _ in range(job.connections)))
+    await asyncio.gather(*map(keep_asking, connections))
     return window.tally
+
+
+async def _open_connections(job: Job) -> list[Connection]:
+    """One after the other: of many at once, the first worker that looks would take all, and others none."""
+    connections = [Connection(job.port) for _ in range(job.connections)]
+    with suppress(OSError):  # the first request meets it again
+        for connection in connections:
+            await connection.open()
+            await asyncio.sleep(PAUSE_BETWEEN_CONNECTIONS_SECONDS)
+    return connections
 
 
 async def _open_loop(

@@ -3,7 +3,6 @@
 It runs in environments of its own, where nothing of this repository is installed.
 """
 
-import binascii
 import io
 import json
 import os
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+import pybase64
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
@@ -41,6 +41,7 @@ class PeerModel:
         self._scale = np.float32(card["scale"])
         image = card["image"]
         self._shape = (image["height"], image["width"], image["channels"])
+        self._mode = "L" if image["channels"] == 1 else "RGB"
         self._micro_batch = setting("MICRO_BATCH", 0)
         self._map = self._mapper(setting("DECODE_THREADS", 1))
         self._predict = open_engine(os.environ["MODEL_PATH"], self._shape, setting("THREADS", 1))
@@ -57,15 +58,16 @@ class PeerModel:
         return self._answer(list(self._map(partial(attempt, self._decode), files)))
 
     def _decode_base64(self, text: str) -> Pixels:
-        return self._decode(binascii.a2b_base64(text, strict_mode=True))
+        return self._decode(pybase64.b64decode(text, validate=True))
 
     def _decode(self, data: bytes) -> Pixels:
-        height, width, channels = self._shape
+        height, width, _ = self._shape
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            upright = ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")
-        if upright.size != (width, height):
-            upright = upright.resize((width, height), Image.Resampling.BILINEAR)
-        return np.asarray(upright).reshape(self._shape)
+            ImageOps.exif_transpose(image, in_place=True)
+            upright = image if image.mode == self._mode else image.convert(self._mode)
+            if upright.size != (width, height):
+                upright = upright.resize((width, height), Image.Resampling.BILINEAR)
+            return np.asarray(upright).reshape(self._shape)
 
     def _answer(self, decoded: Sequence[Pixels | Answer]) -> list[Answer]:
         """One answer an image; what did not decode is an answer already."""
@@ -97,7 +99,7 @@ def attempt(decode: Callable[[Any], Pixels], image: Any) -> Pixels | Answer:
     """Pixels, or an error object in the place of the answer, so that no row fails the rows beside it."""
     try:
         return decode(image)
-    # Pillow and binascii raise whatever the broken part of the image leads to.
+    # Pillow and pybase64 raise whatever the broken part of the image leads to.
     except Exception as error:  # noqa: BLE001
         return {"error": {"code": type(error).__name__, "message": str(error)}}
 
