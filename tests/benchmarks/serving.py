@@ -42,7 +42,8 @@ from tests.benchmarks.tables import RESULTS, machine
 # Decoders differ in the last bit, and an image on the edge may fall to either side.
 LEAST_AGREEMENT = 0.9
 CHECKED_IMAGES = 64
-LEAST_ROUNDS = 3
+# An even number: as many forwards as backwards.
+LEAST_ROUNDS = 4
 ATTEMPTS = 3
 
 T = TypeVar("T")
@@ -206,7 +207,7 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("--network", help="names, separated by commas; all by default")
     parser.add_argument("--only", help="servers, separated by commas; all by default")
     parser.add_argument("--rounds", type=int, default=LEAST_ROUNDS)
-    parser.add_argument("--seconds", type=float, default=2.0, help="a window of one server in one cell")
+    parser.add_argument("--seconds", type=float, default=0.8, help="a window of one server in one cell")
     parser.add_argument("--quick", action="store_true", help="the first network, few cells, one short round")
     parser.add_argument("--output", type=Path, help="folder for the results")
     return parser.parse_args()
