@@ -6,8 +6,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from app.client import is_ready
 
@@ -38,6 +39,32 @@ def running_service(*arguments: str, **environment: str) -> Iterator[str]:
         finally:
             service.terminate()
     assert service.returncode == 0
+
+
+@contextmanager
+def logging_service(
+    log: Path, *arguments: str, **environment: str
+) -> Iterator["tuple[subprocess.Popen[bytes], int]"]:
+    """A service that may not be ready yet, and its port; its log goes to a file, and it is made to end."""
+    port = free_port()
+    command = [*CLI, "serve", "--port", str(port), *arguments]
+    with (
+        log.open("wb") as stderr,
+        subprocess.Popen(command, stderr=stderr, env=os.environ | environment) as service,
+    ):
+        try:
+            yield service, port
+            service.terminate()
+            wait_until(lambda: service.poll() is not None)
+        finally:
+            service.kill()
+
+
+def wait_until(reached: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_SECONDS
+    while not reached():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 @contextmanager

@@ -4,8 +4,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,19 +12,12 @@ from app import serving, settings
 from app.client import classify_files
 from app.settings import Settings
 from tests.conftest import SAMPLES
-from tests.running import CLI, free_port
+from tests.running import CLI, free_port, logging_service, wait_until
 
 
 def workers_in(log: Path) -> list[int]:
     """Processes that ever began to serve, the latest last."""
     return list(map(int, re.findall(r"Started server process \[(\d+)\]", log.read_text(encoding="utf-8"))))
-
-
-def wait_until(reached: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not reached():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 @pytest.mark.parametrize(
@@ -58,32 +49,24 @@ def test_app_that_has_started_is_left_to_no_garbage_collection() -> None:
 
 
 def test_workers_answer_and_a_dead_one_is_replaced(tmp_path: Path) -> None:
-    port, log = free_port(), tmp_path / "log"
-    command = [*CLI, "serve", "--port", str(port), "--workers", "2"]
-    with log.open("wb") as stderr, subprocess.Popen(command, stderr=stderr) as service:
-        try:
-            wait_until(lambda: len(workers_in(log)) == 2)
-            os.kill(workers_in(log)[0], signal.SIGKILL)
-            wait_until(lambda: len(workers_in(log)) == 3)
-            for _ in range(10):  # each over a connection of its own, so that both are met
-                [outcome] = classify_files([SAMPLES / "pitted.png"], f"http://127.0.0.1:{port}")
-                assert outcome["label"] == "Pitted"
-        finally:
-            service.send_signal(signal.SIGTERM)
+    log = tmp_path / "log"
+    with logging_service(log, "--workers", "2") as (service, port):
+        wait_until(lambda: len(workers_in(log)) == 2)
+        os.kill(workers_in(log)[0], signal.SIGKILL)
+        wait_until(lambda: len(workers_in(log)) == 3)
+        for _ in range(10):
+            [outcome] = classify_files([SAMPLES / "pitted.png"], f"http://127.0.0.1:{port}")
+            assert outcome["label"] == "Pitted"
     assert service.returncode == 0
     assert len(set(workers_in(log))) == 3
 
 
 def test_workers_stop_when_the_terminal_is_lost(tmp_path: Path) -> None:
-    port, log = free_port(), tmp_path / "log"
-    command = [*CLI, "serve", "--port", str(port), "--workers", "2"]
-    with log.open("wb") as stderr, subprocess.Popen(command, stderr=stderr) as service:
-        try:
-            wait_until(lambda: len(workers_in(log)) == 2)
-            service.send_signal(signal.SIGHUP)
-            wait_until(lambda: service.poll() is not None)
-        finally:
-            service.kill()
+    log = tmp_path / "log"
+    with logging_service(log, "--workers", "2") as (service, _):
+        wait_until(lambda: len(workers_in(log)) == 2)
+        service.send_signal(signal.SIGHUP)
+        wait_until(lambda: service.poll() is not None)
     assert service.returncode == 0
     assert len(workers_in(log)) == 2
 

@@ -10,41 +10,27 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from model.plots import INK
+from model.plots import STYLE as PAGE_STYLE
 from tests.benchmarks.cells import OURS, PUBLISHED, closed_cells, open_loop
 from tests.benchmarks.measurements import Measurements, median, read_csv
 from tests.benchmarks.serving_tables import compared_cells, cpu_ms, faster_engine
 from tests.benchmarks.tables import RESULTS
 
-INK, GRID, GREY = "#1f2933", "#d5dbe1", "#6b7580"
+GREY = "#6b7580"
 # Okabe and Ito's palette, told apart by the colour-blind; ours stands out by weight too.
 COLOURS = {
     OURS: "#0072b2",
     "FastAPI + onnxruntime": "#e69f00",
+    "FastAPI + onnxruntime (rewritten)": "#f0e442",
     "FastAPI + TensorFlow": "#d55e00",
     "LitServe": "#cc79a7",
     "BentoML": "#009e73",
     "PyTriton": "#56b4e9",
     PUBLISHED: INK,
 }
-MARKERS = dict(zip(COLOURS, "oDs^vPX", strict=True))
-STYLE: Any = {  # matplotlib names every key in its type
-    "axes.axisbelow": True,
-    "axes.edgecolor": GRID,
-    "axes.grid": True,
-    "axes.labelcolor": INK,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 10,
-    "font.size": 9,
-    "grid.color": GRID,
-    "grid.linewidth": 0.6,
-    "legend.frameon": False,
-    "savefig.dpi": 200,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-}
+MARKERS = dict(zip(COLOURS, "oDds^vPX", strict=True))
+STYLE: Any = {**PAGE_STYLE, "axes.titlesize": 10, "savefig.dpi": 200}
 WIDTH_INCHES = 9.0
 BATCH_ROWS = (1, 16, 64, 512)
 

@@ -1,10 +1,7 @@
 import asyncio
 import json
-import os
 import socket
-import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +10,7 @@ from starlette.requests import ClientDisconnect, Request
 from app.api.caller import while_caller_waits
 from app.client import is_ready
 from tests.app.forms import text_of
-from tests.running import CLI, free_port
+from tests.running import logging_service, wait_until
 
 
 def request_of(*messages: dict[str, object], then_wait: bool) -> Request:
@@ -26,13 +23,6 @@ def request_of(*messages: dict[str, object], then_wait: bool) -> Request:
         return said.pop(0)
 
     return Request({"type": "http", "method": "POST", "headers": []}, receive)
-
-
-def wait_until(reached: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not reached():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_work_of_a_caller_who_stays_is_done() -> None:
@@ -79,27 +69,17 @@ def test_failure_of_the_work_is_raised() -> None:
 
 
 def test_rows_of_a_caller_who_hung_up_are_not_classified(sample: bytes, tmp_path: Path) -> None:
-    port, log = free_port(), tmp_path / "log"
+    log = tmp_path / "log"
     body = json.dumps({"data": [[n, text_of(sample)] for n in range(2000)]}).encode()
     head = (
         f"POST /classify HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
     )
-    with (
-        log.open("wb") as stderr,
-        subprocess.Popen(
-            [*CLI, "serve", "--port", str(port)],
-            stderr=stderr,
-            env=os.environ | {"EXT_CLASSIFY_THREADS": "1"},
-        ) as service,
-    ):
-        try:
-            wait_until(lambda: is_ready(f"http://127.0.0.1:{port}"))
-            with socket.create_connection(("127.0.0.1", port)) as caller:
-                caller.sendall(f"{head}\r\n\r\n".encode() + body)
-                time.sleep(0.3)  # the last rows have arrived, and the first are being classified
-            wait_until(lambda: "abandoned" in log.read_text(encoding="utf-8"))
-        finally:
-            service.terminate()
+    with logging_service(log, EXT_CLASSIFY_THREADS="1") as (_, port):
+        wait_until(lambda: is_ready(f"http://127.0.0.1:{port}"))
+        with socket.create_connection(("127.0.0.1", port)) as caller:
+            caller.sendall(f"{head}\r\n\r\n".encode() + body)
+            time.sleep(0.5)  # the last rows have arrived, and the first are being classified
+        wait_until(lambda: "abandoned" in log.read_text(encoding="utf-8"))
     [line] = [line for line in log.read_text(encoding="utf-8").splitlines() if "abandoned" in line]
     event = json.loads(line[line.index("{") :])
     assert event["rows"] == 2000
