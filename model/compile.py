@@ -11,6 +11,7 @@ from model.artifact import Artifact, load_artifact
 from model.compiled import CompiledPaths, beside, write_twin
 from model.errors import ArtifactError
 from model.networks import load_network, named_outputs, refuse_mismatch
+from model.patches_first import patches_first
 from model.pool_first import pool_first
 
 
@@ -33,7 +34,7 @@ def compile_network(network: keras.Model, shape: tuple[int, int, int]) -> bytes:
     Its outputs are named: `probabilities` and, where the network's head shows them, `embedding` and
     `features`.
     """
-    network = pool_first(network)
+    network = patches_first(pool_first(network))
     return convert(keras.Model(network.inputs, named_outputs(network)), shape)
 
 

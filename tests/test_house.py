@@ -20,6 +20,7 @@ TRAINING = {
     "model/leak.py",
     "model/network_cost.py",
     "model/networks.py",
+    "model/patches_first.py",
     "model/plots.py",
     "model/pool_first.py",
     "model/report.py",
