@@ -79,9 +79,7 @@ class ImageClassifier:
 
     def _classify_decoded(self, images: Sequence[Decoded], explained: Sequence[bool]) -> list[Outcome]:
         card = self.artifact.card
-        answers = self.classifier.answer(
-            np.stack([image.pixels for image in images]), with_features=any(explained)
-        )
+        answers = self.classifier.answer([image.pixels for image in images], with_features=any(explained))
         reasons = reasons_to_abstain(card.novelty, answers.embeddings, len(images))
         outcomes = [
             outcome_of_probabilities(probabilities, card.class_names, self.model, reason)

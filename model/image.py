@@ -110,12 +110,15 @@ def _to_pixels(image: Image.Image, spec: ImageSpec) -> Decoded:
     image.load()
     _turn_upright(image)
     source_size = image.size
-    image, mode = _opaque(_eight_bit(image)), "L" if spec.channels == 1 else "RGB"
-    if image.mode != mode:  # it would be copied for nothing
-        image = image.convert(mode)
+    image = _opaque(_eight_bit(image))
+    if image.mode != "L":
+        image = image.convert("L" if spec.channels == 1 else "RGB")
     if image.size != (spec.width, spec.height):
         image = image.resize((spec.width, spec.height), _RESAMPLE[spec.resample])
-    return Decoded(np.asarray(image, dtype=np.uint8).reshape(spec.shape), source_size)
+    pixels = np.asarray(image, dtype=np.uint8)
+    if pixels.ndim == 2:  # grey: all channels are one, and need not be copies of it
+        pixels = np.broadcast_to(pixels[:, :, np.newaxis], spec.shape)
+    return Decoded(pixels, source_size)
 
 
 def _turn_upright(image: Image.Image) -> None:

@@ -4,7 +4,7 @@ import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from queue import LifoQueue
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,8 @@ from model.compiled import load_compiled
 from model.errors import ArtifactError
 
 Engine = Literal["litert", "tensorflow"]
+# Stacked, or one by one where stacking would copy them for nothing.
+Images: TypeAlias = NDArray[np.uint8] | Sequence[NDArray[np.uint8]]
 
 # The engines agree to about 1e-6 on this; a wrong network or a wrong scale differs by far more.
 GOLDEN_TOLERANCE = 1e-4
@@ -37,7 +39,7 @@ class Classifier(Protocol):
         """Images (n, h, w, c), uint8 0..255, n >= 1, to probabilities (n, k), float32."""
         ...
 
-    def answer(self, images: NDArray[np.uint8], *, with_features: bool = False) -> Answers:
+    def answer(self, images: Images, *, with_features: bool = False) -> Answers:
         """Images (n, h, w, c), uint8 0..255, n >= 1, to all that one pass says of them."""
         ...
 
@@ -56,7 +58,7 @@ class LiteRtClassifier:
     def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         return self.answer(images).probabilities
 
-    def answer(self, images: NDArray[np.uint8], *, with_features: bool = False) -> Answers:
+    def answer(self, images: Images, *, with_features: bool = False) -> Answers:
         one_image = self._idle.get()
         try:
             return join_answers([one_image.answer(image, with_features=with_features) for image in images])
@@ -85,14 +87,23 @@ class _OneImage:
     def answer(self, image: NDArray[np.uint8], *, with_features: bool) -> Answers:
         if image.shape != self._input_shape:  # NumPy would stretch some to fit
             raise ValueError(f"An image must be {self._input_shape}. Received: {image.shape}.")
-        # Straight into the input, which nothing may hold on to while the network runs.
-        np.multiply(image, self._scale, out=self._input()[0])
+        self._scale_into_input(image)
         self._interpreter.invoke()
         return Answers(
             probabilities=self._interpreter.get_tensor(self._outputs["probabilities"]),  # (1, k), a copy
             embeddings=self._read("embedding"),
             features=self._read("features") if with_features else None,
         )
+
+    def _scale_into_input(self, image: NDArray[np.uint8]) -> None:
+        """Straight into the network's own memory, which nothing may hold on to while it runs."""
+        pixels = self._input()[0]
+        if image.shape[2] == 1 or image.strides[2] != 0:
+            np.multiply(image, self._scale, out=pixels)
+            return
+        grey = np.multiply(image[:, :, 0], self._scale, dtype=np.float32)  # it is all channels
+        for channel in range(image.shape[2]):
+            pixels[:, :, channel] = grey
 
     def _read(self, name: str) -> NDArray[np.float32] | None:
         index = self._outputs.get(name)

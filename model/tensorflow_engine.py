@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from model.artifact import Artifact, ArtifactCard
 from model.networks import load_network, named_outputs, refuse_mismatch
-from model.runtime import Answers, join_answers, verify_golden
+from model.runtime import Answers, Images, join_answers, verify_golden
 
 # Small enough for a cache, large enough to pay for a call.
 BATCH_SIZE = 8
@@ -26,8 +26,8 @@ class TensorFlowClassifier:
     def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         return self.answer(images).probabilities
 
-    def answer(self, images: NDArray[np.uint8], *, with_features: bool = False) -> Answers:
-        batches = np.split(images, range(BATCH_SIZE, len(images), BATCH_SIZE))
+    def answer(self, images: Images, *, with_features: bool = False) -> Answers:
+        batches = np.split(np.asarray(images), range(BATCH_SIZE, len(images), BATCH_SIZE))
         answers = [self._answer_batch(batch, with_features=with_features) for batch in batches]
         return join_answers(answers)
 

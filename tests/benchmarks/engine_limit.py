@@ -135,7 +135,7 @@ class _Steps(NamedTuple):
         return [decode(file, self.spec, ImageLimits()) for file in files]
 
     def decode_and_predict(self, files: Sequence[bytes]) -> None:
-        self.classifier.predict(np.stack(self.decode(files)))
+        self.classifier.answer(self.decode(files))
 
 
 def _repeat(step: _Steps, work: Work, files: Sequence[bytes], seconds: float) -> list[float]:

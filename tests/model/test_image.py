@@ -478,3 +478,19 @@ class TestEncodePng:
 
     def test_plane_without_a_channel_axis_is_grey(self) -> None:
         assert encode_png(GREY) == encode_png(GREY[..., np.newaxis])
+
+
+@pytest.mark.parametrize("size", [(20, 30), (45, 31)])
+@pytest.mark.parametrize("mode", ["L", "1", "I;16", "RGB", "LA"])
+def test_grey_image_has_three_channels_alike(mode: str, size: tuple[int, int]) -> None:
+    grey = Image.fromarray(np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8))
+    file = io.BytesIO()
+    (Image.fromarray(np.asarray(grey).astype(np.uint16)) if mode == "I;16" else grey.convert(mode)).save(
+        file, "PNG"
+    )
+    decoded = {
+        channels: decode(file.getvalue(), ImageSpec(height=20, width=30, channels=channels), ImageLimits())
+        for channels in (1, 3)
+    }
+    assert decoded[3].shape == (20, 30, 3)
+    assert np.array_equal(decoded[3], np.repeat(decoded[1], 3, axis=2))

@@ -204,3 +204,12 @@ def test_scale_is_applied_to_the_pixels(artifact: Artifact) -> None:
     compiled = beside(artifact).tflite.read_bytes()
     halved = LiteRtClassifier(compiled, 0.5, 1).predict(IMAGES // 2 * 2)
     assert np.array_equal(halved, LiteRtClassifier(compiled, 1.0, 1).predict(IMAGES // 2))
+
+
+def test_grey_image_of_three_channels_is_answered_as_its_copy_is(pristine: Artifact) -> None:
+    litert = open_engine(pristine, "litert", interpreters=1)
+    height, width, channels = pristine.card.image.shape
+    grey = np.random.default_rng(0).integers(0, 256, (height, width, 1), dtype=np.uint8)
+    shown = np.broadcast_to(grey, (height, width, channels))
+    assert shown.strides[2] == 0
+    assert np.array_equal(litert.answer([shown]).probabilities, litert.predict(np.stack([shown])))
