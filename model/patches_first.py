@@ -10,6 +10,8 @@ import keras
 import tensorflow as tf
 from keras import layers
 
+from model.pool_first import calls_of
+
 # With more channels than images have, its rows are long as they are.
 MOST_CHANNELS = 4
 
@@ -39,27 +41,25 @@ def patches_first(network: keras.Model) -> keras.Model:
             config |= {"kernel_size": 1, "strides": 1}
         return type(layer).from_config(config)
 
-    def call(layer: keras.Layer, images: Any, *given: Any, **named: Any) -> keras.KerasTensor:
-        if layer.name in patches:
-            images = SpaceToDepth(patches[layer.name], name=f"{layer.name}_patches")(images)
-        return layer(images, *given, **named)
+    def call(layer: keras.Layer, *given: Any, **named: Any) -> keras.KerasTensor:
+        if layer.name not in patches:
+            return layer(*given, **named)
+        return layer(SpaceToDepth(patches[layer.name], name=f"{layer.name}_patches")(*given, **named))
 
     rewritten = keras.models.clone_model(graph, clone_function=clone, call_function=call)
     for layer in network.layers:  # by name, for one more layer may change their order
         weights = layer.get_weights()
         if layer.name in patches:
-            weights[0] = weights[0].reshape(
-                1, 1, -1, layer.filters
-            )  # (k, k, c, filters), as depth is ordered
+            # (k, k, c, filters): the order of space_to_depth too.
+            weights[0] = weights[0].reshape(1, 1, -1, layer.filters)
         if weights:
             rewritten.get_layer(layer.name).set_weights(weights)
     return rewritten
 
 
 def _reads_patches(layer: keras.Layer) -> bool:
-    if not isinstance(layer, layers.Conv2D) or type(layer) is not layers.Conv2D:
-        return False
-    if len(layer._inbound_nodes) != 1:  # noqa: SLF001 - Keras shows a layer's calls nowhere else
+    # Not its subclasses, which multiply otherwise.
+    if type(layer) is not layers.Conv2D or len(calls_of(layer)) != 1:
         return False
     _, height, width, channels = layer.input.shape
     patch = layer.kernel_size[0]

@@ -45,10 +45,10 @@ def pool_first(network: keras.Model) -> keras.Model:
 def _pairs(graph: keras.Model) -> list[tuple[keras.Layer, keras.Layer]]:
     """Each convolution with a rising activation, and the max-pooling that alone takes what it gives."""
     takers = Counter(
-        id(tensor) for layer in graph.layers for node in _calls(layer) for tensor in node.input_tensors
+        id(tensor) for layer in graph.layers for node in calls_of(layer) for tensor in node.input_tensors
     )
     takers.update(id(tensor) for tensor in graph.outputs)
-    called_once = [layer for layer in graph.layers if len(_calls(layer)) == 1]
+    called_once = [layer for layer in graph.layers if len(calls_of(layer)) == 1]
     rising = {
         id(layer.output): layer
         for layer in called_once
@@ -63,6 +63,7 @@ def _pairs(graph: keras.Model) -> list[tuple[keras.Layer, keras.Layer]]:
     ]
 
 
-def _calls(layer: keras.Layer) -> list[Any]:
+def calls_of(layer: keras.Layer) -> list[Any]:
+    """The nodes of its graph at which a layer is called."""
     calls: list[Any] = layer._inbound_nodes  # noqa: SLF001 - Keras shows a layer's calls nowhere else
     return calls
