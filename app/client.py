@@ -10,6 +10,8 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
+from app.command_line import CommandError
+
 DEFAULT_URL = "http://127.0.0.1:8000"
 BATCH_ROWS = 64
 BATCH_BYTES = 16 * 1024 * 1024
@@ -17,7 +19,7 @@ TIMEOUT_SECONDS = 60.0
 IMAGE_SUFFIXES = frozenset({".bmp", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp"})
 
 
-class ClientError(Exception):
+class ClientError(CommandError):
     """The service cannot be reached, or refuses the whole request."""
 
 

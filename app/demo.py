@@ -1,8 +1,10 @@
-"""The first minute: serve, classify a folder by SQL as Snowflake would, keep serving."""
+"""ext-classify demo, the first minute: serve, classify a folder by SQL as Snowflake would, keep serving."""
 
 from collections import Counter
 from pathlib import Path
 
+from app.command_line import SAMPLES, Add, end_well_when_stopped, parse_port
+from app.settings import Settings
 from app.sql_command import import_local
 
 STATEMENT = """SELECT relative_path, answer:label::string AS label, answer:confidence::float AS confidence
@@ -27,12 +29,14 @@ and in a browser {url}/docs
 """
 
 
-def demonstrate(port: int, folder: Path, example: Path) -> None:
+def demo(images: Path, port: int | None) -> None:
     """Return at Ctrl-C. Raises ClientError when the port is taken or the service does not start."""
+    settings = Settings() if port is None else Settings(port=port)
+    end_well_when_stopped()
     local = import_local("app.snowflake.local.shell")
-    folder, example = _shortest(folder), _shortest(example)
+    folder, example = _shortest(images), _shortest(SAMPLES / "scratches.png")
     try:
-        with local.local_sql(folder, service_port=port) as (shell, url, service):
+        with local.local_sql(folder, service_port=settings.port) as (shell, url, service):
             print(_INTRODUCTION.format(url=url, images=shell.images, folder=folder, statement=STATEMENT))
             rows = shell.run(STATEMENT, as_json=False)
             labels = Counter(label or "(none)" for _, label, _ in rows)
@@ -41,6 +45,12 @@ def demonstrate(port: int, folder: Path, example: Path) -> None:
             service.wait()
     except KeyboardInterrupt:
         print("Stopped.")
+
+
+def add_commands(add: Add) -> None:
+    command = add("demo", demo, "serve, classify sample images by SQL, and keep serving")
+    command.add_argument("--port", type=parse_port, help="port to listen on (default 8000)")
+    command.add_argument("--images", type=Path, default=SAMPLES, help="a folder (default: the samples)")
 
 
 def _shortest(path: Path) -> Path:

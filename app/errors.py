@@ -22,7 +22,8 @@ A row failure is a value, and the batch answers 200 (model.errors.InputError):
 ├── SnowflakeUnavailable    Snowflake does not answer, or not in time
 ├── SnowflakeRefused        Snowflake does not carry out the statement
 ├── WarehouseUnavailable    no warehouse runs the service's statement
-└── PredictionFailed    the network answered with something other than probabilities
+├── PredictionFailed    the network answered with something other than probabilities
+└── ClassifierDied      the process that classified the image died over it, and so did others
 
 A request failure is an exception, mapped once to a status (ServiceError). To Snowflake the status is an
 instruction: 429 and 5xx mean "send again", other 4xx mean "the query fails".
@@ -119,6 +120,10 @@ class WarehouseUnavailable(InputError):
 
 class PredictionFailed(InputError):
     code = "prediction_failed"
+
+
+class ClassifierDied(InputError):
+    code = "classifier_died"
 
 
 class ServiceError(Exception):

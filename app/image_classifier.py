@@ -1,8 +1,9 @@
 """From the bytes of images to outcomes: decode → predict → format, with no network and no event loop.
 
-The service runs it in worker threads; the Python UDF inside a warehouse runs it as it is.
+The service runs it in processes of their own; the Python UDF inside a warehouse runs it as it is.
 """
 
+from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
@@ -11,36 +12,29 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from app.images.source import Base64Text, HexText, InlineText
+from app.errors import PredictionFailed
+from app.images.source import Base64Text, HexText
 from app.outcome import (
     EvidenceDetail,
     ModelIdentity,
     Outcome,
-    detail_of_evidence,
+    StepSeconds,
+    blank_outcome,
     outcome_of_error,
-    outcome_of_probabilities,
 )
+from app.row import Fetched
 from model.artifact import Artifact
 from model.errors import InputError
-from model.evidence import against_the_others, find_evidence
+from model.evidence import Evidence, against_the_others, find_evidence
 from model.image import Decoded, decode_sized
 from model.image_limits import ImageLimits
 from model.novelty import reasons_to_abstain
 from model.runtime import Classifier
 
-# An outcome that is already known, and NULL, keep their place through every step. Errors become outcomes
-# where they are caught: an exception that is kept keeps the frames it passed, and their pixels, alive.
-Fetched: TypeAlias = bytes | InlineText | Outcome | None
+# Float32 probabilities carry about seven digits; engines agree to five.
+_DECIMALS = 6
+
 Pixels: TypeAlias = Decoded | Outcome | None
-
-
-@dataclass
-class StepSeconds:
-    """Time spent in each step, added up over rows that went side by side."""
-
-    fetch: float = 0.0
-    decode: float = 0.0
-    predict: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -103,3 +97,31 @@ class ImageClassifier:
     @property
     def model(self) -> ModelIdentity:
         return ModelIdentity(name=self.artifact.name, version=self.artifact.version)
+
+
+def outcome_of_probabilities(
+    probabilities: NDArray[np.float32],
+    class_names: Sequence[str],
+    model: ModelIdentity,
+    reason: str | None = None,
+) -> Outcome:
+    """The outcome of an image that was classified; `probabilities` (k,) in the order of `class_names`.
+
+    With a reason to abstain, the label stays null and `nearest_label` says what it would have been.
+    """
+    if not np.isfinite(probabilities).all():
+        failure = PredictionFailed("The network must answer with finite probabilities.")
+        return outcome_of_error(failure, model)
+    rounded = [round(p, _DECIMALS) for p in probabilities.tolist()]
+    best = int(probabilities.argmax())
+    outcome = blank_outcome(model)
+    outcome["label" if reason is None else "nearest_label"] = class_names[best]
+    outcome["abstained"] = reason is not None
+    outcome["reason"] = reason
+    outcome["confidence"] = rounded[best]
+    outcome["probabilities"] = dict(zip(class_names, rounded, strict=True))
+    return outcome
+
+
+def detail_of_evidence(evidence: Evidence) -> EvidenceDetail:
+    return EvidenceDetail(box=evidence.box, heatmap_png=b64encode(evidence.heatmap_png).decode())

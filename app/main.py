@@ -13,8 +13,9 @@ from app.api import classify, health
 from app.api.direct import DirectFastAPI
 from app.api.openapi import add_answer_examples
 from app.api.refusal import FORESEEN, refusal_of
-from app.classifying_threads import classifying_threads
-from app.image_classifier import ImageClassifier
+from app.classifiers.frames import ServedModel
+from app.classifiers.host import ClassifierProcesses
+from app.classifiers.pool import classifier_pool
 from app.images.fetcher import open_fetcher
 from app.images.stage import StageReader
 from app.log import configure, log_event, logger
@@ -22,18 +23,18 @@ from app.pipeline import Pipeline, max_fetched_rows
 from app.row_queue import RowQueue
 from app.settings import Settings, unknown_variables
 from app.snowflake.session import SnowflakeSession
-from model.artifact import Artifact, load_artifact
-from model.runtime import Classifier, open_classifier
 
 
-def create_app(settings: Settings) -> FastAPI:
-    """The service, its network loaded, warm and proven. Raises ArtifactError when that fails."""
+def create_app(settings: Settings, processes: ClassifierProcesses | None = None) -> FastAPI:
+    """The service, its network loaded, warm and proven. Raises ArtifactError when that fails.
+
+    `processes` may have been started before, so that they and this process get ready side by side.
+    """
+    processes = processes or ClassifierProcesses(settings)
     configure(settings.log_level)
     log_event("starting", **settings.model_dump(mode="json"))
     for variable in unknown_variables():
         logger.warning("There is no such setting. Received: %r", variable)
-    artifact = load_artifact(settings.model_path)
-    classifier = open_classifier(artifact, settings.engine, settings.threads, settings.cache_dir)
     app = DirectFastAPI(
         title="ext-classify",
         summary="A Keras image classifier as a Snowflake SQL function.",
@@ -42,7 +43,7 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,  # a redirect would repeat the caller's Host, and Snowflake follows none
         servers=[{"url": "."}],  # where the document lies, also behind a path prefix
-        lifespan=_lifespan(settings, artifact, classifier),
+        lifespan=_lifespan(settings, processes),
     )
     app.state.settings = settings
     app.include_router(classify.router)
@@ -50,23 +51,26 @@ def create_app(settings: Settings) -> FastAPI:
     add_answer_examples(app)
     _add_docs(app)
     _add_error_handlers(app)
+    app.state.model = processes.wait_until_ready()
     return app
 
 
 def _lifespan(
-    settings: Settings, artifact: Artifact, classifier: Classifier
+    settings: Settings, processes: ClassifierProcesses
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
-    images = ImageClassifier(artifact, classifier, settings.image_limits)
-
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        queue = RowQueue(settings.threads)
-        with classifying_threads(images, queue):
-            async with open_fetcher(settings) as fetcher, SnowflakeSession(settings) as session:
-                stages = StageReader(settings, session, fetcher)
-                app.state.pipeline = Pipeline(images, queue, fetcher, stages, max_fetched_rows(settings))
-                log_event("ready", **images.model)
-                yield
+        model: ServedModel = app.state.model
+        queue = RowQueue(settings.classifiers)
+        async with (
+            classifier_pool(queue, processes, model),
+            open_fetcher(settings) as fetcher,
+            SnowflakeSession(settings) as session,
+        ):
+            stages = StageReader(settings, session, fetcher)
+            app.state.pipeline = Pipeline(model, queue, fetcher, stages, max_fetched_rows(settings))
+            log_event("ready", **model.identity)
+            yield
 
     return lifespan
 

@@ -1,7 +1,6 @@
 """A service of our own, in a process of its own, for as long as a command needs one."""
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -14,12 +13,6 @@ from app.client import ClientError, is_ready
 
 HOST = "127.0.0.1"
 START_TIMEOUT_SECONDS = 60.0
-
-
-def end_well_when_stopped() -> None:
-    """To be stopped, or to lose the terminal, is no failure; what stands in a finally is done first."""
-    for name in {"SIGTERM", "SIGHUP"} & set(dir(signal)):
-        signal.signal(getattr(signal, name), lambda *_: sys.exit(0))
 
 
 @contextmanager

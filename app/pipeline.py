@@ -6,14 +6,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
-from app.image_classifier import Fetched, ImageClassifier, StepSeconds
+from app.classifiers.frames import Image, ServedModel, WaitingRow
 from app.images.fetcher import Fetcher
 from app.images.source import Remote, Url
 from app.images.stage import StageBatch, StageReader
 from app.images.stage_file import StageFile
-from app.outcome import Outcome, outcome_of_error
-from app.row import Row
-from app.row_queue import QueuedRequest, RowQueue, WaitingRow
+from app.outcome import Outcome, StepSeconds, outcome_of_error
+from app.row import Fetched, Row
+from app.row_queue import QueuedRequest, RowQueue
 from app.settings import Settings
 from model.errors import InputError
 
@@ -22,11 +22,11 @@ FEW_ROWS = 4
 
 
 def max_fetched_rows(settings: Settings) -> int:
-    """Rows that are being fetched or wait to be decoded: as many as keep fetches and threads busy.
+    """Rows that are being fetched or wait to be decoded: as many as keep fetches and processes busy.
 
     What is fetched waits in memory until it is decoded, and a small body can name many large files.
     """
-    return settings.max_concurrent_fetches + 2 * settings.threads
+    return settings.max_concurrent_fetches + 2 * settings.classifiers
 
 
 class Pipeline:
@@ -34,13 +34,13 @@ class Pipeline:
 
     def __init__(
         self,
-        images: ImageClassifier,
+        model: ServedModel,
         queue: RowQueue,
         fetcher: Fetcher,
         stages: StageReader,
         max_fetched_rows: int,
     ) -> None:
-        self.images = images
+        self.model = model
         self.queue = queue
         self._fetcher = fetcher
         self._stages = stages
@@ -51,7 +51,7 @@ class Pipeline:
     async def classify_rows(self, rows: Sequence[Row]) -> tuple[list[Outcome | None], StepSeconds]:
         """One outcome a row, in order, NULL for NULL; a bad row costs its neighbours nothing.
 
-        When this is cancelled, rows that wait for a thread are dropped.
+        When this is cancelled, rows that wait for a process are dropped.
         """
         with self.queue.request(len(rows)) as request:
             batch = _Batch(rows, [None] * len(rows), request)
@@ -77,7 +77,7 @@ class Pipeline:
         """The rows that hold their image, an error, or NULL."""
         await batch.classify(
             {
-                place: outcome_of_error(row.source, self.images.model)
+                place: outcome_of_error(row.source, self.model.identity)
                 if isinstance(row.source, InputError)
                 else row.source
                 for place, row in enumerate(batch.rows)
@@ -102,7 +102,7 @@ class Pipeline:
                 return await staged.fetch(source)
             return await self._fetcher.fetch(source)
         except InputError as error:
-            return outcome_of_error(error, self.images.model)
+            return outcome_of_error(error, self.model.identity)
         finally:
             seconds.fetch += perf_counter() - started
 
@@ -116,10 +116,15 @@ class _Batch:
     request: QueuedRequest
 
     async def classify(self, images: Mapping[int, Fetched]) -> None:
-        """Images by their place among the rows; their outcomes take the same places."""
-        waiting = [WaitingRow(image, self.rows[place].evidence) for place, image in images.items()]
-        outcomes = await self.request.classify(waiting)
-        for place, outcome in zip(images, outcomes, strict=True):
+        """Images by their place among the rows; their outcomes, and those known already, take it."""
+        waiting: dict[int, WaitingRow] = {}
+        for place, image in images.items():
+            if isinstance(image, Image):
+                waiting[place] = WaitingRow(image, self.rows[place].evidence)
+            else:
+                self.outcomes[place] = image
+        outcomes = await self.request.classify(list(waiting.values()))
+        for place, outcome in zip(waiting, outcomes, strict=True):
             self.outcomes[place] = outcome
 
 

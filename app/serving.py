@@ -1,20 +1,23 @@
 """ext-classify serve: the app under uvicorn, in this process or in several."""
 
 import gc
+import importlib
 import os
 import signal
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
-from fastapi import FastAPI
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
-from app.main import create_app
+from app.classifiers.host import ClassifierProcesses
 from app.settings import Settings
 from model.errors import ModelError
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 # Gateways hold idle connections for a minute or so; closing first would race their next request.
 KEEP_ALIVE_SECONDS = 75
@@ -31,15 +34,16 @@ def serve(settings: Settings, flags: Mapping[str, Any]) -> None:
         _serve_in_workers(settings, flags)
 
 
-def start_app(settings: Settings) -> FastAPI:
+def start_app(settings: Settings) -> "FastAPI":
     """The app, with what it holds for ever out of the garbage collector's way."""
-    app = create_app(settings)
+    processes = ClassifierProcesses(settings)  # they open the network while the rest is imported here
+    app: FastAPI = importlib.import_module("app.main").create_app(settings, processes)
     gc.freeze()
     gc.enable()
     return app
 
 
-def worker() -> FastAPI:
+def worker() -> "FastAPI":
     """What each worker serves. A fault ends them all, for it would come back whenever one is replaced."""
     try:
         return start_app(Settings())

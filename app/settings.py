@@ -9,11 +9,9 @@ from pydantic import AfterValidator, BeforeValidator, Field, FilePath, PositiveF
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.snowflake.identifier import parse_identifier
-from model.artifact import DEFAULT_MODEL_PATH
-from model.compiled import user_cache_dir
 from model.cores import usable_cores
+from model.defaults import DEFAULT_MODEL_PATH, Engine, user_cache_dir
 from model.image_limits import ImageLimits
-from model.runtime import Engine
 
 
 def _split_list(value: object) -> object:
@@ -42,7 +40,9 @@ StageName = Annotated[str, AfterValidator(_require_stage_name)]
 
 
 def _share_of_cores(settings: dict[str, Any]) -> int:
-    """Of one worker, rounded up: a thread too many costs less than a core that idles."""
+    """Of one worker, rounded up: a process too many costs less than a core that idles."""
+    if settings.get("engine") == "tensorflow":
+        return 1
     workers: int = settings.get("workers", 1)
     return -(-usable_cores() // workers)
 
@@ -66,9 +66,10 @@ class Settings(BaseSettings):
     cache_dir: Path = Field(default_factory=user_cache_dir)
     """Where a network without a compiled twin is compiled to."""
     workers: Annotated[int, Field(ge=1, le=1024)] = 1
-    """Processes that `ext-classify serve` runs, each with a network of its own."""
-    threads: PositiveInt = Field(default_factory=_share_of_cores)
-    """Threads of each process that decode and predict; by default, as many as give each core one."""
+    """Processes that answer HTTP, each with a network and classifiers of its own."""
+    classifiers: PositiveInt = Field(default_factory=_share_of_cores)
+    """Processes that decode and predict, for each worker; by default, as many as give each core one, and one
+    with TensorFlow, which takes all cores by itself."""
 
     max_body_bytes: PositiveInt = 64 * 1024 * 1024
     """Largest request body, as sent and once inflated."""

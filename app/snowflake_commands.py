@@ -6,11 +6,11 @@ import json
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from app.client import ClientError
+from app.command_line import SAMPLES, Add
 from app.snowflake.console import Console, open_console
 from app.snowflake.identifier import quote_identifier
 from app.snowflake.register import register, unregister, verify
@@ -18,8 +18,6 @@ from app.snowflake.register_flags import DEFAULT_API_PROVIDER, DEFAULT_INTEGRATI
 from app.snowflake.registration import PROVIDERS, Registration
 from app.snowflake.upload import UploadIncomplete, find_files, is_encrypted_by_clients, upload
 from app.sql_command import LOCAL_DATABASE, LOCAL_PORT, connect_locally, import_local
-
-Add = Callable[[str, Callable[..., None], str], argparse.ArgumentParser]
 
 
 def register_function(
@@ -84,7 +82,7 @@ def upload_files(
             raise
 
 
-def add_snowflake_commands(add: Add, samples: Path) -> None:
+def add_commands(add: Add) -> None:
     command = add(
         "register", register_function, "set the function up in Snowflake; again to bring it up to date"
     )
@@ -124,7 +122,7 @@ def add_snowflake_commands(add: Add, samples: Path) -> None:
     command.add_argument(
         "--verify", action="store_true", dest="verifies", help="call the function on a sample"
     )
-    command.add_argument("--sample", type=Path, default=samples / "scratches.png", help="image for --verify")
+    command.add_argument("--sample", type=Path, default=SAMPLES / "scratches.png", help="image for --verify")
     _add_connection(command)
 
     command = add(

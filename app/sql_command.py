@@ -1,16 +1,13 @@
 """ext-classify sql: Snowflake's SQL without an account."""
 
-import argparse
 import importlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from app.client import ClientError
-from app.own_service import end_well_when_stopped, reach_loopback_directly
+from app.command_line import SAMPLES, Add, end_well_when_stopped
+from app.own_service import reach_loopback_directly
 from app.snowflake.console import Console, connect
-
-Add = Callable[[str, Callable[..., None], str], argparse.ArgumentParser]
 
 LOCAL_PORT = 8100
 LOCAL_DATABASE = "LOCAL"
@@ -44,14 +41,14 @@ def sql(
             session.answer(statement, as_json=as_json, banner=shell.banner(session, service_url, images))
 
 
-def add_sql_command(add: Add, samples: Path) -> None:
+def add_commands(add: Add) -> None:
     command = add(
         "sql", sql, "run SQL on an emulation of Snowflake that calls the service; no account needed"
     )
     command.add_argument(
         "statement", nargs="?", metavar="SQL", help="one statement (default: read them one by one)"
     )
-    command.add_argument("--images", type=Path, default=samples, help="the folder that is @images")
+    command.add_argument("--images", type=Path, default=SAMPLES, help="the folder that is @images")
     command.add_argument("--url", help="a service that runs already (default: start one)")
     command.add_argument("--json", action="store_true", dest="as_json", help="one row a line")
     command.add_argument(

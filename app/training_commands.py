@@ -1,19 +1,19 @@
-"""ext-classify train, evaluate and crossvalidate: the commands of whoever makes a network."""
+"""ext-classify train, evaluate, crossvalidate, compile and describe: for whoever makes a network."""
 
 import argparse
 import importlib
 import re
-from collections.abc import Callable
+import shlex
+from fractions import Fraction
 from pathlib import Path
 from types import ModuleType
 from typing import Any, get_args
 
-from model.artifact import DEFAULT_MODEL_PATH, load_artifact
-from model.compiled import user_cache_dir
+from app.command_line import Add, parse_integer
+from model.artifact import load_artifact
+from model.defaults import DEFAULT_MODEL_PATH, Engine, user_cache_dir
 from model.errors import ArtifactError, TrainingError
-from model.runtime import Engine
 
-Add = Callable[[str, Callable[..., None], str], argparse.ArgumentParser]
 ENGINES = get_args(Engine)
 NETWORKS = ("texture", "recipe")
 
@@ -63,7 +63,22 @@ def crossvalidate(
         output.write_text(text + "\n", encoding="utf-8")
 
 
-def add_training_commands(add: Add) -> None:
+def compile_twin(model: Path) -> None:
+    compiling = import_training("model.compile")
+    paths = compiling.compile_artifact(load_artifact(model))
+    print(f"Compiled {paths.tflite}, and its stamp {paths.stamp}")
+
+
+def describe(h5: Path, class_names: str, scale: float) -> None:
+    describing = import_training("model.describe")
+    names = [name.strip() for name in class_names.split(",")]
+    card = describing.describe(h5, names, scale).card
+    shape = " x ".join(map(str, card.image.shape))
+    print(f"Described {h5}: {shape} pixels, multiplied by {card.scale:g}; {', '.join(card.class_names)}.")
+    print(f"Next: ext-classify compile --model {shlex.quote(str(h5))}")
+
+
+def add_commands(add: Add) -> None:
     command = add("train", train, "train a network on a folder of class folders")
     command.add_argument("--data", type=Path, required=True, metavar="DIR")
     command.add_argument("--output", type=Path, default=Path("trained.h5"), metavar="H5")
@@ -96,6 +111,19 @@ def add_training_commands(add: Add) -> None:
     command.add_argument("--work", type=Path, default=user_cache_dir() / "crossvalidation", metavar="DIR")
     command.add_argument("--output", type=Path, metavar="MD", help="write the tables there too")
 
+    command = add("compile", compile_twin, "compile an .h5 to its LiteRT twin")
+    command.add_argument("--model", type=Path, default=DEFAULT_MODEL_PATH, metavar="H5")
+
+    command = add("describe", describe, "write the card of a foreign .h5")
+    command.add_argument("h5", type=Path)
+    command.add_argument("--class-names", required=True, help="in the order of the outputs, by commas")
+    command.add_argument(
+        "--scale",
+        type=_scale,
+        required=True,
+        help="what pixels 0..255 are multiplied by before the network: 1/255, or 1 if it scales them itself",
+    )
+
 
 _FOREIGN = "folders of images that are none of the classes, to measure abstention"
 
@@ -121,13 +149,6 @@ def import_training(module: str) -> ModuleType:
         ) from None
 
 
-def parse_integer(text: str, least: int, most: int) -> int:
-    """Raises ArgumentTypeError for anything but an integer within the limits."""
-    if not text.isdecimal() or not least <= int(text[:12]) <= most:
-        raise argparse.ArgumentTypeError(f"must be an integer from {least} to {most}. Received: {text}")
-    return int(text)
-
-
 def _size(text: str) -> tuple[int, int]:
     matched = re.fullmatch(r"(\d{2,4})x(\d{2,4})", text)
     if matched is None or not all(32 <= int(side) <= 4096 for side in matched.groups()):
@@ -144,6 +165,14 @@ def _share(text: str) -> float:
     if not 0 < share < 1:
         raise argparse.ArgumentTypeError(f"must be a number between 0 and 1. Received: {text}")
     return share
+
+
+def _scale(text: str) -> float:
+    """A factor, as a decimal or a fraction."""
+    try:
+        return float(Fraction(text))
+    except ZeroDivisionError:
+        raise argparse.ArgumentTypeError(f"must be a number. Received: {text}") from None
 
 
 def _epochs(text: str) -> int:

@@ -21,8 +21,6 @@ from model.image import ImageSpec
 from model.novelty import Novelty
 from model.packed import PackedArray
 
-DEFAULT_MODEL_PATH = Path(__file__).parent / "saved" / "steel_defects.h5"
-
 ClassName = Annotated[str, Field(pattern=r"\S")]
 
 

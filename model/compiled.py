@@ -9,7 +9,6 @@ import os
 import shlex
 import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,16 +37,6 @@ class CompiledPaths:
     @property
     def stamp(self) -> Path:
         return self.tflite.with_name(self.tflite.name + ".json")
-
-
-def user_cache_dir() -> Path:
-    """Where compiled twins are kept for h5 files that have none beside them."""
-    if given := os.environ.get("XDG_CACHE_HOME"):
-        return Path(given) / "ext-classify"
-    try:
-        return Path.home() / ".cache" / "ext-classify"
-    except RuntimeError:  # a container's user may have neither HOME nor a name
-        return Path(tempfile.gettempdir()) / "ext-classify"
 
 
 def beside(artifact: Artifact) -> CompiledPaths:

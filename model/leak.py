@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from model.artifact import DEFAULT_MODEL_PATH, Artifact, load_artifact
-from model.compiled import user_cache_dir
+from model.artifact import Artifact, load_artifact
 from model.cores import usable_cores
 from model.crossvalidate import Answers
+from model.defaults import DEFAULT_MODEL_PATH, user_cache_dir
 from model.evaluate import predict_all
 from model.folder import Folder, load_folder
 from model.metrics import wilson_interval

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from model import plots
 from model.artifact import Artifact
-from model.compiled import user_cache_dir
 from model.cores import usable_cores
 from model.corruptions import corruptions
 from model.dataset import LabelledImages
+from model.defaults import user_cache_dir
 from model.evaluate import answer_all
 from model.evidence import Box, against_the_others, heat_of
 from model.foreign import foreign_sets

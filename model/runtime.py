@@ -4,16 +4,16 @@ import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from queue import LifoQueue
-from typing import Literal, NamedTuple, Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model.artifact import Artifact, ArtifactCard, golden_image
 from model.compiled import load_compiled
+from model.defaults import Engine
 from model.errors import ArtifactError
 
-Engine = Literal["litert", "tensorflow"]
 # Stacked, or one by one where stacking would copy them for nothing.
 Images: TypeAlias = NDArray[np.uint8] | Sequence[NDArray[np.uint8]]
 

@@ -13,9 +13,8 @@ from app.api.caller import while_caller_waits
 from app.api.multipart import parse_files
 from app.api.openapi import CLASSIFY_DOCUMENTATION
 from app.errors import InvalidBatch, UnsupportedMediaType
-from app.image_classifier import StepSeconds
 from app.log import log_event
-from app.outcome import Outcome
+from app.outcome import Outcome, StepSeconds
 from app.pipeline import Pipeline
 from app.row import Row
 from app.settings import Settings

@@ -10,9 +10,6 @@ from app.pipeline import Pipeline
 
 router = APIRouter(tags=["service"])
 
-# Nothing to read, and large.
-_ARRAYS: Any = {"class_weights": True, "novelty": {"whitening", "class_means", "prototypes"}}
-
 
 class Readiness(TypedDict):
     status: str
@@ -29,7 +26,7 @@ async def healthz() -> dict[str, str]:
 async def readyz(request: Request) -> Readiness:
     """Answers only once the network is loaded, warm, and right about its golden image."""
     pipeline: Pipeline = request.app.state.pipeline
-    return Readiness(status="ready", model=pipeline.images.model)
+    return Readiness(status="ready", model=pipeline.model.identity)
 
 
 @router.get("/model", summary="The card of the network that answers")
@@ -37,5 +34,4 @@ async def model(request: Request) -> dict[str, Any]:
     """Class names in index order, image spec, metrics, how it was trained, sha256, versions."""
     pipeline: Pipeline = request.app.state.pipeline
     engine = request.app.state.settings.engine
-    card = pipeline.images.artifact.card.model_dump(mode="json", exclude=_ARRAYS)
-    return {**pipeline.images.model, "engine": engine, **card}
+    return {**pipeline.model.identity, "engine": engine, **pipeline.model.card}

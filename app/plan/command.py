@@ -1,25 +1,22 @@
 """ext-classify plan: flags in, a table or JSON out."""
 
-import argparse
 import functools
 import json
 import statistics
 import textwrap
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from app.client import find_images
-from app.own_service import end_well_when_stopped
+from app.command_line import SAMPLES, Add, end_well_when_stopped
 from app.plan.figures import Figure, Measured, Request, show
 from app.plan.measuring import measure, service_to_measure
 from app.plan.plan import Plan, find_cheapest, make_plan
 from app.plan.prices import PROVIDERS, WAREHOUSE_CREDITS_PER_HOUR
 from app.settings import Settings
 from model.cores import usable_cores
-
-Add = Callable[[str, Callable[..., None], str], argparse.ArgumentParser]
 
 # More than these say nothing new, and a folder may hold a million.
 MOST_IMAGES = 64
@@ -66,7 +63,7 @@ def plan(
     print(_as_json(answer) if as_json else "\n".join(_as_text(answer)))
 
 
-def add_plan_command(add: Add, samples: Path) -> None:
+def add_commands(add: Add) -> None:
     command = add("plan", plan, "recommend batches and instances for so many images, and what they cost")
     number = functools.partial(command.add_argument, metavar="N")
     command.add_argument(
@@ -91,7 +88,7 @@ def add_plan_command(add: Add, samples: Path) -> None:
     command.add_argument(
         "--image-folder",
         type=Path,
-        default=samples,
+        default=SAMPLES,
         metavar="DIR",
         help="images to measure with (the samples)",
     )

@@ -4,10 +4,11 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from app.command_line import CommandError
 from app.plan.prices import EXAMPLE_CREDIT_PRICE_USD, PROVIDERS, Terms
 
 
-class PlanError(Exception):
+class PlanError(CommandError):
     """No plan can be made of what was given."""
 
 

@@ -82,13 +82,22 @@ def service_to_measure() -> Iterator[tuple[str, CpuClock]]:
 
 
 def cpu_seconds(pid: int) -> float | None:
-    """CPU time that a process and its threads have taken; None where there is no /proc."""
+    """CPU time that a process and those below it have taken; None where there is no /proc."""
+    times = {int(folder.name): _parent_and_ticks(folder) for folder in Path("/proc").glob("[0-9]*")}
+    family = {pid}
+    while more := {child for child, (parent, _) in times.items() if parent in family} - family:
+        family |= more
+    found = [times[member][1] for member in family if member in times]
+    return sum(found) / os.sysconf("SC_CLK_TCK") if found else None
+
+
+def _parent_and_ticks(folder: Path) -> tuple[int, int]:
     try:
-        # utime and stime are fields 14 and 15 of proc(5); the name before them, in brackets, may have spaces.
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    except OSError:
-        return None
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        # ppid, utime and stime are fields 4, 14 and 15 of proc(5); the name before them may have spaces.
+        fields = (folder / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    except OSError:  # it has just ended
+        return 0, 0
+    return int(fields[1]), int(fields[11]) + int(fields[12])
 
 
 class _Caller:

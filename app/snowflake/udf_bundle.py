@@ -13,8 +13,9 @@ from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 import app
 import model
 from app.snowflake.ddl import FOLDER
-from model.artifact import DEFAULT_MODEL_PATH, Artifact, load_artifact
+from model.artifact import Artifact, load_artifact
 from model.compiled import beside, read_twin
+from model.defaults import DEFAULT_MODEL_PATH
 from model.errors import ArtifactError
 
 HANDLER = FOLDER / "udf" / "ext_classify_udf.py"

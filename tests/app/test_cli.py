@@ -3,7 +3,6 @@ import shlex
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 
 from app.cli import main
 from app.client import is_ready
-from model.artifact import DEFAULT_MODEL_PATH
+from model.defaults import DEFAULT_MODEL_PATH
 from tests.conftest import SAMPLES
 from tests.running import CLI, free_port, running_demo, running_service
 
@@ -141,17 +140,18 @@ def test_serve_refuses_a_tampered_network(capsys: pytest.CaptureFixture[str], tm
 def test_serving_environment_names_the_command_that_compiles(tmp_path: Path) -> None:
     """A stand-in for .venv: TensorFlow cannot be found."""
     h5 = copy_artifact(tmp_path, ".h5", ".json")
-    program = (
-        "import sys, importlib.util as u; find = u.find_spec;"
-        "u.find_spec = lambda name, *more: None if name == 'tensorflow' else find(name, *more);"
-        "from app.cli import main; sys.exit(main(sys.argv[1:]))"
+    (tmp_path / "sitecustomize.py").write_text(
+        "import importlib.util as u; find = u.find_spec\n"
+        "u.find_spec = lambda name, *more: None if name == 'tensorflow' else find(name, *more)",
+        encoding="utf-8",
     )
     finished = subprocess.run(
-        [sys.executable, "-c", program, "serve", "--model", str(h5)],
+        [*CLI, "serve", "--model", str(h5)],
         capture_output=True,
         text=True,
         check=False,
-        env={"XDG_CACHE_HOME": str(tmp_path)},
+        timeout=60,
+        env={"XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(tmp_path)},
     )
     assert finished.returncode == 1
     assert f"ext-classify compile --model {h5}" in finished.stderr

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from app.outcome import ModelIdentity, outcome_of_probabilities
+from app.image_classifier import outcome_of_probabilities
+from app.outcome import ModelIdentity
 
 MODEL = ModelIdentity(name="m", version="v")
 

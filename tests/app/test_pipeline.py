@@ -6,22 +6,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from app.classifying_threads import classifying_threads
-from app.image_classifier import ImageClassifier, StepSeconds
+from app.image_classifier import ImageClassifier
 from app.images.http import ImageFetcher
 from app.images.source import Base64Text, HexText, Url
 from app.images.stage import StageReader
 from app.images.stage_file import StageFile
-from app.outcome import Outcome
+from app.outcome import Outcome, StepSeconds
 from app.pipeline import Pipeline, max_fetched_rows
 from app.row import Row
 from app.row_queue import RowQueue
 from app.settings import Settings
 from app.snowflake.session import SnowflakeSession
 from model import image as image_module
-from model.artifact import DEFAULT_MODEL_PATH, load_artifact
+from model.artifact import load_artifact
+from model.defaults import DEFAULT_MODEL_PATH
 from model.image_limits import ImageLimits
 from model.runtime import Answers, LiteRtClassifier, open_classifier
+from tests.app.classifiers.in_thread import classifying, model_of
 from tests.app.forms import text_of
 from tests.app.images.https_server import FixedResolver, HttpsServer, answer
 
@@ -40,8 +41,8 @@ def classify(rows: list[Row], **changes: Any) -> tuple[list[Outcome | None], Ste
             given = {"classifier": classifier, "limits": ImageLimits()} | changes
             images = ImageClassifier(artifact, **given)
             queue = RowQueue(2)
-            with classifying_threads(images, queue):
-                pipeline = Pipeline(images, queue, fetcher, stages, max_fetched_rows(SETTINGS))
+            async with classifying(queue, images, threads=2):
+                pipeline = Pipeline(model_of(images), queue, fetcher, stages, max_fetched_rows(SETTINGS))
                 return await pipeline.classify_rows(rows)
 
     return asyncio.run(run())
@@ -128,14 +129,14 @@ def test_only_the_request_that_makes_the_engine_fail_fails(sample: bytes) -> Non
         queue = RowQueue(1)
         async with ImageFetcher(SETTINGS) as fetcher, SnowflakeSession(SETTINGS) as session:
             stages = StageReader(SETTINGS, session, fetcher)
-            pipeline = Pipeline(images, queue, fetcher, stages, max_fetched_rows(SETTINGS))
+            pipeline = Pipeline(model_of(images), queue, fetcher, stages, max_fetched_rows(SETTINGS))
             requests = [
                 asyncio.ensure_future(pipeline.classify_rows([Row(0, sample, evidence=place == 3)]))
                 for place in range(8)
             ]
             await asyncio.sleep(0)
             await asyncio.sleep(0)
-            with classifying_threads(images, queue):
+            async with classifying(queue, images):
                 return await asyncio.gather(*requests, return_exceptions=True)
 
     answers = asyncio.run(run())
@@ -143,7 +144,7 @@ def test_only_the_request_that_makes_the_engine_fail_fails(sample: bytes) -> Non
 
 
 def test_images_that_wait_to_be_decoded_are_bounded(sample: bytes) -> None:
-    """A small body can name many large files; while no thread is free, few are fetched."""
+    """A small body can name many large files; while no process is free, few are fetched."""
     artifact = load_artifact(DEFAULT_MODEL_PATH)
     images = ImageClassifier(
         artifact, open_classifier(artifact, "litert", 1, SETTINGS.cache_dir), ImageLimits()
@@ -155,7 +156,7 @@ def test_images_that_wait_to_be_decoded_are_bounded(sample: bytes) -> None:
                 allowed_url_hosts=f"{HOST}:{server.port}",  # type: ignore[arg-type]
                 allow_private_addresses=True,
                 max_concurrent_fetches=8,
-                threads=1,
+                classifiers=1,
             )
             fetcher = ImageFetcher(
                 settings, resolver=FixedResolver("127.0.0.1"), ssl_context=server.client_context
@@ -163,9 +164,9 @@ def test_images_that_wait_to_be_decoded_are_bounded(sample: bytes) -> None:
             queue = RowQueue(1)
             async with fetcher, SnowflakeSession(settings) as session:
                 stages = StageReader(settings, session, fetcher)
-                pipeline = Pipeline(images, queue, fetcher, stages, max_fetched_rows(settings))
+                pipeline = Pipeline(model_of(images), queue, fetcher, stages, max_fetched_rows(settings))
                 rows = [Row(n, Url(f"https://{HOST}:{server.port}/a")) for n in range(200)]
-                classifying = asyncio.ensure_future(pipeline.classify_rows(rows))
+                answering = asyncio.ensure_future(pipeline.classify_rows(rows))
                 while len(server.heads) < 10:  # noqa: ASYNC110 - the server is no coroutine of ours
                     await asyncio.sleep(0.01)
                 await asyncio.sleep(0.3)
@@ -173,8 +174,8 @@ def test_images_that_wait_to_be_decoded_are_bounded(sample: bytes) -> None:
                 small = asyncio.ensure_future(pipeline.classify_rows(rows[:1]))
                 while len(server.heads) == fetched:  # noqa: ASYNC110 - it is fetched beside them
                     await asyncio.sleep(0.01)
-                with classifying_threads(images, queue):
-                    outcomes, _ = await classifying
+                async with classifying(queue, images):
+                    outcomes, _ = await answering
                     assert (await small)[0] == outcomes[:1]
                 assert [outcome and outcome["label"] for outcome in outcomes] == ["Scratches"] * 200
                 return fetched

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.client import ClientError
-from app.plan.command import add_plan_command
+from app.plan.command import add_commands
 from app.plan.costs import calls_in_flight, price_run
 from app.plan.figures import Measured, PlanError, Request, show
 from app.plan.measuring import cpu_seconds, measure, service_to_measure
@@ -43,7 +43,7 @@ def run(*arguments: str) -> None:
         added.set_defaults(run=command)
         return added
 
-    add_plan_command(add, SAMPLES)
+    add_commands(add)
     options = vars(parser.parse_args(["plan", *arguments]))
     options.pop("run")(**options)
 

@@ -1,13 +1,12 @@
 import asyncio
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
-from app.image_classifier import StepSeconds
-from app.outcome import ModelIdentity, Outcome, outcome_of_error
-from app.row_queue import QueuedRow, RowQueue, WaitingRow
+from app.classifiers.frames import WaitingRow
+from app.outcome import ModelIdentity, Outcome, StepSeconds, outcome_of_error
+from app.row_queue import QueuedRow, RowQueue
 from model.errors import CorruptImage
 
 OUTCOME = outcome_of_error(CorruptImage("?"), ModelIdentity(name="m", version="v"))
@@ -31,14 +30,14 @@ def on_loop(check: Callable[[RowQueue], Any]) -> None:
 
 def take_turns(queue: RowQueue, count: int) -> list[str]:
     """The rows of so many turns."""
-    return ["".join(map(name_of, queue.take())) for _ in range(count)]
+    return ["".join(map(name_of, queue.next_rows())) for _ in range(count)]
 
 
 def test_small_request_does_not_wait_behind_a_batch() -> None:
     def check(queue: RowQueue) -> None:
         with queue.request(4096) as large, queue.request(1) as small:
             large.classify(rows("L", 4096))
-            assert take_turns(queue, 100) == ["LLLL"] * 100
+            assert take_turns(queue, 100) == ["LL"] * 100
             small.classify(rows("s", 1))
             assert "s" in "".join(take_turns(queue, 1))
 
@@ -54,7 +53,7 @@ def test_oldest_request_has_half_of_the_rows_whatever_comes_after_it() -> None:
                 with queue.request(9) as small:
                     small.classify(rows("s", 9))
                     taken += "".join(take_turns(queue, 2))
-            assert taken.count("L") == taken.count("s") == 160
+            assert taken.count("L") == taken.count("s") == 80
 
     on_loop(check)
 
@@ -70,14 +69,16 @@ def test_requests_of_one_size_are_answered_in_the_order_of_their_arrival() -> No
 
 
 @pytest.mark.parametrize(
-    ("threads", "turns"), [(1, [4, 4, 2, 1, 1]), (2, [3, 2, 1, 1, 1, 1, 1, 1, 1]), (4, [1] * 12)]
+    ("classifiers", "turns"), [(1, [2, 2, 2, 2, 2, 1, 1]), (2, [2, 2, 2, 1, 1, 1, 1, 1, 1]), (4, [1] * 12)]
 )
-def test_turns_grow_short_so_that_threads_end_a_request_together(threads: int, turns: list[int]) -> None:
+def test_turns_grow_short_so_that_classifiers_end_a_request_together(
+    classifiers: int, turns: list[int]
+) -> None:
     async def run() -> list[int]:
-        queue = RowQueue(threads)
+        queue = RowQueue(classifiers)
         with queue.request(12) as request:
             request.classify(rows("a", 12))
-            return [len(queue.take()) for _ in turns]
+            return [len(queue.next_rows()) for _ in turns]
 
     assert asyncio.run(run()) == turns
     assert sum(turns) == 12
@@ -103,22 +104,21 @@ def test_rows_of_a_caller_who_left_are_dropped_and_counted() -> None:
         with queue.request(4) as staying:
             with queue.request(10) as leaving:
                 leaving.classify(rows("l", 10))
-                assert take_turns(queue, 1) == ["llll"]
-            assert queue.abandoned_rows == 6
+                assert take_turns(queue, 1) == ["ll"]
+            assert queue.abandoned_rows == 8
             staying.classify(rows("s", 4))
             assert take_turns(queue, 3) == ["ss", "s", "s"]
-        queue.close()
-        assert queue.take() == []
+        assert queue.next_rows() == []
 
     on_loop(check)
 
 
-def test_outcomes_take_the_places_of_their_rows_in_whatever_order_threads_answer() -> None:
+def test_outcomes_take_the_places_of_their_rows_in_whatever_order_they_are_answered() -> None:
     async def run() -> Sequence[Outcome | None]:
         queue = RowQueue(1)
         with queue.request(3) as request:
             answered = request.classify(rows("a", 3))
-            for [queued] in reversed([queue.take() for _ in range(3)]):
+            for [queued] in reversed([queue.next_rows() for _ in range(3)]):
                 outcome = None if queued.place == 1 else OUTCOME
                 queued.awaited.answer(queued.place, outcome, StepSeconds(decode=1))
             outcomes = await answered
@@ -134,7 +134,7 @@ def test_failure_is_the_request_s_and_comes_once() -> None:
         with queue.request(2) as request:
             answered = request.classify(rows("a", 2))
             for _ in range(2):
-                [queued] = queue.take()
+                [queued] = queue.next_rows()
                 queued.awaited.fail(RuntimeError("no"))
             with pytest.raises(RuntimeError, match="no"):
                 await answered
@@ -151,27 +151,16 @@ def test_request_without_rows_is_answered_at_once() -> None:
     assert asyncio.run(run()) == []
 
 
-def test_threads_wait_for_rows_and_go_home_when_it_closes() -> None:
-    async def run() -> list[str]:
-        queue, taken = RowQueue(3), list[str]()
+def test_whoever_has_room_is_told_of_new_rows() -> None:
+    def check(queue: RowQueue) -> None:
+        taken: list[str] = []
+        queue.on_put = lambda: taken.extend(take_turns(queue, 1))
+        with queue.request(2) as request:
+            request.classify(rows("a", 1))
+            request.classify(rows("b", 1))
+        assert taken == ["a", "b"]
 
-        def take() -> None:
-            while turn := queue.take():
-                taken.extend(map(name_of, turn))
-
-        threads = [threading.Thread(target=take) for _ in range(3)]
-        for thread in threads:
-            thread.start()
-        with queue.request(50) as request:
-            request.classify(rows("a", 50))
-            while len(taken) < 50:  # noqa: ASYNC110 - threads of no event loop take them
-                await asyncio.sleep(0.001)
-            queue.close()
-            await asyncio.to_thread(lambda: [thread.join(10) for thread in threads])
-        assert not any(thread.is_alive() for thread in threads)
-        return taken
-
-    assert asyncio.run(run()) == ["a"] * 50
+    on_loop(check)
 
 
 def test_requests_that_have_ended_leave_nothing_behind() -> None:
@@ -185,15 +174,5 @@ def test_requests_that_have_ended_leave_nothing_behind() -> None:
                     request.classify(rows("a", 2))
             assert max(len(line._heap) for line in queue._lines) < 100  # noqa: SLF001
             assert take_turns(queue, 1) == ["s"]
-
-    on_loop(check)
-
-
-def test_closed_queue_lets_rows_wait() -> None:
-    def check(queue: RowQueue) -> None:
-        with queue.request(9) as request:
-            request.classify(rows("a", 9))
-            queue.close()
-            assert queue.take() == []
 
     on_loop(check)

@@ -21,22 +21,27 @@ def workers_in(log: Path) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("cores", "workers", "threads"), [(1, 1, 1), (2, 1, 2), (2, 2, 1), (3, 2, 2), (2, 4, 1), (16, 4, 4)]
+    ("cores", "workers", "classifiers"), [(1, 1, 1), (2, 1, 2), (2, 2, 1), (3, 2, 2), (2, 4, 1), (16, 4, 4)]
 )
-def test_threads_of_all_workers_are_as_many_as_the_cores(
-    monkeypatch: pytest.MonkeyPatch, cores: int, workers: int, threads: int
+def test_classifiers_of_all_workers_are_as_many_as_the_cores(
+    monkeypatch: pytest.MonkeyPatch, cores: int, workers: int, classifiers: int
 ) -> None:
     monkeypatch.setattr(settings, "usable_cores", lambda: cores)
-    assert Settings(workers=workers).threads == threads
-    assert Settings(workers=workers, threads=7).threads == 7
+    assert Settings(workers=workers).classifiers == classifiers
+    assert Settings(workers=workers, classifiers=7).classifiers == 7
+    assert Settings(workers=workers, engine="tensorflow").classifiers == 1
 
 
 def test_what_is_not_needed_to_serve_is_not_imported() -> None:
-    program = "import sys, app.serving; app.serving.start_app(app.serving.Settings()); print(*sys.modules)"
+    program = (
+        "import sys; from app.cli import main, parse_arguments; parse_arguments(['serve']);"
+        "import app.serving; app.serving.start_app(app.serving.Settings()); print(*sys.modules)"
+    )
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     imported = {module.partition(".")[0] for module in ran.stdout.split()}
     assert "uvicorn" in imported
-    assert not imported & {"aiohttp", "snowflake", "tensorflow", "keras", "h5py", "matplotlib", "duckdb"}
+    assert not imported & {"aiohttp", "snowflake", "tensorflow", "keras", "h5py", "duckdb"}
+    assert not imported & {"numpy", "PIL", "ai_edge_litert"}  # processes of their own have these
 
 
 def test_app_that_has_started_is_left_to_no_garbage_collection() -> None:

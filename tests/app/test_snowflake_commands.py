@@ -15,7 +15,7 @@ from app.client import is_ready
 from app.own_service import own_service
 from app.snowflake.console import Console, connect
 from app.snowflake.local.server import LocalServer
-from model.artifact import DEFAULT_MODEL_PATH
+from model.defaults import DEFAULT_MODEL_PATH
 from tests.conftest import SAMPLES
 from tests.running import CLI, free_port, running_service
 

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.artifact import Artifact, load_artifact
-from model.compiled import user_cache_dir
 from model.cores import usable_cores
+from model.defaults import user_cache_dir
 from model.image import ImageSpec, decode
 from model.image_limits import ImageLimits
 from model.runtime import Classifier, open_classifier

@@ -12,9 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
-from model.artifact import DEFAULT_MODEL_PATH, Artifact, load_artifact
-from model.compiled import user_cache_dir
+from model.artifact import Artifact, load_artifact
 from model.cores import usable_cores
+from model.defaults import DEFAULT_MODEL_PATH, user_cache_dir
 from model.draw_samples import SEEDS, draw
 from model.networks import load_network
 from model.runtime import open_classifier

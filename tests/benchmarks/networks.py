@@ -16,9 +16,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from model.artifact import DEFAULT_MODEL_PATH, load_artifact
+from model.artifact import load_artifact
 from model.compile import compile_network
 from model.cores import usable_cores
+from model.defaults import DEFAULT_MODEL_PATH
 from model.draw_samples import SEEDS, draw
 from model.network_cost import count_macs
 from model.networks import load_network, named_outputs

@@ -7,16 +7,16 @@ import argparse
 import statistics
 import subprocess
 import time
-from pathlib import Path
 
 from app.client import classify_files, find_images, is_ready
+from tests.benchmarks.footprint import memory, server_processes
 from tests.benchmarks.tables import write_table
 from tests.conftest import SAMPLES
 from tests.running import free_port
 
 
-def start_once(python: str) -> tuple[float, float, float]:
-    """Seconds to ready; MB of resident memory when ready, and after 600 images."""
+def start_once(python: str) -> tuple[float, float, float, float]:
+    """Seconds to ready; MB of memory when ready, and after 600 images."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     started = time.perf_counter()
@@ -27,18 +27,14 @@ def start_once(python: str) -> tuple[float, float, float]:
             while not is_ready(url):
                 time.sleep(0.005)
             seconds = time.perf_counter() - started
-            idle = resident_mb(service.pid)
+            idle = memory(server_processes(service.pid)).pss
             for _ in classify_files(find_images([SAMPLES]) * 100, url):
                 pass
-            return seconds, idle, resident_mb(service.pid)
+            processes = server_processes(service.pid)
+            largest = max(memory([process]).rss for process in processes)
+            return seconds, idle, memory(processes).pss, largest
         finally:
             service.terminate()
-
-
-def resident_mb(pid: int) -> float:
-    status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
-    [line] = [line for line in status.splitlines() if line.startswith("VmRSS:")]
-    return int(line.split()[1]) / 1024
 
 
 def main() -> None:
@@ -48,7 +44,12 @@ def main() -> None:
     options = parser.parse_args()
     start_once(options.python)  # the first start reads files from a cold disk
     found = [start_once(options.python) for _ in range(options.rounds)]
-    names = ("seconds to ready", "MB resident when ready", "MB resident after 600 images")
+    names = (
+        "seconds to ready",
+        "MB of all processes when ready (PSS)",
+        "MB of all processes after 600 images (PSS)",
+        "MB of the largest process then (RSS)",
+    )
     rows = [
         [name, f"{statistics.median(values):.2f}", f"{min(values):.2f} to {max(values):.2f}"]
         for name, values in zip(names, zip(*found, strict=True), strict=True)

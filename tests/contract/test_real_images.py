@@ -9,9 +9,9 @@ import httpx2 as httpx
 import pytest
 from PIL import Image
 
-from model.artifact import DEFAULT_MODEL_PATH, load_artifact
-from model.compiled import user_cache_dir
+from model.artifact import load_artifact
 from model.dataset import load_split
+from model.defaults import DEFAULT_MODEL_PATH, user_cache_dir
 from model.evaluate import compare, predict_all
 from model.metrics import measure
 from model.runtime import open_classifier

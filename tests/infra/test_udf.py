@@ -18,7 +18,8 @@ import pytest
 from app.image_classifier import ImageClassifier
 from app.snowflake.ddl import load
 from app.snowflake.udf_bundle import HANDLER, write_bundle
-from model.artifact import DEFAULT_MODEL_PATH, load_artifact
+from model.artifact import load_artifact
+from model.defaults import DEFAULT_MODEL_PATH
 from model.errors import ArtifactError
 from model.image_limits import ImageLimits
 from model.runtime import open_classifier

@@ -16,7 +16,8 @@ from keras import layers
 from model import compile as compiling
 from model.artifact import Artifact, load_artifact, save_card, sha256_of
 from model.compile import compile_artifact
-from model.compiled import CompiledPaths, beside, cached, load_compiled, read_twin, user_cache_dir, write_twin
+from model.compiled import CompiledPaths, beside, cached, load_compiled, read_twin, write_twin
+from model.defaults import user_cache_dir
 from model.errors import ArtifactError
 from model.networks import save_network
 from model.runtime import LiteRtClassifier

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from model.artifact import DEFAULT_MODEL_PATH
+from model.defaults import DEFAULT_MODEL_PATH
 from model.networks import load_network
 from model.patches_first import patches_first
 

@@ -12,6 +12,9 @@ from io import RawIOBase
 from pathlib import Path
 from typing import Any
 
+from app.row import Fetched
+from model.defaults import Engine
+
 # The directory of imports may be no place to lock a file in. HDF5 reads this when it is first loaded.
 os.environ.setdefault("HDF5_USE_FILE_LOCKING", "FALSE")
 
@@ -20,7 +23,7 @@ from pydantic_core import from_json
 from snowflake.snowpark.files import SnowflakeFile
 
 from app.errors import FetchFailed, ScopedUrlNotReadable
-from app.image_classifier import Fetched, ImageClassifier
+from app.image_classifier import ImageClassifier
 from app.images.source import Url
 from app.images.stage_file import StageFile
 from app.outcome import outcome_of_error
@@ -29,7 +32,7 @@ from app.snowflake.wire import format_rows, parse_rows
 from model.artifact import load_artifact
 from model.errors import ImageTooLarge, InputError
 from model.image_limits import ImageLimits
-from model.runtime import Engine, open_classifier
+from model.runtime import open_classifier
 
 # A batch may take 180 seconds, and holds its images in memory, 20 MB each at most.
 MAX_BATCH_ROWS = 32

@@ -74,7 +74,7 @@ def test_rows_of_a_caller_who_hung_up_are_not_classified(sample: bytes, tmp_path
     head = (
         f"POST /classify HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
     )
-    with logging_service(log, EXT_CLASSIFY_THREADS="1") as (_, port):
+    with logging_service(log, EXT_CLASSIFY_CLASSIFIERS="1") as (_, port):
         wait_until(lambda: is_ready(f"http://127.0.0.1:{port}"))
         with socket.create_connection(("127.0.0.1", port)) as caller:
             caller.sendall(f"{head}\r\n\r\n".encode() + body)

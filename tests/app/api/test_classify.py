@@ -8,8 +8,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from app.main import create_app
+from app.pipeline import Pipeline
 from app.settings import Settings
-from model.runtime import LiteRtClassifier
 from tests.app.forms import post_rows, post_source, strict_json, text_of
 
 OUTCOME_KEYS = [
@@ -341,7 +341,7 @@ def test_unforeseen_failure_leaks_nothing(monkeypatch: pytest.MonkeyPatch, sampl
         raise RuntimeError("/secret/path")
 
     with TestClient(create_app(Settings()), raise_server_exceptions=False) as client:
-        monkeypatch.setattr(LiteRtClassifier, "answer", fail)
+        monkeypatch.setattr(Pipeline, "classify_rows", fail)
         answer = client.post("/classify", json={"data": [[0, text_of(sample)]]})
         loud = TestClient(client.app)
         with pytest.raises(RuntimeError, match="secret"):  # for the server to log

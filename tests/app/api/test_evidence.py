@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 
 from app.main import create_app
 from app.settings import Settings
-from model.artifact import DEFAULT_MODEL_PATH
+from model.defaults import DEFAULT_MODEL_PATH
 from model.image import encode_png
 from tests.app.forms import post_rows, post_source, text_of
 

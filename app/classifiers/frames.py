@@ -1,0 +1,137 @@
+"""What passes between the service and a classifier process: rows one way, their outcomes the other.
+
+A process decodes what strangers send, so what it says is read as JSON, never unpickled.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from struct import Struct
+from typing import IO, Any, NamedTuple, TypeAlias
+
+from pydantic import TypeAdapter
+from pydantic_core import from_json, to_json
+
+from app.images.source import Base64Text, HexText, InlineText
+from app.outcome import ModelIdentity, Outcome
+
+Image: TypeAlias = bytes | InlineText
+
+_COUNT = Struct("<I")
+_ROW = Struct("<B?Q")  # its kind, whether evidence is wanted, bytes
+_LENGTH = Struct("<Q")
+_BYTES, _BASE64, _HEX = range(3)
+
+
+class WaitingRow(NamedTuple):
+    """An image that has arrived, and whether to show evidence for it."""
+
+    image: Image
+    evidence: bool
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """The network that answers."""
+
+    identity: ModelIdentity
+    card: dict[str, Any]
+    """Without its arrays, which are large and nothing to read."""
+
+
+@dataclass(frozen=True)
+class Greeting:
+    """What a process says first."""
+
+    model: ServedModel | None = None
+    refusal: str | None = None
+    """Why it can classify nothing, in place of a model."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """To the rows of one call, in their order."""
+
+    outcomes: Sequence[Outcome | None]
+    """None where the process failed."""
+    failures: dict[int, str] = field(default_factory=dict)
+    """By the place of such a row: what went wrong, for the log."""
+    decode_seconds: float = 0.0
+    predict_seconds: float = 0.0
+
+
+_GREETING = TypeAdapter(Greeting)
+
+
+def format_rows(rows: Sequence[WaitingRow]) -> list[bytes]:
+    """A call, as buffers to be written one after the other."""
+    contents = [_content(row.image) for row in rows]
+    heads = [
+        _ROW.pack(kind, row.evidence, len(content))
+        for row, (kind, content) in zip(rows, contents, strict=True)
+    ]
+    return [b"".join([_COUNT.pack(len(rows)), *heads]), *(content for _, content in contents)]
+
+
+def read_rows(calls: IO[bytes]) -> list[WaitingRow]:
+    """The next call; none once the service has gone. Raises EOFError when it goes amid one."""
+    beginning = calls.read(_COUNT.size)
+    if not beginning:
+        return []
+    [count] = _COUNT.unpack(beginning + _read(calls, _COUNT.size - len(beginning)))
+    heads = [_ROW.unpack(_read(calls, _ROW.size)) for _ in range(count)]
+    return [WaitingRow(_image(kind, _read(calls, size)), evidence) for kind, evidence, size in heads]
+
+
+def format_frame(said: Greeting | Answers) -> bytes:
+    content = to_json(said)
+    return _LENGTH.pack(len(content)) + content
+
+
+def parse_greeting(content: bytes) -> Greeting:
+    """Raises ValueError for what is none."""
+    return _GREETING.validate_json(content)
+
+
+def parse_answers(content: bytes) -> Answers:
+    """Raises ValueError for what is none."""
+    said = from_json(content)
+    said["failures"] = {int(place): failure for place, failure in said["failures"].items()}
+    return Answers(**said)
+
+
+class FrameReader:
+    """Puts together what arrives in pieces."""
+
+    def __init__(self) -> None:
+        self._pieces = bytearray()
+
+    def read(self, piece: bytes) -> Iterator[bytes]:
+        """The contents that this piece completes."""
+        self._pieces += piece
+        while len(self._pieces) >= _LENGTH.size:
+            [length] = _LENGTH.unpack_from(self._pieces)
+            end = _LENGTH.size + length
+            if len(self._pieces) < end:
+                return
+            content = bytes(self._pieces[_LENGTH.size : end])
+            del self._pieces[:end]
+            yield content
+
+
+def _content(image: Image) -> tuple[int, bytes]:
+    if isinstance(image, bytes):
+        return _BYTES, image
+    return _BASE64 if isinstance(image, Base64Text) else _HEX, image.text.encode("utf-8", "replace")
+
+
+def _image(kind: int, content: bytes) -> Image:
+    if kind == _BYTES:
+        return content
+    return (Base64Text if kind == _BASE64 else HexText)(content.decode())
+
+
+def _read(calls: IO[bytes], size: int) -> bytes:
+    content = calls.read(size)
+    if len(content) < size:
+        raise EOFError
+    return content

@@ -1,0 +1,181 @@
+"""The classifier processes as the service sees them: fed from the queue, replaced when they die.
+
+All of it happens on the event loop.
+"""
+
+import asyncio
+import socket
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import cast
+
+from app.classifiers.frames import (
+    Answers,
+    FrameReader,
+    ServedModel,
+    format_rows,
+    parse_answers,
+    parse_greeting,
+)
+from app.classifiers.host import ClassifierProcesses, Host
+from app.errors import ClassifierDied
+from app.log import logger
+from app.outcome import StepSeconds, outcome_of_error
+from app.row_queue import QueuedRow, RowQueue
+
+# One that is being answered and one that lies ready, so that no core waits for the event loop.
+CALLS_AT_ONCE = 2
+# A process may die of something else than the image that it has, but hardly with the same image each time.
+MAX_DEATHS = 3
+# A process that did not come up is asked for again so much later.
+RETRY_SECONDS = 1.0
+
+
+@asynccontextmanager
+async def classifier_pool(
+    queue: RowQueue, processes: ClassifierProcesses, model: ServedModel
+) -> AsyncIterator[None]:
+    """Classify what the queue has until the context ends; whoever still waits then is not answered."""
+    pool = ClassifierPool(queue, processes.host, model)
+    try:
+        for connection in processes.hand_over():
+            await pool.connect(connection)
+        yield
+    finally:
+        pool.close()
+        processes.close()
+
+
+class ClassifierPool:
+    """Takes rows from the queue to whichever process has room."""
+
+    def __init__(self, queue: RowQueue, host: Host, model: ServedModel) -> None:
+        self._queue = queue
+        self._host = host
+        self._model = model
+        # The latest to become idle first: it has the network and the code in its core's cache.
+        self._ready: list[_Classifier] = []
+        self._again: deque[QueuedRow] = deque()
+        self._replacing: set[asyncio.Task[None]] = set()
+        self._is_closed = False
+        queue.on_put = self._give_out
+
+    async def connect(self, connection: socket.socket, *, has_greeted: bool = True) -> None:
+        """To a process that can classify, or is about to say so."""
+        loop = asyncio.get_running_loop()
+        await loop.create_connection(lambda: _Classifier(self, has_greeted=has_greeted), sock=connection)
+
+    def close(self) -> None:
+        self._is_closed = True
+        for replacing in self._replacing:
+            replacing.cancel()
+        for classifier in self._ready:
+            classifier.leave()
+
+    def join(self, classifier: "_Classifier") -> None:
+        """It has room."""
+        self._ready.insert(0, classifier)
+        self._give_out()
+
+    def answered(self, classifier: "_Classifier", rows: Sequence[QueuedRow], answers: Answers) -> None:
+        self._ready.remove(classifier)
+        self.join(classifier)
+        _tell(rows, answers)
+
+    def lost(self, classifier: "_Classifier") -> None:
+        """Its rows are classified one by one, so that only the one it died over is to blame."""
+        if self._is_closed:
+            return
+        logger.warning("A classifier process died.")
+        if classifier in self._ready:
+            self._ready.remove(classifier)
+        begun, *unbegun = classifier.calls or [[]]
+        for queued in begun:
+            self._blame(queued._replace(deaths=queued.deaths + 1))
+        self._again.extend(queued for rows in unbegun for queued in rows)
+        self._replace(0.0 if classifier.has_greeted else RETRY_SECONDS)
+        self._give_out()
+
+    def _give_out(self) -> None:
+        while self._ready:
+            classifier = min(self._ready, key=lambda classifier: len(classifier.calls))
+            if len(classifier.calls) >= CALLS_AT_ONCE or not (rows := self._next_rows()):
+                return
+            classifier.call(rows)
+
+    def _next_rows(self) -> list[QueuedRow]:
+        while self._again:
+            queued = self._again.popleft()
+            if not queued.awaited.is_over:
+                return [queued]
+        return self._queue.next_rows()
+
+    def _blame(self, queued: QueuedRow) -> None:
+        if queued.deaths < MAX_DEATHS:
+            self._again.append(queued)
+            return
+        error = ClassifierDied(
+            "An image must be classified without ending the process that does it. "
+            f"Received: an image with which {queued.deaths} ended.",
+            retryable=True,
+        )
+        queued.awaited.answer(queued.place, outcome_of_error(error, self._model.identity), StepSeconds())
+
+    def _replace(self, after_seconds: float) -> None:
+        task = asyncio.get_running_loop().create_task(self._connect_anew(after_seconds))
+        self._replacing.add(task)
+        task.add_done_callback(self._replacing.discard)
+
+    async def _connect_anew(self, after_seconds: float) -> None:
+        await asyncio.sleep(after_seconds)
+        await self.connect(self._host.connect(), has_greeted=False)
+
+
+class _Classifier(asyncio.Protocol):
+    """One process, and the calls that it has not answered yet."""
+
+    def __init__(self, pool: ClassifierPool, *, has_greeted: bool) -> None:
+        self.calls: deque[list[QueuedRow]] = deque()
+        self.has_greeted = has_greeted
+        self._pool = pool
+        self._reader = FrameReader()
+        self._transport: asyncio.Transport | None = None
+
+    def call(self, rows: list[QueuedRow]) -> None:
+        self.calls.append(rows)
+        if self._transport is not None:
+            self._transport.writelines(format_rows([queued.row for queued in rows]))
+
+    def leave(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        if self.has_greeted:
+            self._pool.join(self)
+
+    def data_received(self, data: bytes) -> None:
+        for content in self._reader.read(data):
+            if self.has_greeted:
+                self._pool.answered(self, self.calls.popleft(), parse_answers(content))
+            elif (refusal := parse_greeting(content).refusal) is None:
+                self.has_greeted = True
+                self._pool.join(self)
+            else:  # it ends now
+                logger.error("A classifier process cannot classify: %s", refusal)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio names it
+        self._pool.lost(self)
+
+
+def _tell(rows: Sequence[QueuedRow], answers: Answers) -> None:
+    share = StepSeconds(
+        decode=answers.decode_seconds / len(rows), predict=answers.predict_seconds / len(rows)
+    )
+    for number, (queued, outcome) in enumerate(zip(rows, answers.outcomes, strict=True)):
+        if (failure := answers.failures.get(number)) is not None:
+            queued.awaited.fail(RuntimeError(f"A classifier process failed: {failure}"))
+        else:
+            queued.awaited.answer(queued.place, outcome, share)

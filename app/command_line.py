@@ -1,0 +1,34 @@
+"""What all commands share: how they are added, what their arguments may be, how they end."""
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeAlias
+
+Add: TypeAlias = Callable[[str, Callable[..., None], str], argparse.ArgumentParser]
+"""Adds a command: its name, what it runs, and a summary."""
+
+SAMPLES = Path(__file__).parent.parent / "model" / "samples"
+
+
+class CommandError(Exception):
+    """A command cannot be done; the message says why, in a line."""
+
+
+def end_well_when_stopped() -> None:
+    """To be stopped, or to lose the terminal, is no failure; what stands in a finally is done first."""
+    for name in {"SIGTERM", "SIGHUP"} & set(dir(signal)):
+        signal.signal(getattr(signal, name), lambda *_: sys.exit(0))
+
+
+def parse_integer(text: str, least: int, most: int) -> int:
+    """Raises ArgumentTypeError for anything but an integer within the limits."""
+    if not text.isdecimal() or not least <= int(text[:12]) <= most:
+        raise argparse.ArgumentTypeError(f"must be an integer from {least} to {most}. Received: {text}")
+    return int(text)
+
+
+def parse_port(text: str) -> int:
+    return parse_integer(text, 1, 65535)

@@ -1,0 +1,20 @@
+"""What is taken where nobody names another: the network, the engines there are, the place for twins."""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+DEFAULT_MODEL_PATH = Path(__file__).parent / "saved" / "steel_defects.h5"
+
+Engine = Literal["litert", "tensorflow"]
+
+
+def user_cache_dir() -> Path:
+    """Where compiled twins are kept for h5 files that have none beside them."""
+    if given := os.environ.get("XDG_CACHE_HOME"):
+        return Path(given) / "ext-classify"
+    try:
+        return Path.home() / ".cache" / "ext-classify"
+    except RuntimeError:  # a container's user may have neither HOME nor a name
+        return Path(tempfile.gettempdir()) / "ext-classify"

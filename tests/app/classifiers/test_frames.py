@@ -1,0 +1,73 @@
+from collections.abc import Iterator
+from io import BytesIO
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.classifiers.frames import (
+    Answers,
+    FrameReader,
+    Greeting,
+    ServedModel,
+    WaitingRow,
+    format_frame,
+    format_rows,
+    parse_answers,
+    parse_greeting,
+    read_rows,
+)
+from app.images.source import Base64Text, HexText
+from app.outcome import ModelIdentity, outcome_of_error
+from model.errors import CorruptImage
+
+MODEL = ModelIdentity(name="m", version="v")
+OUTCOME = outcome_of_error(CorruptImage("brokeñ"), MODEL)
+
+texts = st.text(st.characters(exclude_categories=["Cs"]))
+images = st.one_of(st.binary(), st.builds(Base64Text, texts), st.builds(HexText, texts))
+calls = st.lists(st.builds(WaitingRow, images, st.booleans()), min_size=1)
+
+
+@given(st.lists(calls))
+def test_rows_arrive_as_they_were_sent(sent: list[list[WaitingRow]]) -> None:
+    stream = BytesIO(b"".join(buffer for rows in sent for buffer in format_rows(rows)))
+    assert list(iter(lambda: read_rows(stream), [])) == sent
+
+
+def test_half_a_character_that_utf_8_has_no_bytes_for_is_no_fault_of_the_call() -> None:
+    [row] = read_rows(BytesIO(b"".join(format_rows([WaitingRow(Base64Text("a\ud800b"), evidence=False)]))))
+    assert row.image == Base64Text("a?b")
+
+
+@given(calls, st.data())
+def test_call_that_ends_early_is_told_from_the_end(rows: list[WaitingRow], data: st.DataObject) -> None:
+    call = b"".join(format_rows(rows))
+    cut = data.draw(st.integers(1, len(call) - 1))
+    with pytest.raises(EOFError):
+        read_rows(BytesIO(call[:cut]))
+
+
+def pieces(content: bytes, cuts: list[int]) -> Iterator[bytes]:
+    places = [0, *sorted(cut % (len(content) + 1) for cut in cuts), len(content)]
+    return (content[begin:end] for begin, end in pairwise(places))
+
+
+@given(st.lists(st.integers(0, 10_000)))
+def test_answers_arrive_in_whatever_pieces(cuts: list[int]) -> None:
+    answers = [
+        Answers([OUTCOME, None], {1: "RuntimeError: no"}, 0.25, 0.5),
+        Answers([], {}),
+        Answers([OUTCOME] * 3),
+    ]
+    reader = FrameReader()
+    frames = b"".join(map(format_frame, answers))
+    arrived = [parse_answers(frame) for piece in pieces(frames, cuts) for frame in reader.read(piece)]
+    assert arrived == answers
+
+
+@pytest.mark.parametrize("greeting", [Greeting(ServedModel(MODEL, {"a": [1]})), Greeting(refusal="no")])
+def test_greeting_arrives(greeting: Greeting) -> None:
+    [frame] = FrameReader().read(format_frame(greeting))
+    assert parse_greeting(frame) == greeting

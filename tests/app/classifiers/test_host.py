@@ -1,0 +1,177 @@
+import gc
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from app.classifiers.frames import (
+    Answers,
+    FrameReader,
+    WaitingRow,
+    format_rows,
+    parse_answers,
+    parse_greeting,
+)
+from app.classifiers.host import ClassifierProcesses
+from app.settings import Settings
+from model.artifact import load_artifact
+from model.defaults import DEFAULT_MODEL_PATH
+from model.errors import ArtifactError
+from tests.running import wait_until
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are read from /proc")
+
+
+def children(pid: int) -> list[int]:
+    """That live."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            state, parent, *_ = stat.read_text(encoding="utf-8").rpartition(")")[2].split()
+            if int(parent) == pid and state != "Z":
+                found.append(int(stat.parent.name))
+    return found
+
+
+@contextmanager
+def processes(**settings: object) -> Iterator[ClassifierProcesses]:
+    started = ClassifierProcesses(Settings(**settings))  # type: ignore[arg-type]
+    try:
+        yield started
+    finally:
+        started.close()
+
+
+def family() -> tuple[int, list[int]]:
+    """The latest process that holds a network, and those that it has forked."""
+    hosts = [pid for pid in children(os.getpid()) if "app.classifiers.process" in command_of(pid)]
+    latest = max(hosts, key=start_of)
+    return latest, children(latest)
+
+
+def start_of(pid: int) -> int:
+    """In ticks since the machine's: field 22 of proc(5)."""
+    return int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19])
+
+
+def command_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8")
+    except OSError:
+        return ""
+
+
+def test_they_say_which_model_they_hold() -> None:
+    artifact = load_artifact(DEFAULT_MODEL_PATH)
+    with processes(classifiers=2) as started:
+        model = started.wait_until_ready()
+    assert model.identity == {"name": artifact.name, "version": artifact.version}
+    assert model.card["class_names"] == list(artifact.card.class_names)
+    assert "class_weights" not in model.card
+    assert set(model.card["novelty"]).isdisjoint({"whitening", "class_means", "prototypes"})
+
+
+@pytest.mark.parametrize("engine", ["litert", "tensorflow"])
+def test_why_they_cannot_classify_is_said(engine: str, tmp_path: Path) -> None:
+    with (
+        processes(model_path=tmp_path / "none.h5", engine=engine, classifiers=1) as started,
+        pytest.raises(ArtifactError, match=r"Missing: .*none\.h5"),
+    ):
+        started.wait_until_ready()
+
+
+def test_death_before_the_first_word_is_no_endless_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = (sys.executable, "-c", "raise SystemExit(3)")
+    monkeypatch.setattr("app.classifiers.host._PROGRAM", program)
+    with processes(classifiers=1) as started, pytest.raises(ArtifactError, match="ended before it was ready"):
+        started.wait_until_ready()
+
+
+def test_each_engine_classifies(sample: bytes) -> None:
+    for engine in ("litert", "tensorflow"):
+        with processes(engine=engine, classifiers=1) as started:
+            started.wait_until_ready()
+            [connection] = started.hand_over()
+            with connection:
+                connection.sendall(b"".join(format_rows([WaitingRow(sample, evidence=False)])))
+                reader, frames = FrameReader(), list[bytes]()
+                while not frames:
+                    frames += reader.read(connection.recv(65536))
+        answers: Answers = parse_answers(frames[0])
+        [outcome] = answers.outcomes
+        assert outcome is not None
+        assert outcome["label"] == "Scratches"
+        assert answers.failures == {}
+
+
+@needs_proc
+def test_nothing_outlives_their_end() -> None:
+    with processes(classifiers=3) as started:
+        started.wait_until_ready()
+        host, forked = family()
+        assert len(forked) == 3
+    assert not any(map(command_of, [host, *forked]))
+
+
+@needs_proc
+def test_they_end_with_whoever_forgot_them() -> None:
+    started = ClassifierProcesses(Settings(classifiers=1))
+    started.wait_until_ready()
+    host, forked = family()
+    del started
+    gc.collect()
+    assert not any(map(command_of, [host, *forked]))
+
+
+@needs_proc
+def test_they_end_with_a_service_that_is_killed() -> None:
+    program = (
+        "import time; from app.classifiers.host import ClassifierProcesses;"
+        "from app.settings import Settings;"
+        "started = ClassifierProcesses(Settings(classifiers=2)); started.wait_until_ready();"
+        "print('ready', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as service:
+        assert service.stdout is not None
+        assert service.stdout.readline() == b"ready\n"
+        [host] = children(service.pid)
+        everyone = [host, *children(host)]
+        assert len(everyone) == 3
+        service.kill()
+    wait_until(lambda: not any(map(command_of, everyone)))
+
+
+@needs_proc
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_they_leave_it_to_the_service_when_to_end(name: str) -> None:
+    """A terminal and a supervisor tell everyone, and accepted work is to be finished."""
+    with processes(classifiers=1) as started:
+        started.wait_until_ready()
+        host, forked = family()
+        for pid in (host, *forked):
+            os.kill(pid, getattr(signal, name))
+        time.sleep(0.2)
+        assert family() == (host, forked)
+
+
+@needs_proc
+def test_host_that_was_killed_is_started_again() -> None:
+    with processes(classifiers=1) as started:
+        started.wait_until_ready()
+        killed, _ = family()
+        os.kill(killed, signal.SIGKILL)
+
+        def is_greeted() -> bool:
+            """Not before the kernel has closed what the killed one had open."""
+            with started.host.connect() as connection:
+                said = connection.recv(65536)
+                return any(parse_greeting(frame).model for frame in FrameReader().read(said))
+
+        wait_until(is_greeted)
+        assert family()[0] != killed
