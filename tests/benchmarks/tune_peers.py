@@ -1,13 +1,15 @@
 """Find each peer's best settings: python -m tests.benchmarks.tune_peers [--peers NAME …].
 
-One step of a peer's grid after the other: its alternatives are tried, and the best is kept for the steps
-that follow. A setting is judged by the geometric mean of its rates at 64 rows and at 1 row. The table goes
-to peers/tuning.md; contenders.py holds what it says.
+One step of a peer's grid after the other: its alternatives are tried, forwards and backwards, and the best
+is kept for the steps that follow. A setting is judged by the geometric mean of its rates at 64 rows and at 1
+row. The table goes to peers/tuning.md; contenders.py holds what it says.
 """
 
 import argparse
 import math
+import statistics
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -98,13 +100,18 @@ class Rate(NamedTuple):
 
 class Trial(NamedTuple):
     settings: Settings
-    rates: Mapping[int, Rate]
-    """By rows; empty when the server did not serve."""
+    rates: Mapping[int, list[Rate]]
+    """By rows, one a start; empty when the server did not serve."""
 
     @property
     def score(self) -> float:
-        rates = [rate.per_second for rate in self.rates.values()]
+        rates = [rate.per_second for passes in self.rates.values() for rate in passes]
         return math.prod(rates) ** (1 / len(rates)) if rates else 0.0
+
+    def cells(self) -> Iterator[str]:
+        for passes in self.rates.values():
+            yield f"{statistics.mean(rate.per_second for rate in passes):.0f}"
+            yield f"{statistics.mean(rate.cpu_ms for rate in passes):.2f}"
 
 
 def tune(peer: Contender, network: Network, load: LoadProcess, seconds: float) -> Iterator[Trial]:
@@ -112,28 +119,35 @@ def tune(peer: Contender, network: Network, load: LoadProcess, seconds: float) -
     grid, tried = GRIDS[peer.name], dict[str, Trial]()
     best = dict(grid.start)
     for step in grid.steps:
-        trials = []
-        for alternative in step:
-            settings = {**best, **alternative}
-            key = shown(settings)
-            if key not in tried:
-                tried[key] = try_settings(peer, settings, network, load, seconds)
-                yield tried[key]
-            trials.append(tried[key])
-        best = dict(max(trials, key=lambda trial: trial.score).settings)
+        alternatives = {shown(settings): settings for settings in ({**best, **change} for change in step)}
+        untried = {key: settings for key, settings in alternatives.items() if key not in tried}
+        tried |= compare(peer, untried, network, load, seconds)
+        yield from (tried[key] for key in untried)
+        best = dict(max((tried[key] for key in alternatives), key=lambda trial: trial.score).settings)
     yield tried[shown(best)]
 
 
-def try_settings(
+def compare(
+    peer: Contender, untried: Mapping[str, Settings], network: Network, load: LoadProcess, seconds: float
+) -> Mapping[str, Trial]:
+    """Each of them twice, A B C C B A, for the machine is not always as fast."""
+    found = {key: Trial(settings, defaultdict(list)) for key, settings in untried.items()}
+    for key in (*found, *reversed(found)):
+        for rows, rate in rates_of(peer, found[key].settings, network, load, seconds).items():
+            found[key].rates[rows].append(rate)
+        print(network.name, peer.name, key, f"{found[key].score:.0f}", flush=True)
+    return found
+
+
+def rates_of(
     peer: Contender, settings: Settings, network: Network, load: LoadProcess, seconds: float
-) -> Trial:
+) -> Mapping[int, Rate]:
+    """By rows; none when it does not serve."""
     rates: dict[int, Rate] = {}
     with suppress(NotServing), started(replace(peer, settings={network.name: settings}), network) as server:
         wait_for_label(server, load_images().files[0])
         rates = {rows: measure(server, rows, load, seconds) for rows in CONNECTIONS}
-    trial = Trial(settings, rates)
-    print(network.name, peer.name, shown(settings), f"{trial.score:.0f}", flush=True)
-    return trial
+    return rates
 
 
 def measure(server: Server, rows: int, load: LoadProcess, seconds: float) -> Rate:
@@ -181,8 +195,7 @@ def table_lines(network: Network, peer: Contender, trials: Sequence[Trial]) -> I
     *tried, best = trials
     for trial in tried:
         settings = shown(trial.settings)
-        cells = [f"{rate.per_second:.0f} | {rate.cpu_ms:.2f}" for rate in trial.rates.values()]
-        cells = cells or ["– | –"] * len(CONNECTIONS)
+        cells = list(trial.cells()) or ["–"] * 2 * len(CONNECTIONS)
         name = f"**{settings}**" if trial is best else settings
         yield f"| {network.name} | {peer.name} | {name} | {' | '.join(cells)} |"
 
@@ -191,7 +204,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--peers", nargs="*", choices=GRIDS, default=list(GRIDS))
     parser.add_argument("--networks", nargs="*", default=[network.name for network in NETWORKS])
-    parser.add_argument("--seconds", type=float, default=1.5, help="a measurement")
+    parser.add_argument("--seconds", type=float, default=1.0, help="a measurement")
     parser.add_argument("--output", type=Path, default=PEERS / "tuning.md")
     options = parser.parse_args()
     figures = " | ".join(f"images/s, {rows} rows | CPU ms/image" for rows in CONNECTIONS)
