@@ -92,9 +92,11 @@ def parse_greeting(content: bytes) -> Greeting:
     return _GREETING.validate_json(content)
 
 
-def parse_answers(content: bytes) -> Answers:
-    """Raises ValueError for what is none."""
+def parse_answers(content: bytes, rows: int) -> Answers:
+    """Raises ValueError for what are no answers to so many rows."""
     said = from_json(content)
+    if (count := len(said["outcomes"])) != rows:
+        raise ValueError(f"There must be {rows} outcomes. Received: {count}.")
     said["failures"] = {int(place): failure for place, failure in said["failures"].items()}
     return Answers(**said)
 

@@ -56,6 +56,7 @@ class ClassifierPool:
         self._model = model
         # The latest to become idle first: it has the network and the code in its core's cache.
         self._ready: list[_Classifier] = []
+        self._connected: set[_Classifier] = set()
         self._again: deque[QueuedRow] = deque()
         self._replacing: set[asyncio.Task[None]] = set()
         self._is_closed = False
@@ -70,8 +71,12 @@ class ClassifierPool:
         self._is_closed = True
         for replacing in self._replacing:
             replacing.cancel()
-        for classifier in self._ready:
+        for classifier in self._connected:
             classifier.leave()
+
+    def connected(self, classifier: "_Classifier") -> None:
+        """Which may not have said yet that it can classify."""
+        self._connected.add(classifier)
 
     def join(self, classifier: "_Classifier") -> None:
         """It has room."""
@@ -88,6 +93,7 @@ class ClassifierPool:
         if self._is_closed:
             return
         logger.warning("A classifier process died.")
+        self._connected.discard(classifier)
         if classifier in self._ready:
             self._ready.remove(classifier)
         begun, *unbegun = classifier.calls or [[]]
@@ -129,7 +135,11 @@ class ClassifierPool:
 
     async def _connect_anew(self, after_seconds: float) -> None:
         await asyncio.sleep(after_seconds)
-        await self.connect(self._host.connect(), has_greeted=False)
+        try:
+            await self.connect(self._host.connect(), has_greeted=False)
+        except OSError as error:  # too many processes or open files, say
+            logger.error("A classifier process cannot be started: %s", error)
+            self._replace(RETRY_SECONDS)
 
 
 class _Classifier(asyncio.Protocol):
@@ -153,13 +163,15 @@ class _Classifier(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        self._pool.connected(self)
         if self.has_greeted:
             self._pool.join(self)
 
     def data_received(self, data: bytes) -> None:
         for content in self._reader.read(data):
             if self.has_greeted:
-                self._pool.answered(self, self.calls.popleft(), parse_answers(content))
+                answers = parse_answers(content, rows=len(self.calls[0]))  # or its connection ends
+                self._pool.answered(self, self.calls.popleft(), answers)
             elif (refusal := parse_greeting(content).refusal) is None:
                 self.has_greeted = True
                 self._pool.join(self)

@@ -63,8 +63,15 @@ def test_answers_arrive_in_whatever_pieces(cuts: list[int]) -> None:
     ]
     reader = FrameReader()
     frames = b"".join(map(format_frame, answers))
-    arrived = [parse_answers(frame) for piece in pieces(frames, cuts) for frame in reader.read(piece)]
-    assert arrived == answers
+    arrived = [frame for piece in pieces(frames, cuts) for frame in reader.read(piece)]
+    rows = [len(answer.outcomes) for answer in answers]
+    assert list(map(parse_answers, arrived, rows)) == answers
+
+
+def test_answers_to_another_number_of_rows_are_refused() -> None:
+    [frame] = FrameReader().read(format_frame(Answers([OUTCOME])))
+    with pytest.raises(ValueError, match=r"must be 2 outcomes\. Received: 1"):
+        parse_answers(frame, rows=2)
 
 
 @pytest.mark.parametrize("greeting", [Greeting(ServedModel(MODEL, {"a": [1]})), Greeting(refusal="no")])

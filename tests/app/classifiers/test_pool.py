@@ -149,6 +149,47 @@ def test_failure_inside_a_process_fails_the_request_it_is_of() -> None:
     assert "Broken: yes" in str(bad)
 
 
+def test_process_that_talks_nonsense_is_taken_for_a_dead_one() -> None:
+    class Confused(ScriptedHost):
+        def _serve(self, connection: socket.socket) -> None:
+            if self.started > 1:
+                super()._serve(connection)
+                return
+            with connection, connection.makefile("rb") as calls:
+                connection.sendall(format_frame(self.greeting))
+                read_rows(calls)
+                connection.sendall(format_frame(Answers([])))
+                calls.read()
+
+    host = Confused()
+    assert in_pool(host, "a b c d e f") == [["a", "b", "c", "d", "e", "f"]]
+    assert host.started == 2
+
+
+def test_host_that_starts_none_for_a_while_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool_module, "RETRY_SECONDS", 0.02)
+
+    class Exhausted(ScriptedHost):
+        refused = 0
+
+        def connect(self) -> socket.socket:
+            if self.started == 1 and self.refused < 3:
+                self.refused += 1
+                raise BlockingIOError("no more processes")
+            return super().connect()
+
+    host = Exhausted()
+
+    def die_at_first(_: str) -> None:
+        if host.started == 1:
+            raise ConnectionError
+
+    host.on_call = die_at_first
+    [answer] = in_pool(host, "a b c")
+    assert answer == ["a", "b", "c"]
+    assert (host.refused, host.started) == (3, 2)
+
+
 def test_process_that_cannot_classify_is_asked_for_again_later(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool_module, "RETRY_SECONDS", 0.05)
     host = ScriptedHost()
