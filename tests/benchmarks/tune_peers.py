@@ -191,13 +191,31 @@ def shown(settings: Settings) -> str:
     return " ".join(f"{name}={value}" for name, value in sorted(settings.items()))
 
 
-def table_lines(network: Network, peer: Contender, trials: Sequence[Trial]) -> Iterator[str]:
+def table_rows(network: Network, peer: Contender, trials: Sequence[Trial]) -> Iterator[str]:
     *tried, best = trials
     for trial in tried:
         settings = shown(trial.settings)
         cells = list(trial.cells()) or ["–"] * 2 * len(CONNECTIONS)
         name = f"**{settings}**" if trial is best else settings
-        yield f"| {network.name} | {peer.name} | {name} | {' | '.join(cells)} |"
+        yield f"{beginning(network, peer)}{name} | {' | '.join(cells)} |"
+
+
+def beginning(network: Network, peer: Contender) -> str:
+    return f"| {network.name} | {peer.name} | "
+
+
+def write_rows(path: Path, network: Network, peer: Contender, rows: Sequence[str]) -> None:
+    """In place of those that the table has of this network and peer; all others stay."""
+    figures = " | ".join(f"images/s, {rows} rows | CPU ms/image" for rows in CONNECTIONS)
+    head = [
+        f"`make tune-peers`, {machine()}, means of two starts; the chosen settings are bold.",
+        "",
+        f"| network | server | settings | {figures} |",
+        "|---" * (3 + 2 * len(CONNECTIONS)) + "|",
+    ]
+    known = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    kept = [line for line in known if line.startswith("| ") and not line.startswith(beginning(network, peer))]
+    path.write_text("\n".join([*head, *kept[1:], *rows]) + "\n", encoding="utf-8")
 
 
 def main() -> None:
@@ -207,18 +225,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.0, help="a measurement")
     parser.add_argument("--output", type=Path, default=PEERS / "tuning.md")
     options = parser.parse_args()
-    figures = " | ".join(f"images/s, {rows} rows | CPU ms/image" for rows in CONNECTIONS)
-    lines = [
-        f"`python -m tests.benchmarks.tune_peers`, {machine()}; the chosen settings are bold.",
-        "",
-        f"| network | server | settings | {figures} |",
-        "|---" * (3 + 2 * len(CONNECTIONS)) + "|",
-    ]
     with load_process() as load:
         for peer in (peer for peer in contenders() if peer.name in options.peers):
             for network in (network for network in NETWORKS if network.name in options.networks):
-                lines += table_lines(network, peer, list(tune(peer, network, load, options.seconds)))
-                options.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+                rows = table_rows(network, peer, list(tune(peer, network, load, options.seconds)))
+                write_rows(options.output, network, peer, list(rows))
 
 
 if __name__ == "__main__":
