@@ -24,9 +24,11 @@ def test_serving_carries_no_tensorflow() -> None:
 
 
 def test_serving_imports_no_tensorflow() -> None:
+    """Neither what answers HTTP, nor what classifies."""
     program = (
         "import sys; from app.main import create_app; from app.settings import Settings;"
-        "create_app(Settings());"
+        "from app.classifiers.host import options_of; from app.classifiers.process import Opening;"
+        "create_app(Settings()); Opening(options_of(Settings())).images();"
         "print(sorted({'tensorflow', 'keras', 'h5py', 'tqdm', 'scipy'} & set(sys.modules)))"
     )
     finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

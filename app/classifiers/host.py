@@ -65,14 +65,7 @@ class ClassifierProcesses:
     """Started at once; while they open the network, the service can import what it needs itself."""
 
     def __init__(self, settings: Settings) -> None:
-        self.host = ProcessHost(
-            ProcessOptions(
-                model_path=settings.model_path,
-                engine=settings.engine,
-                cache_dir=settings.cache_dir,
-                limits=settings.image_limits,
-            )
-        )
+        self.host = ProcessHost(options_of(settings))
         self._connections = ExitStack()
         self._close = weakref.finalize(self, self._connections.close)
         self._started = [
@@ -92,6 +85,15 @@ class ClassifierProcesses:
     def close(self) -> None:
         self._close()
         self.host.close()
+
+
+def options_of(settings: Settings) -> ProcessOptions:
+    return ProcessOptions(
+        model_path=settings.model_path,
+        engine=settings.engine,
+        cache_dir=settings.cache_dir,
+        limits=settings.image_limits,
+    )
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
