@@ -4,6 +4,7 @@ import asyncio
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -17,13 +18,16 @@ import pytest
 from tests.benchmarks.answers import AnswerCheck, WrongAnswer, labels_in
 from tests.benchmarks.cells import FULL, OURS, closed_loop
 from tests.benchmarks.connection import Answer, AnswerReader
-from tests.benchmarks.contenders import Form
-from tests.benchmarks.footprint import cpu_seconds, server_processes
+from tests.benchmarks.contenders import NETWORKS, Form, contenders
+from tests.benchmarks.footprint import Memory, cpu_seconds, server_processes
 from tests.benchmarks.load import Job, Report, run_job
 from tests.benchmarks.measurements import Measurement, Measurements, ratio, read_csv, write_csv
 from tests.benchmarks.mixed import greatest_deviation
 from tests.benchmarks.null_server import NullServer, Respond, canned_answer, respond, response
 from tests.benchmarks.request_bodies import Requests, make_bodies
+from tests.benchmarks.servers import Server, suspended
+from tests.benchmarks.serving import MOST_IDLE_CORES
+from tests.benchmarks.serving_record import Footprint, LeftOut, Record, load, save
 from tests.benchmarks.window import ClosedWindow, quantile
 
 FILES = [b"first", b"second", b"third"]
@@ -71,6 +75,41 @@ def test_closed_loop_of_a_burst_gains_and_loses_no_wave() -> None:
             clock[0] = next(times) + 1e-9
             window.answered(0.05)
     assert window.tally.images / window.tally.seconds == pytest.approx(80)
+
+
+def test_burst_of_old_answers_is_no_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One worker answers five connections every 3.3 seconds, another three every 0.55: 7 a second."""
+    clock = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    answers = sorted(
+        (turn + 1) * latency
+        for latency, connections in ((3.3, 5), (0.55, 3))
+        for turn in range(int(60 / latency))
+        for _ in range(connections)
+    )
+    for warm_up_seconds in (0.1, 1.5, 2.2, 2.8, 3.0, 3.2):
+        window = ClosedWindow(8, 1, warm_up_seconds, 0.5, lambda: None)
+        window._started = 0.0  # noqa: SLF001 - as the clock begins
+        for at in answers:
+            clock[0] = at + 1e-9
+            window.answered(3.3 if at % 3.3 < 1e-6 else 0.55)
+            if window.is_over:
+                break
+        assert window.tally.images / window.tally.seconds == pytest.approx(5 / 3.3 + 3 / 0.55, rel=0.2)
+
+
+def test_server_that_is_restless_is_told_and_suspended() -> None:
+    """Its processes take a core while they run, and nothing while they are suspended."""
+    spinning = "import os; os.fork()\nwhile True: pass"
+    with subprocess.Popen([sys.executable, "-c", spinning], start_new_session=True) as process:
+        server = Server(contenders()[0], NETWORKS[0], 0, process, Path())
+        try:
+            assert server.idle_cores() > MOST_IDLE_CORES
+            with suspended([server]):
+                assert server.idle_cores() <= MOST_IDLE_CORES
+            assert server.idle_cores() > MOST_IDLE_CORES
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_open_loop_counts_from_the_intended_start() -> None:
@@ -164,6 +203,24 @@ def test_bodies_go_through_all_images_in_one_order() -> None:
     assert make_bodies("image", 1, FILES) == FILES
 
 
+def test_record_is_kept_and_joined_with_another(tmp_path: Path) -> None:
+    memory = Memory(1.5, 1.0, 2.0)
+    record = Record(
+        "a machine",
+        Measurements([measurement(OURS, 0, 123.0)]),
+        [Footprint("net", OURS, "1.0", (0.5, 0.75), memory, memory)],
+        [LeftOut("net", "peer", "it does not start")],
+        {"net": 2.0},
+    )
+    save(record, tmp_path / "new" / "net.json")
+    kept = load(tmp_path / "new" / "net.json")
+    assert kept == record
+    assert load(tmp_path / "other.json") is None
+    joined = Record("a machine")
+    joined.add(record)
+    assert joined == record
+
+
 def test_every_snowflake_request_has_a_batch_id_of_its_own() -> None:
     requests = iter(Requests("snowflake", "/classify", [b"{}"]))
     heads = [next(requests).head for _ in range(3)]
@@ -179,7 +236,7 @@ def test_ratio_is_formed_within_rounds() -> None:
     """The neighbour that halved both in the second round changes nothing; a lone round is left out."""
     cell = closed_loop("snowflake", 64, 8)
     pairs = [(OURS, 0, 200.0), ("peer", 0, 100.0), (OURS, 1, 100.0), ("peer", 1, 50.0), (OURS, 2, 900.0)]
-    measurements = Measurements(measurement(*pair) for pair in pairs)
+    measurements = Measurements([measurement(*pair) for pair in pairs])
     ours, peer = (measurements.by_round("net", name, cell) for name in (OURS, "peer"))
     assert ratio(ours, peer) == 2.0
     assert ratio(ours, {}) is None

@@ -52,13 +52,14 @@ class Group(NamedTuple):
         return [*self.closed, *(open_loop(self.form, self.rows, share) for share in self.shares)]
 
 
+# No more than 512 rows at once: beyond, connections only lengthen the queue, and the run.
 FULL = (
     Group("snowflake", 1, (1, 8, 32), (0.5, 1.5)),
     Group("snowflake", 16, (1, 8, 32)),
-    Group("snowflake", 64, (1, 8, 32), (0.5, 1.5)),
-    Group("snowflake", 512, (1, 8)),
+    Group("snowflake", 64, (1, 8), (0.5, 1.5)),
+    Group("snowflake", 512, (1,)),
     Group("image", 1, (1, 8, 32), (0.5, 1.5)),
-    Group("multipart", 1, (1, 8, 32)),
+    Group("multipart", 1, (1, 8)),
 )
 QUICK = (
     Group("snowflake", 1, (1, 8), (0.5,)),

@@ -3,6 +3,7 @@
 import csv
 import statistics
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
@@ -54,9 +55,9 @@ def measurement_of(report: Report, network: str, contender: str, cell: Cell, tur
     )
 
 
+@dataclass
 class Measurements:
-    def __init__(self, measured: Iterable[Measurement] = ()) -> None:
-        self.measured = list(measured)
+    measured: list[Measurement] = field(default_factory=list)
 
     def add(self, measurement: Measurement) -> None:
         self.measured.append(measurement)
@@ -111,7 +112,7 @@ def write_csv(measurements: Measurements, file: TextIO, about: str) -> None:
 def read_csv(path: Path) -> tuple[Measurements, str]:
     """The measurements, and what was measured where."""
     about, *lines = path.read_text(encoding="utf-8").splitlines()
-    return Measurements(map(_from_texts, csv.DictReader(lines))), about.removeprefix("# ")
+    return Measurements(list(map(_from_texts, csv.DictReader(lines)))), about.removeprefix("# ")
 
 
 def _from_texts(texts: Mapping[str, str]) -> Measurement:

@@ -21,10 +21,10 @@ from tests.benchmarks.engine_limit import EngineLimit, EngineReport
 from tests.benchmarks.load import Job
 from tests.benchmarks.load_process import LoadProcess
 from tests.benchmarks.measurements import Measurement, Measurements, measurement_of
-from tests.benchmarks.servers import Server
+from tests.benchmarks.servers import Server, suspended
 
 # An open loop needs requests enough for a p99, as far as time allows.
-OPEN_LOOP_REQUESTS, OPEN_LOOP_MOST_SECONDS = 100, 5.0
+OPEN_LOOP_REQUESTS, OPEN_LOOP_MOST_SECONDS = 100, 4.0
 ENGINE_ROWS = 64
 
 
@@ -32,6 +32,8 @@ ENGINE_ROWS = 64
 class Rounds:
     network: str
     servers: Sequence[Server]
+    restless: Sequence[Server]
+    """Those among them that are suspended while others are measured."""
     engine: EngineLimit
     null_server: tuple[int, int]
     """Its port and its process's number."""
@@ -42,17 +44,21 @@ class Rounds:
     def take(self, group: Group, turn: int) -> None:
         for cell in group.cells:
             measures = list(self._measures(group, cell, turn))
-            for measure in measures if turn % 2 == 0 else reversed(measures):
-                measure()
+            for server, measure in measures if turn % 2 == 0 else reversed(measures):
+                with suspended(other for other in self.restless if other is not server):
+                    measure()
 
-    def _measures(self, group: Group, cell: Cell, turn: int) -> Iterator[Callable[[], None]]:
+    def _measures(
+        self, group: Group, cell: Cell, turn: int
+    ) -> Iterator[tuple[Server | None, Callable[[], None]]]:
+        """What is measured, by the server that must be awake for it."""
         if cell.connections:
-            yield from self._engine_measures(cell, turn)
+            yield from ((None, measure) for measure in self._engine_measures(cell, turn))
         for server in self.servers:
             if is_measured(server.contender.name, cell) and self._serves(server, cell):
-                yield partial(self._measure_server, server, group, cell, turn)
+                yield server, partial(self._measure_server, server, group, cell, turn)
         if cell.connections == NULL_SERVER_CONNECTIONS:
-            yield partial(self._measure_null_server, cell, turn)
+            yield None, partial(self._measure_null_server, cell, turn)
 
     def _serves(self, server: Server, cell: Cell) -> bool:
         """A cell that it has failed is not tried again."""

@@ -6,14 +6,14 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.benchmarks.answers import WrongAnswer, labels_in
 from tests.benchmarks.contenders import Contender, Form, Network
-from tests.benchmarks.footprint import Instances
+from tests.benchmarks.footprint import Instances, cpu_seconds, server_processes
 from tests.benchmarks.request_bodies import Requests, make_bodies
 from tests.running import free_port
 
@@ -21,6 +21,7 @@ START_TIMEOUT_SECONDS = 180.0
 # For a server that answers, but not with a label.
 ANSWER_TIMEOUT_SECONDS = 30.0
 STOP_TIMEOUT_SECONDS = 8.0
+IDLE_SECONDS = 2.0
 _CHECKED_ROWS = 16
 
 
@@ -54,10 +55,28 @@ class Server:
             raise NotServing(f"status {status}: {answer[:200].decode(errors='replace')}")
         return labels_in(spoken, answer)
 
+    def idle_cores(self) -> float:
+        """What it takes of the machine while nobody asks it anything."""
+        before, began = cpu_seconds(server_processes(self.process.pid)), time.perf_counter()
+        time.sleep(IDLE_SECONDS)
+        spent = cpu_seconds(server_processes(self.process.pid)) - before
+        return spent / (time.perf_counter() - began)
+
     def last_words(self) -> str:
         """The end of what it wrote to its standard output and error."""
         lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         return " / ".join(lines[-3:])[-400:]
+
+
+@contextmanager
+def suspended(servers: Iterable[Server]) -> Iterator[None]:
+    """All their processes stopped, until the context ends."""
+    pids = [pid for server in servers for pid in server_processes(server.process.pid)]
+    _signal_all(pids, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        _signal_all(reversed(pids), signal.SIGCONT)  # those who watch over others last
 
 
 @contextmanager
@@ -151,6 +170,12 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
                 os.kill(pid, number)
         _wait_until_gone(seen)
     process.wait()
+
+
+def _signal_all(pids: Iterable[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 def _wait_until_gone(seen: Instances) -> None:

@@ -1,7 +1,10 @@
-"""All that a run found."""
+"""All that a run found; kept for each network, so that they can be measured one by one."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
+
+from pydantic import TypeAdapter
 
 from tests.benchmarks.footprint import Memory
 from tests.benchmarks.measurements import Measurements
@@ -32,3 +35,22 @@ class Record:
     left_out: list[LeftOut] = field(default_factory=list)
     peak_rss_mb: dict[str, float] = field(default_factory=dict)
     """By network: of our service, with batches of 4,096 rows."""
+
+    def add(self, other: "Record") -> None:
+        self.measurements.measured += other.measurements.measured
+        self.footprints += other.footprints
+        self.left_out += other.left_out
+        self.peak_rss_mb |= other.peak_rss_mb
+
+
+_RECORD = TypeAdapter(Record)
+
+
+def save(record: Record, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(_RECORD.dump_json(record))
+
+
+def load(path: Path) -> Record | None:
+    """None where there is none."""
+    return _RECORD.validate_json(path.read_bytes()) if path.exists() else None

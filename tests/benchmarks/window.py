@@ -35,8 +35,10 @@ class ClosedWindow:
     """Whole waves, a wave being as many answers as there are connections.
 
     It opens at the end of the wave in which the warm-up ends, and closes at the end of the first wave after
-    `seconds`; connections keep asking until then. So load is the same at both ends, and a server that
-    answers all connections at once gains no wave and loses none. What is in flight at the end is not counted.
+    `seconds` in which it is longer than any answer in it took; connections keep asking until then. So load is
+    the same at both ends, a server that answers all connections at once gains no wave and loses none, and
+    one that answers old requests in a burst is not taken for a fast one. What is in flight at the end is not
+    counted.
     """
 
     def __init__(
@@ -79,7 +81,7 @@ class ClosedWindow:
             self._is_open = True
             self._opened = now
             self._on_edge()
-        elif self._is_open and now - self._opened >= self._seconds:
+        elif self._is_open and now - self._opened >= max(self._seconds, *self.tally.latencies):
             self._close(now)
 
     def _end_late(self, now: float) -> None:
