@@ -20,6 +20,7 @@ from model.artifact import load_artifact
 from model.errors import ModelError
 from model.runtime import open_classifier
 
+# Nothing to read, and large.
 _ARRAYS: Any = {"class_weights": True, "novelty": {"whitening", "class_means", "prototypes"}}
 
 

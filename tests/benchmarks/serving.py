@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -239,14 +239,20 @@ def main() -> None:
     images = load_images()
     about = f"{machine()}; {images.description}"
     competing = [contender for contender in known if contender.name in names]
-    measured = {}
+    measured: dict[str, Record] = {}
     for network in NETWORKS:
         if network.name in networks:
             record = measured[network.name] = Record(about)
             NetworkRun(network, plan, images, record).measure(competing)
             if is_whole(options):
                 save(record, KEPT / f"{network.name}.json")
-    write_results(_joined(about, measured, options), _folder(options))
+    if is_whole(options):
+        measured = {network.name: record for network in NETWORKS if (record := _kept(network, about))}
+    joined = Record(about)
+    for record in measured.values():
+        joined.add(record)
+    is_complete = is_whole(options) and len(measured) == len(NETWORKS)
+    write_results(joined, options.output or (RESULTS if is_complete else None))
 
 
 def is_whole(options: argparse.Namespace) -> bool:
@@ -254,20 +260,10 @@ def is_whole(options: argparse.Namespace) -> bool:
     return not (options.quick or options.only) and options.rounds >= LEAST_ROUNDS
 
 
-def _folder(options: argparse.Namespace) -> Path | None:
-    """Where the results go, if anywhere: figures that are published are of all networks."""
-    is_complete = is_whole(options) and all(load(KEPT / f"{network.name}.json") for network in NETWORKS)
-    return options.output or (RESULTS if is_complete else None)
-
-
-def _joined(about: str, measured: Mapping[str, Record], options: argparse.Namespace) -> Record:
-    """What is measured now, and what an earlier run has kept of the networks that are left out."""
-    joined = Record(about)
-    for network in NETWORKS:
-        kept = load(KEPT / f"{network.name}.json") if is_whole(options) else None
-        if record := measured.get(network.name) or kept:
-            joined.add(record)
-    return joined
+def _kept(network: Network, about: str) -> Record | None:
+    """What this run or an earlier one has kept, if it is of the same machine and images."""
+    record = load(KEPT / f"{network.name}.json")
+    return record if record and record.about == about else None
 
 
 if __name__ == "__main__":
