@@ -23,7 +23,8 @@ A row failure is a value, and the batch answers 200 (model.errors.InputError):
 ├── SnowflakeRefused        Snowflake does not carry out the statement
 ├── WarehouseUnavailable    no warehouse runs the service's statement
 ├── PredictionFailed    the network answered with something other than probabilities
-└── ClassifierDied      the process that classified the image died over it, and so did others
+├── ClassifierDied      the process that classified the image died over it, and so did others
+└── ClassifyTimeout     the image takes more time than any may
 
 A request failure is an exception, mapped once to a status (ServiceError). To Snowflake the status is an
 instruction: 429 and 5xx mean "send again", other 4xx mean "the query fails".
@@ -124,6 +125,10 @@ class PredictionFailed(InputError):
 
 class ClassifierDied(InputError):
     code = "classifier_died"
+
+
+class ClassifyTimeout(InputError):
+    code = "classify_timeout"
 
 
 class ServiceError(Exception):

@@ -27,7 +27,7 @@ from model.artifact import Artifact
 from model.errors import InputError
 from model.evidence import Evidence, against_the_others, find_evidence
 from model.image import Decoded, decode_sized
-from model.image_limits import ImageLimits
+from model.image_limits import ImageLimits, out_of_memory
 from model.novelty import reasons_to_abstain
 from model.runtime import Classifier
 
@@ -64,6 +64,8 @@ class ImageClassifier:
             return image
         except InputError as error:
             return outcome_of_error(error, self.model)
+        except MemoryError:
+            return outcome_of_error(out_of_memory(), self.model)
 
     def _predict(self, decoded: Sequence[Pixels], evidence: Sequence[bool]) -> list[Outcome | None]:
         """Outcomes in the place of images; those known already, and NULLs, stay where they are."""

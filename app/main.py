@@ -63,7 +63,7 @@ def _lifespan(
         model: ServedModel = app.state.model
         queue = RowQueue(settings.classifiers)
         async with (
-            classifier_pool(queue, processes, model),
+            classifier_pool(queue, processes, model, settings.max_image_cpu_seconds),
             open_fetcher(settings) as fetcher,
             SnowflakeSession(settings) as session,
         ):

@@ -81,6 +81,10 @@ class Settings(BaseSettings):
     """Most pixels in an image, checked before they are decoded."""
     max_image_side_pixels: PositiveInt = ImageLimits.max_image_side_pixels
     """Longest side of an image, checked before it is decoded."""
+    max_image_memory_bytes: Annotated[int, Field(ge=64 * 1024 * 1024)] = 1024 * 1024 * 1024
+    """Memory that each classifier process may take for its images, beside the network's."""
+    max_image_cpu_seconds: PositiveFloat = 10.0
+    """Longest CPU time for one image."""
 
     allowed_url_hosts: Annotated[tuple[HostPattern, ...], NoDecode, BeforeValidator(_split_list)] = ()
     """Hosts that images may be fetched from, separated by commas: `host`, `.domain` for all hosts below

@@ -12,8 +12,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field
 
 from model.deep_pixels import scale_integers, scale_to_fit
-from model.errors import CorruptImage, ImageTooLarge, InputError, UnsupportedFormat
-from model.image_limits import ImageLimits, refuse_costly_content
+from model.errors import CorruptImage, InputError, UnsupportedFormat
+from model.image_limits import ImageLimits, out_of_memory, refuse_costly_content
 
 FORMATS = ("BMP", "PNG", "JPEG", "TIFF", "WEBP")
 
@@ -83,7 +83,7 @@ def decode_sized(data: bytes, spec: ImageSpec, limits: ImageLimits) -> Decoded:
     except UnidentifiedImageError:
         raise _unidentified(data) from None
     except MemoryError:
-        raise ImageTooLarge("An image must be decodable in the memory at hand.") from None
+        raise out_of_memory() from None
     # Pillow raises OSError, ValueError, SyntaxError, TypeError, struct.error and more for broken files.
     except Exception as error:
         raise CorruptImage(

@@ -52,6 +52,11 @@ class ImageLimits:
             )
 
 
+def out_of_memory() -> ImageTooLarge:
+    """For an allocation that failed amid decoding."""
+    return ImageTooLarge("An image must be decodable in the memory at hand.")
+
+
 def refuse_costly_content(image: OpenedImage, data: bytes, limits: ImageLimits) -> None:
     """Raise ImageTooLarge when decoding the opened `image`, read from `data`, would cost too much."""
     _refuse_size(image.size, limits)

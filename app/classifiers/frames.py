@@ -16,6 +16,9 @@ from app.outcome import ModelIdentity, Outcome
 
 Image: TypeAlias = bytes | InlineText
 
+# Two heatmaps of the largest network's input are a tenth of it.
+MAX_FRAME_BYTES = 64 * 1024 * 1024
+
 _COUNT = Struct("<I")
 _ROW = Struct("<B?Q")  # its kind, whether evidence is wanted, bytes
 _LENGTH = Struct("<Q")
@@ -102,7 +105,7 @@ def parse_answers(content: bytes, rows: int) -> Answers:
 
 
 class FrameReader:
-    """Puts together what arrives in pieces."""
+    """Puts together what arrives in pieces. Raises ValueError for a frame longer than any has to be."""
 
     def __init__(self) -> None:
         self._pieces = bytearray()
@@ -112,6 +115,8 @@ class FrameReader:
         self._pieces += piece
         while len(self._pieces) >= _LENGTH.size:
             [length] = _LENGTH.unpack_from(self._pieces)
+            if length > MAX_FRAME_BYTES:
+                raise ValueError(f"A frame must have at most {MAX_FRAME_BYTES} bytes. Received: {length}.")
             end = _LENGTH.size + length
             if len(self._pieces) < end:
                 return

@@ -93,6 +93,8 @@ def options_of(settings: Settings) -> ProcessOptions:
         engine=settings.engine,
         cache_dir=settings.cache_dir,
         limits=settings.image_limits,
+        max_image_memory_bytes=settings.max_image_memory_bytes,
+        max_image_cpu_seconds=settings.max_image_cpu_seconds,
     )
 
 

@@ -17,3 +17,5 @@ class ProcessOptions(BaseModel):
     engine: Engine
     cache_dir: Path
     limits: ImageLimits
+    max_image_memory_bytes: int
+    max_image_cpu_seconds: float

@@ -8,6 +8,7 @@ import socket
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from time import monotonic
 from typing import cast
 
 from app.classifiers.frames import (
@@ -19,10 +20,11 @@ from app.classifiers.frames import (
     parse_greeting,
 )
 from app.classifiers.host import ClassifierProcesses, Host
-from app.errors import ClassifierDied
+from app.errors import ClassifierDied, ClassifyTimeout
 from app.log import logger
 from app.outcome import StepSeconds, outcome_of_error
 from app.row_queue import QueuedRow, RowQueue
+from model.errors import InputError
 
 # One that is being answered and one that lies ready, so that no core waits for the event loop.
 CALLS_AT_ONCE = 2
@@ -34,10 +36,10 @@ RETRY_SECONDS = 1.0
 
 @asynccontextmanager
 async def classifier_pool(
-    queue: RowQueue, processes: ClassifierProcesses, model: ServedModel
+    queue: RowQueue, processes: ClassifierProcesses, model: ServedModel, max_image_cpu_seconds: float
 ) -> AsyncIterator[None]:
     """Classify what the queue has until the context ends; whoever still waits then is not answered."""
-    pool = ClassifierPool(queue, processes.host, model)
+    pool = ClassifierPool(queue, processes.host, model, max_image_cpu_seconds)
     try:
         for connection in processes.hand_over():
             await pool.connect(connection)
@@ -50,10 +52,13 @@ async def classifier_pool(
 class ClassifierPool:
     """Takes rows from the queue to whichever process has room."""
 
-    def __init__(self, queue: RowQueue, host: Host, model: ServedModel) -> None:
+    def __init__(
+        self, queue: RowQueue, host: Host, model: ServedModel, max_image_cpu_seconds: float
+    ) -> None:
         self._queue = queue
         self._host = host
         self._model = model
+        self._max_image_cpu_seconds = max_image_cpu_seconds
         # The latest to become idle first: it has the network and the code in its core's cache.
         self._ready: list[_Classifier] = []
         self._connected: set[_Classifier] = set()
@@ -89,7 +94,10 @@ class ClassifierPool:
         _tell(rows, answers)
 
     def lost(self, classifier: "_Classifier") -> None:
-        """Its rows are classified one by one, so that only the one it died over is to blame."""
+        """Its rows are classified one by one, so that only the one it died over is to blame.
+
+        A process that takes too long ends itself.
+        """
         if self._is_closed:
             return
         logger.warning("A classifier process died.")
@@ -97,8 +105,11 @@ class ClassifierPool:
         if classifier in self._ready:
             self._ready.remove(classifier)
         begun, *unbegun = classifier.calls or [[]]
-        for queued in begun:
-            self._blame(queued._replace(deaths=queued.deaths + 1))
+        if len(begun) == 1 and classifier.busy_seconds() >= self._max_image_cpu_seconds:
+            self._give_up(begun[0], self._timeout())
+        else:
+            for queued in begun:
+                self._blame(queued._replace(deaths=queued.deaths + 1))
         self._again.extend(queued for rows in unbegun for queued in rows)
         self._replace(0.0 if classifier.has_greeted else RETRY_SECONDS)
         self._give_out()
@@ -126,6 +137,15 @@ class ClassifierPool:
             f"Received: an image with which {queued.deaths} ended.",
             retryable=True,
         )
+        self._give_up(queued, error)
+
+    def _timeout(self) -> ClassifyTimeout:
+        return ClassifyTimeout(
+            f"An image must be classified in at most {self._max_image_cpu_seconds:g} seconds of CPU time. "
+            "Received: an image that takes longer."
+        )
+
+    def _give_up(self, queued: QueuedRow, error: InputError) -> None:
         queued.awaited.answer(queued.place, outcome_of_error(error, self._model.identity), StepSeconds())
 
     def _replace(self, after_seconds: float) -> None:
@@ -148,14 +168,21 @@ class _Classifier(asyncio.Protocol):
     def __init__(self, pool: ClassifierPool, *, has_greeted: bool) -> None:
         self.calls: deque[list[QueuedRow]] = deque()
         self.has_greeted = has_greeted
+        self._begun_at = 0.0
         self._pool = pool
         self._reader = FrameReader()
         self._transport: asyncio.Transport | None = None
 
     def call(self, rows: list[QueuedRow]) -> None:
+        if not self.calls:
+            self._begun_at = monotonic()
         self.calls.append(rows)
         if self._transport is not None:
             self._transport.writelines(format_rows([queued.row for queued in rows]))
+
+    def busy_seconds(self) -> float:
+        """With the first of its calls, at most."""
+        return monotonic() - self._begun_at
 
     def leave(self) -> None:
         if self._transport is not None:
@@ -171,6 +198,7 @@ class _Classifier(asyncio.Protocol):
         for content in self._reader.read(data):
             if self.has_greeted:
                 answers = parse_answers(content, rows=len(self.calls[0]))  # or its connection ends
+                self._begun_at = monotonic()
                 self._pool.answered(self, self.calls.popleft(), answers)
             elif (refusal := parse_greeting(content).refusal) is None:
                 self.has_greeted = True

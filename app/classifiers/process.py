@@ -9,10 +9,12 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
+from functools import partial
 from typing import Any
 
+from app.classifiers.bounds import bound_memory, bounded_time
 from app.classifiers.frames import Answers, Greeting, ServedModel, WaitingRow, format_frame, read_rows
 from app.classifiers.options import ProcessOptions
 from app.image_classifier import ImageClassifier
@@ -28,7 +30,7 @@ class Opening:
     """The network, opened before the first fork where it can live in several processes."""
 
     def __init__(self, options: ProcessOptions) -> None:
-        self._options = options
+        self.options = options
         self._opened: ImageClassifier | ModelError | None = None
         if options.engine == "litert":  # TensorFlow has threads, which a fork loses
             self._opened = self._open()
@@ -41,7 +43,7 @@ class Opening:
         return opened
 
     def _open(self) -> ImageClassifier | ModelError:
-        options = self._options
+        options = self.options
         try:
             artifact = load_artifact(options.model_path)
             classifier = open_classifier(artifact, options.engine, 1, options.cache_dir)
@@ -70,22 +72,30 @@ def fork_for_each(connections: socket.socket, opening: Opening) -> None:
 
 def serve_connection(connection: socket.socket, opening: Opening) -> None:
     """Say whether there is anything to serve with, then answer call after call."""
+    options = opening.options
     try:
         images = opening.images()
     except ModelError as error:
         connection.sendall(format_frame(Greeting(refusal=str(error))))
     else:
-        answer_calls(connection, images)
+        bound_memory(options.max_image_memory_bytes)
+        answer_calls(connection, images, partial(bounded_time, options.max_image_cpu_seconds))
 
 
-def answer_calls(connection: socket.socket, images: ImageClassifier) -> None:
-    """Until the service closes the connection."""
+def answer_calls(
+    connection: socket.socket,
+    images: ImageClassifier,
+    bounded: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> None:
+    """Until the service closes the connection; each call within its bounds."""
     card = images.artifact.card.model_dump(mode="json", exclude=_ARRAYS)
     connection.sendall(format_frame(Greeting(ServedModel(images.model, card))))
     with connection.makefile("rb") as calls:
         while rows := read_rows(calls):
-            connection.sendall(format_frame(_classify(images, rows)))
-            del rows  # images must not outlive their turn while the process waits for the next
+            with bounded():
+                answers = _classify(images, rows)
+            connection.sendall(format_frame(answers))
+            del rows, answers  # images must not outlive their turn while the process waits for the next
 
 
 def _classify(images: ImageClassifier, rows: Sequence[WaitingRow]) -> Answers:

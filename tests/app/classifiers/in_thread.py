@@ -45,7 +45,7 @@ def model_of(images: ImageClassifier) -> ServedModel:
 async def classifying(queue: RowQueue, images: ImageClassifier, threads: int = 1) -> AsyncIterator[None]:
     """What the queue has is classified until the context ends."""
     host = ThreadHost(images)
-    pool = ClassifierPool(queue, host, model_of(images))
+    pool = ClassifierPool(queue, host, model_of(images), max_image_cpu_seconds=10)
     try:
         for _ in range(threads):
             await pool.connect(host.connect(), has_greeted=False)

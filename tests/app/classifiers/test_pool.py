@@ -2,6 +2,7 @@ import asyncio
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from threading import Thread
@@ -85,10 +86,12 @@ async def classify(queue: RowQueue, names: str) -> list[str]:
         return [name_in(outcome) for outcome in await request.classify(rows(names))]
 
 
-def in_pool(host: ScriptedHost, *requests: str, processes: int = 1) -> Sequence[Any]:
+def in_pool(
+    host: ScriptedHost, *requests: str, processes: int = 1, max_image_cpu_seconds: float = 10
+) -> Sequence[Any]:
     async def run() -> Sequence[Any]:
         queue = RowQueue(processes)
-        pool = ClassifierPool(queue, host, MODEL)
+        pool = ClassifierPool(queue, host, MODEL, max_image_cpu_seconds)
         answers = [asyncio.ensure_future(classify(queue, names)) for names in requests]
         await asyncio.sleep(0)  # all wait before anyone takes
         for _ in range(processes):
@@ -131,6 +134,15 @@ def test_process_that_is_killed_once_costs_nothing() -> None:
     names = " ".join(map(str, range(20)))
     assert in_pool(host, names, processes=2) == [names.split()]
     assert killed
+
+
+def test_image_that_takes_too_long_is_tried_alone_once() -> None:
+    """The process ends itself; that it took so long says why."""
+    host = ScriptedHost()
+    host.on_call = lambda names: time.sleep(0.3 if "deadly" in names else 0)
+    [answer] = in_pool(host, "a b deadly c d", max_image_cpu_seconds=0.25)
+    assert answer == ["a", "b", "classify_timeout", "c", "d"]
+    assert host.calls.count("deadly") == 1
 
 
 def test_failure_inside_a_process_fails_the_request_it_is_of() -> None:
@@ -197,7 +209,7 @@ def test_process_that_cannot_classify_is_asked_for_again_later(monkeypatch: pyte
 
     async def run() -> list[str]:
         queue = RowQueue(1)
-        pool = ClassifierPool(queue, host, MODEL)
+        pool = ClassifierPool(queue, host, MODEL, max_image_cpu_seconds=10)
         answer = asyncio.ensure_future(classify(queue, "a"))
         await pool.connect(host.connect(), has_greeted=False)
         await asyncio.sleep(0.2)
@@ -216,7 +228,7 @@ def test_rows_of_a_request_that_is_over_are_not_tried_again() -> None:
 
     async def run() -> None:
         queue = RowQueue(1)
-        pool = ClassifierPool(queue, host, MODEL)
+        pool = ClassifierPool(queue, host, MODEL, max_image_cpu_seconds=10)
         leaving = asyncio.ensure_future(classify(queue, "a deadly c d e f g h"))
         host.on_call = lambda names: leaving.get_loop().call_soon_threadsafe(leaving.cancel)
         await asyncio.sleep(0)
@@ -236,7 +248,7 @@ def test_rows_survive_the_death_of_every_real_process(sample: bytes) -> None:
     async def run() -> list[str | None]:
         processes = ClassifierProcesses(Settings(classifiers=2))
         queue = RowQueue(2)
-        async with classifier_pool(queue, processes, processes.wait_until_ready()):
+        async with classifier_pool(queue, processes, processes.wait_until_ready(), max_image_cpu_seconds=10):
             with queue.request(400) as request:
                 answered = request.classify([WaitingRow(sample, evidence=False)] * 400)
                 for kills_host in (False, True):
