@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from app.settings import Settings
-
-# Snowpark Container Services mounts it, and renews it every few minutes; a login needs the newest.
-# Source: Snowflake documentation, "Connect to Snowflake from within a container".
-SPCS_TOKEN_FILE = Path("/snowflake/session/token")
+from app.snowflake import spcs
+from app.snowflake.spcs import is_inside_spcs
 
 _RENAMED_IN_5 = {
     "private_key_file_pwd": "private_key_password",
@@ -20,11 +18,7 @@ _RENAMED_IN_5 = {
 
 def is_configured(settings: Settings) -> bool:
     """Whether there is an account to read stages from."""
-    return settings.snowflake_account is not None or runs_in_spcs()
-
-
-def runs_in_spcs() -> bool:
-    return "SNOWFLAKE_HOST" in os.environ and SPCS_TOKEN_FILE.is_file()
+    return settings.snowflake_account is not None or is_inside_spcs()
 
 
 def account_and_host(settings: Settings) -> tuple[str, str | None]:
@@ -65,7 +59,7 @@ def connect_arguments(settings: Settings, connector_version: int) -> dict[str, A
 
 def _credentials(settings: Settings) -> dict[str, Any]:
     if settings.snowflake_account is None:
-        return {"authenticator": "OAUTH", "token": _read_token(SPCS_TOKEN_FILE)}
+        return {"authenticator": "OAUTH", "token": _read_token(spcs.TOKEN_FILE)}
     if settings.snowflake_workload_identity_provider is not None:
         return {
             "authenticator": "WORKLOAD_IDENTITY",

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from snowflake.connector.connection import DEFAULT_CONFIGURATION
 
 from app.settings import Settings
-from app.snowflake import credentials
+from app.snowflake import spcs
 from app.snowflake.credentials import account_and_host, connect_arguments, is_configured
 from tests.snowflake_front import Front, front
 
@@ -44,7 +44,7 @@ def in_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """As Snowpark Container Services sets up a container; the token's file."""
     token = tmp_path / "token"
     token.write_text("first\n")
-    monkeypatch.setattr(credentials, "SPCS_TOKEN_FILE", token)
+    monkeypatch.setattr(spcs, "TOKEN_FILE", token)
     for name, value in {
         "ACCOUNT": "STEEL",
         "HOST": "steel.internal",

@@ -1,0 +1,12 @@
+"""Snowpark Container Services: whether this is it, and the token that it gives."""
+
+import os
+from pathlib import Path
+
+# It is mounted there, and renewed every few minutes; a login needs the newest.
+# Source: Snowflake documentation, "Connect to Snowflake from within a container".
+TOKEN_FILE = Path("/snowflake/session/token")
+
+
+def is_inside_spcs() -> bool:
+    return "SNOWFLAKE_HOST" in os.environ and TOKEN_FILE.is_file()
