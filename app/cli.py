@@ -23,6 +23,7 @@ ENGINES = get_args(Engine)
 FURTHER_COMMANDS = (
     "app.classify_command",
     "app.demo",
+    "app.key_command",
     "app.sql_command",
     "app.snowflake_commands",
     "app.plan.command",

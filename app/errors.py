@@ -31,9 +31,17 @@ instruction: 429 and 5xx mean "send again", other 4xx mean "the query fails".
 ├── MalformedBody           400  the body is not what its headers say
 ├── PayloadTooLarge         413  a limit on bytes or rows is exceeded
 ├── UnsupportedMediaType    415  none of the three forms of request
-└── InvalidBatch            422  well-formed, but no batch of rows, no files, or an unknown query value
+├── InvalidBatch            422  well-formed, but no batch of rows, no files, or an unknown query value
+├── Unauthorized            401  whoever calls has not said who it is, or not so that it can be believed
+├── BatchUnknown            404  asked for the answer to a batch that is neither running nor remembered
+├── BodyTimeout             408  the body did not arrive in time
+├── Overloaded              429  others fill the time or the memory that there is: send it again, later
+├── IssuerUnavailable       503  the keys to verify tokens with cannot be read now
+└── Stopped                 503  the service ends before it could answer: send it again, elsewhere
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import ClassVar
 
 from model.errors import InputError
@@ -136,6 +144,8 @@ class ServiceError(Exception):
 
     status: ClassVar[int]
     code: ClassVar[str]
+    retryable: ClassVar[bool] = False
+    headers: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -160,3 +170,54 @@ class UnsupportedMediaType(ServiceError):
 class InvalidBatch(ServiceError):
     status = 422
     code = "invalid_batch"
+
+
+class BatchUnknown(ServiceError):
+    status = 404
+    code = "batch_unknown"
+
+
+class BodyTimeout(ServiceError):
+    """The connection is of no more use: what is still to come of the body would be taken for a request."""
+
+    status = 408
+    code = "body_timeout"
+    retryable = True
+    headers = MappingProxyType({"connection": "close"})
+
+
+class Overloaded(ServiceError):
+    """`retry_after_seconds`: RFC 9110, section 10.2.3."""
+
+    status = 429
+    code = "overloaded"
+    retryable = True
+
+    def __init__(self, message: str, retry_after_seconds: int) -> None:
+        super().__init__(message)
+        self.headers = MappingProxyType({"retry-after": str(retry_after_seconds)})
+
+
+class Stopped(ServiceError):
+    status = 503
+    code = "stopped"
+    retryable = True
+    headers = MappingProxyType({"connection": "close"})
+
+
+class Unauthorized(ServiceError):
+    """RFC 9110, section 15.5.2: it must say how to do better."""
+
+    status = 401
+    code = "unauthorized"
+    headers = MappingProxyType({"www-authenticate": "Bearer"})
+
+
+class IssuerUnavailable(ServiceError):
+    status = 503
+    code = "issuer_unavailable"
+    retryable = True
+
+
+class ApiKeysUnreadable(OSError):
+    """The file of API keys; the message says where it is wrong."""

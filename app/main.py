@@ -1,28 +1,38 @@
 """The one place where the parts meet."""
 
+import asyncio
+import importlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from fastapi import FastAPI, Request, Response
-from fastapi.openapi.docs import get_swagger_ui_html
-from starlette.responses import HTMLResponse, RedirectResponse
-from starlette.staticfiles import StaticFiles
+from starlette.datastructures import State
 
 from app import __version__
-from app.api import classify, health
+from app.admission import Admission
+from app.api import classify, health, metrics
+from app.api.auth import open_guards
+from app.api.batch import BatchClassifier
 from app.api.direct import DirectFastAPI
+from app.api.docs import add_docs
+from app.api.metrics import Gauges
 from app.api.openapi import add_answer_examples
 from app.api.refusal import FORESEEN, refusal_of
+from app.batches import AnswerStore, Batches
+from app.capacity import Capacity
 from app.classifiers.frames import ServedModel
 from app.classifiers.host import ClassifierProcesses
-from app.classifiers.pool import classifier_pool
+from app.classifiers.live import LiveClassifiers
 from app.images.fetcher import open_fetcher
 from app.images.stage import StageReader
 from app.log import configure, log_event, logger
 from app.pipeline import Pipeline, max_fetched_rows
+from app.reloading import ignore_until_ready, reloaded_by_signal
+from app.remembered import MemoryStore
 from app.row_queue import RowQueue
 from app.settings import Settings, unknown_variables
 from app.snowflake.session import SnowflakeSession
+from app.stopping import Stopping
 
 
 def create_app(settings: Settings, processes: ClassifierProcesses | None = None) -> FastAPI:
@@ -31,6 +41,7 @@ def create_app(settings: Settings, processes: ClassifierProcesses | None = None)
     `processes` may have been started before, so that they and this process get ready side by side.
     """
     processes = processes or ClassifierProcesses(settings)
+    ignore_until_ready()
     configure(settings.log_level)
     log_event("starting", **settings.model_dump(mode="json"))
     for variable in unknown_variables():
@@ -39,6 +50,7 @@ def create_app(settings: Settings, processes: ClassifierProcesses | None = None)
         title="ext-classify",
         summary="A Keras image classifier as a Snowflake SQL function.",
         version=__version__,
+        openapi_url="/openapi.json" if settings.show_docs else None,
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,  # a redirect would repeat the caller's Host, and Snowflake follows none
@@ -46,10 +58,14 @@ def create_app(settings: Settings, processes: ClassifierProcesses | None = None)
         lifespan=_lifespan(settings, processes),
     )
     app.state.settings = settings
+    app.state.guards = open_guards(settings)
+    app.state.stopping = Stopping(settings.stop_delay_seconds, settings.stop_grace_seconds)
     app.include_router(classify.router)
     app.include_router(health.router)
+    app.include_router(metrics.router)
     add_answer_examples(app)
-    _add_docs(app)
+    if settings.show_docs:
+        add_docs(app)
     _add_error_handlers(app)
     app.state.model = processes.wait_until_ready()
     return app
@@ -61,37 +77,50 @@ def _lifespan(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         model: ServedModel = app.state.model
-        queue = RowQueue(settings.classifiers)
+        queue = RowQueue(Capacity(settings.classifiers, settings.max_concurrent_fetches))
         async with (
-            classifier_pool(queue, processes, model, settings.max_image_cpu_seconds),
+            LiveClassifiers(settings, queue, processes, model) as classifiers,
             open_fetcher(settings) as fetcher,
             SnowflakeSession(settings) as session,
         ):
             stages = StageReader(settings, session, fetcher)
-            app.state.pipeline = Pipeline(model, queue, fetcher, stages, max_fetched_rows(settings))
+            pipeline = Pipeline(classifiers.pool, queue, fetcher, stages, max_fetched_rows(settings))
+            _open_state(app.state, pipeline, classifiers)
+            noting = asyncio.create_task(app.state.gauges.keep_noting())
             log_event("ready", **model.identity)
-            yield
+            with app.state.stopping.heard(), reloaded_by_signal(classifiers):
+                yield
+                noting.cancel()
+                await app.state.batches.close()
 
     return lifespan
 
 
-def _add_docs(app: FastAPI) -> None:
-    """Swagger UI from a package, so that /docs works where the internet does not reach."""
-    app.mount("/docs/assets", StaticFiles(packages=[("fastapi_swagger", "resources")]))
+def _open_state(state: State, pipeline: Pipeline, classifiers: LiveClassifiers) -> None:
+    """What requests find."""
+    settings: Settings = state.settings
+    state.gauges = Gauges(state)
+    state.classifiers = classifiers
+    state.pipeline = pipeline
+    state.admission = Admission(pipeline.queue, settings.max_wait_seconds, settings.max_pending_bytes)
+    state.classify_batch = BatchClassifier(settings, pipeline, state.admission)
+    store = _open_store(settings, state.admission)
+    # Of workers without a common memory, another one may be asked for what this one has promised.
+    has_one_memory = settings.workers == 1 or settings.redis_url is not None
+    deadline_seconds = settings.sync_deadline_seconds if has_one_memory else None
+    state.batches = Batches(state.classify_batch, store, deadline_seconds)
 
-    @app.get("/", include_in_schema=False)
-    async def index() -> RedirectResponse:
-        return RedirectResponse("docs")
 
-    @app.get("/docs", include_in_schema=False)
-    async def docs() -> HTMLResponse:
-        return get_swagger_ui_html(
-            openapi_url="openapi.json",
-            title="ext-classify",
-            swagger_js_url="docs/assets/swagger-ui-bundle.js",
-            swagger_css_url="docs/assets/swagger-ui.css",
-            swagger_favicon_url="docs/assets/favicon-32x32.png",
-        )
+def _open_store(settings: Settings, admission: Admission) -> AnswerStore:
+    local = MemoryStore(settings.remembered_seconds, settings.max_remembered_bytes)
+    if settings.redis_url is None:
+        return local
+    # Whoever has none need not wait for its import.
+    store = importlib.import_module("app.redis_store").RedisStore
+    shared: AnswerStore = store(
+        settings.redis_url.get_secret_value(), local, settings.remembered_seconds, admission
+    )
+    return shared
 
 
 def _add_error_handlers(app: FastAPI) -> None:

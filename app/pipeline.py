@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
+from typing import Protocol
 
 from app.classifiers.frames import Image, ServedModel, WaitingRow
 from app.images.fetcher import Fetcher
@@ -13,12 +14,9 @@ from app.images.stage import StageBatch, StageReader
 from app.images.stage_file import StageFile
 from app.outcome import Outcome, StepSeconds, outcome_of_error
 from app.row import Fetched, Row
-from app.row_queue import QueuedRequest, RowQueue
+from app.row_queue import FEW_ROWS, QueuedRequest, RowQueue
 from app.settings import Settings
 from model.errors import InputError
-
-# Requests of up to so many rows have places of their own, a quarter as many, and wait for no large ones.
-FEW_ROWS = 4
 
 
 def max_fetched_rows(settings: Settings) -> int:
@@ -29,24 +27,37 @@ def max_fetched_rows(settings: Settings) -> int:
     return settings.max_concurrent_fetches + 2 * settings.classifiers
 
 
+class Served(Protocol):
+    """Whoever knows which network answers."""
+
+    @property
+    def model(self) -> ServedModel: ...
+
+
 class Pipeline:
     """Everything a batch meets on its way, opened once at start."""
 
     def __init__(
         self,
-        model: ServedModel,
+        served: Served,
         queue: RowQueue,
         fetcher: Fetcher,
         stages: StageReader,
         max_fetched_rows: int,
     ) -> None:
-        self.model = model
+        self._served = served
         self.queue = queue
         self._fetcher = fetcher
         self._stages = stages
         self._max_fetched_rows = max_fetched_rows
         self._fetched_rows = asyncio.Semaphore(max_fetched_rows)
+        # Small requests have places of their own, and wait for no large ones.
         self._fetched_rows_of_few = asyncio.Semaphore(max(1, max_fetched_rows // 4))
+
+    @property
+    def model(self) -> ServedModel:
+        """The network that answers now."""
+        return self._served.model
 
     async def classify_rows(self, rows: Sequence[Row]) -> tuple[list[Outcome | None], StepSeconds]:
         """One outcome a row, in order, NULL for NULL; a bad row costs its neighbours nothing.
@@ -75,15 +86,15 @@ class Pipeline:
 
     async def _classify_held(self, batch: "_Batch") -> None:
         """The rows that hold their image, an error, or NULL."""
-        await batch.classify(
-            {
-                place: outcome_of_error(row.source, self.model.identity)
-                if isinstance(row.source, InputError)
-                else row.source
-                for place, row in enumerate(batch.rows)
-                if not isinstance(row.source, Url | StageFile)
-            }
-        )
+        held: dict[int, Fetched] = {
+            place: outcome_of_error(row.source, self.model.identity)
+            if isinstance(row.source, InputError)
+            else row.source
+            for place, row in enumerate(batch.rows)
+            if not isinstance(row.source, Url | StageFile)
+        }
+        self.queue.capacity.note_fetched(len(held), 0.0)
+        await batch.classify(held)
 
     async def _fetch_and_classify_each(
         self, batch: "_Batch", remaining: Iterator[tuple[int, Remote]], staged: StageBatch
@@ -104,7 +115,9 @@ class Pipeline:
         except InputError as error:
             return outcome_of_error(error, self.model.identity)
         finally:
-            seconds.fetch += perf_counter() - started
+            spent = perf_counter() - started
+            seconds.fetch += spent
+            self.queue.capacity.note_fetched(1, spent)
 
 
 @dataclass(frozen=True)
@@ -123,6 +136,7 @@ class _Batch:
                 waiting[place] = WaitingRow(image, self.rows[place].evidence)
             else:
                 self.outcomes[place] = image
+        self.request.note_answered(len(images) - len(waiting))
         outcomes = await self.request.classify(list(waiting.values()))
         for place, outcome in zip(waiting, outcomes, strict=True):
             self.outcomes[place] = outcome

@@ -14,13 +14,18 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import NamedTuple
 
+from app.capacity import Capacity
 from app.classifiers.frames import WaitingRow
 from app.outcome import Outcome, StepSeconds
 
 # One by one is slower, for each call wakes a process and the event loop; more would let small requests wait.
 MAX_ROWS_AT_ONCE = 2
+# Requests of up to so many are small.
+FEW_ROWS = 4
 # So few requests are not worth the tidying.
 _LEAST_TIDIED = 64
+# Requests are told apart by the power of two that they have rows of.
+_SIZES = 64
 
 
 @dataclass(eq=False)
@@ -41,6 +46,7 @@ class AwaitedRows:
         self.outcomes[place] = outcome
         self.request.seconds.decode += spent.decode
         self.request.seconds.predict += spent.predict
+        self.request.note_answered(1)
         self.unanswered -= 1
         if self.unanswered == 0 and not self.is_over:
             self.answered.set_result(self.outcomes)
@@ -66,9 +72,18 @@ class QueuedRequest:
 
     rows: int
     arrival: int
-    put: Callable[["QueuedRequest", Sequence[QueuedRow]], None]
+    queue: "RowQueue"
     waiting: deque[QueuedRow] = field(default_factory=deque)
     seconds: StepSeconds = field(default_factory=StepSeconds)
+
+    def __post_init__(self) -> None:
+        self._unanswered = self.rows
+
+    def note_answered(self, rows: int) -> None:
+        """Their outcomes are known, or awaited no more."""
+        rows = min(rows, self._unanswered)  # a process may still be at one when the request has ended
+        self._unanswered -= rows
+        self.queue.note_answered(self, rows)
 
     def classify(self, rows: Sequence[WaitingRow]) -> "asyncio.Future[list[Outcome | None]]":
         """One outcome a row, in order, once all of them have been classified."""
@@ -76,19 +91,20 @@ class QueuedRequest:
         awaited = AwaitedRows(answered, [None] * len(rows), len(rows), self)
         if not rows:
             answered.set_result([])
-        self.put(self, [QueuedRow(row, place, awaited) for place, row in enumerate(rows)])
+        self.queue.put(self, [QueuedRow(row, place, awaited) for place, row in enumerate(rows)])
         return answered
 
 
 class RowQueue:
-    """Filled by requests, emptied by so many classifier processes."""
+    """Filled by requests, emptied by classifier processes."""
 
-    def __init__(self, classifiers: int) -> None:
+    def __init__(self, capacity: Capacity) -> None:
+        self.capacity = capacity
         self.abandoned_rows = 0
         """Rows that were dropped, unclassified: whoever asked has left, or their request has failed."""
         self.on_put: Callable[[], None] = lambda: None
         """Called when there are more rows."""
-        self._classifiers = classifiers
+        self._unanswered = [0] * _SIZES
         self._waiting = 0
         self._arrivals = count()
         self._lines = deque([_Line(lambda request: request.rows), _Line(lambda request: request.arrival)])
@@ -96,31 +112,49 @@ class RowQueue:
     @contextmanager
     def request(self, rows: int) -> Iterator[QueuedRequest]:
         """A place for a request of so many rows; those that still wait at its end are dropped."""
-        request = QueuedRequest(rows, next(self._arrivals), self._put)
+        request = QueuedRequest(rows, next(self._arrivals), self)
+        self._unanswered[rows.bit_length()] += rows
         try:
             yield request
         finally:
+            request.note_answered(rows)
             self._drop(request)
+
+    def wait_seconds(self, rows: int) -> float:
+        """How long a request of so many would wait for its first, should it come now.
+
+        For all who are here, or those of its size and below twice, as it takes turns with the oldest.
+        """
+        before = sum(self._unanswered[: rows.bit_length() + 1])
+        return min(2 * before, sum(self._unanswered)) * self.capacity.row_seconds
+
+    def note_answered(self, request: QueuedRequest, rows: int) -> None:
+        self._unanswered[request.rows.bit_length()] -= rows
+
+    @property
+    def unanswered_rows(self) -> int:
+        """Of all requests, those that are still to be fetched among them."""
+        return sum(self._unanswered)
 
     def next_rows(self) -> list[QueuedRow]:
         """The rows that are next, few where few wait, so that all processes end together."""
-        wanted = max(1, min(MAX_ROWS_AT_ONCE, self._waiting // (2 * self._classifiers)))
+        wanted = max(1, min(MAX_ROWS_AT_ONCE, self._waiting // (2 * self.capacity.classifiers)))
         rows: list[QueuedRow] = []
         while len(rows) < wanted and (request := self._next_request()):
             rows.append(request.waiting.popleft())
         self._waiting -= len(rows)
         return rows
 
-    def _next_request(self) -> QueuedRequest | None:
-        self._lines.rotate()
-        return self._lines[0].first()
-
-    def _put(self, request: QueuedRequest, rows: Sequence[QueuedRow]) -> None:
+    def put(self, request: QueuedRequest, rows: Sequence[QueuedRow]) -> None:
         self._waiting += len(rows)
         request.waiting.extend(rows)
         for line in self._lines if rows else ():
             line.enter(request)
         self.on_put()
+
+    def _next_request(self) -> QueuedRequest | None:
+        self._lines.rotate()
+        return self._lines[0].first()
 
     def _drop(self, request: QueuedRequest) -> None:
         self.abandoned_rows += len(request.waiting)

@@ -3,9 +3,12 @@
 import gc
 import importlib
 import os
+import resource
 import signal
 import sys
+import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
@@ -13,6 +16,7 @@ from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
 from app.classifiers.host import ClassifierProcesses
+from app.connection import BoundedConnection
 from app.settings import Settings
 from model.errors import ModelError
 
@@ -21,6 +25,8 @@ if TYPE_CHECKING:
 
 # Gateways hold idle connections for a minute or so; closing first would race their next request.
 KEEP_ALIVE_SECONDS = 75
+# For those who are refused when the grace period is over to hear of it.
+_ANSWERING_SECONDS = 2
 
 
 def serve(settings: Settings, flags: Mapping[str, Any]) -> None:
@@ -28,6 +34,7 @@ def serve(settings: Settings, flags: Mapping[str, Any]) -> None:
 
     Raises ModelError, or SystemExit when the workers could not start.
     """
+    _allow_open_files()
     if settings.workers == 1:
         uvicorn.run(start_app(settings), **_options(settings))
     else:
@@ -58,11 +65,37 @@ def _serve_in_workers(settings: Settings, flags: Mapping[str, Any]) -> None:
         f"{__name__}:{worker.__name__}", factory=True, workers=settings.workers, **_options(settings)
     )
     supervisor = Multiprocess(config, [config.bind_socket()])
+    signal.signal(signal.SIGTERM, lambda *_: _stop_or_hasten(supervisor))
     if hasattr(signal, "SIGHUP"):  # to lose the terminal means to stop, as with one process
-        signal.signal(signal.SIGHUP, lambda *_: supervisor.signal_queue.append(signal.SIGTERM))
-    supervisor.run()
+        signal.signal(signal.SIGHUP, lambda *_: _stop_or_hasten(supervisor))
+    # The supervisor looks up what to do for each signal by this name.
+    supervisor.handle_usr1 = lambda: _tell_all(supervisor, signal.SIGUSR1)  # type: ignore[attr-defined]
+    with tempfile.TemporaryDirectory(prefix="ext-classify-metrics-") as folder:
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder  # whichever worker is asked answers for all
+        supervisor.run()
     if any(process.exitcode == STARTUP_FAILURE for process in supervisor.processes):
         sys.exit(1)
+
+
+def _allow_open_files() -> None:
+    """As many as the system does: connections that nobody uses are not to keep out those that are."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # macOS has a lower limit than it says
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def _stop_or_hasten(supervisor: Multiprocess) -> None:
+    """A supervisor that waits for its workers' end hears of no signal itself."""
+    if not supervisor.should_exit.is_set():
+        supervisor.signal_queue.append(signal.SIGTERM)
+        return
+    _tell_all(supervisor, signal.SIGTERM)
+
+
+def _tell_all(supervisor: Multiprocess, number: int) -> None:
+    for process in supervisor.processes:
+        if process.pid is not None and process.exitcode is None:
+            os.kill(process.pid, number)
 
 
 def _options(settings: Settings) -> dict[str, Any]:
@@ -74,4 +107,7 @@ def _options(settings: Settings) -> dict[str, Any]:
         "proxy_headers": False,  # nothing here asks for a caller's address
         "timeout_keep_alive": KEEP_ALIVE_SECONDS,
         "server_header": False,
+        "timeout_graceful_shutdown": settings.stop_grace_seconds + _ANSWERING_SECONDS,
+        "http": BoundedConnection,
+        "ws": "none",
     }

@@ -2,13 +2,24 @@
 
 import os
 import re
+from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, FilePath, PositiveFloat, PositiveInt, SecretStr
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    FilePath,
+    PositiveFloat,
+    PositiveInt,
+    SecretStr,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.snowflake.identifier import parse_identifier
+from app.snowflake.spcs import is_inside_spcs
 from model.cores import usable_cores
 from model.defaults import DEFAULT_MODEL_PATH, Engine, user_cache_dir
 from model.image_limits import ImageLimits
@@ -36,6 +47,12 @@ def _require_stage_name(text: str) -> str:
     return text
 
 
+def _require_redis_url(url: SecretStr) -> SecretStr:
+    if not url.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
+        raise ValueError("A Redis URL must begin with redis://, rediss:// or unix://")
+    return url
+
+
 StageName = Annotated[str, AfterValidator(_require_stage_name)]
 
 
@@ -47,6 +64,13 @@ def _share_of_cores(settings: dict[str, Any]) -> int:
     return -(-usable_cores() // workers)
 
 
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:  # a name, which may mean any address
+        return host == "localhost"
+
+
 class Settings(BaseSettings):
     """Made once at start, passed in, never changed."""
 
@@ -56,6 +80,23 @@ class Settings(BaseSettings):
     """Address that `ext-classify serve` listens on."""
     port: Annotated[int, Field(ge=1, le=65535)] = 8000
     """Port that `ext-classify serve` listens on."""
+    auth: Annotated[
+        tuple[Literal["none", "api_key", "jwt", "spcs"], ...], NoDecode, BeforeValidator(_split_list)
+    ] = ()
+    """Who may call: whoever has an `api_key`, bears a `jwt`, or comes through the ingress of Snowpark
+    Container Services (`spcs`), or any of several, separated by commas. `none` is anybody: without a word on
+    it, the service listens on loopback only."""
+    api_keys_file: FilePath | None = None
+    """File of the API keys' hashes, one `NAME SHA256` a line, read anew when it changes; `ext-classify key`
+    makes them."""
+    jwt_issuer: str | None = None
+    """Who must have issued a token, its `iss`."""
+    jwt_audience: str | None = None
+    """Whom it must be for, its `aud`."""
+    jwt_jwks_url: Annotated[str, Field(pattern="^https?://")] | None = None
+    """Where the issuer's keys are."""
+    show_docs: bool = True
+    """Whether there are `/docs` and `/openapi.json`."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The least severe log lines to write, to standard error."""
 
@@ -65,12 +106,34 @@ class Settings(BaseSettings):
     """`litert` serves; `tensorflow` is the reference, and needs the `train` extra."""
     cache_dir: Path = Field(default_factory=user_cache_dir)
     """Where a network without a compiled twin is compiled to."""
+    stop_delay_seconds: Annotated[float, Field(ge=0)] = 1.0
+    """How long the service answers on after SIGTERM, no longer ready, so that load balancers learn of it."""
+    stop_grace_seconds: PositiveInt = 25
+    """Time that it then has to end what was begun; what is left is answered 503, to be sent again
+    elsewhere."""
     workers: Annotated[int, Field(ge=1, le=1024)] = 1
     """Processes that answer HTTP, each with a network and classifiers of its own."""
     classifiers: PositiveInt = Field(default_factory=_share_of_cores)
     """Processes that decode and predict, for each worker; by default, as many as give each core one, and one
     with TensorFlow, which takes all cores by itself."""
 
+    max_wait_seconds: PositiveFloat = 5.0
+    """Longest that rows may have to wait for those before them, as measured; beyond it, 429 until it is
+    less."""
+    max_pending_bytes: PositiveInt = 256 * 1024 * 1024
+    """Most bytes of bodies, inflated, that are read or wait for their answer; beyond it, 429."""
+    sync_deadline_seconds: PositiveFloat = 20.0
+    """Longest that a batch with an id is waited for; then 202, and it is to be asked for. Gateways wait 29.
+    Several workers promise nothing without Redis."""
+    remembered_seconds: Annotated[float, Field(ge=600)] = 600.0
+    """How long the answer to a batch is remembered by its id; Snowflake would have it 43200, 12 hours."""
+    max_remembered_bytes: PositiveInt = 128 * 1024 * 1024
+    """Most memory for such answers, compressed; beyond it, the oldest are forgotten sooner."""
+    redis_url: Annotated[SecretStr, AfterValidator(_require_redis_url)] | None = None
+    """Redis that all replicas remember answers in, such as `rediss://user:password@host:6379/0`; by default,
+    each has its own memory only."""
+    body_timeout_seconds: PositiveFloat = 30.0
+    """Longest time for a request's body to arrive."""
     max_body_bytes: PositiveInt = 64 * 1024 * 1024
     """Largest request body, as sent and once inflated."""
     max_rows: PositiveInt = 4096
@@ -134,6 +197,27 @@ class Settings(BaseSettings):
     """Port of that host."""
     snowflake_protocol: Literal["https", "http"] = "https"
     """`http` is for local SQL only."""
+
+    @model_validator(mode="after")
+    def _require_what_auth_needs(self) -> Self:
+        needs = {
+            "api_key": {"api_keys_file"},
+            "jwt": {"jwt_issuer", "jwt_audience", "jwt_jwks_url"},
+        }
+        for way in self.auth:
+            if missing := sorted(name.upper() for name in needs.get(way, ()) if not getattr(self, name)):
+                raise ValueError(f"AUTH={way} needs {', '.join(missing)}")
+        if "none" in self.auth and len(self.auth) > 1:
+            raise ValueError("AUTH=none is for anybody, and excludes all others")
+        if "spcs" in self.auth and not is_inside_spcs():
+            raise ValueError(
+                "AUTH=spcs is for Snowpark Container Services only: elsewhere, anybody can say so"
+            )
+        if not self.auth and not _is_loopback(self.host):
+            raise ValueError(
+                f"HOST={self.host} lets others in: say who may call, AUTH=api_key, jwt or spcs, or AUTH=none"
+            )
+        return self
 
     @property
     def image_limits(self) -> ImageLimits:

@@ -6,13 +6,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from http.client import HTTPConnection
 from pathlib import Path
+from typing import NamedTuple
 
 from app.client import is_ready
 
 CLI = [sys.executable, "-m", "app.cli"]
+# No load balancer has to learn that a test's service stops.
+_AT_ONCE = {"EXT_CLASSIFY_STOP_DELAY_SECONDS": "0"}
 START_TIMEOUT_SECONDS = 60.0
 
 
@@ -22,13 +26,31 @@ def free_port() -> int:
         return port
 
 
+class Exchanged(NamedTuple):
+    status: int
+    headers: Mapping[str, str]
+    """By their names in lower case."""
+    body: bytes
+
+
+def exchange(
+    port: int, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
+) -> Exchanged:
+    """One request on a connection of its own."""
+    with closing(HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
+        connection.request(method, path, body, dict(headers or {}))
+        answer = connection.getresponse()
+        said = {name.lower(): value for name, value in answer.getheaders()}
+        return Exchanged(answer.status, said, answer.read())
+
+
 @contextmanager
 def running_service(*arguments: str, **environment: str) -> Iterator[str]:
     """The URL of a service that is ready; it is stopped with SIGTERM, and must then exit cleanly."""
     port = free_port()
     command = [*CLI, "serve", "--port", str(port), *arguments]
     url = f"http://127.0.0.1:{port}"
-    with subprocess.Popen(command, env=os.environ | environment) as service:
+    with subprocess.Popen(command, env=os.environ | _AT_ONCE | environment) as service:
         deadline = time.monotonic() + START_TIMEOUT_SECONDS
         while not is_ready(url):
             assert service.poll() is None, "the service did not start"
@@ -50,7 +72,7 @@ def logging_service(
     command = [*CLI, "serve", "--port", str(port), *arguments]
     with (
         log.open("wb") as stderr,
-        subprocess.Popen(command, stderr=stderr, env=os.environ | environment) as service,
+        subprocess.Popen(command, stderr=stderr, env=os.environ | _AT_ONCE | environment) as service,
     ):
         try:
             yield service, port

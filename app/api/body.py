@@ -1,29 +1,52 @@
 """Read a request's body under a cap: refuse early, inflate what Snowflake compressed."""
 
+import asyncio
 import zlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Iterator
+from typing import TypeVar
 
 from starlette.requests import Request
 
-from app.errors import MalformedBody, PayloadTooLarge, UnsupportedMediaType
+from app.admission import PendingBody
+from app.errors import BodyTimeout, MalformedBody, PayloadTooLarge, UnsupportedMediaType
+
+T = TypeVar("T")
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _GZIP_WINDOW = 16 + zlib.MAX_WBITS
+# Half a millisecond's work; others are served between two.
+_INFLATED_AT_ONCE_BYTES = 256 * 1024
+_COMPRESSED_AT_ONCE_BYTES = 64 * 1024
 
 
-async def capped_stream(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
-    """The body in chunks. Raises PayloadTooLarge, before the first one when its length says so."""
-    _refuse_bytes(_length_of(request), max_bytes)
+async def arriving_within(seconds: float, reading: Awaitable[T]) -> T:
+    """What is read of a body. Raises BodyTimeout when it takes longer."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await reading
+    except TimeoutError:
+        raise BodyTimeout(f"A body must arrive within {seconds:g} seconds. Received: a part of it.") from None
+
+
+async def capped_stream(
+    request: Request, max_bytes: int, pending: PendingBody
+) -> AsyncGenerator[bytes, None]:
+    """The body in chunks, for which room is taken.
+
+    Raises PayloadTooLarge, before the first one when its length says so, or Overloaded.
+    """
+    _refuse_bytes(length_of(request), max_bytes)
     received = 0
     async for chunk in request.stream():
         received += len(chunk)
         _refuse_bytes(received, max_bytes)
+        pending.take(len(chunk))
         yield chunk
 
 
-async def read_body(request: Request, max_bytes: int) -> bytes:
-    """The whole body, as sent. Raises PayloadTooLarge, or MalformedBody when there is none."""
-    body = b"".join([chunk async for chunk in capped_stream(request, max_bytes)])
+async def read_body(request: Request, max_bytes: int, pending: PendingBody) -> bytes:
+    """The whole body, as sent. Raises PayloadTooLarge, Overloaded, or MalformedBody when there is none."""
+    body = b"".join([chunk async for chunk in capped_stream(request, max_bytes, pending)])
     if not body:
         raise MalformedBody("A request must have a body. Received: 0 bytes.")
     return body
@@ -31,58 +54,31 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
 
 def refuse_encoded(request: Request) -> None:
     """Raises UnsupportedMediaType for a Content-Encoding: only JSON gains from one."""
-    encoding = _encoding_of(request)
+    encoding = encoding_of(request)
     if encoding != "identity":
         raise UnsupportedMediaType(
             f"Only a JSON body may have a Content-Encoding. Received: {encoding[:40]!r}."
         )
 
 
-def is_compressed(body: bytes, request: Request) -> bool:
-    """Whether there may be anything to inflate."""
-    return body.startswith(_GZIP_MAGIC) or _encoding_of(request) != "identity"
-
-
-def inflate(body: bytes, request: Request, max_bytes: int) -> bytes:
-    """Undo gzip or deflate. Raises PayloadTooLarge before growing past `max_bytes`.
+async def inflate(body: bytes, encoding: str, max_bytes: int, pending: PendingBody) -> bytes:
+    """Undo gzip or deflate. Raises PayloadTooLarge before growing past `max_bytes`, or Overloaded.
 
     A gateway may inflate a body and leave its header, so the bytes decide before the header does.
     """
-    encoding = _encoding_of(request)
     if encoding not in ("identity", "gzip", "x-gzip", "deflate"):
         raise UnsupportedMediaType(
             f"A body may be compressed with gzip or deflate. Received: {encoding[:40]!r}."
         )
     if body.startswith(_GZIP_MAGIC):
-        return _inflate(body, _GZIP_WINDOW, max_bytes)
+        return await _inflate(body, _GZIP_WINDOW, max_bytes, pending)
     if encoding == "deflate":
-        return _inflate_deflate(body, max_bytes)
+        return await _inflate_deflate(body, max_bytes, pending)
     return body
 
 
-def _inflate_deflate(body: bytes, max_bytes: int) -> bytes:
-    """Deflate means zlib (RFC 1950) to the standard and raw (RFC 1951) to many senders."""
-    for window in (zlib.MAX_WBITS, -zlib.MAX_WBITS):
-        try:
-            return _inflate(body, window, max_bytes)
-        except MalformedBody:
-            continue
-    return body
-
-
-def _inflate(body: bytes, window: int, max_bytes: int) -> bytes:
-    decompressor = zlib.decompressobj(window)
-    try:
-        inflated = decompressor.decompress(body, max_bytes + 1)
-    except zlib.error:
-        raise MalformedBody("A compressed body must be valid gzip or deflate.") from None
-    _refuse_bytes(len(inflated), max_bytes)
-    if not decompressor.eof or decompressor.unused_data:
-        raise MalformedBody("A compressed body must be one whole gzip or deflate stream.")
-    return inflated
-
-
-def _length_of(request: Request) -> int:
+def length_of(request: Request) -> int:
+    """As declared; 0 when it is not."""
     length = request.headers.get("content-length", "0")
     try:
         return int(length)
@@ -90,8 +86,49 @@ def _length_of(request: Request) -> int:
         raise MalformedBody(f"A Content-Length must be a number. Received: {len(length)} digits.") from None
 
 
-def _encoding_of(request: Request) -> str:
+def encoding_of(request: Request) -> str:
     return request.headers.get("content-encoding", "").strip().lower() or "identity"
+
+
+async def _inflate_deflate(body: bytes, max_bytes: int, pending: PendingBody) -> bytes:
+    """Deflate means zlib (RFC 1950) to the standard and raw (RFC 1951) to many senders."""
+    for window in (zlib.MAX_WBITS, -zlib.MAX_WBITS):
+        try:
+            return await _inflate(body, window, max_bytes, pending)
+        except MalformedBody:
+            continue
+    return body
+
+
+async def _inflate(body: bytes, window: int, max_bytes: int, pending: PendingBody) -> bytes:
+    inflated_bytes, pieces = 0, []
+    for piece in _inflated(body, window):
+        inflated_bytes += len(piece)
+        _refuse_bytes(inflated_bytes, max_bytes)
+        pending.take(len(piece))
+        pieces.append(piece)
+        await asyncio.sleep(0)
+    return b"".join(pieces)
+
+
+def _inflated(body: bytes, window: int) -> Iterator[bytes]:
+    """Piece by piece. Raises MalformedBody for what is not one whole stream."""
+    decompressor = zlib.decompressobj(window)
+    try:
+        for start in range(0, len(body), _COMPRESSED_AT_ONCE_BYTES):
+            if decompressor.eof:
+                break
+            compressed = body[start : start + _COMPRESSED_AT_ONCE_BYTES]
+            while compressed:
+                yield decompressor.decompress(compressed, _INFLATED_AT_ONCE_BYTES)
+                compressed = decompressor.unconsumed_tail
+            end = start + _COMPRESSED_AT_ONCE_BYTES
+        while not decompressor.eof and (rest := decompressor.decompress(b"", _INFLATED_AT_ONCE_BYTES)):
+            yield rest
+    except zlib.error:
+        raise MalformedBody("A compressed body must be valid gzip or deflate.") from None
+    if not decompressor.eof or decompressor.unused_data or end < len(body):
+        raise MalformedBody("A compressed body must be one whole gzip or deflate stream.")
 
 
 def _refuse_bytes(body_bytes: int, max_bytes: int) -> None:

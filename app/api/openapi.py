@@ -1,12 +1,13 @@
 """What /classify takes and gives, as OpenAPI: the route reads bodies itself, so it is stated here."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI
 from pydantic import Field
 from typing_extensions import TypedDict
 
 from app.outcome import ErrorDetail, Outcome
+from app.snowflake.wire import BATCH_ID_HEADER
 
 # An 8 x 8 grey PNG, so that "Try it out" works as it stands.
 _EXAMPLE_IMAGE = (
@@ -30,6 +31,12 @@ class FilesAnswer(TypedDict):
     """One outcome for each file, in the order of upload."""
 
     results: list[FileOutcome]
+
+
+class Running(TypedDict):
+    """A batch whose answer is to be asked for."""
+
+    status: Literal["running"]
 
 
 class ErrorAnswer(TypedDict):
@@ -151,7 +158,36 @@ CLASSIFY_DOCUMENTATION: dict[str, Any] = {
         400: _refusal("The body is not what its headers say."),
         413: _refusal("The body, or the number of rows or files in it, is over a limit."),
         415: _refusal("The Content-Type or Content-Encoding is none of those documented."),
+        202: {
+            "model": Running,
+            "description": "The batch takes longer than a gateway waits: ask for it by GET, with its id.",
+        },
+        408: _refusal("The body did not arrive in time."),
         422: _refusal("The JSON is no batch of rows, the form holds no files, or the query is unknown."),
+        429: _refusal("Others fill the time or the memory that there is: send it again, see Retry-After."),
+    },
+}
+
+POLL_DOCUMENTATION: dict[str, Any] = {
+    "tags": ["classification"],
+    "summary": "Ask for the answer to a batch that was answered 202",
+    "description": "With the batch's id, as often as asked while it is remembered.",
+    "openapi_extra": {
+        "parameters": [
+            {
+                "name": BATCH_ID_HEADER,
+                "in": "header",
+                "required": True,
+                "description": "The id of the batch, as it was sent.",
+                "schema": {"type": "string", "minLength": 1},
+            }
+        ]
+    },
+    "responses": {
+        200: {"model": BatchAnswer, "description": "One outcome for each row."},
+        202: {"model": Running, "description": "It is still running."},
+        404: _refusal("No such batch is running or remembered."),
+        422: _refusal("The batch is not named."),
     },
 }
 

@@ -19,7 +19,9 @@ def refusal_of(error: Exception) -> Response:
     match error:
         case ServiceError():
             # The connection stays open: a client that is still sending would not see the answer otherwise.
-            return _refusal(error.status, error.code, error.message)
+            return _refusal(
+                error.status, error.code, error.message, retryable=error.retryable, headers=error.headers
+            )
         case HTTPException():
             phrase = HTTPStatus(error.status_code).phrase
             code = phrase.lower().replace(" ", "_")

@@ -20,6 +20,7 @@ def bound_memory(max_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(_MOST_WILLING, encoding="ascii")
+    with suppress(OSError):
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
         most = pages * resource.getpagesize() + max_bytes
         resource.setrlimit(resource.RLIMIT_AS, (most, most))

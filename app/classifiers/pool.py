@@ -6,8 +6,7 @@ All of it happens on the event loop.
 import asyncio
 import socket
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Iterable, Sequence
 from time import monotonic
 from typing import cast
 
@@ -19,7 +18,7 @@ from app.classifiers.frames import (
     parse_answers,
     parse_greeting,
 )
-from app.classifiers.host import ClassifierProcesses, Host
+from app.classifiers.host import Host
 from app.errors import ClassifierDied, ClassifyTimeout
 from app.log import logger
 from app.outcome import StepSeconds, outcome_of_error
@@ -34,49 +33,56 @@ MAX_DEATHS = 3
 RETRY_SECONDS = 1.0
 
 
-@asynccontextmanager
-async def classifier_pool(
-    queue: RowQueue, processes: ClassifierProcesses, model: ServedModel, max_image_cpu_seconds: float
-) -> AsyncIterator[None]:
-    """Classify what the queue has until the context ends; whoever still waits then is not answered."""
-    pool = ClassifierPool(queue, processes.host, model, max_image_cpu_seconds)
-    try:
-        for connection in processes.hand_over():
-            await pool.connect(connection)
-        yield
-    finally:
-        pool.close()
-        processes.close()
-
-
 class ClassifierPool:
     """Takes rows from the queue to whichever process has room."""
 
-    def __init__(
-        self, queue: RowQueue, host: Host, model: ServedModel, max_image_cpu_seconds: float
-    ) -> None:
+    def __init__(self, queue: RowQueue, host: Host, model: ServedModel, max_image_cpu_seconds: float) -> None:
+        self.model = model
+        """The network that the processes hold, which are to be connected now."""
         self._queue = queue
         self._host = host
-        self._model = model
         self._max_image_cpu_seconds = max_image_cpu_seconds
         # The latest to become idle first: it has the network and the code in its core's cache.
         self._ready: list[_Classifier] = []
         self._connected: set[_Classifier] = set()
+        self._retired: set[_Classifier] = set()
+        self._none_retired = asyncio.Event()
         self._again: deque[QueuedRow] = deque()
         self._replacing: set[asyncio.Task[None]] = set()
         self._is_closed = False
         queue.on_put = self._give_out
+
+    @property
+    def size(self) -> int:
+        """Processes that can classify."""
+        return len(self._ready)
 
     async def connect(self, connection: socket.socket, *, has_greeted: bool = True) -> None:
         """To a process that can classify, or is about to say so."""
         loop = asyncio.get_running_loop()
         await loop.create_connection(lambda: _Classifier(self, has_greeted=has_greeted), sock=connection)
 
+    async def switch(self, host: Host, model: ServedModel, connections: Iterable[socket.socket]) -> None:
+        """Classify with these processes from now on. Returns once the others have ended their calls."""
+        self._none_retired.clear()
+        self._retired |= self._connected
+        self._connected.clear()
+        self._ready.clear()
+        for replacing in self._replacing:
+            replacing.cancel()
+        self._host, self.model = host, model
+        for connection in connections:
+            await self.connect(connection)
+        for classifier in list(self._retired):
+            self._leave_when_idle(classifier)
+        if self._retired:
+            await self._none_retired.wait()
+
     def close(self) -> None:
         self._is_closed = True
         for replacing in self._replacing:
             replacing.cancel()
-        for classifier in self._connected:
+        for classifier in self._connected | self._retired:
             classifier.leave()
 
     def connected(self, classifier: "_Classifier") -> None:
@@ -89,8 +95,12 @@ class ClassifierPool:
         self._give_out()
 
     def answered(self, classifier: "_Classifier", rows: Sequence[QueuedRow], answers: Answers) -> None:
-        self._ready.remove(classifier)
-        self.join(classifier)
+        if classifier in self._retired:
+            self._leave_when_idle(classifier)
+        else:
+            self._ready.remove(classifier)
+            self.join(classifier)
+        self._queue.capacity.note_classified(len(rows), answers.decode_seconds + answers.predict_seconds)
         _tell(rows, answers)
 
     def lost(self, classifier: "_Classifier") -> None:
@@ -98,21 +108,36 @@ class ClassifierPool:
 
         A process that takes too long ends itself.
         """
-        if self._is_closed:
+        if self._is_closed or classifier.has_left:
             return
         logger.warning("A classifier process died.")
+        is_retired = classifier in self._retired
+        if is_retired:
+            self._forget_retired(classifier)
         self._connected.discard(classifier)
         if classifier in self._ready:
             self._ready.remove(classifier)
         begun, *unbegun = classifier.calls or [[]]
+        self._queue.capacity.note_classified(len(begun), classifier.busy_seconds())
         if len(begun) == 1 and classifier.busy_seconds() >= self._max_image_cpu_seconds:
             self._give_up(begun[0], self._timeout())
         else:
             for queued in begun:
                 self._blame(queued._replace(deaths=queued.deaths + 1))
         self._again.extend(queued for rows in unbegun for queued in rows)
-        self._replace(0.0 if classifier.has_greeted else RETRY_SECONDS)
+        if not is_retired:
+            self._replace(0.0 if classifier.has_greeted else RETRY_SECONDS)
         self._give_out()
+
+    def _leave_when_idle(self, classifier: "_Classifier") -> None:
+        if not classifier.calls:
+            classifier.leave()
+            self._forget_retired(classifier)
+
+    def _forget_retired(self, classifier: "_Classifier") -> None:
+        self._retired.discard(classifier)
+        if not self._retired:
+            self._none_retired.set()
 
     def _give_out(self) -> None:
         while self._ready:
@@ -146,7 +171,7 @@ class ClassifierPool:
         )
 
     def _give_up(self, queued: QueuedRow, error: InputError) -> None:
-        queued.awaited.answer(queued.place, outcome_of_error(error, self._model.identity), StepSeconds())
+        queued.awaited.answer(queued.place, outcome_of_error(error, self.model.identity), StepSeconds())
 
     def _replace(self, after_seconds: float) -> None:
         task = asyncio.get_running_loop().create_task(self._connect_anew(after_seconds))
@@ -168,6 +193,8 @@ class _Classifier(asyncio.Protocol):
     def __init__(self, pool: ClassifierPool, *, has_greeted: bool) -> None:
         self.calls: deque[list[QueuedRow]] = deque()
         self.has_greeted = has_greeted
+        self.has_left = False
+        """Told to, and not dead."""
         self._begun_at = 0.0
         self._pool = pool
         self._reader = FrameReader()
@@ -185,6 +212,7 @@ class _Classifier(asyncio.Protocol):
         return monotonic() - self._begun_at
 
     def leave(self) -> None:
+        self.has_left = True
         if self._transport is not None:
             self._transport.abort()
 

@@ -137,7 +137,7 @@ def _forget_ended(forked: set[int]) -> None:
 
 def main(descriptor: str, options: str) -> None:
     # The terminal and the supervisor tell everyone; the service decides when its processes end.
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"):
         signal.signal(getattr(signal, name), signal.SIG_IGN)
     gc.disable()  # until the network is there: a start makes hardly any garbage
     opening = Opening(ProcessOptions.model_validate_json(options))

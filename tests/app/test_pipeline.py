@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from app.capacity import Capacity
 from app.image_classifier import ImageClassifier
 from app.images.http import ImageFetcher
 from app.images.source import Base64Text, HexText, Url
@@ -22,7 +23,7 @@ from model.artifact import load_artifact
 from model.defaults import DEFAULT_MODEL_PATH
 from model.image_limits import ImageLimits
 from model.runtime import Answers, LiteRtClassifier, open_classifier
-from tests.app.classifiers.in_thread import classifying, model_of
+from tests.app.classifiers.in_thread import classifying, served
 from tests.app.forms import text_of
 from tests.app.images.https_server import FixedResolver, HttpsServer, answer
 
@@ -40,9 +41,9 @@ def classify(rows: list[Row], **changes: Any) -> tuple[list[Outcome | None], Ste
             classifier = open_classifier(artifact, "litert", 2, SETTINGS.cache_dir)
             given = {"classifier": classifier, "limits": ImageLimits()} | changes
             images = ImageClassifier(artifact, **given)
-            queue = RowQueue(2)
+            queue = RowQueue(Capacity(2, 64))
             async with classifying(queue, images, threads=2):
-                pipeline = Pipeline(model_of(images), queue, fetcher, stages, max_fetched_rows(SETTINGS))
+                pipeline = Pipeline(served(images), queue, fetcher, stages, max_fetched_rows(SETTINGS))
                 return await pipeline.classify_rows(rows)
 
     return asyncio.run(run())
@@ -126,10 +127,10 @@ def test_only_the_request_that_makes_the_engine_fail_fails(sample: bytes) -> Non
         artifact = load_artifact(DEFAULT_MODEL_PATH)
         compiled = DEFAULT_MODEL_PATH.with_suffix(".tflite").read_bytes()
         images = ImageClassifier(artifact, Fragile(compiled, artifact.card.scale, 1), ImageLimits())
-        queue = RowQueue(1)
+        queue = RowQueue(Capacity(1, 64))
         async with ImageFetcher(SETTINGS) as fetcher, SnowflakeSession(SETTINGS) as session:
             stages = StageReader(SETTINGS, session, fetcher)
-            pipeline = Pipeline(model_of(images), queue, fetcher, stages, max_fetched_rows(SETTINGS))
+            pipeline = Pipeline(served(images), queue, fetcher, stages, max_fetched_rows(SETTINGS))
             requests = [
                 asyncio.ensure_future(pipeline.classify_rows([Row(0, sample, evidence=place == 3)]))
                 for place in range(8)
@@ -161,10 +162,10 @@ def test_images_that_wait_to_be_decoded_are_bounded(sample: bytes) -> None:
             fetcher = ImageFetcher(
                 settings, resolver=FixedResolver("127.0.0.1"), ssl_context=server.client_context
             )
-            queue = RowQueue(1)
+            queue = RowQueue(Capacity(1, 64))
             async with fetcher, SnowflakeSession(settings) as session:
                 stages = StageReader(settings, session, fetcher)
-                pipeline = Pipeline(model_of(images), queue, fetcher, stages, max_fetched_rows(settings))
+                pipeline = Pipeline(served(images), queue, fetcher, stages, max_fetched_rows(settings))
                 rows = [Row(n, Url(f"https://{HOST}:{server.port}/a")) for n in range(200)]
                 answering = asyncio.ensure_future(pipeline.classify_rows(rows))
                 while len(server.heads) < 10:  # noqa: ASYNC110 - the server is no coroutine of ours

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from app.capacity import Capacity
 from app.classifiers.frames import WaitingRow
 from app.outcome import ModelIdentity, Outcome, StepSeconds, outcome_of_error
 from app.row_queue import QueuedRow, RowQueue
@@ -23,7 +24,7 @@ def name_of(queued: QueuedRow) -> str:
 
 def on_loop(check: Callable[[RowQueue], Any]) -> None:
     async def run() -> None:
-        check(RowQueue(1))
+        check(RowQueue(Capacity(1, 64)))
 
     asyncio.run(run())
 
@@ -75,7 +76,7 @@ def test_turns_grow_short_so_that_classifiers_end_a_request_together(
     classifiers: int, turns: list[int]
 ) -> None:
     async def run() -> list[int]:
-        queue = RowQueue(classifiers)
+        queue = RowQueue(Capacity(classifiers, 64))
         with queue.request(12) as request:
             request.classify(rows("a", 12))
             return [len(queue.next_rows()) for _ in turns]
@@ -115,7 +116,7 @@ def test_rows_of_a_caller_who_left_are_dropped_and_counted() -> None:
 
 def test_outcomes_take_the_places_of_their_rows_in_whatever_order_they_are_answered() -> None:
     async def run() -> Sequence[Outcome | None]:
-        queue = RowQueue(1)
+        queue = RowQueue(Capacity(1, 64))
         with queue.request(3) as request:
             answered = request.classify(rows("a", 3))
             for [queued] in reversed([queue.next_rows() for _ in range(3)]):
@@ -130,7 +131,7 @@ def test_outcomes_take_the_places_of_their_rows_in_whatever_order_they_are_answe
 
 def test_failure_is_the_request_s_and_comes_once() -> None:
     async def run() -> None:
-        queue = RowQueue(1)
+        queue = RowQueue(Capacity(1, 64))
         with queue.request(2) as request:
             answered = request.classify(rows("a", 2))
             for _ in range(2):
@@ -145,7 +146,7 @@ def test_failure_is_the_request_s_and_comes_once() -> None:
 
 def test_request_without_rows_is_answered_at_once() -> None:
     async def run() -> Sequence[Outcome | None]:
-        with RowQueue(1).request(0) as request:
+        with RowQueue(Capacity(1, 64)).request(0) as request:
             return await request.classify([])
 
     assert asyncio.run(run()) == []

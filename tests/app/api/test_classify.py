@@ -322,7 +322,7 @@ def test_gzip_bomb_is_refused(client: TestClient) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "status", "code"),
     [
-        ("GET", "/classify", 405, "method_not_allowed"),
+        ("PUT", "/classify", 405, "method_not_allowed"),
         ("POST", "/healthz", 405, "method_not_allowed"),
         ("GET", "/nowhere", 404, "not_found"),
         ("POST", "/classify/", 404, "not_found"),

@@ -21,7 +21,7 @@ from tests.running import free_port, running_service
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    with running_service() as url:
+    with running_service(EXT_CLASSIFY_MAX_WAIT_SECONDS="60") as url:
         yield url
 
 

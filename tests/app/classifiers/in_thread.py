@@ -5,6 +5,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from threading import Thread
+from typing import NamedTuple
 
 from app.classifiers.frames import ServedModel
 from app.classifiers.pool import ClassifierPool
@@ -39,6 +40,16 @@ class ThreadHost:
 
 def model_of(images: ImageClassifier) -> ServedModel:
     return ServedModel(images.model, {})
+
+
+class Served(NamedTuple):
+    """Always the same network."""
+
+    model: ServedModel
+
+
+def served(images: ImageClassifier) -> Served:
+    return Served(model_of(images))
 
 
 @asynccontextmanager

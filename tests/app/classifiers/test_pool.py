@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from app.capacity import Capacity
 from app.classifiers import pool as pool_module
 from app.classifiers.frames import (
     Answers,
@@ -20,7 +21,8 @@ from app.classifiers.frames import (
     read_rows,
 )
 from app.classifiers.host import ClassifierProcesses
-from app.classifiers.pool import ClassifierPool, classifier_pool
+from app.classifiers.live import LiveClassifiers
+from app.classifiers.pool import ClassifierPool
 from app.outcome import ModelIdentity, Outcome, outcome_of_error
 from app.row_queue import RowQueue
 from app.settings import Settings
@@ -90,7 +92,7 @@ def in_pool(
     host: ScriptedHost, *requests: str, processes: int = 1, max_image_cpu_seconds: float = 10
 ) -> Sequence[Any]:
     async def run() -> Sequence[Any]:
-        queue = RowQueue(processes)
+        queue = RowQueue(Capacity(processes, 64))
         pool = ClassifierPool(queue, host, MODEL, max_image_cpu_seconds)
         answers = [asyncio.ensure_future(classify(queue, names)) for names in requests]
         await asyncio.sleep(0)  # all wait before anyone takes
@@ -208,7 +210,7 @@ def test_process_that_cannot_classify_is_asked_for_again_later(monkeypatch: pyte
     host.greeting = Greeting(refusal="no network")
 
     async def run() -> list[str]:
-        queue = RowQueue(1)
+        queue = RowQueue(Capacity(1, 64))
         pool = ClassifierPool(queue, host, MODEL, max_image_cpu_seconds=10)
         answer = asyncio.ensure_future(classify(queue, "a"))
         await pool.connect(host.connect(), has_greeted=False)
@@ -227,7 +229,7 @@ def test_rows_of_a_request_that_is_over_are_not_tried_again() -> None:
     host = ScriptedHost()
 
     async def run() -> None:
-        queue = RowQueue(1)
+        queue = RowQueue(Capacity(1, 64))
         pool = ClassifierPool(queue, host, MODEL, max_image_cpu_seconds=10)
         leaving = asyncio.ensure_future(classify(queue, "a deadly c d e f g h"))
         host.on_call = lambda names: leaving.get_loop().call_soon_threadsafe(leaving.cancel)
@@ -246,9 +248,10 @@ def test_rows_of_a_request_that_is_over_are_not_tried_again() -> None:
 @needs_proc
 def test_rows_survive_the_death_of_every_real_process(sample: bytes) -> None:
     async def run() -> list[str | None]:
-        processes = ClassifierProcesses(Settings(classifiers=2))
-        queue = RowQueue(2)
-        async with classifier_pool(queue, processes, processes.wait_until_ready(), max_image_cpu_seconds=10):
+        settings = Settings(classifiers=2)
+        processes = ClassifierProcesses(settings)
+        queue = RowQueue(Capacity(2, 64))
+        async with LiveClassifiers(settings, queue, processes, processes.wait_until_ready()):
             with queue.request(400) as request:
                 answered = request.classify([WaitingRow(sample, evidence=False)] * 400)
                 for kills_host in (False, True):

@@ -1,0 +1,107 @@
+"""Who may call: anybody, whoever has an API key, bears a gateway's token, or comes through Snowflake.
+
+Checked before anything of a body is read. Probes ask nobody for anything, nor do pages without data.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Protocol
+
+from starlette.requests import Request
+
+from app.api_keys import ApiKeys
+from app.errors import IssuerUnavailable, ServiceError, Unauthorized
+from app.settings import Settings
+
+if TYPE_CHECKING:
+    from app.tokens import TokenVerifier
+
+OPEN_PATHS = frozenset({"/", "/healthz", "/readyz", "/docs", "/openapi.json"})
+OPEN_FOLDERS = ("/docs/",)
+API_KEY_HEADER = "x-api-key"
+# Put in by the ingress of Snowpark Container Services, which lets nobody else through.
+SPCS_USER_HEADER = "sf-context-current-user"
+
+
+class Guard(Protocol):
+    async def caller_of(self, request: Request) -> str | None:
+        """A name for who calls, or None. Raises Unauthorized for credentials that are wrong."""
+        ...
+
+
+class KeyGuard:
+    """`X-API-Key: KEY`, as gateways and Snowflake's API_KEY send it, or `Authorization: Bearer KEY`."""
+
+    def __init__(self, keys: ApiKeys) -> None:
+        self._keys = keys
+
+    async def caller_of(self, request: Request) -> str | None:
+        key = request.headers.get(API_KEY_HEADER) or bearer_of(request)
+        return None if key is None else self._keys.name_of(key)
+
+
+class TokenGuard:
+    """`Authorization: Bearer TOKEN`, as Azure API Management and Google API Gateway pass it on."""
+
+    def __init__(self, verifier: "TokenVerifier") -> None:
+        self._verifier = verifier
+
+    async def caller_of(self, request: Request) -> str | None:
+        token = bearer_of(request)
+        if token is None or token.count(".") != 2:  # an API key, say
+            return None
+        return await self._verifier.subject_of(token)
+
+
+class SpcsGuard:
+    """Inside Snowpark Container Services, whoever gets here has been let in by Snowflake."""
+
+    async def caller_of(self, request: Request) -> str | None:
+        return request.headers.get(SPCS_USER_HEADER, "a service function")
+
+
+class Guards:
+    """Whoever one of them knows may call."""
+
+    def __init__(self, guards: list[Guard]) -> None:
+        self._guards = guards
+
+    async def admit(self, request: Request) -> None:
+        """Raises Unauthorized."""
+        path = request.scope["path"]
+        if path in OPEN_PATHS or path.startswith(OPEN_FOLDERS):
+            return
+        refusal: ServiceError = Unauthorized(
+            "A request must say who calls, with an API key or a token. Received: neither."
+        )
+        for guard in self._guards:
+            try:
+                if await guard.caller_of(request) is not None:
+                    return
+            except (Unauthorized, IssuerUnavailable) as error:
+                refusal = error
+        raise refusal
+
+
+def open_guards(settings: Settings) -> Guards | None:
+    """None where anybody may call. Raises ApiKeysUnreadable."""
+    guards: list[Guard] = []
+    if "api_key" in settings.auth and settings.api_keys_file is not None:
+        guards.append(KeyGuard(ApiKeys(settings.api_keys_file)))
+    if "jwt" in settings.auth:
+        guards.append(TokenGuard(_open_verifier(settings)))
+    if "spcs" in settings.auth:
+        guards.append(SpcsGuard())
+    return Guards(guards) if guards else None
+
+
+def _open_verifier(settings: Settings) -> "TokenVerifier":
+    # Whoever takes no tokens need not wait for cryptography to be imported.
+    verifier = importlib.import_module("app.tokens").TokenVerifier
+    opened: TokenVerifier = verifier(settings.jwt_issuer, settings.jwt_audience, settings.jwt_jwks_url)
+    return opened
+
+
+def bearer_of(request: Request) -> str | None:
+    """RFC 6750, section 2.1."""
+    scheme, _, credentials = request.headers.get("authorization", "").partition(" ")
+    return credentials.strip() if scheme.lower() == "bearer" and credentials.strip() else None

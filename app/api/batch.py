@@ -1,0 +1,69 @@
+"""A Snowflake batch: read as it was sent, and classified, whether or not anyone still waits for it."""
+
+import asyncio
+from time import perf_counter
+
+from starlette.requests import Request
+
+from app.admission import Admission, PendingBody
+from app.api.body import arriving_within, encoding_of, inflate, length_of, read_body
+from app.api.query import wants_evidence
+from app.batches import SentBatch
+from app.pipeline import Pipeline
+from app.record import record_abandoned, record_answer
+from app.row import Row
+from app.settings import Settings
+from app.snowflake.wire import BATCH_ID_HEADER, QUERY_ID_HEADER, format_batch, parse_batch
+
+
+def refuse_early(request: Request, admission: Admission) -> None:
+    """Raises Overloaded, before any of the body has been read."""
+    body_bytes = length_of(request)
+    admission.refuse(body_bytes, admission.expect_rows(encoding_of(request), body_bytes))
+
+
+async def read_batch(request: Request, settings: Settings, pending: PendingBody) -> SentBatch:
+    """The body, as it was sent. Raises ServiceError."""
+    evidence, encoding = wants_evidence(request), encoding_of(request)
+    reading = read_body(request, settings.max_body_bytes, pending)
+    content = await arriving_within(settings.body_timeout_seconds, reading)
+    return SentBatch(
+        batch_id=request.headers.get(BATCH_ID_HEADER),
+        query_id=request.headers.get(QUERY_ID_HEADER),
+        content=content,
+        content_encoding=encoding,
+        evidence=evidence,
+        pending=pending,
+    )
+
+
+class BatchClassifier:
+    """From the body of a batch to the body of its answer."""
+
+    def __init__(self, settings: Settings, pipeline: Pipeline, admission: Admission) -> None:
+        self._settings = settings
+        self._pipeline = pipeline
+        self._admission = admission
+
+    async def __call__(self, batch: SentBatch) -> bytes:
+        """Raises ServiceError. Logs one line, also when it is cancelled."""
+        rows = await self._parse(batch)
+        self._admission.refuse_rows(len(rows))
+        started = perf_counter()
+        try:
+            outcomes, seconds = await self._pipeline.classify_rows(rows)
+        except asyncio.CancelledError:
+            record_abandoned(batch.query_id, batch.batch_id, len(rows), self._pipeline.queue.abandoned_rows)
+            raise
+        record_answer(batch.query_id, batch.batch_id, outcomes, seconds, perf_counter() - started)
+        return await format_batch(rows, outcomes)
+
+    async def _parse(self, batch: SentBatch) -> list[Row]:
+        """The body itself is let go of here; its rows hold copies of what they need."""
+        encoding, max_bytes = batch.content_encoding, self._settings.max_body_bytes
+        content = batch.take_content()
+        sent_bytes = len(content)
+        content = await inflate(content, encoding, max_bytes, batch.pending)
+        rows = await parse_batch(content, self._settings.max_rows, evidence=batch.evidence)
+        self._admission.note_rows(encoding, sent_bytes, len(rows))
+        return rows

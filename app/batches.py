@@ -1,0 +1,265 @@
+"""Batch id → answer, running or remembered: a retry joins, a long batch is asked for later, none runs twice.
+
+Source: Snowflake documentation, "Remote service implementation": a batch may be sent again with the same id,
+also while it is still running; 202 makes Snowflake ask for it by GET, as often as it likes.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from copy import copy
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple, Protocol
+
+from app.admission import PendingBody
+from app.errors import BatchUnknown, InvalidBatch, Overloaded, Stopped
+
+# Whoever cut the connection asks again within seconds; a query that was cancelled does not.
+ABANDONED_SECONDS = 30.0
+MAX_BATCH_ID_CHARACTERS = 512
+# Beyond the grace period, in which all who still waited have been answered.
+CLOSING_SECONDS = 3.0
+# Hashing more than this takes a millisecond, which others need not wait for.
+_HASHED_IN_PLACE_BYTES = 1024 * 1024
+
+
+def check_batch_id(batch_id: str) -> str:
+    """As it is. Raises InvalidBatch for one longer than any of Snowflake's: it is kept, and logged."""
+    if len(batch_id) > MAX_BATCH_ID_CHARACTERS:
+        raise InvalidBatch(
+            f"A batch's id must have at most {MAX_BATCH_ID_CHARACTERS} characters. Received: {len(batch_id)}."
+        )
+    return batch_id
+
+
+@dataclass
+class SentBatch:
+    """A batch as it was sent. Its answer follows from its content, the encoding of that, and `evidence`."""
+
+    batch_id: str | None
+    query_id: str | None
+    content: bytes
+    content_encoding: str
+    evidence: bool
+    pending: PendingBody = field(repr=False)
+
+    def take_content(self) -> bytes:
+        """Once: it is not kept beside the rows that it becomes."""
+        content, self.content = self.content, b""
+        return content
+
+    @cached_property
+    def digest(self) -> bytes:
+        """Of all that the answer follows from, first asked for while the content is there."""
+        digest = hashlib.sha256(f"{self.content_encoding}\n{self.evidence}\n".encode())
+        digest.update(self.content)
+        return digest.digest()
+
+
+class Remembered(NamedTuple):
+    """The answer to a batch with this digest."""
+
+    digest: bytes
+    answer: bytes
+
+
+class AnswerStore(Protocol):
+    """Where answers are remembered."""
+
+    is_shared: bool
+    """With other processes, which may have to begin a batch anew."""
+    is_available: bool
+    held_bytes: int
+
+    def has(self, batch_id: str) -> bool:
+        """At hand."""
+        ...
+
+    async def find(self, batch_id: str) -> Remembered | None: ...
+
+    async def keep(self, batch_id: str, remembered: Remembered) -> None: ...
+
+    def claim(self, batch_id: str) -> AbstractAsyncContextManager[Remembered | None]:
+        """The right to classify a batch, or what another process that had it has answered meanwhile."""
+        ...
+
+    async def keep_unfinished(self, batch: SentBatch) -> bool:
+        """So that another process can begin anew what this one may not end. False if it could not."""
+        ...
+
+    async def find_unfinished(self, batch_id: str) -> SentBatch | None:
+        """One that nobody classifies any more."""
+        ...
+
+    async def is_claimed(self, batch_id: str) -> bool: ...
+
+    async def close(self) -> None: ...
+
+
+class Batches:
+    """All batches that have an id. Without one, there is nothing to remember an answer by."""
+
+    def __init__(
+        self,
+        classify: Callable[[SentBatch], Awaitable[bytes]],
+        store: AnswerStore,
+        sync_deadline_seconds: float | None,
+    ) -> None:
+        self.store = store
+        self._classify = classify
+        self._sync_deadline_seconds = sync_deadline_seconds
+        self._running: dict[str, _Running] = {}
+
+    def __len__(self) -> int:
+        """Those that run."""
+        return sum(not running.task.done() for running in self._running.values())
+
+    def knows(self, batch_id: str) -> bool:
+        """It runs here, or its answer is at hand: to ask once more costs next to nothing."""
+        return batch_id in self._running or self.store.has(batch_id)
+
+    async def answer(self, batch_id: str, batch: SentBatch) -> bytes | None:
+        """The answer, or None when it is not there within the deadline and is to be asked for.
+
+        Raises whatever classifying it raises, to everyone who waits for it.
+        """
+        digest = await _digest_of(batch)
+        remembered = await self.store.find(batch_id)
+        if remembered is not None and remembered.digest == digest:
+            return remembered.answer
+        running = self._running.get(batch_id)
+        if running is None or running.has_failed or running.is_given_up:
+            running = self._start(batch_id, batch)
+        elif running.batch.digest != digest:
+            return await self._classify(batch)  # not what the id stands for, and nothing to remember
+        else:
+            batch.take_content()  # it is here once already
+            batch.pending.drop()
+        return await self._wait(running)
+
+    async def poll(self, batch_id: str) -> bytes | None:
+        """The answer, or None while it is not there. Raises BatchUnknown, or what classifying has raised."""
+        running = self._running.get(batch_id)
+        if running is not None:
+            return running.result() if running.task.done() else None
+        if (remembered := await self.store.find(batch_id)) is not None:
+            return remembered.answer
+        if (batch := await self.store.find_unfinished(batch_id)) is not None:
+            self._begin_anew(batch_id, batch)
+            return None
+        if await self.store.is_claimed(batch_id):
+            return None
+        if (remembered := await self.store.find(batch_id)) is not None:  # answered while it was looked for
+            return remembered.answer
+        raise BatchUnknown(
+            "A batch must have been sent before it is asked for, and not too long before. "
+            f"Received: {batch_id[:80]!r}."
+        )
+
+    async def close(self) -> None:
+        """End what runs. Answers that another process can give are waited for."""
+        tasks = [running.task for running in self._running.values()]
+        if not self.store.is_shared:
+            for task in tasks:
+                task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=CLOSING_SECONDS)
+        await self.store.close()
+
+    async def _wait(self, running: "_Running") -> bytes | None:
+        with running:
+            done, _ = await asyncio.wait({running.task}, timeout=self._sync_deadline_seconds)
+            if not done and not await self.store.keep_unfinished(running.batch):
+                await asyncio.wait({running.task})  # what nobody else could answer is not promised
+            if running.task.done():
+                return running.result()
+            running.promise()
+            return None
+
+    def _begin_anew(self, batch_id: str, batch: SentBatch) -> None:
+        """What a process that has died had promised; later, if there is no room for it now."""
+        with batch.pending:
+            try:
+                batch.pending.take(len(batch.content))
+            except Overloaded:
+                return
+            if batch_id not in self._running:
+                self._start(batch_id, batch).promise()
+
+    def _start(self, batch_id: str, batch: SentBatch) -> "_Running":
+        batch.pending.hold()
+        kept = copy(batch) if self.store.is_shared else batch
+        task = asyncio.ensure_future(self._answer_anew(batch_id, batch, batch.digest))
+        running = self._running[batch_id] = _Running(task, kept)
+        task.add_done_callback(lambda _: self._end(batch_id, running))
+        return running
+
+    async def _answer_anew(self, batch_id: str, batch: SentBatch, digest: bytes) -> bytes:
+        async with self.store.claim(batch_id) as remembered:
+            if remembered is not None and remembered.digest == digest:
+                return remembered.answer
+            answer = await self._classify(batch)
+            await self.store.keep(batch_id, Remembered(digest, answer))
+            return answer
+
+    def _end(self, batch_id: str, running: "_Running") -> None:
+        running.batch.pending.let_go()
+        if running.has_failed and running.is_promised:  # whoever asks for it is to be told
+            asyncio.get_running_loop().call_later(ABANDONED_SECONDS, self._forget, batch_id, running)
+        else:
+            self._forget(batch_id, running)
+
+    def _forget(self, batch_id: str, running: "_Running") -> None:
+        if self._running.get(batch_id) is running:
+            del self._running[batch_id]
+
+
+class _Running:
+    """A batch that is being classified, and who waits for it; cancelled some time after the last has left."""
+
+    def __init__(self, task: asyncio.Future[bytes], batch: SentBatch) -> None:
+        self.task = task
+        self.batch = batch
+        self.is_promised = False
+        self.is_given_up = False
+        self._callers = 0
+        self._cancelling: asyncio.TimerHandle | None = None
+
+    @property
+    def has_failed(self) -> bool:
+        return self.task.done() and (self.task.cancelled() or self.task.exception() is not None)
+
+    def result(self) -> bytes:
+        """Of the task that is done. Raises what it has raised, and Stopped if it was cancelled."""
+        if self.task.cancelled():
+            raise Stopped("The batch was given up before its answer was there. Send it again.")
+        return self.task.result()
+
+    def promise(self) -> None:
+        """It will be asked for, whoever leaves."""
+        self.is_promised = True
+
+    def __enter__(self) -> None:
+        self._callers += 1
+        if self._cancelling is not None:
+            self._cancelling.cancel()
+            self._cancelling = None
+
+    def __exit__(self, *_: object) -> None:
+        self._callers -= 1
+        if self._callers == 0 and not self.is_promised and not self.task.done():
+            loop = asyncio.get_running_loop()
+            self._cancelling = loop.call_later(ABANDONED_SECONDS, self._give_up)
+
+    def _give_up(self) -> None:
+        """Whoever comes back now finds it begun anew."""
+        self.is_given_up = True
+        self.task.cancel()
+
+
+async def _digest_of(batch: SentBatch) -> bytes:
+    if len(batch.content) > _HASHED_IN_PLACE_BYTES:
+        return await asyncio.to_thread(lambda: batch.digest)
+    return batch.digest

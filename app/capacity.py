@@ -1,0 +1,44 @@
+"""How long a row takes of this service, measured as it goes: what may still be let in follows from it."""
+
+# The latest so many rows count, so that an hour of small images does not hide a minute of large ones.
+_ROWS_REMEMBERED = 500
+
+
+class Capacity:
+    """Of so many classifier processes and concurrent fetches."""
+
+    def __init__(self, classifiers: int, max_concurrent_fetches: int) -> None:
+        self.classifiers = classifiers
+        self._max_concurrent_fetches = max_concurrent_fetches
+        self._classify_seconds = _MeanOfLatest()
+        self._fetch_seconds = _MeanOfLatest()
+
+    @property
+    def row_seconds(self) -> float:
+        """From one row to the next while all that classify, or all that fetch, are busy; 0 at first."""
+        return max(
+            self._classify_seconds.mean / self.classifiers,
+            self._fetch_seconds.mean / self._max_concurrent_fetches,
+        )
+
+    def note_classified(self, rows: int, seconds: float) -> None:
+        """Rows that a process has decoded and predicted, one after the other, in so many seconds."""
+        self._classify_seconds.add(rows, seconds)
+
+    def note_fetched(self, rows: int, seconds: float) -> None:
+        """Rows that hold their image are there in no time, and count too."""
+        self._fetch_seconds.add(rows, seconds)
+
+
+class _MeanOfLatest:
+    """Every value counts alike until there are many, then the latest count most."""
+
+    def __init__(self) -> None:
+        self.mean = 0.0
+        self._count = 0
+
+    def add(self, count: int, total: float) -> None:
+        if count:
+            self._count = min(self._count + count, _ROWS_REMEMBERED)
+            weight = min(1.0, count / self._count)
+            self.mean += weight * (total / count - self.mean)

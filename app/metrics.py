@@ -1,0 +1,132 @@
+"""What the service counts, for Prometheus; correct over several workers, whichever of them is asked.
+
+With workers, the library keeps values in files that all of them read (PROMETHEUS_MULTIPROC_DIR, which must be
+set before it is imported).
+"""
+
+import os
+from collections import Counter as CounterOf
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import generate_latest as generate
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+
+from app.outcome import Outcome, StepSeconds
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+# The library's own name for where workers keep their values.
+_MULTIPROCESS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+
+# From a single image on an idle machine to a batch that is asked for later.
+_REQUEST_SECONDS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0)
+_ROW_SECONDS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+REQUESTS = Counter(
+    "ext_classify_requests", "Requests to /classify, by the status they were answered.", ["status"]
+)
+REQUEST_SECONDS = Histogram(
+    "ext_classify_request_seconds", "From the head of a request to its answer.", buckets=_REQUEST_SECONDS
+)
+ROWS = Counter(
+    "ext_classify_rows",
+    "Rows by what became of them: classified, abstained, null, or an error's code.",
+    ["outcome"],
+)
+STEP_SECONDS = Histogram(
+    "ext_classify_row_step_seconds", "Mean of a request's rows, by step.", ["step"], buckets=_ROW_SECONDS
+)
+UNANSWERED_ROWS = Gauge(
+    "ext_classify_unanswered_rows", "Rows let in and not answered yet.", multiprocess_mode="livesum"
+)
+PENDING_BYTES = Gauge(
+    "ext_classify_pending_bytes", "Bytes of bodies that wait for their answer.", multiprocess_mode="livesum"
+)
+ROW_SECONDS = Gauge(
+    "ext_classify_row_seconds",
+    "From one row to the next at full load, as measured.",
+    multiprocess_mode="livemax",
+)
+RUNNING_BATCHES = Gauge(
+    "ext_classify_running_batches", "Batches with an id that run.", multiprocess_mode="livesum"
+)
+REMEMBERED_BYTES = Gauge(
+    "ext_classify_remembered_bytes", "Bytes of remembered answers.", multiprocess_mode="livesum"
+)
+CLASSIFIERS = Gauge(
+    "ext_classify_classifiers", "Processes that can classify now.", multiprocess_mode="livesum"
+)
+SHARED_STORE_UP = Gauge(
+    "ext_classify_shared_store_up", "1 while Redis answers, or none is set.", multiprocess_mode="livemin"
+)
+ABANDONED_ROWS = Counter("ext_classify_abandoned_rows", "Rows dropped, for whoever asked had left.")
+RELOADS = Counter(
+    "ext_classify_reloads", "Networks read anew, and those that did not prove themselves.", ["result"]
+)
+MODEL = Gauge(
+    "ext_classify_model", "1 for the network that answers.", ["name", "version"], multiprocess_mode="livemax"
+)
+
+
+# To look a label up takes longer than to count.
+_STEPS = {step: STEP_SECONDS.labels(step) for step in ("fetch", "decode", "predict")}
+_requests: dict[int, Counter] = {}
+_rows: dict[str, Counter] = {}
+
+
+def count_request(status: int, seconds: float) -> None:
+    if status not in _requests:
+        _requests[status] = REQUESTS.labels(status)
+    _requests[status].inc()
+    REQUEST_SECONDS.observe(seconds)
+
+
+def count_rows(outcomes: Sequence[Outcome | None], seconds: StepSeconds) -> None:
+    """Of one request."""
+    for name, rows in CounterOf(map(_name_of, outcomes)).items():
+        if name not in _rows:
+            _rows[name] = ROWS.labels(name)
+        _rows[name].inc(rows)
+    for step, observed in _STEPS.items():
+        if spent := getattr(seconds, step):  # what was not done has no time
+            observed.observe(spent / len(outcomes))
+
+
+def expose() -> bytes:
+    """All that is counted, in Prometheus's text format."""
+    folder = os.environ.get(_MULTIPROCESS_FOLDER)
+    if folder is None:
+        return generate(REGISTRY)
+    _forget_dead(Path(folder))
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    return generate(registry)
+
+
+def _name_of(outcome: Outcome | None) -> str:
+    if outcome is None:
+        return "null"
+    if outcome["error"] is not None:
+        return outcome["error"]["code"]
+    return "abstained" if outcome["abstained"] else "classified"
+
+
+def _forget_dead(folder: Path) -> None:
+    """What a worker that has died held, nobody holds; what it counted stays counted."""
+    for path in folder.glob("gauge_live*.db"):
+        pid = int(path.stem.rpartition("_")[2])
+        if not _is_alive(pid):
+            with suppress(FileNotFoundError):
+                mark_process_dead(pid)  # type: ignore[no-untyped-call]
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

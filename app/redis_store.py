@@ -1,0 +1,175 @@
+"""Answers that all replicas remember together, in Redis; without it, each remembers what it answered itself.
+
+A batch belongs to whoever holds its lease. The lease of a replica that dies ends by itself, and the batch is
+begun anew by the first replica that is asked for it.
+"""
+
+import asyncio
+import hashlib
+import math
+import secrets
+import zlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from time import monotonic
+from typing import Any, TypeVar
+
+import redis.asyncio
+from pydantic_core import from_json, to_json
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from app.admission import Admission
+from app.batches import Remembered, SentBatch
+from app.log import log_event
+from app.remembered import MemoryStore, compress
+
+T = TypeVar("T")
+
+LEASE_SECONDS = 10.0
+# How long a caller of a batch that another replica classifies waits between two looks.
+LOOK_SECONDS = 0.2
+# Longer than this, Redis counts as absent, and is not asked again for a while.
+ANSWER_SECONDS = 0.5
+ASK_AGAIN_SECONDS = 2.0
+_MOST_CONNECTIONS = 64
+_DIGEST_BYTES = 32
+# Only whoever holds a lease may prolong or end it.
+_RENEW = "return redis.call('get', KEYS[1]) == ARGV[1] and redis.call('pexpire', KEYS[1], ARGV[2])"
+_RELEASE = "return redis.call('get', KEYS[1]) == ARGV[1] and redis.call('del', KEYS[1])"
+
+
+class RedisStore:
+    """Every answer is in this process's memory too, so that Redis is asked for those of others only."""
+
+    is_shared = True
+
+    def __init__(self, url: str, local: MemoryStore, remembered_seconds: float, admission: Admission) -> None:
+        """Raises ValueError for what is no Redis URL."""
+        self.is_available = True
+        self._local = local
+        self._remembered_milliseconds = round(1000 * remembered_seconds)
+        self._admission = admission
+        self._ask_again_at = 0.0
+        pool = redis.asyncio.BlockingConnectionPool.from_url(
+            url,
+            max_connections=_MOST_CONNECTIONS,
+            timeout=ANSWER_SECONDS,
+            socket_timeout=ANSWER_SECONDS,
+            socket_connect_timeout=ANSWER_SECONDS,
+            retry=Retry(NoBackoff(), 0),
+        )
+        self._redis = redis.asyncio.Redis.from_pool(pool)
+
+    @property
+    def held_bytes(self) -> int:
+        """Here, not in Redis."""
+        return self._local.held_bytes
+
+    async def close(self) -> None:
+        self._ask_again_at = math.inf  # what still runs would open connections anew
+        with suppress(RedisError, OSError):
+            await self._redis.aclose()
+
+    def has(self, batch_id: str) -> bool:
+        return self._local.has(batch_id)
+
+    async def find(self, batch_id: str) -> Remembered | None:
+        if (remembered := await self._local.find(batch_id)) is not None:
+            return remembered
+        stored = await self._ask(lambda: self._redis.get(_key(batch_id, "answer")), None)
+        return stored and Remembered(stored[:_DIGEST_BYTES], zlib.decompress(stored[_DIGEST_BYTES:]))
+
+    async def keep(self, batch_id: str, remembered: Remembered) -> None:
+        await self._local.keep(batch_id, remembered)
+        stored = remembered.digest + await compress(remembered.answer)
+
+        async def store() -> None:
+            async with self._redis.pipeline() as pipeline:
+                pipeline.set(_key(batch_id, "answer"), stored, px=self._remembered_milliseconds)
+                pipeline.delete(_key(batch_id, "unfinished"))
+                await pipeline.execute()
+
+        await self._ask(store, None)
+
+    @asynccontextmanager
+    async def claim(self, batch_id: str) -> AsyncIterator[Remembered | None]:
+        lease, token = _key(batch_id, "lease"), secrets.token_bytes(16)
+        # Another process releases it, and tells nobody.
+        while not await self._ask(lambda: self._take(lease, token), default=True):  # noqa: ASYNC110
+            await asyncio.sleep(LOOK_SECONDS)
+        renewing = asyncio.ensure_future(self._renew(lease, token))
+        try:
+            yield await self.find(batch_id)
+        finally:
+            renewing.cancel()
+            await self._ask(lambda: self._redis.eval(_RELEASE, 1, lease, token), None)
+
+    async def keep_unfinished(self, batch: SentBatch) -> bool:
+        if batch.batch_id is None:
+            return False
+        key, stored = _key(batch.batch_id, "unfinished"), _format(batch)
+        kept = await self._ask(lambda: self._redis.set(key, stored, px=self._remembered_milliseconds), None)
+        return bool(kept)
+
+    async def find_unfinished(self, batch_id: str) -> SentBatch | None:
+        async def look() -> tuple[bytes | None, int]:
+            async with self._redis.pipeline() as pipeline:
+                pipeline.get(_key(batch_id, "unfinished"))
+                pipeline.exists(_key(batch_id, "lease"))
+                stored, leases = await pipeline.execute()
+                return stored, leases
+
+        stored, leases = await self._ask(look, (None, 0))
+        return self._parse(stored) if stored and not leases else None
+
+    async def is_claimed(self, batch_id: str) -> bool:
+        """Perhaps, if Redis cannot be asked: an error would end the query, to ask once more does not."""
+        return bool(await self._ask(lambda: self._redis.exists(_key(batch_id, "lease")), default=1))
+
+    async def _take(self, lease: str, token: bytes) -> bool:
+        return bool(await self._redis.set(lease, token, nx=True, px=round(1000 * LEASE_SECONDS)))
+
+    async def _renew(self, lease: str, token: bytes) -> None:
+        milliseconds = str(round(1000 * LEASE_SECONDS))
+        while True:
+            await asyncio.sleep(LEASE_SECONDS / 4)
+            await self._ask(lambda: self._redis.eval(_RENEW, 1, lease, token, milliseconds), None)
+
+    async def _ask(self, command: Callable[[], Awaitable[Any]], default: T) -> Any:
+        """What Redis answers, or the default when it does not."""
+        if monotonic() < self._ask_again_at:
+            return default
+        try:
+            async with asyncio.timeout(2 * ANSWER_SECONDS):
+                answer = await command()
+        except (RedisError, OSError, TimeoutError) as error:
+            self._ask_again_at = monotonic() + ASK_AGAIN_SECONDS
+            self._note(is_available=False, reason=type(error).__name__)
+            return default
+        self._note(is_available=True)
+        return answer
+
+    def _note(self, *, is_available: bool, reason: str | None = None) -> None:
+        if is_available != self.is_available:
+            self.is_available = is_available
+            log_event("redis_back" if is_available else "redis_gone", reason=reason)
+
+    def _parse(self, stored: bytes) -> SentBatch:
+        head, _, content = stored.partition(b"\n")
+        return SentBatch(content=content, pending=self._admission.reserve(), **from_json(head))
+
+
+def _format(batch: SentBatch) -> bytes:
+    head = {
+        "batch_id": batch.batch_id,
+        "query_id": batch.query_id,
+        "content_encoding": batch.content_encoding,
+        "evidence": batch.evidence,
+    }
+    return to_json(head) + b"\n" + batch.content
+
+
+def _key(batch_id: str, kind: str) -> str:
+    return f"ext-classify:{hashlib.sha256(batch_id.encode()).hexdigest()}:{kind}"

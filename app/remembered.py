@@ -1,0 +1,101 @@
+"""Answers remembered in this process's memory, for a while and up to a size."""
+
+import asyncio
+import zlib
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from time import monotonic
+
+from app.batches import Remembered, SentBatch
+
+# JSON of a thousand outcomes says the same thing a thousand times; the fastest level sees that.
+_ZLIB_LEVEL = 1
+# Less than this is done before a thread could have begun.
+_COMPRESSED_IN_PLACE_BYTES = 256 * 1024
+# What an entry takes beside its answer, about.
+_OVERHEAD_BYTES = 600
+
+
+@dataclass(frozen=True)
+class _Entry:
+    digest: bytes
+    compressed: bytes
+    forgotten_at: float
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self.compressed) + _OVERHEAD_BYTES
+
+
+class MemoryStore:
+    """The oldest answers are forgotten first: when their time is over, or others need their room."""
+
+    is_shared = False
+    is_available = True
+
+    def __init__(self, remembered_seconds: float, max_bytes: int) -> None:
+        self.held_bytes = 0
+        self._remembered_seconds = remembered_seconds
+        self._max_bytes = max_bytes
+        self._entries: OrderedDict[str, _Entry] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def has(self, batch_id: str) -> bool:
+        self._forget_old()
+        return batch_id in self._entries
+
+    async def find(self, batch_id: str) -> Remembered | None:
+        self._forget_old()
+        entry = self._entries.get(batch_id)
+        return None if entry is None else Remembered(entry.digest, zlib.decompress(entry.compressed))
+
+    async def keep(self, batch_id: str, remembered: Remembered) -> None:
+        entry = _Entry(
+            remembered.digest,
+            await compress(remembered.answer),
+            monotonic() + self._remembered_seconds,
+        )
+        self._forget(batch_id)
+        self._entries[batch_id] = entry
+        self.held_bytes += entry.size_bytes
+        self._forget_old()
+
+    @asynccontextmanager
+    async def claim(self, batch_id: str) -> AsyncIterator[Remembered | None]:  # noqa: ARG002 - nobody else can
+        yield None
+
+    async def keep_unfinished(self, batch: SentBatch) -> bool:  # noqa: ARG002
+        """It is unfinished here, where it is asked for."""
+        return True
+
+    async def find_unfinished(self, batch_id: str) -> SentBatch | None:  # noqa: ARG002
+        return None
+
+    async def is_claimed(self, batch_id: str) -> bool:  # noqa: ARG002
+        return False
+
+    async def close(self) -> None:
+        """What this process's memory holds goes with it."""
+
+    def _forget_old(self) -> None:
+        now = monotonic()
+        while self._entries:
+            batch_id, entry = next(iter(self._entries.items()))
+            if entry.forgotten_at > now and self.held_bytes <= self._max_bytes:
+                return
+            self._forget(batch_id)
+
+    def _forget(self, batch_id: str) -> None:
+        if (entry := self._entries.pop(batch_id, None)) is not None:
+            self.held_bytes -= entry.size_bytes
+
+
+async def compress(answer: bytes) -> bytes:
+    """With zlib; a large answer in a thread."""
+    if len(answer) <= _COMPRESSED_IN_PLACE_BYTES:
+        return zlib.compress(answer, _ZLIB_LEVEL)
+    return await asyncio.to_thread(zlib.compress, answer, _ZLIB_LEVEL)

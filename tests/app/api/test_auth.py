@@ -1,0 +1,152 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+from starlette.testclient import TestClient
+
+from app.api_keys import line_of, make_key
+from app.main import create_app
+from app.settings import Settings
+from app.snowflake import spcs
+from app.snowflake.wire import BATCH_ID_HEADER
+from tests.app.test_tokens import AUDIENCE, ISSUER, Issuer, token_of
+
+KEY = make_key()
+GUARDED = [
+    ("POST", "/classify"),
+    ("GET", "/classify"),
+    ("GET", "/model"),
+    ("GET", "/metrics"),
+    ("GET", "/other"),
+]
+OPEN = ["/healthz", "/readyz", "/docs", "/openapi.json", "/docs/assets/swagger-ui.css"]
+
+
+@pytest.fixture(scope="module")
+def keys_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("keys") / "keys"
+    path.write_text(f"{line_of('mill', KEY)}\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def guarded(keys_file: Path) -> Iterator[TestClient]:
+    """A service that asks for an API key or a token."""
+    issuer = Issuer()
+    settings = Settings(
+        auth=("api_key", "jwt"),
+        api_keys_file=keys_file,
+        jwt_issuer=ISSUER,
+        jwt_audience=AUDIENCE,
+        jwt_jwks_url=issuer.url,
+    )
+    with TestClient(create_app(settings)) as client:
+        yield client
+    issuer.server.shutdown()
+    issuer.server.server_close()
+
+
+@pytest.mark.parametrize(("method", "path"), GUARDED)
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"X-API-Key": "wrong"},
+        {"X-API-Key": ""},
+        {"Authorization": f"Basic {KEY}"},
+        {"Authorization": "Bearer"},
+        {"Authorization": "Bearer a.b.c"},
+        {"Sf-Context-Current-User": "ADMIN"},
+    ],
+)
+def test_whoever_does_not_say_who_it_is_learns_nothing(
+    guarded: TestClient, method: str, path: str, headers: dict[str, str]
+) -> None:
+    answer = guarded.request(method, path, headers=headers)
+    assert answer.status_code == 401
+    assert answer.json()["error"]["code"] == "unauthorized"
+    assert answer.headers["www-authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize("headers", [{"X-API-Key": KEY}, {"Authorization": f"bearer {KEY}"}])
+def test_key_lets_in(guarded: TestClient, sample: bytes, headers: dict[str, str]) -> None:
+    answer = guarded.post("/classify", content=sample, headers={"Content-Type": "image/png", **headers})
+    assert (answer.status_code, answer.json()["label"]) == (200, "Scratches")
+    assert guarded.get("/classify", headers={BATCH_ID_HEADER: "x", **headers}).status_code == 404
+    assert guarded.get("/metrics", headers=headers).status_code == 200
+
+
+def test_token_lets_in(guarded: TestClient) -> None:
+    def status(token: str) -> int:
+        return guarded.get("/model", headers={"Authorization": f"Bearer {token}"}).status_code
+
+    assert status(token_of()) == 200
+    assert status(token_of(aud="other")) == 401
+
+
+@pytest.mark.parametrize("path", OPEN)
+def test_probes_and_pages_without_data_are_for_all(guarded: TestClient, path: str) -> None:
+    assert guarded.get(path).status_code == 200
+
+
+def test_path_that_only_begins_like_an_open_one_is_guarded(guarded: TestClient) -> None:
+    for path in ("/healthz/", "/readyz/x", "/docsx", "/docs/../metrics"):
+        assert guarded.get(path).status_code in {401, 404}
+        assert "ext_classify" not in guarded.get(path).text
+
+
+def test_snowflake_s_ingress_is_believed_only_where_it_is(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with pytest.raises(ValidationError, match="Snowpark Container Services only"):
+        Settings(auth=("spcs",))
+    monkeypatch.setenv("SNOWFLAKE_HOST", "host")
+    monkeypatch.setattr(spcs, "TOKEN_FILE", tmp_path / "token")
+    (tmp_path / "token").write_text("t", encoding="utf-8")
+    assert Settings(auth=("spcs",), host="0.0.0.0").auth == ("spcs",)  # noqa: S104
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "192.168.0.1", "mill.example"])  # noqa: S104
+def test_beyond_loopback_nobody_is_let_in_without_a_word_on_it(host: str, keys_file: Path) -> None:
+    with pytest.raises(ValidationError, match="say who may call"):
+        Settings(host=host)
+    assert Settings(host=host, auth=("none",)).host == host
+    assert Settings(host=host, auth=("api_key",), api_keys_file=keys_file).host == host
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "::1", "localhost"])
+def test_on_loopback_anybody_may_call(host: str) -> None:
+    assert Settings(host=host).auth == ()
+
+
+def test_way_that_lacks_what_it_needs_is_refused(keys_file: Path) -> None:
+    with pytest.raises(ValidationError, match="AUTH=api_key needs API_KEYS_FILE"):
+        Settings(auth=("api_key",))
+    with pytest.raises(ValidationError, match="AUTH=jwt needs JWT_AUDIENCE, JWT_JWKS_URL"):
+        Settings(auth=("jwt",), jwt_issuer="i")
+    with pytest.raises(ValidationError, match="excludes all others"):
+        Settings(auth=("none", "api_key"), api_keys_file=keys_file)
+
+
+def test_every_page_has_security_headers(client: TestClient) -> None:
+    for path in ("/healthz", "/docs", "/nowhere", "/model"):
+        answer = client.get(path)
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["x-frame-options"] == "DENY"
+        assert answer.headers["referrer-policy"] == "no-referrer"
+        assert "default-src 'none'" in answer.headers["content-security-policy"]
+        assert answer.headers["cache-control"] == "no-store"
+
+
+def test_answers_are_not_kept_and_not_taken_for_pages(client: TestClient, sample: bytes) -> None:
+    for content, media_type in ((sample, "image/png"), (b"?", "text/plain"), (b"{", "application/json")):
+        answer = client.post("/classify", content=content, headers={"Content-Type": media_type})
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["cache-control"] == "no-store"
+
+
+def test_docs_can_be_switched_off() -> None:
+    with TestClient(create_app(Settings(show_docs=False))) as client:
+        for path in ("/", "/docs", "/openapi.json", "/docs/assets/swagger-ui.css"):
+            assert client.get(path).status_code == 404

@@ -1,0 +1,126 @@
+from contextlib import ExitStack
+
+import pytest
+
+from app.admission import Admission
+from app.capacity import Capacity
+from app.errors import Overloaded
+from app.row_queue import RowQueue
+
+
+def queue_of_a_thousand_rows_a_second() -> RowQueue:
+    capacity = Capacity(classifiers=1, max_concurrent_fetches=1)
+    capacity.note_classified(1000, 1.0)
+    return RowQueue(capacity)
+
+
+def admission_of(queue: RowQueue, max_wait_seconds: float = 1.0, max_pending_bytes: int = 100) -> Admission:
+    return Admission(queue, max_wait_seconds, max_pending_bytes)
+
+
+def test_request_is_let_in_while_those_before_it_take_no_longer_than_allowed() -> None:
+    queue = queue_of_a_thousand_rows_a_second()
+    admission = admission_of(queue)
+    with queue.request(1000):
+        admission.refuse_rows(4096)
+        with queue.request(1), pytest.raises(Overloaded) as refusal:
+            admission.refuse_rows(4096)
+    assert refusal.value.message == (
+        "4096 rows may wait for at most 1 seconds. Received: rows that would wait for 1.0."
+    )
+    admission.refuse_rows(4096)
+    assert admission.refused_requests == 1
+
+
+def test_refused_are_told_when_there_will_be_room() -> None:
+    queue = queue_of_a_thousand_rows_a_second()
+    admission = admission_of(queue)
+    with queue.request(9001), pytest.raises(Overloaded) as refusal:
+        admission.refuse_rows(10_000)
+    assert refusal.value.headers == {"retry-after": "9"}
+
+
+def test_request_that_has_the_service_to_itself_is_let_in_whatever_its_size() -> None:
+    admission = admission_of(queue_of_a_thousand_rows_a_second(), max_pending_bytes=1)
+    admission.refuse(body_bytes=10**9, rows=10**9)
+    with admission.reserve() as body:
+        body.take(1000)
+        body.take(1000)
+
+
+def test_small_requests_are_not_to_pile_up_for_as_long_as_large_ones_may() -> None:
+    queue = queue_of_a_thousand_rows_a_second()
+    admission = admission_of(queue, max_wait_seconds=5.0)
+    with ExitStack() as flood:
+        for _ in range(1500):
+            flood.enter_context(queue.request(1))
+        admission.refuse_rows(1)
+        flood.enter_context(queue.request(1))
+        with pytest.raises(Overloaded):
+            admission.refuse_rows(1)
+        admission.refuse_rows(5)
+
+
+def test_small_request_waits_for_no_large_one_and_is_let_in_beside_it() -> None:
+    queue = queue_of_a_thousand_rows_a_second()
+    admission = admission_of(queue)
+    with queue.request(100_000):
+        admission.refuse_rows(1)
+        with pytest.raises(Overloaded):
+            admission.refuse_rows(100_000)
+
+
+def test_body_is_refused_before_it_is_read_by_what_others_of_its_kind_held() -> None:
+    queue = queue_of_a_thousand_rows_a_second()
+    admission = admission_of(queue, max_pending_bytes=10**9)
+    assert admission.expect_rows("identity", 64_000) == 1  # nothing is known yet
+    for _ in range(20):
+        admission.note_rows("identity", 64_000, 64)
+    assert admission.expect_rows("identity", 64_000) == 64
+    assert admission.expect_rows("gzip", 64_000) == 1
+    with queue.request(2000):
+        admission.refuse(10, admission.expect_rows("identity", 10))
+        with pytest.raises(Overloaded):
+            admission.refuse(2_000_000, admission.expect_rows("identity", 2_000_000))
+
+
+def test_kinds_that_callers_make_up_are_not_kept() -> None:
+    admission = admission_of(queue_of_a_thousand_rows_a_second())
+    for number in range(1000):
+        admission.expect_rows(f"encoding {number}", 10)
+    assert not admission._rows_a_byte  # noqa: SLF001
+
+
+def test_bodies_take_no_more_than_there_is_for_all() -> None:
+    admission = admission_of(queue_of_a_thousand_rows_a_second(), max_pending_bytes=100)
+    with admission.reserve() as first, admission.reserve() as second:
+        first.take(60)
+        second.take(40)
+        with pytest.raises(Overloaded) as refusal:
+            second.take(1)
+        assert refusal.value.message == (
+            "Bodies that wait for their answer may have 100 bytes together. Received: 1 beside 100."
+        )
+        assert refusal.value.headers == {"retry-after": "1"}
+        with pytest.raises(Overloaded):
+            admission.refuse(body_bytes=1, rows=1)
+    assert admission.pending_bytes == 0
+    admission.refuse(body_bytes=100, rows=1)
+
+
+def test_body_is_held_until_all_who_hold_it_let_go() -> None:
+    admission = admission_of(queue_of_a_thousand_rows_a_second())
+    with admission.reserve() as body:
+        body.take(10)
+        body.hold()
+    assert admission.pending_bytes == 10
+    body.let_go()
+    assert admission.pending_bytes == 0
+
+
+def test_slow_body_keeps_nobody_out_by_its_length() -> None:
+    admission = admission_of(queue_of_a_thousand_rows_a_second(), max_pending_bytes=100)
+    with admission.reserve() as slow:
+        admission.refuse(body_bytes=100, rows=1)
+        slow.take(1)
+        admission.refuse(body_bytes=99, rows=1)

@@ -1,0 +1,296 @@
+"""Against a real Redis server, which `make system-deps` installs."""
+
+import asyncio
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from app import redis_store
+from app.admission import Admission
+from app.batches import Batches, SentBatch
+from app.capacity import Capacity
+from app.errors import BatchUnknown
+from app.redis_store import RedisStore
+from app.remembered import MemoryStore
+from app.row_queue import RowQueue
+from tests.running import free_port, wait_until
+
+REDIS = shutil.which("redis-server") or shutil.which("valkey-server")
+pytestmark = pytest.mark.skipif(REDIS is None, reason="there is no redis-server: make system-deps")
+
+
+@contextmanager
+def redis_server(port: int) -> Iterator["subprocess.Popen[bytes]"]:
+    assert REDIS is not None
+    command = [REDIS, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--loglevel", "warning"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
+        wait_until(lambda: _answers(port))
+        try:
+            yield server
+        finally:
+            server.send_signal(signal.SIGCONT)
+            server.kill()
+
+
+def _answers(port: int) -> bool:
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=1) as connection:
+            connection.sendall(b"PING\r\n")
+            return connection.recv(10).startswith(b"+PONG")
+    except OSError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    port = free_port()
+    with redis_server(port):
+        yield port
+
+
+class Replica:
+    """What one replica has, but for its HTTP; its answers name it."""
+
+    def __init__(self, name: str, port: int, *, deadline_seconds: float = 5.0) -> None:
+        self.admission = Admission(RowQueue(Capacity(1, 1)), 1.0, 10_000)
+        self.store = RedisStore(
+            f"redis://127.0.0.1:{port}/0", MemoryStore(600, 1_000_000), 600, self.admission
+        )
+        self.batches = Batches(self._classify, self.store, deadline_seconds)
+        self.started = 0
+        self.ended = asyncio.Event()
+        self._name = name
+        REPLICAS.append(self)
+
+    def batch(self, batch_id: str, content: bytes = b"rows") -> SentBatch:
+        return SentBatch(batch_id, "q", content, "gzip", evidence=True, pending=self.admission.reserve())
+
+    async def answer(self, batch_id: str) -> bytes | None:
+        return await self.batches.answer(batch_id, self.batch(batch_id))
+
+    async def _classify(self, batch: SentBatch) -> bytes:
+        self.started += 1
+        said = f"{self._name}: {batch.query_id} {batch.content_encoding} {batch.evidence} ".encode()
+        said += batch.take_content()
+        await self.ended.wait()
+        return said
+
+
+REPLICAS: list[Replica] = []
+
+
+def run(check: Callable[[], Awaitable[Any]]) -> None:
+    async def checked() -> None:
+        try:
+            await asyncio.wait_for(check(), 60)
+        finally:
+            while REPLICAS:
+                replica = REPLICAS.pop()
+                replica.ended.set()
+                await replica.batches.close()
+
+    asyncio.run(checked())
+
+
+def test_answer_of_one_replica_is_remembered_by_all(port: int) -> None:
+    async def check() -> None:
+        first, second = Replica("first", port), Replica("second", port)
+        first.ended.set()
+        answer = await first.answer("remembered")
+        assert answer == b"first: q gzip True rows"
+        assert await second.answer("remembered") == await second.batches.poll("remembered") == answer
+        assert second.started == 0
+
+    run(check)
+
+
+def test_retry_at_another_replica_joins_what_runs(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redis_store, "LOOK_SECONDS", 0.02)
+
+    async def check() -> None:
+        first, second = Replica("first", port), Replica("second", port)
+        asked = [asyncio.ensure_future(first.answer("joined"))]
+        await asyncio.sleep(0.1)
+        asked += [asyncio.ensure_future(second.answer("joined")) for _ in range(10)]
+        await asyncio.sleep(0.1)
+        first.ended.set()
+        assert set(await asyncio.gather(*asked)) == {b"first: q gzip True rows"}
+        assert second.started == 0
+
+    run(check)
+
+
+def test_promised_answer_can_be_asked_for_anywhere(port: int) -> None:
+    async def check() -> None:
+        first = Replica("first", port, deadline_seconds=0.05)
+        second = Replica("second", port)
+        assert await first.answer("promised") is None
+        assert await second.batches.poll("promised") is None
+        first.ended.set()
+        await asyncio.sleep(0.2)
+        assert await second.batches.poll("promised") == b"first: q gzip True rows"
+        assert second.started == 0
+
+    run(check)
+
+
+def test_death_of_a_replica_costs_only_to_classify_anew(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redis_store, "LEASE_SECONDS", 0.5)
+
+    async def check() -> None:
+        dying = Replica("dying", port, deadline_seconds=0.05)
+        assert await dying.answer("inherited") is None
+        # A process that is killed renews no lease and releases none.
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            if "_renew" in repr(task):
+                task.cancel()
+        heir = Replica("heir", port)
+        heir.ended.set()
+        assert await heir.batches.poll("inherited") is None
+        await asyncio.sleep(0.7)
+        assert await heir.batches.poll("inherited") is None  # begun anew
+        await asyncio.sleep(0.2)
+        assert await heir.batches.poll("inherited") == b"heir: q gzip True rows"
+        assert heir.admission.pending_bytes == 0
+
+    run(check)
+
+
+def test_lease_lasts_as_long_as_its_holder(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redis_store, "LEASE_SECONDS", 0.2)
+    monkeypatch.setattr(redis_store, "LOOK_SECONDS", 0.02)
+
+    async def check() -> None:
+        slow, waiting = Replica("slow", port), Replica("waiting", port)
+        asked = [asyncio.ensure_future(slow.answer("leased"))]
+        await asyncio.sleep(0.05)
+        asked.append(asyncio.ensure_future(waiting.answer("leased")))
+        await asyncio.sleep(1.0)
+        slow.ended.set()
+        assert set(await asyncio.gather(*asked)) == {b"slow: q gzip True rows"}
+        assert waiting.started == 0
+
+    run(check)
+
+
+def test_failure_at_one_replica_is_tried_at_the_next(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redis_store, "LOOK_SECONDS", 0.02)
+
+    async def check() -> None:
+        first, second = Replica("first", port), Replica("second", port)
+        asked = asyncio.ensure_future(first.answer("failed"))
+        await asyncio.sleep(0.05)
+        asked.cancel()
+        running = next(iter(first.batches._running.values()))  # noqa: SLF001
+        running.task.cancel()
+        second.ended.set()
+        assert await second.answer("failed") == b"second: q gzip True rows"
+
+    run(check)
+
+
+def test_unknown_batch_is_unknown_to_all(port: int) -> None:
+    async def check() -> None:
+        with pytest.raises(BatchUnknown):
+            await Replica("any", port).batches.poll("never sent")
+
+    run(check)
+
+
+def test_what_could_not_be_stored_is_not_promised() -> None:
+    async def check() -> None:
+        replica = Replica("alone", free_port(), deadline_seconds=0.05)
+        asked = asyncio.ensure_future(replica.answer("long"))
+        await asyncio.sleep(0.3)
+        assert not asked.done()
+        replica.ended.set()
+        assert await asked == b"alone: q gzip True rows"
+
+    run(check)
+
+
+def test_answer_that_comes_while_it_is_looked_for_is_found(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def check() -> None:
+        first, second = Replica("first", port), Replica("second", port)
+        first.ended.set()
+
+        async def not_claimed_any_more(batch_id: str) -> bool:
+            await first.answer(batch_id)
+            return False
+
+        monkeypatch.setattr(second.store, "is_claimed", not_claimed_any_more)
+        assert await second.batches.poll("late") == b"first: q gzip True rows"
+
+    run(check)
+
+
+def test_batch_that_is_taken_over_takes_its_room(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redis_store, "LEASE_SECONDS", 0.2)
+
+    async def check() -> None:
+        dying, heir = Replica("dying", port, deadline_seconds=0.05), Replica("heir", port)
+        assert await dying.batches.answer("large", dying.batch("large", bytes(8_000))) is None
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            if "_renew" in repr(task):
+                task.cancel()
+        await asyncio.sleep(0.3)
+        with heir.admission.reserve() as other:
+            other.take(5_000)
+            assert await heir.batches.poll("large") is None
+            assert heir.started == 0
+        assert await heir.batches.poll("large") is None
+        await asyncio.sleep(0.1)
+        assert (heir.started, heir.admission.pending_bytes) == (1, 8_000)
+
+    run(check)
+
+
+@pytest.mark.parametrize("how", ["down", "hangs"])
+def test_without_redis_each_replica_goes_on_alone(how: str) -> None:
+    async def check() -> None:
+        port = free_port()
+        with redis_server(port) as server:
+            replica = Replica("alone", port)
+            replica.ended.set()
+            await replica.answer("before")
+            assert replica.store.is_available
+            server.send_signal(signal.SIGSTOP if how == "hangs" else signal.SIGKILL)
+            if how == "down":
+                server.wait()
+            started = time.monotonic()
+            assert await replica.answer("during") == b"alone: q gzip True rows"
+            assert await replica.answer("during") == await replica.batches.poll("during")
+            assert time.monotonic() - started < 5
+            assert not replica.store.is_available
+            assert await replica.batches.poll("perhaps somebody else's") is None
+            assert await replica.batches.poll("before") == b"alone: q gzip True rows"
+            assert replica.started == 2
+
+    run(check)
+
+
+def test_redis_that_comes_back_is_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redis_store, "ASK_AGAIN_SECONDS", 0.1)
+
+    async def check() -> None:
+        port = free_port()
+        replica = Replica("first", port)
+        replica.ended.set()
+        await replica.answer("during")
+        assert not replica.store.is_available
+        with redis_server(port):
+            await asyncio.sleep(0.2)
+            await replica.answer("after")
+            assert replica.store.is_available
+            assert await Replica("second", port).answer("after") == b"first: q gzip True rows"
+
+    run(check)
