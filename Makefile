@@ -76,7 +76,7 @@ samples: .venv-dev/.installed ## draw the sample images anew
 
 system-deps: ## install the Debian packages that the whole test suite wants, as root
 	apt-get update -qq
-	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core redis-server
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core prometheus redis-server
 
 lock: .venv-dev/.installed ## write the locked requirements anew from pyproject.toml
 	$(UV_COMPILE) --upgrade -o requirements.txt pyproject.toml
