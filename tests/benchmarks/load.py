@@ -8,7 +8,7 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
@@ -56,6 +56,9 @@ class Report:
     p50_ms: float | None
     p99_ms: float | None
     refusals: int
+    refusal_p50_ms: float | None
+    """From when it was really sent."""
+    refusal_p99_ms: float | None
     errors: dict[str, int]
     """By status, or by kind; refusals are among them."""
     first_error: str | None
@@ -91,12 +94,16 @@ class Asker:
     def __init__(self, job: Job) -> None:
         self._check = AnswerCheck(job.form, job.rows)
         self.first_error: str | None = None
+        self.refusal_seconds: list[float] = []
 
     async def ask(self, connection: Connection, request: Request) -> str | None:
         """What went wrong, if anything did: a status, or a kind of error."""
+        started = time.perf_counter()
         try:
             async with asyncio.timeout(TIMEOUT_SECONDS):
                 answer = await connection.ask(request)
+            if answer.status in REFUSALS:
+                self.refusal_seconds.append(time.perf_counter() - started)
             if answer.status == 200:
                 self._check.require_labels(answer.body, whole=connection.answers_since_open == 1)
                 return None
@@ -212,19 +219,28 @@ async def _start_on_time(
 
 def _report(tally: Tally, asker: Asker, clock: CpuClock) -> Report:
     server_cpu, load_cpu = clock.spent
-    p50, p99 = quantile(tally.latencies, 0.5), quantile(tally.latencies, 0.99)
+    p50, p99 = _quantiles_ms(tally.latencies)
+    refusal_p50, refusal_p99 = _quantiles_ms(asker.refusal_seconds)
     return Report(
         images=tally.images,
         requests=tally.requests,
         seconds=tally.seconds,
-        p50_ms=None if p50 is None else 1000 * p50,
-        p99_ms=None if p99 is None else 1000 * p99,
+        p50_ms=p50,
+        p99_ms=p99,
         refusals=tally.refusals,
+        refusal_p50_ms=refusal_p50,
+        refusal_p99_ms=refusal_p99,
         errors=dict(tally.errors),
         first_error=asker.first_error,
         server_cpu_seconds=server_cpu,
         load_cpu_seconds=load_cpu,
     )
+
+
+def _quantiles_ms(seconds: Sequence[float]) -> list[float | None]:
+    """The median, and the value that one in a hundred exceeds."""
+    found = (quantile(seconds, share) for share in (0.5, 0.99))
+    return [None if value is None else 1000 * value for value in found]
 
 
 @lru_cache(maxsize=8)
