@@ -23,7 +23,6 @@ class Admission:
     def __init__(self, queue: RowQueue, max_wait_seconds: float, max_pending_bytes: int) -> None:
         self.pending_bytes = 0
         """Of bodies that are being read or whose rows are not answered yet, inflated."""
-        self.refused_requests = 0
         self._queue = queue
         self._max_wait_seconds = max_wait_seconds
         self._max_pending_bytes = max_pending_bytes
@@ -50,7 +49,7 @@ class Admission:
         if rows <= FEW_ROWS:
             max_wait_seconds = min(max_wait_seconds, MAX_WAIT_SECONDS_OF_FEW)
         if wait_seconds > max_wait_seconds:
-            raise self._overloaded(
+            raise _overloaded(
                 f"{rows} rows may wait for at most {max_wait_seconds:g} seconds. "
                 f"Received: rows that would wait for {wait_seconds:.1f}.",
                 wait_seconds - max_wait_seconds,
@@ -71,15 +70,11 @@ class Admission:
     def _refuse_bytes(self, more_bytes: int, held_bytes: int = 0) -> None:
         others_bytes = self.pending_bytes - held_bytes
         if others_bytes and self.pending_bytes + more_bytes > self._max_pending_bytes:
-            raise self._overloaded(
+            raise _overloaded(
                 f"Bodies that wait for their answer may have {self._max_pending_bytes} bytes together. "
                 f"Received: {more_bytes} beside {self.pending_bytes}.",
                 0.0,
             )
-
-    def _overloaded(self, message: str, retry_seconds: float) -> Overloaded:
-        self.refused_requests += 1
-        return Overloaded(message, max(_LEAST_RETRY_SECONDS, math.ceil(retry_seconds)))
 
 
 class PendingBody:
@@ -114,3 +109,7 @@ class PendingBody:
 
     def __exit__(self, *_: object) -> None:
         self.let_go()
+
+
+def _overloaded(message: str, retry_seconds: float) -> Overloaded:
+    return Overloaded(message, max(_LEAST_RETRY_SECONDS, math.ceil(retry_seconds)))

@@ -113,7 +113,7 @@ async def _inflate(body: bytes, window: int, max_bytes: int, pending: PendingBod
 
 def _inflated(body: bytes, window: int) -> Iterator[bytes]:
     """Piece by piece. Raises MalformedBody for what is not one whole stream."""
-    decompressor = zlib.decompressobj(window)
+    decompressor, end = zlib.decompressobj(window), 0
     try:
         for start in range(0, len(body), _COMPRESSED_AT_ONCE_BYTES):
             if decompressor.eof:
