@@ -24,12 +24,12 @@ from app.outcome import (
 )
 from app.row import Fetched
 from model.artifact import Artifact
+from model.classifier import Classifier
 from model.errors import InputError
 from model.evidence import Evidence, against_the_others, find_evidence
 from model.image import Decoded, decode_sized
 from model.image_limits import ImageLimits, out_of_memory
 from model.novelty import reasons_to_abstain
-from model.runtime import Classifier
 
 # Float32 probabilities carry about seven digits; engines agree to five.
 _DECIMALS = 6

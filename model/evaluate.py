@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.artifact import Artifact
+from model.classifier import Answers, Classifier, join_answers
 from model.cores import usable_cores
 from model.dataset import LabelledImages
 from model.defaults import Engine, user_cache_dir
 from model.metrics import Metrics, measure
-from model.runtime import Answers, Classifier, join_answers, open_classifier
+from model.runtime import open_classifier
 from model.split import load_part
 
 _BATCH_SIZE = 8

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from model import plots
 from model.artifact import Artifact
+from model.classifier import Answers, Classifier
 from model.cores import usable_cores
 from model.corruptions import corruptions
 from model.dataset import LabelledImages
@@ -24,7 +25,7 @@ from model.localisation import judge, read_boxes
 from model.metrics import confusion_matrix, measure, reliability, risk_coverage, wilson_interval
 from model.network_cost import layers_of_weight
 from model.networks import load_network
-from model.runtime import Answers, Classifier, open_classifier
+from model.runtime import open_classifier
 
 PAGE = "report.html"
 _TRAINING_FACTS = {

@@ -6,8 +6,9 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from model.artifact import Artifact, ArtifactCard
+from model.classifier import Answers, Images, join_answers
 from model.networks import load_network, named_outputs, refuse_mismatch
-from model.runtime import Answers, Images, join_answers, verify_golden
+from model.runtime import verify_golden
 
 # Small enough for a cache, large enough to pay for a call.
 BATCH_SIZE = 8

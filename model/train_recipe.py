@@ -15,13 +15,13 @@ import tensorflow as tf
 from model.artifact import Artifact
 from model.augment import Augmentation, apply_warp, random_warp
 from model.callbacks import BestEpoch, ProgressBar
+from model.classifier import Classifier
 from model.compile import compile_artifact
 from model.dataset import SPLITS, LabelledImages, find_class_names, load_split
 from model.errors import TrainingError
 from model.image import ImageSpec
 from model.metrics import Metrics, measure
 from model.networks import build_network
-from model.runtime import Classifier
 from model.save import save
 from model.tensorflow_engine import TensorFlowClassifier
 

@@ -38,7 +38,7 @@ TRAINING = {
 # Third parties with one home each.
 HOMES = {
     "PIL": {"model/image.py"},
-    "ai_edge_litert": {"model/runtime.py", "model/teacher.py"},
+    "ai_edge_litert": {"model/litert_engine.py", "model/teacher.py"},
     "aiohttp": {"app/images/http.py"},
     "yarl": {"app/images/http.py", "app/images/allowlist.py"},
     "pybase64": {"app/images/source.py"},

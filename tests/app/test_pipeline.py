@@ -20,9 +20,11 @@ from app.settings import Settings
 from app.snowflake.session import SnowflakeSession
 from model import image as image_module
 from model.artifact import load_artifact
+from model.classifier import Answers
 from model.defaults import DEFAULT_MODEL_PATH
 from model.image_limits import ImageLimits
-from model.runtime import Answers, LiteRtClassifier, open_classifier
+from model.litert_engine import LiteRtClassifier
+from model.runtime import open_classifier
 from tests.app.classifiers.in_thread import classifying, served
 from tests.app.forms import text_of
 from tests.app.images.https_server import FixedResolver, HttpsServer, answer

@@ -21,9 +21,9 @@ from model.compile import compile_network
 from model.cores import usable_cores
 from model.defaults import DEFAULT_MODEL_PATH
 from model.draw_samples import SEEDS, draw
+from model.litert_engine import LiteRtClassifier
 from model.network_cost import count_macs
 from model.networks import load_network, named_outputs
-from model.runtime import LiteRtClassifier
 from tests.benchmarks.engines import Images, images_per_second
 from tests.benchmarks.tables import write_table
 

@@ -19,8 +19,8 @@ from model.compile import compile_artifact
 from model.compiled import CompiledPaths, beside, cached, load_compiled, read_twin, write_twin
 from model.defaults import user_cache_dir
 from model.errors import ArtifactError
+from model.litert_engine import LiteRtClassifier
 from model.networks import save_network
-from model.runtime import LiteRtClassifier
 from model.tensorflow_engine import open_tensorflow
 from tests.model.conftest import random_images, tiny_network
 

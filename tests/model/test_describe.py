@@ -9,13 +9,15 @@ import pytest
 from keras import layers
 
 from model.artifact import Artifact, card_path, load_artifact, save_card, sha256_of
+from model.classifier import Classifier
 from model.compile import compile_artifact
 from model.defaults import Engine
 from model.describe import describe
 from model.errors import ArtifactError
 from model.image import ImageSpec
+from model.litert_engine import LiteRtClassifier
 from model.networks import save_network
-from model.runtime import Classifier, LiteRtClassifier, open_classifier
+from model.runtime import open_classifier
 from tests.model.conftest import random_images
 
 # The published script gives its first layer an input_shape, which Keras 3 discourages.

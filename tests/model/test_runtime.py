@@ -10,13 +10,15 @@ import pytest
 from keras import layers
 
 from model.artifact import Artifact, ArtifactCard, load_artifact, save_card, sha256_of
+from model.classifier import Classifier
 from model.compile import compile_artifact
 from model.compiled import beside, write_twin
 from model.defaults import Engine
 from model.errors import ArtifactError
 from model.image import ImageSpec
+from model.litert_engine import LiteRtClassifier
 from model.networks import recipe_cnn, save_network
-from model.runtime import Classifier, LiteRtClassifier, open_classifier
+from model.runtime import open_classifier
 from model.save import save
 from tests.model.conftest import CLASS_NAMES, SPEC, random_images, tiny_network
 
