@@ -2,6 +2,7 @@
 
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import keras
@@ -10,6 +11,7 @@ import tensorflow as tf
 from model.artifact import Artifact, load_artifact
 from model.compiled import CompiledPaths, beside, write_twin
 from model.errors import ArtifactError
+from model.heavy_head import split_heavy_head
 from model.networks import load_network, named_outputs, refuse_mismatch
 from model.patches_first import patches_first
 from model.pool_first import pool_first
@@ -32,24 +34,36 @@ def compile_network(network: keras.Model, shape: tuple[int, int, int]) -> bytes:
     """A network as a LiteRT flatbuffer that takes one image (1, h, w, c), float32.
 
     Its outputs are named: `probabilities` and, where the network's head shows them, `embedding` and
-    `features`.
+    `features`. One with a heavy head has two signatures: `body`, from one image to values `flattened`
+    (1, d), and `head`, from those of n images (n, d) to `probabilities`.
     """
     network = patches_first(pool_first(network))
-    return convert(keras.Model(network.inputs, named_outputs(network)), shape)
+    if (parts := split_heavy_head(network)) is None:
+        return convert(keras.Model(network.inputs, named_outputs(network)), shape)
+    [flattened], [probabilities] = parts.body.outputs, parts.head.outputs
+    body = keras.Model(parts.body.inputs, {"flattened": flattened})
+    head = keras.Model(parts.head.inputs, {"probabilities": probabilities})
+    return _convert_signatures({"body": (body, (1, *shape)), "head": (head, (None, flattened.shape[1]))})
 
 
 def convert(network: keras.Model, shape: tuple[int, int, int]) -> bytes:
     """A network of named outputs as a LiteRT flatbuffer that takes one image (1, h, w, c), float32."""
+    return _convert_signatures({"serving_default": (network, (1, *shape))})
+
+
+def _convert_signatures(signatures: dict[str, tuple[keras.Model, tuple[int | None, ...]]]) -> bytes:
     archive = keras.export.ExportArchive()
-    archive.track(network)
-    archive.add_endpoint(
-        "serve",
-        lambda images: network(images, training=False),
-        input_signature=[tf.TensorSpec((1, *shape), tf.float32)],
-    )
+    for name, (network, shape) in signatures.items():
+        archive.track(network)
+        archive.add_endpoint(name, _inference(network), input_signature=[tf.TensorSpec(shape, tf.float32)])
     with tempfile.TemporaryDirectory() as saved_model:
         archive.write_out(saved_model, verbose=False)
-        return bytes(tf.lite.TFLiteConverter.from_saved_model(saved_model).convert())
+        converter = tf.lite.TFLiteConverter.from_saved_model(saved_model, signature_keys=list(signatures))
+        return bytes(converter.convert())
+
+
+def _inference(network: keras.Model) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
+    return lambda inputs: network(inputs, training=False)
 
 
 def main(arguments: list[str]) -> None:

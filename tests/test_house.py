@@ -17,6 +17,7 @@ TRAINING = {
     "model/crossvalidate.py",
     "model/describe.py",
     "model/fit.py",
+    "model/heavy_head.py",
     "model/leak.py",
     "model/network_cost.py",
     "model/networks.py",

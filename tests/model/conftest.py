@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -25,8 +26,9 @@ def tiny_network(
     spec: ImageSpec = SPEC,
     classes: int = len(CLASS_NAMES),
     activation: str = "softmax",
+    hidden: Sequence[int] = (),
 ) -> keras.Model:
-    """A convolution and a dense layer, of random weights: answers differ between images."""
+    """A convolution and dense layers, of random weights: answers differ between images."""
     keras.utils.set_random_seed(seed)
     return keras.Sequential(
         [
@@ -34,6 +36,7 @@ def tiny_network(
             layers.Rescaling(1 / 255),
             layers.Conv2D(8, 3, strides=2, activation="elu"),
             layers.Flatten(),
+            *(layers.Dense(units, activation="elu") for units in hidden),
             layers.Dense(
                 classes, activation=activation, kernel_initializer=keras.initializers.RandomNormal()
             ),
@@ -50,6 +53,15 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     """An h5, its card, its compiled twin and stamp. Not to be changed."""
     h5_path = tmp_path_factory.mktemp("pristine") / "tiny.h5"
     artifact = save(tiny_network(), h5_path, {"class_names": CLASS_NAMES, "image": SPEC})
+    compile_artifact(artifact)
+    return artifact
+
+
+@pytest.fixture(scope="session")
+def heavy(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """The like with a heavy head. Not to be changed."""
+    h5_path = tmp_path_factory.mktemp("heavy") / "tiny.h5"
+    artifact = save(tiny_network(hidden=[4096]), h5_path, {"class_names": CLASS_NAMES, "image": SPEC})
     compile_artifact(artifact)
     return artifact
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from ai_edge_litert.interpreter import Interpreter
 from keras import layers
 
 from model.artifact import Artifact, ArtifactCard, load_artifact, save_card, sha256_of
@@ -44,9 +45,16 @@ def artifact_of(network: keras.Model, folder: Path, classes: int = len(CLASS_NAM
     return artifact
 
 
+@pytest.fixture(scope="module", params=["pristine", "heavy"])
+def served(request: pytest.FixtureRequest) -> Artifact:
+    """Of a network that is compiled whole, and of one in two parts."""
+    artifact: Artifact = request.getfixturevalue(request.param)
+    return artifact
+
+
 @pytest.fixture(scope="module")
-def litert(pristine: Artifact) -> Classifier:
-    return open_engine(pristine, "litert", interpreters=2)
+def litert(served: Artifact) -> Classifier:
+    return open_engine(served, "litert", interpreters=2)
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +64,8 @@ def alone(litert: Classifier) -> np.ndarray:
 
 
 class TestParity:
-    def test_engines_agree_on_random_images(self, pristine: Artifact, litert: Classifier) -> None:
-        a, b = litert.predict(IMAGES), open_engine(pristine, "tensorflow").predict(IMAGES)
+    def test_engines_agree_on_random_images(self, served: Artifact, litert: Classifier) -> None:
+        a, b = litert.predict(IMAGES), open_engine(served, "tensorflow").predict(IMAGES)
         assert np.array_equal(a.argmax(axis=1), b.argmax(axis=1))
         assert np.abs(a - b).max() <= 1e-5
         assert len(set(a.argmax(axis=1))) > 1, "the answers must differ, or this proves nothing"
@@ -81,6 +89,12 @@ class TestParity:
             assert probabilities.shape == (count, 3)
             assert probabilities.dtype == np.float32
             assert np.allclose(probabilities.sum(axis=1), 1, atol=1e-5)
+
+    def test_network_with_a_heavy_head_is_in_two_parts(self, pristine: Artifact, heavy: Artifact) -> None:
+        """Or the tests here prove nothing of it."""
+        whole, split = (Interpreter(str(beside(artifact).tflite)) for artifact in (pristine, heavy))
+        assert list(whole.get_signature_list()) == ["serving_default"]
+        assert list(split.get_signature_list()) == ["body", "head"]
 
     @every_engine
     def test_rows_are_in_the_order_of_the_images(self, pristine: Artifact, engine: Engine) -> None:
@@ -120,8 +134,8 @@ class TestSameImageSameAnswer:
         assert not stretched.flags["C_CONTIGUOUS"]
         assert np.array_equal(litert.predict(stretched), alone)
 
-    def test_interpreter_survives_a_wrong_image(self, pristine: Artifact, alone: np.ndarray) -> None:
-        single = open_engine(pristine, "litert", interpreters=1)
+    def test_interpreter_survives_a_wrong_image(self, served: Artifact, alone: np.ndarray) -> None:
+        single = open_engine(served, "litert", interpreters=1)
         for shape in ((1, 5, 5, 3), (1, 200, 200, 1), (1, 1, 200, 3)):
             with pytest.raises(ValueError, match="An image must be"):
                 single.predict(np.zeros(shape, np.uint8))
