@@ -12,14 +12,20 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
+from time import monotonic
 from typing import NamedTuple
 
 from app.capacity import Capacity
 from app.classifiers.frames import WaitingRow
 from app.outcome import Outcome, StepSeconds
 
-# One by one is slower, for each call wakes a process and the event loop; more would let small requests wait.
-MAX_ROWS_AT_ONCE = 2
+# One by one is slower, for each call wakes a process and the event loop and reads a network's dense end.
+MAX_ROWS_AT_ONCE = 8
+# A small request waits for the calls that are out, so large ones have short calls while small ones come.
+ROWS_AT_ONCE_BESIDE_SMALL = 2
+SMALL_REMEMBERED_SECONDS = 1.0
+# Images of so many bytes take long enough for a call, and memory enough.
+MAX_BYTES_AT_ONCE = 1024 * 1024
 # Requests of up to so many are small.
 FEW_ROWS = 4
 # So few requests are not worth the tidying.
@@ -106,6 +112,7 @@ class RowQueue:
         """Called when there are more rows."""
         self._unanswered = [0] * _SIZES
         self._waiting = 0
+        self._small_came_at = -SMALL_REMEMBERED_SECONDS
         self._arrivals = count()
         self._lines = deque([_Line(lambda request: request.rows), _Line(lambda request: request.arrival)])
 
@@ -114,6 +121,8 @@ class RowQueue:
         """A place for a request of so many rows; those that still wait at its end are dropped."""
         request = QueuedRequest(rows, next(self._arrivals), self)
         self._unanswered[rows.bit_length()] += rows
+        if rows <= FEW_ROWS:
+            self._small_came_at = monotonic()
         try:
             yield request
         finally:
@@ -138,12 +147,19 @@ class RowQueue:
 
     def next_rows(self) -> list[QueuedRow]:
         """The rows that are next, few where few wait, so that all processes end together."""
-        wanted = max(1, min(MAX_ROWS_AT_ONCE, self._waiting // (2 * self.capacity.classifiers)))
+        wanted = max(1, min(self._most_rows_at_once(), self._waiting // (2 * self.capacity.classifiers)))
         rows: list[QueuedRow] = []
-        while len(rows) < wanted and (request := self._next_request()):
+        size_bytes = 0
+        while len(rows) < wanted and size_bytes < MAX_BYTES_AT_ONCE and (request := self._next_request()):
             rows.append(request.waiting.popleft())
+            size_bytes += rows[-1].row.size_bytes
         self._waiting -= len(rows)
         return rows
+
+    def _most_rows_at_once(self) -> int:
+        large = any(self._unanswered[FEW_ROWS.bit_length() + 1 :])
+        small = monotonic() - self._small_came_at < SMALL_REMEMBERED_SECONDS
+        return ROWS_AT_ONCE_BESIDE_SMALL if large and small else MAX_ROWS_AT_ONCE
 
     def put(self, request: QueuedRequest, rows: Sequence[QueuedRow]) -> None:
         self._waiting += len(rows)

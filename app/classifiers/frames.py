@@ -16,7 +16,7 @@ from app.outcome import ModelIdentity, Outcome
 
 Image: TypeAlias = bytes | InlineText
 
-# Two heatmaps of the largest network's input are a tenth of it.
+# The heatmaps of a call's images in the largest network's input are less than half of it.
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 
 _COUNT = Struct("<I")
@@ -30,6 +30,10 @@ class WaitingRow(NamedTuple):
 
     image: Image
     evidence: bool
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self.image if isinstance(self.image, bytes) else self.image.text)
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,15 @@
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 
 from app.capacity import Capacity
 from app.classifiers.frames import WaitingRow
+from app.images.source import Base64Text
 from app.outcome import ModelIdentity, Outcome, StepSeconds, outcome_of_error
-from app.row_queue import QueuedRow, RowQueue
+from app.row_queue import MAX_BYTES_AT_ONCE, QueuedRow, RowQueue
 from model.errors import CorruptImage
 
 OUTCOME = outcome_of_error(CorruptImage("?"), ModelIdentity(name="m", version="v"))
@@ -45,16 +47,60 @@ def test_small_request_does_not_wait_behind_a_batch() -> None:
     on_loop(check)
 
 
+def test_turns_are_long_while_large_requests_are_among_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("app.row_queue.monotonic", lambda: now)
+
+    def check(queue: RowQueue) -> None:
+        nonlocal now
+        with queue.request(4096) as large:
+            large.classify(rows("L", 4096))
+            assert take_turns(queue, 2) == ["LLLLLLLL"] * 2
+            with queue.request(4):
+                assert take_turns(queue, 1) == ["LL"]
+            now += 0.9
+            assert take_turns(queue, 1) == ["LL"]
+            now += 0.2
+            assert take_turns(queue, 1) == ["LLLLLLLL"]
+
+    on_loop(check)
+
+
+def test_turns_are_long_while_small_requests_are_among_themselves() -> None:
+    def check(queue: RowQueue) -> None:
+        with ExitStack() as requests:
+            for _ in range(32):
+                requests.enter_context(queue.request(1)).classify(rows("s", 1))
+            assert take_turns(queue, 2) == ["ssssssss"] * 2
+
+    on_loop(check)
+
+
+@pytest.mark.parametrize(
+    ("image_bytes", "turn"),
+    [(MAX_BYTES_AT_ONCE // 8, 8), (MAX_BYTES_AT_ONCE // 4, 4), (MAX_BYTES_AT_ONCE, 1)],
+)
+@pytest.mark.parametrize("kind", [bytes, Base64Text])
+def test_turns_of_large_images_are_short(image_bytes: int, turn: int, kind: type) -> None:
+    def check(queue: RowQueue) -> None:
+        image = bytes(image_bytes) if kind is bytes else Base64Text("A" * image_bytes)
+        with queue.request(64) as request:
+            request.classify([WaitingRow(image, evidence=False)] * 64)
+            assert len(queue.next_rows()) == turn
+
+    on_loop(check)
+
+
 def test_oldest_request_has_half_of_the_rows_whatever_comes_after_it() -> None:
     def check(queue: RowQueue) -> None:
         with queue.request(400) as oldest:
             oldest.classify(rows("L", 400))
             taken = ""
-            for _ in range(40):
+            for _ in range(20):
                 with queue.request(9) as small:
                     small.classify(rows("s", 9))
                     taken += "".join(take_turns(queue, 2))
-            assert taken.count("L") == taken.count("s") == 80
+            assert taken.count("L") == taken.count("s") == 160
 
     on_loop(check)
 
@@ -70,7 +116,7 @@ def test_requests_of_one_size_are_answered_in_the_order_of_their_arrival() -> No
 
 
 @pytest.mark.parametrize(
-    ("classifiers", "turns"), [(1, [2, 2, 2, 2, 2, 1, 1]), (2, [2, 2, 2, 1, 1, 1, 1, 1, 1]), (4, [1] * 12)]
+    ("classifiers", "turns"), [(1, [6, 3, 1, 1, 1]), (2, [3, 2, 1, 1, 1, 1, 1, 1, 1]), (4, [1] * 12)]
 )
 def test_turns_grow_short_so_that_classifiers_end_a_request_together(
     classifiers: int, turns: list[int]

@@ -28,7 +28,7 @@ Work = Literal[
     "decode", "decode and predict one", "decode and predict one, paused", "decode and predict some"
 ]
 # What suits the engine: less leaves the caches cold, more gains nothing.
-SOME = 4
+SOME = 8
 # As long as a lone client takes to send its next image. Caches and clocks do not keep up with a core at rest.
 PAUSE_SECONDS = 0.001
 _WARM_UPS = 4
