@@ -9,17 +9,21 @@ wait for a whole batch of thousands otherwise.
 import asyncio
 import re
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from pydantic_core import from_json, to_json
+from pydantic_core import to_json
 
 from app.errors import InvalidBatch, InvalidOptions, MalformedBody, PayloadTooLarge
 from app.images.source import parse_source
 from app.outcome import Outcome
 from app.row import Row
+from app.snowflake.strict_json import has_more_values, parse_json
 
 QUERY_ID_HEADER = "sf-external-function-current-query-id"
 BATCH_ID_HEADER = "sf-external-function-query-batch-id"
+
+# Documentation, "Introduction to external functions": a larger answer ends the query with less to go by.
+MAX_ANSWER_BYTES = 10 * 1024 * 1024
 
 KNOWN_OPTIONS = ("evidence",)
 
@@ -29,6 +33,9 @@ Item = TypeVar("Item")
 # Each is a millisecond's work or less.
 PIECE_BYTES = 256 * 1024
 PIECE_ROWS = 256
+
+# No row needs more values than a few.
+_MOST_VALUES_A_ROW = 16
 
 # A body as every client writes it, but for other keys beside "data".
 _BLANK = rb"[ \t\r\n]*"
@@ -85,13 +92,25 @@ async def _parse_data(body: bytes, max_rows: int) -> list[object]:
     data: list[object] = []
     try:
         for piece in _cut(body):
+            await _refuse_crowded(piece, max_rows)
             # What is no whole rows, cut inside a string or a nested array, is no JSON either.
-            data += _from_json(b"[%b]" % piece)
+            data += parse_json(b"[%b]" % piece)
             _refuse_rows(data, max_rows, known="at least ")
             await asyncio.sleep(0)
     except ValueError:
         data = []
-    return data or _rows_of(_parse_json(body))
+    if data:
+        return data
+    await _refuse_crowded(body, max_rows)
+    return _rows_of(_parse_document(body))
+
+
+async def _refuse_crowded(text: bytes, max_rows: int) -> None:
+    """Wherever in it they are."""
+    if await has_more_values(text, _MOST_VALUES_A_ROW * max_rows):
+        raise PayloadTooLarge(
+            f"A batch must have at most {max_rows} rows, and no more values than they need. Received: more."
+        )
 
 
 def _refuse_rows(data: Sequence[object], max_rows: int, known: str = "") -> None:
@@ -112,15 +131,11 @@ def _cut(body: bytes) -> Iterator[bytes]:
     yield body[start : end.start()]
 
 
-def _parse_json(body: bytes) -> object:
+def _parse_document(body: bytes) -> object:
     try:
-        return _from_json(body)
+        return parse_json(body)
     except ValueError as error:
         raise MalformedBody(f"A JSON body must be valid JSON (RFC 8259): {error}.") from None
-
-
-def _from_json(text: bytes) -> Any:
-    return from_json(text, allow_inf_nan=False, cache_strings="none")
 
 
 def _rows_of(document: object) -> list[object]:
