@@ -30,6 +30,7 @@ A request failure is an exception, mapped once to a status (ServiceError). To Sn
 instruction: 429 and 5xx mean "send again", other 4xx mean "the query fails".
 ├── MalformedBody           400  the body is not what its headers say
 ├── PayloadTooLarge         413  a limit on bytes or rows is exceeded
+├── AnswerTooLarge          413  Snowflake would not take the answer, for all the evidence in it
 ├── UnsupportedMediaType    415  none of the three forms of request
 ├── InvalidBatch            422  well-formed, but no batch of rows, no files, or an unknown query value
 ├── Unauthorized            401  whoever calls has not said who it is, or not so that it can be believed
@@ -162,6 +163,11 @@ class PayloadTooLarge(ServiceError):
     code = "payload_too_large"
 
 
+class AnswerTooLarge(ServiceError):
+    status = 413
+    code = "answer_too_large"
+
+
 class UnsupportedMediaType(ServiceError):
     status = 415
     code = "unsupported_media_type"
@@ -217,6 +223,10 @@ class IssuerUnavailable(ServiceError):
     status = 503
     code = "issuer_unavailable"
     retryable = True
+
+
+class TracesUnavailable(OSError):
+    """What sends traces is not installed; the message says what to do."""
 
 
 class ApiKeysUnreadable(OSError):

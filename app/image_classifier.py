@@ -18,11 +18,11 @@ from app.outcome import (
     EvidenceDetail,
     ModelIdentity,
     Outcome,
-    StepSeconds,
     blank_outcome,
     outcome_of_error,
 )
 from app.row import Fetched
+from app.steps import CallSeconds
 from model.artifact import Artifact
 from model.classifier import Classifier
 from model.errors import InputError
@@ -47,13 +47,13 @@ class ImageClassifier:
 
     def classify(
         self, fetched: Sequence[Fetched], evidence: Sequence[bool]
-    ) -> tuple[list[Outcome | None], StepSeconds]:
+    ) -> tuple[list[Outcome | None], CallSeconds]:
         """One outcome an image, in order; `evidence` says for each whether to show it."""
         started = perf_counter()
         decoded = [self._decode(image) for image in fetched]
         decode_ended = perf_counter()
         outcomes = self._predict(decoded, evidence)
-        return outcomes, StepSeconds(decode=decode_ended - started, predict=perf_counter() - decode_ended)
+        return outcomes, CallSeconds(decode_ended - started, perf_counter() - decode_ended)
 
     def _decode(self, image: Fetched) -> Pixels:
         try:

@@ -33,6 +33,7 @@ from app.row_queue import RowQueue
 from app.settings import Settings, unknown_variables
 from app.snowflake.session import SnowflakeSession
 from app.stopping import Stopping
+from app.tracing import TRACING
 
 
 def create_app(settings: Settings, processes: ClassifierProcesses | None = None) -> FastAPI:
@@ -46,6 +47,8 @@ def create_app(settings: Settings, processes: ClassifierProcesses | None = None)
     log_event("starting", **settings.model_dump(mode="json"))
     for variable in unknown_variables():
         logger.warning("There is no such setting. Received: %r", variable)
+    if settings.traces:
+        TRACING.start()
     app = DirectFastAPI(
         title="ext-classify",
         summary="A Keras image classifier as a Snowflake SQL function.",
@@ -92,6 +95,7 @@ def _lifespan(
                 yield
                 noting.cancel()
                 await app.state.batches.close()
+        await asyncio.to_thread(TRACING.close)
 
     return lifespan
 

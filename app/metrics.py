@@ -14,7 +14,8 @@ from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, 
 from prometheus_client import generate_latest as generate
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
-from app.outcome import Outcome, StepSeconds
+from app.outcome import Outcome
+from app.steps import Steps
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 # The library's own name for where workers keep their values.
@@ -83,15 +84,15 @@ def count_request(status: int, seconds: float) -> None:
     REQUEST_SECONDS.observe(seconds)
 
 
-def count_rows(outcomes: Sequence[Outcome | None], seconds: StepSeconds) -> None:
+def count_rows(outcomes: Sequence[Outcome | None], steps: Steps) -> None:
     """Of one request."""
     for name, rows in CounterOf(map(_name_of, outcomes)).items():
         if name not in _rows:
             _rows[name] = ROWS.labels(name)
         _rows[name].inc(rows)
     for step, observed in _STEPS.items():
-        if spent := getattr(seconds, step):  # what was not done has no time
-            observed.observe(spent / len(outcomes))
+        if spent_seconds := getattr(steps, step).seconds:  # what was not done has no time
+            observed.observe(spent_seconds / len(outcomes))
 
 
 def expose() -> bytes:

@@ -1,7 +1,5 @@
 """The outcome of one image: the object that every form of request answers with. Its keys are stable."""
 
-from dataclasses import dataclass
-
 from typing_extensions import TypedDict
 
 from model.errors import InputError
@@ -37,15 +35,6 @@ class Outcome(TypedDict):
     evidence: EvidenceDetail | None
     model: ModelIdentity
     error: ErrorDetail | None
-
-
-@dataclass
-class StepSeconds:
-    """Time spent in each step, added up over rows that went side by side."""
-
-    fetch: float = 0.0
-    decode: float = 0.0
-    predict: float = 0.0
 
 
 def outcome_of_error(error: InputError, model: ModelIdentity) -> Outcome:

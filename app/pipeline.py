@@ -12,10 +12,11 @@ from app.images.fetcher import Fetcher
 from app.images.source import Remote, Url
 from app.images.stage import StageBatch, StageReader
 from app.images.stage_file import StageFile
-from app.outcome import Outcome, StepSeconds, outcome_of_error
+from app.outcome import Outcome, outcome_of_error
 from app.row import Fetched, Row
 from app.row_queue import FEW_ROWS, QueuedRequest, RowQueue
 from app.settings import Settings
+from app.steps import Step, Steps
 from model.errors import InputError
 
 
@@ -59,7 +60,7 @@ class Pipeline:
         """The network that answers now."""
         return self._served.model
 
-    async def classify_rows(self, rows: Sequence[Row]) -> tuple[list[Outcome | None], StepSeconds]:
+    async def classify_rows(self, rows: Sequence[Row]) -> tuple[list[Outcome | None], Steps]:
         """One outcome a row, in order, NULL for NULL; a bad row costs its neighbours nothing.
 
         When this is cancelled, rows that wait for a process are dropped.
@@ -73,7 +74,7 @@ class Pipeline:
                 await self._fetch_and_classify(batch, remote)
             else:
                 await self._classify_held(batch)
-            return batch.outcomes, request.seconds
+            return batch.outcomes, request.steps
 
     async def _fetch_and_classify(self, batch: "_Batch", remote: Mapping[int, Remote]) -> None:
         staged = self._stages.open_batch(file for file in remote.values() if isinstance(file, StageFile))
@@ -104,9 +105,9 @@ class Pipeline:
             if isinstance(source, StageFile):
                 await staged.settle([source])
             async with self._fetched_rows_of_few if len(batch.rows) <= FEW_ROWS else self._fetched_rows:
-                await batch.classify({place: await self._fetch(source, staged, batch.request.seconds)})
+                await batch.classify({place: await self._fetch(source, staged, batch.request.steps.fetch)})
 
-    async def _fetch(self, source: Remote, staged: StageBatch, seconds: StepSeconds) -> Fetched:
+    async def _fetch(self, source: Remote, staged: StageBatch, step: Step) -> Fetched:
         started = perf_counter()
         try:
             if isinstance(source, StageFile):
@@ -115,9 +116,9 @@ class Pipeline:
         except InputError as error:
             return outcome_of_error(error, self.model.identity)
         finally:
-            spent = perf_counter() - started
-            seconds.fetch += spent
-            self.queue.capacity.note_fetched(1, spent)
+            ended = perf_counter()
+            step.note(ended - started, started, ended)
+            self.queue.capacity.note_fetched(1, ended - started)
 
 
 @dataclass(frozen=True)

@@ -1,31 +1,40 @@
-"""What is kept of each request: a line in the log, and its share of the figures."""
+"""What is kept of each request: a line in the log, its share of the figures, its steps in a trace."""
 
 from collections.abc import Sequence
 
 from app import metrics
 from app.log import log_event
-from app.outcome import Outcome, StepSeconds
+from app.outcome import Outcome
+from app.steps import Steps
+from app.tracing import TRACING
 
 
 def record_answer(
     query_id: str | None,
     batch_id: str | None,
     outcomes: Sequence[Outcome | None],
-    seconds: StepSeconds,
+    steps: Steps,
     total_seconds: float,
 ) -> None:
-    metrics.count_rows(outcomes, seconds)
+    failed = sum(outcome is not None and outcome["error"] is not None for outcome in outcomes)
+    metrics.count_rows(outcomes, steps)
+    TRACING.add_steps(steps, len(outcomes), failed)
     log_event(
         "classified",
         query_id=query_id,
         batch_id=batch_id,
         rows=len(outcomes),
-        failed=sum(outcome is not None and outcome["error"] is not None for outcome in outcomes),
-        fetch_ms=round(seconds.fetch * 1000, 1),
-        decode_ms=round(seconds.decode * 1000, 1),
-        predict_ms=round(seconds.predict * 1000, 1),
+        failed=failed,
+        fetch_ms=round(steps.fetch.seconds * 1000, 1),
+        decode_ms=round(steps.decode.seconds * 1000, 1),
+        predict_ms=round(steps.predict.seconds * 1000, 1),
         total_ms=round(total_seconds * 1000, 1),
     )
+
+
+def record_refusal(query_id: str | None, batch_id: str | None, status: int, code: str) -> None:
+    """A request that was answered with an error of its own, not with rows."""
+    log_event("refused", query_id=query_id, batch_id=batch_id, status=status, code=code)
 
 
 def record_abandoned(query_id: str | None, batch_id: str | None, rows: int, since_start: int) -> None:

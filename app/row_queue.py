@@ -17,7 +17,8 @@ from typing import NamedTuple
 
 from app.capacity import Capacity
 from app.classifiers.frames import WaitingRow
-from app.outcome import Outcome, StepSeconds
+from app.outcome import Outcome
+from app.steps import Steps
 
 # One by one is slower, for each call wakes a process and the event loop and reads a network's dense end.
 MAX_ROWS_AT_ONCE = 8
@@ -48,10 +49,8 @@ class AwaitedRows:
         """All are answered, one has failed, or whoever asked has left."""
         return self.answered.done()
 
-    def answer(self, place: int, outcome: Outcome | None, spent: StepSeconds) -> None:
+    def answer(self, place: int, outcome: Outcome | None) -> None:
         self.outcomes[place] = outcome
-        self.request.seconds.decode += spent.decode
-        self.request.seconds.predict += spent.predict
         self.request.note_answered(1)
         self.unanswered -= 1
         if self.unanswered == 0 and not self.is_over:
@@ -80,7 +79,7 @@ class QueuedRequest:
     arrival: int
     queue: "RowQueue"
     waiting: deque[QueuedRow] = field(default_factory=deque)
-    seconds: StepSeconds = field(default_factory=StepSeconds)
+    steps: Steps = field(default_factory=Steps)
 
     def __post_init__(self) -> None:
         self._unanswered = self.rows

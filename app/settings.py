@@ -97,6 +97,9 @@ class Settings(BaseSettings):
     """Where the issuer's keys are."""
     show_docs: bool = True
     """Whether there are `/docs` and `/openapi.json`."""
+    traces: bool = False
+    """Whether to send OpenTelemetry traces, by its own variables such as `OTEL_EXPORTER_OTLP_ENDPOINT`; needs
+    the `traces` extra."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The least severe log lines to write, to standard error."""
 

@@ -110,11 +110,11 @@ async def _classify_rows(request: Request, rows: Sequence[Row]) -> list[Outcome 
     query_id, batch_id = (request.headers.get(name) for name in (QUERY_ID_HEADER, BATCH_ID_HEADER))
     started = perf_counter()
     try:
-        outcomes, seconds = await while_caller_waits(request, pipeline.classify_rows(rows))
+        outcomes, steps = await while_caller_waits(request, pipeline.classify_rows(rows))
     except ClientDisconnect:
         record_abandoned(query_id, batch_id, len(rows), pipeline.queue.abandoned_rows)
         raise
-    record_answer(query_id, batch_id, outcomes, seconds, perf_counter() - started)
+    record_answer(query_id, batch_id, outcomes, steps, perf_counter() - started)
     return outcomes
 
 

@@ -12,7 +12,10 @@ from app.api.auth import Guards
 from app.api.classify import classify
 from app.api.refusal import FORESEEN, refusal_of
 from app.errors import ServiceError, Stopped
+from app.record import record_refusal
+from app.snowflake.wire import BATCH_ID_HEADER, QUERY_ID_HEADER
 from app.stopping import Stopping
+from app.tracing import TRACING
 
 # What is answered here is no page to frame, no script, and nobody else's to keep (OWASP Secure Headers).
 _NO_SNIFFING = (b"x-content-type-options", b"nosniff")
@@ -39,6 +42,10 @@ class DirectFastAPI(FastAPI):
         if scope["type"] != "http":
             await super().__call__(scope, receive, send)
             return
+        with TRACING.request(scope, send) as send_traced:
+            await self._answer(scope, receive, send_traced)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         guards: Guards | None = self.state.guards
         if guards is not None and not await _admit(guards, scope, receive, send):
             return
@@ -69,6 +76,7 @@ async def _admit(guards: Guards, scope: Scope, receive: Receive, send: Send) -> 
     try:
         await guards.admit(Request(scope))
     except ServiceError as error:
+        _record(error, Request(scope))
         await refusal_of(error)(scope, receive, _securing(send))
         return False
     return True
@@ -77,15 +85,23 @@ async def _admit(guards: Guards, scope: Scope, receive: Receive, send: Send) -> 
 async def _classify(scope: Scope, receive: Receive, send: Send, stopping: Stopping) -> None:
     started = perf_counter()
     failure: Exception | None = None
+    request = Request(scope, receive)
     try:
-        response = await _classify_while_there_is_time(Request(scope, receive), stopping)
+        response = await _classify_while_there_is_time(request, stopping)
     except Exception as error:  # noqa: BLE001 - it is raised again once it is answered
+        _record(error, request)
         failure, response = error, refusal_of(error)
     metrics.count_request(response.status_code, perf_counter() - started)
     response.raw_headers.extend(_NO_PAGE)
     await response(scope, receive, send)
     if failure is not None and not isinstance(failure, FORESEEN):
         raise failure  # for the server to log
+
+
+def _record(error: Exception, request: Request) -> None:
+    if isinstance(error, ServiceError):
+        query_id, batch_id = (request.headers.get(name) for name in (QUERY_ID_HEADER, BATCH_ID_HEADER))
+        record_refusal(query_id, batch_id, error.status, error.code)
 
 
 async def _classify_while_there_is_time(request: Request, stopping: Stopping) -> Response:

@@ -7,7 +7,7 @@ import asyncio
 import socket
 from collections import deque
 from collections.abc import Iterable, Sequence
-from time import monotonic
+from time import monotonic, perf_counter
 from typing import cast
 
 from app.classifiers.frames import (
@@ -21,8 +21,9 @@ from app.classifiers.frames import (
 from app.classifiers.host import Host
 from app.errors import ClassifierDied, ClassifyTimeout
 from app.log import logger
-from app.outcome import StepSeconds, outcome_of_error
+from app.outcome import outcome_of_error
 from app.row_queue import QueuedRow, RowQueue
+from app.steps import CallSeconds
 from model.errors import InputError
 
 # One that is being answered and one that lies ready, so that no core waits for the event loop.
@@ -171,7 +172,7 @@ class ClassifierPool:
         )
 
     def _give_up(self, queued: QueuedRow, error: InputError) -> None:
-        queued.awaited.answer(queued.place, outcome_of_error(error, self.model.identity), StepSeconds())
+        queued.awaited.answer(queued.place, outcome_of_error(error, self.model.identity))
 
     def _replace(self, after_seconds: float) -> None:
         task = asyncio.get_running_loop().create_task(self._connect_anew(after_seconds))
@@ -239,11 +240,10 @@ class _Classifier(asyncio.Protocol):
 
 
 def _tell(rows: Sequence[QueuedRow], answers: Answers) -> None:
-    share = StepSeconds(
-        decode=answers.decode_seconds / len(rows), predict=answers.predict_seconds / len(rows)
-    )
+    call, ended = CallSeconds(answers.decode_seconds, answers.predict_seconds), perf_counter()
     for number, (queued, outcome) in enumerate(zip(rows, answers.outcomes, strict=True)):
         if (failure := answers.failures.get(number)) is not None:
             queued.awaited.fail(RuntimeError(f"A classifier process failed: {failure}"))
         else:
-            queued.awaited.answer(queued.place, outcome, share)
+            queued.awaited.request.steps.note_call(call, len(rows), ended)
+            queued.awaited.answer(queued.place, outcome)

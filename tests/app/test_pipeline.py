@@ -12,12 +12,13 @@ from app.images.http import ImageFetcher
 from app.images.source import Base64Text, HexText, Url
 from app.images.stage import StageReader
 from app.images.stage_file import StageFile
-from app.outcome import Outcome, StepSeconds
+from app.outcome import Outcome
 from app.pipeline import Pipeline, max_fetched_rows
 from app.row import Row
 from app.row_queue import RowQueue
 from app.settings import Settings
 from app.snowflake.session import SnowflakeSession
+from app.steps import Step, Steps
 from model import image as image_module
 from model.artifact import load_artifact
 from model.classifier import Answers
@@ -33,10 +34,10 @@ SETTINGS = Settings()
 HOST = "images.example.com"
 
 
-def classify(rows: list[Row], **changes: Any) -> tuple[list[Outcome | None], StepSeconds]:
+def classify(rows: list[Row], **changes: Any) -> tuple[list[Outcome | None], Steps]:
     """Through a pipeline of the shipped artifact."""
 
-    async def run() -> tuple[list[Outcome | None], StepSeconds]:
+    async def run() -> tuple[list[Outcome | None], Steps]:
         artifact = load_artifact(DEFAULT_MODEL_PATH)
         async with ImageFetcher(SETTINGS) as fetcher, SnowflakeSession(SETTINGS) as session:
             stages = StageReader(SETTINGS, session, fetcher)
@@ -77,10 +78,10 @@ def test_errors_and_nulls_keep_their_place(sample: bytes) -> None:
 
 
 def test_batch_without_urls_spends_no_time_on_fetching(sample: bytes) -> None:
-    _, seconds = classify([Row(n, sample) for n in range(20)])
-    assert seconds.fetch == 0
-    assert seconds.decode > 0
-    assert seconds.predict > 0
+    _, steps = classify([Row(n, sample) for n in range(20)])
+    assert steps.fetch == Step()
+    assert steps.decode.seconds > 0
+    assert steps.predict.seconds > 0
 
 
 def test_broken_image_lets_go_of_its_pixels(sample: bytes, monkeypatch: Any) -> None:

@@ -1,0 +1,46 @@
+"""The log's lines, from the service as it really runs."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from app.api_keys import line_of, make_key
+from app.client import is_ready
+from app.snowflake.wire import BATCH_ID_HEADER, QUERY_ID_HEADER
+from tests.running import exchange, logging_service, wait_until
+
+IDS = {QUERY_ID_HEADER: "01b2-query", BATCH_ID_HEADER: "b-1"}
+JSON = {"Content-Type": "application/json"}
+
+
+def events(log: Path, kind: str) -> list[dict[str, Any]]:
+    lines = log.read_text(encoding="utf-8").splitlines()
+    found = [json.loads(line[line.index("{") :]) for line in lines if "{" in line]
+    return [event for event in found if event.pop("event") == kind]
+
+
+def test_batch_and_refusal_have_a_line_each_with_their_ids_and_nothing_sent(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with logging_service(log) as (_, port):
+        wait_until(lambda: is_ready(f"http://127.0.0.1:{port}"))
+        exchange(port, "POST", "/classify", b'{"data": [[0, "c2VjcmV0"]]}', JSON | IDS)
+        exchange(port, "POST", "/classify", b'{"data": "c2VjcmV0"}', JSON | IDS)
+    [classified] = events(log, "classified")
+    assert (classified["query_id"], classified["batch_id"]) == ("01b2-query", "b-1")
+    assert (classified["rows"], classified["failed"]) == (1, 1)
+    assert events(log, "refused") == [
+        {"query_id": "01b2-query", "batch_id": "b-1", "status": 422, "code": "invalid_batch"}
+    ]
+    assert "c2VjcmV0" not in log.read_text(encoding="utf-8")
+
+
+def test_caller_without_a_key_has_a_line_and_its_wrong_key_is_not_in_it(tmp_path: Path) -> None:
+    log, keys = tmp_path / "log", tmp_path / "keys"
+    keys.write_text(line_of("snowflake", make_key()))
+    with logging_service(log, EXT_CLASSIFY_AUTH="api_key", EXT_CLASSIFY_API_KEYS_FILE=str(keys)) as (_, port):
+        wait_until(lambda: is_ready(f"http://127.0.0.1:{port}"))
+        wrong = {"Authorization": "Bearer wr0ng-key"}
+        assert exchange(port, "POST", "/classify", b"{}", JSON | IDS | wrong).status == 401
+    [refused] = events(log, "refused")
+    assert (refused["query_id"], refused["status"], refused["code"]) == ("01b2-query", 401, "unauthorized")
+    assert "wr0ng-key" not in log.read_text(encoding="utf-8")
