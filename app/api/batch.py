@@ -9,11 +9,18 @@ from app.admission import Admission, PendingBody
 from app.api.body import arriving_within, encoding_of, inflate, length_of, read_body
 from app.api.query import wants_evidence
 from app.batches import SentBatch
+from app.errors import AnswerTooLarge
 from app.pipeline import Pipeline
 from app.record import record_abandoned, record_answer
 from app.row import Row
 from app.settings import Settings
-from app.snowflake.wire import BATCH_ID_HEADER, QUERY_ID_HEADER, format_batch, parse_batch
+from app.snowflake.wire import (
+    BATCH_ID_HEADER,
+    MAX_ANSWER_BYTES,
+    QUERY_ID_HEADER,
+    format_batch,
+    parse_batch,
+)
 
 
 def refuse_early(request: Request, admission: Admission) -> None:
@@ -51,12 +58,15 @@ class BatchClassifier:
         self._admission.refuse_rows(len(rows))
         started = perf_counter()
         try:
-            outcomes, seconds = await self._pipeline.classify_rows(rows)
+            outcomes, steps = await self._pipeline.classify_rows(rows)
         except asyncio.CancelledError:
             record_abandoned(batch.query_id, batch.batch_id, len(rows), self._pipeline.queue.abandoned_rows)
             raise
-        record_answer(batch.query_id, batch.batch_id, outcomes, seconds, perf_counter() - started)
-        return await format_batch(rows, outcomes)
+        record_answer(batch.query_id, batch.batch_id, outcomes, steps, perf_counter() - started)
+        answer = await format_batch(rows, outcomes)
+        if batch.batch_id is not None:
+            _refuse_large(answer, len(rows))
+        return answer
 
     async def _parse(self, batch: SentBatch) -> list[Row]:
         """The body itself is let go of here; its rows hold copies of what they need."""
@@ -67,3 +77,12 @@ class BatchClassifier:
         rows = await parse_batch(content, self._settings.max_rows, evidence=batch.evidence)
         self._admission.note_rows(encoding, sent_bytes, len(rows))
         return rows
+
+
+def _refuse_large(answer: bytes, rows: int) -> None:
+    """Raises AnswerTooLarge. Whoever names no batch is not Snowflake, and takes any."""
+    if len(answer) > MAX_ANSWER_BYTES:
+        raise AnswerTooLarge(
+            f"Snowflake takes an answer of at most {MAX_ANSWER_BYTES} bytes. Received: {rows} rows, whose "
+            f"answer has {len(answer)}: ask for evidence of fewer, or lower the function's MAX_BATCH_ROWS."
+        )

@@ -11,6 +11,7 @@ from starlette.testclient import TestClient
 
 from app.main import create_app
 from app.settings import Settings
+from app.snowflake.wire import BATCH_ID_HEADER
 from model.defaults import DEFAULT_MODEL_PATH
 from model.image import encode_png
 from tests.app.forms import post_rows, post_source, text_of
@@ -120,3 +121,17 @@ def test_blank_and_noisy_frames_are_abstained_on(client: TestClient, name: str) 
     assert outcome["nearest_label"] == max(outcome["probabilities"], key=outcome["probabilities"].get)
     assert outcome["confidence"] == outcome["probabilities"][outcome["nearest_label"]]
     assert outcome["error"] is None
+
+
+def test_answer_that_snowflake_would_not_take_is_refused_and_says_what_to_do(
+    client: TestClient, sample: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.api.batch.MAX_ANSWER_BYTES", 3000)
+    body = {"data": [[n, text_of(sample), {"evidence": n < 2}] for n in range(4)]}
+    answer = client.post("/classify", json=body, headers={BATCH_ID_HEADER: "of evidence"})
+    assert answer.status_code == 413
+    assert answer.json()["error"]["code"] == "answer_too_large"
+    assert "MAX_BATCH_ROWS" in answer.json()["error"]["message"]
+    assert client.post("/classify", json=body).status_code == 200, "whoever else asks takes it"
+    plain = client.post("/classify", json={"data": body["data"][2:]}, headers={BATCH_ID_HEADER: "of none"})
+    assert plain.status_code == 200
