@@ -7,7 +7,7 @@ also while it is still running; 202 makes Snowflake ask for it by GET, as often 
 import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -180,15 +180,15 @@ class Batches:
 
     def _begin_anew(self, batch_id: str, batch: SentBatch) -> None:
         """What a process that has died had promised; later, if there is no room for it now."""
-        with batch.pending:
-            try:
-                batch.pending.take(len(batch.content))
-            except Overloaded:
-                return
+        with batch.pending, suppress(Overloaded):
+            batch.pending.take(len(batch.content))
             if batch_id not in self._running:
                 self._start(batch_id, batch).promise()
 
     def _start(self, batch_id: str, batch: SentBatch) -> "_Running":
+        """Raises Overloaded where there is no room to keep it beside the rows that it becomes."""
+        if self.store.is_shared:
+            batch.pending.take(len(batch.content))
         batch.pending.hold()
         kept = copy(batch) if self.store.is_shared else batch
         task = asyncio.ensure_future(self._answer_anew(batch_id, batch, batch.digest))
