@@ -17,6 +17,7 @@ from uvicorn.supervisors import Multiprocess
 
 from app.classifiers.host import ClassifierProcesses
 from app.connection import BoundedConnection
+from app.last_call import LastCallServer
 from app.settings import Settings
 from model.errors import ModelError
 
@@ -36,9 +37,17 @@ def serve(settings: Settings, flags: Mapping[str, Any]) -> None:
     """
     _allow_open_files()
     if settings.workers == 1:
-        uvicorn.run(start_app(settings), **_options(settings))
+        _serve_alone(settings)
     else:
         _serve_in_workers(settings, flags)
+
+
+def _serve_alone(settings: Settings) -> None:
+    server = LastCallServer(uvicorn.Config(start_app(settings), **_options(settings)))
+    with suppress(KeyboardInterrupt):  # it raises anew what it has heard
+        server.run()
+    if not server.started:
+        sys.exit(STARTUP_FAILURE)
 
 
 def start_app(settings: Settings) -> "FastAPI":

@@ -1,0 +1,43 @@
+"""uvicorn, which at its end takes in the connections that the system has made and it has not seen yet.
+
+They would be reset otherwise: their callers have sent a request, and never learn what became of it.
+"""
+
+import asyncio
+import os
+import socket
+from collections.abc import Iterator
+
+import uvicorn
+
+
+class LastCallServer(uvicorn.Server):
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        waiting = [connection for server in self.servers for connection in _accept_all(server)]
+        for server in self.servers:
+            server.close()
+        loop = asyncio.get_running_loop()
+        for connection in waiting:
+            await loop.connect_accepted_socket(self._make_protocol, connection)
+        await super().shutdown(sockets)
+
+    def _make_protocol(self) -> asyncio.Protocol:
+        protocol: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        return protocol
+
+
+def _accept_all(server: asyncio.Server) -> Iterator[socket.socket]:
+    """Without waiting for more."""
+    for listening in server.sockets:
+        # uvloop shows its sockets only; another descriptor of the same one can accept.
+        with socket.socket(fileno=os.dup(listening.fileno())) as listener:
+            listener.setblocking(False)
+            while True:
+                try:
+                    connection, _ = listener.accept()
+                except OSError:  # none is left, or no descriptor for it
+                    break
+                connection.setblocking(False)
+                yield connection
