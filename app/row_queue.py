@@ -23,7 +23,7 @@ from app.steps import Steps
 # One by one is slower, for each call wakes a process and the event loop and reads a network's dense end.
 MAX_ROWS_AT_ONCE = 8
 # A small request waits for the calls that are out, so large ones have short calls while small ones come.
-ROWS_AT_ONCE_BESIDE_SMALL = 2
+ROWS_AT_ONCE_BESIDE_SMALL = 1
 SMALL_REMEMBERED_SECONDS = 1.0
 # Images of so many bytes take long enough for a call, and memory enough.
 MAX_BYTES_AT_ONCE = 1024 * 1024

@@ -22,6 +22,8 @@ from model.artifact import load_artifact
 from model.errors import ModelError
 from model.runtime import open_classifier
 
+# They are always busy under load; whoever answers HTTP has little to do, and is waited for.
+_NICENESS = 5
 # Nothing to read, and large.
 _ARRAYS: Any = {"class_weights": True, "novelty": {"whitening", "class_means", "prototypes"}}
 
@@ -141,6 +143,7 @@ def main(descriptor: str, options: str) -> None:
         signal.signal(getattr(signal, name), signal.SIG_IGN)
     gc.disable()  # until the network is there: a start makes hardly any garbage
     opening = Opening(ProcessOptions.model_validate_json(options))
+    os.nice(_NICENESS)
     gc.freeze()  # a look at what is shared would copy it
     gc.enable()
     with socket.socket(fileno=int(descriptor)) as connections:

@@ -111,6 +111,16 @@ def test_each_engine_classifies(sample: bytes) -> None:
 
 
 @needs_proc
+def test_they_let_whoever_answers_http_go_first() -> None:
+    with processes() as started:
+        started.wait_until_ready()
+        _, forked = family()
+        assert forked
+        own = os.getpriority(os.PRIO_PROCESS, 0)
+        assert {os.getpriority(os.PRIO_PROCESS, pid) - own for pid in forked} == {5}
+
+
+@needs_proc
 def test_nothing_outlives_their_end() -> None:
     with processes(classifiers=3) as started:
         started.wait_until_ready()
