@@ -42,6 +42,7 @@ class Job:
     connections: int = 1
     requests_per_second: float | None = None
     """Open loop if given."""
+    most_connections: int = MOST_CONNECTIONS
     warm_up_seconds: float = 0.3
     jpeg: bool = False
     watched_pid: int | None = None
@@ -167,7 +168,7 @@ async def _open_loop(
     opens = began + job.warm_up_seconds
     closes = opens + job.seconds
     window = OpenWindow(job.rows, opens, closes)
-    permits, idle = asyncio.Semaphore(MOST_CONNECTIONS), list[Connection]()
+    permits, idle = asyncio.Semaphore(job.most_connections), list[Connection]()
 
     async def ask_once(intended: float) -> None:
         async with permits:

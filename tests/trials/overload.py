@@ -12,6 +12,8 @@ from tests.running import running_service
 
 CELLS: tuple[tuple[Form, int], ...] = (("image", 1), ("snowflake", 64))
 FACTORS = (1.5, 3.0, 10.0)
+# A load that waits for its connections is no overload.
+MOST_CONNECTIONS = 2048
 # Recovered is who answers a single image within so many times what it took before.
 RECOVERED = 3.0
 
@@ -66,6 +68,7 @@ def try_cell(load: LoadProcess, port: int, form: Form, rows: int, seconds: float
                 rows=rows,
                 seconds=seconds,
                 requests_per_second=factor * peak / rows,
+                most_connections=MOST_CONNECTIONS,
                 jpeg=True,
             )
         )
