@@ -17,7 +17,7 @@ TO_ONNX = TF_CPP_MIN_LOG_LEVEL=3 .venv-bench-peers/bin/python -W ignore $(PEERS)
 UV_COMPILE = $(DEV)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-annotate --no-header
 
-.PHONY: help setup dev run test lint bench bench-serving tune-peers train train-recipe evaluate crossvalidate samples system-deps lock clean
+.PHONY: help setup dev run test lint fuzz audit bench bench-serving tune-peers train train-recipe evaluate crossvalidate samples system-deps lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-14s %s\n", $$1, $$2}'
@@ -37,6 +37,13 @@ lint: .venv-dev/.installed ## formatting, rules, SQL, types
 	$(DEV)/ruff check .
 	$(DEV)/sqlfluff lint --disable-progress-bar infra/snowflake
 	$(DEV)/mypy
+
+fuzz: .venv-fuzz/.installed ## fuzz bodies, images and HTTP (SECONDS=600, EXAMPLES=2500 an operation)
+	.venv-fuzz/bin/python -m tests.fuzz.run $(if $(SECONDS),--seconds $(SECONDS))
+	.venv-fuzz/bin/python -m tests.fuzz.contract $(if $(EXAMPLES),--examples $(EXAMPLES))
+
+audit: .venv-fuzz/.installed ## ask PyPI for known faults of what serves, and of what tests
+	.venv-fuzz/bin/pip-audit --require-hashes --disable-pip -r requirements.txt -r requirements-dev.txt
 
 bench: bench-serving ## measure all that is claimed, into tests/benchmarks/results/; an hour and a half
 	$(DEV)/python -m tests.benchmarks.engines
@@ -82,13 +89,14 @@ lock: .venv-dev/.installed ## write the locked requirements anew from pyproject.
 	$(UV_COMPILE) --upgrade -o requirements.txt pyproject.toml
 	$(UV_COMPILE) --upgrade -o requirements-sql.txt --extra sql -c requirements.txt pyproject.toml
 	$(UV_COMPILE) --upgrade -o requirements-dev.txt --extra dev -c requirements-sql.txt pyproject.toml
+	$(UV_COMPILE) --upgrade -o requirements-fuzz.txt --extra fuzz -c requirements-dev.txt pyproject.toml
 	echo 'snowflake-connector-python>=5' | $(UV_COMPILE) --no-config --upgrade -o requirements-connector5.txt -
 	$(UV_COMPILE) --no-config --upgrade -o $(PEERS)/requirements-peers.txt $(PEERS)/requirements-peers.in
 	$(subst --universal,--python-platform x86_64-manylinux_2_35,$(UV_COMPILE)) --no-config --upgrade \
 		-o $(PEERS)/requirements-pytriton.txt $(PEERS)/requirements-pytriton.in
 
 clean: ## remove the environments and caches
-	rm -rf .venv .venv-dev .venv-connector5 .venv-bench-peers .venv-bench-pytriton .bench .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-dev .venv-connector5 .venv-fuzz .venv-bench-peers .venv-bench-pytriton .bench .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 .venv/.installed: requirements-sql.txt pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -107,6 +115,12 @@ clean: ## remove the environments and caches
 	.venv-connector5/bin/pip install --quiet --require-hashes -r requirements.txt
 	.venv-connector5/bin/pip install --quiet --require-hashes -r requirements-connector5.txt
 	.venv-connector5/bin/pip install --quiet --no-deps -e .
+	@touch $@
+
+.venv-fuzz/.installed: requirements-fuzz.txt pyproject.toml
+	$(PYTHON) -m venv .venv-fuzz
+	.venv-fuzz/bin/pip install --quiet --require-hashes -r requirements-fuzz.txt
+	.venv-fuzz/bin/pip install --quiet --no-deps -e .
 	@touch $@
 
 .venv-bench-%/.installed: $(PEERS)/requirements-%.txt

@@ -44,8 +44,9 @@ HOMES = {
     "yarl": {"app/images/http.py", "app/images/allowlist.py"},
     "pybase64": {"app/images/source.py"},
     "python_multipart": {"app/api/multipart.py"},
-    "uvicorn": {"app/connection.py", "app/serving.py", "app/snowflake/local/server.py"},
+    "uvicorn": {"app/connection.py", "app/last_call.py", "app/serving.py", "app/snowflake/local/server.py"},
     "jwt": {"app/tokens.py"},
+    "opentelemetry": {"app/tracing.py"},
     "prometheus_client": {"app/metrics.py"},
     "redis": {"app/redis_store.py"},
     "sqlglot": {f"app/snowflake/local/{name}.py" for name in ("cursor", "grammar", "rewriting")},
@@ -138,6 +139,7 @@ def test_top_level_is_as_agreed() -> None:
         "requirements-sql.txt",
         "requirements-connector5.txt",
         "requirements-dev.txt",
+        "requirements-fuzz.txt",
     }
     git = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     tracked = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()

@@ -35,7 +35,7 @@ def test_serving_imports_no_tensorflow() -> None:
     assert finished.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("name", [*LOCKS, "requirements-connector5.txt", *PEERS])
+@pytest.mark.parametrize("name", [*LOCKS, "requirements-connector5.txt", "requirements-fuzz.txt", *PEERS])
 def test_every_pin_has_hashes_and_no_index_is_named(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
     entries = re.split(r"\n(?=\S)", text.strip())

@@ -1,0 +1,108 @@
+"""What is fuzzed, and what must hold whatever comes in. Each takes the bytes, and raises when it does not."""
+
+import json
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any, TypeVar
+
+import numpy as np
+
+from app.admission import Admission
+from app.api.body import inflate
+from app.api.multipart import parse_files
+from app.capacity import Capacity
+from app.errors import ServiceError
+from app.outcome import Outcome, blank_outcome
+from app.row import Row
+from app.row_queue import RowQueue
+from app.snowflake import wire
+from model.errors import InputError
+from model.image import ImageSpec, decode_sized
+from model.image_limits import ImageLimits
+
+T = TypeVar("T")
+
+MAX_BODY_BYTES = 1 << 20
+MAX_ROWS = 64
+SPEC = ImageSpec(height=32, width=24, channels=3)
+LIMITS = ImageLimits(max_image_pixels=1 << 20)
+_ENCODINGS = ("identity", "gzip", "deflate", "br")
+_OUTCOME: Outcome = blank_outcome({"name": "m", "version": "v"})
+
+
+def parse_body(data: bytes) -> None:
+    """The first byte says in which form the others are; all are read, or refused as a caller's fault."""
+    if not data:
+        return
+    form, body = data[0] % (len(_ENCODINGS) + 1), data[1:]
+    if form == len(_ENCODINGS):
+        _parse_files(body)
+    else:
+        _parse_batch(body, _ENCODINGS[form])
+
+
+def decode_image(data: bytes) -> None:
+    """Pixels as the network wants them, or an image's own fault."""
+    try:
+        decoded = decode_sized(data, SPEC, LIMITS)
+    except InputError:
+        return
+    assert decoded.pixels.shape == SPEC.shape
+    assert decoded.pixels.dtype == np.uint8
+    assert min(decoded.source_size) >= 1
+
+
+def _parse_batch(body: bytes, encoding: str) -> None:
+    room = Admission(RowQueue(Capacity(1, 1)), 1.0, 8 * MAX_BODY_BYTES).reserve()
+    try:
+        inflated = run(inflate(body, encoding, MAX_BODY_BYTES, room))
+    except ServiceError:
+        return
+    at_once, by_pieces = (_rows_of(inflated, piece_bytes) for piece_bytes in (1 << 30, 8))
+    # As they print, for an error in a row is equal to no other.
+    assert repr(at_once) == repr(by_pieces), "a body is the same however it is cut"
+    if not isinstance(at_once, str):
+        _check_numbers(at_once)
+
+
+def _check_numbers(rows: list[Row]) -> None:
+    """They come back as they were, in an answer that any JSON parser reads."""
+    outcomes = [None if row.source is None else _OUTCOME for row in rows]
+    answer = json.loads(run(wire.format_batch(rows, outcomes)))
+    assert [number for number, _ in answer["data"]] == [row.number for row in rows]
+
+
+def _rows_of(body: bytes, piece_bytes: int) -> list[Row] | str:
+    """Or the code of the refusal."""
+    usual, wire.PIECE_BYTES = wire.PIECE_BYTES, piece_bytes
+    try:
+        return run(wire.parse_batch(body, MAX_ROWS))
+    except ServiceError as error:
+        return error.code
+    finally:
+        wire.PIECE_BYTES = usual
+
+
+def _parse_files(body: bytes) -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        for start in range(0, len(body), 7):
+            yield body[start : start + 7]
+
+    try:
+        files = run(parse_files("multipart/form-data; boundary=b", chunks(), MAX_ROWS))
+    except ServiceError:
+        return
+    assert 1 <= len(files) <= MAX_ROWS
+    assert sum(len(content) for _, content in files) <= len(body)
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Without a loop, for all that it waits for is its next turn."""
+    try:
+        while True:
+            work.send(None)
+    except StopIteration as ended:
+        value: T = ended.value
+        return value
+
+
+TARGETS = {"body": parse_body, "image": decode_image}
