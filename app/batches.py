@@ -15,10 +15,10 @@ from typing import NamedTuple, Protocol
 
 from app.admission import PendingBody
 from app.errors import BatchUnknown, InvalidBatch, Overloaded, Stopped
+from app.snowflake.wire import MAX_ID_CHARACTERS
 
 # Whoever cut the connection asks again within seconds; a query that was cancelled does not.
 ABANDONED_SECONDS = 30.0
-MAX_BATCH_ID_CHARACTERS = 512
 # Beyond the grace period, in which all who still waited have been answered.
 CLOSING_SECONDS = 3.0
 # Hashing more than this takes a millisecond, which others need not wait for.
@@ -27,9 +27,9 @@ _HASHED_IN_PLACE_BYTES = 1024 * 1024
 
 def check_batch_id(batch_id: str) -> str:
     """As it is. Raises InvalidBatch for one longer than any of Snowflake's: it is kept, and logged."""
-    if len(batch_id) > MAX_BATCH_ID_CHARACTERS:
+    if len(batch_id) > MAX_ID_CHARACTERS:
         raise InvalidBatch(
-            f"A batch's id must have at most {MAX_BATCH_ID_CHARACTERS} characters. Received: {len(batch_id)}."
+            f"A batch's id must have at most {MAX_ID_CHARACTERS} characters. Received: {len(batch_id)}."
         )
     return batch_id
 
@@ -205,6 +205,7 @@ class Batches:
             return answer
 
     def _end(self, batch_id: str, running: "_Running") -> None:
+        running.batch.take_content()
         running.batch.pending.let_go()
         if running.has_failed and running.is_promised:  # whoever asks for it is to be told
             asyncio.get_running_loop().call_later(ABANDONED_SECONDS, self._forget, batch_id, running)

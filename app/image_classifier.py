@@ -4,7 +4,8 @@ The service runs it in processes of their own; the Python UDF inside a warehouse
 """
 
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from time import perf_counter
 from typing import TypeAlias
@@ -35,6 +36,7 @@ from model.novelty import reasons_to_abstain
 _DECIMALS = 6
 
 Pixels: TypeAlias = Decoded | Outcome | None
+Bounded: TypeAlias = Callable[[], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)
@@ -46,13 +48,20 @@ class ImageClassifier:
     limits: ImageLimits
 
     def classify(
-        self, fetched: Sequence[Fetched], evidence: Sequence[bool]
+        self, fetched: Sequence[Fetched], evidence: Sequence[bool], bounded: Bounded = nullcontext
     ) -> tuple[list[Outcome | None], CallSeconds]:
-        """One outcome an image, in order; `evidence` says for each whether to show it."""
+        """One outcome an image, in order; `evidence` says for each whether to show it.
+
+        Each image is decoded, and then all are predicted, inside a `bounded` of its own.
+        """
         started = perf_counter()
-        decoded = [self._decode(image) for image in fetched]
+        decoded: list[Pixels] = []
+        for image in fetched:
+            with bounded():
+                decoded.append(self._decode(image))
         decode_ended = perf_counter()
-        outcomes = self._predict(decoded, evidence)
+        with bounded():
+            outcomes = self._predict(decoded, evidence)
         return outcomes, CallSeconds(decode_ended - started, perf_counter() - decode_ended)
 
     def _decode(self, image: Fetched) -> Pixels:

@@ -7,6 +7,7 @@ import asyncio
 import os
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 
 import uvicorn
 
@@ -17,8 +18,8 @@ class LastCallServer(uvicorn.Server):
         for server in self.servers:
             server.close()
         loop = asyncio.get_running_loop()
-        for connection in waiting:
-            await loop.connect_accepted_socket(self._make_protocol, connection)
+        taken_in = (loop.connect_accepted_socket(self._make_protocol, connection) for connection in waiting)
+        await asyncio.gather(*taken_in, return_exceptions=True)
         await super().shutdown(sockets)
 
     def _make_protocol(self) -> asyncio.Protocol:
@@ -31,13 +32,11 @@ class LastCallServer(uvicorn.Server):
 def _accept_all(server: asyncio.Server) -> Iterator[socket.socket]:
     """Without waiting for more."""
     for listening in server.sockets:
-        # uvloop shows its sockets only; another descriptor of the same one can accept.
-        with socket.socket(fileno=os.dup(listening.fileno())) as listener:
+        # None is left, or there is no descriptor for one more. uvloop shows its sockets only, but another
+        # descriptor of the same one can accept.
+        with suppress(OSError), socket.socket(fileno=os.dup(listening.fileno())) as listener:
             listener.setblocking(False)
             while True:
-                try:
-                    connection, _ = listener.accept()
-                except OSError:  # none is left, or no descriptor for it
-                    break
+                connection, _ = listener.accept()
                 connection.setblocking(False)
                 yield connection

@@ -4,6 +4,7 @@ import asyncio
 import importlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from http import HTTPStatus
 
 from fastapi import FastAPI, Request, Response
 from starlette.datastructures import State
@@ -17,21 +18,24 @@ from app.api.direct import DirectFastAPI
 from app.api.docs import add_docs
 from app.api.metrics import Gauges
 from app.api.openapi import add_answer_examples
-from app.api.refusal import FORESEEN, refusal_of
+from app.api.refusal import FORESEEN, methods_at, refusal_of
 from app.batches import AnswerStore, Batches
 from app.capacity import Capacity
 from app.classifiers.frames import ServedModel
 from app.classifiers.host import ClassifierProcesses
 from app.classifiers.live import LiveClassifiers
+from app.errors import ServiceError
 from app.images.fetcher import open_fetcher
 from app.images.stage import StageReader
 from app.log import configure, log_event, logger
 from app.pipeline import Pipeline, max_fetched_rows
+from app.record import record_refusal
 from app.reloading import ignore_until_ready, reloaded_by_signal
 from app.remembered import MemoryStore
 from app.row_queue import RowQueue
 from app.settings import Settings, unknown_variables
 from app.snowflake.session import SnowflakeSession
+from app.snowflake.wire import ids_of
 from app.stopping import Stopping
 from app.tracing import TRACING
 
@@ -95,7 +99,7 @@ def _lifespan(
                 yield
                 noting.cancel()
                 await app.state.batches.close()
-        await asyncio.to_thread(TRACING.close)
+        TRACING.close()
 
     return lifespan
 
@@ -128,8 +132,16 @@ def _open_store(settings: Settings, admission: Admission) -> AnswerStore:
 
 
 def _add_error_handlers(app: FastAPI) -> None:
-    async def refuse(_: Request, error: Exception) -> Response:
-        return refusal_of(error)
+    async def refuse(request: Request, error: Exception) -> Response:
+        answer = refusal_of(error)
+        # A route knows its own methods only, and a path may have several routes.
+        if answer.status_code == HTTPStatus.METHOD_NOT_ALLOWED and (
+            methods := methods_at(app.routes, request.scope)
+        ):
+            answer.headers["allow"] = ", ".join(methods)
+        if isinstance(error, ServiceError):
+            record_refusal(*ids_of(request.headers), error.status, error.code)
+        return answer
 
     for kind in (*FORESEEN, Exception):
         app.add_exception_handler(kind, refuse)

@@ -120,8 +120,7 @@ class RowQueue:
         """A place for a request of so many rows; those that still wait at its end are dropped."""
         request = QueuedRequest(rows, next(self._arrivals), self)
         self._unanswered[rows.bit_length()] += rows
-        if rows <= FEW_ROWS:
-            self._small_came_at = monotonic()
+        self._note_small(rows)
         try:
             yield request
         finally:
@@ -162,10 +161,16 @@ class RowQueue:
 
     def put(self, request: QueuedRequest, rows: Sequence[QueuedRow]) -> None:
         self._waiting += len(rows)
+        self._note_small(request.rows)
         request.waiting.extend(rows)
         for line in self._lines if rows else ():
             line.enter(request)
         self.on_put()
+
+    def _note_small(self, rows: int) -> None:
+        """That there is one, for it may come again, or still has images to fetch."""
+        if rows <= FEW_ROWS:
+            self._small_came_at = monotonic()
 
     def _next_request(self) -> QueuedRequest | None:
         self._lines.rotate()

@@ -6,7 +6,7 @@ spans come with the way through it that /classify is spared, and know no steps.
 """
 
 import importlib
-import os
+import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from time import perf_counter, time_ns
@@ -14,13 +14,13 @@ from typing import Any, TypeAlias
 
 from app import __version__
 from app.errors import TracesUnavailable
-from app.snowflake.wire import BATCH_ID_HEADER, QUERY_ID_HEADER
+from app.snowflake.wire import ids_of
 from app.steps import Step, Steps
 
 TRACED_PATH = "/classify"
 STEPS = ("fetch", "decode", "predict")
 # A collector that does not answer is not to hold up the end of the service.
-_FLUSH_MILLISECONDS = 2000
+_SENDING_SECONDS = 2.0
 _FIRST_SERVER_ERROR = 500
 
 
@@ -52,19 +52,21 @@ class Tracing:
             raise TracesUnavailable(
                 f"EXT_CLASSIFY_TRACES needs {error.name}: pip install 'ext-classify[traces]'"
             ) from None
-        name = os.environ.get("OTEL_SERVICE_NAME", "ext-classify")
-        service = resources.Resource.create({"service.name": name, "service.version": __version__})
+        service = resources.Resource.create({"service.version": __version__})
+        if service.attributes["service.name"].startswith("unknown_service"):
+            service = service.merge(resources.Resource({"service.name": "ext-classify"}))
         self._provider = sdk.TracerProvider(resource=service)
         self._provider.add_span_processor(export.BatchSpanProcessor(otlp.OTLPSpanExporter()))
         self._tracer = self._provider.get_tracer("ext_classify", __version__)
         self._propagator = propagation.TraceContextTextMapPropagator()
 
     def close(self) -> None:
-        """Send what is left."""
+        """Send what is left, for as long as the service waits for it."""
         if self._provider is not None:
-            self._provider.force_flush(_FLUSH_MILLISECONDS)
-            self._provider.shutdown()
+            sending = threading.Thread(target=self._provider.shutdown, daemon=True)
             self._provider = self._tracer = None
+            sending.start()
+            sending.join(_SENDING_SECONDS)
 
     def request(self, scope: Scope, send: Send) -> AbstractContextManager[Send]:
         """For as long as a request is answered, with what is sent by."""
@@ -76,9 +78,9 @@ class Tracing:
         """To the request that is being answered, or was when its batch began."""
         if self._tracer is None:
             return
-        self._api.get_current_span().set_attributes(
-            {"ext_classify.rows": rows, "ext_classify.failed": failed}
-        )
+        request = self._api.get_current_span()
+        if request.is_recording():  # not one that was answered 202
+            request.set_attributes({"ext_classify.rows": rows, "ext_classify.failed": failed})
         for name in STEPS:
             step: Step = getattr(steps, name)
             if step.seconds:
@@ -124,8 +126,9 @@ class Tracing:
 
 
 def _ids(headers: Mapping[str, str]) -> dict[str, str]:
-    named = {"snowflake.query_id": QUERY_ID_HEADER, "snowflake.batch_id": BATCH_ID_HEADER}
-    return {attribute: headers[name] for attribute, name in named.items() if name in headers}
+    query_id, batch_id = ids_of(headers)
+    named = {"snowflake.query_id": query_id, "snowflake.batch_id": batch_id}
+    return {attribute: said for attribute, said in named.items() if said is not None}
 
 
 TRACING = Tracing()

@@ -61,7 +61,7 @@ def _after_flatten(graph: keras.Model) -> list[keras.Layer] | None:
     made_by = {id(layer.output): layer for layer in graph.layers if len(calls_of(layer)) == 1}
     end: list[keras.Layer] = []
     layer = made_by.get(id(graph.outputs[0]))
-    while layer is not None and type(layer) in _KEEP_IMAGES_APART:
+    while layer is not None and type(layer) in _KEEP_IMAGES_APART and getattr(layer, "axis", -1) in (-1, 1):
         end.insert(0, layer)
         layer = made_by.get(id(layer.input))
     return end if end and isinstance(layer, layers.Flatten) else None

@@ -17,8 +17,8 @@ from app.settings import Settings
 from app.snowflake.wire import (
     BATCH_ID_HEADER,
     MAX_ANSWER_BYTES,
-    QUERY_ID_HEADER,
     format_batch,
+    ids_of,
     parse_batch,
 )
 
@@ -36,7 +36,7 @@ async def read_batch(request: Request, settings: Settings, pending: PendingBody)
     content = await arriving_within(settings.body_timeout_seconds, reading)
     return SentBatch(
         batch_id=request.headers.get(BATCH_ID_HEADER),
-        query_id=request.headers.get(QUERY_ID_HEADER),
+        query_id=ids_of(request.headers)[0],
         content=content,
         content_encoding=encoding,
         evidence=evidence,
@@ -84,5 +84,5 @@ def _refuse_large(answer: bytes, rows: int) -> None:
     if len(answer) > MAX_ANSWER_BYTES:
         raise AnswerTooLarge(
             f"Snowflake takes an answer of at most {MAX_ANSWER_BYTES} bytes. Received: {rows} rows, whose "
-            f"answer has {len(answer)}: ask for evidence of fewer, or lower the function's MAX_BATCH_ROWS."
+            f"answer has {len(answer)}: lower the function's MAX_BATCH_ROWS, or ask for evidence of fewer."
         )

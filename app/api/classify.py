@@ -21,7 +21,7 @@ from app.pipeline import Pipeline
 from app.record import record_abandoned, record_answer
 from app.row import Row
 from app.settings import Settings
-from app.snowflake.wire import BATCH_ID_HEADER, QUERY_ID_HEADER
+from app.snowflake.wire import BATCH_ID_HEADER, ids_of
 
 router = APIRouter()
 
@@ -107,7 +107,7 @@ async def _classify_files(request: Request) -> Response:
 
 async def _classify_rows(request: Request, rows: Sequence[Row]) -> list[Outcome | None]:
     pipeline: Pipeline = request.app.state.pipeline
-    query_id, batch_id = (request.headers.get(name) for name in (QUERY_ID_HEADER, BATCH_ID_HEADER))
+    query_id, batch_id = ids_of(request.headers)
     started = perf_counter()
     try:
         outcomes, steps = await while_caller_waits(request, pipeline.classify_rows(rows))

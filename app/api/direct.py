@@ -13,7 +13,7 @@ from app.api.classify import classify
 from app.api.refusal import FORESEEN, refusal_of
 from app.errors import ServiceError, Stopped
 from app.record import record_refusal
-from app.snowflake.wire import BATCH_ID_HEADER, QUERY_ID_HEADER
+from app.snowflake.wire import ids_of
 from app.stopping import Stopping
 from app.tracing import TRACING
 
@@ -100,8 +100,7 @@ async def _classify(scope: Scope, receive: Receive, send: Send, stopping: Stoppi
 
 def _record(error: Exception, request: Request) -> None:
     if isinstance(error, ServiceError):
-        query_id, batch_id = (request.headers.get(name) for name in (QUERY_ID_HEADER, BATCH_ID_HEADER))
-        record_refusal(query_id, batch_id, error.status, error.code)
+        record_refusal(*ids_of(request.headers), error.status, error.code)
 
 
 async def _classify_while_there_is_time(request: Request, stopping: Stopping) -> Response:

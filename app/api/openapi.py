@@ -50,11 +50,8 @@ Answer = Annotated[
     Field(description="A batch for JSON, results for multipart, one outcome for a raw image."),
 ]
 
-_EVIDENCE = {
-    "type": "boolean",
-    "description": "show where in the image the label was seen: a box and a heatmap",
-}
-
+# What a row's source or options should not be is an error of that row, and its batch is answered 200: so they
+# are described, but of any type.
 _ROW = {
     "type": "array",
     "description": "[row_number, source] or [row_number, source, options]",
@@ -63,13 +60,12 @@ _ROW = {
     "prefixItems": [
         {"type": "integer", "description": "row number, echoed"},
         {
-            "type": ["string", "null"],
-            "description": "URL or stage path of an image, or its bytes as base64 or hex; null answers null",
+            "description": "string: URL or stage path of an image, or its bytes as base64 or hex; "
+            "null answers null",
         },
         {
-            "type": ["object", "null"],
-            "properties": {"evidence": _EVIDENCE},
-            "additionalProperties": False,
+            "description": "object or null: evidence (boolean), whether to show where in the image the label "
+            "was seen, by a box and a heatmap",
         },
     ],
 }
@@ -83,10 +79,12 @@ _BATCH = {
 _FILES = {
     "type": "object",
     "description": "One or many image files, under any field names.",
-    "properties": {"file": {"type": "array", "items": {"type": "string", "format": "binary"}}},
+    "minProperties": 1,
+    "properties": {"file": {"type": "array", "minItems": 1, "items": {"type": "string", "format": "binary"}}},
+    "additionalProperties": {"type": "string", "format": "binary"},
 }
 
-_IMAGE = {"schema": {"type": "string", "format": "binary", "description": "an image file"}}
+_IMAGE = {"schema": {"type": "string", "format": "binary", "minLength": 1, "description": "an image file"}}
 
 _REQUEST_BODY = {
     "required": True,
@@ -127,13 +125,6 @@ _PARAMETERS = [
         "description": "Evidence for every image of the request; a row's own option goes before.",
         "schema": {"type": "boolean", "default": False},
     },
-    {
-        "name": "Content-Encoding",
-        "in": "header",
-        "required": False,
-        "description": "A JSON body may be compressed.",
-        "schema": {"type": "string", "enum": ["identity", "gzip", "deflate"]},
-    },
 ]
 
 
@@ -146,7 +137,8 @@ CLASSIFY_DOCUMENTATION: dict[str, Any] = {
     "summary": "Classify images",
     "description": (
         "The Content-Type chooses the form. **application/json**: a batch in the form of Snowflake's "
-        "external functions, each row what names an image or holds it. **image/\\*** or "
+        "external functions, each row what names an image or holds it; it may be compressed "
+        "(Content-Encoding: gzip or deflate). **image/\\*** or "
         "**application/octet-stream**: the bytes of one image. **multipart/form-data**: image files.\n\n"
         "An image that is unlike all that the network was trained on is abstained on: `label` is null, "
         "`reason` says why, `nearest_label` what it would have been. An image that cannot be classified has "
@@ -156,7 +148,7 @@ CLASSIFY_DOCUMENTATION: dict[str, Any] = {
     "responses": {
         200: {"model": Answer, "description": "One outcome for each image."},
         400: _refusal("The body is not what its headers say."),
-        413: _refusal("The body, or the number of rows or files in it, is over a limit."),
+        413: _refusal("The body, its rows or files, or the answer to Snowflake is over a limit."),
         415: _refusal("The Content-Type or Content-Encoding is none of those documented."),
         202: {
             "model": Running,
@@ -187,6 +179,7 @@ POLL_DOCUMENTATION: dict[str, Any] = {
         200: {"model": BatchAnswer, "description": "One outcome for each row."},
         202: {"model": Running, "description": "It is still running."},
         404: _refusal("No such batch is running or remembered."),
+        413: _refusal("The answer, or what was sent, is over a limit."),
         422: _refusal("The batch is not named."),
     },
 }

@@ -1,12 +1,15 @@
 """One shape for every refusal, `{"error": {code, message, retryable}}`; no traces, no paths."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 
 from fastapi import Response
+from fastapi.routing import iter_route_contexts
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import BaseRoute, Match
+from starlette.types import Scope
 
 from app.errors import ServiceError
 from app.outcome import ErrorDetail
@@ -30,6 +33,12 @@ def refusal_of(error: Exception) -> Response:
             return Response(status_code=HTTPStatus.BAD_REQUEST)
         case _:
             return _refusal(500, "internal_error", "The service failed.", retryable=True)
+
+
+def methods_at(routes: Sequence[BaseRoute], scope: Scope) -> list[str]:
+    """What may be asked of the path (RFC 9110, section 10.2.1), as far as its routes say."""
+    there = [route for route in iter_route_contexts(routes) if route.matches(scope)[0] != Match.NONE]
+    return sorted({method for route in there for method in route.methods or ()})
 
 
 def _refusal(

@@ -9,15 +9,15 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from functools import partial
 from typing import Any
 
 from app.classifiers.bounds import bound_memory, bounded_time
 from app.classifiers.frames import Answers, Greeting, ServedModel, WaitingRow, format_frame, read_rows
 from app.classifiers.options import ProcessOptions
-from app.image_classifier import ImageClassifier
+from app.image_classifier import Bounded, ImageClassifier
 from model.artifact import load_artifact
 from model.errors import ModelError
 from model.runtime import open_classifier
@@ -87,27 +87,28 @@ def serve_connection(connection: socket.socket, opening: Opening) -> None:
 def answer_calls(
     connection: socket.socket,
     images: ImageClassifier,
-    bounded: Callable[[], AbstractContextManager[None]] = nullcontext,
+    bounded: Bounded = nullcontext,
 ) -> None:
-    """Until the service closes the connection; each call within its bounds."""
+    """Until the service closes the connection; each image within its bounds."""
     card = images.artifact.card.model_dump(mode="json", exclude=_ARRAYS)
     connection.sendall(format_frame(Greeting(ServedModel(images.model, card))))
     with connection.makefile("rb") as calls:
         while rows := read_rows(calls):
-            with bounded():
-                answers = _classify(images, rows)
+            answers = _classify(images, rows, bounded)
             connection.sendall(format_frame(answers))
             del rows, answers  # images must not outlive their turn while the process waits for the next
 
 
-def _classify(images: ImageClassifier, rows: Sequence[WaitingRow]) -> Answers:
+def _classify(images: ImageClassifier, rows: Sequence[WaitingRow], bounded: Bounded) -> Answers:
     try:
-        outcomes, spent = images.classify([row.image for row in rows], [row.evidence for row in rows])
+        outcomes, spent = images.classify(
+            [row.image for row in rows], [row.evidence for row in rows], bounded
+        )
         return Answers(outcomes, decode_seconds=spent.decode, predict_seconds=spent.predict)
     except Exception as error:  # noqa: BLE001 - it is a row's failure, and the process goes on
         if len(rows) == 1:
             return Answers([None], failures={0: f"{type(error).__name__}: {error}"})
-        return _join([_classify(images, [row]) for row in rows])
+        return _join([_classify(images, [row], bounded) for row in rows])
 
 
 def _join(answers: Sequence[Answers]) -> Answers:

@@ -8,8 +8,8 @@ from typing import Any
 from pydantic_core import from_json
 
 # Many small values become many times the text's size in memory, so they are counted before they are parsed.
-# So many are nothing to worry about, and a text of so many bytes has no more.
-_HARMLESS_VALUES = 1024 * 1024
+# To count takes a millisecond a megabyte; what a text of so many bytes can hold takes some tens of them.
+_UNCOUNTED_BYTES = 512 * 1024
 _MARKS = b",[{"
 _COUNTED_AT_ONCE_BYTES = 1024 * 1024
 
@@ -21,14 +21,14 @@ class RepeatedKey(ValueError):
 
 
 async def has_more_values(text: bytes, most: int) -> bool:
-    """Whether there are more values in a text than so many, and than would be harmless."""
-    if len(text) <= _HARMLESS_VALUES:
+    """Whether there are more values in a text than so many; a short one is not looked at."""
+    if len(text) <= _UNCOUNTED_BYTES:
         return False
     marks = 0
     for start in range(0, len(text), _COUNTED_AT_ONCE_BYTES):
         piece = text[start : start + _COUNTED_AT_ONCE_BYTES]
         marks += len(piece) - len(piece.translate(None, _MARKS))
-        if marks > max(most, _HARMLESS_VALUES):
+        if marks > most:
             return True
         await asyncio.sleep(0)
     return False
@@ -59,9 +59,10 @@ def _refuse_repeated_keys(text: bytes) -> None:
     """What looked like one more key may be inside a string."""
 
     def refuse_repeated(pairs: list[tuple[str, object]]) -> None:
-        names = [name for name, _ in pairs]
-        if len(set(names)) < len(names):
-            [repeated, *_] = [name for name in names if names.count(name) > 1]
-            raise RepeatedKey(f"a key must not be named twice. Received: {repeated[:40]!r}")
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise RepeatedKey(f"a key must not be named twice. Received: {name[:40]!r}")
+            seen.add(name)
 
     json.loads(text, object_pairs_hook=refuse_repeated)

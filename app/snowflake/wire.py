@@ -8,7 +8,7 @@ wait for a whole batch of thousands otherwise.
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 from pydantic_core import to_json
@@ -24,6 +24,9 @@ BATCH_ID_HEADER = "sf-external-function-query-batch-id"
 
 # Documentation, "Introduction to external functions": a larger answer ends the query with less to go by.
 MAX_ANSWER_BYTES = 10 * 1024 * 1024
+
+# Any of Snowflake's is shorter. They are logged, and a stranger can make them up.
+MAX_ID_CHARACTERS = 512
 
 KNOWN_OPTIONS = ("evidence",)
 
@@ -52,12 +55,20 @@ async def parse_batch(body: bytes, max_rows: int, *, evidence: bool = False) -> 
     than `max_rows` rows. Unknown keys beside "data" are ignored, as Snowflake asks. `evidence` is what a
     row without that option asks for.
     """
-    data = await _parse_data(body, max_rows)
-    _refuse_rows(data, max_rows)
-    rows: list[Row] = []
+    if rows := await _parse_piecewise(body, max_rows, evidence=evidence):
+        return rows
+    await _refuse_crowded(body, max_rows)
+    data = _rows_of(_parse_document(body))
+    _refuse_rows(len(data), max_rows)
     async for piece in _pieces(data):
         rows += parse_rows(piece, len(rows), evidence=evidence)
     return rows
+
+
+def ids_of(headers: Mapping[str, str]) -> tuple[str | None, str | None]:
+    """The query's and the batch's, as they may be logged."""
+    query_id, batch_id = (headers.get(name) for name in (QUERY_ID_HEADER, BATCH_ID_HEADER))
+    return query_id and query_id[:MAX_ID_CHARACTERS], batch_id and batch_id[:MAX_ID_CHARACTERS]
 
 
 def parse_rows(data: Sequence[object], start: int = 0, *, evidence: bool = False) -> list[Row]:
@@ -87,22 +98,23 @@ async def _pieces(items: Sequence[Item]) -> AsyncIterator[Sequence[Item]]:
         yield items[start : start + PIECE_ROWS]
 
 
-async def _parse_data(body: bytes, max_rows: int) -> list[object]:
-    """What stands in "data". Raises MalformedBody, InvalidBatch, or PayloadTooLarge before its end."""
-    data: list[object] = []
+async def _parse_piecewise(body: bytes, max_rows: int, *, evidence: bool) -> list[Row]:
+    """The rows of a large body as it is usually written; none of any other, nor of one with a fault.
+
+    Of what a piece holds, only what makes a row stays. Raises PayloadTooLarge before its end.
+    """
+    rows: list[Row] = []
     try:
         for piece in _cut(body):
             await _refuse_crowded(piece, max_rows)
             # What is no whole rows, cut inside a string or a nested array, is no JSON either.
-            data += parse_json(b"[%b]" % piece)
-            _refuse_rows(data, max_rows, known="at least ")
+            data = parse_json(b"[%b]" % piece)
+            _refuse_rows(len(rows) + len(data), max_rows, known="at least ")
+            rows += parse_rows(data, len(rows), evidence=evidence)
             await asyncio.sleep(0)
-    except ValueError:
-        data = []
-    if data:
-        return data
-    await _refuse_crowded(body, max_rows)
-    return _rows_of(_parse_document(body))
+    except (ValueError, InvalidBatch):
+        return []
+    return rows
 
 
 async def _refuse_crowded(text: bytes, max_rows: int) -> None:
@@ -113,9 +125,9 @@ async def _refuse_crowded(text: bytes, max_rows: int) -> None:
         )
 
 
-def _refuse_rows(data: Sequence[object], max_rows: int, known: str = "") -> None:
-    if len(data) > max_rows:
-        raise PayloadTooLarge(f"A batch must have at most {max_rows} rows. Received: {known}{len(data)}.")
+def _refuse_rows(rows: int, max_rows: int, known: str = "") -> None:
+    if rows > max_rows:
+        raise PayloadTooLarge(f"A batch must have at most {max_rows} rows. Received: {known}{rows}.")
 
 
 def _cut(body: bytes) -> Iterator[bytes]:
@@ -157,7 +169,7 @@ def _parse_row(index: int, row: object, *, evidence: bool) -> Row:
     try:
         wished = _parse_options(options)
     except InvalidOptions as error:
-        return Row(number, error)
+        return Row(number, error.anew())
     return Row(number, parse_source(value), evidence=wished.get("evidence", evidence))
 
 

@@ -34,6 +34,18 @@ def test_batch_and_refusal_have_a_line_each_with_their_ids_and_nothing_sent(tmp_
     assert "c2VjcmV0" not in log.read_text(encoding="utf-8")
 
 
+def test_id_of_a_stranger_is_logged_as_far_as_any_of_snowflake_s_could_be_long(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with logging_service(log) as (_, port):
+        wait_until(lambda: is_ready(f"http://127.0.0.1:{port}"))
+        long = {QUERY_ID_HEADER: "q" * 20_000, BATCH_ID_HEADER: "b" * 20_000}
+        assert exchange(port, "POST", "/classify", b'{"data": []}', JSON | long).status == 422
+        assert exchange(port, "GET", "/classify", None, {BATCH_ID_HEADER: "unknown"}).status == 404
+    too_long, unknown = events(log, "refused")
+    assert (too_long["query_id"], too_long["batch_id"]) == ("q" * 512, "b" * 512)
+    assert (unknown["batch_id"], unknown["code"]) == ("unknown", "batch_unknown")
+
+
 def test_caller_without_a_key_has_a_line_and_its_wrong_key_is_not_in_it(tmp_path: Path) -> None:
     log, keys = tmp_path / "log", tmp_path / "keys"
     keys.write_text(line_of("snowflake", make_key()))

@@ -2,19 +2,23 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
+from app.client import is_ready
 from app.snowflake.wire import BATCH_ID_HEADER, QUERY_ID_HEADER
 from tests.app.forms import text_of
-from tests.running import exchange, free_port, running_service
+from tests.running import exchange, free_port, logging_service, running_service, wait_until
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 CALLER = "b7ad6b7169203331"
@@ -121,11 +125,28 @@ def test_refusal_is_a_span_with_its_status_and_ids() -> None:
 
 
 def test_collector_that_is_not_there_costs_neither_answers_nor_the_end(sample: bytes) -> None:
-    nobody = f"http://127.0.0.1:{free_port()}"
-    with traced_service(nobody) as url:
-        for _ in range(3):
-            answer = exchange(port_of(url), "POST", "/classify", sample, {"Content-Type": "image/png"})
-            assert answer.status == 200
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        with traced_service(f"http://127.0.0.1:{deaf.getsockname()[1]}") as url:
+            for _ in range(3):
+                answer = exchange(port_of(url), "POST", "/classify", sample, {"Content-Type": "image/png"})
+                assert answer.status == 200
+            began = time.monotonic()
+        assert time.monotonic() - began < 8, "a collector is waited for, for two seconds at most"
+
+
+def test_batch_that_is_answered_later_has_its_steps_and_no_complaint(sample: bytes, tmp_path: Path) -> None:
+    body = json.dumps({"data": [[n, text_of(sample)] for n in range(400)]}).encode()
+    log = tmp_path / "log"
+    headers = HEADERS | {BATCH_ID_HEADER: "later"}
+    variables = {"EXT_CLASSIFY_TRACES": "true", "EXT_CLASSIFY_SYNC_DEADLINE_SECONDS": "0.05"}
+    with collector() as there:
+        with logging_service(log, OTEL_EXPORTER_OTLP_ENDPOINT=there.url, **variables) as (_, port):
+            wait_until(lambda: is_ready(f"http://127.0.0.1:{port}"))
+            assert exchange(port, "POST", "/classify", body, headers).status == 202
+            wait_until(lambda: exchange(port, "GET", "/classify", None, headers).status == 200)
+        names = [span.name for span in there.spans()]
+    assert {"POST /classify", "GET /classify", "decode", "predict"} == set(names)
+    assert "ended span" not in log.read_text(encoding="utf-8")
 
 
 def test_without_its_packages_the_service_says_what_to_install() -> None:

@@ -63,10 +63,19 @@ def test_sequential_network_is_split_too() -> None:
         lambda x: layers.Add()([dense(HEAVY)(x), dense(HEAVY)(x)]),
         lambda x: [dense(HEAVY)(x), layers.Flatten()(x)],
         lambda x: layers.Reshape((HEAVY,))(dense(HEAVY)(x)),
-        lambda x: layers.UnitNormalization(axis=0)(dense(HEAVY)(x)),
+        lambda x: layers.Softmax(axis=0)(dense(HEAVY)(x)),
+        lambda x: layers.UnitNormalization()(dense(HEAVY)(x)),
         lambda x: type("Mixing", (layers.Dense,), {})(HEAVY)(layers.Flatten()(x)),
     ],
-    ids=["pooled", "two chains", "two outputs", "reshaped", "across images", "a layer of one's own"],
+    ids=[
+        "pooled",
+        "two chains",
+        "two outputs",
+        "reshaped",
+        "across images",
+        "of another kind",
+        "a layer of one's own",
+    ],
 )
 def test_what_is_no_chain_of_dense_layers_after_flattening_stays_whole(
     end: Callable[[Tensor], Tensor],

@@ -47,7 +47,7 @@ def describe(factor: float, report: Report, peak: float, recovery: float) -> str
     return (
         f"| {factor:g}x | {goodput:.0f} | {goodput / peak:.0%} | {report.p50_ms:.0f} / {report.p99_ms:.0f} | "
         f"{report.refusals} | {report.refusal_p50_ms or 0:.1f} / {report.refusal_p99_ms or 0:.1f} | "
-        f"{recovery:.1f} | {other or '–'} |"
+        f"{recovery:.1f} | {report.load_cpu_seconds / report.seconds:.2f} | {other or '–'} |"
     )
 
 
@@ -57,8 +57,11 @@ def try_cell(load: LoadProcess, port: int, form: Form, rows: int, seconds: float
     peak = load.run(job).images_per_second
     unloaded = sorted(ask_once(port, image)[1] for _ in range(51))[25]
     print(f"\n{form}, {rows} rows a request: at most {peak:.0f} images/s over 8 connections\n")
-    print("| offered | images/s | of it | ms, p50 / p99 | refused | in ms, p50 / p99 | s to recover | else |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    print(
+        "| offered | images/s | of it | ms, p50 / p99 | refused | in ms, p50 / p99 | s to recover "
+        "| cores that the load takes | else |"
+    )
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for factor in FACTORS:
         report = load.run(
             Job(

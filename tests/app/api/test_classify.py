@@ -336,6 +336,16 @@ def test_every_refusal_has_the_same_shape(
     assert answer.json()["error"]["code"] == code
 
 
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [("/classify", "GET, POST"), ("/healthz", "GET"), ("/metrics", "GET"), ("/docs", "GET")],
+)
+def test_wrong_method_is_told_all_the_right_ones(client: TestClient, path: str, allowed: str) -> None:
+    answer = client.request("PATCH", path)
+    assert answer.status_code == 405
+    assert answer.headers["allow"] == allowed
+
+
 def test_unforeseen_failure_leaks_nothing(monkeypatch: pytest.MonkeyPatch, sample: bytes) -> None:
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("/secret/path")

@@ -1,11 +1,13 @@
 import asyncio
 import json
+import time
+import tracemalloc
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.errors import MalformedBody, PayloadTooLarge
+from app.errors import InvalidOptions, MalformedBody, PayloadTooLarge
 from app.snowflake import strict_json
 from app.snowflake.strict_json import RepeatedKey, has_more_values, parse_json
 from app.snowflake.wire import parse_batch
@@ -57,7 +59,7 @@ def test_what_is_no_json_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize("more", ["1,", "[],", "{},", "[[[[]]]],", '"",'])
 def test_values_are_counted_in_whatever_form(more: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(strict_json, "_HARMLESS_VALUES", 100)
+    monkeypatch.setattr(strict_json, "_UNCOUNTED_BYTES", 100)
     marks = more.count(",") + more.count("[") + more.count("{")
     text = b"[%b0]" % (more.encode() * (1000 // marks))
     held = text.count(b",") + text.count(b"[") + text.count(b"{")
@@ -66,7 +68,7 @@ def test_values_are_counted_in_whatever_form(more: str, monkeypatch: pytest.Monk
 
 
 def test_one_large_value_is_not_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(strict_json, "_HARMLESS_VALUES", 100)
+    monkeypatch.setattr(strict_json, "_UNCOUNTED_BYTES", 100)
     assert not asyncio.run(has_more_values(b'["%b"]' % (b"A" * 100_000), 100))
 
 
@@ -88,6 +90,28 @@ def test_crowd_of_values_is_refused_before_it_is_parsed(body: bytes, monkeypatch
     monkeypatch.setattr("app.snowflake.wire.parse_json", parse_none)
     with pytest.raises(PayloadTooLarge, match="no more values than they need"):
         asyncio.run(parse_batch(body, max_rows=4096))
+
+
+def test_crowd_in_the_rows_of_a_large_batch_is_let_go_of_row_by_row() -> None:
+    """Of pieces that are each small enough, nothing stays but their rows."""
+    row = b'[0,"",{"a":[%b0]}]' % (b"{}," * 90_000)
+    body = b'{"data":[%b]}' % b",".join([row] * 40)
+    tracemalloc.start()
+    try:
+        rows = asyncio.run(parse_batch(body, max_rows=4096))
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert [type(parsed.source) for parsed in rows] == [InvalidOptions] * 40
+    assert peak_bytes < 2 * len(body) + 40_000_000
+
+
+def test_many_keys_are_looked_at_once() -> None:
+    keys = ",".join(f'"k{number}":0' for number in range(100_000))
+    started = time.process_time()
+    with pytest.raises(RepeatedKey):
+        parse_json(f'{{{keys},"k0":1}}'.encode())
+    assert time.process_time() - started < 10, "or it looks at each as often as there are keys"
 
 
 @pytest.mark.parametrize("size", [4, 400_000])
