@@ -38,7 +38,7 @@ lint: .venv-dev/.installed ## formatting, rules, SQL, types
 	$(DEV)/sqlfluff lint --disable-progress-bar infra/snowflake
 	$(DEV)/mypy
 
-fuzz: .venv-fuzz/.installed ## fuzz bodies, images and HTTP (SECONDS=600, EXAMPLES=2500 an operation)
+fuzz: .venv-fuzz/.installed ## fuzz bodies, images and HTTP (SECONDS=600, EXAMPLES=5000 an operation)
 	.venv-fuzz/bin/python -m tests.fuzz.run $(if $(SECONDS),--seconds $(SECONDS))
 	.venv-fuzz/bin/python -m tests.fuzz.contract $(if $(EXAMPLES),--examples $(EXAMPLES))
 

@@ -78,10 +78,10 @@ _BATCH = {
 
 _FILES = {
     "type": "object",
-    "description": "One or many image files, under any field names.",
+    "description": "One or many image files; any other name than `file` will do too, but for no text.",
     "minProperties": 1,
     "properties": {"file": {"type": "array", "minItems": 1, "items": {"type": "string", "format": "binary"}}},
-    "additionalProperties": {"type": "string", "format": "binary"},
+    "additionalProperties": False,
 }
 
 _IMAGE = {"schema": {"type": "string", "format": "binary", "minLength": 1, "description": "an image file"}}

@@ -15,7 +15,7 @@ ST = Path(sys.executable).with_name("st")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--examples", type=int, default=2500, help="an operation (default: 2500)")
+    parser.add_argument("--examples", type=int, default=5000, help="an operation (default: 5000)")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     with running_service(EXT_CLASSIFY_MAX_WAIT_SECONDS="60") as url:
