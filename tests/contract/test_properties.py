@@ -10,21 +10,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
+from app.outcome import Outcome
 from app.snowflake.wire import BATCH_ID_HEADER
 from tests.app.forms import text_of
 from tests.conftest import SAMPLES
 
-OUTCOME_KEYS = {
-    "label",
-    "confidence",
-    "probabilities",
-    "abstained",
-    "reason",
-    "nearest_label",
-    "evidence",
-    "model",
-    "error",
-}
+OUTCOME_KEYS = set(Outcome.__annotations__)
 IMAGES = [text_of(path.read_bytes()) for path in sorted(SAMPLES.glob("*.png"))]
 
 junk = (
