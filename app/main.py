@@ -14,7 +14,7 @@ from app.admission import Admission
 from app.api import classify, health, metrics
 from app.api.auth import open_guards
 from app.api.batch import BatchClassifier
-from app.api.direct import DirectFastAPI
+from app.api.direct import DirectFastAPI, record_if_refused
 from app.api.docs import add_docs
 from app.api.metrics import Gauges
 from app.api.openapi import add_answer_examples
@@ -24,18 +24,15 @@ from app.capacity import Capacity
 from app.classifiers.frames import ServedModel
 from app.classifiers.host import ClassifierProcesses
 from app.classifiers.live import LiveClassifiers
-from app.errors import ServiceError
 from app.images.fetcher import open_fetcher
 from app.images.stage import StageReader
 from app.log import configure, log_event, logger
 from app.pipeline import Pipeline, max_fetched_rows
-from app.record import record_refusal
 from app.reloading import ignore_until_ready, reloaded_by_signal
 from app.remembered import MemoryStore
 from app.row_queue import RowQueue
 from app.settings import Settings, unknown_variables
 from app.snowflake.session import SnowflakeSession
-from app.snowflake.wire import ids_of
 from app.stopping import Stopping
 from app.tracing import TRACING
 
@@ -139,8 +136,7 @@ def _add_error_handlers(app: FastAPI) -> None:
             methods := methods_at(app.routes, request.scope)
         ):
             answer.headers["allow"] = ", ".join(methods)
-        if isinstance(error, ServiceError):
-            record_refusal(*ids_of(request.headers), error.status, error.code)
+        record_if_refused(error, request)
         return answer
 
     for kind in (*FORESEEN, Exception):

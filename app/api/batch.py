@@ -53,7 +53,7 @@ class BatchClassifier:
         self._admission = admission
 
     async def __call__(self, batch: SentBatch) -> bytes:
-        """Raises ServiceError. Logs one line, also when it is cancelled."""
+        """Raises ServiceError. Logs what became of its rows, also when it is cancelled."""
         rows = await self._parse(batch)
         self._admission.refuse_rows(len(rows))
         started = perf_counter()

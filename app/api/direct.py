@@ -76,7 +76,7 @@ async def _admit(guards: Guards, scope: Scope, receive: Receive, send: Send) -> 
     try:
         await guards.admit(Request(scope))
     except ServiceError as error:
-        _record(error, Request(scope))
+        record_if_refused(error, Request(scope))
         await refusal_of(error)(scope, receive, _securing(send))
         return False
     return True
@@ -89,7 +89,7 @@ async def _classify(scope: Scope, receive: Receive, send: Send, stopping: Stoppi
     try:
         response = await _classify_while_there_is_time(request, stopping)
     except Exception as error:  # noqa: BLE001 - it is raised again once it is answered
-        _record(error, request)
+        record_if_refused(error, request)
         failure, response = error, refusal_of(error)
     metrics.count_request(response.status_code, perf_counter() - started)
     response.raw_headers.extend(_NO_PAGE)
@@ -98,7 +98,8 @@ async def _classify(scope: Scope, receive: Receive, send: Send, stopping: Stoppi
         raise failure  # for the server to log
 
 
-def _record(error: Exception, request: Request) -> None:
+def record_if_refused(error: Exception, request: Request) -> None:
+    """A line in the log for whoever was answered with an error of the whole request."""
     if isinstance(error, ServiceError):
         record_refusal(*ids_of(request.headers), error.status, error.code)
 
