@@ -4,7 +4,6 @@ import gc
 import importlib
 import os
 import resource
-import signal
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -13,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from uvicorn.config import STARTUP_FAILURE
-from uvicorn.supervisors import Multiprocess
 
 from app.classifiers.host import ClassifierProcesses
 from app.connection import BoundedConnection
 from app.last_call import LastCallServer
 from app.settings import Settings
+from app.workers import Workers
 from model.errors import ModelError
 
 if TYPE_CHECKING:
@@ -73,16 +72,11 @@ def _serve_in_workers(settings: Settings, flags: Mapping[str, Any]) -> None:
     config = uvicorn.Config(
         f"{__name__}:{worker.__name__}", factory=True, workers=settings.workers, **_options(settings)
     )
-    supervisor = Multiprocess(config, [config.bind_socket()])
-    signal.signal(signal.SIGTERM, lambda *_: _stop_or_hasten(supervisor))
-    if hasattr(signal, "SIGHUP"):  # to lose the terminal means to stop, as with one process
-        signal.signal(signal.SIGHUP, lambda *_: _stop_or_hasten(supervisor))
-    # The supervisor looks up what to do for each signal by this name.
-    supervisor.handle_usr1 = lambda: _tell_all(supervisor, signal.SIGUSR1)  # type: ignore[attr-defined]
+    workers = Workers(config, [config.bind_socket()])
     with tempfile.TemporaryDirectory(prefix="ext-classify-metrics-") as folder:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder  # whichever worker is asked answers for all
-        supervisor.run()
-    if any(process.exitcode == STARTUP_FAILURE for process in supervisor.processes):
+        workers.run()
+    if any(process.exitcode == STARTUP_FAILURE for process in workers.processes):
         sys.exit(1)
 
 
@@ -91,20 +85,6 @@ def _allow_open_files() -> None:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):  # macOS has a lower limit than it says
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
-def _stop_or_hasten(supervisor: Multiprocess) -> None:
-    """A supervisor that waits for its workers' end hears of no signal itself."""
-    if not supervisor.should_exit.is_set():
-        supervisor.signal_queue.append(signal.SIGTERM)
-        return
-    _tell_all(supervisor, signal.SIGTERM)
-
-
-def _tell_all(supervisor: Multiprocess, number: int) -> None:
-    for process in supervisor.processes:
-        if process.pid is not None and process.exitcode is None:
-            os.kill(process.pid, number)
 
 
 def _options(settings: Settings) -> dict[str, Any]:

@@ -44,7 +44,10 @@ HOMES = {
     "yarl": {"app/images/http.py", "app/images/allowlist.py"},
     "pybase64": {"app/images/source.py"},
     "python_multipart": {"app/api/multipart.py"},
-    "uvicorn": {"app/connection.py", "app/last_call.py", "app/serving.py", "app/snowflake/local/server.py"},
+    "uvicorn": {
+        *(f"app/{name}.py" for name in ("connection", "last_call", "serving", "workers")),
+        "app/snowflake/local/server.py",
+    },
     "jwt": {"app/tokens.py"},
     "opentelemetry": {"app/tracing.py"},
     "prometheus_client": {"app/metrics.py"},

@@ -1,15 +1,19 @@
 import asyncio
+import signal
 import socket
 from typing import Any
 
 import pytest
 import uvicorn
+from uvicorn.supervisors import multiprocess
 
 from app.connection import BoundedConnection
 from app.last_call import LastCallServer
+from app.workers import Workers
 from tests.app.test_connection import GET, application
 
 CALLERS = 20
+SUPERVISED = multiprocess.Process
 
 
 async def answers_of_the_unaccepted(kind: type[uvicorn.Server]) -> list[bytes]:
@@ -45,3 +49,21 @@ def test_callers_whom_the_server_has_not_seen_yet_are_answered(loop: str) -> Non
 def test_they_would_be_lost_otherwise() -> None:
     """Or the test above shows nothing."""
     assert b"reset" in asyncio.run(answers_of_the_unaccepted(uvicorn.Server))
+
+
+def test_workers_are_such_servers_and_their_supervisor_keeps_no_queue_of_its_own() -> None:
+    """Each takes in what it can see; with the last of them, the queue they shared is gone."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    address = listener.getsockname()
+    config = uvicorn.Config(application, http=BoundedConnection, workers=2)
+    supervised = {number: signal.getsignal(number) for number in multiprocess.SIGNALS}
+    try:
+        workers = Workers(config, [listener])
+        assert isinstance(multiprocess.Process(config, [listener]).server, LastCallServer)
+        workers.terminate_all()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(address).close()
+    finally:
+        multiprocess.Process = SUPERVISED
+        for number, handler in supervised.items():
+            signal.signal(number, handler)

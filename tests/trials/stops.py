@@ -5,6 +5,7 @@ import asyncio
 import random
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -55,22 +56,23 @@ async def load(service: "subprocess.Popen[bytes]", port: int, batches: list[Batc
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--times", type=int, default=50)
+    parser.add_argument("--workers", default="1")
     options = parser.parse_args()
     batches = list(make_batches(as_jpeg(load_images().files), rows=8, count=8000))
     total: Counter[str] = Counter()
     seconds: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(options.times):
-            with logging_service(Path(folder) / "log", EXT_CLASSIFY_STOP_DELAY_SECONDS="0.5") as (
-                service,
-                port,
-            ):
+            variables = {"EXT_CLASSIFY_STOP_DELAY_SECONDS": "0.5", "EXT_CLASSIFY_WORKERS": options.workers}
+            with logging_service(Path(folder) / "log", **variables) as (service, port):
                 wait_until(lambda port=port: is_ready(f"http://127.0.0.1:{port}"))  # type: ignore[misc]
                 total += uvloop.run(load(service, port, batches))
                 began = time.perf_counter()
                 total[f"exit {service.wait(60)}"] += 1
                 seconds.append(time.perf_counter() - began)
     print(f"{options.times} times: {dict(total)}; ended {max(seconds):.1f} s after the last answer at most")
+    if set(total) != {"200", "exit 0"}:
+        sys.exit(1)
 
 
 if __name__ == "__main__":
