@@ -226,7 +226,7 @@ class IssuerUnavailable(ServiceError):
 
 
 class TracesUnavailable(OSError):
-    """What sends traces is not installed; the message says what to do."""
+    """What sends traces is not installed, or set wrongly; the message says what to do."""
 
 
 class ApiKeysUnreadable(OSError):

@@ -52,13 +52,21 @@ class Tracing:
             raise TracesUnavailable(
                 f"EXT_CLASSIFY_TRACES needs {error.name}: pip install 'ext-classify[traces]'"
             ) from None
+        try:
+            self._provide(resources, sdk, export.BatchSpanProcessor(otlp.OTLPSpanExporter()))
+        except ValueError as error:
+            raise TracesUnavailable(
+                f"OpenTelemetry refuses what its variables (OTEL_…) say: {error}"
+            ) from None
+        self._propagator = propagation.TraceContextTextMapPropagator()
+
+    def _provide(self, resources: Any, sdk: Any, processor: Any) -> None:
         service = resources.Resource.create({"service.version": __version__})
         if service.attributes["service.name"].startswith("unknown_service"):
             service = service.merge(resources.Resource({"service.name": "ext-classify"}))
         self._provider = sdk.TracerProvider(resource=service)
-        self._provider.add_span_processor(export.BatchSpanProcessor(otlp.OTLPSpanExporter()))
+        self._provider.add_span_processor(processor)
         self._tracer = self._provider.get_tracer("ext_classify", __version__)
-        self._propagator = propagation.TraceContextTextMapPropagator()
 
     def close(self) -> None:
         """Send what is left, for as long as the service waits for it."""

@@ -149,19 +149,28 @@ def test_batch_that_is_answered_later_has_its_steps_and_no_complaint(sample: byt
     assert "ended span" not in log.read_text(encoding="utf-8")
 
 
-def test_without_its_packages_the_service_says_what_to_install() -> None:
-    program = (
-        "import sys; sys.modules['opentelemetry.sdk'] = None; from app.cli import main;"
-        f"sys.exit(main(['serve', '--port', '{free_port()}']))"
-    )
+def start_in_vain(before: str = "pass", **variables: str) -> "subprocess.CompletedProcess[str]":
+    serve = f"from app.cli import main; sys.exit(main(['serve', '--port', '{free_port()}']))"
+    program = f"import sys; {before}; {serve}"
     started = subprocess.run(
         [sys.executable, "-c", program],
-        env=os.environ | {"EXT_CLASSIFY_TRACES": "true"},
+        env=os.environ | {"EXT_CLASSIFY_TRACES": "true"} | variables,
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
     )
     assert started.returncode == 1
+    assert "Traceback" not in started.stderr
+    return started
+
+
+def test_without_its_packages_the_service_says_what_to_install() -> None:
+    started = start_in_vain("sys.modules['opentelemetry.sdk'] = None")
     assert "EXT_CLASSIFY_TRACES needs opentelemetry.sdk" in started.stderr
     assert "pip install 'ext-classify[traces]'" in started.stderr
+
+
+def test_variables_that_opentelemetry_refuses_are_said_to_be_so() -> None:
+    started = start_in_vain(OTEL_BSP_MAX_QUEUE_SIZE="-1")
+    assert "OpenTelemetry refuses what its variables (OTEL_…) say: max_queue_size must be" in started.stderr
