@@ -5,16 +5,12 @@ also while it is still running; 202 makes Snowflake ask for it by GET, as often 
 """
 
 import asyncio
-import hashlib
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import suppress
 from copy import copy
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import NamedTuple, Protocol
 
-from app.admission import PendingBody
-from app.errors import BatchUnknown, InvalidBatch, Overloaded, Stopped
+from app.answer_store import AnswerStore, Remembered, SentBatch
+from app.errors import BatchUnknown, InvalidBatch, Overloaded, ServiceError, Stopped
 from app.snowflake.wire import MAX_ID_CHARACTERS
 
 # Whoever cut the connection asks again within seconds; a query that was cancelled does not.
@@ -32,70 +28,6 @@ def check_batch_id(batch_id: str) -> str:
             f"A batch's id must have at most {MAX_ID_CHARACTERS} characters. Received: {len(batch_id)}."
         )
     return batch_id
-
-
-@dataclass
-class SentBatch:
-    """A batch as it was sent. Its answer follows from its content, the encoding of that, and `evidence`."""
-
-    batch_id: str | None
-    query_id: str | None
-    content: bytes
-    content_encoding: str
-    evidence: bool
-    pending: PendingBody = field(repr=False)
-
-    def take_content(self) -> bytes:
-        """Once: it is not kept beside the rows that it becomes."""
-        content, self.content = self.content, b""
-        return content
-
-    @cached_property
-    def digest(self) -> bytes:
-        """Of all that the answer follows from, first asked for while the content is there."""
-        digest = hashlib.sha256(f"{self.content_encoding}\n{self.evidence}\n".encode())
-        digest.update(self.content)
-        return digest.digest()
-
-
-class Remembered(NamedTuple):
-    """The answer to a batch with this digest."""
-
-    digest: bytes
-    answer: bytes
-
-
-class AnswerStore(Protocol):
-    """Where answers are remembered."""
-
-    is_shared: bool
-    """With other processes, which may have to begin a batch anew."""
-    is_available: bool
-    held_bytes: int
-
-    def has(self, batch_id: str) -> bool:
-        """At hand."""
-        ...
-
-    async def find(self, batch_id: str) -> Remembered | None: ...
-
-    async def keep(self, batch_id: str, remembered: Remembered) -> None: ...
-
-    def claim(self, batch_id: str) -> AbstractAsyncContextManager[Remembered | None]:
-        """The right to classify a batch, or what another process that had it has answered meanwhile."""
-        ...
-
-    async def keep_unfinished(self, batch: SentBatch) -> bool:
-        """So that another process can begin anew what this one may not end. False if it could not."""
-        ...
-
-    async def find_unfinished(self, batch_id: str) -> SentBatch | None:
-        """One that nobody classifies any more."""
-        ...
-
-    async def is_claimed(self, batch_id: str) -> bool: ...
-
-    async def close(self) -> None: ...
 
 
 class Batches:
@@ -200,9 +132,17 @@ class Batches:
         async with self.store.claim(batch_id) as remembered:
             if remembered is not None and remembered.digest == digest:
                 return remembered.answer
-            answer = await self._classify(batch)
+            answer = await self._classify_or_forget(batch_id, batch)
             await self.store.keep(batch_id, Remembered(digest, answer))
             return answer
+
+    async def _classify_or_forget(self, batch_id: str, batch: SentBatch) -> bytes:
+        try:
+            return await self._classify(batch)
+        except ServiceError as error:
+            if not error.retryable:
+                await self.store.forget_unfinished(batch_id)
+            raise
 
     def _end(self, batch_id: str, running: "_Running") -> None:
         running.batch.take_content()

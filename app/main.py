@@ -11,6 +11,7 @@ from starlette.datastructures import State
 
 from app import __version__
 from app.admission import Admission
+from app.answer_store import AnswerStore
 from app.api import classify, health, metrics
 from app.api.auth import open_guards
 from app.api.batch import BatchClassifier
@@ -19,7 +20,7 @@ from app.api.docs import add_docs
 from app.api.metrics import Gauges
 from app.api.openapi import add_answer_examples
 from app.api.refusal import FORESEEN, methods_at, refusal_of
-from app.batches import AnswerStore, Batches
+from app.batches import Batches
 from app.capacity import Capacity
 from app.classifiers.frames import ServedModel
 from app.classifiers.host import ClassifierProcesses

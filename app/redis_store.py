@@ -21,7 +21,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from app.admission import Admission
-from app.batches import Remembered, SentBatch
+from app.answer_store import Remembered, SentBatch
 from app.log import log_event
 from app.remembered import MemoryStore, compress
 
@@ -112,6 +112,9 @@ class RedisStore:
         key, stored = _key(batch.batch_id, "unfinished"), _format(batch)
         kept = await self._ask(lambda: self._redis.set(key, stored, px=self._remembered_milliseconds), None)
         return bool(kept)
+
+    async def forget_unfinished(self, batch_id: str) -> None:
+        await self._ask(lambda: self._redis.delete(_key(batch_id, "unfinished")), None)
 
     async def find_unfinished(self, batch_id: str) -> SentBatch | None:
         async def look() -> tuple[bytes | None, int]:

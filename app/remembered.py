@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from time import monotonic
 
-from app.batches import Remembered, SentBatch
+from app.answer_store import Remembered, SentBatch
 
 # JSON of a thousand outcomes says the same thing a thousand times; the fastest level sees that.
 _ZLIB_LEVEL = 1
@@ -71,6 +71,9 @@ class MemoryStore:
     async def keep_unfinished(self, batch: SentBatch) -> bool:  # noqa: ARG002
         """It is unfinished here, where it is asked for."""
         return True
+
+    async def forget_unfinished(self, batch_id: str) -> None:
+        """None is kept."""
 
     async def find_unfinished(self, batch_id: str) -> SentBatch | None:  # noqa: ARG002
         return None

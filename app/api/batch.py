@@ -6,9 +6,9 @@ from time import perf_counter
 from starlette.requests import Request
 
 from app.admission import Admission, PendingBody
+from app.answer_store import SentBatch
 from app.api.body import arriving_within, encoding_of, inflate, length_of, read_body
 from app.api.query import wants_evidence
-from app.batches import SentBatch
 from app.errors import AnswerTooLarge
 from app.pipeline import Pipeline
 from app.record import record_abandoned, record_answer

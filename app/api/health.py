@@ -5,7 +5,7 @@ from typing import Any, Literal
 from fastapi import APIRouter, Request, Response
 from typing_extensions import TypedDict
 
-from app.batches import AnswerStore
+from app.answer_store import AnswerStore
 from app.outcome import ModelIdentity
 from app.pipeline import Pipeline
 from app.stopping import Stopping

@@ -8,7 +8,8 @@ import pytest
 
 from app import batches as batches_module
 from app.admission import Admission
-from app.batches import Batches, Remembered, SentBatch
+from app.answer_store import Remembered, SentBatch
+from app.batches import Batches
 from app.capacity import Capacity
 from app.errors import BatchUnknown, InvalidBatch
 from app.remembered import MemoryStore

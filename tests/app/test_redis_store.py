@@ -14,9 +14,10 @@ import pytest
 
 from app import redis_store
 from app.admission import Admission
-from app.batches import Batches, SentBatch
+from app.answer_store import SentBatch
+from app.batches import Batches
 from app.capacity import Capacity
-from app.errors import BatchUnknown
+from app.errors import AnswerTooLarge, BatchUnknown, ServiceError, Stopped
 from app.redis_store import RedisStore
 from app.remembered import MemoryStore
 from app.row_queue import RowQueue
@@ -65,6 +66,7 @@ class Replica:
         )
         self.batches = Batches(self._classify, self.store, deadline_seconds)
         self.started = 0
+        self.failure: ServiceError | None = None
         self.ended = asyncio.Event()
         self._name = name
         REPLICAS.append(self)
@@ -80,6 +82,8 @@ class Replica:
         said = f"{self._name}: {batch.query_id} {batch.content_encoding} {batch.evidence} ".encode()
         said += batch.take_content()
         await self.ended.wait()
+        if self.failure is not None:
+            raise self.failure
         return said
 
 
@@ -192,6 +196,30 @@ def test_failure_at_one_replica_is_tried_at_the_next(port: int, monkeypatch: pyt
         running.task.cancel()
         second.ended.set()
         assert await second.answer("failed") == b"second: q gzip True rows"
+
+    run(check)
+
+
+@pytest.mark.parametrize(("failure", "is_begun_anew"), [(AnswerTooLarge("x"), False), (Stopped("x"), True)])
+def test_promised_batch_that_fails_is_begun_anew_only_if_that_can_help(
+    port: int, failure: ServiceError, is_begun_anew: bool
+) -> None:
+    async def check() -> None:
+        batch_id = f"failing {failure.code}"
+        failing, heir = Replica("failing", port, deadline_seconds=0.05), Replica("heir", port)
+        failing.failure = failure
+        assert await failing.answer(batch_id) is None
+        failing.ended.set()
+        await asyncio.sleep(0.2)
+        with pytest.raises(type(failure)):
+            await failing.batches.poll(batch_id)
+        if is_begun_anew:
+            assert await heir.batches.poll(batch_id) is None
+        else:
+            with pytest.raises(BatchUnknown):
+                await heir.batches.poll(batch_id)
+        await asyncio.sleep(0.1)
+        assert heir.started == int(is_begun_anew)
 
     run(check)
 
