@@ -9,7 +9,7 @@ from pydantic_core import from_json
 
 # Many small values become many times the text's size in memory, so they are counted before they are parsed.
 # To count takes a millisecond a megabyte; what a text of so many bytes can hold takes some tens of them.
-_UNCOUNTED_BYTES = 512 * 1024
+UNCOUNTED_BYTES = 512 * 1024
 _MARKS = b",[{"
 _COUNTED_AT_ONCE_BYTES = 1024 * 1024
 
@@ -22,7 +22,7 @@ class RepeatedKey(ValueError):
 
 async def has_more_values(text: bytes, most: int) -> bool:
     """Whether there are more values in a text than so many; a short one is not looked at."""
-    if len(text) <= _UNCOUNTED_BYTES:
+    if len(text) <= UNCOUNTED_BYTES:
         return False
     marks = 0
     for start in range(0, len(text), _COUNTED_AT_ONCE_BYTES):

@@ -59,7 +59,7 @@ def test_what_is_no_json_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize("more", ["1,", "[],", "{},", "[[[[]]]],", '"",'])
 def test_values_are_counted_in_whatever_form(more: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(strict_json, "_UNCOUNTED_BYTES", 100)
+    monkeypatch.setattr(strict_json, "UNCOUNTED_BYTES", 100)
     marks = more.count(",") + more.count("[") + more.count("{")
     text = b"[%b0]" % (more.encode() * (1000 // marks))
     held = text.count(b",") + text.count(b"[") + text.count(b"{")
@@ -68,7 +68,7 @@ def test_values_are_counted_in_whatever_form(more: str, monkeypatch: pytest.Monk
 
 
 def test_one_large_value_is_not_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(strict_json, "_UNCOUNTED_BYTES", 100)
+    monkeypatch.setattr(strict_json, "UNCOUNTED_BYTES", 100)
     assert not asyncio.run(has_more_values(b'["%b"]' % (b"A" * 100_000), 100))
 
 
