@@ -6,6 +6,7 @@ that no other file is ever loaded under its name.
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -92,10 +93,22 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@contextmanager
+def file_faults() -> Iterator[None]:
+    """Turn what the system says of a file into an ArtifactError; a container's user may not read a volume."""
+    try:
+        yield
+    except OSError as error:
+        raise ArtifactError(
+            f"{error.filename} must be readable by the user {os.getuid()}. Received: {error.strerror}."
+        ) from None
+
+
+@file_faults()
 def load_artifact(h5_path: Path) -> Artifact:
     """Read the card beside `h5_path` and verify that it speaks for this file.
 
-    Raises ArtifactError when a file is missing, the card is wrong or the sha256 differs.
+    Raises ArtifactError when a file is missing or unreadable, the card is wrong or the sha256 differs.
     """
     for path in (h5_path, card_path(h5_path)):
         if not path.is_file():

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from model.artifact import Artifact
+from model.artifact import Artifact, file_faults
 from model.errors import ArtifactError
 
 
@@ -47,6 +47,7 @@ def cached(artifact: Artifact, cache_dir: Path) -> CompiledPaths:
     return CompiledPaths(cache_dir / f"{artifact.card.sha256}.tflite")
 
 
+@file_faults()
 def load_compiled(artifact: Artifact, cache_dir: Path) -> bytes:
     """The compiled network of this very h5: from beside it, else from the cache, else compiled now.
 
@@ -75,7 +76,7 @@ def read_twin(artifact: Artifact, paths: CompiledPaths) -> bytes | None:
     try:
         stamp = Stamp.model_validate_json(paths.stamp.read_bytes())
         compiled = paths.tflite.read_bytes()
-    except (OSError, ValidationError):
+    except (FileNotFoundError, ValidationError):
         return None
     matches = stamp.h5_sha256 == artifact.card.sha256 and stamp.sha256 == hashlib.sha256(compiled).hexdigest()
     return compiled if matches else None

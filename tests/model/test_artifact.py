@@ -99,6 +99,15 @@ def test_missing_h5_is_named(h5_path: Path) -> None:
         load_artifact(h5_path)
 
 
+def test_file_that_the_system_refuses_is_named_with_its_reason(tmp_path: Path) -> None:
+    """As it does one that a container's user may not read; for root, nothing is easier refused than this."""
+    h5_path = tmp_path / f"{'m' * 300}.h5"
+    with pytest.raises(
+        ArtifactError, match=r"m\.h5 must be readable by the user \d+\. Received: File name too"
+    ):
+        load_artifact(h5_path)
+
+
 @pytest.mark.parametrize("missing", sorted(CARD))
 def test_missing_field_is_named(h5_path: Path, missing: str) -> None:
     card = {name: value for name, value in CARD.items() if name != missing}
