@@ -28,6 +28,7 @@ FURTHER_COMMANDS = (
     "app.snowflake_commands",
     "app.plan.command",
     "app.training_commands",
+    "app.verify_command",
 )
 
 

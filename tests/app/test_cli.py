@@ -1,4 +1,5 @@
 import json
+import re
 import shlex
 import shutil
 import signal
@@ -194,3 +195,16 @@ def test_demo_names_a_taken_port(capsys: pytest.CaptureFixture[str], url: str) -
     port = url.rpartition(":")[2]
     assert main(["demo", "--port", port]) == 1
     assert "make run PORT=8001" in capsys.readouterr().err
+
+
+def test_verify_says_which_network_would_be_served(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify"]) == 0
+    said = capsys.readouterr().out
+    assert re.fullmatch(r"steel_defects [0-9a-f]{12}: Crazing, .*Scratches; 200x200x1, by litert\n", said)
+
+
+def test_verify_refuses_what_would_not_be_served(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    h5 = copy_artifact(tmp_path, ".h5", ".json", ".tflite")
+    h5.write_bytes(h5.read_bytes()[:-1] + b"?")
+    assert main(["verify", str(h5)]) == 1
+    assert "must have the sha256 that its card names" in capsys.readouterr().err

@@ -1,0 +1,30 @@
+"""ext-classify verify: whether a network would be served, before it is."""
+
+from pathlib import Path
+from typing import get_args
+
+from app.command_line import Add
+from model.artifact import load_artifact
+from model.defaults import DEFAULT_MODEL_PATH, Engine, user_cache_dir
+from model.runtime import open_classifier
+
+
+def add_commands(add: Add) -> None:
+    command = add("verify", verify, "check a network's hash, card, compiled twin and golden image")
+    command.add_argument(
+        "model",
+        type=Path,
+        nargs="?",
+        default=DEFAULT_MODEL_PATH,
+        metavar="H5",
+        help="(default: the shipped one)",
+    )
+    command.add_argument("--engine", choices=get_args(Engine), default="litert", help="(default: litert)")
+
+
+def verify(model: Path, engine: Engine) -> None:
+    """Raises ArtifactError where the service would not start with it."""
+    artifact = load_artifact(model)
+    open_classifier(artifact, engine, 1, user_cache_dir())
+    size = "x".join(map(str, artifact.card.image.shape))
+    print(f"{artifact.name} {artifact.version}: {', '.join(artifact.card.class_names)}; {size}, by {engine}")
