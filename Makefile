@@ -6,6 +6,9 @@ SEEDS ?= 0 1 2
 OUTPUT ?= trained.h5
 REPORT ?= report
 TABLES ?= crossvalidation.md
+IMAGE ?= ext-classify
+TARGET ?= serve
+TESTED_IMAGE = localhost/ext-classify:test
 NEEDS_DATA = @test -n "$(DATA)" || { echo "Say where the images are: make $@ DATA=DIR"; exit 2; }
 
 SERVE = .venv/bin
@@ -17,7 +20,8 @@ TO_ONNX = TF_CPP_MIN_LOG_LEVEL=3 .venv-bench-peers/bin/python -W ignore $(PEERS)
 UV_COMPILE = $(DEV)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-annotate --no-header
 
-.PHONY: help setup dev run test lint fuzz audit bench bench-serving tune-peers train train-recipe evaluate crossvalidate samples system-deps lock clean
+.PHONY: help setup dev run test lint fuzz audit bench bench-serving tune-peers train train-recipe evaluate crossvalidate samples system-deps \
+	container-deps container-base container container-test lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-14s %s\n", $$1, $$2}'
@@ -43,7 +47,7 @@ fuzz: .venv-fuzz/.installed ## fuzz bodies, images and HTTP (SECONDS=600, EXAMPL
 	.venv-fuzz/bin/python -m tests.fuzz.contract $(if $(EXAMPLES),--examples $(EXAMPLES))
 
 audit: .venv-fuzz/.installed ## ask PyPI for known faults of what serves, and of what tests
-	.venv-fuzz/bin/pip-audit --require-hashes --disable-pip -r requirements.txt -r requirements-dev.txt
+	.venv-fuzz/bin/pip-audit --require-hashes --disable-pip -r requirements-image.txt -r requirements-dev.txt
 
 bench: bench-serving ## measure all that is claimed, into tests/benchmarks/results/; an hour and a half
 	$(DEV)/python -m tests.benchmarks.engines
@@ -85,10 +89,29 @@ system-deps: ## install the Debian packages that the whole test suite wants, as 
 	apt-get update -qq
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core prometheus redis-server
 
+container-deps: ## install the Debian packages that build and run containers where there is no docker, as root
+	apt-get update -qq
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends buildah catatonit containers-storage \
+		debootstrap golang-github-containers-common iptables netavark podman runc
+
+container-base: ## make the base image of Debian's packages, where no registry of images is reached, as root
+	sh infra/container/base.sh
+
+container: ## build the service's image (IMAGE=ext-classify TARGET=serve)
+	sh infra/container/build.sh $(IMAGE) $(TARGET)
+
+container-test: .venv-dev/.installed ## build the image, and try it as hardened as it is to run
+	sh infra/container/build.sh $(TESTED_IMAGE)
+	. infra/container/engine.sh && CONTAINER_IMAGE=$(TESTED_IMAGE) $(DEV)/pytest tests/container
+
 lock: .venv-dev/.installed ## write the locked requirements anew from pyproject.toml
 	$(UV_COMPILE) --upgrade -o requirements.txt pyproject.toml
 	$(UV_COMPILE) --upgrade -o requirements-sql.txt --extra sql -c requirements.txt pyproject.toml
 	$(UV_COMPILE) --upgrade -o requirements-dev.txt --extra dev -c requirements-sql.txt pyproject.toml
+	$(UV_COMPILE) --upgrade -o requirements-image.txt --extra traces -c requirements-dev.txt pyproject.toml
+	$(UV_COMPILE) --upgrade -o requirements-full.txt --extra train --extra sql --extra traces -c requirements-dev.txt pyproject.toml
+	$(UV_COMPILE) --upgrade -o requirements-gpu.txt --extra train-gpu --extra sql --extra traces -c requirements-full.txt pyproject.toml
+	echo hatchling | $(UV_COMPILE) --no-config --upgrade -o requirements-build.txt -
 	$(UV_COMPILE) --upgrade -o requirements-fuzz.txt --extra fuzz -c requirements-dev.txt pyproject.toml
 	echo 'snowflake-connector-python>=5' | $(UV_COMPILE) --no-config --upgrade -o requirements-connector5.txt -
 	$(UV_COMPILE) --no-config --upgrade -o $(PEERS)/requirements-peers.txt $(PEERS)/requirements-peers.in

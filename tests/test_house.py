@@ -135,15 +135,9 @@ def test_no_drawer_of_odds_and_ends(path: Path) -> None:
 
 def test_top_level_is_as_agreed() -> None:
     allowed = {"app", "model", "infra", "tests", "Dockerfile", "pyproject.toml", "README.md", "CHANGELOG.md"}
-    allowed |= {
-        "LICENSE",
-        "Makefile",
-        "requirements.txt",
-        "requirements-sql.txt",
-        "requirements-connector5.txt",
-        "requirements-dev.txt",
-        "requirements-fuzz.txt",
-    }
+    allowed |= {"LICENSE", "Makefile", "requirements.txt"}
+    locks = ("build", "connector5", "dev", "full", "fuzz", "gpu", "image", "sql")
+    allowed |= {f"requirements-{name}.txt" for name in locks}
     git = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     tracked = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
     assert {Path(path).parts[0] for path in tracked if not path.startswith(".")} <= allowed

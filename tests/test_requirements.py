@@ -10,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LOCKS = ("requirements.txt", "requirements-sql.txt", "requirements-dev.txt")
+IMAGES = tuple(f"requirements-{name}.txt" for name in ("image", "full", "gpu"))
 PEERS = tuple(f"tests/benchmarks/peers/requirements-{name}.txt" for name in ("peers", "pytriton"))
 
 
@@ -35,7 +36,10 @@ def test_serving_imports_no_tensorflow() -> None:
     assert finished.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("name", [*LOCKS, "requirements-connector5.txt", "requirements-fuzz.txt", *PEERS])
+@pytest.mark.parametrize(
+    "name",
+    [*LOCKS, *IMAGES, *(f"requirements-{name}.txt" for name in ("build", "connector5", "fuzz")), *PEERS],
+)
 def test_every_pin_has_hashes_and_no_index_is_named(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
     entries = re.split(r"\n(?=\S)", text.strip())
@@ -47,6 +51,14 @@ def test_every_pin_has_hashes_and_no_index_is_named(name: str) -> None:
 def test_larger_locks_hold_the_smaller_ones() -> None:
     for smaller, larger in pairwise(map(locked, LOCKS)):
         assert {name: larger.get(name) for name in smaller} == smaller
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_images_are_of_what_is_tested(name: str) -> None:
+    tested, carried = locked("requirements-dev.txt"), locked(name)
+    assert locked("requirements.txt").items() <= carried.items()
+    assert {package: tested[package] for package in carried.keys() & tested.keys()}.items() <= carried.items()
+    assert ("tensorflow" in carried or "tensorflow-cpu" in carried) == (name != "requirements-image.txt")
 
 
 def test_locked_connectors_are_of_both_lines() -> None:

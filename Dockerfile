@@ -1,0 +1,89 @@
+# syntax=docker/dockerfile:1
+# Two images of one wheel. `serve`, the default: what answers POST /classify, without TensorFlow, a compiler or
+# pip. `full`: trains, compiles, runs local SQL, and serves by TensorFlow too.
+#
+#   docker build -t ext-classify .
+#   docker build -t ext-classify:full --target full .
+#
+# The base is a Debian, or an image upon it that brings its own Python of 3.11 to 3.13.
+ARG BASE_IMAGE=debian:bookworm-slim
+
+FROM ${BASE_IMAGE} AS python
+# Python, and whom to trust when images are fetched by https; and no program that would make root of somebody.
+RUN apt-get update \
+ && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends ca-certificates \
+      $(command -v python3 > /dev/null || echo python3) \
+ && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/cache/ldconfig/* /var/log/apt /var/log/*.log \
+      /usr/share/doc /usr/share/man \
+ && find / -xdev -perm /6000 -type f -exec chmod a-s {} +
+
+# The wheel, by a locked builder. Behind a company's proxy, its certificates come in as a secret, and stay out
+# of the image: --secret id=pip_conf,src=pip.conf --secret id=ca_bundle,src=ca.crt, with `cert = /run/ca.crt`.
+FROM python AS builder
+RUN apt-get update \
+ && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
+      $(python3 -c 'import ensurepip' 2> /dev/null || echo python3-venv)
+WORKDIR /build
+COPY requirements-build.txt .
+RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf --mount=type=secret,id=ca_bundle,target=/run/ca.crt \
+    python3 -m venv /opt/build \
+ && /opt/build/bin/pip install --quiet --no-cache-dir --require-hashes -r requirements-build.txt
+COPY pyproject.toml README.md LICENSE ./
+COPY infra/snowflake infra/snowflake
+COPY app app
+COPY model model
+ARG SOURCE_DATE_EPOCH=0
+RUN /opt/build/bin/python -m hatchling build --target wheel --directory /opt/wheel
+
+FROM builder AS serve-builder
+COPY requirements-image.txt .
+RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf --mount=type=secret,id=ca_bundle,target=/run/ca.crt \
+    python3 -m venv --without-pip /opt/ext-classify \
+ && /opt/build/bin/pip --python /opt/ext-classify/bin/python install --quiet --no-cache-dir --require-hashes \
+      -r requirements-image.txt
+RUN /opt/build/bin/pip --python /opt/ext-classify/bin/python install --quiet --no-cache-dir --no-deps --no-index \
+      /opt/wheel/*.whl
+COPY infra/container/prune.sh .
+RUN apt-get install -y --no-install-recommends binutils && sh prune.sh /opt/ext-classify
+# What is shipped is proven to be whole, and to be right about its golden image.
+RUN /opt/ext-classify/bin/ext-classify verify
+
+FROM builder AS full-builder
+# For a GPU: --build-arg FULL_REQUIREMENTS=requirements-gpu.txt, three gigabytes more.
+ARG FULL_REQUIREMENTS=requirements-full.txt
+COPY requirements-full.txt requirements-gpu.txt ./
+RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf --mount=type=secret,id=ca_bundle,target=/run/ca.crt \
+    python3 -m venv --without-pip /opt/ext-classify \
+ && /opt/build/bin/pip --python /opt/ext-classify/bin/python install --quiet --no-cache-dir --require-hashes \
+      -r "${FULL_REQUIREMENTS}"
+RUN /opt/build/bin/pip --python /opt/ext-classify/bin/python install --quiet --no-cache-dir --no-deps --no-index \
+      /opt/wheel/*.whl
+RUN /opt/ext-classify/bin/ext-classify verify
+
+# What both are when they run: nobody on this machine, who may write nothing but /tmp.
+FROM python AS runtime
+ENV PATH=/opt/ext-classify/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    EXT_CLASSIFY_HOST=0.0.0.0
+WORKDIR /tmp
+USER 10001:10001
+EXPOSE 8000
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 CMD ["python3", "-m", "app.probe"]
+ENTRYPOINT ["ext-classify"]
+CMD ["serve"]
+ARG VERSION=unknown
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="ext-classify" \
+      org.opencontainers.image.description="A Keras image classifier as a Snowflake SQL function" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+
+FROM runtime AS full
+COPY --from=full-builder /opt/ext-classify /opt/ext-classify
+
+# The last is what a build without --target makes.
+FROM runtime AS serve
+COPY --from=serve-builder /opt/ext-classify /opt/ext-classify

@@ -1,0 +1,10 @@
+import pytest
+
+from tests.container.engine import IMAGE
+
+
+@pytest.fixture(autouse=True)
+def image() -> str:
+    if not IMAGE:
+        pytest.skip("CONTAINER_IMAGE names no image: make container-test builds one")
+    return IMAGE
