@@ -1,21 +1,32 @@
 """A client of the service: image files to Snowflake batches, outcomes to a table."""
 
 import base64
+import itertools
 import json
+import random
+import time
 import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from http import HTTPStatus
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 from app.command_line import CommandError
+from app.snowflake.wire import BATCH_ID_HEADER
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 BATCH_ROWS = 64
 BATCH_BYTES = 16 * 1024 * 1024
 TIMEOUT_SECONDS = 60.0
+# A batch that was answered 202 is asked for so often.
+POLL_SECONDS = 1.0
+# So long, a service that is busy, or being replaced, is waited for.
+PATIENCE_SECONDS = 600.0
+LONGEST_PAUSE_SECONDS = 10.0
+_RETRYABLE = frozenset({429, 500, 502, 503, 504})
 IMAGE_SUFFIXES = frozenset({".bmp", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp"})
 
 
@@ -49,6 +60,45 @@ def classify_files(images: Sequence[Path], url: str) -> Iterator[dict[str, Any]]
         data = [[number, base64.b64encode(image).decode()] for number, image in enumerate(batch)]
         for _, outcome in _post_json(f"{url}/classify", {"data": data})["data"]:
             yield outcome
+
+
+def classify_sources(sources: Sequence[str], url: str, *, batch_id: str) -> list[dict[str, Any]]:
+    """Outcomes in the order of `sources`, in one batch, as Snowflake would send it and ask for it.
+
+    Under its id, so that a repeated one is not classified twice; patient with a service that is busy or
+    begins anew. Raises ClientError.
+    """
+    document = {"data": [[number, source] for number, source in enumerate(sources)]}
+    request = urllib.request.Request(
+        f"{_checked(url)}/classify",
+        json.dumps(document).encode(),
+        {"Content-Type": "application/json", BATCH_ID_HEADER: batch_id},
+    )
+    give_up_at = time.monotonic() + PATIENCE_SECONDS
+    for attempt in itertools.count():
+        try:
+            status, answer = _exchange(request)
+            if status == HTTPStatus.OK:
+                return [outcome for _, outcome in answer["data"]]
+            # It is begun, and is to be asked for.
+            request = urllib.request.Request(request.full_url, headers={BATCH_ID_HEADER: batch_id})
+            pause = POLL_SECONDS
+        except _Unanswered as error:
+            pause = error.retry_after_seconds or min(0.2 * 2**attempt, LONGEST_PAUSE_SECONDS)
+            if time.monotonic() + pause > give_up_at:
+                raise ClientError(str(error)) from None
+        time.sleep(random.uniform(pause / 2, pause))  # noqa: S311 - no secret
+    raise AssertionError
+
+
+def model_version(url: str) -> str:
+    """Of the network that serves. Raises ClientError."""
+    try:
+        _, answer = _exchange(urllib.request.Request(f"{_checked(url)}/readyz"))
+        version: str = answer["model"]["version"]
+        return version
+    except _Unanswered as error:
+        raise ClientError(str(error)) from None
 
 
 def print_outcomes(images: Sequence[Path], outcomes: Iterator[dict[str, Any]], *, as_json: bool) -> None:
@@ -93,12 +143,40 @@ def _short_names(images: Sequence[Path]) -> list[str]:
     return names if len(set(names)) == len(names) else [str(image) for image in images]
 
 
-def _post_json(url: str, document: object) -> Any:
+class _Unanswered(Exception):
+    """What may be answered another time."""
+
+    def __init__(self, message: str, retry_after_seconds: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+def _exchange(request: urllib.request.Request) -> tuple[int, Any]:
+    """The status, 200 or 202, and the document. Raises _Unanswered, or ClientError for good."""
+    url = request.full_url
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
+            return response.status, json.load(response)
+    except urllib.error.HTTPError as error:
+        message = f"{url} answered {error.code}: {error.read(500).decode(errors='replace')}"
+        if error.code not in _RETRYABLE:
+            raise ClientError(message) from None
+        asked_for = error.headers.get("Retry-After", "")
+        raise _Unanswered(message, float(asked_for) if asked_for.isdecimal() else None) from None
+    except (OSError, ValueError, HTTPException) as error:
+        raise _Unanswered(f"{url} does not answer ({error})") from None
+
+
+def _checked(url: str) -> str:
     if not url.startswith(("http://", "https://")):
         raise ClientError(f"The service's URL must begin with http:// or https://. Received: {url}")
+    return url
+
+
+def _post_json(url: str, document: object) -> Any:
     body = json.dumps(document).encode()
     try:
-        request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+        request = urllib.request.Request(_checked(url), body, {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
             return json.load(response)
     except urllib.error.HTTPError as error:

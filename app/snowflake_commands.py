@@ -11,13 +11,14 @@ from typing import Any
 
 from app.client import ClientError
 from app.command_line import SAMPLES, Add
-from app.snowflake.console import Console, open_console
+from app.console_flags import add_connection, open_session
+from app.snowflake.console import Console
 from app.snowflake.identifier import quote_identifier
 from app.snowflake.register import register, unregister, verify
 from app.snowflake.register_flags import DEFAULT_API_PROVIDER, DEFAULT_INTEGRATION, read_flags
 from app.snowflake.registration import PROVIDERS, Registration
 from app.snowflake.upload import UploadIncomplete, find_files, is_encrypted_by_clients, upload
-from app.sql_command import LOCAL_DATABASE, LOCAL_PORT, connect_locally, import_local
+from app.sql_command import LOCAL_DATABASE, LOCAL_PORT, import_local
 
 
 def register_function(
@@ -32,7 +33,7 @@ def register_function(
         for statement in registration.statements():
             print(f"{statement};\n")
         return
-    with _console(connection, local, port) as console:
+    with open_session(connection, local, port) as console:
         for line in register(console, registration):
             print(line, flush=True)  # grants that a replacement takes must be known whatever happens
         if "owner_role" in registration.variables:
@@ -52,7 +53,7 @@ def unregister_function(
     variables = _defaults(local) | {name: value for name, value in given.items() if value is not None}
     if "database" not in variables:
         raise ClientError("unregister needs --database.")
-    with _console(connection, local, port) as console:
+    with open_session(connection, local, port) as console:
         for line in unregister(console, variables, drop_integration=drop_integration):
             print(line)
 
@@ -67,7 +68,7 @@ def upload_files(
     port: int,
 ) -> None:
     files = find_files(paths, folder)
-    with _console(connection, local, port) as console:
+    with open_session(connection, local, port) as console:
         if is_encrypted_by_clients(console, stage):
             print(
                 f"Note: {stage} is encrypted by its clients, so no URL of its files gives an image, and the "
@@ -123,7 +124,7 @@ def add_commands(add: Add) -> None:
         "--verify", action="store_true", dest="verifies", help="call the function on a sample"
     )
     command.add_argument("--sample", type=Path, default=SAMPLES / "scratches.png", help="image for --verify")
-    _add_connection(command)
+    add_connection(command)
 
     command = add(
         "unregister", unregister_function, "take the function away; stage, images and integration stay"
@@ -134,7 +135,7 @@ def add_commands(add: Add) -> None:
         action="store_true",
         help="and with it the gateway's trust; it breaks every function that calls through it",
     )
-    _add_connection(command)
+    add_connection(command)
 
     command = add("upload", upload_files, "put images, or a network, on a stage")
     command.add_argument(
@@ -145,7 +146,7 @@ def add_commands(add: Add) -> None:
     command.add_argument(
         "--overwrite", action="store_true", help="replace files of the same names whose content differs"
     )
-    _add_connection(command)
+    add_connection(command)
 
 
 def _add_names(command: argparse.ArgumentParser, integration: str | None) -> None:
@@ -154,16 +155,6 @@ def _add_names(command: argparse.ArgumentParser, integration: str | None) -> Non
     command.add_argument("--stage", default="images", help="of the images (default %(default)s)")
     command.add_argument("--function", default="ext_classify", help="(default %(default)s)")
     command.add_argument("--integration", default=integration, help=f"(default {DEFAULT_INTEGRATION})")
-
-
-def _add_connection(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--connection", metavar="NAME", help="of connections.toml (default: its default)")
-    command.add_argument("--local", action="store_true", help="the server of ext-classify sql --serve")
-    command.add_argument("--port", type=int, default=LOCAL_PORT, help="of that server (default %(default)s)")
-
-
-def _console(connection: str | None, local: bool, port: int) -> Console:
-    return connect_locally(port) if local else open_console(connection)
 
 
 def _defaults(local: bool) -> dict[str, str]:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from typing import IO, Any, Self
 
 from app.client import ClientError
+from app.settings import Settings
+from app.snowflake.credentials import connect_arguments
 from app.snowflake.identifier import quote_string
 
 # Type codes of VARIANT, OBJECT and ARRAY, whose values come as JSON text.
@@ -34,16 +36,18 @@ class Console:
     def __exit__(self, *_: object) -> None:
         self._connection.close()
 
-    def rows(self, statement: str) -> list[dict[str, Any]]:
-        """All rows, by the names of their columns in lower case. Raises StatementFailed."""
-        columns, rows, _ = self.table(statement)
+    def rows(self, statement: str, parameters: Sequence[object] = ()) -> list[dict[str, Any]]:
+        """All rows, by their columns' names in lower case; `?` is a parameter. Raises StatementFailed."""
+        columns, rows, _ = self.table(statement, parameters)
         return [dict(zip(map(str.lower, columns), row, strict=True)) for row in rows]
 
-    def table(self, statement: str) -> tuple[list[str], list[list[Any]], str]:
+    def table(
+        self, statement: str, parameters: Sequence[object] = ()
+    ) -> tuple[list[str], list[list[Any]], str]:
         """Column names, rows with JSON unpacked, and the query's id. Raises StatementFailed."""
         with self._connection.cursor() as cursor:
             try:
-                rows = cursor.execute(statement).fetchall()
+                rows = cursor.execute(statement, tuple(parameters) or None).fetchall()
             except self._error as error:
                 raise StatementFailed(describe_error(error)) from None
             columns = [column[0] for column in cursor.description]
@@ -74,15 +78,28 @@ def open_console(connection_name: str | None) -> Console:
     return connect(**named)
 
 
+def connect_as_service(settings: Settings) -> Console:
+    """As the service itself logs in; a statement may take its time. Raises ClientError."""
+    arguments = connect_arguments(settings, _connector_version())
+    waits = {"network_timeout", "socket_timeout", "query_timeout", "request_timeout"}
+    named = {name: value for name, value in arguments.items() if name not in waits}
+    return connect(advice="Is this container's service allowed to?", **named)
+
+
 def connect(*, advice: str = _ADVICE, **arguments: Any) -> Console:
     """By the connector's own arguments. Raises ClientError, with the advice."""
     connector = importlib.import_module("snowflake.connector")
-    if int(connector.__version__.partition(".")[0]) >= 5:
+    if _connector_version() >= 5:
         arguments["enable_server_session_keep_alive_auto_detection"] = False
     try:
-        return Console(connector.connect(**arguments))
+        return Console(connector.connect(**({"paramstyle": "qmark"} | arguments)))
     except (connector.errors.Error, OSError, ValueError) as error:
         raise ClientError(f"There is no connection to Snowflake: {describe_error(error)}. {advice}") from None
+
+
+def _connector_version() -> int:
+    version: str = importlib.import_module("snowflake.connector").__version__
+    return int(version.partition(".")[0])
 
 
 def _unpack(row: Sequence[Any], semi_structured: Sequence[bool]) -> list[Any]:

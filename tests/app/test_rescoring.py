@@ -1,0 +1,209 @@
+"""A stage's files into a table, by the real service, the real connector and local SQL."""
+
+# ruff: noqa: S608 - the names are our own
+
+import json
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from app import client
+from app.cli import main
+from app.client import ClientError, classify_sources
+from app.own_service import own_service
+from app.snowflake.local.server import LocalServer
+from tests.app.snowflake.local.remote_service import DROP, Received, RemoteService, Reply, answer
+from tests.app.snowflake.local.sql import Sql
+from tests.conftest import SAMPLES
+from tests.running import CLI, wait_until
+
+FILES = 60
+STAGE = "local.public.photos"
+TABLE = "local.public.answers"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[LocalServer]:
+    with LocalServer() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def url(server: LocalServer) -> Iterator[str]:
+    with own_service(environment=server.service_environment) as (url, _):
+        yield url
+
+
+@pytest.fixture
+def sql(server: LocalServer, tmp_path: Path) -> Iterator[Sql]:
+    """With a stage of images and one broken file, and no table."""
+    samples = sorted(SAMPLES.glob("*.png"))
+    for number in range(FILES - 1):
+        shutil.copy(samples[number % len(samples)], tmp_path / f"{number:03}.png")
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    with Sql(server) as sql:
+        sql.rows(f"CREATE OR REPLACE STAGE {STAGE} DIRECTORY = (ENABLE = TRUE)")
+        sql.rows(f"PUT 'file://{tmp_path}/*.png' @{STAGE} AUTO_COMPRESS=FALSE")
+        sql.rows(f"ALTER STAGE {STAGE} REFRESH")
+        sql.rows(f"DROP TABLE IF EXISTS {TABLE}")
+        yield sql
+
+
+@pytest.fixture
+def command(server: LocalServer, url: str, sql: Sql) -> list[str]:
+    local = ["--local", "--port", str(server.port), "--url", url]
+    return ["classify", *local, "--stage", STAGE, "--out", TABLE, "--batch-rows", "8"]
+
+
+def counts(sql: Sql) -> tuple[int, int]:
+    """Rows, and different files among them."""
+    rows, files = sql.row(f"SELECT COUNT(*), COUNT(DISTINCT relative_path) FROM {TABLE}")
+    return rows, files
+
+
+def test_shards_together_classify_every_file_once(command: list[str], sql: Sql) -> None:
+    for index in range(3):
+        before = counts(sql)[0] if index else 0
+        assert main([*command, "--shard", f"{index}/3"]) == 0
+        assert before < counts(sql)[0]
+    assert counts(sql) == (FILES, FILES)
+    labels = dict(sql.rows(f"SELECT relative_path, answer:label::string FROM {TABLE}"))
+    assert labels["000.png"] == "Crazing"
+    assert sql.value(f"SELECT answer:error:code::string FROM {TABLE} WHERE relative_path = 'broken.png'") == (
+        "unsupported_format"
+    )
+
+
+def test_what_is_there_is_not_classified_again(
+    command: list[str], sql: Sql, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command) == 0
+    assert f"Shard 0 of 1: {FILES} of {FILES} files classified" in capsys.readouterr().out
+    sql.rows(f"DELETE FROM {TABLE} WHERE relative_path IN ('001.png', '002.png')")
+    assert main(command) == 0
+    assert "Shard 0 of 1: 2 of 2 files classified" in capsys.readouterr().out
+    assert counts(sql) == (FILES, FILES)
+
+
+def test_changed_file_is_classified_once_more(command: list[str], sql: Sql, tmp_path: Path) -> None:
+    assert main(command) == 0
+    shutil.copy(SAMPLES / "scratches.png", tmp_path / "000.png")
+    sql.rows(f"PUT 'file://{tmp_path}/000.png' @{STAGE} AUTO_COMPRESS=FALSE OVERWRITE=TRUE")
+    sql.rows(f"ALTER STAGE {STAGE} REFRESH")
+    assert main(command) == 0
+    labels = sql.column(
+        f"SELECT answer:label::string FROM {TABLE} WHERE relative_path = '000.png' ORDER BY classified_at"
+    )
+    assert labels == ["Crazing", "Scratches"]
+
+
+def test_killed_run_goes_on_where_it_was(command: list[str], sql: Sql) -> None:
+    slow = [*command, "--batch-rows", "1"]
+    with subprocess.Popen([*CLI, *slow]) as running:
+        wait_until(lambda: _has_rows(sql))
+        running.send_signal(signal.SIGKILL)
+    assert 0 < counts(sql)[0] <= FILES
+    assert main(command) == 0
+    assert counts(sql) == (FILES, FILES)
+
+
+def _has_rows(sql: Sql) -> bool:
+    tables = sql.rows("SHOW TABLES IN SCHEMA local.public")
+    return any("ANSWERS" in row for row in tables) and counts(sql)[0] > 0
+
+
+def test_two_runs_of_one_shard_write_no_file_twice(command: list[str], sql: Sql) -> None:
+    with subprocess.Popen([*CLI, *command]) as first, subprocess.Popen([*CLI, *command]) as second:
+        codes = first.wait(120), second.wait(120)
+    assert 0 in codes
+    assert counts(sql) == (FILES, FILES)
+
+
+def test_file_that_may_succeed_another_time_is_left_for_it(
+    command: list[str], sql: Sql, server: LocalServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def respond(received: Received) -> Reply:
+        if received.method == "GET":
+            return Reply(body=b'{"model": {"version": "v"}}')
+        failed = {"code": "fetch_timeout", "message": "late", "retryable": True}
+        kept = {"label": "Pitted", "model": {"version": "v"}, "error": None}
+        return answer([kept | ({"error": failed} if row % 2 else {}) for row, _ in received.rows])
+
+    with RemoteService() as service:
+        service.respond = respond
+        at = command.index("--url")
+        assert main([*command[:at], "--url", service.origin, *command[at + 2 :]]) == 1
+    assert f"{FILES // 2} files are not classified yet. Run it again." in capsys.readouterr().err
+    assert counts(sql) == (FILES // 2, FILES // 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--stage", "a.b.c"], "--stage needs --out"),
+        (["--stage", "a.b.c", "--out", "t", str(SAMPLES)], "--stage needs --out"),
+        ([], "classify needs PATHs, or --stage"),
+        (["--out", "t", str(SAMPLES)], "classify needs PATHs, or --stage"),
+        (["--stage", "a.b.c", "--out", "t", "--local"], "--local needs --url"),
+    ],
+)
+def test_mistake_is_named(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["classify", *arguments]) == 1
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("shard", ["2/2", "1", "-1/2", "a/b", "1/0"])
+def test_shard_is_one_of_those_there_are(shard: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["classify", "--stage", "a.b.c", "--out", "t", f"--shard={shard}"])
+    assert "must be I/N, with I from 0 to N - 1" in capsys.readouterr().err
+
+
+def test_job_knows_its_shard(
+    command: list[str], sql: Sql, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SNOWFLAKE_JOB_INDEX", "1")
+    monkeypatch.setenv("SNOWFLAKE_JOBS_COUNT", "2")
+    assert main(command) == 0
+    assert "Shard 1 of 2: " in capsys.readouterr().out
+    monkeypatch.setenv("SNOWFLAKE_JOB_INDEX", "2")
+    assert main(command) == 1
+    assert "SNOWFLAKE_JOB_INDEX/SNOWFLAKE_JOBS_COUNT must be I/N" in capsys.readouterr().err
+
+
+def test_client_is_patient_and_keeps_its_batch_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(client, "LONGEST_PAUSE_SECONDS", 0.01)
+    outcome = {"label": "Pitted"}
+    replies = iter(
+        [Reply(503), DROP, Reply(429, b"{}", {"Retry-After": "0"}), Reply(202, b"{}"), answer([outcome])]
+    )
+    with RemoteService() as service:
+        service.respond = lambda _: next(replies)
+        assert classify_sources(["a"], service.origin, batch_id="b") == [outcome]
+        assert [received.method for received in service.received] == ["POST"] * 4 + ["GET"]
+        assert {received.batch_id for received in service.received} == {"b"}
+
+
+def test_client_gives_up_at_once_on_what_would_be_refused_again() -> None:
+    with RemoteService() as service:
+        service.respond = lambda _: Reply(400, json.dumps({"error": "no"}).encode())
+        with pytest.raises(ClientError, match="answered 400"):
+            classify_sources(["a"], service.origin, batch_id="b")
+        assert len(service.received) == 1
+
+
+def test_client_gives_up_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "PATIENCE_SECONDS", 0.5)
+    with RemoteService() as service:
+        service.respond = lambda _: Reply(503)
+        began = time.monotonic()
+        with pytest.raises(ClientError, match="answered 503"):
+            classify_sources(["a"], service.origin, batch_id="b")
+        assert time.monotonic() - began < 10
+        assert len(service.received) > 1
