@@ -39,7 +39,7 @@ test: .venv-dev/.installed .venv-connector5/.installed ## set up, run all tests 
 lint: .venv-dev/.installed ## formatting, rules, SQL, types
 	$(DEV)/ruff format --check .
 	$(DEV)/ruff check .
-	$(DEV)/sqlfluff lint --disable-progress-bar infra/snowflake
+	$(DEV)/sqlfluff lint --disable-progress-bar infra/snowflake infra/spcs
 	$(DEV)/mypy
 
 fuzz: .venv-fuzz/.installed ## fuzz bodies, images and HTTP (SECONDS=600, EXAMPLES=5000 an operation)
