@@ -95,6 +95,9 @@ class Settings(BaseSettings):
     """Whom it must be for, its `aud`."""
     jwt_jwks_url: Annotated[str, Field(pattern="^https?://")] | None = None
     """Where the issuer's keys are."""
+    jwt_callers: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_list)] = ()
+    """Whose it must be, its `appid`, `azp` or `sub`, separated by commas; by default anybody's, which in a
+    tenant of Azure AD is any application's."""
     show_docs: bool = True
     """Whether there are `/docs` and `/openapi.json`."""
     traces: bool = False

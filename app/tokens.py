@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import time
 from collections import OrderedDict
+from collections.abc import Collection
 from typing import Any
 
 import jwt
@@ -20,12 +21,16 @@ _FETCH_SECONDS = 5
 _LOOK_UP_AGAIN_SECONDS = 10.0
 _MOST_REMEMBERED = 1000
 MAX_TOKEN_BYTES = 16 * 1024
+# Whose it is: of Azure AD's v1.0 tokens, of its v2.0 and Google's, and of any.
+_CALLER_CLAIMS = ("appid", "azp", "sub")
 
 
 class TokenVerifier:
     """Tokens of one issuer for one audience; a token that was good is until it expires."""
 
-    def __init__(self, issuer: str, audience: str, jwks_url: str) -> None:
+    def __init__(self, issuer: str, audience: str, jwks_url: str, callers: Collection[str] = ()) -> None:
+        """Of `callers` only, if there are any: an Azure tenant gives its applications tokens for each other."""
+        self._callers = frozenset(callers)
         self._issuer = issuer
         self._audience = audience
         self._keys = jwt.PyJWKClient(jwks_url, lifespan=_KEYS_SECONDS, timeout=_FETCH_SECONDS)
@@ -62,7 +67,15 @@ class TokenVerifier:
             )
         except (jwt.PyJWTError, UnicodeError) as error:
             raise Unauthorized(f"A token must be valid. Received: one that fails with {error}.") from None
+        self._refuse_others(claims)
         return str(claims.get("sub", "")), float(claims["exp"])
+
+    def _refuse_others(self, claims: dict[str, Any]) -> None:
+        if self._callers and self._callers.isdisjoint(str(claims.get(name)) for name in _CALLER_CLAIMS):
+            said = (f"{name} {str(claims[name])[:80]}" for name in _CALLER_CLAIMS if name in claims)
+            raise Unauthorized(
+                f"A token must be of a caller that is let in. Received: one of {', '.join(said)}."
+            )
 
     async def _key_of(self, kid: object) -> Any:
         if not isinstance(kid, str):

@@ -97,7 +97,9 @@ def open_guards(settings: Settings) -> Guards | None:
 def _open_verifier(settings: Settings) -> "TokenVerifier":
     # Whoever takes no tokens need not wait for cryptography to be imported.
     verifier = importlib.import_module("app.tokens").TokenVerifier
-    opened: TokenVerifier = verifier(settings.jwt_issuer, settings.jwt_audience, settings.jwt_jwks_url)
+    opened: TokenVerifier = verifier(
+        settings.jwt_issuer, settings.jwt_audience, settings.jwt_jwks_url, settings.jwt_callers
+    )
     return opened
 
 

@@ -134,6 +134,7 @@ var always = [
   { name: 'EXT_CLASSIFY_JWT_ISSUER', value: 'https://sts.windows.net/${tenantId}/' }
   { name: 'EXT_CLASSIFY_JWT_AUDIENCE', value: applicationId }
   { name: 'EXT_CLASSIFY_JWT_JWKS_URL', value: jwksUrl }
+  { name: 'EXT_CLASSIFY_JWT_CALLERS', value: snowflakeApplicationId }
   { name: 'EXT_CLASSIFY_SHOW_DOCS', value: 'false' }
   { name: 'EXT_CLASSIFY_SYNC_DEADLINE_SECONDS', value: '20' }
   { name: 'EXT_CLASSIFY_STOP_DELAY_SECONDS', value: '5' }

@@ -91,6 +91,23 @@ def test_token_says_who_calls(issuer: Issuer) -> None:
 
 
 @pytest.mark.parametrize(
+    "claims", [{"appid": "ours"}, {"azp": "ours"}, {"sub": "ours"}, {"appid": "other", "sub": "ours"}]
+)
+def test_named_callers_are_let_in(issuer: Issuer, claims: dict[str, str]) -> None:
+    verifier = TokenVerifier(ISSUER, AUDIENCE, issuer.url, ("another", "ours"))
+    assert subject_of(verifier, token_of(**claims)) == claims.get("sub", "snowflake")
+
+
+@pytest.mark.parametrize(
+    "claims", [{"appid": "other"}, {"azp": "Ours"}, {"sub": ""}, {"oid": "ours"}, {"sub": None}]
+)
+def test_others_are_not_whom_the_issuer_knows_too(issuer: Issuer, claims: dict[str, Any]) -> None:
+    verifier = TokenVerifier(ISSUER, AUDIENCE, issuer.url, ("ours",))
+    with pytest.raises(Unauthorized):
+        subject_of(verifier, token_of(**claims))
+
+
+@pytest.mark.parametrize(
     "token",
     [
         pytest.param(lambda: token_of(exp=time.time() - 60), id="expired"),
