@@ -7,7 +7,7 @@ Google Cloud.
 import json
 import re
 from collections.abc import Mapping
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 _API_GATEWAY = re.compile(
     r"(?P<api>[a-z0-9-]+)\.execute-api\.(?P<region>[a-z0-9-]+)\.amazonaws\.com(?:\.cn)?"
@@ -78,6 +78,8 @@ def _resource_policy(role_arn: str, url: str) -> dict[str, object]:
 
 def _describe_azure(properties: Mapping[str, str]) -> str:
     tenant, application = properties["AZURE_TENANT_ID"], properties["AZURE_AD_APPLICATION_ID"]
+    # Consent is to Snowflake's application; other applications of the tenant are not to be let in.
+    [snowflake] = parse_qs(urlsplit(properties["AZURE_CONSENT_URL"]).query).get("client_id", ["<appid>"])
     return f"""An administrator of tenant {tenant} consents once, at:
 
 {properties["AZURE_CONSENT_URL"]}
@@ -89,6 +91,11 @@ Its service principal is {properties["AZURE_MULTI_TENANT_APP_NAME"]}. Inbound po
   <audiences>
     <audience>{application}</audience>
   </audiences>
+  <required-claims>
+    <claim name="appid" match="all">
+      <value>{snowflake}</value>
+    </claim>
+  </required-claims>
 </validate-jwt>"""
 
 

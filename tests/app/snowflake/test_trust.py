@@ -54,11 +54,12 @@ def test_what_the_url_does_not_tell_is_left_to_fill_in() -> None:
             {
                 "AZURE_TENANT_ID": "tenant",
                 "AZURE_AD_APPLICATION_ID": "application",
-                "AZURE_CONSENT_URL": "https://login.example.com/consent",
+                "AZURE_CONSENT_URL": "https://login.example.com/consent?client_id=4f-1&response_type=code",
                 "AZURE_MULTI_TENANT_APP_NAME": "snowflake_app",
             },
             [
-                "https://login.example.com/consent",
+                "https://login.example.com/consent?client_id=4f-1&response_type=code",
+                '<claim name="appid" match="all">\n      <value>4f-1</value>',
                 "<audience>application</audience>",
                 "snowflake_app",
                 "/tenant/",
