@@ -175,4 +175,5 @@ def _format(batch: SentBatch) -> bytes:
 
 
 def _key(batch_id: str, kind: str) -> str:
-    return f"ext-classify:{hashlib.sha256(batch_id.encode()).hexdigest()}:{kind}"
+    """Those of a batch are in one slot of a cluster, by what stands in braces."""
+    return f"ext-classify:{{{hashlib.sha256(batch_id.encode()).hexdigest()}}}:{kind}"
