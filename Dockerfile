@@ -10,6 +10,7 @@ ARG BASE_IMAGE=debian:bookworm-slim
 
 FROM ${BASE_IMAGE} AS python
 # Python, and whom to trust when images are fetched by https; and no program that would make root of somebody.
+# hadolint ignore=SC2046
 RUN apt-get update \
  && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends ca-certificates \
       $(command -v python3 > /dev/null || echo python3) \
@@ -20,6 +21,7 @@ RUN apt-get update \
 # The wheel, by a locked builder. Behind a company's proxy, its certificates come in as a secret, and stay out
 # of the image: --secret id=pip_conf,src=pip.conf --secret id=ca_bundle,src=ca.crt, with `cert = /run/ca.crt`.
 FROM python AS builder
+# hadolint ignore=SC2046
 RUN apt-get update \
  && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
       $(python3 -c 'import ensurepip' 2> /dev/null || echo python3-venv)

@@ -8,6 +8,7 @@ REPORT ?= report
 TABLES ?= crossvalidation.md
 IMAGE ?= ext-classify
 TARGET ?= serve
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 TESTED_IMAGE = localhost/ext-classify:test
 NEEDS_DATA = @test -n "$(DATA)" || { echo "Say where the images are: make $@ DATA=DIR"; exit 2; }
 
@@ -21,7 +22,7 @@ UV_COMPILE = $(DEV)/uv pip compile --quiet --universal --python-version 3.11 --g
 	--no-emit-index-url --no-emit-find-links --no-annotate --no-header
 
 .PHONY: help setup dev run test lint fuzz audit bench bench-serving tune-peers train train-recipe evaluate crossvalidate samples system-deps \
-	container-deps container-base container container-test lock clean
+	container-deps container-base container container-audit release container-test lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-14s %s\n", $$1, $$2}'
@@ -40,6 +41,7 @@ lint: .venv-dev/.installed ## formatting, rules, SQL, types
 	$(DEV)/ruff format --check .
 	$(DEV)/ruff check .
 	$(DEV)/sqlfluff lint --disable-progress-bar infra/snowflake infra/spcs
+	$(DEV)/hadolint Dockerfile
 	$(DEV)/mypy
 
 fuzz: .venv-fuzz/.installed ## fuzz bodies, images and HTTP (SECONDS=600, EXAMPLES=5000 an operation)
@@ -100,6 +102,19 @@ container-base: ## make the base image of Debian's packages, where no registry o
 container: ## build the service's image (IMAGE=ext-classify TARGET=serve)
 	sh infra/container/build.sh $(IMAGE) $(TARGET)
 
+container-audit: .venv-fuzz/.installed ## list what the image holds (dist/), and ask PyPI for known faults of it
+	sh infra/container/packages.sh $(IMAGE) dist
+	.venv-fuzz/bin/cyclonedx-py requirements --output-reproducible --of JSON -o dist/sbom.cdx.json dist/python-packages.txt
+	.venv-fuzz/bin/pip-audit --no-deps --disable-pip -r dist/python-packages.txt
+
+release: .venv-build/.installed ## build what is published, from what is committed: dist/, and the image tagged by its version
+	@test -z "$$(git status --porcelain)" || { echo "Commit first: what is published is what is committed."; exit 2; }
+	rm -rf dist
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) .venv-build/bin/python -m hatchling build --directory dist
+	sh infra/container/build.sh $(IMAGE):$(VERSION)
+	$(MAKE) container-audit IMAGE=$(IMAGE):$(VERSION)
+	cd dist && sha256sum * > SHA256SUMS && cat SHA256SUMS
+
 container-test: .venv-dev/.installed ## build the image, and try it as hardened as it is to run
 	sh infra/container/build.sh $(TESTED_IMAGE)
 	. infra/container/engine.sh && CONTAINER_IMAGE=$(TESTED_IMAGE) $(DEV)/pytest tests/container
@@ -119,7 +134,7 @@ lock: .venv-dev/.installed ## write the locked requirements anew from pyproject.
 		-o $(PEERS)/requirements-pytriton.txt $(PEERS)/requirements-pytriton.in
 
 clean: ## remove the environments and caches
-	rm -rf .venv .venv-dev .venv-connector5 .venv-fuzz .venv-bench-peers .venv-bench-pytriton .bench .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf dist .venv .venv-build .venv-dev .venv-connector5 .venv-fuzz .venv-bench-peers .venv-bench-pytriton .bench .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 .venv/.installed: requirements-sql.txt pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -144,6 +159,11 @@ clean: ## remove the environments and caches
 	$(PYTHON) -m venv .venv-fuzz
 	.venv-fuzz/bin/pip install --quiet --require-hashes -r requirements-fuzz.txt
 	.venv-fuzz/bin/pip install --quiet --no-deps -e .
+	@touch $@
+
+.venv-build/.installed: requirements-build.txt
+	$(PYTHON) -m venv .venv-build
+	.venv-build/bin/pip install --quiet --require-hashes -r requirements-build.txt
 	@touch $@
 
 .venv-bench-%/.installed: $(PEERS)/requirements-%.txt
