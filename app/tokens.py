@@ -29,7 +29,7 @@ class TokenVerifier:
     """Tokens of one issuer for one audience; a token that was good is until it expires."""
 
     def __init__(self, issuer: str, audience: str, jwks_url: str, callers: Collection[str] = ()) -> None:
-        """Of `callers` only, if there are any: an Azure tenant gives its applications tokens for each other."""
+        """Of `callers` only, if any: an Azure tenant gives its applications tokens for each other."""
         self._callers = frozenset(callers)
         self._issuer = issuer
         self._audience = audience
