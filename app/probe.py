@@ -13,7 +13,8 @@ _TIMEOUT_SECONDS = 4.0
 def is_ready() -> bool:
     host = os.environ.get("EXT_CLASSIFY_HOST", "127.0.0.1")
     reached_at = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - not to listen on
-    port = int(os.environ.get("EXT_CLASSIFY_PORT", "8000"))
+    said = os.environ.get("EXT_CLASSIFY_PORT", "")
+    port = int(said) if said.isdecimal() else 8000  # Kubernetes may say something else by it
     connection = HTTPConnection(reached_at, port, timeout=_TIMEOUT_SECONDS)
     try:
         connection.request("GET", "/readyz")

@@ -71,6 +71,18 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+DEFAULT_PORT = 8000
+
+
+def _ignore_service_link(value: object) -> object:
+    """Of a service named ext-classify, Kubernetes tells every pod EXT_CLASSIFY_PORT=tcp://10.0.0.1:8000."""
+    return DEFAULT_PORT if isinstance(value, str) and value.startswith("tcp://") else value
+
+
+# What else it says then, of which nothing is meant for us.
+_SERVICE_LINK = re.compile(r"EXT_CLASSIFY_(SERVICE_HOST|SERVICE_PORT|SERVICE_PORT_.+|PORT_\d+_(TCP|UDP).*)")
+
+
 class Settings(BaseSettings):
     """Made once at start, passed in, never changed."""
 
@@ -78,7 +90,7 @@ class Settings(BaseSettings):
 
     host: str = "127.0.0.1"
     """Address that `ext-classify serve` listens on."""
-    port: Annotated[int, Field(ge=1, le=65535)] = 8000
+    port: Annotated[int, Field(ge=1, le=65535), BeforeValidator(_ignore_service_link)] = DEFAULT_PORT
     """Port that `ext-classify serve` listens on."""
     auth: Annotated[
         tuple[Literal["none", "api_key", "jwt", "spcs"], ...], NoDecode, BeforeValidator(_split_list)
@@ -233,4 +245,5 @@ class Settings(BaseSettings):
 def unknown_variables() -> list[str]:
     """Environment variables of our prefix that name no knob: misspelt, they would silently do nothing."""
     known = {f"EXT_CLASSIFY_{name.upper()}" for name in Settings.model_fields}
-    return sorted(v for v in os.environ if v.upper().startswith("EXT_CLASSIFY_") and v.upper() not in known)
+    ours = (name for name in os.environ if name.upper().startswith("EXT_CLASSIFY_"))
+    return sorted(name for name in ours if name.upper() not in known and not _SERVICE_LINK.fullmatch(name))

@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from app.main import create_app
-from app.settings import Settings
+from app.settings import Settings, unknown_variables
 
 
 def test_knobs_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,3 +49,21 @@ def test_misspelt_knob_is_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.L
 
 def test_every_knob_says_what_it_is() -> None:
     assert [name for name, field in Settings.model_fields.items() if not field.description] == []
+
+
+def test_what_kubernetes_says_of_a_service_of_our_name_is_not_meant_for_us(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Source: Kubernetes documentation, "Service", on environment variables."""
+    links = {
+        "EXT_CLASSIFY_PORT": "tcp://10.0.0.1:8000",
+        "EXT_CLASSIFY_SERVICE_HOST": "10.0.0.1",
+        "EXT_CLASSIFY_SERVICE_PORT": "8000",
+        "EXT_CLASSIFY_SERVICE_PORT_HTTP": "8000",
+        "EXT_CLASSIFY_PORT_8000_TCP": "tcp://10.0.0.1:8000",
+        "EXT_CLASSIFY_PORT_8000_TCP_ADDR": "10.0.0.1",
+    }
+    for name, value in links.items():
+        monkeypatch.setenv(name, value)
+    assert Settings().port == 8000
+    assert unknown_variables() == []
