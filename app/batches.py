@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from copy import copy
+from time import monotonic
 
 from app.answer_store import AnswerStore, Remembered, SentBatch
 from app.errors import BatchUnknown, InvalidBatch, Overloaded, ServiceError, Stopped
@@ -43,6 +44,14 @@ class Batches:
         self._classify = classify
         self._sync_deadline_seconds = sync_deadline_seconds
         self._running: dict[str, _Running] = {}
+        # When each batch that was promised here, and that nobody else can answer, was last asked for.
+        self._owed: dict[str, float] = {}
+
+    @property
+    def owes(self) -> bool:
+        """Whether somebody is about to ask for what only this process can answer."""
+        self._forget_unasked()
+        return bool(self._owed)
 
     def __len__(self) -> int:
         """Those that run."""
@@ -57,6 +66,11 @@ class Batches:
 
         Raises whatever classifying it raises, to everyone who waits for it.
         """
+        answer = await self._answer(batch_id, batch)
+        self._note_owed(batch_id, is_owed=answer is None)
+        return answer
+
+    async def _answer(self, batch_id: str, batch: SentBatch) -> bytes | None:
         digest = await _digest_of(batch)
         remembered = await self.store.find(batch_id)
         if remembered is not None and remembered.digest == digest:
@@ -73,6 +87,15 @@ class Batches:
 
     async def poll(self, batch_id: str) -> bytes | None:
         """The answer, or None while it is not there. Raises BatchUnknown, or what classifying has raised."""
+        try:
+            answer = await self._poll(batch_id)
+        except Exception:
+            self._owed.pop(batch_id, None)
+            raise
+        self._note_owed(batch_id, is_owed=answer is None)
+        return answer
+
+    async def _poll(self, batch_id: str) -> bytes | None:
         running = self._running.get(batch_id)
         if running is not None:
             return running.result() if running.task.done() else None
@@ -97,8 +120,22 @@ class Batches:
             for task in tasks:
                 task.cancel()
         if tasks:
-            await asyncio.wait(tasks, timeout=CLOSING_SECONDS)
+            _, late = await asyncio.wait(tasks, timeout=CLOSING_SECONDS)
+            for task in late:
+                task.cancel()
+            if late:  # to let go of what they hold, that others need not wait for it
+                await asyncio.wait(late, timeout=CLOSING_SECONDS)
         await self.store.close()
+
+    def _note_owed(self, batch_id: str, *, is_owed: bool) -> None:
+        self._owed.pop(batch_id, None)
+        if is_owed and not self.store.is_shared:
+            self._forget_unasked()
+            self._owed[batch_id] = monotonic()
+
+    def _forget_unasked(self) -> None:
+        now = monotonic()
+        self._owed = {one: at for one, at in self._owed.items() if now - at < ABANDONED_SECONDS}
 
     async def _wait(self, running: "_Running") -> bytes | None:
         with running:

@@ -115,6 +115,7 @@ def _open_state(state: State, pipeline: Pipeline, classifiers: LiveClassifiers) 
     has_one_memory = settings.workers == 1 or settings.redis_url is not None
     deadline_seconds = settings.sync_deadline_seconds if has_one_memory else None
     state.batches = Batches(state.classify_batch, store, deadline_seconds)
+    state.stopping.owes_answers = lambda: state.batches.owes
 
 
 def _open_store(settings: Settings, admission: Admission) -> AnswerStore:

@@ -1,6 +1,7 @@
 """From the signal to the end: not ready at once, answering on for a while, then ending what was begun.
 
-A load balancer learns from /readyz that no more is to come here; what it still sends until then is answered.
+A load balancer learns from /readyz that no more is to come here; what it still sends until then is answered,
+and so is whoever comes for an answer that was promised.
 """
 
 import asyncio
@@ -13,6 +14,7 @@ from typing import Any, cast
 
 from app.log import log_event
 
+_LOOK_SECONDS = 0.1
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -24,6 +26,8 @@ class Stopping:
 
     def __init__(self, delay_seconds: float, grace_seconds: float) -> None:
         self.is_hastened = False
+        self.owes_answers: Callable[[], bool] = lambda: False
+        """Whether some that were promised are to be fetched yet, and from nobody else."""
         self._heard: set[int] = set()
         self._delay_seconds = delay_seconds
         self._grace_seconds = grace_seconds
@@ -70,8 +74,15 @@ class Stopping:
         self._heard.add(number)
         delay_seconds = self._delay_seconds if number == signal.SIGTERM else 0.0
         log_event("stopping", signal=signal.Signals(number).name, requests=len(self._requests))
-        self._loop.call_later(delay_seconds, self._tell_server, number)
+        self._loop.call_later(delay_seconds, self._tell_server_once_nothing_is_owed, number)
         self._loop.call_later(delay_seconds + self._grace_seconds, self._hasten)
+
+    def _tell_server_once_nothing_is_owed(self, number: int) -> None:
+        """For as long as the grace lasts; whoever presses Ctrl-C is not to wait for it."""
+        if number == signal.SIGTERM and self.owes_answers() and not self.is_hastened:
+            self._loop.call_later(_LOOK_SECONDS, self._tell_server_once_nothing_is_owed, number)
+        else:
+            self._tell_server(number)
 
     def _tell_server(self, number: int) -> None:
         """To listen no more, and to end once all is answered."""

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from app.client import is_ready
+from app.snowflake.wire import BATCH_ID_HEADER
 from model.image import encode_png
 from tests.app.forms import text_of
 from tests.running import Exchanged, exchange, logging_service, wait_until
@@ -125,3 +126,27 @@ def test_log_says_that_it_stops(tmp_path: Path) -> None:
         os.kill(service.pid, signal.SIGTERM)
         assert service.wait(30) == 0
     assert '"event":"stopping","signal":"SIGTERM"' in (tmp_path / "log").read_text(encoding="utf-8")
+
+
+def test_promised_answer_can_be_fetched_before_the_end(tmp_path: Path) -> None:
+    environment = {"EXT_CLASSIFY_STOP_DELAY_SECONDS": "0", "EXT_CLASSIFY_SYNC_DEADLINE_SECONDS": "0.2"}
+    headers = {"Content-Type": "application/json", BATCH_ID_HEADER: "promised"}
+    with ready_service(tmp_path, **environment, EXT_CLASSIFY_CLASSIFIERS="1") as (service, port):
+        assert exchange(port, "POST", "/classify", batch_of(1500), headers).status == 202
+        service.send_signal(signal.SIGTERM)
+        wait_until(lambda: status_of(port, "/readyz") == 503)
+        wait_until(lambda: exchange(port, "GET", "/classify", headers=headers).status == 200)
+        assert service.wait(10) == 0
+
+
+def test_promised_answer_that_nobody_fetches_does_not_hold_up_the_end_for_ever(tmp_path: Path) -> None:
+    environment = {
+        "EXT_CLASSIFY_STOP_DELAY_SECONDS": "0",
+        "EXT_CLASSIFY_STOP_GRACE_SECONDS": "2",
+        "EXT_CLASSIFY_SYNC_DEADLINE_SECONDS": "0.2",
+    }
+    headers = {"Content-Type": "application/json", BATCH_ID_HEADER: "promised"}
+    with ready_service(tmp_path, **environment, EXT_CLASSIFY_CLASSIFIERS="1") as (service, port):
+        assert exchange(port, "POST", "/classify", batch_of(1500), headers).status == 202
+        service.send_signal(signal.SIGTERM)
+        assert service.wait(10) == 0
