@@ -89,7 +89,7 @@ samples: .venv-dev/.installed ## draw the sample images anew
 
 system-deps: ## install the Debian packages that the whole test suite wants, as root
 	apt-get update -qq
-	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core prometheus redis-server
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core nginx-light prometheus redis-server
 
 container-deps: ## install the Debian packages that build and run containers where there is no docker, as root
 	apt-get update -qq

@@ -48,6 +48,10 @@ class AnswerStore(Protocol):
     is_available: bool
     held_bytes: int
 
+    async def look(self) -> None:
+        """Whether it is available, so that `is_available` is true of now."""
+        ...
+
     def has(self, batch_id: str) -> bool:
         """At hand."""
         ...

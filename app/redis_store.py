@@ -72,6 +72,9 @@ class RedisStore:
         with suppress(RedisError, OSError):
             await self._redis.aclose()
 
+    async def look(self) -> None:
+        await self._ask(self._redis.ping, None)
+
     def has(self, batch_id: str) -> bool:
         return self._local.has(batch_id)
 

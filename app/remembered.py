@@ -44,6 +44,9 @@ class MemoryStore:
     def __len__(self) -> int:
         return len(self._entries)
 
+    async def look(self) -> None:
+        """It is."""
+
     def has(self, batch_id: str) -> bool:
         self._forget_old()
         return batch_id in self._entries

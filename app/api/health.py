@@ -32,12 +32,14 @@ async def readyz(request: Request, response: Response) -> Readiness:
     """Answers only once the network is loaded, warm, and right about its golden image; 503 at its end."""
     pipeline: Pipeline = request.app.state.pipeline
     stopping: Stopping = request.app.state.stopping
+    store: AnswerStore = request.app.state.batches.store
+    await store.look()
     if stopping.has_begun:
         response.status_code = 503
     return Readiness(
         status="stopping" if stopping.has_begun else "ready",
         model=pipeline.model.identity,
-        answers=_where_answers_are(request.app.state.batches.store),
+        answers=_where_answers_are(store),
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from app import redis_store
+from app import batches, redis_store
 from app.admission import Admission
 from app.answer_store import SentBatch
 from app.batches import Batches
@@ -321,5 +321,34 @@ def test_redis_that_comes_back_is_used_again(monkeypatch: pytest.MonkeyPatch) ->
             await replica.answer("after")
             assert replica.store.is_available
             assert await Replica("second", port).answer("after") == b"first: q gzip True rows"
+
+    run(check)
+
+
+def test_availability_is_known_before_the_first_batch() -> None:
+    async def check() -> None:
+        replica = Replica("new", free_port())
+        await replica.store.look()
+        assert not replica.store.is_available
+
+    run(check)
+
+
+def test_replica_that_ends_lets_go_of_what_it_could_not_end(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its heir need not wait for the lease to run out."""
+    monkeypatch.setattr(batches, "CLOSING_SECONDS", 0.2)
+
+    async def check() -> None:
+        ending, heir = Replica("ending", port), Replica("heir", port)
+        asked = asyncio.ensure_future(ending.answer("let go"))
+        await asyncio.sleep(0.1)
+        began = time.monotonic()
+        await ending.batches.close()
+        heir.ended.set()
+        assert await heir.answer("let go") == b"heir: q gzip True rows"
+        assert time.monotonic() - began < redis_store.LEASE_SECONDS / 2
+        asked.cancel()
 
     run(check)
