@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pydantic_core import to_json
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from app.outcome import ErrorDetail
 
@@ -78,6 +78,23 @@ class BoundedConnection(HttpToolsProtocol):
         super().on_headers_complete()
         if self._is_leaving:
             self.cycle.keep_alive = False
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        """Or answer at once what the app has no time for: to refuse a flood is to cost next to nothing."""
+        refuse_at_once = getattr(app, "refuse_at_once", None)
+        refusal = refuse_at_once and refuse_at_once(cycle.scope)
+        if not refusal:
+            super()._start_asgi_task(cycle, app)
+            return
+        headers = [*cycle.default_headers, *refusal.raw_headers]
+        if not cycle.keep_alive:
+            headers.append((b"connection", b"close"))
+        lines = (b"%b: %b\r\n" % header for header in headers)
+        self.transport.write(b"".join([STATUS_LINE[refusal.status_code], *lines, b"\r\n", refusal.body]))
+        cycle.response_started = cycle.response_complete = True
+        if not cycle.keep_alive:
+            self.transport.close()
+        cycle.on_response()
 
     def on_response_complete(self) -> None:
         self._answered_at = self.loop.time()

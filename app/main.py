@@ -29,6 +29,7 @@ from app.images.fetcher import open_fetcher
 from app.images.stage import StageReader
 from app.log import configure, log_event, logger
 from app.pipeline import Pipeline, max_fetched_rows
+from app.record import Flood
 from app.reloading import ignore_until_ready, reloaded_by_signal
 from app.remembered import MemoryStore
 from app.row_queue import RowQueue
@@ -106,6 +107,7 @@ def _open_state(state: State, pipeline: Pipeline, classifiers: LiveClassifiers) 
     """What requests find."""
     settings: Settings = state.settings
     state.gauges = Gauges(state)
+    state.flood = Flood()
     state.classifiers = classifiers
     state.pipeline = pipeline
     state.admission = Admission(pipeline.queue, settings.max_wait_seconds, settings.max_pending_bytes)

@@ -1,12 +1,16 @@
 """What is kept of each request: a line in the log, its share of the figures, its steps in a trace."""
 
+import asyncio
 from collections.abc import Sequence
 
 from app import metrics
+from app.errors import Overloaded
 from app.log import log_event
 from app.outcome import Outcome
 from app.steps import Steps
 from app.tracing import TRACING
+
+_FLOOD_SECONDS = 1.0
 
 
 def record_answer(
@@ -35,6 +39,23 @@ def record_answer(
 def record_refusal(query_id: str | None, batch_id: str | None, status: int, code: str) -> None:
     """A request that was answered with an error of its own, not with rows."""
     log_event("refused", query_id=query_id, batch_id=batch_id, status=status, code=code)
+
+
+class Flood:
+    """Of single images that were refused at once: one line a second, for a line each would feed the flood."""
+
+    def __init__(self) -> None:
+        self._requests = 0
+
+    def note(self) -> None:
+        self._requests += 1
+        if self._requests == 1:
+            asyncio.get_running_loop().call_later(_FLOOD_SECONDS, self._tell)
+
+    def _tell(self) -> None:
+        ids = {"query_id": None, "batch_id": None}
+        log_event("refused", **ids, status=Overloaded.status, code=Overloaded.code, requests=self._requests)
+        self._requests = 0
 
 
 def record_abandoned(query_id: str | None, batch_id: str | None, rows: int, since_start: int) -> None:

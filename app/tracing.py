@@ -39,6 +39,10 @@ class Tracing:
         self._api: Any = None
         self._propagator: Any = None
 
+    @property
+    def is_on(self) -> bool:
+        return self._tracer is not None
+
     def start(self) -> None:
         """Raises TracesUnavailable."""
         try:

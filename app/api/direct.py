@@ -11,7 +11,7 @@ from app import metrics
 from app.api.auth import Guards
 from app.api.classify import classify
 from app.api.refusal import FORESEEN, refusal_of
-from app.errors import ServiceError, Stopped
+from app.errors import Overloaded, ServiceError, Stopped
 from app.record import record_refusal
 from app.snowflake.wire import ids_of
 from app.stopping import Stopping
@@ -38,6 +38,25 @@ class DirectFastAPI(FastAPI):
     the app as middleware or dependency does not hold for that request.
     """
 
+    def refuse_at_once(self, scope: Scope) -> Response | None:
+        """What answers a single image that would wait for too long, without reading or asking further.
+
+        None where it is to be asked for in the usual way: a batch may be known, a trace wanted, the end near.
+        """
+        if (scope["method"], scope["path"]) != ("POST", "/classify") or not _is_image(scope):
+            return None
+        if TRACING.is_on or self.state.stopping.has_begun:
+            return None
+        try:
+            self.state.admission.refuse_rows(1)
+        except Overloaded as error:
+            metrics.count_request(error.status, 0.0)
+            self.state.flood.note()
+            response = refusal_of(error)
+            response.raw_headers.extend(_NO_PAGE)
+            return response
+        return None
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await super().__call__(scope, receive, send)
@@ -54,6 +73,13 @@ class DirectFastAPI(FastAPI):
             await _classify(scope, receive, send, self.state.stopping)
         else:
             await super().__call__(scope, receive, _securing(send))
+
+
+def _is_image(scope: Scope) -> bool:
+    for name, value in scope["headers"]:
+        if name == b"content-type":
+            return bool(value.startswith((b"image/", b"application/octet-stream")))
+    return False
 
 
 def _securing(send: Send) -> Send:

@@ -1,4 +1,5 @@
 import json
+import re
 import socket
 import threading
 import time
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 import uvicorn
+from starlette.responses import Response
 
 from app import connection
 from app.connection import MAX_HEAD_BYTES, BoundedConnection
@@ -36,7 +38,8 @@ async def application(scope: Any, receive: Any, send: Any) -> None:
 def serving(asked: Any = None) -> Iterator[tuple[int, uvicorn.Server]]:
     port = free_port()
     options: Any = {"http": BoundedConnection, "lifespan": "off", "log_level": "critical", "ws": "none"}
-    server = uvicorn.Server(uvicorn.Config(asked or application, port=port, timeout_keep_alive=2, **options))
+    options |= {"proxy_headers": False, "timeout_keep_alive": 2}
+    server = uvicorn.Server(uvicorn.Config(asked or application, port=port, **options))
     thread = threading.Thread(target=server.run)
     thread.start()
     wait_until(lambda: server.started)
@@ -236,3 +239,64 @@ def test_request_on_its_way_when_the_service_ends_is_answered(*, asked_before: b
         answer = read_all(late)
         assert answer.startswith(b"HTTP/1.1 200")
         assert b"connection: close" in answer
+
+
+class Busy:
+    """Has no time for what is asked of /busy, and answers all else."""
+
+    asked = 0
+
+    def refuse_at_once(self, scope: Any) -> Response | None:
+        return Response(b"no", 429, {"retry-after": "1"}) if scope["path"] == "/busy" else None
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        self.asked += scope["type"] == "http"
+        await application(scope, receive, send)
+
+
+BUSY = b"POST /busy HTTP/1.1\r\nHost: a\r\nContent-Length: 500000\r\n\r\n"
+
+
+def test_what_there_is_no_time_for_is_answered_before_its_body_and_without_the_app() -> None:
+    app = Busy()
+    with serving(app) as (port, server), connect(port) as caller:
+        for _ in range(3):
+            caller.sendall(BUSY)
+            answer = caller.recv(1000)
+            assert answer.startswith(b"HTTP/1.1 429 Too Many Requests\r\n")
+            assert answer.endswith(b"\r\n\r\nno")
+            assert b"retry-after: 1\r\n" in answer
+            assert b"content-length: 2\r\n" in answer
+            assert b"\r\ndate: " in answer
+            caller.sendall(bytes(500_000))
+        assert app.asked == 0
+        caller.sendall(GET)
+        assert caller.recv(1000).endswith(b"0")
+        assert app.asked == 1
+        wait_until(lambda: not server.server_state.connections)  # idle for as long as any
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"POST /busy HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 0\r\n\r\n",
+        b"POST /busy HTTP/1.0\r\nContent-Length: 0\r\n\r\n",
+    ],
+)
+def test_refusal_at_once_closes_for_whoever_asks_for_it(head: bytes) -> None:
+    with serving(Busy()) as (port, _), connect(port) as caller:
+        caller.sendall(head)
+        answer = read_all(caller)
+        assert answer.startswith(b"HTTP/1.1 429")
+        assert b"connection: close" in answer
+
+
+def test_refusal_at_once_waits_for_the_answers_before_it() -> None:
+    ask = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi"
+    busy = b"POST /busy HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi"
+    last = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+    with serving(Busy()) as (port, _), connect(port) as caller:
+        caller.sendall(ask + busy + ask + busy + last)
+        answers = read_all(caller)
+    statuses = re.findall(rb"HTTP/1\.1 (\d+)", answers)
+    assert statuses == [b"200", b"429", b"200", b"429", b"200"]

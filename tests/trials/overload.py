@@ -4,6 +4,7 @@ import argparse
 import time
 from http.client import HTTPConnection
 
+from model.cores import usable_cores
 from tests.benchmarks.contenders import Form
 from tests.benchmarks.images import load_images
 from tests.benchmarks.load import Job, Report
@@ -41,27 +42,41 @@ def recovery_seconds(port: int, image: bytes, unloaded_seconds: float) -> float:
     return quick_since - began
 
 
-def describe(factor: float, report: Report, peak: float, recovery: float) -> str:
+def load_cores(report: Report) -> float:
+    return report.load_cpu_seconds / report.seconds
+
+
+def by_cores_left(report: Report) -> float:
+    """Images a second for each core that the load, on the same machine, does not take."""
+    return report.images_per_second / (usable_cores() - load_cores(report))
+
+
+def describe(factor: float, report: Report, peak: Report, recovery: float) -> str:
     goodput = report.images_per_second
     other = {kind: count for kind, count in report.errors.items() if kind != "429"}
     return (
-        f"| {factor:g}x | {goodput:.0f} | {goodput / peak:.0%} | {report.p50_ms:.0f} / {report.p99_ms:.0f} | "
+        f"| {factor:g}x | {goodput:.0f} | {goodput / peak.images_per_second:.0%} | "
+        f"{by_cores_left(report) / by_cores_left(peak):.0%} | {report.p50_ms:.0f} / {report.p99_ms:.0f} | "
         f"{report.refusals} | {report.refusal_p50_ms or 0:.1f} / {report.refusal_p99_ms or 0:.1f} | "
-        f"{recovery:.1f} | {report.load_cpu_seconds / report.seconds:.2f} | {other or '–'} |"
+        f"{recovery:.1f} | {load_cores(report):.2f} | {other or '–'} |"
     )
 
 
 def try_cell(load: LoadProcess, port: int, form: Form, rows: int, seconds: float) -> None:
     image = load_images().files[0]
     job = Job(port=port, path="/classify", form=form, rows=rows, seconds=seconds, connections=8, jpeg=True)
-    peak = load.run(job).images_per_second
+    peak = load.run(job)
+    rate = peak.images_per_second
     unloaded = sorted(ask_once(port, image)[1] for _ in range(51))[25]
-    print(f"\n{form}, {rows} rows a request: at most {peak:.0f} images/s over 8 connections\n")
     print(
-        "| offered | images/s | of it | ms, p50 / p99 | refused | in ms, p50 / p99 | s to recover "
-        "| cores that the load takes | else |"
+        f"\n{form}, {rows} rows a request: at most {rate:.0f} images/s over 8 connections, "
+        f"beside a load that takes {load_cores(peak):.2f} cores\n"
     )
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    print(
+        "| offered | images/s | of it | of it, by the cores that the load leaves | ms, p50 / p99 | refused "
+        "| in ms, p50 / p99 | s to recover | cores that the load takes | else |"
+    )
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for factor in FACTORS:
         report = load.run(
             Job(
@@ -70,7 +85,7 @@ def try_cell(load: LoadProcess, port: int, form: Form, rows: int, seconds: float
                 form=form,
                 rows=rows,
                 seconds=seconds,
-                requests_per_second=factor * peak / rows,
+                requests_per_second=factor * rate / rows,
                 most_connections=MOST_CONNECTIONS,
                 jpeg=True,
             )

@@ -3,6 +3,7 @@
 import json
 import socket
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -143,6 +144,33 @@ def test_overload_is_refused_at_once_and_probes_are_not(sample: bytes) -> None:
                 assert exchange(port, "GET", path).status == 200
             assert post_image(port, sample) == 200  # a single image waits for no batch
             assert first.result().status == 200
+
+
+def test_flood_of_images_is_refused_at_once_and_counted(sample: bytes, tmp_path: Path) -> None:
+    variables = {"EXT_CLASSIFY_CLASSIFIERS": "1", "EXT_CLASSIFY_MAX_WAIT_SECONDS": "0.02"}
+    with logging_service(tmp_path / "log", **variables) as (_, port):
+        wait_until(lambda: is_ready(f"http://127.0.0.1:{port}"))
+        with ThreadPoolExecutor(64) as callers:
+            headers = {"Content-Type": "image/png"}
+            asked = [callers.submit(exchange, port, "POST", "/classify", sample, headers) for _ in range(640)]
+            answers = [answer.result() for answer in asked]
+        statuses = Counter(answer.status for answer in answers)
+        assert set(statuses) == {200, 429}
+        refused = next(answer for answer in answers if answer.status == 429)
+        assert json.loads(refused.body)["error"]["code"] == "overloaded"
+        assert int(refused.headers["retry-after"]) >= 1
+        assert refused.headers["x-content-type-options"] == "nosniff"
+        counted = exchange(port, "GET", "/metrics").body.decode()
+        assert f'ext_classify_requests_total{{status="429"}} {statuses[429]:.1f}' in counted
+        time.sleep(1.1)
+        assert post_image(port, sample) == 200
+    lines = [json.loads(line[line.index("{") :]) for line in _lines_of(tmp_path / "log", '"refused"')]
+    assert sum(line.get("requests", 1) for line in lines) == statuses[429]
+    assert len(lines) < statuses[429]
+
+
+def _lines_of(log: Path, word: str) -> list[str]:
+    return [line for line in log.read_text(encoding="utf-8").splitlines() if word in line]
 
 
 def test_bodies_have_a_bound_together(sample: bytes) -> None:
