@@ -10,12 +10,15 @@ ARG BASE_IMAGE=debian:bookworm-slim
 
 FROM ${BASE_IMAGE} AS python
 # Python, and whom to trust when images are fetched by https; and no program that would make root of somebody.
+# Bytecode is good whatever time a layer gives its files: without it, each start would compile all anew.
 # hadolint ignore=SC2046
 RUN apt-get update \
  && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends ca-certificates \
       $(command -v python3 > /dev/null || echo python3) \
  && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/cache/ldconfig/* /var/log/apt /var/log/*.log \
       /usr/share/doc /usr/share/man \
+ && python3 -m compileall -q -f -x '/(tests?|bad_)' --invalidation-mode unchecked-hash \
+      "$(python3 -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')" \
  && find / -xdev -perm /6000 -type f -exec chmod a-s {} +
 
 # The wheel, by a locked builder. Behind a company's proxy, its certificates come in as a secret, and stay out
@@ -41,12 +44,14 @@ FROM builder AS serve-builder
 COPY requirements-image.txt .
 RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf --mount=type=secret,id=ca_bundle,target=/run/ca.crt \
     python3 -m venv --without-pip /opt/ext-classify \
- && /opt/build/bin/pip --python /opt/ext-classify/bin/python install --quiet --no-cache-dir --require-hashes \
+ && /opt/build/bin/pip --python /opt/ext-classify/bin/python install --quiet --no-cache-dir --no-compile --require-hashes \
       -r requirements-image.txt
-RUN /opt/build/bin/pip --python /opt/ext-classify/bin/python install --quiet --no-cache-dir --no-deps --no-index \
+RUN /opt/build/bin/pip --python /opt/ext-classify/bin/python install --quiet --no-compile --no-deps --no-index \
       /opt/wheel/*.whl
 COPY infra/container/prune.sh .
-RUN apt-get install -y --no-install-recommends binutils && sh prune.sh /opt/ext-classify
+RUN apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends binutils \
+ && sh prune.sh /opt/ext-classify \
+ && python3 -m compileall -q --invalidation-mode unchecked-hash /opt/ext-classify/lib
 # What is shipped is proven to be whole, and to be right about its golden image.
 RUN /opt/ext-classify/bin/ext-classify verify
 
@@ -56,10 +61,11 @@ ARG FULL_REQUIREMENTS=requirements-full.txt
 COPY requirements-full.txt requirements-gpu.txt ./
 RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf --mount=type=secret,id=ca_bundle,target=/run/ca.crt \
     python3 -m venv --without-pip /opt/ext-classify \
- && /opt/build/bin/pip --python /opt/ext-classify/bin/python install --quiet --no-cache-dir --require-hashes \
+ && /opt/build/bin/pip --python /opt/ext-classify/bin/python install --quiet --no-cache-dir --no-compile --require-hashes \
       -r "${FULL_REQUIREMENTS}"
-RUN /opt/build/bin/pip --python /opt/ext-classify/bin/python install --quiet --no-cache-dir --no-deps --no-index \
-      /opt/wheel/*.whl
+RUN /opt/build/bin/pip --python /opt/ext-classify/bin/python install --quiet --no-compile --no-deps --no-index \
+      /opt/wheel/*.whl \
+ && python3 -m compileall -q --invalidation-mode unchecked-hash /opt/ext-classify/lib
 RUN /opt/ext-classify/bin/ext-classify verify
 
 # What both are when they run: nobody on this machine, who may write nothing but /tmp.

@@ -3,12 +3,22 @@
 import argparse
 import os
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from app.client import BATCH_ROWS, DEFAULT_URL, classify_files, find_images, model_version, print_outcomes
-from app.command_line import Add, CommandError, end_well_when_stopped, parse_integer
+from app.client import (
+    BATCH_ROWS,
+    DEFAULT_URL,
+    classify_files,
+    classify_sources,
+    find_images,
+    model_version,
+    print_outcomes,
+)
+from app.command_line import Add, CommandError, fail_when_stopped, parse_integer
 from app.console_flags import add_connection, open_session
 from app.own_service import own_service
 from app.rescoring import rescore
@@ -18,6 +28,7 @@ from app.snowflake.answers_table import AnswersTable, Shard
 def classify(
     paths: list[Path],
     url: str | None,
+    api_key_file: Path | None,
     as_json: bool,
     stage: str | None,
     out: str | None,
@@ -27,29 +38,38 @@ def classify(
     local: bool,
     port: int,
 ) -> None:
+    api_key = None if api_key_file is None else api_key_file.read_text(encoding="utf-8").strip()
     if stage is None:
         if not paths or out or shard:
             raise CommandError(
                 "classify needs PATHs, or --stage and --out, with --shard if it is one of several."
             )
         images = find_images(paths)
-        print_outcomes(images, classify_files(images, url or DEFAULT_URL), as_json=as_json)
+        outcomes = classify_files(images, url or DEFAULT_URL, api_key)
+        print_outcomes(images, outcomes, as_json=as_json)
         return
     if paths or out is None:
         raise CommandError("--stage needs --out, the table for the outcomes, and no PATHs.")
     if local and url is None:
         raise CommandError("--local needs --url, the service that `ext-classify sql --serve` names.")
+    fail_when_stopped()
     with open_session(connection, local, port) as console, _service(url) as service_url:
-        _rescore(AnswersTable(console, stage, out), service_url, shard or _shard_of_job(), batch_rows)
+        table = AnswersTable(console, stage, out)
+        table.create()
+        part = shard or _shard_of_job()
+        files = table.missing(part, model_version(service_url, api_key))
 
+        def ask(sources: list[str], batch_id: str, given_up: threading.Event) -> list[dict[str, Any]]:
+            return classify_sources(
+                sources, service_url, batch_id=batch_id, api_key=api_key, given_up=given_up
+            )
 
-def _rescore(table: AnswersTable, url: str, shard: Shard, batch_rows: int) -> None:
-    table.create()
-    files = table.missing(shard, model_version(url))
-    progress = rescore(table, files, url, batch_rows)
-    print(f"Shard {shard.index} of {shard.count}: {progress}.")
+        progress = rescore(table, files, ask, batch_rows)
+    print(f"Shard {part.index} of {part.count}: {progress}.")
     if progress.failed:
-        raise CommandError(f"{progress.failed} files are not classified yet. Run it again.")
+        raise CommandError(
+            f"{progress.failed} files are not classified yet ({progress.failure}). Run it again."
+        )
 
 
 @contextmanager
@@ -58,7 +78,6 @@ def _service(url: str | None) -> Iterator[str]:
     if url is not None:
         yield url.rstrip("/")
         return
-    end_well_when_stopped()
     with own_service() as (own_url, _):
         yield own_url
 
@@ -67,6 +86,9 @@ def add_commands(add: Add) -> None:
     command = add("classify", classify, "classify image files, or a stage's files into a table")
     command.add_argument("paths", type=Path, nargs="*", metavar="PATH", help="images, or folders of them")
     command.add_argument("--url", help=f"the service (default {DEFAULT_URL}; with --stage, one of its own)")
+    command.add_argument(
+        "--api-key-file", type=Path, metavar="FILE", help="holds the key of a service that wants one"
+    )
     command.add_argument("--json", action="store_true", dest="as_json", help="one outcome a line")
     command.add_argument("--stage", help="db.schema.stage, whose files are to be classified into --out")
     command.add_argument("--out", metavar="TABLE", help="made if it is not there; what it has is left out")

@@ -1,9 +1,9 @@
 """A client of the service: image files to Snowflake batches, outcomes to a table."""
 
 import base64
-import itertools
 import json
 import random
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -24,9 +24,10 @@ TIMEOUT_SECONDS = 60.0
 # A batch that was answered 202 is asked for so often.
 POLL_SECONDS = 1.0
 # So long, a service that is busy, or being replaced, is waited for.
-PATIENCE_SECONDS = 600.0
+PATIENCE_SECONDS = 300.0
 LONGEST_PAUSE_SECONDS = 10.0
 _RETRYABLE = frozenset({429, 500, 502, 503, 504})
+API_KEY_HEADER = "X-API-Key"
 IMAGE_SUFFIXES = frozenset({".bmp", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp"})
 
 
@@ -54,51 +55,76 @@ def _is_image(path: Path) -> bool:
     return not is_hidden and path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
 
 
-def classify_files(images: Sequence[Path], url: str) -> Iterator[dict[str, Any]]:
+def classify_files(images: Sequence[Path], url: str, api_key: str | None = None) -> Iterator[dict[str, Any]]:
     """Outcomes in the order of `images`, asked for in batches as Snowflake would send them."""
     for batch in _batches(images):
         data = [[number, base64.b64encode(image).decode()] for number, image in enumerate(batch)]
-        for _, outcome in _post_json(f"{url}/classify", {"data": data})["data"]:
+        for _, outcome in _post_json(f"{url}/classify", {"data": data}, api_key)["data"]:
             yield outcome
 
 
-def classify_sources(sources: Sequence[str], url: str, *, batch_id: str) -> list[dict[str, Any]]:
+def classify_sources(
+    sources: Sequence[str],
+    url: str,
+    *,
+    batch_id: str,
+    api_key: str | None = None,
+    given_up: threading.Event | None = None,
+) -> list[dict[str, Any]]:
     """Outcomes in the order of `sources`, in one batch, as Snowflake would send it and ask for it.
 
     Under its id, so that a repeated one is not classified twice; patient with a service that is busy or
-    begins anew. Raises ClientError.
+    begins anew, until `given_up`. Raises ClientError.
     """
+    given_up = given_up or threading.Event()
     document = {"data": [[number, source] for number, source in enumerate(sources)]}
-    request = urllib.request.Request(
-        f"{_checked(url)}/classify",
-        json.dumps(document).encode(),
-        {"Content-Type": "application/json", BATCH_ID_HEADER: batch_id},
+    body = json.dumps(document).encode()
+    headers = {BATCH_ID_HEADER: batch_id} | _credentials(api_key)
+    post = urllib.request.Request(
+        f"{_checked(url)}/classify", body, headers | {"Content-Type": "application/json"}
     )
-    give_up_at = time.monotonic() + PATIENCE_SECONDS
-    for attempt in itertools.count():
+    poll = urllib.request.Request(post.full_url, headers=headers)
+    request, give_up_at, failures = post, time.monotonic() + PATIENCE_SECONDS, 0
+    while True:
         try:
             status, answer = _exchange(request)
             if status == HTTPStatus.OK:
-                return [outcome for _, outcome in answer["data"]]
+                return _outcomes_of(answer, len(sources), url)
             # It is begun, and is to be asked for.
-            request = urllib.request.Request(request.full_url, headers={BATCH_ID_HEADER: batch_id})
-            pause = POLL_SECONDS
+            request, give_up_at, failures, pause = poll, time.monotonic() + PATIENCE_SECONDS, 0, POLL_SECONDS
         except _Unanswered as error:
-            pause = error.retry_after_seconds or min(0.2 * 2**attempt, LONGEST_PAUSE_SECONDS)
-            if time.monotonic() + pause > give_up_at:
+            request = post  # whoever had promised the answer may be gone
+            failures += 1
+            pause = error.retry_after_seconds or min(0.1 * 2 ** min(failures, 16), LONGEST_PAUSE_SECONDS)
+            if time.monotonic() + pause > give_up_at or given_up.is_set():
                 raise ClientError(str(error)) from None
-        time.sleep(random.uniform(pause / 2, pause))  # noqa: S311 - no secret
-    raise AssertionError
+        given_up.wait(random.uniform(pause / 2, pause))  # noqa: S311 - no secret
 
 
-def model_version(url: str) -> str:
+def model_version(url: str, api_key: str | None = None) -> str:
     """Of the network that serves. Raises ClientError."""
     try:
-        _, answer = _exchange(urllib.request.Request(f"{_checked(url)}/readyz"))
+        request = urllib.request.Request(f"{_checked(url)}/readyz", headers=_credentials(api_key))
+        _, answer = _exchange(request)
         version: str = answer["model"]["version"]
         return version
     except _Unanswered as error:
         raise ClientError(str(error)) from None
+
+
+def _credentials(api_key: str | None) -> dict[str, str]:
+    return {} if api_key is None else {API_KEY_HEADER: api_key}
+
+
+def _outcomes_of(answer: Any, rows: int, url: str) -> list[dict[str, Any]]:
+    """Raises ClientError for what is no answer to so many rows."""
+    try:
+        outcomes = [outcome for number, outcome in sorted(answer["data"], key=lambda row: int(row[0]))]
+    except (TypeError, KeyError, ValueError):
+        outcomes = []
+    if len(outcomes) != rows:
+        raise ClientError(f"{url} answered with something other than {rows} outcomes.")
+    return outcomes
 
 
 def print_outcomes(images: Sequence[Path], outcomes: Iterator[dict[str, Any]], *, as_json: bool) -> None:
@@ -159,7 +185,8 @@ def _exchange(request: urllib.request.Request) -> tuple[int, Any]:
             return response.status, json.load(response)
     except urllib.error.HTTPError as error:
         message = f"{url} answered {error.code}: {error.read(500).decode(errors='replace')}"
-        if error.code not in _RETRYABLE:
+        is_unknown_batch = error.code == HTTPStatus.NOT_FOUND and request.get_method() == "GET"
+        if error.code not in _RETRYABLE and not is_unknown_batch:
             raise ClientError(message) from None
         asked_for = error.headers.get("Retry-After", "")
         raise _Unanswered(message, float(asked_for) if asked_for.isdecimal() else None) from None
@@ -173,10 +200,11 @@ def _checked(url: str) -> str:
     return url
 
 
-def _post_json(url: str, document: object) -> Any:
+def _post_json(url: str, document: object, api_key: str | None) -> Any:
     body = json.dumps(document).encode()
     try:
-        request = urllib.request.Request(_checked(url), body, {"Content-Type": "application/json"})
+        headers = {"Content-Type": "application/json"} | _credentials(api_key)
+        request = urllib.request.Request(_checked(url), body, headers)
         with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
             return json.load(response)
     except urllib.error.HTTPError as error:

@@ -23,6 +23,11 @@ def end_well_when_stopped() -> None:
         signal.signal(getattr(signal, name), lambda *_: sys.exit(0))
 
 
+def fail_when_stopped() -> None:
+    """Work that is to be whole is not done by being stopped: 128 + SIGTERM, as shells count."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+
 def parse_integer(text: str, least: int, most: int) -> int:
     """Raises ArgumentTypeError for anything but an integer within the limits."""
     if not text.isdecimal() or not least <= int(text[:12]) <= most:

@@ -35,6 +35,7 @@ class BoundedConnection(HttpToolsProtocol):
         self._taking_timer: asyncio.TimerHandle | None = None
         self._untaken_bytes = 0
         self._received_bytes = 0
+        self._heads = 0
         self._has_head_begun = False
         self._answered_at = 0.0
         self._is_leaving = False
@@ -51,9 +52,11 @@ class BoundedConnection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        heads_before = self._heads
         super().data_received(data)
         if self._has_head_begun:
-            self._await_rest_of_head(len(data))
+            # Of the piece in which a head begins, most may be of the requests before it.
+            self._await_rest_of_head(len(data) if self._heads == heads_before else 0)
         elif self._is_idle():  # what came asks for nothing, such as the rest of a body that was refused
             self._idle_timer = self.loop.call_later(
                 self._idle_seconds_left(), self.timeout_keep_alive_handler
@@ -61,7 +64,9 @@ class BoundedConnection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self._unset_keepalive_if_required()  # an answer to what came in the same piece may have set it
         self._has_head_begun = True
+        self._heads += 1
         self._received_bytes = 0
         if self._idle_timer is not None:
             self._idle_timer.cancel()
@@ -81,7 +86,9 @@ class BoundedConnection(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         """Or answer at once what the app has no time for: to refuse a flood is to cost next to nothing."""
-        refuse_at_once = getattr(app, "refuse_at_once", None)
+        # Whoever takes no answers, or has asked for many at once, is answered in the usual way, which waits.
+        is_alone = not self.pipeline and not self.flow.write_paused
+        refuse_at_once = getattr(app, "refuse_at_once", None) if is_alone else None
         refusal = refuse_at_once and refuse_at_once(cycle.scope)
         if not refusal:
             super()._start_asgi_task(cycle, app)

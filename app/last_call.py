@@ -11,6 +11,9 @@ from contextlib import suppress
 
 import uvicorn
 
+# The system lets no more wait for a server (uvicorn's backlog); who comes after them comes too late.
+_MOST_WAITING = 2048
+
 
 class LastCallServer(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -36,7 +39,7 @@ def _accept_all(server: asyncio.Server) -> Iterator[socket.socket]:
         # descriptor of the same one can accept.
         with suppress(OSError), socket.socket(fileno=os.dup(listening.fileno())) as listener:
             listener.setblocking(False)
-            while True:
+            for _ in range(_MOST_WAITING):
                 connection, _ = listener.accept()
                 connection.setblocking(False)
                 yield connection

@@ -151,7 +151,7 @@ class RedisStore:
             async with asyncio.timeout(2 * ANSWER_SECONDS):
                 answer = await command()
         except (RedisError, OSError, TimeoutError) as error:
-            self._ask_again_at = monotonic() + ASK_AGAIN_SECONDS
+            self._ask_again_at = max(self._ask_again_at, monotonic() + ASK_AGAIN_SECONDS)
             self._note(is_available=False, reason=type(error).__name__)
             return default
         self._note(is_available=True)

@@ -1,65 +1,111 @@
 """A stage's files to a table of outcomes: one shard of them, again and again until none is missing."""
 
 import sys
+import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from app.client import classify_sources
+from app.client import ClientError
 from app.snowflake.answers_table import MAX_ROWS, AnswersTable, StagedFile
 
 # So many batches at a time keep the service's cores busy while others are fetched or written down.
 CONCURRENT_BATCHES = 6
+# A statement has its price, and what is lost with a process is what was not written yet.
+WRITE_SECONDS = 15.0
 REPORT_SECONDS = 10.0
+# So many files without one that could be read are no accident.
+GIVE_UP_FILES = 500
 
-Answered = list[tuple[StagedFile, dict[str, Any]]]
+# What is an image's own, and would be the same another time. All else is the network's, the stage's or the
+# settings', and may be mended.
+_FINAL_ERRORS = frozenset(
+    {
+        "unsupported_format",
+        "corrupt_image",
+        "image_too_large",
+        "prediction_failed",
+        "classifier_died",
+        "classify_timeout",
+    }
+)
+
+Outcome = dict[str, Any]
+Answered = list[tuple[StagedFile, Outcome]]
+Classify = Callable[[list[str], str, threading.Event], list[Outcome]]
+"""Sources and a batch id to outcomes; in a thread, until the event tells it to give up."""
 
 
 @dataclass
 class Progress:
-    """Of `files`, those that have an outcome now, and those that are to be tried again."""
+    """Files that have an outcome now, and those that are to be tried again."""
 
-    files: int
     stored: int = 0
     failed: int = 0
+    failure: str = ""
+    """The latest, in words."""
 
     def __str__(self) -> str:
-        return f"{self.stored} of {self.files} files classified, {self.failed} to be tried again"
+        return f"{self.stored} files classified, {self.failed} to be tried again"
 
 
-def rescore(table: AnswersTable, files: Sequence[StagedFile], url: str, batch_rows: int) -> Progress:
+def rescore(
+    table: AnswersTable, files: Iterable[StagedFile], classify: Classify, batch_rows: int
+) -> Progress:
     """Classify the files and store their outcomes, but for those that may succeed another time.
 
-    Raises ClientError when the service or Snowflake does not answer; what was stored stays.
+    Raises ClientError when the service or Snowflake does not answer, or when no file at all can be read; what
+    was stored stays.
     """
-    progress = Progress(len(files))
-    report = _Report(progress)
-    for answered in _in_flight(files, url, batch_rows):
-        final = [(file, outcome) for file, outcome in answered if not _may_succeed(outcome)]
-        for start in range(0, len(final), MAX_ROWS):
-            table.store(final[start : start + MAX_ROWS])
-        progress.stored += len(final)
-        progress.failed += len(answered) - len(final)
+    progress = Progress()
+    report, unwritten, written_at = _Report(progress), Answered(), time.monotonic()
+    for answered in _in_flight(files, classify, batch_rows):
+        unwritten += _final_of(answered, progress)
+        if len(unwritten) >= MAX_ROWS or time.monotonic() - written_at >= WRITE_SECONDS:
+            _store(table, unwritten, progress)
+            unwritten, written_at = [], time.monotonic()
+        if progress.failed >= GIVE_UP_FILES and not progress.stored and not unwritten:
+            raise ClientError(f"None of {progress.failed} files can be read: {progress.failure}")
         report.tell()
+    _store(table, unwritten, progress)
     return progress
 
 
-def _may_succeed(outcome: dict[str, Any]) -> bool:
-    """Another time: its error is the network's or Snowflake's, and not the image's."""
-    return bool(outcome["error"] and outcome["error"]["retryable"])
+def _final_of(answered: Answered, progress: Progress) -> Answered:
+    final: Answered = []
+    for file, outcome in answered:
+        error = outcome["error"]
+        if error is None or error["code"] in _FINAL_ERRORS:
+            final.append((file, outcome))
+        else:
+            progress.failed += 1
+            progress.failure = f"{error['code']}: {error['message']}"
+    return final
 
 
-def _in_flight(files: Sequence[StagedFile], url: str, batch_rows: int) -> Iterator[Answered]:
-    """What has been answered since the last time: as much as came while that was written down."""
-    batches = (files[start : start + batch_rows] for start in range(0, len(files), batch_rows))
+def _store(table: AnswersTable, unwritten: Answered, progress: Progress) -> None:
+    for start in range(0, len(unwritten), MAX_ROWS):
+        table.store(unwritten[start : start + MAX_ROWS])
+    progress.stored += len(unwritten)
+
+
+def _in_flight(files: Iterable[StagedFile], classify: Classify, batch_rows: int) -> Iterator[Answered]:
+    """What has been answered since the last time."""
+    remaining, given_up = iter(files), threading.Event()
+
+    def classify_batch(batch: list[StagedFile]) -> Answered:
+        outcomes = classify([file.file_url for file in batch], str(uuid.uuid4()), given_up)
+        return list(zip(batch, outcomes, strict=True))
+
     with ThreadPoolExecutor(CONCURRENT_BATCHES) as threads:
 
         def begin(count: int) -> set[Future[Answered]]:
-            return {threads.submit(_classify, batch, url) for batch in islice(batches, count)}
+            batches = (list(islice(remaining, batch_rows)) for _ in range(count))
+            return {threads.submit(classify_batch, batch) for batch in batches if batch}
 
         running = begin(2 * CONCURRENT_BATCHES)
         try:
@@ -68,12 +114,8 @@ def _in_flight(files: Sequence[StagedFile], url: str, batch_rows: int) -> Iterat
                 running |= begin(len(done))
                 yield [answer for future in done for answer in future.result()]
         finally:
+            given_up.set()
             threads.shutdown(cancel_futures=True)
-
-
-def _classify(files: Sequence[StagedFile], url: str) -> Answered:
-    outcomes = classify_sources([file.file_url for file in files], url, batch_id=str(uuid.uuid4()))
-    return list(zip(files, outcomes, strict=True))
 
 
 class _Report:

@@ -23,6 +23,7 @@ class Workers(Multiprocess):
 
     def __init__(self, config: Config, sockets: list[socket.socket]) -> None:
         super().__init__(config, sockets)
+        self._is_stopping = False
         multiprocess.Process = Worker  # type: ignore[misc]  # the supervisor takes no other by argument
         signal.signal(signal.SIGTERM, lambda *_: self._stop_or_hasten())
         if hasattr(signal, "SIGHUP"):  # to lose the terminal means to stop
@@ -38,10 +39,11 @@ class Workers(Multiprocess):
         self._tell_all(signal.SIGUSR1)
 
     def _stop_or_hasten(self) -> None:
-        """A supervisor that waits for its workers' end hears of no signal itself."""
-        if self.should_exit.is_set():
+        """A supervisor hears of no signal while it waits for its workers, and looks twice a second before."""
+        if self._is_stopping:
             self._tell_all(signal.SIGTERM)
         else:
+            self._is_stopping = True
             self.signal_queue.append(signal.SIGTERM)
 
     def _tell_all(self, number: int) -> None:

@@ -130,14 +130,20 @@ def record_if_refused(error: Exception, request: Request) -> None:
         record_refusal(*ids_of(request.headers), error.status, error.code)
 
 
+def _no_time() -> Stopped:
+    return Stopped("The service ends, and has no time for this request. Send it again.")
+
+
 async def _classify_while_there_is_time(request: Request, stopping: Stopping) -> Response:
+    if stopping.is_hastened:
+        raise _no_time()
     task = stopping.begin_request()
     try:
         response = await classify(request)
     except asyncio.CancelledError:
         if not stopping.is_hastened:
             raise
-        raise Stopped("The service ends, and has no time for this request. Send it again.") from None
+        raise _no_time() from None
     finally:
         stopping.end_request(task)
     if stopping.has_begun:

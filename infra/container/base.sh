@@ -13,4 +13,4 @@ debootstrap --variant=minbase bookworm "$root" "${mirror:-http://deb.debian.org/
 rm -rf "$root"/var/cache/apt/* "$root"/var/cache/debconf/*-old "$root"/var/lib/apt/lists/* "$root"/var/log/*.log \
   "$root"/usr/share/doc/* "$root"/usr/share/man/* "$root"/usr/share/info/* "$root"/usr/share/locale/* \
   "$root"/usr/share/lintian "$root"/usr/share/linda
-tar -C "$root" -c . | "$ENGINE" import -q -c 'CMD ["bash"]' - "$image"
+tar -C "$root" -c . | "$ENGINE" import -c 'CMD ["bash"]' - "$image" > /dev/null

@@ -5,7 +5,7 @@ packages=$(echo "$1"/lib/python3*/site-packages)
 cd "$packages"
 
 # LiteRT: engines of GPUs and phones, and tools.
-rm -r ai_edge_litert/libLiteRtWebGpuAccelerator.so ai_edge_litert/tools ai_edge_litert/vendors
+rm -rf ai_edge_litert/libLiteRtWebGpuAccelerator.so ai_edge_litert/tools ai_edge_litert/vendors
 # botocore describes four hundred services; a login by workload identity asks sts.
 find botocore/data -mindepth 1 -maxdepth 1 -type d ! -name sts ! -name sso ! -name sso-oidc -exec rm -r {} +
 # Tests, type stubs, and sources of what is compiled.

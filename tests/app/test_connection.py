@@ -1,3 +1,4 @@
+import asyncio
 import json
 import re
 import socket
@@ -245,13 +246,15 @@ class Busy:
     """Has no time for what is asked of /busy, and answers all else."""
 
     asked = 0
+    answer: Any = staticmethod(application)
 
     def refuse_at_once(self, scope: Any) -> Response | None:
         return Response(b"no", 429, {"retry-after": "1"}) if scope["path"] == "/busy" else None
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         self.asked += scope["type"] == "http"
-        await application(scope, receive, send)
+        refusal = scope["type"] == "http" and self.refuse_at_once(scope)
+        await (refusal or self.answer)(scope, receive, send)
 
 
 BUSY = b"POST /busy HTTP/1.1\r\nHost: a\r\nContent-Length: 500000\r\n\r\n"
@@ -300,3 +303,42 @@ def test_refusal_at_once_waits_for_the_answers_before_it() -> None:
         answers = read_all(caller)
     statuses = re.findall(rb"HTTP/1\.1 (\d+)", answers)
     assert statuses == [b"200", b"429", b"200", b"429", b"200"]
+
+
+def test_whoever_takes_no_answers_gets_no_more_of_them_at_once() -> None:
+    """They would pile up: what waits for the caller stops reading from it too."""
+    app = Busy()
+    heads = b"POST /busy HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n" * 1_000_000
+    with serving(app) as (port, server), connect(port) as caller:
+        caller.settimeout(1)
+        with pytest.raises(TimeoutError):
+            caller.sendall(heads)
+        assert app.asked >= 1
+        [there] = server.server_state.connections
+        assert there.transport.get_write_buffer_size() < 1_000_000
+
+
+def test_many_requests_at_once_behind_a_slow_one_are_all_refused_in_turn() -> None:
+    async def slow(scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.sleep(0.3)
+        await application(scope, receive, send)
+
+    app = Busy()
+    app.answer = slow
+    busy = b"POST /busy HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n"
+    last = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+    with serving(app) as (port, _), connect(port) as caller:
+        caller.sendall(GET + busy * 600 + last)
+        statuses = re.findall(rb"HTTP/1\.1 (\d+)", read_all(caller))
+    assert statuses == [b"200", *[b"429"] * 600, b"200"]
+
+
+def test_many_small_requests_in_one_piece_are_no_long_head(port: int) -> None:
+    """Cut where the last of them is not whole."""
+    with connect(port) as caller:
+        caller.sendall(GET * 20_000 + GET[:-4])
+        taken = 0
+        while taken < 20_000:
+            piece = caller.recv(1_000_000)
+            assert b" 431 " not in piece
+            taken += piece.count(b"HTTP/1.1 200")

@@ -6,16 +6,21 @@ import json
 import shutil
 import signal
 import subprocess
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from app import client
+from app import client, rescoring
 from app.cli import main
 from app.client import ClientError, classify_sources
 from app.own_service import own_service
+from app.snowflake import answers_table
+from app.snowflake.answers_table import AnswersTable, StagedFile
+from app.snowflake.console import connect
 from app.snowflake.local.server import LocalServer
 from tests.app.snowflake.local.remote_service import DROP, Received, RemoteService, Reply, answer
 from tests.app.snowflake.local.sql import Sql
@@ -25,6 +30,10 @@ from tests.running import CLI, wait_until
 FILES = 60
 STAGE = "local.public.photos"
 TABLE = "local.public.answers"
+CREATE = (
+    f"CREATE TABLE {TABLE} (relative_path VARCHAR NOT NULL, etag VARCHAR, model_version VARCHAR NOT NULL, "
+    "answer VARIANT, classified_at TIMESTAMP_LTZ)"
+)
 
 
 @pytest.fixture(scope="module")
@@ -83,10 +92,10 @@ def test_what_is_there_is_not_classified_again(
     command: list[str], sql: Sql, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(command) == 0
-    assert f"Shard 0 of 1: {FILES} of {FILES} files classified" in capsys.readouterr().out
+    assert f"Shard 0 of 1: {FILES} files classified" in capsys.readouterr().out
     sql.rows(f"DELETE FROM {TABLE} WHERE relative_path IN ('001.png', '002.png')")
     assert main(command) == 0
-    assert "Shard 0 of 1: 2 of 2 files classified" in capsys.readouterr().out
+    assert "Shard 0 of 1: 2 files classified" in capsys.readouterr().out
     assert counts(sql) == (FILES, FILES)
 
 
@@ -104,7 +113,11 @@ def test_changed_file_is_classified_once_more(command: list[str], sql: Sql, tmp_
 
 def test_killed_run_goes_on_where_it_was(command: list[str], sql: Sql) -> None:
     slow = [*command, "--batch-rows", "1"]
-    with subprocess.Popen([*CLI, *slow]) as running:
+    program = (
+        "import sys, app.rescoring; app.rescoring.WRITE_SECONDS = 0; from app.cli import main;"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    with subprocess.Popen([sys.executable, "-c", program, *slow]) as running:
         wait_until(lambda: _has_rows(sql))
         running.send_signal(signal.SIGKILL)
     assert 0 < counts(sql)[0] <= FILES
@@ -113,15 +126,68 @@ def test_killed_run_goes_on_where_it_was(command: list[str], sql: Sql) -> None:
 
 
 def _has_rows(sql: Sql) -> bool:
-    tables = sql.rows("SHOW TABLES IN SCHEMA local.public")
-    return any("ANSWERS" in row for row in tables) and counts(sql)[0] > 0
+    return _has_table(sql) and counts(sql)[0] > 0
 
 
-def test_two_runs_of_one_shard_write_no_file_twice(command: list[str], sql: Sql) -> None:
-    with subprocess.Popen([*CLI, *command]) as first, subprocess.Popen([*CLI, *command]) as second:
-        codes = first.wait(120), second.wait(120)
-    assert 0 in codes
+def _has_table(sql: Sql) -> bool:
+    return any("ANSWERS" in row for row in sql.rows("SHOW TABLES IN SCHEMA local.public"))
+
+
+def test_runs_of_different_shards_do_not_wait_for_each_other(command: list[str], sql: Sql) -> None:
+    first = [*CLI, *command, "--shard", "0/2"]
+    second = [*CLI, *command, "--shard", "1/2"]
+    sql.rows(CREATE)
+    with subprocess.Popen(first) as one, subprocess.Popen(second) as other:
+        assert (one.wait(120), other.wait(120)) == (0, 0)
     assert counts(sql) == (FILES, FILES)
+
+
+def test_repeated_statement_writes_nothing_twice(command: list[str], sql: Sql, server: LocalServer) -> None:
+    """As when its answer was lost."""
+    outcome = {"label": "Pitted", "model": {"version": "v"}, "error": None}
+    answers = [(StagedFile("a", etag, "u"), outcome) for etag in (None, "e")]
+    with connect(**server.connect_arguments) as console:
+        table = AnswersTable(console, STAGE, TABLE)
+        table.create()
+        for _ in range(2):
+            table.store(answers)
+    assert counts(sql) == (2, 1)
+
+
+def test_stopped_run_says_that_it_is_not_done(command: list[str], sql: Sql) -> None:
+    with subprocess.Popen([*CLI, *command, "--batch-rows", "1"]) as running:
+        wait_until(lambda: _has_table(sql))
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(90) == 128 + signal.SIGTERM
+
+
+def test_many_files_are_asked_for_a_page_at_a_time(
+    command: list[str], sql: Sql, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answers_table, "PAGE_ROWS", 7)
+    assert main(command) == 0
+    assert counts(sql) == (FILES, FILES)
+
+
+def test_stage_of_which_nothing_can_be_read_is_given_up(
+    command: list[str], sql: Sql, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And nothing is written: once it is mended, all is to be classified."""
+    monkeypatch.setattr(rescoring, "GIVE_UP_FILES", 16)
+
+    def respond(received: Received) -> Reply:
+        if received.method == "GET":
+            return Reply(body=b'{"model": {"version": "v"}}')
+        error = {"code": "stage_not_authorized", "message": "Let the service read it.", "retryable": False}
+        return answer([{"label": None, "model": {"version": "v"}, "error": error} for _ in received.rows])
+
+    with RemoteService() as service:
+        service.respond = respond
+        at = command.index("--url")
+        assert main([*command[:at], "--url", service.origin, *command[at + 2 :]]) == 1
+        assert len(service.received) < FILES // 8
+    assert "files can be read: stage_not_authorized: Let the service read it." in capsys.readouterr().err
+    assert counts(sql) == (0, 0)
 
 
 def test_file_that_may_succeed_another_time_is_left_for_it(
@@ -138,7 +204,8 @@ def test_file_that_may_succeed_another_time_is_left_for_it(
         service.respond = respond
         at = command.index("--url")
         assert main([*command[:at], "--url", service.origin, *command[at + 2 :]]) == 1
-    assert f"{FILES // 2} files are not classified yet. Run it again." in capsys.readouterr().err
+    told = f"{FILES // 2} files are not classified yet (fetch_timeout: late). Run it again."
+    assert told in capsys.readouterr().err
     assert counts(sql) == (FILES // 2, FILES // 2)
 
 
@@ -181,13 +248,42 @@ def test_client_is_patient_and_keeps_its_batch_id(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(client, "LONGEST_PAUSE_SECONDS", 0.01)
     outcome = {"label": "Pitted"}
     replies = iter(
-        [Reply(503), DROP, Reply(429, b"{}", {"Retry-After": "0"}), Reply(202, b"{}"), answer([outcome])]
+        [
+            Reply(503),
+            DROP,
+            Reply(429, b"{}", {"Retry-After": "0"}),
+            Reply(202, b"{}"),
+            Reply(202, b"{}"),
+            Reply(404, b"{}"),  # whoever has promised it is gone
+            Reply(202, b"{}"),
+            answer([outcome]),
+        ]
     )
     with RemoteService() as service:
         service.respond = lambda _: next(replies)
-        assert classify_sources(["a"], service.origin, batch_id="b") == [outcome]
-        assert [received.method for received in service.received] == ["POST"] * 4 + ["GET"]
+        assert classify_sources(["a"], service.origin, batch_id="b", api_key="k") == [outcome]
+        asked = [received.method for received in service.received]
+        assert asked == ["POST"] * 4 + ["GET"] * 2 + ["POST", "GET"]
         assert {received.batch_id for received in service.received} == {"b"}
+        assert {received.headers["X-API-Key"] for received in service.received} == {"k"}
+
+
+@pytest.mark.parametrize("body", [b"{}", b"[]", b'{"data": [[0, {}]]}', b'{"data": [null, null]}', b"null"])
+def test_answer_of_something_else_is_no_answer(body: bytes) -> None:
+    with RemoteService() as service:
+        service.respond = lambda _: Reply(body=body)
+        with pytest.raises(ClientError, match="something other than 2 outcomes"):
+            classify_sources(["a", "b"], service.origin, batch_id="b")
+
+
+def test_client_leaves_off_when_it_is_told_to() -> None:
+    given_up = threading.Event()
+    given_up.set()
+    with RemoteService() as service:
+        service.respond = lambda _: Reply(503)
+        with pytest.raises(ClientError, match="answered 503"):
+            classify_sources(["a"], service.origin, batch_id="b", given_up=given_up)
+        assert len(service.received) == 1
 
 
 def test_client_gives_up_at_once_on_what_would_be_refused_again() -> None:

@@ -52,6 +52,15 @@ def test_no_secret_and_no_leaving_of_the_build_is_there() -> None:
     assert [path for path in found if not path.endswith(("/cacert.pem", "/ssl/cert.pem"))] == []
 
 
+def test_bytecode_is_good_whatever_time_files_have() -> None:
+    """Or each start would compile what it imports (PEP 552: the second word of a .pyc is 1 then)."""
+    program = (
+        "import json, numpy, app.main; paths = [m.__cached__ for m in (json, numpy, app.main)];"
+        "print([int.from_bytes(open(path, 'rb').read(8)[4:], 'little') for path in paths])"
+    )
+    assert run_in_image(f'python3 -c "{program}"').strip() == "[1, 1, 1]"
+
+
 def test_no_program_makes_root_of_its_caller() -> None:
     assert run_in_image("find / -xdev -perm /6000 -type f 2> /dev/null; true") == ""
 

@@ -113,6 +113,13 @@ def test_what_is_mounted_there_is_and_cannot_be_written() -> None:
                 assert source in COMPOSE["volumes"]
 
 
+def test_pages_are_reached_through_nginx_and_figures_are_not() -> None:
+    text = (ROOT / "infra" / "nginx" / "nginx.conf").read_text(encoding="utf-8")
+    passed_on = re.findall(r"location (?:= )?(/\S*) \{ proxy_pass", text)
+    assert {"/", "/playground/", "/docs", "/docs/", "/openapi.json", "/model", "/readyz"} <= set(passed_on)
+    assert "/metrics" not in passed_on
+
+
 def test_prometheus_loads_the_alerts_under_the_job_that_they_name() -> None:
     assert PROMETHEUS["rule_files"] == ["alerts.yml"]
     folders = {Path(place).name: Path(place).parent for _, place, how in mounts("prometheus") if how == "ro"}

@@ -43,17 +43,18 @@ REFERENCE = {
         "QUERY_WAREHOUSE",
         "COMMENT",
     ],
+    # By its usage notes and examples: the specification comes last.
     "EXECUTE JOB SERVICE": [
         "IN COMPUTE POOL",
-        "FROM",
-        "SPECIFICATION_TEMPLATE_FILE",
-        "USING",
         "NAME",
         "ASYNC",
+        "REPLICAS",
         "QUERY_WAREHOUSE",
         "COMMENT",
         "EXTERNAL_ACCESS_INTEGRATIONS",
-        "REPLICAS",
+        "FROM",
+        "SPECIFICATION_TEMPLATE_FILE",
+        "USING",
     ],
 }
 
