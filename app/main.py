@@ -19,6 +19,7 @@ from app.api.direct import DirectFastAPI, record_if_refused
 from app.api.docs import add_docs
 from app.api.metrics import Gauges
 from app.api.openapi import add_answer_examples
+from app.api.pages import add_playground
 from app.api.refusal import FORESEEN, methods_at, refusal_of
 from app.batches import Batches
 from app.capacity import Capacity
@@ -70,6 +71,8 @@ def create_app(settings: Settings, processes: ClassifierProcesses | None = None)
     app.include_router(health.router)
     app.include_router(metrics.router)
     add_answer_examples(app)
+    if settings.show_playground:
+        add_playground(app)
     if settings.show_docs:
         add_docs(app)
     _add_error_handlers(app)

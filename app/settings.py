@@ -110,6 +110,8 @@ class Settings(BaseSettings):
     jwt_callers: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_list)] = ()
     """Whose it must be, its `appid`, `azp` or `sub`, separated by commas; by default anybody's, which in a
     tenant of Azure AD is any application's."""
+    show_playground: bool = True
+    """Whether there is a page at `/` to try images on."""
     show_docs: bool = True
     """Whether there are `/docs` and `/openapi.json`."""
     traces: bool = False

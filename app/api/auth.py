@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from app.tokens import TokenVerifier
 
 OPEN_PATHS = frozenset({"/", "/healthz", "/readyz", "/docs", "/openapi.json"})
-OPEN_FOLDERS = ("/docs/",)
+OPEN_FOLDERS = ("/docs/", "/playground/")
 API_KEY_HEADER = "x-api-key"
 # Put in by the ingress of Snowpark Container Services, which lets nobody else through.
 SPCS_USER_HEADER = "sf-context-current-user"

@@ -13,7 +13,7 @@ _INLINE_SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 
 
 def add_docs(app: FastAPI) -> None:
-    """At /docs, and / leads there."""
+    """At /docs, and where there is nothing else at /, it leads there."""
     app.mount("/docs/assets", StaticFiles(packages=[("fastapi_swagger", "resources")]))
     html = _page()
     headers = {"content-security-policy": _policy_of(html)}

@@ -1,0 +1,38 @@
+"""The playground at /: static files, which ask nothing of anybody but this service."""
+
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.responses import FileResponse, Response
+from starlette.staticfiles import StaticFiles
+
+from app.command_line import SAMPLES
+
+FOLDER = Path(__file__).parent / "playground"
+# Content Security Policy Level 3. Pictures are the visitor's own (blob:) and heatmaps of answers (data:).
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+
+# Kept, but asked about each time: after an upgrade, no old script is to meet a new page.
+_ASKED_ABOUT = {"cache-control": "no-cache"}
+
+
+class _Files(StaticFiles):
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        response = super().file_response(*args, **kwargs)
+        response.headers.update(_ASKED_ABOUT)
+        return response
+
+
+def add_playground(app: FastAPI) -> None:
+    app.mount("/playground/samples", _Files(directory=SAMPLES))
+    app.mount("/playground", _Files(directory=FOLDER))
+
+    @app.get("/", include_in_schema=False)
+    async def playground() -> FileResponse:
+        headers = {"content-security-policy": POLICY, **_ASKED_ABOUT}
+        return FileResponse(FOLDER / "index.html", headers=headers)

@@ -1,0 +1,41 @@
+// What is on the page, as files.
+
+const COLUMNS = ["name", "label", "confidence", "abstained", "reason", "nearest_label", "error_code", "error_message", "model_version"];
+
+export function asCsv(items) {
+  const rows = items.map(({ name, outcome }) => [
+    name,
+    outcome.label,
+    outcome.confidence,
+    outcome.abstained,
+    outcome.reason,
+    outcome.nearest_label,
+    outcome.error?.code,
+    outcome.error?.message,
+    outcome.model?.version,
+  ]);
+  // With the mark by which spreadsheets tell UTF-8.
+  return `\ufeff${[COLUMNS, ...rows].map((row) => row.map(cell).join(",")).join("\r\n")}\r\n`;
+}
+
+// A spreadsheet takes what begins so for a formula.
+const FORMULA = /^[=+\-@\t\r]/;
+
+function cell(value) {
+  if (typeof value === "number" || typeof value === "boolean") return String(value);
+  const text = value ?? "";
+  const safe = FORMULA.test(text) ? `'${text}` : text;
+  return /[",\r\n]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
+}
+
+export function asJson(items) {
+  return JSON.stringify(items.map(({ name, outcome }) => ({ name, ...outcome })), null, 2) + "\n";
+}
+
+export function download(text, name, type) {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([text], { type }));
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+}

@@ -1,0 +1,69 @@
+// Files from wherever they come: picked, dropped with their folders, pasted, or the samples.
+
+const SUFFIXES = /\.(bmp|png|jpe?g|tiff?|webp)$/i;
+const SAMPLES = ["crazing", "inclusion", "patches", "pitted", "rolled", "scratches"];
+
+export function watchIntake(element, take) {
+  for (const input of element.querySelectorAll("input[type=file]")) {
+    input.addEventListener("change", () => {
+      take(input.webkitdirectory ? onlyImages(input.files) : [...input.files]);
+      input.value = "";
+    });
+  }
+  element.querySelector("#samples").addEventListener("click", async () => take(await fetchSamples()));
+  document.addEventListener("paste", (event) => {
+    const files = [...(event.clipboardData?.files ?? [])];
+    if (files.length) take(files);
+  });
+  watchDrops(element, take);
+}
+
+function watchDrops(element, take) {
+  let depth = 0;
+  const mark = (change) => {
+    depth = Math.max(0, depth + change);
+    element.classList.toggle("over", depth > 0);
+  };
+  document.addEventListener("dragenter", () => mark(1));
+  document.addEventListener("dragleave", () => mark(-1));
+  document.addEventListener("dragover", (event) => event.preventDefault());
+  document.addEventListener("drop", async (event) => {
+    event.preventDefault();
+    mark(-depth);
+    take(await droppedFiles(event.dataTransfer));
+  });
+}
+
+async function droppedFiles(transfer) {
+  // Entries must be asked for before anything is awaited.
+  const entries = [...transfer.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
+  if (!entries.some((entry) => entry.isDirectory)) return [...transfer.files];
+  const found = await Promise.all(entries.map(filesBelow));
+  return onlyImages(found.flat());
+}
+
+async function filesBelow(entry) {
+  // One that cannot be read costs no other.
+  if (entry.isFile) return new Promise((done) => entry.file((file) => done([file]), () => done([])));
+  const reader = entry.createReader();
+  const found = [];
+  for (;;) {
+    const some = await new Promise((done) => reader.readEntries(done, () => done([])));
+    if (!some.length) break;
+    found.push(...some);
+  }
+  return (await Promise.all(found.map(filesBelow))).flat();
+}
+
+function onlyImages(files) {
+  return [...files].filter((file) => SUFFIXES.test(file.name) && !file.name.startsWith("."));
+}
+
+async function fetchSamples() {
+  return Promise.all(
+    SAMPLES.map(async (name) => {
+      const answer = await fetch(`playground/samples/${name}.png`);
+      return new File([await answer.blob()], `${name}.png`, { type: "image/png" });
+    }),
+  );
+}

@@ -1,0 +1,84 @@
+// Asks the service, and is patient with one that is busy or begins anew.
+
+const RETRYABLE = new Set([429, 502, 503, 504]);
+const LONGEST_PAUSE_MS = 8000;
+const PATIENCE_MS = 120000;
+
+let key = "";
+
+export class NeedsKey extends Error {}
+
+export class Cancelled extends Error {}
+
+// Never written down anywhere: it is gone with the page.
+export function useKey(given) {
+  key = given.trim();
+}
+
+export function hasKey() {
+  return key !== "";
+}
+
+export class Refused extends Error {
+  constructor(code, message) {
+    super(message);
+    this.code = code;
+  }
+}
+
+export async function classify(file, signal) {
+  const answer = await post("classify?evidence=true", file, "application/octet-stream", signal);
+  return answer.json();
+}
+
+export async function classifyBatch(document) {
+  const answer = await post("classify", JSON.stringify(document), "application/json");
+  return answer.json();
+}
+
+export async function describeModel() {
+  const answer = await fetch("model", { headers: identify() });
+  return answer.ok ? answer.json() : null;
+}
+
+// A token has three parts, and goes where tokens go.
+function identify() {
+  if (!key) return {};
+  return key.split(".").length === 3 ? { Authorization: `Bearer ${key}` } : { "X-API-Key": key };
+}
+
+async function post(path, body, type, signal) {
+  const giveUpAt = performance.now() + PATIENCE_MS;
+  for (let attempt = 0; ; attempt++) {
+    let failure;
+    let pause = Math.min(250 * 2 ** attempt, LONGEST_PAUSE_MS);
+    const identity = key;
+    try {
+      const headers = { "Content-Type": type, ...identify() };
+      const answer = await fetch(path, { method: "POST", body, headers, signal });
+      if (answer.ok) return answer;
+      failure = await describeFailure(answer);
+      if (answer.status === 401) {
+        if (identity !== key) continue; // it was sent before there was a key, or with the one before
+        throw new NeedsKey(failure.message);
+      }
+      if (!RETRYABLE.has(answer.status)) throw failure;
+      pause = Math.max(pause, 1000 * (Number(answer.headers.get("Retry-After")) || 0));
+    } catch (error) {
+      if (error instanceof NeedsKey || error === failure) throw error;
+      if (signal?.aborted) throw new Cancelled();
+      failure = new Refused("unreachable", "The service does not answer.");
+    }
+    if (performance.now() + pause > giveUpAt) throw failure;
+    await new Promise((resume) => setTimeout(resume, pause * (0.5 + Math.random() / 2)));
+  }
+}
+
+async function describeFailure(answer) {
+  try {
+    const { error } = await answer.json();
+    return new Refused(error.code, error.message);
+  } catch {
+    return new Refused(`http_${answer.status}`, `The service answered ${answer.status}.`);
+  }
+}
