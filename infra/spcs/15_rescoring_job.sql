@@ -1,6 +1,6 @@
 -- All files of a stage, once, into a table: after a new network, or for the photographs of ten years.
--- Run by the role that owns the service. It returns at once. Run again once it has ended, it goes on with what
--- is missing; while it still runs, that would end it.
+-- Run by the role that owns the service. It returns at once. Run again once it has ended, it goes on with
+-- what is missing; while it still runs, that would end it.
 
 USE SCHEMA <% database %>.<% schema %>;
 
