@@ -22,11 +22,12 @@ def write_table(
     header: Sequence[str],
     rows: Sequence[Sequence[str]],
     *,
+    command: str = "make bench",
     about: str | None = None,
     folder: Path | None = RESULTS,
 ) -> None:
     """Print a table, and write it to <name>.md in `folder` if given; `about` says what was measured."""
-    first = f"`make bench`, {about or machine()}"
+    first = f"`{command}`, {about or machine()}"
     lines = [first, "", _line(header), _line(["---"] * len(header)), *map(_line, rows)]
     text = "\n".join(lines) + "\n"
     if folder is not None:

@@ -63,10 +63,8 @@ def main() -> None:
         "capacity",
         ["images", "where", "instances", "MAX_BATCH_ROWS", "minutes", "USD", "of which, most"],
         list(rows_of(measured)),
-        about=(
-            f"`ext-classify plan --rate {rate:.0f} --cores {CORES}`, {milliseconds:.2f} CPU-ms an image, "
-            f"{NETWORK}, {about}"
-        ),
+        command=f"ext-classify plan --rate {rate:.0f} --cores {CORES}",
+        about=f"{milliseconds:.2f} CPU-ms an image, {NETWORK}, {about}",
         folder=RESULTS,
     )
 

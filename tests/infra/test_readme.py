@@ -1,0 +1,42 @@
+"""infra's pages against what they point to and what was measured."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "infra" / "README.md"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "infra").rglob("*.md"))]
+LINK = re.compile(r"\]\(([^)#\s]+)(?:#([^)\s]+))?\)")
+
+
+@pytest.mark.parametrize(
+    "table", sorted((ROOT / "tests" / "trials" / "results").glob("*.md")), ids=lambda p: p.stem
+)
+def test_trials_are_quoted_as_measured(table: Path) -> None:
+    assert table.read_text(encoding="utf-8").strip() in PAGE.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    links = LINK.findall(page.read_text(encoding="utf-8"))
+    for path, anchor in links:
+        if path.startswith(("https://", "http://")):
+            continue
+        target = page.parent / path
+        assert target.exists(), path
+        if anchor:
+            assert anchor in anchors_of(target), f"{path}#{anchor}"
+
+
+def anchors_of(page: Path) -> set[str]:
+    """As GitHub makes them of headings."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_every_folder_is_on_the_page() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    for folder in sorted(path.name for path in (ROOT / "infra").iterdir() if path.is_dir()):
+        assert f"[{folder}](" in text or f"`{folder}`" in text
