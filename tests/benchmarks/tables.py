@@ -17,7 +17,7 @@ def machine() -> str:
     return f"{processor}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
 
 
-def write_table(
+def write_table(  # noqa: PLR0913 - each is said by its name
     name: str,
     header: Sequence[str],
     rows: Sequence[Sequence[str]],
