@@ -65,10 +65,12 @@ def classify(
             )
 
         progress = rescore(table, files, ask, batch_rows)
-    print(f"Shard {part.index} of {part.count}: {progress}.")
+    known = "" if progress.stored or progress.failed else "; all had an outcome of this network"
+    print(f"Shard {part.index} of {part.count}: {progress}{known}.")
     if progress.failed:
         raise CommandError(
-            f"{progress.failed} files are not classified yet ({progress.failure}). Run it again."
+            f"{progress.failed} files are not classified yet ({progress.failure}). "
+            "Mend that, then run it again."
         )
 
 

@@ -25,7 +25,7 @@ Serving on {url} until Ctrl-C. In another terminal, try:
   curl -s -H 'Content-Type: image/png' --data-binary @{example} {url}/classify
   curl -s -F file=@{example} {url}/classify
 
-and in a browser {url}/docs
+and drop images of your own on {url}/ in a browser
 """
 
 

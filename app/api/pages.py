@@ -32,7 +32,7 @@ def add_playground(app: FastAPI) -> None:
     app.mount("/playground/samples", _Files(directory=SAMPLES))
     app.mount("/playground", _Files(directory=FOLDER))
 
-    @app.get("/", include_in_schema=False)
+    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     async def playground() -> FileResponse:
         headers = {"content-security-policy": POLICY, **_ASKED_ABOUT}
         return FileResponse(FOLDER / "index.html", headers=headers)

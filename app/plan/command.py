@@ -41,14 +41,14 @@ def plan(
     image_bytes: int | None,
     cores: int | None,
     as_json: bool,
+    max_concurrent_fetches: int | None,
     **asked: Any,
 ) -> None:
     """Raises PlanError, or ClientError where the service cannot be measured."""
     end_well_when_stopped()
     settings = Settings()
-    request = Request(
-        **asked, max_rows=settings.max_rows, max_concurrent_fetches=settings.max_concurrent_fetches
-    )
+    fetches = max_concurrent_fetches or settings.max_concurrent_fetches
+    request = Request(**asked, max_rows=settings.max_rows, max_concurrent_fetches=fetches)
     cores = usable_cores() if cores is None else cores
     images = [path.read_bytes() for path in find_images([image_folder])[:MOST_IMAGES]]
     if rate is None:
@@ -82,6 +82,13 @@ def add_commands(add: Add) -> None:
         type=float,
         default=Request.fetch_milliseconds,
         help="time for one image to arrive from its URL, which is not measured (default 100)",
+    )
+    command.add_argument(
+        "--concurrent-fetches",
+        type=int,
+        dest="max_concurrent_fetches",
+        metavar="N",
+        help="the service's MAX_CONCURRENT_FETCHES (default: as set here, 64 if not)",
     )
     command.add_argument("--evidence", action="store_true", help="as with the option evidence in each row")
     command.add_argument("--url", help="the service to measure (default: one is started for it)")

@@ -1,7 +1,5 @@
 #!/bin/sh
 # To be sourced: which engine builds and runs containers here, as $ENGINE, and its settings where it needs any.
-set -eu
-
 if [ -z "${ENGINE:-}" ]; then
   if docker info > /dev/null 2>&1; then ENGINE=docker; else ENGINE=podman; fi
 fi

@@ -203,7 +203,7 @@ def test_file_that_may_succeed_another_time_is_left_for_it(
         service.respond = respond
         at = command.index("--url")
         assert main([*command[:at], "--url", service.origin, *command[at + 2 :]]) == 1
-    told = f"{FILES // 2} files are not classified yet (fetch_timeout: late). Run it again."
+    told = f"{FILES // 2} files are not classified yet (fetch_timeout: late). Mend that, then run it again."
     assert told in capsys.readouterr().err
     assert counts(sql) == (FILES // 2, FILES // 2)
 

@@ -271,6 +271,16 @@ def test_page_can_be_switched_off() -> None:
         assert exchange(port, "GET", "/playground/playground.js").status == 404
 
 
+def test_page_says_what_it_may_do(url: str) -> None:
+    port = int(url.rpartition(":")[2])
+    for method in ("GET", "HEAD"):
+        headers = exchange(port, method, "/").headers
+        assert (
+            "default-src 'none'; script-src 'self'; style-src 'self';" in headers["content-security-policy"]
+        )
+        assert headers["cache-control"] == "no-cache"
+
+
 def test_axe_finds_nothing_to_mend(browser: Browser, url: str, tmp_path: Path) -> None:
     """Accessibility rules of WCAG 2, by light and by dark, with each kind of card."""
     broken = tmp_path / "broken.png"

@@ -1,9 +1,12 @@
 """infra's pages against what they point to and what was measured."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+
+from app.cli import main
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "infra" / "README.md"
@@ -40,3 +43,17 @@ def test_every_folder_is_on_the_page() -> None:
     text = PAGE.read_text(encoding="utf-8")
     for folder in sorted(path.name for path in (ROOT / "infra").iterdir() if path.is_dir()):
         assert f"[{folder}](" in text or f"`{folder}`" in text
+
+
+def test_plan_that_is_quoted_gives_what_its_table_says(capsys: pytest.CaptureFixture[str]) -> None:
+    text = " ".join(PAGE.read_text(encoding="utf-8").split())
+    [command] = re.findall(r"`ext-classify (plan --provider spcs [^`]*)`", text)
+    assert main(shlex.split(command)) == 0
+    printed = capsys.readouterr().out
+    cheapest = printed[printed.index("It costs less") :]
+    [row] = re.findall(
+        r"\| 1,000,000,000 within 24 h \| Snowpark Container Services \|([^|]*)\|([^|]*)\|", text
+    )
+    assert [cell.strip().replace(",", "") for cell in row] == re.findall(
+        r"(?:instances|MAX_BATCH_ROWS) +(\d+)", cheapest
+    )[:2]

@@ -59,11 +59,12 @@ def main() -> None:
     rate = measured_rate(measurements)
     milliseconds = median(cpu_ms(measurements, NETWORK, OURS))
     measured = Measured(rate, CORES, IMAGE_BYTES, how="measured by make bench")
+    flags = f"--rate {rate:.0f} --cores {CORES} --concurrent-fetches {CONCURRENT_FETCHES}"
     write_table(
         "capacity",
         ["images", "where", "instances", "MAX_BATCH_ROWS", "minutes", "USD", "of which, most"],
         list(rows_of(measured)),
-        command=f"ext-classify plan --rate {rate:.0f} --cores {CORES}",
+        command=f"ext-classify plan {flags}",
         about=f"{milliseconds:.2f} CPU-ms an image, {NETWORK}, {about}",
         folder=RESULTS,
     )
