@@ -146,7 +146,7 @@ def test_answers_are_not_kept_and_not_taken_for_pages(client: TestClient, sample
         assert answer.headers["cache-control"] == "no-store"
 
 
-def test_docs_can_be_switched_off() -> None:
-    with TestClient(create_app(Settings(show_docs=False))) as client:
+def test_pages_can_be_switched_off() -> None:
+    with TestClient(create_app(Settings(show_docs=False, show_playground=False))) as client:
         for path in ("/", "/docs", "/openapi.json", "/docs/assets/swagger-ui.css"):
             assert client.get(path).status_code == 404

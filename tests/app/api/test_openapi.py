@@ -7,6 +7,8 @@ import jsonschema
 import pytest
 from starlette.testclient import TestClient
 
+from app.main import create_app
+from app.settings import Settings
 from tests.app.forms import text_of
 
 
@@ -86,8 +88,9 @@ def test_refusals_are_as_documented(
     validate(document, documented, answer.json())
 
 
-def test_front_page_leads_to_the_documentation(client: TestClient) -> None:
-    assert "swagger-ui" in client.get("/").text
+def test_front_page_leads_to_the_documentation_where_there_is_no_other() -> None:
+    with TestClient(create_app(Settings(show_playground=False))) as client:
+        assert "swagger-ui" in client.get("/").text
 
 
 def test_documentation_asks_nothing_of_the_internet(client: TestClient) -> None:
