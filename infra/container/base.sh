@@ -8,7 +8,7 @@ image=docker.io/library/debian:bookworm-slim
 root=$(mktemp -d)
 trap 'rm -rf "$root"' EXIT
 mirror=$(awk '/^URIs:/ {print $2; exit}' /etc/apt/sources.list.d/debian.sources 2> /dev/null || true)
-debootstrap --variant=minbase bookworm "$root" "${mirror:-http://deb.debian.org/debian}" > "$root.log"
+debootstrap --variant=minbase bookworm "$root" ${mirror:+"$mirror"} > "$root.log"
 # What Debian's own slim images leave out.
 rm -rf "$root"/var/cache/apt/* "$root"/var/cache/debconf/*-old "$root"/var/lib/apt/lists/* "$root"/var/log/*.log \
   "$root"/usr/share/doc/* "$root"/usr/share/man/* "$root"/usr/share/info/* "$root"/usr/share/locale/* \
