@@ -89,6 +89,26 @@ def test_what_is_known_is_not_classified_again(variables: tuple[dict[str, str], 
     assert console.rows("SELECT COUNT(*) AS n FROM image_answers") == before
 
 
+def test_task_classifies_what_the_stream_holds_once(variables: tuple[dict[str, str], Console]) -> None:
+    """A table stands for the stream, and the task's INSERT is run by hand: local SQL has neither."""
+    names, console = variables
+    run(console, "31_queries.sql", names)
+    console.rows(
+        "CREATE OR REPLACE TABLE new_images AS "
+        "SELECT relative_path, etag, file_url, 'INSERT' AS \"METADATA$ACTION\" "
+        'FROM DIRECTORY(@"Steel images")'
+    )
+    [task] = [s for s in load("32_new_images.sql", names) if "classify_new_images\n" in s]
+    insert = task.partition("\nAS\n")[2]
+    before = console.rows("SELECT COUNT(*) AS n FROM image_answers")
+    console.rows("DELETE FROM image_answers WHERE relative_path LIKE '%patches.png'")
+    for _ in range(2):
+        console.rows(insert)
+        assert console.rows("SELECT COUNT(*) AS n FROM image_answers") == before
+    [patches] = console.rows("SELECT answer FROM image_answers WHERE relative_path LIKE '%patches.png'")
+    assert patches["answer"]["label"] == "Patches"
+
+
 def test_dropping_takes_all_but_the_images(variables: tuple[dict[str, str], Console]) -> None:
     names, console = variables
     for name in ["91_drop_functions.sql", "92_drop_integration.sql"] * 2:

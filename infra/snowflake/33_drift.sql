@@ -1,0 +1,140 @@
+-- Whether the mill, or the camera, has come to show something else than the network was trained on: what it
+-- answers day by day, and an alert. After 31_queries.sql has made image_answers. The alert is made by a role
+-- with CREATE ALERT on the schema, EXECUTE ALERT on the account and USAGE on the warehouse.
+
+USE SCHEMA <% database %>.<% schema %>;
+
+-- How sure it was, and how often it abstained or failed. What failed is no answer, and is in no other share.
+CREATE VIEW IF NOT EXISTS image_answers_by_day
+COMMENT = 'How sure the network was of its answers, day by day'
+AS
+WITH answers AS (
+    SELECT
+        answer:model:version::VARCHAR AS model_version,
+        answer:abstained::BOOLEAN AS abstained,
+        answer:confidence::FLOAT AS confidence,
+        DATE_TRUNC('DAY', answered_at) AS answered_on,
+        answer:error:code::VARCHAR IS NOT NULL AS failed
+    FROM image_answers
+)
+
+SELECT
+    answered_on,
+    model_version,
+    COUNT(*) AS number_of_images,
+    AVG(IFF(failed, 1, 0)) AS share_failed,
+    AVG(IFF(failed, NULL, IFF(abstained, 1, 0))) AS share_abstained,
+    AVG(IFF(failed OR abstained, NULL, confidence)) AS mean_confidence,
+    AVG(IFF(failed OR abstained, NULL, IFF(confidence < 0.9, 1, 0))) AS share_unsure
+FROM answers
+GROUP BY
+    answered_on,
+    model_version;
+
+-- The mix of classes: a share that moves is a change of the steel, of the camera, or of the network's mind.
+CREATE VIEW IF NOT EXISTS image_labels_by_day
+COMMENT = 'The mix of classes, day by day'
+AS
+WITH answers AS (
+    SELECT
+        answer:model:version::VARCHAR AS model_version,
+        answer:label::VARCHAR AS label,
+        DATE_TRUNC('DAY', answered_at) AS answered_on
+    FROM image_answers
+)
+
+SELECT
+    answered_on,
+    model_version,
+    label,
+    COUNT(*) AS number_of_images,
+    COUNT(*) / SUM(COUNT(*)) OVER (PARTITION BY answered_on, model_version) AS share_of_images
+FROM answers
+WHERE label IS NOT NULL
+GROUP BY
+    answered_on,
+    model_version,
+    label;
+
+-- Each day against the four weeks before it, of days with a hundred images or more and the same network:
+-- three times as many abstentions, or a mean confidence five points lower.
+CREATE VIEW IF NOT EXISTS image_drift
+COMMENT = 'Days that are unlike the four weeks before them'
+AS
+WITH usual AS (
+    SELECT
+        this_day.answered_on,
+        this_day.model_version,
+        AVG(earlier.share_abstained) AS share_abstained,
+        AVG(earlier.mean_confidence) AS mean_confidence
+    FROM image_answers_by_day AS this_day
+    INNER JOIN image_answers_by_day AS earlier
+        ON
+            this_day.model_version = earlier.model_version
+            AND this_day.answered_on > earlier.answered_on
+            AND this_day.answered_on <= DATEADD('DAY', 28, earlier.answered_on)
+    WHERE earlier.number_of_images >= 100
+    GROUP BY
+        this_day.answered_on,
+        this_day.model_version
+)
+
+SELECT
+    this_day.answered_on,
+    this_day.model_version,
+    this_day.number_of_images,
+    this_day.share_abstained,
+    usual.share_abstained AS usual_share_abstained,
+    this_day.mean_confidence,
+    usual.mean_confidence AS usual_mean_confidence
+FROM image_answers_by_day AS this_day
+INNER JOIN usual
+    ON
+        this_day.answered_on = usual.answered_on
+        AND this_day.model_version = usual.model_version
+WHERE
+    this_day.number_of_images >= 100
+    AND (
+        this_day.share_abstained > 0.01 + 3 * usual.share_abstained
+        OR this_day.mean_confidence < usual.mean_confidence - 0.05
+    );
+
+-- What the alert has noticed, and when: once a day and network.
+CREATE TABLE IF NOT EXISTS image_drift_noticed (
+    answered_on TIMESTAMP_LTZ NOT NULL,
+    model_version VARCHAR NOT NULL,
+    noticed_at TIMESTAMP_LTZ NOT NULL DEFAULT CURRENT_TIMESTAMP()
+);
+
+CREATE VIEW IF NOT EXISTS image_drift_unnoticed
+COMMENT = 'Of today and yesterday, what the alert has not noticed yet'
+AS
+SELECT
+    drift.answered_on,
+    drift.model_version
+FROM image_drift AS drift
+WHERE
+    drift.answered_on >= DATEADD('DAY', -1, DATE_TRUNC('DAY', CURRENT_TIMESTAMP()))
+    AND NOT EXISTS (
+        SELECT 1
+        FROM image_drift_noticed AS known
+        WHERE
+            known.answered_on = drift.answered_on
+            AND known.model_version = drift.model_version
+    );
+
+-- To tell a person, put a CALL of SYSTEM$SEND_EMAIL or SYSTEM$SEND_SNOWFLAKE_NOTIFICATION behind THEN.
+CREATE ALERT IF NOT EXISTS image_drift_alert
+    SCHEDULE = '60 MINUTE'
+    WAREHOUSE = <% warehouse %>
+    COMMENT = 'Notes when the network sees what it was not trained on'
+IF (EXISTS (SELECT answered_on FROM image_drift_unnoticed))
+THEN
+INSERT INTO image_drift_noticed (answered_on, model_version)
+SELECT
+    answered_on,
+    model_version
+FROM image_drift_unnoticed;
+
+-- An alert is made suspended.
+ALTER ALERT image_drift_alert RESUME;
