@@ -1,35 +1,38 @@
-"""ext-classify classify: image files through a running service, or a stage's files into a table."""
+"""ext-classify classify: images through a service, or a stage's files into a table."""
 
 import argparse
+import json
 import os
 import re
-import threading
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from app.client import (
-    BATCH_ROWS,
-    DEFAULT_URL,
-    classify_files,
-    classify_sources,
-    find_images,
-    model_version,
-    print_outcomes,
-)
-from app.command_line import Add, CommandError, fail_when_stopped, parse_integer
+from app.classifying import Classified, classify_sources
+from app.client import BATCH_ROWS, DEFAULT_URL, Client, ClientError
+from app.command_line import Add, CommandError, Incomplete, add_json, fail_when_stopped, parse_integer
 from app.console_flags import add_connection, open_session
+from app.image_sources import ImageSource, find_sources
+from app.outcome_screen import OutcomeLines, Tally
 from app.own_service import own_service
 from app.rescoring import rescore
+from app.result_file import ResultFile
 from app.snowflake.answers_table import AnswersTable, Shard
+from app.snowflake.console import Console
+from app.terminal import Screen, open_screen
+
+# Somebody sits there, and can try again.
+PATIENCE_SECONDS = 60.0
+_NEEDS = "classify needs PATHs, or --stage and --out, with --shard if it is one of several."
 
 
 def classify(
-    paths: list[Path],
+    paths: list[str],
     url: str | None,
     api_key_file: Path | None,
     as_json: bool,
+    evidence: bool,
     stage: str | None,
     out: str | None,
     shard: Shard | None,
@@ -38,62 +41,176 @@ def classify(
     local: bool,
     port: int,
 ) -> None:
+    """Raises Incomplete where some images have no label, for a reason of their own or for now."""
+
+    def open_console() -> Console:
+        return open_session(connection, local, port)
+
     api_key = None if api_key_file is None else api_key_file.read_text(encoding="utf-8").strip()
     if stage is None:
-        if not paths or out or shard:
-            raise CommandError(
-                "classify needs PATHs, or --stage and --out, with --shard if it is one of several."
-            )
-        images = find_images(paths)
-        outcomes = classify_files(images, url or DEFAULT_URL, api_key)
-        print_outcomes(images, outcomes, as_json=as_json)
+        if not paths or shard:
+            raise CommandError(_NEEDS)
+        results = None if out is None else ResultFile(Path(out))
+        sources = find_sources(paths, open_console)
+        with _service_or_own(url, api_key) as client:
+            _classify_images(sources, client, results, batch_rows, as_json=as_json, evidence=evidence)
         return
-    if paths or out is None:
-        raise CommandError("--stage needs --out, the table for the outcomes, and no PATHs.")
+    if paths or out is None or evidence:
+        raise CommandError("--stage needs --out, the table for the outcomes, and no PATHs or --evidence.")
     if local and url is None:
         raise CommandError("--local needs --url, the service that `ext-classify sql --serve` names.")
     fail_when_stopped()
-    with open_session(connection, local, port) as console, _service(url) as service_url:
-        table = AnswersTable(console, stage, out)
-        table.create()
-        part = shard or _shard_of_job()
-        files = table.missing(part, model_version(service_url, api_key))
+    part = shard or _shard_of_job()
+    with open_console() as console, _service(url, api_key) as client:
+        _classify_stage(AnswersTable(console, stage, out), part, client, batch_rows, as_json=as_json)
 
-        def ask(sources: list[str], batch_id: str, given_up: threading.Event) -> list[dict[str, Any]]:
-            return classify_sources(
-                sources, service_url, batch_id=batch_id, api_key=api_key, given_up=given_up
+
+def _classify_images(
+    sources: list[ImageSource],
+    client: Client,
+    results: ResultFile | None,
+    batch_rows: int,
+    *,
+    as_json: bool,
+    evidence: bool,
+) -> None:
+    missing = sources if results is None else _missing(sources, results, client, evidence=evidence)
+    screen, tally = open_screen(), Tally()
+    with (
+        _showing(screen, missing, results, as_json=as_json) as show,
+        screen.progress(len(missing), "images") as advance,
+    ):
+        for one in classify_sources(client, missing, batch_rows=batch_rows, evidence=evidence):
+            tally.add(one.outcome)
+            show(one)
+            advance(1)
+    if results is not None:
+        results.finish()
+        _tell_of_file(results, len(sources) - len(missing), tally, as_json=as_json)
+    elif not as_json:
+        screen.line()
+        screen.summary(str(tally), ["label", "images", "", "mean confidence"], list(tally.rows()))
+    if tally.failed:
+        raise Incomplete(f"{tally.failed} of {tally.images} images could not be classified.")
+
+
+@contextmanager
+def _showing(
+    screen: Screen, sources: list[ImageSource], results: ResultFile | None, *, as_json: bool
+) -> Iterator[Callable[[Classified], None]]:
+    """Where each outcome goes: to the file, or to stdout."""
+    if results is not None:
+        with results.journal() as add:
+            yield lambda one: add(one.source.name, one.content, one.outcome)
+    elif as_json:
+        yield lambda one: print(json.dumps({"image": one.source.name, **one.outcome}, ensure_ascii=False))
+    else:
+        lines = OutcomeLines(screen, [source.name for source in sources])
+        yield lambda one: lines.show(one.source.name, one.outcome)
+
+
+def _missing(
+    sources: list[ImageSource], results: ResultFile, client: Client, *, evidence: bool
+) -> list[ImageSource]:
+    version = client.model_version()
+
+    def is_known(source: ImageSource) -> bool:
+        try:
+            return source.name in results.records and results.has(
+                source.name, source.content(), version, evidence=evidence
             )
+        except OSError:
+            return False
 
-        progress = rescore(table, files, ask, batch_rows)
-    known = "" if progress.stored or progress.failed else "; all had an outcome of this network"
-    print(f"Shard {part.index} of {part.count}: {progress}{known}.")
+    return [source for source in sources if not is_known(source)]
+
+
+def _tell_of_file(results: ResultFile, known: int, tally: Tally, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"file": str(results.path), "known": known, **tally.as_json()}, ensure_ascii=False))
+        return
+    screen = open_screen()
+    if tally.images:
+        screen.summary(str(tally), ["label", "images", "", "mean confidence"], list(tally.rows()))
+    already = f"; {known} had an outcome already" if known else ""
+    screen.line(f"{results.path}: {tally.images} images classified{already}.")
+
+
+def _classify_stage(
+    table: AnswersTable, part: Shard, client: Client, batch_rows: int, *, as_json: bool
+) -> None:
+    table.create()
+    version = client.model_version()
+    if version is None:
+        raise ClientError("The service does not say which network it has (/readyz), and the table is by it.")
+    progress = rescore(table, table.missing(part, version), client, batch_rows)
+    if as_json:
+        counts = {"stored": progress.stored, "failed": progress.failed, "failure": progress.failure or None}
+        print(json.dumps({"shard": part.index, "shards": part.count, **counts}, ensure_ascii=False))
+    else:
+        known = "" if progress.stored or progress.failed else "; all had an outcome of this network"
+        print(f"Shard {part.index} of {part.count}: {progress}{known}.")
     if progress.failed:
-        raise CommandError(
+        raise Incomplete(
             f"{progress.failed} files are not classified yet ({progress.failure}). "
             "Mend that, then run it again."
         )
 
 
 @contextmanager
-def _service(url: str | None) -> Iterator[str]:
-    """One of our own, which ends with the command, unless one is named."""
+def _service(url: str | None, api_key: str | None) -> Iterator[Client]:
+    """A client of the one that is named, or of one of our own, which ends with the command."""
     if url is not None:
-        yield url.rstrip("/")
+        with Client(url, api_key=api_key) as client:
+            yield client
         return
-    with own_service() as (own_url, _):
-        yield own_url
+    with own_service() as (own_url, _), Client(own_url) as client:
+        yield client
+
+
+@contextmanager
+def _service_or_own(url: str | None, api_key: str | None) -> Iterator[Client]:
+    """Where none is named, the one that answers where `serve` listens by default, if it does."""
+    with Client(url or DEFAULT_URL, api_key=api_key, patience_seconds=PATIENCE_SECONDS) as client:
+        if _answers(client, is_named=url is not None):
+            yield client
+            return
+    print(f"No service answers on {DEFAULT_URL}: one of our own does, for this command.", file=sys.stderr)
+    with _service(None, None) as client:
+        yield client
+
+
+def _answers(client: Client, *, is_named: bool) -> bool:
+    """Raises ClientError where one was named that does not."""
+    try:
+        return client.model_version() is not None or is_named
+    except ClientError:
+        if is_named:
+            raise
+        return False
 
 
 def add_commands(add: Add) -> None:
-    command = add("classify", classify, "classify image files, or a stage's files into a table")
-    command.add_argument("paths", type=Path, nargs="*", metavar="PATH", help="images, or folders of them")
-    command.add_argument("--url", help=f"the service (default {DEFAULT_URL}; with --stage, one of its own)")
+    command = add("classify", classify, "classify images, or a stage's files into a table")
+    command.add_argument(
+        "paths",
+        nargs="*",
+        metavar="PATH",
+        help="images, folders of them, patterns, or @db.schema.stage/… that the service reads",
+    )
+    command.add_argument(
+        "--out",
+        metavar="FILE|TABLE",
+        help="for the outcomes: a .csv, .json, .jsonl or .parquet, or with --stage a table; what it has "
+        "already is left out",
+    )
+    command.add_argument("--evidence", action="store_true", help="and where in the image the label was seen")
+    command.add_argument("--url", help=f"the service (default {DEFAULT_URL}, or else one of its own)")
     command.add_argument(
         "--api-key-file", type=Path, metavar="FILE", help="holds the key of a service that wants one"
     )
-    command.add_argument("--json", action="store_true", dest="as_json", help="one outcome a line")
+    add_json(command, "one outcome a line")
     command.add_argument("--stage", help="db.schema.stage, whose files are to be classified into --out")
-    command.add_argument("--out", metavar="TABLE", help="made if it is not there; what it has is left out")
     command.add_argument(
         "--shard",
         type=_parse_shard,
@@ -101,7 +218,7 @@ def add_commands(add: Add) -> None:
         help="one of N parts of the files, from 0 (default: the job's own in Snowpark, else all)",
     )
     command.add_argument(
-        "--batch-rows", type=_parse_rows, default=BATCH_ROWS, help="files a request (default %(default)s)"
+        "--batch-rows", type=_parse_rows, default=BATCH_ROWS, help="images a request (default %(default)s)"
     )
     add_connection(command)
 

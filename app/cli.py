@@ -5,6 +5,7 @@ import functools
 import gc
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -33,19 +34,21 @@ FURTHER_COMMANDS = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Returns 0 when it is done, 1 with one line on stderr when it cannot be."""
+    """Run one command. Returns 0 when it is done; else, with a line on stderr, 1, or 3 for in part."""
     options = parse_arguments(arguments)
     run: Callable[..., None] = options.pop("run")
     try:
         run(**options)
     except BrokenPipeError:  # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (ModelError, CommandError, OSError) as error:
+    except CommandError as error:
+        return _fail(str(error), error.exit_code)
+    except (ModelError, OSError) as error:
         return _fail(str(error))
     except ValidationError as error:
         return _fail(_describe_settings_faults(error))
     except KeyboardInterrupt:
-        return _fail("interrupted") + 129  # 128 + SIGINT, as shells count
+        return _fail("interrupted", 128 + signal.SIGINT)  # as shells count
     return 0
 
 
@@ -113,9 +116,9 @@ def _describe_settings_faults(error: ValidationError) -> str:
     )
 
 
-def _fail(message: str) -> int:
+def _fail(message: str, exit_code: int = 1) -> int:
     print(f"ext-classify: {message}", file=sys.stderr)
-    return 1
+    return exit_code
 
 
 if __name__ == "__main__":

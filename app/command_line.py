@@ -16,6 +16,14 @@ SAMPLES = Path(__file__).parent.parent / "model" / "samples"
 class CommandError(Exception):
     """A command cannot be done; the message says why, in a line."""
 
+    exit_code = 1
+
+
+class Incomplete(CommandError):
+    """It is done, but for parts that could not be; 2 is argparse's, for a mistake in the command line."""
+
+    exit_code = 3
+
 
 def end_well_when_stopped() -> None:
     """To be stopped, or to lose the terminal, is no failure; what stands in a finally is done first."""
@@ -26,6 +34,10 @@ def end_well_when_stopped() -> None:
 def fail_when_stopped() -> None:
     """Work that is to be whole is not done by being stopped: 128 + SIGTERM, as shells count."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+
+def add_json(command: argparse.ArgumentParser, what: str = "for programs") -> None:
+    command.add_argument("--json", action="store_true", dest="as_json", help=what)
 
 
 def parse_integer(text: str, least: int, most: int) -> int:

@@ -1,16 +1,14 @@
 """A stage's files to a table of outcomes: one shard of them, again and again until none is missing."""
 
 import sys
-import threading
 import time
-import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
-from app.client import ClientError
+from app.client import Client, ClientError
+from app.outcome import Outcome
 from app.snowflake.answers_table import MAX_ROWS, AnswersTable, StagedFile
 
 # So many batches at a time keep the service's cores busy while others are fetched or written down.
@@ -34,10 +32,7 @@ _FINAL_ERRORS = frozenset(
     }
 )
 
-Outcome = dict[str, Any]
 Answered = list[tuple[StagedFile, Outcome]]
-Classify = Callable[[list[str], str, threading.Event], list[Outcome]]
-"""Sources and a batch id to outcomes; in a thread, until the event tells it to give up."""
 
 
 @dataclass
@@ -53,9 +48,7 @@ class Progress:
         return f"{self.stored} files classified, {self.failed} to be tried again"
 
 
-def rescore(
-    table: AnswersTable, files: Iterable[StagedFile], classify: Classify, batch_rows: int
-) -> Progress:
+def rescore(table: AnswersTable, files: Iterable[StagedFile], client: Client, batch_rows: int) -> Progress:
     """Classify the files and store their outcomes, but for those that may succeed another time.
 
     Raises ClientError when the service or Snowflake does not answer, or when no file at all can be read; what
@@ -63,7 +56,7 @@ def rescore(
     """
     progress = Progress()
     report, unwritten, written_at = _Report(progress), Answered(), time.monotonic()
-    for answered in _in_flight(files, classify, batch_rows):
+    for answered in _in_flight(files, client, batch_rows):
         unwritten += _final_of(answered, progress)
         if len(unwritten) >= MAX_ROWS or time.monotonic() - written_at >= WRITE_SECONDS:
             _store(table, unwritten, progress)
@@ -93,12 +86,12 @@ def _store(table: AnswersTable, unwritten: Answered, progress: Progress) -> None
     progress.stored += len(unwritten)
 
 
-def _in_flight(files: Iterable[StagedFile], classify: Classify, batch_rows: int) -> Iterator[Answered]:
+def _in_flight(files: Iterable[StagedFile], client: Client, batch_rows: int) -> Iterator[Answered]:
     """What has been answered since the last time."""
-    remaining, given_up = iter(files), threading.Event()
+    remaining = iter(files)
 
     def classify_batch(batch: list[StagedFile]) -> Answered:
-        outcomes = classify([file.file_url for file in batch], str(uuid.uuid4()), given_up)
+        outcomes = client.classify_batch([file.file_url for file in batch])
         return list(zip(batch, outcomes, strict=True))
 
     with ThreadPoolExecutor(CONCURRENT_BATCHES) as threads:
@@ -114,7 +107,7 @@ def _in_flight(files: Iterable[StagedFile], classify: Classify, batch_rows: int)
                 running |= begin(len(done))
                 yield [answer for future in done for answer in future.result()]
         finally:
-            given_up.set()
+            client.close()
             threads.shutdown(cancel_futures=True)
 
 

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from app.client import find_images
 from app.command_line import SAMPLES, Add, end_well_when_stopped
+from app.image_files import find_images
 from app.plan.figures import Figure, Measured, Request, show
 from app.plan.measuring import measure, service_to_measure
 from app.plan.plan import Plan, find_cheapest, make_plan

@@ -7,8 +7,9 @@ INSERT takes no lock, which MERGE would, and no two shards have a file in common
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from app.outcome import Outcome
 from app.snowflake.console import Console, StatementFailed
 from app.snowflake.identifier import parse_identifier, quote_identifier
 
@@ -60,7 +61,7 @@ class AnswersTable:
             yield from page
             after = page[-1].relative_path
 
-    def store(self, answers: Sequence[tuple[StagedFile, dict[str, Any]]]) -> None:
+    def store(self, answers: Sequence[tuple[StagedFile, Outcome]]) -> None:
         """Those that are not there yet; at most MAX_ROWS."""
         new = [
             {"p": file.relative_path, "e": file.etag, "v": outcome["model"]["version"], "a": outcome}

@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from app.client import IMAGE_SUFFIXES, ClientError, find_images
+from app.client import ClientError
+from app.image_files import IMAGE_SUFFIXES, find_images
 from app.snowflake import existing
 from app.snowflake.console import Console, StatementFailed, describe_error
 from app.snowflake.identifier import parse_identifier, quote_identifier, quote_string

@@ -42,7 +42,7 @@ def test_classify_prints_json_and_names_what_is_no_image(
     url: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     (tmp_path / "a.png").write_bytes(b"no image")
-    assert main(["classify", "--json", "--url", url, str(tmp_path), str(SAMPLES / "pitted.png")]) == 0
+    assert main(["classify", "--json", "--url", url, str(tmp_path), str(SAMPLES / "pitted.png")]) == 3
     first, second = map(json.loads, capsys.readouterr().out.splitlines())
     assert first["error"]["code"] == "unsupported_format"
     assert second["label"] == "Pitted"
@@ -65,8 +65,8 @@ def test_more_images_than_a_batch_are_all_answered(
         (["classify", "--url", "http://127.0.0.1:1", str(SAMPLES)], "start it with: ext-classify serve"),
         (["serve", "--model", "/nowhere/m.h5"], "Missing: /nowhere/m.h5"),
         (["serve", "--model", ""], "must be an .h5 file"),
-        (["classify", "--url", "http://[::1", str(SAMPLES)], "start it with"),
-        (["classify", "--url", "http://ho st", str(SAMPLES)], "start it with"),
+        (["classify", "--url", "http://[::1", str(SAMPLES)], "and name a host. Received: http://[::1"),
+        (["classify", "--url", "http://ho st", str(SAMPLES)], "and name a host. Received: http://ho st"),
         (["train", "--data", "/nowhere", "--output", "model.keras"], "must be saved as an .h5"),
         (["train", "--data", "/nowhere"], "Missing: /nowhere"),
         (["describe", "/nowhere/m.h5", "--class-names", "a,b", "--scale", "1"], "Missing: /nowhere/m.h5"),
@@ -109,8 +109,8 @@ def test_large_photographs_travel_in_smaller_batches(
     bitmap = b"BM" + bytes(9_000_000)
     for number in range(12):
         (tmp_path / f"{number}.bmp").write_bytes(bitmap)
-    assert main(["classify", "--url", url, str(tmp_path)]) == 0
-    assert capsys.readouterr().out.endswith("12 corrupt_image\n")
+    assert main(["classify", "--url", url, str(tmp_path)]) == 3
+    assert capsys.readouterr().out.endswith("12 (corrupt_image)\n")
 
 
 def test_images_of_one_name_are_told_apart(

@@ -2,27 +2,23 @@
 
 # ruff: noqa: S608 - the names are our own
 
-import json
 import shutil
 import signal
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from app import client, rescoring
+from app import rescoring
 from app.cli import main
-from app.client import ClientError, classify_sources
 from app.own_service import own_service
 from app.snowflake import answers_table
 from app.snowflake.answers_table import AnswersTable, StagedFile
 from app.snowflake.console import connect
 from app.snowflake.local.server import LocalServer
-from tests.app.snowflake.local.remote_service import DROP, Received, RemoteService, Reply, answer
+from tests.app.snowflake.local.remote_service import Received, RemoteService, Reply, answer
 from tests.app.snowflake.local.sql import Sql
 from tests.conftest import SAMPLES
 from tests.running import CLI, wait_until
@@ -202,7 +198,7 @@ def test_file_that_may_succeed_another_time_is_left_for_it(
     with RemoteService() as service:
         service.respond = respond
         at = command.index("--url")
-        assert main([*command[:at], "--url", service.origin, *command[at + 2 :]]) == 1
+        assert main([*command[:at], "--url", service.origin, *command[at + 2 :]]) == 3
     told = f"{FILES // 2} files are not classified yet (fetch_timeout: late). Mend that, then run it again."
     assert told in capsys.readouterr().err
     assert counts(sql) == (FILES // 2, FILES // 2)
@@ -214,7 +210,8 @@ def test_file_that_may_succeed_another_time_is_left_for_it(
         (["--stage", "a.b.c"], "--stage needs --out"),
         (["--stage", "a.b.c", "--out", "t", str(SAMPLES)], "--stage needs --out"),
         ([], "classify needs PATHs, or --stage"),
-        (["--out", "t", str(SAMPLES)], "classify needs PATHs, or --stage"),
+        (["--out", "t", str(SAMPLES)], "--out FILE must end in one of .csv, .json, .jsonl, .parquet"),
+        (["--stage", "a.b.c", "--out", "t", "--evidence"], "--stage needs --out"),
         (["--stage", "a.b.c", "--out", "t", "--local"], "--local needs --url"),
     ],
 )
@@ -240,65 +237,3 @@ def test_job_knows_its_shard(
     monkeypatch.setenv("SNOWFLAKE_JOB_INDEX", "2")
     assert main(command) == 1
     assert "SNOWFLAKE_JOB_INDEX/SNOWFLAKE_JOBS_COUNT must be I/N" in capsys.readouterr().err
-
-
-def test_client_is_patient_and_keeps_its_batch_id(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "POLL_SECONDS", 0.01)
-    monkeypatch.setattr(client, "LONGEST_PAUSE_SECONDS", 0.01)
-    outcome = {"label": "Pitted"}
-    replies = iter(
-        [
-            Reply(503),
-            DROP,
-            Reply(429, b"{}", {"Retry-After": "0"}),
-            Reply(202, b"{}"),
-            Reply(202, b"{}"),
-            Reply(404, b"{}"),  # whoever has promised it is gone
-            Reply(202, b"{}"),
-            answer([outcome]),
-        ]
-    )
-    with RemoteService() as service:
-        service.respond = lambda _: next(replies)
-        assert classify_sources(["a"], service.origin, batch_id="b", api_key="k") == [outcome]
-        asked = [received.method for received in service.received]
-        assert asked == ["POST"] * 4 + ["GET"] * 2 + ["POST", "GET"]
-        assert {received.batch_id for received in service.received} == {"b"}
-        assert {received.headers["X-API-Key"] for received in service.received} == {"k"}
-
-
-@pytest.mark.parametrize("body", [b"{}", b"[]", b'{"data": [[0, {}]]}', b'{"data": [null, null]}', b"null"])
-def test_answer_of_something_else_is_no_answer(body: bytes) -> None:
-    with RemoteService() as service:
-        service.respond = lambda _: Reply(body=body)
-        with pytest.raises(ClientError, match="something other than 2 outcomes"):
-            classify_sources(["a", "b"], service.origin, batch_id="b")
-
-
-def test_client_leaves_off_when_it_is_told_to() -> None:
-    given_up = threading.Event()
-    given_up.set()
-    with RemoteService() as service:
-        service.respond = lambda _: Reply(503)
-        with pytest.raises(ClientError, match="answered 503"):
-            classify_sources(["a"], service.origin, batch_id="b", given_up=given_up)
-        assert len(service.received) == 1
-
-
-def test_client_gives_up_at_once_on_what_would_be_refused_again() -> None:
-    with RemoteService() as service:
-        service.respond = lambda _: Reply(400, json.dumps({"error": "no"}).encode())
-        with pytest.raises(ClientError, match="answered 400"):
-            classify_sources(["a"], service.origin, batch_id="b")
-        assert len(service.received) == 1
-
-
-def test_client_gives_up_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "PATIENCE_SECONDS", 0.5)
-    with RemoteService() as service:
-        service.respond = lambda _: Reply(503)
-        began = time.monotonic()
-        with pytest.raises(ClientError, match="answered 503"):
-            classify_sources(["a"], service.origin, batch_id="b")
-        assert time.monotonic() - began < 10
-        assert len(service.received) > 1

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from app import serving, settings
-from app.client import classify_files
+from app.client import Client
 from app.settings import Settings
 from tests.conftest import SAMPLES
 from tests.running import CLI, free_port, logging_service, wait_until
@@ -60,7 +60,7 @@ def test_workers_answer_and_a_dead_one_is_replaced(tmp_path: Path) -> None:
         os.kill(workers_in(log)[0], signal.SIGKILL)
         wait_until(lambda: len(workers_in(log)) == 3)
         for _ in range(10):
-            [outcome] = classify_files([SAMPLES / "pitted.png"], f"http://127.0.0.1:{port}")
+            outcome = Client(f"http://127.0.0.1:{port}").classify(SAMPLES / "pitted.png")
             assert outcome["label"] == "Pitted"
     assert service.returncode == 0
     assert len(set(workers_in(log))) == 3

@@ -8,7 +8,8 @@ import statistics
 import subprocess
 import time
 
-from app.client import classify_files, find_images, is_ready
+from app.client import Client, is_ready
+from app.image_files import find_images
 from tests.benchmarks.footprint import memory, server_processes
 from tests.benchmarks.tables import write_table
 from tests.conftest import SAMPLES
@@ -28,7 +29,7 @@ def start_once(python: str) -> tuple[float, float, float, float]:
                 time.sleep(0.005)
             seconds = time.perf_counter() - started
             idle = memory(server_processes(service.pid)).pss
-            for _ in classify_files(find_images([SAMPLES]) * 100, url):
+            for _ in Client(url).classify_all(find_images([SAMPLES]) * 100, concurrent_batches=1):
                 pass
             processes = server_processes(service.pid)
             largest = max(memory([process]).rss for process in processes)

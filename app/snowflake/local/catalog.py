@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypeAlias
 
-from app.client import IMAGE_SUFFIXES
+from app.image_files import IMAGE_SUFFIXES
 from app.snowflake.identifier import quote_identifier
 from app.snowflake.local.refusals import invalid
 

@@ -14,7 +14,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from app.client import ClientError, find_images
+from app.client import ClientError
+from app.image_files import find_images
 from app.own_service import own_service
 from app.snowflake.console import Console, StatementFailed, connect
 from app.snowflake.local.catalog import DATABASE, SCHEMA

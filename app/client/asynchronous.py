@@ -1,0 +1,136 @@
+"""A client for event loops, in all else as Client."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Iterable, Sequence
+from itertools import islice
+from types import TracebackType
+from typing import Self, TypeVar
+
+import aiohttp
+
+from app.client.conversation import (
+    BATCH_ROWS,
+    CONCURRENT_BATCHES,
+    DEFAULT_URL,
+    PATIENCE_SECONDS,
+    TIMEOUT_SECONDS,
+    Conversation,
+    Image,
+    NoReply,
+    Reply,
+    Request,
+    Rows,
+    Service,
+    ask_batch,
+    ask_model_version,
+    in_batches,
+    rows_of,
+)
+from app.outcome import Outcome
+
+_Result = TypeVar("_Result")
+
+
+class AsyncClient:
+    """Of one service; tasks of one event loop may share it. To be used by `async with`."""
+
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        api_key: str | None = None,
+        timeout_seconds: float = TIMEOUT_SECONDS,
+        patience_seconds: float = PATIENCE_SECONDS,
+    ) -> None:
+        self._service = Service(url, api_key, patience_seconds)
+        self._timeout = aiohttp.ClientTimeout(total=timeout_seconds)
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(timeout=self._timeout, trust_env=True)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._session.close()
+
+    async def classify(self, image: Image, *, evidence: bool = False) -> Outcome:
+        """Raises OSError for a file that cannot be read."""
+        [outcome] = await self.classify_batch([image], evidence=evidence)
+        return outcome
+
+    async def classify_all(
+        self,
+        images: Iterable[Image],
+        *,
+        evidence: bool = False,
+        batch_rows: int = BATCH_ROWS,
+        concurrent_batches: int = CONCURRENT_BATCHES,
+    ) -> AsyncIterator[Outcome]:
+        """Outcomes in the order of the images, which are read as they are needed.
+
+        Raises OSError for a file that cannot be read.
+        """
+        batches = in_batches(images, batch_rows)
+        running: deque[asyncio.Task[list[Outcome]]] = deque()
+
+        def begin(count: int) -> None:
+            for batch in islice(batches, count):
+                running.append(asyncio.create_task(self.classify_batch(batch, evidence=evidence)))
+
+        try:
+            begin(concurrent_batches)
+            while running:
+                for outcome in await running.popleft():
+                    yield outcome
+                begin(1)
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+
+    async def classify_batch(self, images: Sequence[Image], *, evidence: bool = False) -> list[Outcome]:
+        """In one request. Raises OSError for a file that cannot be read."""
+        rows = await asyncio.to_thread(rows_of, images, evidence=evidence)
+        return await self.classify_rows(rows)
+
+    async def classify_rows(self, rows: Rows, batch_id: str | None = None) -> list[Outcome]:
+        """Rows as Snowflake sends them, `[number, source]`, in one request with that id."""
+        return await self._hold(ask_batch(self._service, rows, batch_id))
+
+    async def model_version(self) -> str | None:
+        """Of the network that serves now; None where a gateway lets nobody ask. It is asked once."""
+        return await self._hold(ask_model_version(self._service))
+
+    async def _hold(self, conversation: Conversation[_Result]) -> _Result:
+        reply: Reply | NoReply | None = None
+        try:
+            while True:
+                step = conversation.send(reply)
+                if isinstance(step, Request):
+                    reply = await self._exchange(step)
+                else:
+                    await asyncio.sleep(step.seconds)
+                    reply = None
+        except StopIteration as end:
+            result: _Result = end.value
+            return result
+
+    async def _exchange(self, request: Request) -> Reply | NoReply:
+        try:
+            async with self._session.request(
+                request.method,
+                self._service.where(request.path),
+                data=request.body,
+                headers=request.headers,
+                allow_redirects=False,  # a key must not follow one to somebody else
+            ) as response:
+                asked_for = response.headers.get("Retry-After", "")
+                return Reply(
+                    response.status,
+                    await response.read(),
+                    float(asked_for) if asked_for.isdecimal() else None,
+                )
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            return NoReply(str(error) or type(error).__name__)

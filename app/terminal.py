@@ -1,0 +1,139 @@
+"""What commands print: plain, or on a terminal, with rich, in colours and with bars."""
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Protocol, TextIO
+
+Advance = Callable[[int], None]
+"""So many more are done."""
+
+WIDEST_BAR = 24
+_GOOD, _UNSURE, _BAD = "green", "yellow", "red"
+
+
+class Screen(Protocol):
+    """Where a command's results go."""
+
+    def line(self, text: str = "", style: str = "") -> None: ...
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None: ...
+
+    def summary(self, text: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """In a line where it is plain."""
+
+    def progress(self, total: int | None, what: str) -> AbstractContextManager[Advance]:
+        """A bar, should somebody look."""
+
+
+def open_screen() -> Screen:
+    """Rich where somebody looks at it and the terminal extra is installed, else plain."""
+    return _RichScreen() if _is_watched(sys.stdout) and _rich() else PlainScreen()
+
+
+class PlainScreen:
+    """For programs, files and narrow installations; the same text."""
+
+    def line(self, text: str = "", style: str = "") -> None:  # noqa: ARG002 - it has no colours
+        print(text)
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+        for cells in [columns, ["-" * width for width in widths], *rows]:
+            print("  ".join(f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True)).rstrip())
+
+    def summary(self, text: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:  # noqa: ARG002
+        self.line(text)
+
+    @contextmanager
+    def progress(self, total: int | None, what: str) -> Iterator[Advance]:
+        """A bar on stderr, should somebody look at that, for stdout goes elsewhere."""
+        if not (_is_watched(sys.stderr) and _rich()):
+            yield lambda _: None
+            return
+        with _bar(total, what, _rich_console(stderr=True)) as advance:
+            yield advance
+
+
+class _RichScreen:
+    def __init__(self) -> None:
+        self._console = _rich_console()
+
+    def line(self, text: str = "", style: str = "") -> None:
+        self._console.print(text, style=style or None, markup=False, highlight=False, soft_wrap=True)
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        table = importlib.import_module("rich.table").Table(
+            box=importlib.import_module("rich.box").SIMPLE_HEAD
+        )
+        for number, name in enumerate(columns):
+            is_number = bool(rows) and all(_is_number(row[number]) for row in rows)
+            table.add_column(_text(name), justify="right" if is_number else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*map(_text, row))
+        self._console.print(table)
+
+    def summary(self, text: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:  # noqa: ARG002
+        self.table(columns, rows)
+
+    @contextmanager
+    def progress(self, total: int | None, what: str) -> Iterator[Advance]:
+        """Below the lines that are printed meanwhile."""
+        with _bar(total, what, self._console) as advance:
+            yield advance
+
+
+@contextmanager
+def _bar(total: int | None, what: str, console: Any) -> Iterator[Advance]:
+    rich = importlib.import_module("rich.progress")
+    columns = (
+        rich.TextColumn("{task.description}"),
+        rich.BarColumn(WIDEST_BAR),
+        rich.MofNCompleteColumn(),
+        rich.TimeElapsedColumn(),
+        rich.TextColumn("left"),
+        rich.TimeRemainingColumn(),
+    )
+    with rich.Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda done: progress.advance(task, done)
+
+
+def bar(share: float, width: int = WIDEST_BAR) -> str:
+    """Of so many characters' width when share is 1; anything above 0 shows."""
+    eighths = round(max(0.0, min(1.0, share)) * width * 8)
+    if share > 0:
+        eighths = max(1, eighths)
+    whole, rest = divmod(eighths, 8)
+    return "█" * whole + " ▏▎▍▌▋▊▉"[rest].strip()
+
+
+def style_of(*, failed: bool, unsure: bool) -> str:
+    return _BAD if failed else _UNSURE if unsure else _GOOD
+
+
+def _is_watched(stream: TextIO) -> bool:
+    return stream.isatty()
+
+
+def _rich() -> bool:
+    return importlib.util.find_spec("rich") is not None
+
+
+def _rich_console(*, stderr: bool = False) -> Any:
+    return importlib.import_module("rich.console").Console(stderr=stderr, highlight=False)
+
+
+def _text(cell: str) -> Any:
+    """As it is: a file's name may look like markup."""
+    return importlib.import_module("rich.text").Text(cell)
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell.removesuffix(" %").replace(",", ""))
+    except ValueError:
+        return False
+    return True
