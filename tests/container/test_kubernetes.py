@@ -40,13 +40,16 @@ pytestmark = [
 class Namespace:
     """A network and mounts that nobody else has, so that nothing is left in the machine's firewall."""
 
-    def __init__(self, containers_conf: Path) -> None:
-        self._environment = {**os.environ, "CONTAINERS_CONF": str(containers_conf)}
-        self._holder = subprocess.Popen(["unshare", "-n", "-m", "sleep", "infinity"])  # noqa: S607
-        deadline = time.monotonic() + START_TIMEOUT_SECONDS
-        while self.run("ip", "link", "set", "lo", "up", check=False).returncode:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+    def __init__(self, **podman_settings: str) -> None:
+        self._environment = os.environ | podman_settings
+        # It says when it has moved: until then, to enter its namespaces is to enter the machine's own.
+        self._holder = subprocess.Popen(
+            ["unshare", "-n", "-m", "sh", "-c", "ip link set lo up && echo moved && exec sleep infinity"],  # noqa: S607
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._holder.stdout is not None
+        assert self._holder.stdout.readline() == "moved\n"
 
     def run(
         self, *command: str, check: bool = True, timeout_seconds: float = COMMAND_TIMEOUT_SECONDS
@@ -79,8 +82,8 @@ class Namespace:
         return int(status), json.loads(body) if body.startswith("{") else body
 
     def close(self) -> None:
-        self._holder.kill()
-        self._holder.wait()
+        with self._holder:
+            self._holder.kill()
 
 
 def pod_of(deployment: Any, image: str) -> dict[str, Any]:
@@ -115,15 +118,43 @@ def config_map(name: str, **values: str) -> dict[str, Any]:
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": values}
 
 
-@pytest.fixture(scope="module")
-def namespace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Namespace]:
+def network_settings(folder: Path) -> list[str]:
     given = Path(os.environ.get("CONTAINERS_CONF", "/dev/null")).read_text(encoding="utf-8")
     lines = [line for line in given.splitlines() if not line.startswith("netns")]
+    return [*lines, "[network]", 'network_backend = "netavark"', f'network_config_dir = "{folder}"']
+
+
+def storage_settings(folder: Path) -> list[str]:
+    """The images are the machine's own; a pod of a run that was killed is not."""
+    info = subprocess.run(
+        ["podman", "info", "--format", "{{.Store.GraphRoot}}"],  # noqa: S607
+        capture_output=True,
+        text=True,
+        timeout=COMMAND_TIMEOUT_SECONDS,
+        check=True,
+    )
+    return [
+        "[storage]",
+        'driver = "overlay"',
+        f'graphroot = "{folder / "storage"}"',
+        f'runroot = "{folder / "run"}"',
+        "[storage.options]",
+        f'additionalimagestores = ["{info.stdout.strip()}"]',
+    ]
+
+
+def written_to(path: Path, lines: list[str]) -> Path:
+    path.write_text("\n".join([*lines, ""]), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def namespace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Namespace]:
     folder: Path = tmp_path_factory.mktemp("podman")
-    conf = folder / "containers.conf"
-    network = ["[network]", 'network_backend = "netavark"', f'network_config_dir = "{folder}"']
-    conf.write_text("\n".join([*lines, *network, ""]), encoding="utf-8")
-    namespace = Namespace(conf)
+    namespace = Namespace(
+        CONTAINERS_CONF=str(written_to(folder / "containers.conf", network_settings(folder))),
+        CONTAINERS_STORAGE_CONF=str(written_to(folder / "storage.conf", storage_settings(folder))),
+    )
     try:
         yield namespace
     finally:
@@ -144,24 +175,15 @@ def pod(namespace: Namespace, tmp_path_factory: pytest.TempPathFactory) -> Itera
     ]
     manifest.write_text(yaml.safe_dump_all(written), encoding="utf-8")
     try:
-        # podman forwards no port now and then, in a network that it has just made: it is to make another.
-        played = any(is_played(namespace, manifest) for _ in range(3))
-        assert played, namespace.run("podman", "logs", CONTAINER, check=False).stderr
+        namespace.run("podman", "kube", "play", str(manifest))
+        deadline = time.monotonic() + START_TIMEOUT_SECONDS
+        while namespace.curl("/readyz")[0] != 200:
+            assert time.monotonic() < deadline, namespace.run("podman", "logs", CONTAINER, check=False).stderr
+            time.sleep(0.2)
         yield namespace
     finally:
         namespace.run("podman", "kube", "play", "--down", str(manifest), check=False)
         namespace.run("podman", "volume", "rm", "ext-classify-keys", check=False)
-
-
-def is_played(namespace: Namespace, manifest: Path) -> bool:
-    """And answers within a while."""
-    namespace.run("podman", "kube", "play", "--replace", str(manifest))
-    deadline = time.monotonic() + START_TIMEOUT_SECONDS / 3
-    while namespace.curl("/readyz")[0] != 200:
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.2)
-    return True
 
 
 def status_line(pod: Namespace, name: str) -> list[str]:
