@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from time import perf_counter
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,12 +24,14 @@ from app.outcome import (
 )
 from app.row import Fetched
 from app.steps import CallSeconds
+from app.summary import ImageStatistics
 from model.artifact import Artifact
 from model.classifier import Classifier
 from model.errors import InputError
 from model.evidence import Evidence, against_the_others, find_evidence
 from model.image import Decoded, decode_sized
 from model.image_limits import ImageLimits, out_of_memory
+from model.image_statistics import brightness_and_sharpness
 from model.novelty import reasons_to_abstain
 
 # Float32 probabilities carry about seven digits; engines agree to five.
@@ -39,6 +41,14 @@ Pixels: TypeAlias = Decoded | Outcome | None
 Bounded: TypeAlias = Callable[[], AbstractContextManager[None]]
 
 
+class ClassifiedImages(NamedTuple):
+    outcomes: list[Outcome | None]
+    """One an image, in order."""
+    spent: CallSeconds
+    statistics: dict[int, ImageStatistics]
+    """By the place of an image that was decoded, where they are measured."""
+
+
 @dataclass(frozen=True)
 class ImageClassifier:
     """Safe to call from several threads at once."""
@@ -46,23 +56,30 @@ class ImageClassifier:
     artifact: Artifact
     classifier: Classifier
     limits: ImageLimits
+    measures: bool = False
+    """Whether images are measured too."""
 
     def classify(
         self, fetched: Sequence[Fetched], evidence: Sequence[bool], bounded: Bounded = nullcontext
-    ) -> tuple[list[Outcome | None], CallSeconds]:
-        """One outcome an image, in order; `evidence` says for each whether to show it.
+    ) -> ClassifiedImages:
+        """`evidence` says for each image whether to show it.
 
         Each image is decoded, and then all are predicted, inside a `bounded` of its own.
         """
         started = perf_counter()
         decoded: list[Pixels] = []
-        for image in fetched:
+        statistics: dict[int, ImageStatistics] = {}
+        for place, image in enumerate(fetched):
             with bounded():
-                decoded.append(self._decode(image))
+                pixels = self._decode(image)
+                decoded.append(pixels)
+                if self.measures and isinstance(pixels, Decoded):
+                    statistics[place] = ImageStatistics(*brightness_and_sharpness(pixels.pixels))
         decode_ended = perf_counter()
         with bounded():
             outcomes = self._predict(decoded, evidence)
-        return outcomes, CallSeconds(decode_ended - started, perf_counter() - decode_ended)
+        spent = CallSeconds(decode_ended - started, perf_counter() - decode_ended)
+        return ClassifiedImages(outcomes, spent, statistics)
 
     def _decode(self, image: Fetched) -> Pixels:
         try:

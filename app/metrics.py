@@ -5,8 +5,9 @@ set before it is imported).
 """
 
 import os
+from bisect import bisect_left
 from collections import Counter as CounterOf
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 
 from app.outcome import Outcome
 from app.steps import Steps
+from app.summary import Summary
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 # The library's own name for where workers keep their values.
@@ -24,6 +26,23 @@ _MULTIPROCESS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 # From a single image on an idle machine to a batch that is asked for later.
 _REQUEST_SECONDS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0)
 _ROW_SECONDS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+# A trained network is mostly sure: where it is less so shows near 1.
+CONFIDENCE_BOUNDS = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999)
+_BRIGHTNESSES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+# Those of the NEU images span two powers of ten, and out of focus they have less.
+_SHARPNESSES = (0.00002, 0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
+
+
+class Distribution(Histogram):
+    def observe_all(self, values: Collection[float]) -> None:
+        """As to observe each, for a fraction of the time: a value that workers share is slow to grow."""
+        if not values:
+            return
+        self._sum.inc(sum(values))
+        for place, count in CounterOf(bisect_left(self._upper_bounds, value) for value in values).items():
+            self._buckets[place].inc(count)
+
 
 REQUESTS = Counter(
     "ext_classify_requests", "Requests to /classify, by the status they were answered.", ["status"]
@@ -38,6 +57,20 @@ ROWS = Counter(
 )
 STEP_SECONDS = Histogram(
     "ext_classify_row_step_seconds", "Mean of a request's rows, by step.", ["step"], buckets=_ROW_SECONDS
+)
+LABELS = Counter("ext_classify_labels", "Images by label; one that was abstained on has none.", ["label"])
+CONFIDENCE = Distribution(
+    "ext_classify_confidence", "Confidence of the images that have a label.", buckets=CONFIDENCE_BOUNDS
+)
+IMAGE_BRIGHTNESS = Distribution(
+    "ext_classify_image_brightness",
+    "Mean of an image's grey of 0 to 1; with IMAGE_STATISTICS.",
+    buckets=_BRIGHTNESSES,
+)
+IMAGE_SHARPNESS = Distribution(
+    "ext_classify_image_sharpness",
+    "Variance of the Laplacian of an image's grey of 0 to 1; with IMAGE_STATISTICS.",
+    buckets=_SHARPNESSES,
 )
 UNANSWERED_ROWS = Gauge(
     "ext_classify_unanswered_rows", "Rows let in and not answered yet.", multiprocess_mode="livesum"
@@ -75,6 +108,7 @@ MODEL = Gauge(
 _STEPS = {step: STEP_SECONDS.labels(step) for step in ("fetch", "decode", "predict")}
 _requests: dict[int, Counter] = {}
 _rows: dict[str, Counter] = {}
+_labels: dict[str, Counter] = {}
 
 
 def count_request(status: int, seconds: float) -> None:
@@ -93,6 +127,17 @@ def count_rows(outcomes: Sequence[Outcome | None], steps: Steps) -> None:
     for step, observed in _STEPS.items():
         if spent_seconds := getattr(steps, step).seconds:  # what was not done has no time
             observed.observe(spent_seconds / len(outcomes))
+
+
+def count_images(summary: Summary) -> None:
+    """Of one request."""
+    for label, images in summary.labels.items():
+        if label not in _labels:
+            _labels[label] = LABELS.labels(label)
+        _labels[label].inc(images)
+    CONFIDENCE.observe_all(summary.confidences)
+    IMAGE_BRIGHTNESS.observe_all([image.brightness for image in summary.statistics])
+    IMAGE_SHARPNESS.observe_all([image.sharpness for image in summary.statistics])
 
 
 def expose() -> bytes:

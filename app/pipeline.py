@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from app.classifiers.frames import Image, ServedModel, WaitingRow
 from app.images.fetcher import Fetcher
@@ -17,6 +17,7 @@ from app.row import Fetched, Row
 from app.row_queue import FEW_ROWS, QueuedRequest, RowQueue
 from app.settings import Settings
 from app.steps import Step, Steps
+from app.summary import ImageStatistics
 from model.errors import InputError
 
 
@@ -33,6 +34,16 @@ class Served(Protocol):
 
     @property
     def model(self) -> ServedModel: ...
+
+
+class ClassifiedRows(NamedTuple):
+    """What became of a batch."""
+
+    outcomes: list[Outcome | None]
+    """One a row, in order, NULL for NULL."""
+    steps: Steps
+    statistics: Sequence[ImageStatistics]
+    """Of its images, in no order; none unless they are measured."""
 
 
 class Pipeline:
@@ -60,8 +71,8 @@ class Pipeline:
         """The network that answers now."""
         return self._served.model
 
-    async def classify_rows(self, rows: Sequence[Row]) -> tuple[list[Outcome | None], Steps]:
-        """One outcome a row, in order, NULL for NULL; a bad row costs its neighbours nothing.
+    async def classify_rows(self, rows: Sequence[Row]) -> ClassifiedRows:
+        """A bad row costs its neighbours nothing.
 
         When this is cancelled, rows that wait for a process are dropped.
         """
@@ -74,7 +85,7 @@ class Pipeline:
                 await self._fetch_and_classify(batch, remote)
             else:
                 await self._classify_held(batch)
-            return batch.outcomes, request.steps
+            return ClassifiedRows(batch.outcomes, request.steps, request.statistics)
 
     async def _fetch_and_classify(self, batch: "_Batch", remote: Mapping[int, Remote]) -> None:
         staged = self._stages.open_batch(file for file in remote.values() if isinstance(file, StageFile))

@@ -1,27 +1,25 @@
 """What is kept of each request: a line in the log, its share of the figures, its steps in a trace."""
 
 import asyncio
-from collections.abc import Sequence
 
 from app import metrics
 from app.errors import Overloaded
 from app.log import log_event
-from app.outcome import Outcome
-from app.steps import Steps
+from app.pipeline import ClassifiedRows
+from app.summary import summarise
 from app.tracing import TRACING
 
 _FLOOD_SECONDS = 1.0
 
 
 def record_answer(
-    query_id: str | None,
-    batch_id: str | None,
-    outcomes: Sequence[Outcome | None],
-    steps: Steps,
-    total_seconds: float,
+    query_id: str | None, batch_id: str | None, classified: ClassifiedRows, total_seconds: float
 ) -> None:
+    outcomes, steps, statistics = classified
     failed = sum(outcome is not None and outcome["error"] is not None for outcome in outcomes)
+    summary = summarise(outcomes, statistics)
     metrics.count_rows(outcomes, steps)
+    metrics.count_images(summary)
     TRACING.add_steps(steps, len(outcomes), failed)
     log_event(
         "classified",
@@ -33,6 +31,7 @@ def record_answer(
         decode_ms=round(steps.decode.seconds * 1000, 1),
         predict_ms=round(steps.predict.seconds * 1000, 1),
         total_ms=round(total_seconds * 1000, 1),
+        summary=summary.figures(),
     )
 
 

@@ -19,6 +19,7 @@ from app.capacity import Capacity
 from app.classifiers.frames import WaitingRow
 from app.outcome import Outcome
 from app.steps import Steps
+from app.summary import ImageStatistics
 
 # One by one is slower, for each call wakes a process and the event loop and reads a network's dense end.
 MAX_ROWS_AT_ONCE = 8
@@ -80,6 +81,8 @@ class QueuedRequest:
     queue: "RowQueue"
     waiting: deque[QueuedRow] = field(default_factory=deque)
     steps: Steps = field(default_factory=Steps)
+    statistics: list[ImageStatistics] = field(default_factory=list)
+    """Of its images, in whatever order they were answered."""
 
     def __post_init__(self) -> None:
         self._unanswered = self.rows

@@ -168,6 +168,9 @@ class Settings(BaseSettings):
     """Memory that each classifier process may take for its images, beside the network's."""
     max_image_cpu_seconds: PositiveFloat = 10.0
     """Longest CPU time for one image."""
+    image_statistics: bool = False
+    """Whether to measure how bright and how sharp images are, for `/metrics` and the log; it takes a little
+    of each one's time."""
 
     allowed_url_hosts: Annotated[tuple[HostPattern, ...], NoDecode, BeforeValidator(_split_list)] = ()
     """Hosts that images may be fetched from, separated by commas: `host`, `.domain` for all hosts below

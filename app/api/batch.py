@@ -58,12 +58,12 @@ class BatchClassifier:
         self._admission.refuse_rows(len(rows))
         started = perf_counter()
         try:
-            outcomes, steps = await self._pipeline.classify_rows(rows)
+            classified = await self._pipeline.classify_rows(rows)
         except asyncio.CancelledError:
             record_abandoned(batch.query_id, batch.batch_id, len(rows), self._pipeline.queue.abandoned_rows)
             raise
-        record_answer(batch.query_id, batch.batch_id, outcomes, steps, perf_counter() - started)
-        answer = await format_batch(rows, outcomes)
+        record_answer(batch.query_id, batch.batch_id, classified, perf_counter() - started)
+        answer = await format_batch(rows, classified.outcomes)
         if batch.batch_id is not None:
             _refuse_large(answer, len(rows))
         return answer

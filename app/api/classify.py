@@ -110,12 +110,12 @@ async def _classify_rows(request: Request, rows: Sequence[Row]) -> list[Outcome 
     query_id, batch_id = ids_of(request.headers)
     started = perf_counter()
     try:
-        outcomes, steps = await while_caller_waits(request, pipeline.classify_rows(rows))
+        classified = await while_caller_waits(request, pipeline.classify_rows(rows))
     except ClientDisconnect:
         record_abandoned(query_id, batch_id, len(rows), pipeline.queue.abandoned_rows)
         raise
-    record_answer(query_id, batch_id, outcomes, steps, perf_counter() - started)
-    return outcomes
+    record_answer(query_id, batch_id, classified, perf_counter() - started)
+    return classified.outcomes
 
 
 def _answer_or_later(answer: bytes | None) -> Response:

@@ -15,7 +15,10 @@ _NOTE_SECONDS = 1.0
 
 @router.get("/metrics", summary="What the service counts, for Prometheus", response_class=Response)
 async def expose(request: Request) -> Response:
-    """Requests, rows by outcome, seconds by step, and how full the service is; over all its workers."""
+    """Requests, rows by outcome, images by label, seconds by step, and how full the service is.
+
+    Over all its workers.
+    """
     request.app.state.gauges.note()
     return Response(metrics.expose(), media_type=metrics.CONTENT_TYPE)
 

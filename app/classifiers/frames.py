@@ -13,6 +13,7 @@ from pydantic_core import from_json, to_json
 
 from app.images.source import Base64Text, HexText, InlineText
 from app.outcome import ModelIdentity, Outcome
+from app.summary import ImageStatistics
 
 Image: TypeAlias = bytes | InlineText
 
@@ -62,6 +63,8 @@ class Answers:
     """None where the process failed."""
     failures: dict[int, str] = field(default_factory=dict)
     """By the place of such a row: what went wrong, for the log."""
+    statistics: dict[int, ImageStatistics] = field(default_factory=dict)
+    """By the place of an image that was decoded; of none unless they are wanted."""
     decode_seconds: float = 0.0
     predict_seconds: float = 0.0
 
@@ -105,6 +108,9 @@ def parse_answers(content: bytes, rows: int) -> Answers:
     if (count := len(said["outcomes"])) != rows:
         raise ValueError(f"There must be {rows} outcomes. Received: {count}.")
     said["failures"] = {int(place): failure for place, failure in said["failures"].items()}
+    said["statistics"] = {
+        int(place): ImageStatistics(*map(float, image)) for place, image in said["statistics"].items()
+    }
     return Answers(**said)
 
 

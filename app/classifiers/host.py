@@ -95,6 +95,7 @@ def options_of(settings: Settings) -> ProcessOptions:
         limits=settings.image_limits,
         max_image_memory_bytes=settings.max_image_memory_bytes,
         max_image_cpu_seconds=settings.max_image_cpu_seconds,
+        image_statistics=settings.image_statistics,
     )
 
 

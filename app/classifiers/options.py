@@ -19,3 +19,4 @@ class ProcessOptions(BaseModel):
     limits: ImageLimits
     max_image_memory_bytes: int
     max_image_cpu_seconds: float
+    image_statistics: bool

@@ -246,4 +246,6 @@ def _tell(rows: Sequence[QueuedRow], answers: Answers) -> None:
             queued.awaited.fail(RuntimeError(f"A classifier process failed: {failure}"))
         else:
             queued.awaited.request.steps.note_call(call, len(rows), ended)
+            if (image := answers.statistics.get(number)) is not None:
+                queued.awaited.request.statistics.append(image)
             queued.awaited.answer(queued.place, outcome)

@@ -49,7 +49,7 @@ class Opening:
         try:
             artifact = load_artifact(options.model_path)
             classifier = open_classifier(artifact, options.engine, 1, options.cache_dir)
-            return ImageClassifier(artifact, classifier, options.limits)
+            return ImageClassifier(artifact, classifier, options.limits, options.image_statistics)
         except ModelError as error:
             return error
 
@@ -101,10 +101,12 @@ def answer_calls(
 
 def _classify(images: ImageClassifier, rows: Sequence[WaitingRow], bounded: Bounded) -> Answers:
     try:
-        outcomes, spent = images.classify(
+        outcomes, spent, statistics = images.classify(
             [row.image for row in rows], [row.evidence for row in rows], bounded
         )
-        return Answers(outcomes, decode_seconds=spent.decode, predict_seconds=spent.predict)
+        return Answers(
+            outcomes, statistics=statistics, decode_seconds=spent.decode, predict_seconds=spent.predict
+        )
     except Exception as error:  # noqa: BLE001 - it is a row's failure, and the process goes on
         if len(rows) == 1:
             return Answers([None], failures={0: f"{type(error).__name__}: {error}"})
@@ -116,6 +118,7 @@ def _join(answers: Sequence[Answers]) -> Answers:
     return Answers(
         [outcome for answer in answers for outcome in answer.outcomes],
         {place: text for place, answer in enumerate(answers) for text in answer.failures.values()},
+        {place: image for place, answer in enumerate(answers) for image in answer.statistics.values()},
         sum(answer.decode_seconds for answer in answers),
         sum(answer.predict_seconds for answer in answers),
     )

@@ -4,6 +4,7 @@ import weakref
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from app.capacity import Capacity
@@ -13,7 +14,7 @@ from app.images.source import Base64Text, HexText, Url
 from app.images.stage import StageReader
 from app.images.stage_file import StageFile
 from app.outcome import Outcome
-from app.pipeline import Pipeline, max_fetched_rows
+from app.pipeline import ClassifiedRows, Pipeline, max_fetched_rows
 from app.row import Row
 from app.row_queue import RowQueue
 from app.settings import Settings
@@ -29,6 +30,7 @@ from model.runtime import open_classifier
 from tests.app.classifiers.in_thread import classifying, served
 from tests.app.forms import text_of
 from tests.app.images.https_server import FixedResolver, HttpsServer, answer
+from tests.model.pictures import encode_array
 
 SETTINGS = Settings()
 HOST = "images.example.com"
@@ -47,7 +49,8 @@ def classify(rows: list[Row], **changes: Any) -> tuple[list[Outcome | None], Ste
             queue = RowQueue(Capacity(2, 64))
             async with classifying(queue, images, threads=2):
                 pipeline = Pipeline(served(images), queue, fetcher, stages, max_fetched_rows(SETTINGS))
-                return await pipeline.classify_rows(rows)
+                outcomes, steps, _ = await pipeline.classify_rows(rows)
+                return outcomes, steps
 
     return asyncio.run(run())
 
@@ -117,6 +120,45 @@ def test_network_that_answers_nan_is_an_error_of_each_row(sample: bytes) -> None
     assert outcome["error"]["code"] == "prediction_failed"
 
 
+def test_each_request_has_the_statistics_of_its_own_images(sample: bytes) -> None:
+    """Rows of several requests are classified together, and an image that fails has none."""
+    dark = encode_array(np.full((200, 200), 51, np.uint8), "PNG")
+
+    async def run() -> list[ClassifiedRows]:
+        artifact = load_artifact(DEFAULT_MODEL_PATH)
+        classifier = open_classifier(artifact, "litert", 1, SETTINGS.cache_dir)
+        images = ImageClassifier(artifact, classifier, ImageLimits(), measures=True)
+        queue = RowQueue(Capacity(1, 64))
+        async with ImageFetcher(SETTINGS) as fetcher, SnowflakeSession(SETTINGS) as session:
+            stages = StageReader(SETTINGS, session, fetcher)
+            pipeline = Pipeline(served(images), queue, fetcher, stages, max_fetched_rows(SETTINGS))
+            requests = [
+                asyncio.ensure_future(
+                    pipeline.classify_rows([Row(n, source) for n, source in enumerate(given)])
+                )
+                for given in ([dark, None, b"BM"], [sample], [b"BM"], [dark, sample])
+            ]
+            await asyncio.sleep(0)
+            async with classifying(queue, images):
+                return await asyncio.gather(*requests)
+
+    brightnesses = [[image.brightness for image in each.statistics] for each in asyncio.run(run())]
+    assert brightnesses[0] == [pytest.approx(0.2)]
+    assert brightnesses[1] == [pytest.approx(0.307, abs=0.001)]
+    assert brightnesses[2] == []
+    assert sorted(brightnesses[3]) == brightnesses[0] + brightnesses[1]
+
+
+def test_images_are_measured_only_where_that_is_wanted(sample: bytes) -> None:
+    artifact = load_artifact(DEFAULT_MODEL_PATH)
+    classifier = open_classifier(artifact, "litert", 1, SETTINGS.cache_dir)
+    plain = ImageClassifier(artifact, classifier, ImageLimits()).classify([sample], [False])
+    measured = ImageClassifier(artifact, classifier, ImageLimits(), measures=True).classify([sample], [False])
+    assert plain.statistics == {}
+    assert list(measured.statistics) == [0]
+    assert measured.outcomes == plain.outcomes
+
+
 def test_only_the_request_that_makes_the_engine_fail_fails(sample: bytes) -> None:
     """Rows of several requests are predicted together."""
 
@@ -129,7 +171,8 @@ def test_only_the_request_that_makes_the_engine_fail_fails(sample: bytes) -> Non
     async def run() -> list[object]:
         artifact = load_artifact(DEFAULT_MODEL_PATH)
         compiled = DEFAULT_MODEL_PATH.with_suffix(".tflite").read_bytes()
-        images = ImageClassifier(artifact, Fragile(compiled, artifact.card.scale, 1), ImageLimits())
+        fragile = Fragile(compiled, artifact.card.scale, 1)
+        images = ImageClassifier(artifact, fragile, ImageLimits(), measures=True)
         queue = RowQueue(Capacity(1, 64))
         async with ImageFetcher(SETTINGS) as fetcher, SnowflakeSession(SETTINGS) as session:
             stages = StageReader(SETTINGS, session, fetcher)
@@ -145,6 +188,8 @@ def test_only_the_request_that_makes_the_engine_fail_fails(sample: bytes) -> Non
 
     answers = asyncio.run(run())
     assert [place for place, answer in enumerate(answers) if isinstance(answer, RuntimeError)] == [3]
+    measured = [len(answer.statistics) for answer in answers if isinstance(answer, ClassifiedRows)]
+    assert measured == [1] * 7
 
 
 def test_images_that_wait_to_be_decoded_are_bounded(sample: bytes) -> None:
@@ -179,8 +224,8 @@ def test_images_that_wait_to_be_decoded_are_bounded(sample: bytes) -> None:
                 while len(server.heads) == fetched:  # noqa: ASYNC110 - it is fetched beside them
                     await asyncio.sleep(0.01)
                 async with classifying(queue, images):
-                    outcomes, _ = await answering
-                    assert (await small)[0] == outcomes[:1]
+                    outcomes = (await answering).outcomes
+                    assert (await small).outcomes == outcomes[:1]
                 assert [outcome and outcome["label"] for outcome in outcomes] == ["Scratches"] * 200
                 return fetched
 

@@ -28,6 +28,13 @@ def test_batch_and_refusal_have_a_line_each_with_their_ids_and_nothing_sent(tmp_
     [classified] = events(log, "classified")
     assert (classified["query_id"], classified["batch_id"]) == ("01b2-query", "b-1")
     assert (classified["rows"], classified["failed"]) == (1, 1)
+    assert classified["summary"] == {
+        "labels": {},
+        "abstained": 0,
+        "mean_confidence": None,
+        "mean_brightness": None,
+        "mean_sharpness": None,
+    }
     assert events(log, "refused") == [
         {"query_id": "01b2-query", "batch_id": "b-1", "status": 422, "code": "invalid_batch"}
     ]

@@ -113,7 +113,7 @@ def run(imports: Path, batches: list[Any], *, before: str = "", **files: Path) -
 
 def outcomes(classifier: ImageClassifier, *, evidence: bool = False) -> list[Any]:
     images = [(SAMPLES / name).read_bytes() for name in SAMPLE_NAMES]
-    found, _ = classifier.classify(images, [evidence] * len(images))
+    found = classifier.classify(images, [evidence] * len(images)).outcomes
     listed: list[Any] = json.loads(json.dumps(found))
     return listed
 

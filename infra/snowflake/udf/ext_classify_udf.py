@@ -58,7 +58,7 @@ def classify(batch: pd.DataFrame) -> list[Any]:
     data = [[number, *row] for number, row in enumerate(zip(*known, strict=True))]
     rows = parse_rows(data)
     fetched = [_fetch(row, source) for row, source in zip(rows, known[0], strict=True)]
-    outcomes, _ = _CLASSIFIER.classify(fetched, [row.evidence for row in rows])
+    outcomes = _CLASSIFIER.classify(fetched, [row.evidence for row in rows]).outcomes
     return [outcome for _, outcome in from_json(format_rows(zip(rows, outcomes, strict=True)))]
 
 

@@ -1,13 +1,23 @@
+import io
 import json
 import os
 import re
 import signal
 from pathlib import Path
 
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageFilter
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from starlette.testclient import TestClient
 
+from app import metrics
 from app.client import is_ready
 from tests.app.forms import post_rows, text_of
+from tests.app.test_record import events
+from tests.conftest import SAMPLES
+from tests.model.pictures import encode, encode_array, noise
 from tests.running import exchange, logging_service, wait_until
 
 JSON = {"Content-Type": "application/json"}
@@ -46,6 +56,43 @@ def test_rows_are_counted_by_what_became_of_them(client: TestClient, sample: byt
     assert after[f'ext_classify_model{{name="{model["name"]}",version="{model["version"]}"}}'] == 1
 
 
+def test_images_are_counted_by_their_label(client: TestClient, sample: bytes) -> None:
+    def counted() -> dict[str, float]:
+        return figures(client.get("/metrics").text)
+
+    before = counted()
+    foreign = encode_array(noise(200, 200), "PNG")
+    images = [sample, None, foreign, b"BM", (SAMPLES / "patches.png").read_bytes(), sample]
+    answered = post_rows(client, [[n, image and text_of(image)] for n, image in enumerate(images)])
+    outcomes = [outcome for _, outcome in answered if outcome is not None]
+    assert [outcome["abstained"] for outcome in outcomes] == [False, True, False, False, False]
+    grown = {name: value - before.get(name, 0) for name, value in counted().items()}
+    labels = {name: count for name, count in grown.items() if name.startswith("ext_classify_labels_total")}
+    assert {name: count for name, count in labels.items() if count} == {
+        'ext_classify_labels_total{label="Scratches"}': 2,
+        'ext_classify_labels_total{label="Patches"}': 1,
+    }
+    assert grown["ext_classify_confidence_count"] == 3
+    sure = sum(outcome["confidence"] for outcome in outcomes if outcome["label"])
+    assert grown["ext_classify_confidence_sum"] == pytest.approx(sure)
+    assert grown["ext_classify_image_brightness_count"] == 0  # they are not asked for
+
+
+@given(st.lists(st.floats(0, 1) | st.sampled_from(metrics.CONFIDENCE_BOUNDS)))
+def test_many_are_observed_as_one_by_one(values: list[float]) -> None:
+    at_once, one_by_one = CollectorRegistry(), CollectorRegistry()
+    buckets = metrics.CONFIDENCE_BOUNDS
+    metrics.Distribution("a", "a", buckets=buckets, registry=at_once).observe_all(values)
+    histogram = Histogram("a", "a", buckets=buckets, registry=one_by_one)
+    for value in values:
+        histogram.observe(value)
+
+    def counted(registry: CollectorRegistry) -> dict[str, float]:
+        return {n: v for n, v in figures(generate_latest(registry).decode()).items() if "_created" not in n}
+
+    assert counted(at_once) == pytest.approx(counted(one_by_one))
+
+
 def scrape(port: int) -> dict[str, float]:
     return figures(exchange(port, "GET", "/metrics").body.decode())
 
@@ -68,3 +115,49 @@ def test_whichever_worker_is_asked_answers_for_all(sample: bytes, tmp_path: Path
         # What it counted stays counted; what it held, nobody holds.
         wait_until(lambda: scrape(port)["ext_classify_classifiers"] == 2)
         assert {scrape(port)[rows] for _ in range(10)} == {60}
+
+
+def test_workers_add_up_what_images_are_like(sample: bytes, tmp_path: Path) -> None:
+    """A lamp that fails and a lens out of focus show in the figures, and in the line of their batch."""
+    image = Image.open(io.BytesIO(sample)).convert("L")
+    dark = encode(image.point(lambda grey: grey // 2), "PNG")
+    blurred = encode(image.filter(ImageFilter.GaussianBlur(2)), "PNG")
+    log, batches = tmp_path / "log", 6
+    environment = {"EXT_CLASSIFY_IMAGE_STATISTICS": "true"}
+    with logging_service(log, "--workers", "2", **environment) as (_, port):
+        wait_until(lambda: log.read_text(encoding="utf-8").count('"event":"ready"') == 2)
+
+        def classify(images: list[bytes]) -> dict[str, float]:
+            """What that adds to the figures."""
+            before = scrape(port)
+            batch = json.dumps({"data": [[n, text_of(content)] for n, content in enumerate(images)]}).encode()
+            for _ in range(batches):
+                assert exchange(port, "POST", "/classify", batch, JSON).status == 200
+            return {name: value - before.get(name, 0.0) for name, value in scrape(port).items()}
+
+        usual = classify([sample, sample, b"BM"])
+        darker, softer = classify([dark]), classify([blurred])
+        assert {scrape(port)["ext_classify_image_brightness_count"] for _ in range(10)} == {4 * batches}
+    assert usual['ext_classify_labels_total{label="Scratches"}'] == 2 * batches
+    assert usual["ext_classify_confidence_count"] == 2 * batches
+    assert usual["ext_classify_image_sharpness_count"] == 2 * batches
+
+    def mean(grown: dict[str, float], what: str) -> float:
+        return grown[f"ext_classify_image_{what}_sum"] / grown[f"ext_classify_image_{what}_count"]
+
+    assert mean(darker, "brightness") == pytest.approx(mean(usual, "brightness") / 2, abs=0.005)
+    assert mean(softer, "brightness") == pytest.approx(mean(usual, "brightness"), abs=0.005)
+    assert mean(softer, "sharpness") < 0.1 * mean(usual, "sharpness")
+    lines = [event["summary"] for event in events(log, "classified")]
+    assert len(lines) == 3 * batches
+    for first, grown, images in ((0, usual, 2), (batches, darker, 1), (2 * batches, softer, 1)):
+        [line] = {json.dumps(line) for line in lines[first : first + batches]}
+        assert json.loads(line) == {
+            "labels": {"Scratches": images},
+            "abstained": 0,
+            "mean_confidence": pytest.approx(
+                grown["ext_classify_confidence_sum"] / (images * batches), abs=1e-4
+            ),
+            "mean_brightness": pytest.approx(mean(grown, "brightness"), abs=1e-4),
+            "mean_sharpness": pytest.approx(mean(grown, "sharpness"), abs=1e-6),
+        }

@@ -20,6 +20,7 @@ from app.classifiers.frames import (
 )
 from app.images.source import Base64Text, HexText
 from app.outcome import ModelIdentity, outcome_of_error
+from app.summary import ImageStatistics
 from model.errors import CorruptImage
 
 MODEL = ModelIdentity(name="m", version="v")
@@ -57,7 +58,7 @@ def pieces(content: bytes, cuts: list[int]) -> Iterator[bytes]:
 @given(st.lists(st.integers(0, 10_000)))
 def test_answers_arrive_in_whatever_pieces(cuts: list[int]) -> None:
     answers = [
-        Answers([OUTCOME, None], {1: "RuntimeError: no"}, 0.25, 0.5),
+        Answers([OUTCOME, None], {1: "RuntimeError: no"}, {0: ImageStatistics(0.5, 1e-7)}, 0.25, 0.5),
         Answers([], {}),
         Answers([OUTCOME] * 3),
     ]
@@ -72,6 +73,13 @@ def test_answers_to_another_number_of_rows_are_refused() -> None:
     [frame] = FrameReader().read(format_frame(Answers([OUTCOME])))
     with pytest.raises(ValueError, match=r"must be 2 outcomes\. Received: 1"):
         parse_answers(frame, rows=2)
+
+
+def test_statistics_that_are_no_numbers_are_refused() -> None:
+    answers = Answers([OUTCOME], statistics={0: ImageStatistics("bright", 0.1)})  # type: ignore[arg-type]
+    [frame] = FrameReader().read(format_frame(answers))
+    with pytest.raises(ValueError, match="bright"):
+        parse_answers(frame, rows=1)
 
 
 @pytest.mark.parametrize("greeting", [Greeting(ServedModel(MODEL, {"a": [1]})), Greeting(refusal="no")])
