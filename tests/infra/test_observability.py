@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from prometheus_client import REGISTRY
 
 from app import metrics  # noqa: F401 - registers what is counted
@@ -74,4 +75,75 @@ def test_prometheus_reads_the_rules(tmp_path: Path) -> None:
         check=False,
     )
     assert checked.returncode == 0, checked.stdout + checked.stderr
-    assert "11 rules found" in checked.stdout + checked.stderr
+    assert "15 rules found" in checked.stdout + checked.stderr
+
+
+def images(second_day: dict[str, float], images_an_hour: int = 600) -> list[dict[str, str]]:
+    """Two days of a line, every 10 minutes, whose second may be another: figures by the mean of an image."""
+    usual = {"abstained": 0.01, "confidence": 0.98, "image_brightness": 0.5, "image_sharpness": 0.01}
+    each = images_an_hour / 6
+    series = []
+    for name, mean in usual.items():
+        first, second = each * mean, each * second_day.get(name, mean)
+        if name == "abstained":
+            grow = {
+                'rows_total{outcome="abstained",': (first, second),
+                'rows_total{outcome="classified",': (each - first, each - second),
+            }
+        else:
+            grow = {f"{name}_sum{{": (first, second), f"{name}_count{{": (each, each)}
+        series += [
+            {
+                "series": f'ext_classify_{begun}job="j",instance="i"}}',
+                "values": f"0+{before}x144 {before * 144 + after}+{after}x144",
+            }
+            for begun, (before, after) in grow.items()
+        ]
+    return series
+
+
+DRIFTS = {
+    "ExtClassifyAbstainsMoreThanYesterday": {"abstained": 0.06},
+    "ExtClassifyIsLessSureThanYesterday": {"confidence": 0.9},
+    "ExtClassifyBrightnessShifted": {"image_brightness": 0.35},
+    "ExtClassifyImagesLessSharpThanYesterday": {"image_sharpness": 0.004},
+}
+STEADY: dict[str, float] = {
+    "abstained": 0.03,
+    "confidence": 0.96,
+    "image_brightness": 0.45,
+    "image_sharpness": 0.007,
+}
+
+
+@pytest.mark.skipif(PROMTOOL is None, reason="there is no promtool: make system-deps")
+@pytest.mark.parametrize("alert", DRIFTS)
+def test_drift_is_told_from_an_ordinary_day_and_from_a_few_images(alert: str, tmp_path: Path) -> None:
+    assert PROMTOOL is not None
+    rules = [rule for group in yaml.safe_load(ALERTS)["groups"] for rule in group["rules"]]
+    [rule] = [rule for rule in rules if rule["alert"] == alert]
+    raised = [{"exp_labels": {"job": "j", **rule["labels"]}, "exp_annotations": rule["annotations"]}]
+    brighter = {"image_brightness": 0.65} if "Brightness" in alert else DRIFTS[alert]
+    cases = [
+        (images(DRIFTS[alert]), raised),
+        (images(brighter), raised),
+        (images(STEADY), []),
+        (images(DRIFTS[alert], images_an_hour=60), []),
+    ]
+    file = tmp_path / "drift.json"  # which is YAML too
+    tests = [
+        {
+            "interval": "10m",
+            "input_series": series,
+            "alert_rule_test": [{"eval_time": "36h", "alertname": alert, "exp_alerts": expected}],
+        }
+        for series, expected in cases
+    ]
+    file.write_text(
+        json.dumps({"rule_files": [str(FOLDER / "alerts.yml")], "evaluation_interval": "5m", "tests": tests}),
+        encoding="utf-8",
+    )
+    checked = subprocess.run(
+        [PROMTOOL, "test", "rules", str(file)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert checked.returncode == 0, checked.stdout + checked.stderr
