@@ -162,7 +162,8 @@ def _describe_calls(counts: Counter[str]) -> str:
     """`6 rows in 1 batch`, and what went wrong on the way."""
     batches = f"{counts['batches']} batch{'es' if counts['batches'] != 1 else ''}"
     events = [f"{counts[name]} {name}" for name in (*_ACCIDENTS, "retries", "polls") if counts[name]]
-    return ", ".join([f"{counts['rows']} rows to the service in {batches}", *events])
+    rows = f"{counts['rows']} row{'s' if counts['rows'] != 1 else ''}"
+    return ", ".join([f"{rows} to the service in {batches}", *events])
 
 
 def _statements(read: Callable[[str], str]) -> Iterator[str]:

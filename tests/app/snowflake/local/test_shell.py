@@ -60,6 +60,14 @@ def test_answer_is_printed_and_its_calls_are_told(
     assert err.startswith("(3 rows to the service in 2 batches, ")
 
 
+def test_one_row_is_told_as_one(
+    shell: Shell, function: Function, service: RemoteService, capsys: pytest.CaptureFixture[str]
+) -> None:
+    function("f(a VARCHAR)")
+    shell.run("SELECT f('a') AS answer", as_json=True)
+    assert capsys.readouterr().err.startswith("(1 row to the service in 1 batch, ")
+
+
 def test_statement_without_calls_tells_of_none(shell: Shell, capsys: pytest.CaptureFixture[str]) -> None:
     shell.run("SELECT 1 AS a", as_json=False)
     assert capsys.readouterr() == ("A\n-\n1\n", "")
