@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from app.client import ClientError
+from app.snowflake.ddl import VARIABLES
 from app.snowflake.registration import Registration
 
 DEFAULT_INTEGRATION = "ext_classify_api"
@@ -46,6 +47,7 @@ def read_flags(given: Mapping[str, Any], defaults: Mapping[str, str]) -> Registr
     if key_file := variables.pop("api_key_file", None):
         variables["api_key"] = _read_key(key_file)
     _refuse_contradictions(provider, variables.keys(), makes_integration=makes_integration)
+    _refuse_wrong_values(variables)
     if provider == "aws":
         variables.setdefault("api_provider", DEFAULT_API_PROVIDER)
     if provider != "spcs":
@@ -79,6 +81,16 @@ def _refuse_contradictions(provider: str, given: Any, *, makes_integration: bool
 def _refuse(what: str, verb: str, names: list[str]) -> None:
     if names:
         raise ClientError(f"{what} {verb} {', '.join(_FLAGS[name] for name in names)}.")
+
+
+def _refuse_wrong_values(variables: Mapping[str, str]) -> None:
+    """Before the SQL does, which knows its variables and no flags."""
+    for name, value in variables.items():
+        try:
+            VARIABLES[name](value)
+        except ValueError as error:
+            flag = _FLAGS.get(name, f"--{name.replace('_', '-')}")
+            raise ClientError(f"{flag} is not as it must be. {error}") from None
 
 
 def _read_key(path: Path) -> str:

@@ -221,7 +221,7 @@ def test_dry_run_prints_the_sql_and_connects_to_nothing(
     [
         (
             ["register", "--dry-run", "--provider", "spcs", "--database", "d; DROP", "--service", "s"],
-            "The variable database",
+            "--database is not as it must be",
         ),
         (["unregister", "--schema", "'"], "The variable schema"),
         (["upload", "/nowhere.png", "--stage", "images"], "There is no /nowhere.png"),
