@@ -219,6 +219,13 @@ class Unauthorized(ServiceError):
     headers = MappingProxyType({"www-authenticate": "Bearer"})
 
 
+class Misdirected(ServiceError):
+    """RFC 9110, section 15.5.20: not for this service."""
+
+    status = 421
+    code = "misdirected"
+
+
 class IssuerUnavailable(ServiceError):
     status = 503
     code = "issuer_unavailable"

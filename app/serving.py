@@ -4,6 +4,7 @@ import gc
 import importlib
 import os
 import resource
+import socket
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 
 from app.classifiers.host import ClassifierProcesses
+from app.command_line import CommandError
 from app.connection import BoundedConnection
 from app.last_call import LastCallServer
 from app.settings import Settings
@@ -32,8 +34,9 @@ _ANSWERING_SECONDS = 2
 def serve(settings: Settings, flags: Mapping[str, Any]) -> None:
     """Return when the service was stopped. `flags` are the settings that no environment variable says.
 
-    Raises ModelError, or SystemExit when the workers could not start.
+    Raises ModelError, CommandError for a port that is taken, or SystemExit when the workers could not start.
     """
+    _refuse_taken_port(settings.host, settings.port)
     _allow_open_files()
     if settings.workers == 1:
         _serve_alone(settings)
@@ -78,6 +81,20 @@ def _serve_in_workers(settings: Settings, flags: Mapping[str, Any]) -> None:
         workers.run()
     if any(process.exitcode == STARTUP_FAILURE for process in workers.processes):
         sys.exit(1)
+
+
+def _refuse_taken_port(host: str, port: int) -> None:
+    """Before the network is opened, and with what to do. A port of 0 is any that is free."""
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, socket.SOCK_STREAM) as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            tried.bind(address)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise CommandError(
+            f"{host}:{port} cannot be listened on ({reason}); another port: --port {port + 1}"
+        ) from None
 
 
 def _allow_open_files() -> None:

@@ -3,13 +3,16 @@
 Checked before anything of a body is read. Probes ask nobody for anything, nor do pages without data.
 """
 
+import functools
 import importlib
+import re
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Protocol
 
 from starlette.requests import Request
 
 from app.api_keys import ApiKeys
-from app.errors import IssuerUnavailable, ServiceError, Unauthorized
+from app.errors import IssuerUnavailable, Misdirected, ServiceError, Unauthorized
 from app.settings import Settings
 
 if TYPE_CHECKING:
@@ -82,8 +85,44 @@ class Guards:
         raise refusal
 
 
+class LoopbackGuards(Guards):
+    """Whoever is on this machine may call, and no page of somebody else's in a browser on it.
+
+    Such a page can have its own name lead to loopback (DNS rebinding); what it sends then names its own host.
+    """
+
+    async def admit(self, request: Request) -> None:
+        """Raises Misdirected."""
+        host = request.headers.get("host", "")
+        if _is_of_the_internet(host):
+            raise Misdirected(
+                "Only this machine may call, by the name localhost or an address; to be called by another "
+                f"name, set EXT_CLASSIFY_AUTH (none is anybody). Received: {host[:100]!r}."
+            )
+
+
+@functools.lru_cache
+def _is_of_the_internet(host: str) -> bool:
+    """Whether a Host header, with or without a port, holds a name that somebody elsewhere can lead here.
+
+    An address leads where it says, and a name without a dot is given within the house.
+    """
+    name = re.sub(r":\d*$", "", host).strip("[]").rstrip(".").lower()
+    return "." in name and not name.endswith(".localhost") and not _is_address(name)
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
 def open_guards(settings: Settings) -> Guards | None:
     """None where anybody may call. Raises ApiKeysUnreadable."""
+    if not settings.auth:
+        return LoopbackGuards([])
     guards: list[Guard] = []
     if "api_key" in settings.auth and settings.api_keys_file is not None:
         guards.append(KeyGuard(ApiKeys(settings.api_keys_file)))

@@ -99,10 +99,13 @@ def _securing(send: Send) -> Send:
 
 async def _admit(guards: Guards, scope: Scope, receive: Receive, send: Send) -> bool:
     """Whether whoever calls may; otherwise it has been told so."""
+    started = perf_counter()
     try:
         await guards.admit(Request(scope))
     except ServiceError as error:
         record_if_refused(error, Request(scope))
+        if scope["path"] == "/classify":
+            metrics.count_request(error.status, perf_counter() - started)
         await refusal_of(error)(scope, receive, _securing(send))
         return False
     return True

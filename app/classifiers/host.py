@@ -54,7 +54,7 @@ class ProcessHost:
                 [*_PROGRAM, str(theirs.fileno()), self._options.model_dump_json()],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                env={"OPENBLAS_NUM_THREADS": "1", **os.environ},  # a process is to use one core
+                env=_environment(),
             )
         self._started.callback(_end, process)
         self._started.enter_context(orders)  # closed first, which is what the process waits for
@@ -97,6 +97,12 @@ def options_of(settings: Settings) -> ProcessOptions:
         max_image_cpu_seconds=settings.max_image_cpu_seconds,
         image_statistics=settings.image_statistics,
     )
+
+
+def _environment() -> dict[str, str]:
+    """Without the service's secrets: what decodes strangers' files has no use for them."""
+    others = {name: value for name, value in os.environ.items() if not name.startswith("EXT_CLASSIFY_")}
+    return {"OPENBLAS_NUM_THREADS": "1", **others}  # a process is to use one core
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:

@@ -197,6 +197,14 @@ def test_demo_names_a_taken_port(capsys: pytest.CaptureFixture[str], url: str) -
     assert "make run PORT=8001" in capsys.readouterr().err
 
 
+def test_serve_names_a_taken_port(capsys: pytest.CaptureFixture[str], url: str) -> None:
+    port = int(url.rpartition(":")[2])
+    assert main(["serve", "--port", str(port)]) == 1
+    said = capsys.readouterr().err
+    assert f"127.0.0.1:{port} cannot be listened on (Address already in use)" in said
+    assert f"another port: --port {port + 1}" in said
+
+
 def test_verify_says_which_network_would_be_served(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify"]) == 0
     said = capsys.readouterr().out

@@ -1,3 +1,4 @@
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -150,3 +151,45 @@ def test_pages_can_be_switched_off() -> None:
     with TestClient(create_app(Settings(show_docs=False, show_playground=False))) as client:
         for path in ("/", "/docs", "/openapi.json", "/docs/assets/swagger-ui.css"):
             assert client.get(path).status_code == 404
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["evil.example", "evil.example:8000", "EVIL.example.", "localhost.evil.example", "127.0.0.1.nip.io:80"],
+)
+@pytest.mark.parametrize("path", ["/classify", "/model", "/"])
+def test_page_of_somebody_else_that_leads_here_learns_nothing(
+    client: TestClient, host: str, path: str
+) -> None:
+    """DNS rebinding: the browser takes the service for the page's own host, and says so."""
+    answer = client.get(path, headers={"Host": host})
+    assert answer.status_code == 421
+    assert answer.json()["error"]["code"] == "misdirected"
+    assert "EXT_CLASSIFY_AUTH" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["localhost", "localhost:8000", "a.localhost", "127.0.0.1:8000", "[::1]:8000", "[::1]", "mill-pc", ""],
+)
+def test_this_machine_may_call_by_any_of_its_names(client: TestClient, host: str) -> None:
+    assert client.get("/model", headers={"Host": host}).status_code == 200
+
+
+def test_whoever_says_who_may_call_may_be_called_by_any_name(guarded: TestClient) -> None:
+    headers = {"Host": "mill.example", "X-API-Key": KEY}
+    assert guarded.get("/model", headers=headers).status_code == 200
+    with TestClient(create_app(Settings(auth=("none",)))) as anybodys:
+        assert anybodys.get("/model", headers={"Host": "mill.example"}).status_code == 200
+
+
+def test_whoever_was_not_let_in_is_counted(guarded: TestClient) -> None:
+    def refused() -> float:
+        text = guarded.get("/metrics", headers={"X-API-Key": KEY}).text
+        found = re.search(r'^ext_classify_requests_total\{status="401"\} (\S+)$', text, re.MULTILINE)
+        return float(found[1]) if found else 0.0
+
+    before = refused()
+    guarded.post("/classify")
+    guarded.get("/model")
+    assert refused() == before + 1

@@ -185,3 +185,16 @@ def test_host_that_was_killed_is_started_again() -> None:
 
         wait_until(is_greeted)
         assert family()[0] != killed
+
+
+@needs_proc
+def test_secrets_of_the_service_are_not_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EXT_CLASSIFY_SNOWFLAKE_TOKEN", "of-the-mill")
+    monkeypatch.setenv("LANGUAGE", "en")
+    with processes(classifiers=1) as started:
+        started.wait_until_ready()
+        host, [forked] = family()
+        for pid in (host, forked):
+            environment = Path(f"/proc/{pid}/environ").read_bytes()
+            assert b"of-the-mill" not in environment
+            assert b"LANGUAGE=en" in environment

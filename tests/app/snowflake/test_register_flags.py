@@ -33,7 +33,10 @@ AWS = ["--provider", "aws", "--database", "mill", *URL]
         ([*AWS, "--no-integration", "--owner-role", "r"], "--no-integration and --owner-role do not go"),
         (["--provider", "spcs", "--no-integration"], "--no-integration and --provider spcs do not go"),
         ([*AWS, "--role-arn", ""], "--role-arn is not as it must be. A text must not be empty"),
-        ([*AWS, *ROLE, "--url", "a.example.com"], "--url is not as it must be. A URL must begin with https://"),
+        (
+            [*AWS, *ROLE, "--url", "a.example.com"],
+            "--url is not as it must be. A URL must begin with https://",
+        ),
         ([*AWS, *ROLE, "--max-batch-rows", "0"], "--max-batch-rows is not as it must be. A number must be"),
     ],
 )
