@@ -14,7 +14,13 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from app import __version__
-from app.command_line import CommandError, end_well_when_stopped, parse_integer, parse_port
+from app.command_line import (
+    CommandError,
+    describe_settings_faults,
+    end_well_when_stopped,
+    parse_integer,
+    parse_port,
+)
 from app.settings import Settings
 from model.defaults import Engine
 from model.errors import ModelError
@@ -23,7 +29,9 @@ ENGINES = get_args(Engine)
 # Each adds commands. They are imported for no start of the service, which they would hold up.
 FURTHER_COMMANDS = (
     "app.classify_command",
+    "app.completion_command",
     "app.demo",
+    "app.doctor_command",
     "app.key_command",
     "app.sql_command",
     "app.snowflake_commands",
@@ -46,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ModelError, OSError) as error:
         return _fail(str(error))
     except ValidationError as error:
-        return _fail(_describe_settings_faults(error))
+        return _fail(describe_settings_faults(error))
     except KeyboardInterrupt:
         return _fail("interrupted", 128 + signal.SIGINT)  # as shells count
     return 0
@@ -55,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parse_arguments(arguments: Sequence[str] | None) -> dict[str, Any]:
     """The command to run, as `run`, and what it is to be given."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    return vars(_parser(only_serve=arguments[:1] == ["serve"]).parse_args(arguments))
+    return vars(parser(only_serve=arguments[:1] == ["serve"]).parse_args(arguments))
 
 
 def serve(**given: Any) -> None:
@@ -77,7 +85,8 @@ def _said(given: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def _parser(*, only_serve: bool) -> argparse.ArgumentParser:
+def parser(*, only_serve: bool = False) -> argparse.ArgumentParser:
+    """Of all commands, or of the one that a start of the service is to wait for."""
     parser = argparse.ArgumentParser("ext-classify", description=__doc__)
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -107,13 +116,6 @@ def _add(
 
 def _workers(text: str) -> int:
     return parse_integer(text, 1, 1024)
-
-
-def _describe_settings_faults(error: ValidationError) -> str:
-    return "; ".join(
-        f"{'_'.join(['EXT_CLASSIFY', *map(str, fault['loc'])]).upper()}: {fault['msg']}"
-        for fault in error.errors(include_url=False)
-    )
 
 
 def _fail(message: str, exit_code: int = 1) -> int:

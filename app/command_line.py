@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 
+from pydantic import ValidationError
+
 Add: TypeAlias = Callable[[str, Callable[..., None], str], argparse.ArgumentParser]
 """Adds a command: its name, what it runs, and a summary."""
 
@@ -49,3 +51,12 @@ def parse_integer(text: str, least: int, most: int) -> int:
 
 def parse_port(text: str) -> int:
     return parse_integer(text, 1, 65535)
+
+
+def describe_settings_faults(error: ValidationError) -> str:
+    """By the names of their variables, without what only follows from another fault."""
+    return "; ".join(
+        f"{'_'.join(['EXT_CLASSIFY', *map(str, fault['loc'])]).upper()}: {fault['msg']}"
+        for fault in error.errors(include_url=False)
+        if fault["type"] != "default_factory_not_called"
+    )

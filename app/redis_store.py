@@ -167,6 +167,21 @@ class RedisStore:
         return SentBatch(content=content, pending=self._admission.reserve(), **from_json(head))
 
 
+async def ping(url: str) -> float:
+    """Seconds until a Redis answers. Raises OSError with the reason."""
+    client = redis.asyncio.Redis.from_url(
+        url, socket_timeout=ANSWER_SECONDS, socket_connect_timeout=ANSWER_SECONDS, retry=Retry(NoBackoff(), 0)
+    )
+    began = monotonic()
+    try:
+        await client.ping()
+    except RedisError as error:
+        raise OSError(f"{type(error).__name__}: {error}") from None
+    finally:
+        await client.aclose()
+    return monotonic() - began
+
+
 def _format(batch: SentBatch) -> bytes:
     head = {
         "batch_id": batch.batch_id,

@@ -4,7 +4,6 @@ import gc
 import importlib
 import os
 import resource
-import socket
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -15,9 +14,9 @@ import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 
 from app.classifiers.host import ClassifierProcesses
-from app.command_line import CommandError
 from app.connection import BoundedConnection
 from app.last_call import LastCallServer
+from app.listening import refuse_taken_port
 from app.settings import Settings
 from app.workers import Workers
 from model.errors import ModelError
@@ -36,7 +35,7 @@ def serve(settings: Settings, flags: Mapping[str, Any]) -> None:
 
     Raises ModelError, CommandError for a port that is taken, or SystemExit when the workers could not start.
     """
-    _refuse_taken_port(settings.host, settings.port)
+    refuse_taken_port(settings.host, settings.port)
     _allow_open_files()
     if settings.workers == 1:
         _serve_alone(settings)
@@ -81,20 +80,6 @@ def _serve_in_workers(settings: Settings, flags: Mapping[str, Any]) -> None:
         workers.run()
     if any(process.exitcode == STARTUP_FAILURE for process in workers.processes):
         sys.exit(1)
-
-
-def _refuse_taken_port(host: str, port: int) -> None:
-    """Before the network is opened, and with what to do. A port of 0 is any that is free."""
-    try:
-        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, socket.SOCK_STREAM) as tried:
-            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            tried.bind(address)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise CommandError(
-            f"{host}:{port} cannot be listened on ({reason}); another port: --port {port + 1}"
-        ) from None
 
 
 def _allow_open_files() -> None:

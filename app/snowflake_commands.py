@@ -6,11 +6,12 @@ import json
 import shlex
 import sys
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from app.client import ClientError
-from app.command_line import SAMPLES, Add
+from app.command_line import SAMPLES, Add, add_json
 from app.console_flags import add_connection, open_session
 from app.snowflake.console import Console
 from app.snowflake.identifier import quote_identifier
@@ -18,11 +19,19 @@ from app.snowflake.register import register, unregister, verify
 from app.snowflake.register_flags import DEFAULT_API_PROVIDER, DEFAULT_INTEGRATION, read_flags
 from app.snowflake.registration import PROVIDERS, Registration
 from app.snowflake.upload import UploadIncomplete, find_files, is_encrypted_by_clients, upload
-from app.sql_command import LOCAL_DATABASE, LOCAL_PORT, import_local
+from app.sql_command import LOCAL_DATABASE, LOCAL_PORT
+from app.terminal import Advance, open_screen
 
 
 def register_function(
-    connection: str | None, local: bool, port: int, dry_run: bool, verifies: bool, sample: Path, **given: Any
+    connection: str | None,
+    local: bool,
+    port: int,
+    dry_run: bool,
+    verifies: bool,
+    sample: Path,
+    as_json: bool,
+    **given: Any,
 ) -> None:
     registration = read_flags(given, _defaults(local))
     if local and registration.provider == "spcs" and not dry_run:
@@ -31,31 +40,41 @@ def register_function(
         raise ClientError("--owner-role leaves to that role --verify.")
     if dry_run:
         for statement in registration.statements():
-            print(f"{statement};\n")
+            print(_as_line("statement", statement) if as_json else f"{statement};\n")
         return
     with open_session(connection, local, port) as console:
         for line in register(console, registration):
-            print(line, flush=True)  # grants that a replacement takes must be known whatever happens
+            print(
+                _as_line("done", line) if as_json else line, flush=True
+            )  # grants that a replacement takes must be known whatever happens
         if "owner_role" in registration.variables:
             uses = f"--provider {registration.provider}"
             uses += "" if registration.provider == "spcs" else " --no-integration"
             command = _command(f"register {uses} …", local, port)
+            if as_json:
+                print(_as_line("next", command))
+                return
             print(f"\nNext, as role {given['owner_role']}: {command}")
             return
         if verifies:
-            _print_verification(console, registration, sample)
-    _print_next_steps(registration, local, port)
+            _print_verification(console, registration, sample, as_json=as_json)
+    if not as_json:
+        _print_next_steps(registration, local, port)
 
 
 def unregister_function(
-    connection: str | None, local: bool, port: int, drop_integration: bool, **given: Any
+    connection: str | None, local: bool, port: int, drop_integration: bool, as_json: bool, **given: Any
 ) -> None:
     variables = _defaults(local) | {name: value for name, value in given.items() if value is not None}
     if "database" not in variables:
         raise ClientError("unregister needs --database.")
     with open_session(connection, local, port) as console:
         for line in unregister(console, variables, drop_integration=drop_integration):
-            print(line)
+            print(_as_line("done", line) if as_json else line)
+
+
+def _as_line(key: str, text: str) -> str:
+    return json.dumps({key: text.strip()}, ensure_ascii=False)
 
 
 def upload_files(
@@ -63,6 +82,7 @@ def upload_files(
     stage: str,
     folder: str,
     overwrite: bool,
+    as_json: bool,
     connection: str | None,
     local: bool,
     port: int,
@@ -75,12 +95,21 @@ def upload_files(
                 "service downloads them one by one. A stage with SNOWFLAKE_SSE is faster.",
                 file=sys.stderr,
             )
-        track = functools.partial(import_local("tqdm").tqdm, total=len(files), unit="file", disable=None)
         try:
-            _print_statuses(upload(console, files, stage, overwrite=overwrite, track=track))
+            with open_screen().progress(len(files), "files") as advance:
+                statuses = upload(
+                    console, files, stage, overwrite=overwrite, track=functools.partial(_track, advance)
+                )
         except UploadIncomplete as error:
-            _print_statuses(error.statuses)
+            _print_statuses(error.statuses, as_json=as_json)
             raise
+        _print_statuses(statuses, as_json=as_json)
+
+
+def _track(advance: Advance, statuses: Iterable[str]) -> Iterator[str]:
+    for status in statuses:
+        advance(1)
+        yield status
 
 
 def add_commands(add: Add) -> None:
@@ -124,6 +153,7 @@ def add_commands(add: Add) -> None:
         "--verify", action="store_true", dest="verifies", help="call the function on a sample"
     )
     command.add_argument("--sample", type=Path, default=SAMPLES / "scratches.png", help="image for --verify")
+    add_json(command)
     add_connection(command)
 
     command = add(
@@ -135,6 +165,7 @@ def add_commands(add: Add) -> None:
         action="store_true",
         help="and with it the gateway's trust; it breaks every function that calls through it",
     )
+    add_json(command)
     add_connection(command)
 
     command = add("upload", upload_files, "put images, or a network, on a stage")
@@ -146,6 +177,7 @@ def add_commands(add: Add) -> None:
     command.add_argument(
         "--overwrite", action="store_true", help="replace files of the same names whose content differs"
     )
+    add_json(command)
     add_connection(command)
 
 
@@ -174,7 +206,10 @@ def _print_next_steps(registration: Registration, local: bool, port: int) -> Non
     print(f"Then{where}: SELECT relative_path, {function}(file_url) FROM DIRECTORY(@{stage});")  # noqa: S608
 
 
-def _print_statuses(statuses: Counter[str]) -> None:
+def _print_statuses(statuses: Counter[str], *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({status.lower(): count for status, count in sorted(statuses.items())}))
+        return
     print(", ".join(f"{count} {status.lower()}" for status, count in sorted(statuses.items())))
     if skipped := statuses["SKIPPED"]:
         print(
@@ -184,12 +219,15 @@ def _print_statuses(statuses: Counter[str]) -> None:
         )
 
 
-def _print_verification(console: Console, registration: Registration, sample: Path) -> None:
+def _print_verification(console: Console, registration: Registration, sample: Path, *, as_json: bool) -> None:
     """Raises ClientError where the function does not answer with an outcome that has no error."""
     tried = 0
     for tried, (name, answer) in enumerate(verify(console, registration, sample), 1):  # noqa: B007
-        print(f"\n{name}\n{json.dumps(answer, indent=2, ensure_ascii=False)}")
+        if as_json:
+            print(json.dumps({"verified": name, "answer": answer}, ensure_ascii=False))
+        else:
+            print(f"\n{name}\n{json.dumps(answer, indent=2, ensure_ascii=False)}")
         if answer["error"] is not None:
             raise ClientError(f"The function answers, but not with a label: {answer['error']['message']}")
-    if tried == 1:
+    if tried == 1 and not as_json:
         print("\nNo staged file was tried, for there is none; verify again after the upload.")

@@ -1,9 +1,10 @@
 """ext-classify verify: whether a network would be served, before it is."""
 
+import json
 from pathlib import Path
 from typing import get_args
 
-from app.command_line import Add
+from app.command_line import Add, add_json
 from model.artifact import load_artifact
 from model.defaults import DEFAULT_MODEL_PATH, Engine, user_cache_dir
 from model.runtime import open_classifier
@@ -20,11 +21,17 @@ def add_commands(add: Add) -> None:
         help="(default: the shipped one)",
     )
     command.add_argument("--engine", choices=get_args(Engine), default="litert", help="(default: litert)")
+    add_json(command)
 
 
-def verify(model: Path, engine: Engine) -> None:
+def verify(model: Path, engine: Engine, as_json: bool) -> None:
     """Raises ArtifactError where the service would not start with it."""
     artifact = load_artifact(model)
     open_classifier(artifact, engine, 1, user_cache_dir())
+    if as_json:
+        card = artifact.card
+        about = {"name": artifact.name, "version": artifact.version, "engine": engine}
+        print(json.dumps({**about, "class_names": card.class_names, "shape": card.image.shape}))
+        return
     size = "x".join(map(str, artifact.card.image.shape))
     print(f"{artifact.name} {artifact.version}: {', '.join(artifact.card.class_names)}; {size}, by {engine}")

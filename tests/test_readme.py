@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,28 @@ def test_curl_examples_work_when_pasted() -> None:
     assert [number for number, _ in batch["data"]] == [0, 1, 2]
     assert batch["data"][0][1]["label"] == image["label"] == "Scratches"
     assert [result["label"] for result in files["results"]] == ["Patches", "Pitted"]
+
+
+def test_python_example_works_when_pasted() -> None:
+    [example] = re.findall(r"<!-- runs -->\n```python\n(.*?)```", README, re.DOTALL)
+    with running_service() as url:
+        finished = subprocess.run(
+            [sys.executable, "-c", example.replace("http://127.0.0.1:8000", url)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+    lines = finished.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == [
+        "Crazing",
+        "Inclusion",
+        "Patches",
+        "Pitted",
+        "Rolled",
+        "Scratches",
+    ]
 
 
 def test_plan_is_quoted_as_worked_out(capsys: pytest.CaptureFixture[str]) -> None:

@@ -260,6 +260,19 @@ def test_folders_keep_their_places_and_odd_names_arrive(
     assert {answer["label"] for answer in answers} == {"Rolled"}
 
 
+def test_programs_are_told_in_json(commands: Commands) -> None:
+    commands.run("unregister", "--json")
+    lines = list(map(json.loads, commands.register("--json").splitlines()))
+    assert any("STAGE" in line["done"] for line in lines)
+    uploaded = commands.run("upload", str(SAMPLES), "--stage", "images", "--folder", "told", "--json")
+    assert json.loads(uploaded) == {"uploaded": 6}
+    *_, sample, staged = map(json.loads, commands.register("--json", "--verify").splitlines())
+    assert sample["answer"]["label"] == "Scratches"
+    assert staged["verified"].startswith("@")
+    dropped = commands.run("unregister", "--json")
+    assert all("done" in json.loads(line) for line in dropped.splitlines())
+
+
 def test_network_travels_with_its_card_and_twin(commands: Commands, console: Console) -> None:
     console.rows("CREATE STAGE networks ENCRYPTION = (TYPE = 'SNOWFLAKE_SSE')")
     assert commands.run("upload", str(DEFAULT_MODEL_PATH), "--stage", "networks") == "4 uploaded\n"

@@ -23,6 +23,7 @@ from app.snowflake.local.chaos import Chaos
 from app.snowflake.local.grammar import split_statements
 from app.snowflake.local.server import LocalServer
 from app.snowflake.register import Registration, register
+from app.terminal import open_screen
 
 MAX_BATCH_ROWS = 32
 # So that even a few images travel in several.
@@ -135,10 +136,7 @@ def banner(shell: Shell, url: str, folder: Path) -> str:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    cells = [[_cell(value) for value in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
-    for line in [columns, ["-" * width for width in widths], *cells]:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    open_screen().table(columns, [[_cell(value) for value in row] for row in rows])
     if not rows:
         print("(0 rows)")
 

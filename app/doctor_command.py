@@ -1,0 +1,70 @@
+"""ext-classify doctor: what is wrong, or may be, with settings, network, port, Snowflake and gateway."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from app.command_line import Add, CommandError, add_json
+from app.console_flags import add_connection, open_session
+from app.doctor.finding import Finding, Findings
+from app.doctor.gateway import check_gateway
+from app.doctor.machine import check_cores, check_keys, check_network, check_port, check_settings
+from app.doctor.snowflake import check_own_login, check_service_login
+from app.doctor.surroundings import check_hosts, check_issuer, check_redis
+from app.terminal import Screen, open_screen
+
+_STYLES = {"ok": "green", "note": "yellow", "wrong": "red", "skipped": "dim"}
+
+
+def doctor(
+    gateway: str | None,
+    api_key_file: Path | None,
+    function: str,
+    as_json: bool,
+    connection: str | None,
+    local: bool,
+    port: int,
+) -> None:
+    """Raises CommandError where something is wrong."""
+    api_key = None if api_key_file is None else api_key_file.read_text(encoding="utf-8").strip()
+    findings = Findings()
+    settings = check_settings(findings)
+    if settings is not None:
+        version = check_network(findings, settings)
+        check_cores(findings, settings)
+        check_keys(findings, settings)
+        check_port(findings, settings, version)
+        check_redis(findings, settings)
+        check_issuer(findings, settings)
+        check_hosts(findings, settings)
+        check_service_login(findings, settings)
+    if connection is not None or local:
+        check_own_login(findings, lambda: open_session(connection, local, port), function)
+    if gateway is not None:
+        check_gateway(findings, gateway, api_key)
+    if as_json:
+        print(json.dumps([asdict(finding) for finding in findings], ensure_ascii=False, indent=2))
+    else:
+        _show(open_screen(), findings)
+    if not findings.are_well:
+        wrong = [finding.check for finding in findings if finding.state == "wrong"]
+        raise CommandError(f"Something is wrong with: {', '.join(dict.fromkeys(wrong))}.")
+
+
+def add_commands(add: Add) -> None:
+    command = add("doctor", doctor, "look for what is wrong with settings, network, Snowflake and gateway")
+    command.add_argument(
+        "--gateway", metavar="URL", help="that the function calls, to be asked as Snowflake asks"
+    )
+    command.add_argument("--api-key-file", type=Path, metavar="FILE", help="holds the gateway's key")
+    command.add_argument("--function", default="EXT_CLASSIFY", help="to look for (default %(default)s)")
+    add_json(command)
+    add_connection(command)
+
+
+def _show(screen: Screen, findings: list[Finding]) -> None:
+    width = max(len(finding.check) for finding in findings)
+    for finding in findings:
+        screen.line(f"{finding.state:<8}{finding.check:<{width}}  {finding.said}", _STYLES[finding.state])
+        if finding.advice and finding.state != "ok":
+            screen.line(" " * (8 + width + 2) + finding.advice)

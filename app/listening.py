@@ -1,0 +1,19 @@
+"""Whether a port can be listened on, before anything is started for it."""
+
+import socket
+
+from app.command_line import CommandError
+
+
+def refuse_taken_port(host: str, port: int) -> None:
+    """Raises CommandError, with what to do. A port of 0 is any that is free."""
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, socket.SOCK_STREAM) as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            tried.bind(address)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise CommandError(
+            f"{host}:{port} cannot be listened on ({reason}); another port: --port {port + 1}"
+        ) from None

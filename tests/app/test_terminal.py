@@ -1,0 +1,136 @@
+"""What commands look like on a terminal, a real one, and what they print for programs."""
+
+import json
+import os
+import pty
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from app.cli import main
+from app.completion_command import SHELLS
+from app.terminal import PlainScreen, bar
+from model.defaults import DEFAULT_MODEL_PATH
+from tests.conftest import SAMPLES
+from tests.running import CLI, running_service
+
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with running_service() as url:
+        yield url
+
+
+def on_a_terminal(*arguments: str, **environment: str) -> str:
+    """What is shown, of 100 columns, escapes and all."""
+    ours, theirs = pty.openpty()
+    surroundings = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100", **environment}
+    with subprocess.Popen([*CLI, *arguments], stdout=theirs, stderr=theirs, env=surroundings) as running:
+        os.close(theirs)
+        shown = b"".join(_pieces(ours))
+        running.wait(60)
+    return shown.decode()
+
+
+def _pieces(terminal: int) -> Iterator[bytes]:
+    with os.fdopen(terminal, "rb", buffering=0) as reading:
+        try:
+            while piece := reading.read(65536):
+                yield piece
+        except OSError:  # whoever wrote there has ended
+            return
+
+
+def test_outcomes_have_colours_and_a_summary_on_a_terminal(url: str, tmp_path: Path) -> None:
+    shutil.copytree(SAMPLES, tmp_path / "photos")
+    (tmp_path / "photos" / "[red]broken.png").write_bytes(b"no image")
+    shown = on_a_terminal("classify", "--url", url, str(tmp_path / "photos"))
+    assert "\x1b[32m" in shown  # green
+    assert "\x1b[33m" in shown  # yellow: a sample that it is unsure of
+    assert "\x1b[31m" in shown  # red
+    text = _COLOUR.sub("", shown)
+    assert "[red]broken.png" in text
+    assert re.search(r"Crazing\s+1\s+█+▍?\s+0\.99\d\d", text), text
+    assert re.search(r"\(unsupported_format\)\s+1", text)
+
+
+def test_nobody_is_given_colours_who_wants_none(url: str) -> None:
+    shown = on_a_terminal("classify", "--url", url, str(SAMPLES), NO_COLOR="1")
+    assert not re.search(r"\x1b\[3[0-9]m", shown)
+    assert "Scratches" in shown
+
+
+def test_rows_of_sql_are_a_table_on_a_terminal() -> None:
+    shown = _COLOUR.sub("", on_a_terminal("sql", "SELECT 1.5 AS n, 'a[b]' AS label"))
+    assert re.search(r"N\s+LABEL", shown)
+    assert "─" in shown
+    assert re.search(r"1\.5\s+a\[b\]", shown)
+
+
+def test_same_text_is_plain_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
+    screen = PlainScreen()
+    screen.table(["NAME", "N"], [["a", "1"], ["longer", "2"]])
+    screen.line("red", "red")
+    with screen.progress(3, "images") as advance:
+        advance(3)
+    printed = capsys.readouterr()
+    assert printed.out == "NAME    N\n------  -\na       1\nlonger  2\nred\n"
+    assert printed.err == ""
+
+
+@pytest.mark.parametrize(
+    ("share", "drawn"),
+    [(0, ""), (1, "████"), (0.5, "██"), (0.0001, "▏"), (2, "████"), (-1, ""), (0.53125, "██▏")],
+)
+def test_bar_is_as_long_as_its_share(share: float, drawn: str) -> None:
+    assert bar(share, 4) == drawn
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_shell_is_told_of_every_command(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    for word in ("classify", "doctor", "api-key-file", "batch-rows"):
+        assert word in script or word.replace("-", "_") in script
+
+
+def test_bash_completes_commands_flags_and_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["completion", "bash"])
+    script = tmp_path / "completion"
+    script.write_text(capsys.readouterr().out, encoding="utf-8")
+    (tmp_path / "photo.png").touch()
+
+    def completed(*words: str) -> set[str]:
+        line = " ".join(["ext-classify", *words])
+        asked = (
+            f"source {script}; cd {tmp_path}; COMP_WORDS=(ext-classify {' '.join(repr(w) for w in words)}); "
+            f"COMP_CWORD={len(words)}; COMP_LINE={line!r}; COMP_POINT={len(line)}; "
+            "f=$(complete -p ext-classify | sed 's/.*-F \\([^ ]*\\).*/\\1/'); $f; "
+            "printf '%s\\n' \"${COMPREPLY[@]}\""
+        )
+        command = ["bash", "-c", asked]
+        said = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+        return set(said.stdout.split())
+
+    assert {"classify", "completion", "doctor"} <= completed("")
+    assert "--evidence" in completed("classify", "--ev")
+    assert "photo.png" in completed("verify", "ph")
+
+
+def test_key_and_network_are_told_to_programs(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    assert main(["key", "mill", "--file", str(keys), "--json"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert (made["name"], made["file"]) == ("mill", str(keys))
+    assert made["line"] in keys.read_text(encoding="utf-8")
+    assert main(["verify", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["name"] == DEFAULT_MODEL_PATH.stem
+    assert said["shape"] == [200, 200, 1]
+    assert "Scratches" in said["class_names"]
