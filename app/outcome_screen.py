@@ -54,8 +54,13 @@ class Tally:
         return {"images": self.images, "failed": self.failed, "labels": counts}
 
     def rows(self) -> Iterator[list[str]]:
-        """Label, number of images, their share as a bar, mean confidence; the most first."""
-        for label, of in sorted(self._confidences.items(), key=lambda item: (-len(item[1]), item[0])):
+        """Label, number of images, their share as a bar, mean confidence; the most first, then the failed."""
+        labels = sorted(
+            self._confidences,
+            key=lambda label: (label.startswith("("), -len(self._confidences[label]), label),
+        )
+        for label in labels:
+            of = self._confidences[label]
             mean = f"{sum(of) / len(of):.4f}" if not label.startswith("(") else ""
             yield [label, str(len(of)), bar(len(of) / self.images), mean]
 

@@ -1,6 +1,7 @@
 """The service as it really runs: `ext-classify serve` in a process of its own."""
 
 import os
+import pty
 import socket
 import subprocess
 import sys
@@ -106,3 +107,25 @@ def running_demo(port: int) -> Iterator[tuple["subprocess.Popen[str]", str]]:
         finally:
             watchdog.cancel()
             demo.terminate()
+
+
+def shown_on_a_terminal(*arguments: str, columns: int = 100, **environment: str) -> str:
+    """What a command shows there, escapes and all."""
+    ours, theirs = pty.openpty()
+    surroundings = {**os.environ, "TERM": "xterm-256color", "COLUMNS": str(columns), **environment}
+    with subprocess.Popen([*CLI, *arguments], stdout=theirs, stderr=theirs, env=surroundings) as running:
+        os.close(theirs)
+        watchdog = threading.Timer(60, running.kill)
+        watchdog.start()
+        shown = b"".join(_pieces(ours))
+        watchdog.cancel()
+    return shown.decode()
+
+
+def _pieces(terminal: int) -> Iterator[bytes]:
+    with os.fdopen(terminal, "rb", buffering=0) as reading:
+        try:
+            while piece := reading.read(65536):
+                yield piece
+        except OSError:  # whoever wrote there has ended
+            return

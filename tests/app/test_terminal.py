@@ -1,8 +1,6 @@
 """What commands look like on a terminal, a real one, and what they print for programs."""
 
 import json
-import os
-import pty
 import re
 import shutil
 import subprocess
@@ -16,7 +14,7 @@ from app.completion_command import SHELLS
 from app.terminal import PlainScreen, bar
 from model.defaults import DEFAULT_MODEL_PATH
 from tests.conftest import SAMPLES
-from tests.running import CLI, running_service
+from tests.running import running_service, shown_on_a_terminal
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -27,30 +25,10 @@ def url() -> Iterator[str]:
         yield url
 
 
-def on_a_terminal(*arguments: str, **environment: str) -> str:
-    """What is shown, of 100 columns, escapes and all."""
-    ours, theirs = pty.openpty()
-    surroundings = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100", **environment}
-    with subprocess.Popen([*CLI, *arguments], stdout=theirs, stderr=theirs, env=surroundings) as running:
-        os.close(theirs)
-        shown = b"".join(_pieces(ours))
-        running.wait(60)
-    return shown.decode()
-
-
-def _pieces(terminal: int) -> Iterator[bytes]:
-    with os.fdopen(terminal, "rb", buffering=0) as reading:
-        try:
-            while piece := reading.read(65536):
-                yield piece
-        except OSError:  # whoever wrote there has ended
-            return
-
-
-def test_outcomes_have_colours_and_a_summary_on_a_terminal(url: str, tmp_path: Path) -> None:
+def test_outcomes_have_colours_and_a_summary_shown_on_a_terminal(url: str, tmp_path: Path) -> None:
     shutil.copytree(SAMPLES, tmp_path / "photos")
     (tmp_path / "photos" / "[red]broken.png").write_bytes(b"no image")
-    shown = on_a_terminal("classify", "--url", url, str(tmp_path / "photos"))
+    shown = shown_on_a_terminal("classify", "--url", url, str(tmp_path / "photos"))
     assert "\x1b[32m" in shown  # green
     assert "\x1b[33m" in shown  # yellow: a sample that it is unsure of
     assert "\x1b[31m" in shown  # red
@@ -61,13 +39,13 @@ def test_outcomes_have_colours_and_a_summary_on_a_terminal(url: str, tmp_path: P
 
 
 def test_nobody_is_given_colours_who_wants_none(url: str) -> None:
-    shown = on_a_terminal("classify", "--url", url, str(SAMPLES), NO_COLOR="1")
+    shown = shown_on_a_terminal("classify", "--url", url, str(SAMPLES), NO_COLOR="1")
     assert not re.search(r"\x1b\[3[0-9]m", shown)
     assert "Scratches" in shown
 
 
-def test_rows_of_sql_are_a_table_on_a_terminal() -> None:
-    shown = _COLOUR.sub("", on_a_terminal("sql", "SELECT 1.5 AS n, 'a[b]' AS label"))
+def test_rows_of_sql_are_a_table_shown_on_a_terminal() -> None:
+    shown = _COLOUR.sub("", shown_on_a_terminal("sql", "SELECT 1.5 AS n, 'a[b]' AS label"))
     assert re.search(r"N\s+LABEL", shown)
     assert "─" in shown
     assert re.search(r"1\.5\s+a\[b\]", shown)
