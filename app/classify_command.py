@@ -4,14 +4,25 @@ import argparse
 import json
 import os
 import re
+import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from http import HTTPStatus
 from pathlib import Path
 
 from app.classifying import Classified, classify_sources
 from app.client import BATCH_ROWS, DEFAULT_URL, Client, ClientError
-from app.command_line import Add, CommandError, Incomplete, add_json, fail_when_stopped, parse_integer
+from app.command_line import (
+    Add,
+    CommandError,
+    Incomplete,
+    add_json,
+    fail_when_stopped,
+    parse_integer,
+    read_api_key,
+)
 from app.console_flags import add_connection, open_session
 from app.image_sources import ImageSource, find_sources
 from app.outcome_screen import OutcomeLines, Tally
@@ -46,20 +57,22 @@ def classify(
     def open_console() -> Console:
         return open_session(connection, local, port)
 
-    api_key = None if api_key_file is None else api_key_file.read_text(encoding="utf-8").strip()
+    fail_when_stopped()
+    api_key = read_api_key(api_key_file)
     if stage is None:
         if not paths or shard:
             raise CommandError(_NEEDS)
-        results = None if out is None else ResultFile(Path(out))
         sources = find_sources(paths, open_console)
-        with _service_or_own(url, api_key) as client:
+        with (
+            ResultFile(Path(out)) if out else nullcontext() as results,
+            _service_or_own(url, api_key) as client,
+        ):
             _classify_images(sources, client, results, batch_rows, as_json=as_json, evidence=evidence)
         return
     if paths or out is None or evidence:
         raise CommandError("--stage needs --out, the table for the outcomes, and no PATHs or --evidence.")
     if local and url is None:
         raise CommandError("--local needs --url, the service that `ext-classify sql --serve` names.")
-    fail_when_stopped()
     part = shard or _shard_of_job()
     with open_console() as console, _service(url, api_key) as client:
         _classify_stage(AnswersTable(console, stage, out), part, client, batch_rows, as_json=as_json)
@@ -75,38 +88,48 @@ def _classify_images(
     evidence: bool,
 ) -> None:
     missing = sources if results is None else _missing(sources, results, client, evidence=evidence)
-    screen, tally = open_screen(), Tally()
-    with (
-        _showing(screen, missing, results, as_json=as_json) as show,
-        screen.progress(len(missing), "images") as advance,
-    ):
+    screen, tally = open_screen(as_json=as_json), Tally()
+    show = _shower(screen, missing, results, as_json=as_json)
+    with _telling_what_is_kept(results, tally), screen.progress(len(missing), "images") as advance:
         for one in classify_sources(client, missing, batch_rows=batch_rows, evidence=evidence):
             tally.add(one.outcome)
             show(one)
             advance(1)
+    failed = tally.failed
     if results is not None:
         results.finish()
-        _tell_of_file(results, len(sources) - len(missing), tally, as_json=as_json)
+        _tell_of_file(screen, results, len(sources) - len(missing), tally, as_json=as_json)
+        failed = sum(results.has_failed(source.name) for source in sources)
     elif not as_json:
         screen.line()
-        screen.summary(str(tally), ["label", "images", "", "mean confidence"], list(tally.rows()))
-    if tally.failed:
-        raise Incomplete(f"{tally.failed} of {tally.images} images could not be classified.")
+        _summarise(screen, tally)
+    if failed:
+        raise Incomplete(f"{failed} of {len(sources)} images could not be classified.")
 
 
 @contextmanager
-def _showing(
+def _telling_what_is_kept(results: ResultFile | None, tally: Tally) -> Iterator[None]:
+    """To whoever interrupts, or is stopped by an error."""
+    try:
+        yield
+    except (KeyboardInterrupt, ClientError) as error:
+        if results is not None and tally.images:
+            print(f"{tally.images} outcomes are kept: the same command goes on from there.", file=sys.stderr)
+        if isinstance(error, ClientError) and error.status == HTTPStatus.UNAUTHORIZED:
+            raise ClientError(f"{error} --api-key-file FILE holds one.") from None
+        raise
+
+
+def _shower(
     screen: Screen, sources: list[ImageSource], results: ResultFile | None, *, as_json: bool
-) -> Iterator[Callable[[Classified], None]]:
+) -> Callable[[Classified], None]:
     """Where each outcome goes: to the file, or to stdout."""
     if results is not None:
-        with results.journal() as add:
-            yield lambda one: add(one.source.name, one.content, one.outcome)
-    elif as_json:
-        yield lambda one: print(json.dumps({"image": one.source.name, **one.outcome}, ensure_ascii=False))
-    else:
-        lines = OutcomeLines(screen, [source.name for source in sources])
-        yield lambda one: lines.show(one.source.name, one.outcome)
+        return lambda one: results.add(one.source.name, one.content, one.outcome)
+    if as_json:
+        return lambda one: print(json.dumps({"image": one.source.name, **one.outcome}, ensure_ascii=False))
+    lines = OutcomeLines(screen, [source.name for source in sources])
+    return lambda one: lines.show(one.source.name, one.outcome)
 
 
 def _missing(
@@ -125,15 +148,18 @@ def _missing(
     return [source for source in sources if not is_known(source)]
 
 
-def _tell_of_file(results: ResultFile, known: int, tally: Tally, *, as_json: bool) -> None:
+def _tell_of_file(screen: Screen, results: ResultFile, known: int, tally: Tally, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"file": str(results.path), "known": known, **tally.as_json()}, ensure_ascii=False))
         return
-    screen = open_screen()
     if tally.images:
-        screen.summary(str(tally), ["label", "images", "", "mean confidence"], list(tally.rows()))
+        _summarise(screen, tally)
     already = f"; {known} had an outcome already" if known else ""
     screen.line(f"{results.path}: {tally.images} images classified{already}.")
+
+
+def _summarise(screen: Screen, tally: Tally) -> None:
+    screen.summary(str(tally), ["label", "images", "", "mean confidence"], list(tally.rows()))
 
 
 def _classify_stage(
@@ -164,8 +190,16 @@ def _service(url: str | None, api_key: str | None) -> Iterator[Client]:
         with Client(url, api_key=api_key) as client:
             yield client
         return
-    with own_service() as (own_url, _), Client(own_url) as client:
+    with own_service() as (own_url, process), Client(own_url) as client:
+        # Nobody else starts it again.
+        watching = threading.Thread(target=_close_at_its_end, args=(process, client), daemon=True)
+        watching.start()
         yield client
+
+
+def _close_at_its_end(process: "subprocess.Popen[bytes]", client: Client) -> None:
+    process.wait()
+    client.close("the service that was started for this command has ended")
 
 
 @contextmanager
@@ -204,7 +238,9 @@ def add_commands(add: Add) -> None:
         help="for the outcomes: a .csv, .json, .jsonl or .parquet, or with --stage a table; what it has "
         "already is left out",
     )
-    command.add_argument("--evidence", action="store_true", help="and where in the image the label was seen")
+    command.add_argument(
+        "--evidence", action="store_true", help="and where the label was seen: in --json and --out"
+    )
     command.add_argument("--url", help=f"the service (default {DEFAULT_URL}, or else one of its own)")
     command.add_argument(
         "--api-key-file", type=Path, metavar="FILE", help="holds the key of a service that wants one"

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 Add: TypeAlias = Callable[[str, Callable[..., None], str], argparse.ArgumentParser]
 """Adds a command: its name, what it runs, and a summary."""
 
+MOST_PORT = 65535
 SAMPLES = Path(__file__).parent.parent / "model" / "samples"
 
 
@@ -34,12 +35,26 @@ def end_well_when_stopped() -> None:
 
 
 def fail_when_stopped() -> None:
-    """Work that is to be whole is not done by being stopped: 128 + SIGTERM, as shells count."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    """Work that is to be whole is not done by being stopped: 128 and the signal's number, as shells count."""
+    for name in {"SIGTERM", "SIGHUP"} & set(dir(signal)):
+        signal.signal(getattr(signal, name), lambda number, _: sys.exit(128 + number))
 
 
 def add_json(command: argparse.ArgumentParser, what: str = "for programs") -> None:
     command.add_argument("--json", action="store_true", dest="as_json", help=what)
+
+
+def read_api_key(path: Path | None) -> str | None:
+    """Of a file that holds it alone. Raises CommandError, which tells nothing of what the file holds."""
+    if path is None:
+        return None
+    try:
+        key = path.read_text(encoding="ascii").strip()
+    except UnicodeDecodeError:
+        key = ""
+    if not key or not key.isprintable():
+        raise CommandError(f"A file with an API key must hold it alone, in a line of ASCII. Received: {path}")
+    return key
 
 
 def parse_integer(text: str, least: int, most: int) -> int:
@@ -50,13 +65,17 @@ def parse_integer(text: str, least: int, most: int) -> int:
 
 
 def parse_port(text: str) -> int:
-    return parse_integer(text, 1, 65535)
+    return parse_integer(text, 1, MOST_PORT)
 
 
 def describe_settings_faults(error: ValidationError) -> str:
     """By the names of their variables, without what only follows from another fault."""
     return "; ".join(
-        f"{'_'.join(['EXT_CLASSIFY', *map(str, fault['loc'])]).upper()}: {fault['msg']}"
+        f"{'_'.join(['EXT_CLASSIFY', *map(str, fault['loc'])]).upper()}: {_said(fault['msg'])}"
         for fault in error.errors(include_url=False)
         if fault["type"] != "default_factory_not_called"
     )
+
+
+def _said(fault: str) -> str:
+    return fault.removeprefix("Value error, ")

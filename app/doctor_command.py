@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from app.command_line import Add, CommandError, add_json
+from app.command_line import Add, CommandError, add_json, read_api_key
 from app.console_flags import add_connection, open_session
 from app.doctor.finding import Finding, Findings
 from app.doctor.gateway import check_gateway
@@ -26,7 +26,7 @@ def doctor(
     port: int,
 ) -> None:
     """Raises CommandError where something is wrong."""
-    api_key = None if api_key_file is None else api_key_file.read_text(encoding="utf-8").strip()
+    api_key = read_api_key(api_key_file)
     findings = Findings()
     settings = check_settings(findings)
     if settings is not None:
@@ -45,7 +45,7 @@ def doctor(
     if as_json:
         print(json.dumps([asdict(finding) for finding in findings], ensure_ascii=False, indent=2))
     else:
-        _show(open_screen(), findings)
+        _show(open_screen(as_json=as_json), findings)
     if not findings.are_well:
         wrong = [finding.check for finding in findings if finding.state == "wrong"]
         raise CommandError(f"Something is wrong with: {', '.join(dict.fromkeys(wrong))}.")

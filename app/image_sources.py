@@ -41,6 +41,8 @@ def find_sources(names: Sequence[str], connect: Callable[[], Console]) -> list[I
 
     A session is opened where a folder of a stage, or a pattern, is to be looked up. Raises ClientError.
     """
+    if not all(names):  # it would be this folder, as a variable that is not set would have it
+        raise ClientError("A PATH must not be empty.")
     local = [Path(name) for name in names if not name.startswith("@")]
     found = [ImageSource(_printable(path), path) for path in find_images(local)] if local else []
     for name in names:

@@ -1,8 +1,9 @@
 """Whether a port can be listened on, before anything is started for it."""
 
+import errno
 import socket
 
-from app.command_line import CommandError
+from app.command_line import MOST_PORT, CommandError
 
 
 def refuse_taken_port(host: str, port: int) -> None:
@@ -14,6 +15,6 @@ def refuse_taken_port(host: str, port: int) -> None:
             tried.bind(address)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise CommandError(
-            f"{host}:{port} cannot be listened on ({reason}); another port: --port {port + 1}"
-        ) from None
+        is_taken = error.errno == errno.EADDRINUSE and port < MOST_PORT
+        advice = f"; another port: --port {port + 1}" if is_taken else ""
+        raise CommandError(f"{host}:{port} cannot be listened on ({reason}){advice}") from None

@@ -24,7 +24,9 @@ class OutcomeLines:
 
     def show(self, name: str, outcome: Outcome) -> None:
         if not self._begun:
-            self._screen.line(f"{'image':<{self._width}}  {'label':<{_LABEL_WIDTH}}  confidence", "bold")
+            self._screen.line(
+                f"{'image':<{self._width}}  {'label':<{_LABEL_WIDTH}}  confidence, or what is wrong", "bold"
+            )
             self._begun = True
         line = f"{self._short[name]:<{self._width}}  {label_of(outcome):<{_LABEL_WIDTH}}  {_said(outcome)}"
         self._screen.line(line, _style(outcome))

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from app.client import ClientError, is_ready
+from app.command_line import CommandError
+from app.listening import refuse_taken_port
 
 HOST = "127.0.0.1"
 START_TIMEOUT_SECONDS = 60.0
@@ -63,11 +65,9 @@ def _free_port(host: str) -> int:
 
 def _refuse_taken(host: str, port: int) -> int:
     try:
-        socket.create_server((host, port)).close()
-    except OSError as error:
-        raise ClientError(
-            f"Port {port} cannot be used ({os.strerror(error.errno or 0)}); try: make run PORT=8001"
-        ) from None
+        refuse_taken_port(host, port)
+    except CommandError as error:
+        raise ClientError(f"{error}, or: make run PORT={port + 1}") from None
     return port
 
 

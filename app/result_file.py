@@ -8,31 +8,62 @@ has changed, or may turn out better is classified.
 import csv
 import importlib
 import json
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import suppress
+from os import SEEK_END
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from app.client import ClientError
 from app.outcome import Outcome
 
+if sys.platform != "win32":
+    import fcntl
+
 Record = dict[str, Any]
 """An outcome, with the `image` and its `content`."""
 
-Add = Callable[[str, str | None, Outcome], None]
-"""An image's name, content and outcome."""
-
 
 class ResultFile:
-    """Raises ClientError for a name that says no format, or a file that holds something else."""
+    """Held, from `with` on, by one run at a time.
+
+    Raises ClientError for a name that says no format, a file that holds something else, or one that another
+    run writes to.
+    """
 
     def __init__(self, path: Path) -> None:
         if path.suffix.lower() not in _FORMATS:
             raise ClientError(f"--out FILE must end in one of {', '.join(_FORMATS)}. Received: {path}")
+        if path.suffix.lower() == ".parquet":
+            _arrow("pyarrow")
         self.path = path
-        self._read, self._write = _FORMATS[path.suffix.lower()]
+        self._read, self._write, self._keeps_heatmaps = _FORMATS[path.suffix.lower()]
         self._journal_path = path.with_name(f"{path.name}.partial")
-        self.records = self._known()
+        self.records: dict[str, Record] = {}
+
+    def __enter__(self) -> Self:
+        try:
+            self._journal = self._journal_path.open("a+b")
+        except OSError as error:
+            raise ClientError(f"--out {self.path} cannot be written: {error.strerror}.") from None
+        try:
+            self._claim()
+        except ClientError:
+            self._journal.close()
+            raise
+        try:
+            self.records = self._known()
+        except ClientError:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """What is in the journal stays there until the file is whole."""
+        if self._journal.seek(0, SEEK_END) == 0:
+            self._journal_path.unlink(missing_ok=True)
+        self._journal.close()
 
     def has(self, image: str, content: str | None, model_version: str | None, *, evidence: bool) -> bool:
         """Whether an outcome is there that would be the same again.
@@ -46,48 +77,66 @@ class ResultFile:
             return False
         return not evidence or known["evidence"] is not None or known["error"] is not None
 
-    @contextmanager
-    def journal(self) -> Iterator[Add]:
-        """To add outcomes, which are kept from then on."""
-        with self._journal_path.open("a", encoding="utf-8") as journal:
+    def has_failed(self, image: str) -> bool:
+        return self.records[image]["error"] is not None
 
-            def add(image: str, content: str | None, outcome: Outcome) -> None:
-                record: Record = {"image": image, "content": content, **outcome}
-                self.records[image] = record
-                journal.write(json.dumps(record, ensure_ascii=False) + "\n")
-                journal.flush()
-
-            yield add
+    def add(self, image: str, content: str | None, outcome: Outcome) -> None:
+        """It is kept from then on."""
+        record: Record = {"image": image, "content": content, **outcome}
+        if record["evidence"] is not None and not self._keeps_heatmaps:
+            record["evidence"] = {"box": record["evidence"]["box"]}
+        self.records[image] = record
+        self._journal.write(json.dumps(record).encode() + b"\n")
+        self._journal.flush()
 
     def finish(self) -> None:
         """Write all, in place of what was there."""
         whole = self.path.with_name(f"{self.path.name}.new")
         self._write(whole, self.records.values())
         whole.replace(self.path)
-        self._journal_path.unlink(missing_ok=True)
+        self._journal.truncate(0)
+
+    def _claim(self) -> None:
+        if sys.platform != "win32":
+            try:
+                fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise ClientError(f"Another run writes to {self.path}: wait, or name another file.") from None
 
     def _known(self) -> dict[str, Record]:
         records = {}
         if self.path.exists():
             try:
-                records = {record["image"]: record for record in self._read(self.path)}
-            except (ValueError, KeyError, TypeError, OSError) as error:
+                records = {record["image"]: record for record in map(_checked, self._read(self.path))}
+            except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
                 raise ClientError(
                     f"{self.path} holds something else than outcomes ({type(error).__name__}): "
                     "name another file, or take it away."
                 ) from None
-        if self._journal_path.exists():
-            records |= {record["image"]: record for record in _read_journal(self._journal_path)}
-        return records
+        return records | self._noted()
+
+    def _noted(self) -> dict[str, Record]:
+        """Whoever was killed may have left half a line."""
+        self._journal.seek(0)
+        noted = {}
+        lines = self._journal.read().split(b"\n")
+        for line in lines:
+            with suppress(ValueError, TypeError, KeyError):
+                record = _checked(json.loads(line))
+                noted[record["image"]] = record
+        if lines[-1]:
+            self._journal.write(b"\n")
+        return noted
 
 
-def _read_journal(path: Path) -> Iterator[Record]:
-    """Whoever was killed may have left half a line."""
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            yield json.loads(line)
-        except ValueError:
-            continue
+def _checked(record: Any) -> Record:
+    """Raises TypeError or KeyError for what is no record."""
+    if not isinstance(record, dict) or not isinstance(record["image"], str):
+        raise TypeError
+    for key in ("content", "evidence", "error", "confidence"):
+        record[key]
+    record["model"]["version"]
+    return record
 
 
 def _text(value: Any) -> str:
@@ -153,8 +202,12 @@ def _write_csv(path: Path, records: Iterable[Record]) -> None:
 
 
 def _read_csv(path: Path) -> Iterator[Record]:
+    """Raises ValueError for columns of somebody else's, which would be lost."""
     with path.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file, strict=True):
+        rows = csv.DictReader(file, strict=True)
+        if list(rows.fieldnames or ()) != list(_COLUMNS):
+            raise ValueError
+        for row in rows:
             yield _record_of({n: parse(row[n]) if row[n] else None for n, (_, parse) in _COLUMNS.items()})
 
 
@@ -169,12 +222,19 @@ def _read_json_lines(path: Path) -> Iterator[Record]:
 
 
 def _write_json(path: Path, records: Iterable[Record]) -> None:
-    lines = ",\n".join(json.dumps(record, ensure_ascii=False) for record in records)
-    path.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+    with path.open("w", encoding="utf-8") as file:
+        before = "[\n"
+        for record in records:
+            file.write(before + json.dumps(record, ensure_ascii=False))
+            before = ",\n"
+        file.write("\n]\n" if before != "[\n" else "[]\n")
 
 
 def _read_json(path: Path) -> Iterator[Record]:
-    yield from json.loads(path.read_text(encoding="utf-8"))
+    records = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(records, list):
+        raise TypeError
+    yield from records
 
 
 def _write_parquet(path: Path, records: Iterable[Record]) -> None:
@@ -197,9 +257,12 @@ def _arrow(module: str) -> Any:
         raise ClientError("Parquet takes the terminal extra: make setup installs it.") from None
 
 
-_FORMATS: dict[str, tuple[Callable[[Path], Iterator[Record]], Callable[[Path, Iterable[Record]], None]]] = {
-    ".csv": (_read_csv, _write_csv),
-    ".json": (_read_json, _write_json),
-    ".jsonl": (_read_json_lines, _write_json_lines),
-    ".parquet": (_read_parquet, _write_parquet),
+_Read = Callable[[Path], Iterator[Record]]
+_Write = Callable[[Path, Iterable[Record]], None]
+# And whether it has room for heatmaps.
+_FORMATS: dict[str, tuple[_Read, _Write, bool]] = {
+    ".csv": (_read_csv, _write_csv, False),
+    ".json": (_read_json, _write_json, True),
+    ".jsonl": (_read_json_lines, _write_json_lines, True),
+    ".parquet": (_read_parquet, _write_parquet, False),
 }

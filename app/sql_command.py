@@ -1,6 +1,7 @@
 """ext-classify sql: Snowflake's SQL without an account."""
 
 import importlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,8 @@ def sql(
     running = shell.local_sql(images, url=url, chaos_seed=seed if chaos else None, port=port if serve else 0)
     with running as (session, service_url, _):
         if serve:
-            shell.serve(session.server, service_url)
+            with suppress(KeyboardInterrupt):
+                shell.serve(session.server, service_url)
         else:
             session.answer(statement, as_json=as_json, banner=shell.banner(session, service_url, images))
 

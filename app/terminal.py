@@ -28,9 +28,9 @@ class Screen(Protocol):
         """A bar, should somebody look."""
 
 
-def open_screen() -> Screen:
-    """Rich where somebody looks at it and the terminal extra is installed, else plain."""
-    return _RichScreen() if _is_watched(sys.stdout) and _rich() else PlainScreen()
+def open_screen(*, as_json: bool = False) -> Screen:
+    """Rich where somebody looks at it and the terminal extra is installed, else plain; JSON always is."""
+    return _RichScreen() if not as_json and _is_watched(sys.stdout) and _rich() else PlainScreen()
 
 
 class PlainScreen:
@@ -49,8 +49,8 @@ class PlainScreen:
 
     @contextmanager
     def progress(self, total: int | None, what: str) -> Iterator[Advance]:
-        """A bar on stderr, should somebody look at that, for stdout goes elsewhere."""
-        if not (_is_watched(sys.stderr) and _rich()):
+        """A bar on stderr, should somebody look at that and stdout go elsewhere."""
+        if _is_watched(sys.stdout) or not _is_watched(sys.stderr) or not _rich():
             yield lambda _: None
             return
         with _bar(total, what, _rich_console(stderr=True)) as advance:
@@ -96,7 +96,9 @@ def _bar(total: int | None, what: str, console: Any) -> Iterator[Advance]:
         rich.TextColumn("left"),
         rich.TimeRemainingColumn(),
     )
-    with rich.Progress(*columns, console=console, transient=True) as progress:
+    # What is printed meanwhile goes where it belongs, not through the bar.
+    streams = {"redirect_stdout": False, "redirect_stderr": False}
+    with rich.Progress(*columns, console=console, transient=True, **streams) as progress:
         task = progress.add_task(what, total=total)
         yield lambda done: progress.advance(task, done)
 

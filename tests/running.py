@@ -110,10 +110,14 @@ def running_demo(port: int) -> Iterator[tuple["subprocess.Popen[str]", str]]:
 
 
 def shown_on_a_terminal(*arguments: str, columns: int = 100, **environment: str) -> str:
-    """What a command shows there, escapes and all."""
+    """What our command shows there, escapes and all."""
+    return run_on_a_terminal(*CLI, *arguments, columns=columns, **environment)
+
+
+def run_on_a_terminal(*command: str, columns: int = 100, **environment: str) -> str:
     ours, theirs = pty.openpty()
     surroundings = {**os.environ, "TERM": "xterm-256color", "COLUMNS": str(columns), **environment}
-    with subprocess.Popen([*CLI, *arguments], stdout=theirs, stderr=theirs, env=surroundings) as running:
+    with subprocess.Popen(command, stdout=theirs, stderr=theirs, env=surroundings) as running:
         os.close(theirs)
         watchdog = threading.Timer(60, running.kill)
         watchdog.start()

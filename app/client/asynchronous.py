@@ -3,9 +3,13 @@
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Sequence
+from io import BytesIO
 from itertools import islice
+from socket import EAI_NONAME
 from types import TracebackType
 from typing import Self, TypeVar
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 
@@ -16,17 +20,15 @@ from app.client.conversation import (
     PATIENCE_SECONDS,
     TIMEOUT_SECONDS,
     Conversation,
-    Image,
     NoReply,
     Reply,
     Request,
-    Rows,
     Service,
     ask_batch,
     ask_model_version,
-    in_batches,
-    rows_of,
+    is_loopback,
 )
+from app.client.rows import Image, Rows, in_batches, rows_of
 from app.outcome import Outcome
 
 _Result = TypeVar("_Result")
@@ -44,16 +46,27 @@ class AsyncClient:
         patience_seconds: float = PATIENCE_SECONDS,
     ) -> None:
         self._service = Service(url, api_key, patience_seconds)
-        self._timeout = aiohttp.ClientTimeout(total=timeout_seconds)
+        self._proxy = _proxy_for(url)
+        # As with Client: of each step, for a large batch takes a slow line its time.
+        self._timeout = aiohttp.ClientTimeout(
+            total=None, sock_connect=timeout_seconds, sock_read=timeout_seconds
+        )
+        self._opened: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
-        self._session = aiohttp.ClientSession(timeout=self._timeout, trust_env=True)
+        self._opened = aiohttp.ClientSession(timeout=self._timeout)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._session.close()
+
+    @property
+    def _session(self) -> aiohttp.ClientSession:
+        if self._opened is None:
+            raise RuntimeError("An AsyncClient is used within `async with`.")
+        return self._opened
 
     async def classify(self, image: Image, *, evidence: bool = False) -> Outcome:
         """Raises OSError for a file that cannot be read."""
@@ -122,9 +135,10 @@ class AsyncClient:
             async with self._session.request(
                 request.method,
                 self._service.where(request.path),
-                data=request.body,
+                data=None if request.body is None else BytesIO(request.body),  # a piece at a time
                 headers=request.headers,
                 allow_redirects=False,  # a key must not follow one to somebody else
+                proxy=self._proxy,
             ) as response:
                 asked_for = response.headers.get("Retry-After", "")
                 return Reply(
@@ -133,4 +147,19 @@ class AsyncClient:
                     float(asked_for) if asked_for.isdecimal() else None,
                 )
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            return NoReply(str(error) or type(error).__name__)
+            return NoReply(str(error) or type(error).__name__, _is_final(error))
+
+
+def _proxy_for(url: str) -> str | None:
+    """Whatever the environment names, as with Client, but nobody's password of netrc."""
+    parts = urlsplit(url)
+    if is_loopback(url) or proxy_bypass(parts.netloc):
+        return None
+    return getproxies().get(parts.scheme)
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether it would be no different another time."""
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        return getattr(error.os_error, "errno", None) == EAI_NONAME
+    return isinstance(error, aiohttp.ClientConnectorCertificateError | aiohttp.InvalidURL)

@@ -4,26 +4,25 @@ A conversation is a generator: it yields a Request, which is to be answered with
 Pause; it returns what was asked for. Client drives it in threads, AsyncClient on an event loop.
 """
 
-import base64
 import json
 import random
 import time
 import uuid
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from ipaddress import ip_address
+from typing import TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
+from app.client.rows import Rows
 from app.command_line import CommandError
-from app.outcome import Outcome
+from app.outcome import ErrorDetail, ModelIdentity, Outcome, blank_outcome
 from app.snowflake.wire import BATCH_ID_HEADER
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 API_KEY_HEADER = "X-API-Key"
 BATCH_ROWS = 64
-BATCH_BYTES = 16 * 1024 * 1024
 CONCURRENT_BATCHES = 4
 TIMEOUT_SECONDS = 60.0
 # So long, a service that is busy, or being replaced, is waited for.
@@ -34,20 +33,19 @@ LONGEST_PAUSE_SECONDS = 10.0
 _RETRYABLE = frozenset({429, 500, 502, 503, 504})
 _LONGEST_MESSAGE = 500
 
-Image: TypeAlias = bytes | Path | str
-"""An image's bytes, a file that holds them, or what a row may name: a URL, a stage path, base64."""
-
-Rows: TypeAlias = list[list[Any]]
 _Result = TypeVar("_Result")
 
 
 class ClientError(CommandError):
-    """The service cannot be reached, or refuses the whole request, with `status` and `code`."""
+    """The service cannot be reached, or refuses the whole request: with `status`, and `code` as it `said`."""
 
-    def __init__(self, message: str, *, status: int | None = None, code: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, status: int | None = None, code: str | None = None, said: str | None = None
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.code = code
+        self.said = said
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,10 @@ class Reply:
 
 @dataclass(frozen=True)
 class NoReply:
+    """`is_final` where another time would be no different: a host that is none, a certificate of nobody's."""
+
     reason: str
+    is_final: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,13 @@ class Service:
     def __post_init__(self) -> None:
         """Raises ClientError."""
         if not _is_http_url(self.url):
+            shown = self.url.rpartition("@")[2]  # before it may stand a password
             raise ClientError(
-                f"The service's URL must begin with http:// or https:// and name a host. Received: {self.url}"
+                "The service's URL must begin with http:// or https:// and name a host, without a user. "
+                f"Received: {shown}"
             )
+        if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable()):
+            raise ClientError("An API key must be one line of printable ASCII characters.")
 
     @property
     def credentials(self) -> dict[str, str]:
@@ -106,53 +111,36 @@ def _is_http_url(url: str) -> bool:
         return False
     try:
         parts = urlsplit(url)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        has_host = bool(parts.hostname) and parts.port != 0
+        return parts.scheme in ("http", "https") and has_host and parts.username is None
     except ValueError:
         return False
-
-
-def rows_of(images: Sequence[Image], *, evidence: bool) -> Rows:
-    """As Snowflake would send them. Raises OSError for a file that cannot be read."""
-    options: list[Any] = [{"evidence": True}] if evidence else []
-    return [[number, source_of(image), *options] for number, image in enumerate(images)]
-
-
-def source_of(image: Image) -> str:
-    """What a row holds for it. Raises OSError."""
-    if isinstance(image, str):
-        return image
-    return base64.b64encode(image if isinstance(image, bytes) else image.read_bytes()).decode()
-
-
-def in_batches(images: Iterable[Image], batch_rows: int) -> Iterator[list[Image]]:
-    """As many at a time as rows and bytes allow."""
-    batch: list[Image] = []
-    batch_bytes = 0
-    for image in images:
-        image_bytes = image.stat().st_size if isinstance(image, Path) else len(image)
-        if batch and (len(batch) == batch_rows or batch_bytes + image_bytes > BATCH_BYTES):
-            yield batch
-            batch, batch_bytes = [], 0
-        batch.append(image)
-        batch_bytes += image_bytes
-    if batch:
-        yield batch
 
 
 def ask_batch(service: Service, rows: Rows, batch_id: str | None = None) -> Conversation[list[Outcome]]:
     """Outcomes in the order of the rows, which are sent under one id: a repeated batch is classified once.
 
-    What is too large for one request, or its answer, is asked for in halves. Raises ClientError.
+    What is too large for one request, or its answer, is asked for in halves; a row that is too large alone
+    has that for its error. Raises ClientError.
     """
     try:
         return (yield from _ask_whole_batch(service, rows, batch_id or str(uuid.uuid4())))
     except ClientError as error:
-        if error.status != HTTPStatus.REQUEST_ENTITY_TOO_LARGE or len(rows) == 1:
+        if error.status != HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
             raise
+        if len(rows) == 1:
+            return [_too_large(error)]
     middle = len(rows) // 2
     first = yield from ask_batch(service, rows[:middle])
     second = yield from ask_batch(service, rows[middle:])
     return first + second
+
+
+def _too_large(error: ClientError) -> Outcome:
+    outcome = blank_outcome(ModelIdentity(name="", version=""))
+    code = error.code or "payload_too_large"
+    outcome["error"] = ErrorDetail(code=code, message=error.said or str(error), retryable=False)
+    return outcome
 
 
 def _ask_whole_batch(service: Service, rows: Rows, batch_id: str) -> Conversation[list[Outcome]]:
@@ -195,7 +183,7 @@ def ask_model_version(service: Service) -> Conversation[str | None]:
 
 
 class _Patience:
-    """Pauses that grow, until it is at an end; whoever promises an answer makes it whole again."""
+    """Pauses that grow, until it is at an end; a promise makes it whole again."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -210,16 +198,16 @@ class _Patience:
     def after_failure(self, reply: Reply | NoReply | None, error: ClientError) -> Pause:
         """Raises the error in the end."""
         self._failures += 1
-        asked_for = reply.retry_after_seconds if isinstance(reply, Reply) else None
-        seconds = asked_for or min(0.1 * 2 ** min(self._failures, 16), LONGEST_PAUSE_SECONDS)
-        if time.monotonic() + seconds > self._ends_at:
+        asked_for = (reply.retry_after_seconds if isinstance(reply, Reply) else None) or 0.0
+        pause = _shaken(min(0.1 * 2 ** min(self._failures, 16), LONGEST_PAUSE_SECONDS), at_least=asked_for)
+        if time.monotonic() + pause.seconds > self._ends_at:
             raise error
-        return _shaken(seconds)
+        return pause
 
 
-def _shaken(seconds: float) -> Pause:
+def _shaken(seconds: float, at_least: float = 0.0) -> Pause:
     """So that many who were refused together do not come back together."""
-    return Pause(random.uniform(seconds / 2, seconds))  # noqa: S311 - no secret
+    return Pause(at_least + random.uniform(seconds / 2, seconds))  # noqa: S311 - no secret
 
 
 def _status_of(reply: Reply | NoReply | None) -> int | None:
@@ -228,33 +216,48 @@ def _status_of(reply: Reply | NoReply | None) -> int | None:
 
 def _is_passing(reply: Reply | NoReply | None) -> bool:
     """What may be answered another time."""
-    return not isinstance(reply, Reply) or reply.status in _RETRYABLE
+    if isinstance(reply, Reply):
+        return reply.status in _RETRYABLE
+    return reply is None or not reply.is_final
 
 
 def _error_of(reply: Reply | NoReply | None, where: str) -> ClientError:
     if not isinstance(reply, Reply):
         reason = reply.reason if reply else "nothing was asked"
-        return ClientError(f"{where} does not answer ({reason}); start it with: ext-classify serve")
-    code, message = _said_of(reply)
-    return ClientError(f"{where} answered {reply.status}: {message}", status=reply.status, code=code)
+        advice = "; start it with: ext-classify serve" if is_loopback(where) else ""
+        return ClientError(f"{where} does not answer ({reason}){advice}")
+    code, said = _said_of(reply)
+    message = f"{code}: {said}" if code else said
+    return ClientError(
+        f"{where} answered {reply.status}: {message}", status=reply.status, code=code, said=said
+    )
+
+
+def is_loopback(url: str) -> bool:
+    """Whether it leads to this machine, which no proxy does."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _said_of(reply: Reply) -> tuple[str | None, str]:
     """Code and message of an error's body, or of one that is not ours the beginning."""
     try:
         error = json.loads(reply.body)["error"]
-        return str(error["code"]), f"{error['code']}: {error['message']}"
+        return str(error["code"]), str(error["message"])
     except (ValueError, TypeError, KeyError):
         return None, reply.body[:_LONGEST_MESSAGE].decode(errors="replace")
 
 
 def _outcomes_of(reply: Reply, rows: int, url: str) -> list[Outcome]:
-    """Raises ClientError for what is no answer to so many rows."""
+    """Raises ClientError for what is no answer to so many rows, each once."""
     try:
-        data = json.loads(reply.body)["data"]
-        outcomes = [outcome for _, outcome in sorted(data, key=lambda row: int(row[0]))]
+        by_number = {int(number): outcome for number, outcome in json.loads(reply.body)["data"]}
+        outcomes = [by_number.pop(number) for number in range(rows)]
     except (TypeError, KeyError, ValueError):
         outcomes = []
-    if len(outcomes) != rows:
+    if len(outcomes) != rows or by_number or not all(isinstance(one, dict) for one in outcomes):
         raise ClientError(f"{url} answered with something other than {rows} outcomes.")
     return outcomes

@@ -3,47 +3,58 @@
 import json
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from http import HTTPStatus
 from http.client import HTTPException
 from urllib.parse import urlsplit
 
-from app.client.conversation import API_KEY_HEADER
+from app.client import ClientError
+from app.client.conversation import Service
+from app.client.opening import opener_for
 from app.doctor.finding import Findings
 from app.doctor.surroundings import TIMEOUT_SECONDS, check_certificate, check_clock
 from app.images.allowlist import HTTPS_PORT
 
 # NULL in, NULL out: nothing is fetched or classified.
 _ROW = {"data": [[0, None]]}
+_UNREACHED = "Is the name right, and does this machine's network let it be reached?"
 _REFUSED = (
     "It lets in whoever Snowflake's integration names, and this machine is somebody else: as it should be."
 )
 
 
 def check_gateway(findings: Findings, url: str, api_key: str | None) -> None:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        findings.wrong(
-            "gateway", f"{url} is no URL.", "It is the one that the function calls, to its /classify."
-        )
+    try:
+        service = Service(url, api_key, patience_seconds=0)
+    except ClientError as error:
+        findings.wrong("gateway", str(error), "It is the one that the function calls, to its /classify.")
         return
-    advice = "Is the name right, and does this machine's network let it be reached?"
+    parts = urlsplit(url)
     if parts.scheme == "http":
         findings.note("gateway", "Snowflake calls https only.", "Give it a certificate.")
-    else:
-        with findings.expecting("gateway's certificate", advice, OSError):
-            check_certificate(findings, "gateway's certificate", parts.hostname, parts.port or HTTPS_PORT)
-    with findings.expecting("gateway", advice, OSError, HTTPException, ValueError):
-        status, body, said_at = _ask(url, api_key)
+    elif not _has_certificate(findings, str(parts.hostname), parts.port or HTTPS_PORT):
+        return
+    with findings.expecting("gateway", _UNREACHED, OSError, HTTPException, ValueError):
+        status, body, said_at = _ask(url, service.credentials)
         check_clock(findings, said_at, "the gateway's")
         _judge(findings, status, body, has_key=api_key is not None)
 
 
-def _ask(url: str, api_key: str | None) -> tuple[int, bytes, str | None]:
+def _has_certificate(findings: Findings, host: str, port: int) -> bool:
+    check = "gateway's certificate"
+    with findings.expecting(
+        check, "Is the name right, and can it be reached from here?", OSError, ValueError
+    ):
+        check_certificate(findings, check, host, port)
+    return findings[-1].state != "wrong"
+
+
+def _ask(url: str, credentials: Mapping[str, str]) -> tuple[int, bytes, str | None]:
     """Status, body and Date. Raises OSError, HTTPException or ValueError."""
-    headers = {"Content-Type": "application/json"} | ({API_KEY_HEADER: api_key} if api_key else {})
+    headers = {"Content-Type": "application/json", **credentials}
     request = urllib.request.Request(url, json.dumps(_ROW).encode(), headers)  # noqa: S310 - it is http
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:  # noqa: S310 - it is http
+        with opener_for(url).open(request, timeout=TIMEOUT_SECONDS) as response:
             return response.status, response.read(), response.headers.get("Date")
     except urllib.error.HTTPError as error:
         with error:
@@ -61,6 +72,8 @@ def _judge(findings: Findings, status: int, body: bytes, *, has_key: bool) -> No
         findings.note("gateway", f"{key}: {said}", "--api-key-file FILE holds one.")
     elif status == HTTPStatus.FORBIDDEN:
         findings.note("gateway", f"403: {said}", _REFUSED)
+    elif status // 100 == 3:
+        findings.wrong("gateway", f"{status}: It leads elsewhere.", "Snowflake follows no redirect.")
     elif status == HTTPStatus.NOT_FOUND:
         findings.wrong(
             "gateway", f"404: {said}", "Is it the URL of POST /classify, with the gateway's stage?"

@@ -1,6 +1,7 @@
 """Whether Snowflake lets the service, or a person, in, and what they may do there."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from datetime import datetime
 
 from app.client import ClientError
@@ -40,31 +41,36 @@ def check_own_login(findings: Findings, open_console: Callable[[], Console], fun
     if console is None:
         return
     with console, findings.expecting("function", "ext-classify register sets it up.", StatementFailed):
-        rows = console.rows(f"SHOW EXTERNAL FUNCTIONS LIKE {quote_string(function)}")
+        rows = console.rows(f"SHOW USER FUNCTIONS LIKE {quote_string(function)} IN ACCOUNT")
         if rows:
             places = dict.fromkeys(f"{row['catalog_name']}.{row['schema_name']}" for row in rows)
             where = ", ".join(places)
             findings.ok("function", f"{function} is in {where}")
         else:
-            findings.note(
-                "function", f"no external function {function} is to be seen", "ext-classify register …"
-            )
+            findings.note("function", f"no function {function} is to be seen", "ext-classify register …")
 
 
 def _log_in(findings: Findings, check: str, connect: Callable[[], Console]) -> Console | None:
     """The session, or None where there is none."""
     with findings.expecting(check, "infra/faq.md says what Snowflake means by it.", ClientError, OSError):
-        console = connect()
-        _, [[user, role, warehouse, now]], _ = console.table(_WHO)
-        said = f"as {user}, role {role or 'none'}, warehouse {warehouse or 'none'}"
-        if warehouse is None:
-            findings.note(check, said, "Signing URLs takes a warehouse: SNOWFLAKE_WAREHOUSE.")
-        else:
-            findings.ok(check, said)
-        if isinstance(now, datetime):
-            judge_clock(findings, now.timestamp(), "Snowflake's")
+        with ExitStack() as stack:
+            console = stack.enter_context(connect())
+            _tell_who(findings, check, console)
+            stack.pop_all()  # it stays open
         return console
     return None
+
+
+def _tell_who(findings: Findings, check: str, console: Console) -> None:
+    """Raises ClientError."""
+    _, [[user, role, warehouse, now]], _ = console.table(_WHO)
+    said = f"as {user}, role {role or 'none'}, warehouse {warehouse or 'none'}"
+    if warehouse is None:
+        findings.note(check, said, "Signing URLs takes a warehouse: SNOWFLAKE_WAREHOUSE.")
+    else:
+        findings.ok(check, said)
+    if isinstance(now, datetime):
+        judge_clock(findings, now.timestamp(), "Snowflake's")
 
 
 def _check_stage(findings: Findings, console: Console, stage: str) -> None:

@@ -10,12 +10,14 @@ from app.client import ClientError
 from app.settings import Settings
 from app.snowflake.credentials import connect_arguments
 from app.snowflake.identifier import quote_string
+from app.snowflake.spcs import is_inside_spcs
 
 # Type codes of VARIANT, OBJECT and ARRAY, whose values come as JSON text.
 # Source: Snowflake Connector for Python API, "Data types and type codes".
 _SEMI_STRUCTURED = frozenset({5, 9, 10})
 # Of a URL, or of a path alone, as HTTP clients name it.
 _QUERY = re.compile(r"((?:https?:/)?/[^\s?'\"]*)\?[^\s'\")>]*")
+_SERVICES_ADVICE = "The settings that begin with SNOWFLAKE_ say who logs in, and where."
 _ADVICE = "Name one of your connections.toml with --connection, or set up the default one."
 
 
@@ -83,7 +85,8 @@ def connect_as_service(settings: Settings) -> Console:
     arguments = connect_arguments(settings, _connector_version())
     waits = {"network_timeout", "socket_timeout", "query_timeout", "request_timeout"}
     named = {name: value for name, value in arguments.items() if name not in waits}
-    return connect(advice="Is this container's service allowed to?", **named)
+    advice = "Is this container's service allowed to?" if is_inside_spcs() else _SERVICES_ADVICE
+    return connect(advice=advice, **named)
 
 
 def connect(*, advice: str = _ADVICE, **arguments: Any) -> Console:

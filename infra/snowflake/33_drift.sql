@@ -5,6 +5,7 @@
 USE SCHEMA <% database %>.<% schema %>;
 
 -- How sure it was, and how often it abstained or failed. What failed is no answer, and is in no other share.
+-- Days are those of UTC, wherever somebody looks.
 CREATE VIEW IF NOT EXISTS image_answers_by_day
 COMMENT = 'How sure the network was of its answers, day by day'
 AS
@@ -13,7 +14,7 @@ WITH answers AS (
         answer:model:version::VARCHAR AS model_version,
         answer:abstained::BOOLEAN AS abstained,
         answer:confidence::FLOAT AS confidence,
-        DATE_TRUNC('DAY', answered_at) AS answered_on,
+        CONVERT_TIMEZONE('UTC', answered_at)::DATE AS answered_on,
         answer:error:code::VARCHAR IS NOT NULL AS failed
     FROM image_answers
 )
@@ -39,7 +40,7 @@ WITH answers AS (
     SELECT
         answer:model:version::VARCHAR AS model_version,
         answer:label::VARCHAR AS label,
-        DATE_TRUNC('DAY', answered_at) AS answered_on
+        CONVERT_TIMEZONE('UTC', answered_at)::DATE AS answered_on
     FROM image_answers
 )
 
@@ -57,7 +58,7 @@ GROUP BY
     label;
 
 -- Each day against the four weeks before it, of days with a hundred images or more and the same network:
--- three times as many abstentions, or a mean confidence five points lower.
+-- three times as many abstentions or failures, or a mean confidence five points lower.
 CREATE VIEW IF NOT EXISTS image_drift
 COMMENT = 'Days that are unlike the four weeks before them'
 AS
@@ -65,6 +66,7 @@ WITH usual AS (
     SELECT
         this_day.answered_on,
         this_day.model_version,
+        AVG(earlier.share_failed) AS share_failed,
         AVG(earlier.share_abstained) AS share_abstained,
         AVG(earlier.mean_confidence) AS mean_confidence
     FROM image_answers_by_day AS this_day
@@ -83,6 +85,8 @@ SELECT
     this_day.answered_on,
     this_day.model_version,
     this_day.number_of_images,
+    this_day.share_failed,
+    usual.share_failed AS usual_share_failed,
     this_day.share_abstained,
     usual.share_abstained AS usual_share_abstained,
     this_day.mean_confidence,
@@ -95,13 +99,14 @@ INNER JOIN usual
 WHERE
     this_day.number_of_images >= 100
     AND (
-        this_day.share_abstained > 0.01 + 3 * usual.share_abstained
+        this_day.share_failed > 0.01 + 3 * usual.share_failed
+        OR this_day.share_abstained > 0.01 + 3 * usual.share_abstained
         OR this_day.mean_confidence < usual.mean_confidence - 0.05
     );
 
 -- What the alert has noticed, and when: once a day and network.
 CREATE TABLE IF NOT EXISTS image_drift_noticed (
-    answered_on TIMESTAMP_LTZ NOT NULL,
+    answered_on DATE NOT NULL,
     model_version VARCHAR NOT NULL,
     noticed_at TIMESTAMP_LTZ NOT NULL DEFAULT CURRENT_TIMESTAMP()
 );
@@ -114,7 +119,7 @@ SELECT
     drift.model_version
 FROM image_drift AS drift
 WHERE
-    drift.answered_on >= DATEADD('DAY', -1, DATE_TRUNC('DAY', CURRENT_TIMESTAMP()))
+    drift.answered_on >= DATEADD('DAY', -1, CONVERT_TIMEZONE('UTC', CURRENT_TIMESTAMP())::DATE)
     AND NOT EXISTS (
         SELECT 1
         FROM image_drift_noticed AS known

@@ -4,8 +4,11 @@ import csv
 import json
 import os
 import shutil
+import signal
 import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,14 +16,17 @@ from typing import Any
 import pyarrow.parquet
 import pytest
 
+from app.api_keys import line_of, make_key
 from app.cli import main
-from app.client.conversation import DEFAULT_URL
+from app.client import ClientError
 from app.own_service import own_service
+from app.result_file import ResultFile
 from app.snowflake.local.server import LocalServer
+from tests.app.classifiers.test_host import children
 from tests.app.snowflake.local.remote_service import Received, RemoteService, Reply, answer
 from tests.app.snowflake.local.sql import Sql
 from tests.conftest import SAMPLES
-from tests.running import CLI, wait_until
+from tests.running import CLI, running_service, wait_until
 
 STAGE = "@local.public.photos"
 FORMATS = ["csv", "json", "jsonl", "parquet"]
@@ -89,7 +95,7 @@ def test_only_what_is_missing_or_has_changed_is_classified(
     first = out.read_bytes()
     capsys.readouterr()
 
-    assert main(command) == 0
+    assert main(command) == 3  # the one that is no image still is none
     assert json.loads(capsys.readouterr().out) == {
         "file": str(out),
         "known": 7,
@@ -101,7 +107,7 @@ def test_only_what_is_missing_or_has_changed_is_classified(
 
     shutil.copy(photos / "patches.png", photos / "new.png")
     shutil.copy(photos / "patches.png", photos / "scratches.png")
-    assert main(command) == 0
+    assert main(command) == 3
     said = json.loads(capsys.readouterr().out)
     assert (said["known"], said["images"], said["labels"]) == (6, 2, {"Patches": 2})
     kept = read(out)
@@ -134,8 +140,8 @@ def test_run_that_was_killed_goes_on(photos: Path, tmp_path: Path, suffix: str) 
                 running.kill()
         assert not out.exists()
         kept = len(journal_lines(out))
-        with journal_of(out).open("a", encoding="utf-8") as journal:
-            journal.write('{"image": "half a li')
+        with journal_of(out).open("ab") as journal:
+            journal.write(b'5\n{"image": 5}\n{"image": "half a l\xc3')
         answered.release(100)
         service.received.clear()
         assert main(command) == 0
@@ -207,7 +213,7 @@ def test_evidence_is_kept_and_asked_for_where_it_is_missing(
         main(command)
         for images in (6, 0):
             capsys.readouterr()
-            assert main([*command, "--evidence"]) == 0
+            assert main([*command, "--evidence"]) == 3
             assert json.loads(capsys.readouterr().out)["images"] == images
         kept = read(out)["patches.png"]
         box = kept["evidence"]["box"] if "evidence" in kept else json.loads(kept["box"])
@@ -228,15 +234,105 @@ def test_table_has_one_column_a_key(photos: Path, url: str, tmp_path: Path) -> N
     assert row["error_code"] is row["reason"] is None
 
 
-@each_format
+OTHERS = {
+    "csv": ["name;wage\nMiller;1\n", "image,label\na.png,Pitted\n"],
+    "json": ["{}", "[5]", '[{"image": "a.png"}]', '{"image": "a.png"}', "no json"],
+    "jsonl": ["5\n", '{"image": "a.png", "label": "Pitted"}\n', "name;wage\n"],
+    "parquet": ["name;wage\n"],
+}
+
+
+@pytest.mark.parametrize(
+    ("suffix", "content"), [(suffix, text) for suffix, texts in OTHERS.items() for text in texts]
+)
 def test_file_of_something_else_is_not_overwritten(
-    photos: Path, url: str, tmp_path: Path, suffix: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, suffix: str, content: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / f"out.{suffix}"
-    out.write_text("name;wage\nMiller;1\n", encoding="utf-8")
-    assert main(["classify", "--url", url, "--out", str(out), str(photos)]) == 1
+    out.write_text(content, encoding="utf-8")
+    assert main(["classify", "--url", "http://127.0.0.1:1", "--out", str(out), str(SAMPLES)]) == 1
     assert f"{out} holds something else than outcomes" in capsys.readouterr().err
-    assert out.read_text(encoding="utf-8").startswith("name;wage")
+    assert out.read_text(encoding="utf-8") == content
+    assert not journal_of(out).exists()
+
+
+def test_columns_of_somebody_elses_are_not_lost(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.csv"
+    command = ["classify", "--url", url, "--out", str(out), str(SAMPLES)]
+    assert main(command) == 0
+    lines = out.read_text(encoding="utf-8").splitlines()
+    out.write_text("\n".join([f"{lines[0]},note", *(f"{line},mine" for line in lines[1:])]), encoding="utf-8")
+    assert main(command) == 1
+    assert "holds something else" in capsys.readouterr().err
+
+
+@each_format
+def test_one_run_at_a_time_writes_a_file(tmp_path: Path, suffix: str, url: str) -> None:
+    out = tmp_path / f"out.{suffix}"
+    with ResultFile(out) as held:
+        other = ResultFile(out)
+        with pytest.raises(ClientError, match=f"Another run writes to {out}"):
+            other.__enter__()
+    assert held.records == {}
+    assert not journal_of(out).exists()
+    assert main(["classify", "--url", url, "--out", str(out), str(SAMPLES)]) == 0
+
+
+@pytest.mark.parametrize("name", ["a\u2028b.png", "a\u0085b.png", "a\nb.png", 'a"b,c.png'])
+def test_names_of_any_kind_are_gone_on_from(tmp_path: Path, name: str) -> None:
+    for suffix in FORMATS:
+        out = tmp_path / f"out.{suffix}"
+        with ResultFile(out) as results:
+            results.add(name, "c", outcome_of("Pitted"))  # type: ignore[arg-type]
+        with ResultFile(out) as results:
+            assert results.has(name, "c", "v", evidence=False)
+            results.finish()
+        with ResultFile(out) as results:
+            assert results.has(name, "c", "v", evidence=False)
+            assert not results.has(name, "d", "v", evidence=False)
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("gone/a.csv", "gone/a.csv cannot be written: No such file or directory."),
+        ("a.txt", "must end in one of"),
+    ],
+)
+def test_file_that_cannot_be_written_is_said_so_before_anything_is_asked(
+    tmp_path: Path, out: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["classify", "--url", "http://127.0.0.1:1", "--out", str(tmp_path / out), str(SAMPLES)]
+    assert main(command) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_empty_path_is_not_this_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["classify", "--url", "http://127.0.0.1:1", ""]) == 1
+    assert "A PATH must not be empty" in capsys.readouterr().err
+
+
+def test_key_is_not_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    key = tmp_path / "key"
+    for content in (b"mill-secret\nsecond\n", b"mill-secret-\xff\n", b"\n"):
+        key.write_bytes(content)
+        for command in (["classify", str(SAMPLES)], ["doctor", "--gateway", "http://127.0.0.1:1"]):
+            assert main([*command, "--api-key-file", str(key)]) == 1
+            printed = capsys.readouterr()
+            assert f"must hold it alone, in a line of ASCII. Received: {key}" in printed.err
+            assert "mill-secret" not in printed.err + printed.out
+
+
+def test_whoever_has_no_key_is_told_how_to_give_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text(line_of("mill", make_key()) + "\n", encoding="utf-8")
+    with running_service(EXT_CLASSIFY_AUTH="api_key", EXT_CLASSIFY_API_KEYS_FILE=str(keys)) as url:
+        assert main(["classify", "--url", url, str(SAMPLES)]) == 1
+    assert "--api-key-file FILE holds one." in capsys.readouterr().err
 
 
 def test_file_that_cannot_be_read_costs_no_other(
@@ -332,8 +428,52 @@ def test_service_of_its_own_answers_where_there_is_none(
     photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("app.classify_command.DEFAULT_URL", "http://127.0.0.1:1")
-    assert DEFAULT_URL != "http://127.0.0.1:1"
     assert main(["classify", str(photos / "pitted.png")]) == 0
     printed = capsys.readouterr()
     assert "1 Pitted" in printed.out
     assert "No service answers on http://127.0.0.1:1: one of our own does" in printed.err
+
+
+PROGRAM = (
+    "import sys, app.classify_command; app.classify_command.DEFAULT_URL = 'http://127.0.0.1:1'; "
+    "from app.cli import main; sys.exit(main(sys.argv[1:]))"
+)
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> Path:
+    """More than are classified in a moment."""
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for number in range(5000):
+        (folder / f"{number}.png").symlink_to(SAMPLES / "scratches.png")
+    return folder
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_service_of_its_own_ends_with_it(many: Path, tmp_path: Path, how: signal.Signals) -> None:
+    out = tmp_path / "out.csv"
+    command = [sys.executable, "-c", PROGRAM, "classify", "--out", str(out), str(many)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as running:
+        wait_until(lambda: len(journal_lines(out)) > 100)
+        [service] = children(running.pid)
+        began = time.monotonic()
+        running.send_signal(how)
+        _, said = running.communicate(timeout=60)
+        assert running.returncode == 128 + how
+        assert time.monotonic() - began < 30
+    assert service not in children(1)
+    wait_until(lambda: not Path(f"/proc/{service}").exists())
+    assert how is not signal.SIGINT or "outcomes are kept: the same command goes on from there" in said
+
+
+def test_death_of_its_own_service_is_not_waited_out(many: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.csv"
+    command = [sys.executable, "-c", PROGRAM, "classify", "--out", str(out), str(many)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as running:
+        wait_until(lambda: len(journal_lines(out)) > 100)
+        [service] = children(running.pid)
+        os.kill(service, signal.SIGKILL)
+        _, said = running.communicate(timeout=45)
+    assert running.returncode == 1
+    assert "the service that was started for this command has ended" in said

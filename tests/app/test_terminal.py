@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from app.completion_command import SHELLS
 from app.terminal import PlainScreen, bar
 from model.defaults import DEFAULT_MODEL_PATH
 from tests.conftest import SAMPLES
-from tests.running import running_service, shown_on_a_terminal
+from tests.running import CLI, run_on_a_terminal, running_service, shown_on_a_terminal
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -36,6 +37,23 @@ def test_outcomes_have_colours_and_a_summary_shown_on_a_terminal(url: str, tmp_p
     assert "[red]broken.png" in text
     assert re.search(r"Crazing\s+1\s+█+▍?\s+0\.99\d\d", text), text
     assert re.search(r"\(unsupported_format\)\s+1", text)
+
+
+def test_what_is_redirected_arrives_where_it_was_sent(url: str, tmp_path: Path) -> None:
+    """While the terminal has the bar."""
+    for flags, lines in (["--json"], 6), ([], 9):
+        out = tmp_path / "out"
+        command = shlex.join([*CLI, "classify", "--url", url, *flags, str(SAMPLES)])
+        shown = run_on_a_terminal("sh", "-c", f"{command} > {out}")
+        printed = out.read_text(encoding="utf-8").splitlines()
+        assert len(printed) == lines
+        assert "Scratches" in printed[5 if flags else 6]
+        assert "Scratches" not in shown
+
+
+def test_json_is_json_on_a_terminal_too(url: str) -> None:
+    shown = shown_on_a_terminal("classify", "--json", "--url", url, str(SAMPLES))
+    assert [json.loads(line)["error"] for line in shown.splitlines()] == [None] * 6
 
 
 def test_nobody_is_given_colours_who_wants_none(url: str) -> None:

@@ -206,10 +206,13 @@ def test_service_that_begins_anew_midway_costs_no_answer(browser: Browser, tmp_p
             service.send_signal(signal.SIGTERM)
             assert service.wait(30) == 0
             page.locator("#files").set_input_files(files[10:])
-            page.wait_for_timeout(1500)
-            expect(summary(page)).to_contain_text("10 of 60")
+            expect(summary(page)).to_contain_text("10 of 60", timeout=PATIENCE_MS)
+            expect(summary(page)).to_contain_text(
+                "The service does not answer. Is it running? It is asked again."
+            )
             with logging_service(tmp_path / "log again", "--port", str(port)):
                 expect(summary(page)).to_contain_text("60 of 60: 10 Crazing", timeout=60_000)
+                expect(summary(page)).not_to_contain_text("asked again")
 
 
 def test_key_is_asked_for_sent_and_forgotten(browser: Browser, tmp_path: Path) -> None:

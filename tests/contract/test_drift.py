@@ -103,6 +103,12 @@ def test_day_of_little_confidence_is_noticed(sql: Sql) -> None:
     assert (version, round(confidence, 2)) == ("v1", 0.9)
 
 
+def test_day_on_which_all_failed_is_noticed(sql: Sql) -> None:
+    add_usual_days(sql)
+    add(sql, Day(0, abstained=0, failed=IMAGES_A_DAY))
+    assert drifted(sql) == [("v1", None, None)]
+
+
 def test_day_of_few_images_is_not_judged(sql: Sql) -> None:
     add_usual_days(sql)
     add(sql, Day(0, images=99, confidence=0.5))

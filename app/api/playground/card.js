@@ -1,7 +1,6 @@
 // One image, what it was found to be, and where.
 
 const WHAT_TO_DO = {
-  unsupported_format: "Send BMP, PNG, JPEG, TIFF or WebP.",
   corrupt_image: "Does it open in an image viewer? If not, copy it from its source again.",
   image_too_large: "Make it smaller, or raise the service's limits.",
   payload_too_large: "Make it smaller, or raise the service's limits.",
@@ -21,7 +20,7 @@ export class Card {
     this.#part(".name").title = item.name;
     const picture = this.#part(".picture");
     picture.setAttribute("aria-label", `Choose ${item.name}`);
-    picture.addEventListener("click", () => chosen(this));
+    this.element.addEventListener("click", () => chosen(this));
     const image = this.#part("img");
     image.addEventListener("error", () => {
       image.hidden = true;

@@ -4,7 +4,7 @@ import { Card, verdictOf } from "./card.js";
 import { asCsv, asJson, download } from "./exporting.js";
 import { watchIntake } from "./intake.js";
 import { Queue } from "./queue.js";
-import { classifyBatch, describeModel, hasKey, useKey } from "./service.js";
+import { classifyBatch, describeModel, hasKey, tellOfTrouble, useKey } from "./service.js";
 import { batchOf, curlFor, shown, sqlFor } from "./snippets.js";
 
 const BATCH_IMAGES = 3;
@@ -13,6 +13,7 @@ const get = (id) => document.getElementById(id);
 
 const cards = [];
 let chosen = null;
+let trouble = "";
 const queue = new Queue(settle, askForKey);
 
 watchIntake(get("intake"), take);
@@ -25,6 +26,11 @@ get("export-json").addEventListener("click", () => download(asJson(answered()), 
 get("send-batch").addEventListener("click", sendBatch);
 get("key-form").addEventListener("submit", goOnWithKey);
 document.querySelectorAll(".copy").forEach((button) => button.addEventListener("click", () => copy(button)));
+tellOfTrouble((message) => {
+  if (message !== trouble) get("said").textContent = message;
+  trouble = message;
+  summarise();
+});
 showModel();
 
 function take(files) {
@@ -60,7 +66,7 @@ function clear() {
   cards.length = 0;
   chosen = null;
   get("results").hidden = get("same").hidden = true;
-  get("batch-request").textContent = get("batch-response").textContent = "";
+  get("batch-shown").hidden = true;
   listFilters();
 }
 
@@ -131,7 +137,9 @@ function summarise() {
     counts.set(kind, (counts.get(kind) ?? 0) + 1);
   }
   const parts = [...counts].sort(([a], [b]) => a.localeCompare(b)).map(([kind, count]) => `${count} ${kind}`);
-  get("summary").textContent = `${done.length} of ${cards.length}${parts.length ? `: ${parts.join(", ")}` : ""}`;
+  const counted = `${done.length} of ${cards.length}${parts.length ? `: ${parts.join(", ")}` : ""}`;
+  const isWaiting = trouble && done.length < cards.length;
+  get("summary").textContent = isWaiting ? `${counted}. ${trouble} It is asked again.` : counted;
   get("progress").value = cards.length ? done.length / cards.length : 0;
 }
 
@@ -157,6 +165,7 @@ function goOnWithKey(event) {
 
 async function sendBatch() {
   const document = await batchOf(cards.slice(0, BATCH_IMAGES).map((card) => card.item.file));
+  get("batch-shown").hidden = false;
   get("batch-request").textContent = `POST classify\nContent-Type: application/json\n\n${shown(document)}`;
   get("batch-response").textContent = "…";
   try {

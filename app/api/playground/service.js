@@ -5,6 +5,12 @@ const LONGEST_PAUSE_MS = 8000;
 const PATIENCE_MS = 120000;
 
 let key = "";
+let trouble = () => {};
+
+// Is told what keeps the service from answering, and of nothing ("") once it answers.
+export function tellOfTrouble(tell) {
+  trouble = tell;
+}
 
 export class NeedsKey extends Error {}
 
@@ -56,6 +62,7 @@ async function post(path, body, type, signal) {
     try {
       const headers = { "Content-Type": type, ...identify() };
       const answer = await fetch(path, { method: "POST", body, headers, signal });
+      if (answer.status < 500 && answer.status !== 429) trouble("");
       if (answer.ok) return answer;
       failure = await describeFailure(answer);
       if (answer.status === 401) {
@@ -67,8 +74,9 @@ async function post(path, body, type, signal) {
     } catch (error) {
       if (error instanceof NeedsKey || error === failure) throw error;
       if (signal?.aborted) throw new Cancelled();
-      failure = new Refused("unreachable", "The service does not answer.");
+      failure = new Refused("unreachable", "The service does not answer. Is it running?");
     }
+    trouble(failure.message);
     if (performance.now() + pause > giveUpAt) throw failure;
     await new Promise((resume) => setTimeout(resume, pause * (0.5 + Math.random() / 2)));
   }

@@ -12,14 +12,25 @@ from typing import Any, TypeVar
 
 import pytest
 
-from app.client import Client, ClientError, Image, conversation
+from app.client import Client, ClientError, Image, conversation, rows
 from app.client.asynchronous import AsyncClient
 from app.outcome import Outcome
+from app.snowflake.local.server import LocalServer
 from tests.app.snowflake.local.remote_service import DROP, Received, RemoteService, Reply, answer
 from tests.conftest import SAMPLES
 from tests.running import free_port, running_service
 
 OUTCOME = {"label": "Pitted"}
+
+
+def echoed(source: str) -> dict[str, str]:
+    return {"label": source}
+
+
+def echo(received: Received) -> Reply:
+    return answer([echoed(row[1]) for row in received.rows])
+
+
 _Result = TypeVar("_Result")
 
 
@@ -175,7 +186,20 @@ def test_client_is_patient_and_keeps_its_batch_id(client: AnyClient, service: Re
 
 
 @each_client
-@pytest.mark.parametrize("body", [b"{}", b"[]", b'{"data": [[0, {}]]}', b'{"data": [null, null]}', b"null"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"{}",
+        b"[]",
+        b"null",
+        b'{"data": [[0, {}]]}',
+        b'{"data": [null, null]}',
+        b'{"data": [[], []]}',
+        b'{"data": [[0, {}], [1, null]]}',
+        b'{"data": [[7, {}], [7, {}]]}',
+        b'{"data": [[0, {}], [1, {}], [2, {}]]}',
+    ],
+)
 def test_answer_of_something_else_is_no_answer(
     client: AnyClient, service: RemoteService, body: bytes
 ) -> None:
@@ -232,29 +256,45 @@ def test_service_that_says_nothing_is_not_waited_for_without_end(client: AnyClie
 @each_client
 def test_what_is_too_large_goes_in_halves(client: AnyClient, service: RemoteService) -> None:
     def respond(received: Received) -> Reply:
-        return Reply(413) if len(received.rows) > 2 else answer([row[1] for row in received.rows])
+        return Reply(413) if len(received.rows) > 2 else echo(received)
 
     service.respond = respond
     sources = [str(number) for number in range(9)]
-    assert client(service.origin).classify_all(sources) == sources
-    service.respond = lambda _: Reply(413)
-    with pytest.raises(ClientError, match="answered 413"):
-        client(service.origin).classify("a")
+    assert client(service.origin).classify_all(sources) == list(map(echoed, sources))
+
+
+@each_client
+def test_image_that_is_too_large_alone_costs_no_other(client: AnyClient, service: RemoteService) -> None:
+    refusal = {"error": {"code": "payload_too_large", "message": "Too much.", "retryable": False}}
+
+    def respond(received: Received) -> Reply:
+        is_too_large = any(row[1] == "big" for row in received.rows)
+        return Reply(413, json.dumps(refusal).encode()) if is_too_large else echo(received)
+
+    service.respond = respond
+    first, big, last = client(service.origin).classify_all(["a", "big", "b"])
+    assert (first, last) == (echoed("a"), echoed("b"))
+    assert big["error"] == refusal["error"]
+
+
+@each_client
+def test_body_that_is_refused_before_it_is_read_is_heard_out(client: AnyClient) -> None:
+    """The service closes, and the rest of 30 MB has nowhere to go."""
+    with running_service(EXT_CLASSIFY_MAX_BODY_BYTES="1000000") as url:
+        good, big = client(url).classify_all([SAMPLES / "pitted.png", b"BM" + bytes(22_000_000)])
+    assert good["label"] == "Pitted"
+    assert big["error"] is not None
+    assert big["error"]["code"] == "payload_too_large"
 
 
 @each_client
 def test_bytes_of_a_request_are_bounded(
     client: AnyClient, service: RemoteService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(conversation, "BATCH_BYTES", 100)
-    service.respond = lambda received: answer([len(row[1]) for row in received.rows])
-    assert client(service.origin).classify_all(["a" * size for size in (60, 40, 1, 300, 1)]) == [
-        60,
-        40,
-        1,
-        300,
-        1,
-    ]
+    monkeypatch.setattr(rows, "BATCH_BYTES", 100)
+    service.respond = echo
+    sources = ["a" * size for size in (60, 40, 1, 300, 1)]
+    assert client(service.origin).classify_all(sources) == list(map(echoed, sources))
     assert sorted(len(received.rows) for received in service.received) == [1, 1, 1, 2]
 
 
@@ -280,28 +320,129 @@ def test_batches_travel_side_by_side(service: RemoteService) -> None:
 
     def respond(received: Received) -> Reply:
         meeting.wait()
-        return answer([row[1] for row in received.rows])
+        return echo(received)
 
     service.respond = respond
     sources = list("abcdef")
     for client in (Blocking, Asynchronous):
         asked = client(service.origin).classify_all(sources, batch_rows=2, concurrent_batches=3)
-        assert asked == sources
+        assert asked == list(map(echoed, sources))
 
 
-def test_closed_client_leaves_off(service: RemoteService) -> None:
+def test_closed_client_asks_for_nothing_more(service: RemoteService) -> None:
     client = Client(service.origin)
-    client.close()
-    service.respond = lambda _: Reply(503)
-    with pytest.raises(ClientError, match="was given up: it answered 503"):
+    client.close("the mill is shut")
+    with pytest.raises(ClientError, match="is not asked any more: the mill is shut"):
         client.classify("a")
-    assert len(service.received) == 1
+    assert service.received == []
 
 
-def test_whoever_leaves_early_leaves_nothing_running(service: RemoteService) -> None:
-    service.respond = lambda received: answer([row[1] for row in received.rows])
+def test_close_ends_what_waits_to_be_repeated(service: RemoteService) -> None:
+    service.respond = lambda _: Reply(503, b"", {"Retry-After": "60"})
+    with Client(service.origin) as client:
+        closing = threading.Timer(0.2, client.close)
+        closing.start()
+        with pytest.raises(ClientError, match="is not asked any more"):
+            client.classify("a")
+
+
+@pytest.mark.parametrize("keeps_waiting", [True, False])
+def test_whoever_leaves_early_waits_for_nobody(service: RemoteService, keeps_waiting: bool) -> None:
+    """Neither for a service that says nothing, nor for one that says to come again; and no more is asked."""
+    silent = threading.Event()
+
+    def respond(received: Received) -> Reply:
+        if received.rows[0][1] == "0":
+            return echo(received)
+        if keeps_waiting:
+            silent.wait(30)
+        return Reply(503)
+
+    service.respond = respond
     outcomes = Client(service.origin).classify_all(map(str, range(1000)), batch_rows=1)
-    assert next(outcomes) == "0"
+    assert next(outcomes) == echoed("0")
+    began = time.monotonic()
     outcomes.close()  # type: ignore[attr-defined]
-    assert threading.active_count() < 20
-    assert len(service.received) < 100
+    assert time.monotonic() - began < 10
+    silent.set()
+    asked = settled(lambda: len(service.received))
+    assert asked < 20
+
+
+def test_whoever_leaves_an_async_client_early_leaves_no_task(service: RemoteService) -> None:
+    service.respond = lambda received: echo(received) if received.rows[0][1] == "0" else Reply(503)
+
+    async def leave() -> set[str]:
+        async with AsyncClient(service.origin) as client:
+            outcomes = client.classify_all(map(str, range(1000)), batch_rows=1)
+            assert await anext(outcomes) == echoed("0")
+            await outcomes.aclose()  # type: ignore[attr-defined]
+            return {task.get_name() for task in asyncio.all_tasks()} - {asyncio.current_task().get_name()}  # type: ignore[union-attr]
+
+    assert asyncio.run(leave()) == set()
+    assert settled(lambda: len(service.received)) < 20
+
+
+def settled(count: Callable[[], int]) -> int:
+    """Once it does not grow any more."""
+    before = -1
+    while (now := count()) != before:
+        before = now
+        time.sleep(1.5)
+    return now
+
+
+@each_client
+def test_key_is_one_line_of_ascii_and_is_told_to_nobody(client: AnyClient) -> None:
+    for key in ("mill-secret\nsecond", "mill-secret-ü", "mill-secret\x00"):
+        with pytest.raises(ClientError, match="one line of printable ASCII") as refused:
+            client("http://127.0.0.1:1", api_key=key).classify("a")
+        assert "mill-secret" not in str(refused.value)
+    with pytest.raises(ClientError, match="without a user") as refused:
+        client("http://user:mill-secret@127.0.0.1:1").classify("a")
+    assert "mill-secret" not in str(refused.value)
+
+
+@each_client
+def test_no_proxy_stands_between_this_machine_and_itself(
+    client: AnyClient, service: RemoteService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    service.respond = echo
+    assert client(service.origin).classify("a") == echoed("a")
+
+
+@each_client
+def test_proxy_is_asked_for_others(
+    client: AnyClient, service: RemoteService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", service.origin)
+    service.respond = echo
+    assert client("http://mill.example").classify("a") == echoed("a")
+
+
+@each_client
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_what_would_be_no_different_is_not_tried_again(client: AnyClient, scheme: str) -> None:
+    """A name that nobody has; a certificate that nobody vouches for."""
+    with LocalServer() as server:
+        store = server.service_environment["EXT_CLASSIFY_ALLOWED_URL_HOSTS"].partition("/")[0]
+        host = "no.such.invalid" if scheme == "http" else store
+        began = time.monotonic()
+        with pytest.raises(ClientError, match="does not answer") as refused:
+            client(f"{scheme}://{host}").classify("a")
+    assert time.monotonic() - began < 30
+    assert scheme == "http" or "certificate" in str(refused.value).lower()
+
+
+@each_client
+def test_pause_is_at_least_as_long_as_it_was_asked_for(client: AnyClient, service: RemoteService) -> None:
+    replies = iter([Reply(429, b"", {"Retry-After": "1"}), answer([OUTCOME])])
+    service.respond = lambda _: next(replies)
+    began = time.monotonic()
+    client(service.origin).classify("a")
+    assert time.monotonic() - began >= 1
