@@ -4,14 +4,13 @@ import argparse
 import json
 import os
 import re
-import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from http import HTTPStatus
 from pathlib import Path
 
+from app.asked_service import default_or_own_service, named_or_own_service
 from app.classifying import Classified, classify_sources
 from app.client import BATCH_ROWS, DEFAULT_URL, Client, ClientError
 from app.command_line import (
@@ -26,15 +25,12 @@ from app.command_line import (
 from app.console_flags import add_connection, open_session
 from app.image_sources import ImageSource, find_sources
 from app.outcome_screen import OutcomeLines, Tally
-from app.own_service import own_service
 from app.rescoring import rescore
 from app.result_file import ResultFile
 from app.snowflake.answers_table import AnswersTable, Shard
 from app.snowflake.console import Console
 from app.terminal import Screen, open_screen
 
-# Somebody sits there, and can try again.
-PATIENCE_SECONDS = 60.0
 _NEEDS = "classify needs PATHs, or --stage and --out, with --shard if it is one of several."
 
 
@@ -65,7 +61,7 @@ def classify(
         sources = find_sources(paths, open_console)
         with (
             ResultFile(Path(out)) if out else nullcontext() as results,
-            _service_or_own(url, api_key) as client,
+            default_or_own_service(url, api_key) as client,
         ):
             _classify_images(sources, client, results, batch_rows, as_json=as_json, evidence=evidence)
         return
@@ -74,7 +70,7 @@ def classify(
     if local and url is None:
         raise CommandError("--local needs --url, the service that `ext-classify sql --serve` names.")
     part = shard or _shard_of_job()
-    with open_console() as console, _service(url, api_key) as client:
+    with open_console() as console, named_or_own_service(url, api_key) as client:
         _classify_stage(AnswersTable(console, stage, out), part, client, batch_rows, as_json=as_json)
 
 
@@ -181,47 +177,6 @@ def _classify_stage(
             f"{progress.failed} files are not classified yet ({progress.failure}). "
             "Mend that, then run it again."
         )
-
-
-@contextmanager
-def _service(url: str | None, api_key: str | None) -> Iterator[Client]:
-    """A client of the one that is named, or of one of our own, which ends with the command."""
-    if url is not None:
-        with Client(url, api_key=api_key) as client:
-            yield client
-        return
-    with own_service() as (own_url, process), Client(own_url) as client:
-        # Nobody else starts it again.
-        watching = threading.Thread(target=_close_at_its_end, args=(process, client), daemon=True)
-        watching.start()
-        yield client
-
-
-def _close_at_its_end(process: "subprocess.Popen[bytes]", client: Client) -> None:
-    process.wait()
-    client.close("the service that was started for this command has ended")
-
-
-@contextmanager
-def _service_or_own(url: str | None, api_key: str | None) -> Iterator[Client]:
-    """Where none is named, the one that answers where `serve` listens by default, if it does."""
-    with Client(url or DEFAULT_URL, api_key=api_key, patience_seconds=PATIENCE_SECONDS) as client:
-        if _answers(client, is_named=url is not None):
-            yield client
-            return
-    print(f"No service answers on {DEFAULT_URL}: one of our own does, for this command.", file=sys.stderr)
-    with _service(None, None) as client:
-        yield client
-
-
-def _answers(client: Client, *, is_named: bool) -> bool:
-    """Raises ClientError where one was named that does not."""
-    try:
-        return client.model_version() is not None or is_named
-    except ClientError:
-        if is_named:
-            raise
-        return False
 
 
 def add_commands(add: Add) -> None:

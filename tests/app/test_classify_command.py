@@ -427,7 +427,7 @@ def test_staged_files_outcomes_are_kept_by_their_etag(
 def test_service_of_its_own_answers_where_there_is_none(
     photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("app.classify_command.DEFAULT_URL", "http://127.0.0.1:1")
+    monkeypatch.setattr("app.asked_service.DEFAULT_URL", "http://127.0.0.1:1")
     assert main(["classify", str(photos / "pitted.png")]) == 0
     printed = capsys.readouterr()
     assert "1 Pitted" in printed.out
@@ -435,7 +435,7 @@ def test_service_of_its_own_answers_where_there_is_none(
 
 
 PROGRAM = (
-    "import sys, app.classify_command; app.classify_command.DEFAULT_URL = 'http://127.0.0.1:1'; "
+    "import sys, app.asked_service; app.asked_service.DEFAULT_URL = 'http://127.0.0.1:1'; "
     "from app.cli import main; sys.exit(main(sys.argv[1:]))"
 )
 

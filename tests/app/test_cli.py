@@ -65,8 +65,14 @@ def test_more_images_than_a_batch_are_all_answered(
         (["classify", "--url", "http://127.0.0.1:1", str(SAMPLES)], "start it with: ext-classify serve"),
         (["serve", "--model", "/nowhere/m.h5"], "Missing: /nowhere/m.h5"),
         (["serve", "--model", ""], "must be an .h5 file"),
-        (["classify", "--url", "http://[::1", str(SAMPLES)], "and name a host. Received: http://[::1"),
-        (["classify", "--url", "http://ho st", str(SAMPLES)], "and name a host. Received: http://ho st"),
+        (
+            ["classify", "--url", "http://[::1", str(SAMPLES)],
+            "and name a host, without a user. Received: http://[::1",
+        ),
+        (
+            ["classify", "--url", "http://ho st", str(SAMPLES)],
+            "and name a host, without a user. Received: http://ho st",
+        ),
         (["train", "--data", "/nowhere", "--output", "model.keras"], "must be saved as an .h5"),
         (["train", "--data", "/nowhere"], "Missing: /nowhere"),
         (["describe", "/nowhere/m.h5", "--class-names", "a,b", "--scale", "1"], "Missing: /nowhere/m.h5"),
@@ -194,7 +200,7 @@ def test_stopped_demo_leaves_no_server_behind() -> None:
 def test_demo_names_a_taken_port(capsys: pytest.CaptureFixture[str], url: str) -> None:
     port = url.rpartition(":")[2]
     assert main(["demo", "--port", port]) == 1
-    assert "make run PORT=8001" in capsys.readouterr().err
+    assert f"or: make run PORT={int(port) + 1}" in capsys.readouterr().err
 
 
 def test_serve_names_a_taken_port(capsys: pytest.CaptureFixture[str], url: str) -> None:

@@ -281,8 +281,39 @@ def test_gateway_is_judged_by_what_it_answers(reply: Reply, state: str, said: st
     assert judged.advice
 
 
-def test_gateway_url_that_is_none_is_said_to_be_so(doctor: Doctor) -> None:
-    assert doctor.run("--gateway", "gateway/classify")["gateway"]["said"] == "gateway/classify is no URL."
+@pytest.mark.parametrize(
+    "url", ["gateway/classify", "https://h:99999/x", "http://[/x", "https://a..b/x", "https://user:word@h/x"]
+)
+def test_gateway_url_that_is_none_is_said_to_be_so(doctor: Doctor, url: str) -> None:
+    found = doctor.run("--gateway", url)
+    wrong = [finding for finding in found.values() if finding["state"] == "wrong"]
+    assert [finding["check"].partition("'")[0] for finding in wrong] == ["gateway"]
+    assert "user:word" not in json.dumps(found)
+
+
+def test_key_of_the_gateway_follows_no_redirect() -> None:
+    findings = Findings()
+    with RemoteService() as gateway, RemoteService() as elsewhere:
+        gateway.respond = lambda _: Reply(302, b"", {"Location": elsewhere.url})
+        check_gateway(findings, gateway.url, "of-the-mill")
+        assert elsewhere.received == []
+    assert (findings[-1].state, findings[-1].said) == ("wrong", "302: It leads elsewhere.")
+
+
+def test_gateway_of_a_certificate_that_nobody_vouches_for_is_asked_nothing(server: LocalServer) -> None:
+    findings = Findings()
+    store = server.service_environment["EXT_CLASSIFY_ALLOWED_URL_HOSTS"].partition("/")[0]
+    check_gateway(findings, f"https://{store}/classify", "of-the-mill")
+    [finding] = findings
+    assert finding.check == "gateway's certificate"
+    assert "certificate" in finding.said.lower()
+
+
+@pytest.mark.parametrize("url", ["redis://127.0.0.1:1/0", "redis://127.0.0.1:1/x"])
+def test_redis_url_of_any_kind_is_judged(doctor: Doctor, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("EXT_CLASSIFY_REDIS_URL", url)
+    found = doctor.run()
+    assert {found[check]["state"] for check in ("Redis", "settings") if check in found} >= {"wrong"}
 
 
 @pytest.mark.parametrize(

@@ -105,9 +105,14 @@ def _ask(cursor: Any, expression: str) -> str:
 
 
 def classify(service: str, sources: list[Any], *, timeout_seconds: float = 120) -> list[Any]:
-    """The outcomes of a batch in Snowflake's form, whose order is checked."""
+    """The outcomes of a batch in Snowflake's form, whose order is checked; asked again while it is busy."""
     rows = [[number, source] for number, source in enumerate(sources)]
-    answer = httpx.post(f"{service}/classify", json={"data": rows}, timeout=timeout_seconds)
+    deadline = time.monotonic() + timeout_seconds
+    while True:
+        answer = httpx.post(f"{service}/classify", json={"data": rows}, timeout=timeout_seconds)
+        if answer.status_code != 429 or time.monotonic() > deadline:
+            break
+        time.sleep(float(answer.headers["Retry-After"]))
     assert answer.status_code == 200, answer.text
     data = answer.json()["data"]
     assert [number for number, _ in data] == list(range(len(sources)))
