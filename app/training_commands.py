@@ -2,15 +2,19 @@
 
 import argparse
 import importlib
+import json
 import re
 import shlex
+import sys
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
+from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
 from types import ModuleType
 from typing import Any, get_args
 
-from app.command_line import Add, parse_integer
-from model.artifact import load_artifact
+from app.command_line import Add, add_json, parse_integer
+from model.artifact import Artifact, load_artifact
 from model.defaults import DEFAULT_MODEL_PATH, Engine, user_cache_dir
 from model.errors import ArtifactError, TrainingError
 
@@ -26,32 +30,43 @@ def train(
     epochs: int | None,
     size: tuple[int, int] | None,
     accuracy: float | None,
+    as_json: bool,
 ) -> None:
     given: dict[str, Any] = {} if epochs is None else {"epochs": epochs}
     _refuse_idle_flags(network, seeds, size, accuracy)
-    if network == "recipe":
-        training = import_training("model.train_recipe")
-        artifact = training.train(training.Knobs(**given), data, output, seeds)
-    else:
-        training = import_training("model.train")
-        knobs = training.Knobs(**given, accuracy=accuracy)
-        if size is not None:
-            knobs = training.resized(knobs, *size)
-        artifact = training.train(data, output, knobs, seeds[0])
-    print(f"Saved {artifact.h5_path}, its card and its compiled twin.")
+    with _progress_aside(as_json):
+        if network == "recipe":
+            training = import_training("model.train_recipe")
+            artifact = training.train(training.Knobs(**given), data, output, seeds)
+        else:
+            training = import_training("model.train")
+            knobs = training.Knobs(**given, accuracy=accuracy)
+            if size is not None:
+                knobs = training.resized(knobs, *size)
+            artifact = training.train(data, output, knobs, seeds[0])
+    print(_as_json(artifact) if as_json else f"Saved {artifact.h5_path}, its card and its compiled twin.")
 
 
 def evaluate(
-    data: Path, split: str, model: Path, engine: str, foreign: list[Path], report: Path | None
+    data: Path,
+    split: str,
+    model: Path,
+    engine: str,
+    foreign: list[Path],
+    report: Path | None,
+    as_json: bool,
 ) -> None:
     if foreign and report is None:
         raise TrainingError("Foreign images are measured in the report: say where, with --report DIR.")
     artifact = load_artifact(model)
     engines = ("tensorflow", "litert") if engine == "both" else (engine,)
-    importlib.import_module("model.evaluate").print_report(artifact, data, split, engines)
+    evaluating = importlib.import_module("model.evaluate")
+    for evaluation in evaluating.evaluate(artifact, data, split, engines):
+        print(json.dumps(asdict(evaluation)) if as_json else evaluation)
     if report is not None:
-        page = import_training("model.study").report(artifact, data, split, foreign, report)
-        print(f"Wrote {page} and its figures.")
+        with _progress_aside(as_json):
+            page = import_training("model.study").report(artifact, data, split, foreign, report)
+            print(f"Wrote {page} and its figures.")
 
 
 def crossvalidate(
@@ -63,19 +78,35 @@ def crossvalidate(
         output.write_text(text + "\n", encoding="utf-8")
 
 
-def compile_twin(model: Path) -> None:
+def compile_twin(model: Path, as_json: bool) -> None:
     compiling = import_training("model.compile")
-    paths = compiling.compile_artifact(load_artifact(model))
-    print(f"Compiled {paths.tflite}, and its stamp {paths.stamp}")
+    artifact = load_artifact(model)
+    with _progress_aside(as_json):
+        paths = compiling.compile_artifact(artifact)
+    print(_as_json(artifact) if as_json else f"Compiled {paths.tflite}, and its stamp {paths.stamp}")
 
 
-def describe(h5: Path, class_names: str, scale: float) -> None:
+def describe(h5: Path, class_names: str, scale: float, as_json: bool) -> None:
     describing = import_training("model.describe")
     names = [name.strip() for name in class_names.split(",")]
-    card = describing.describe(h5, names, scale).card
+    artifact = describing.describe(h5, names, scale)
+    if as_json:
+        print(_as_json(artifact))
+        return
+    card = artifact.card
     shape = " x ".join(map(str, card.image.shape))
     print(f"Described {h5}: {shape} pixels, multiplied by {card.scale:g}; {', '.join(card.class_names)}.")
     print(f"Next: ext-classify compile --model {shlex.quote(str(h5))}")
+
+
+def _as_json(artifact: Artifact) -> str:
+    about = {"h5": str(artifact.h5_path), "name": artifact.name, "version": artifact.version}
+    return json.dumps({**about, "class_names": artifact.card.class_names, "shape": artifact.card.image.shape})
+
+
+def _progress_aside(as_json: bool) -> AbstractContextManager[object]:
+    """On stderr, where stdout is for a program."""
+    return redirect_stdout(sys.stderr) if as_json else nullcontext()
 
 
 def add_commands(add: Add) -> None:
@@ -95,6 +126,7 @@ def add_commands(add: Add) -> None:
         metavar="SHARE",
         help="accuracy by crossvalidate, which confidence is scaled to (default: told from held-out images)",
     )
+    add_json(command)
 
     command = add("evaluate", evaluate, "measure an artifact on a labelled folder, and write a report")
     command.add_argument("--data", type=Path, required=True, metavar="DIR")
@@ -103,6 +135,7 @@ def add_commands(add: Add) -> None:
     command.add_argument("--engine", default="litert", choices=(*ENGINES, "both"))
     command.add_argument("--foreign", type=Path, nargs="+", default=[], metavar="DIR", help=_FOREIGN)
     command.add_argument("--report", type=Path, metavar="DIR", help="write a page and its figures there")
+    add_json(command)
 
     command = add("crossvalidate", crossvalidate, "measure networks by grouped 5-fold cross-validation")
     command.add_argument("--data", type=Path, required=True, metavar="DIR")
@@ -113,6 +146,7 @@ def add_commands(add: Add) -> None:
 
     command = add("compile", compile_twin, "compile an .h5 to its LiteRT twin")
     command.add_argument("--model", type=Path, default=DEFAULT_MODEL_PATH, metavar="H5")
+    add_json(command)
 
     command = add("describe", describe, "write the card of a foreign .h5")
     command.add_argument("h5", type=Path)
@@ -123,6 +157,7 @@ def add_commands(add: Add) -> None:
         required=True,
         help="what pixels 0..255 are multiplied by before the network: 1/255, or 1 if it scales them itself",
     )
+    add_json(command)
 
 
 _FOREIGN = "folders of images that are none of the classes, to measure abstention"

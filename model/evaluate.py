@@ -1,6 +1,6 @@
 """How well a classifier does on labelled images, and how closely two engines agree."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,12 @@ class Parity:
     labels_equal: int
     max_difference: float
 
+    def __str__(self) -> str:
+        return (
+            f"{self.labels_equal} of {self.images} labels equal, "
+            f"largest difference of a probability {self.max_difference:.1e}"
+        )
+
 
 def compare(a: NDArray[np.float32], b: NDArray[np.float32]) -> Parity:
     """Parity of two engines' probabilities (n, k)."""
@@ -48,30 +54,32 @@ def answer_all(classifier: Classifier, images: NDArray[np.uint8]) -> Answers:
     return join_answers([classifier.answer(batch, with_features=True) for batch in batches])
 
 
-def print_report(artifact: Artifact, data_dir: Path, split: str, engines: Sequence[Engine]) -> None:
-    """Print each engine's metrics on a split, and their parity with the first."""
+@dataclass(frozen=True)
+class Evaluation:
+    """What one engine makes of a split; `parity` is with the first engine, None for that one itself."""
+
+    engine: Engine
+    metrics: Metrics
+    parity: Parity | None
+
+    def __str__(self) -> str:
+        right = f"{self.metrics.correct} of {self.metrics.images} right"
+        said = f"{right}, accuracy {self.metrics.accuracy:.1%}, loss {self.metrics.loss:.3f}"
+        if self.parity is None:
+            return f"{self.engine}: {said}"
+        return f"{self.engine}: {said}; against the first, {self.parity}"
+
+
+def evaluate(
+    artifact: Artifact, data_dir: Path, split: str, engines: Sequence[Engine]
+) -> Iterator[Evaluation]:
+    """Each engine's metrics on a split, as they come."""
     card = artifact.card
     data = load_part(data_dir, split, card.class_names, card.image)
     reference = None
     for engine in engines:
         classifier = open_classifier(artifact, engine, usable_cores(), user_cache_dir())
         probabilities = predict_all(classifier, data, usable_cores())
-        print(f"{engine}: {_describe(measure(probabilities, data.labels))}")
-        if reference is not None:
-            print(f"{engine} against {engines[0]}: {_describe_parity(compare(reference, probabilities))}")
-        else:
-            reference = probabilities
-
-
-def _describe(metrics: Metrics) -> str:
-    return (
-        f"{metrics.correct} of {metrics.images} right, "
-        f"accuracy {metrics.accuracy:.1%}, loss {metrics.loss:.3f}"
-    )
-
-
-def _describe_parity(parity: Parity) -> str:
-    return (
-        f"{parity.labels_equal} of {parity.images} labels equal, "
-        f"largest difference of a probability {parity.max_difference:.1e}"
-    )
+        parity = None if reference is None else compare(reference, probabilities)
+        reference = probabilities if reference is None else reference
+        yield Evaluation(engine, measure(probabilities, data.labels), parity)

@@ -165,9 +165,10 @@ def test_serving_environment_names_the_command_that_compiles(tmp_path: Path) -> 
     assert "Traceback" not in finished.stderr
 
 
-def test_compile_makes_the_twin_that_serve_needs(tmp_path: Path) -> None:
+def test_compile_makes_the_twin_that_serve_needs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     h5 = copy_artifact(tmp_path, ".h5", ".json")
-    assert main(["compile", "--model", str(h5)]) == 0
+    assert main(["compile", "--json", "--model", str(h5)]) == 0
+    assert json.loads(capsys.readouterr().out)["h5"] == str(h5)
     assert h5.with_suffix(".tflite").exists()
     with running_service("--model", str(h5)):
         pass

@@ -9,7 +9,7 @@ import pytest
 
 from model.artifact import Artifact
 from model.dataset import LabelledImages
-from model.evaluate import Parity, compare, predict_all, print_report
+from model.evaluate import Parity, compare, evaluate, predict_all
 from model.image import encode_png
 from model.metrics import Metrics, measure
 from tests.model.conftest import CLASS_NAMES, random_images
@@ -59,19 +59,17 @@ def test_predictions_keep_the_order_of_the_images(count: int, threads: int) -> N
     assert max(classifier.batch_sizes) <= 8
 
 
-def test_report_names_accuracy_of_both_engines_and_their_parity(
-    artifact: Artifact, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_report_names_accuracy_of_both_engines_and_their_parity(artifact: Artifact, tmp_path: Path) -> None:
     pictures = random_images(6)
     for label, class_name in enumerate(CLASS_NAMES):
         folder = tmp_path / "test" / class_name
         folder.mkdir(parents=True)
         for number in (0, 1):
             (folder / f"{number}.png").write_bytes(encode_png(pictures[2 * label + number]))
-    print_report(artifact, tmp_path, "test", ("tensorflow", "litert"))
-    tensorflow, litert, parity = capsys.readouterr().out.splitlines()
-    assert re.fullmatch(r"tensorflow: \d of 6 right, accuracy \d+\.\d%, loss \d\.\d{3}", tensorflow)
-    assert litert.removeprefix("litert") == tensorflow.removeprefix("tensorflow")
+    first, second = map(str, evaluate(artifact, tmp_path, "test", ("tensorflow", "litert")))
+    assert re.fullmatch(r"tensorflow: \d of 6 right, accuracy \d+\.\d%, loss \d\.\d{3}", first)
+    litert, _, parity = second.partition("; against the first, ")
+    assert litert.removeprefix("litert") == first.removeprefix("tensorflow")
     equal, difference = parity.split(", largest difference of a probability ")
-    assert equal == "litert against tensorflow: 6 of 6 labels equal"
+    assert equal == "6 of 6 labels equal"
     assert float(difference) <= 1e-5
