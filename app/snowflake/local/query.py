@@ -3,6 +3,7 @@
 import threading
 import uuid
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from snowflake.connector.errors import Error
@@ -22,6 +23,8 @@ class Query:
     id: str = field(default_factory=lambda: str(uuid.uuid4()))
     functions: list[ExternalFunction] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
+    row_errors: Counter[str] = field(default_factory=Counter)
+    """By code: of rows that were answered, and with an error of their own."""
     error: Error | None = None
     is_over: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -34,6 +37,10 @@ class Query:
     def count(self, **events: int) -> None:
         with self.lock:
             self.counts.update(events)
+
+    def note_row_errors(self, codes: Iterable[str]) -> None:
+        with self.lock:
+            self.row_errors.update(codes)
 
     def next_batch_id(self) -> str:
         """Opaque, and the same for every repetition of a batch."""

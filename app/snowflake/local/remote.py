@@ -117,6 +117,7 @@ class _Batch:
             raise self._failure(100287, "22P02", f"Error parsing JSON response: {error}") from None
         if self._accident.kind != "none":
             self._query.count(**{self._accident.kind: 1})
+        self._query.note_row_errors(filter(None, map(_error_code, values)))
         return values
 
     def _send(self) -> bytes:
@@ -215,3 +216,13 @@ def _to_json(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     text.encode()
     return text
+
+
+def _error_code(value: str | None) -> str | None:
+    """Of an outcome of ours; any other function's answer has none."""
+    if value is None or '"error"' not in value:
+        return None
+    outcome = json.loads(value)
+    error = outcome.get("error") if isinstance(outcome, dict) else None
+    code = error.get("code") if isinstance(error, dict) else None
+    return code if isinstance(code, str) else None

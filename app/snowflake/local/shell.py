@@ -91,6 +91,9 @@ class Shell:
         if query is not None and query.counts:
             sys.stdout.flush()
             print(f"({_describe_calls(query.counts)}, {seconds:.1f} s)", file=sys.stderr)
+            if query.row_errors:
+                errors = ", ".join(f"{count} {code}" for code, count in query.row_errors.most_common())
+                print(f"(answered with an error, which answer:error tells of: {errors})", file=sys.stderr)
         return rows
 
     def answer(self, statement: str | None, *, as_json: bool, banner: str = "") -> None:

@@ -10,7 +10,7 @@ from app.snowflake.console import connect
 from app.snowflake.local.server import LocalServer
 from app.snowflake.local.shell import Shell, print_table
 from tests.app.snowflake.local.conftest import Function
-from tests.app.snowflake.local.remote_service import RemoteService
+from tests.app.snowflake.local.remote_service import RemoteService, answer
 from tests.app.snowflake.local.sql import Sql
 
 
@@ -58,6 +58,24 @@ def test_answer_is_printed_and_its_calls_are_told(
         {"ANSWER": "2"},
     ]
     assert err.startswith("(3 rows to the service in 2 batches, ")
+
+
+def test_rows_with_errors_are_told_of(
+    shell: Shell, function: Function, service: RemoteService, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of whichever column is selected: a label alone would be NULL without a word."""
+    function("f(a VARCHAR)")
+    errors = [{"code": "wrong_account"}, {"code": "corrupt_image"}, {"code": "wrong_account"}, None]
+    service.respond = lambda received: answer(
+        [{"label": None, "error": errors[row[0]]} for row in received.rows]
+    )
+    statement = "SELECT f(seq4()):label::string AS label FROM TABLE(GENERATOR(ROWCOUNT => 4))"
+    shell.run(statement, as_json=True)
+    told = "(answered with an error, which answer:error tells of: 2 wrong_account, 1 corrupt_image)"
+    assert told in capsys.readouterr().err
+    service.respond = lambda received: answer([{"error": "text", "label": 1} for _ in received.rows])
+    shell.run(statement, as_json=True)
+    assert "answered with an error" not in capsys.readouterr().err
 
 
 def test_one_row_is_told_as_one(
