@@ -29,6 +29,8 @@ TIMEOUT_SECONDS = 60.0
 PATIENCE_SECONDS = 300.0
 # A batch that was answered 202 is asked for so often.
 POLL_SECONDS = 1.0
+# So long, an answer that was promised is asked for: it is remembered for some minutes once it is there.
+PROMISE_SECONDS = 3600.0
 LONGEST_PAUSE_SECONDS = 10.0
 _RETRYABLE = frozenset({429, 500, 502, 503, 504})
 _LONGEST_MESSAGE = 500
@@ -156,7 +158,7 @@ def _ask_whole_batch(service: Service, rows: Rows, batch_id: str) -> Conversatio
             return _outcomes_of(reply, len(rows), service.url)
         if _status_of(reply) == HTTPStatus.ACCEPTED:
             request = poll
-            yield patience.after_promise()
+            yield patience.after_promise(service.url)
             continue
         # A batch that is unknown, and was promised, was known to somebody who is gone.
         is_forgotten = request is poll and _status_of(reply) == HTTPStatus.NOT_FOUND
@@ -188,9 +190,14 @@ class _Patience:
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._failures = 0
+        self._promised_at: float | None = None
         self._ends_at = time.monotonic() + seconds
 
-    def after_promise(self) -> Pause:
+    def after_promise(self, url: str) -> Pause:
+        """Raises ClientError for one that is kept for too long."""
+        self._promised_at = self._promised_at or time.monotonic()
+        if time.monotonic() - self._promised_at > PROMISE_SECONDS:
+            raise ClientError(f"{url} has promised an answer for {PROMISE_SECONDS / 60:.0f} minutes.")
         self._failures = 0
         self._ends_at = time.monotonic() + self._seconds
         return _shaken(POLL_SECONDS)

@@ -240,6 +240,18 @@ def test_patience_has_an_end(client: AnyClient, service: RemoteService) -> None:
 
 
 @each_client
+@pytest.mark.usefixtures("quick")
+def test_promise_has_an_end_too(
+    client: AnyClient, service: RemoteService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conversation, "PROMISE_SECONDS", 0.3)
+    service.respond = lambda _: Reply(202, b"{}")
+    with pytest.raises(ClientError, match="has promised an answer for"):
+        client(service.origin).classify("a")
+    assert len(service.received) > 2
+
+
+@each_client
 def test_service_that_is_not_there_is_said_to_be_so(client: AnyClient) -> None:
     with pytest.raises(ClientError, match=r"does not answer .* start it with: ext-classify serve"):
         client(f"http://127.0.0.1:{free_port()}", patience_seconds=0).classify("a")
