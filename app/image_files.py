@@ -2,7 +2,7 @@
 
 import glob
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from app.client import ClientError
 
@@ -35,4 +35,8 @@ def _matches(path: Path) -> list[Path]:
 
 def _is_image(path: Path) -> bool:
     is_hidden = path.name.startswith(".")  # such as those that macOS leaves beside images
-    return not is_hidden and path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+    return not is_hidden and is_named_as_image(path.name) and path.is_file()
+
+
+def is_named_as_image(name: str) -> bool:
+    return PurePath(name).suffix.lower() in IMAGE_SUFFIXES

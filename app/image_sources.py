@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.client import ClientError
-from app.image_files import IMAGE_SUFFIXES, find_images
+from app.image_files import find_images, is_named_as_image
 from app.snowflake.console import Console
 from app.snowflake.identifier import quote_identifier
 from app.snowflake.stage_location import parse_location
@@ -61,7 +61,7 @@ def _staged(name: str, connect: Callable[[], Console]) -> list[ImageSource]:
         stage, path = parse_location(name)
     except ValueError as error:
         raise ClientError(str(error)) from None
-    if _is_image(path) and not _PATTERN & set(path):
+    if is_named_as_image(path) and not _PATTERN & set(path):
         return [ImageSource(name)]
     with connect() as console:
         found = list(_listed(console, quote_identifier(*stage), path))
@@ -77,7 +77,7 @@ def _listed(console: Console, stage: str, path: str) -> Iterator[ImageSource]:
     )
     for row in rows:
         relative_path: str = row["relative_path"]
-        if _is_image(relative_path) and _is_meant(relative_path, path):
+        if is_named_as_image(relative_path) and _is_meant(relative_path, path):
             yield ImageSource(f"@{stage}/{relative_path}", etag=row["etag"])
 
 
@@ -86,7 +86,3 @@ def _is_meant(relative_path: str, path: str) -> bool:
         return fnmatch.fnmatchcase(relative_path, path)
     folder = path.rstrip("/")
     return not folder or relative_path.startswith(f"{folder}/")
-
-
-def _is_image(path: str) -> bool:
-    return any(path.lower().endswith(suffix) for suffix in IMAGE_SUFFIXES)

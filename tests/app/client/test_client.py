@@ -98,6 +98,13 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(conversation, "LONGEST_PAUSE_SECONDS", 0.01)
 
 
+@pytest.fixture
+def without_exceptions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the proxy, but for those that the client makes itself."""
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+
+
 @each_client
 def test_an_image_is_bytes_a_file_or_what_names_it(client: AnyClient, url: str) -> None:
     path = SAMPLES / "pitted.png"
@@ -416,22 +423,20 @@ def test_key_is_one_line_of_ascii_and_is_told_to_nobody(client: AnyClient) -> No
 
 
 @each_client
+@pytest.mark.usefixtures("without_exceptions")
 def test_no_proxy_stands_between_this_machine_and_itself(
     client: AnyClient, service: RemoteService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("no_proxy", "NO_PROXY"):
-        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     service.respond = echo
     assert client(service.origin).classify("a") == echoed("a")
 
 
 @each_client
+@pytest.mark.usefixtures("without_exceptions")
 def test_proxy_is_asked_for_others(
     client: AnyClient, service: RemoteService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("no_proxy", "NO_PROXY"):
-        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("http_proxy", service.origin)
     service.respond = echo
     assert client("http://mill.example").classify("a") == echoed("a")
