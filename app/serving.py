@@ -14,9 +14,9 @@ import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 
 from app.classifiers.host import ClassifierProcesses
-from app.connection import BoundedConnection
 from app.last_call import LastCallServer
 from app.listening import refuse_taken_port
+from app.server.connection import HttpProtocol
 from app.settings import Settings
 from app.workers import Workers
 from model.errors import ModelError
@@ -99,6 +99,6 @@ def _options(settings: Settings) -> dict[str, Any]:
         "timeout_keep_alive": KEEP_ALIVE_SECONDS,
         "server_header": False,
         "timeout_graceful_shutdown": settings.stop_grace_seconds + _ANSWERING_SECONDS,
-        "http": BoundedConnection,
+        "http": HttpProtocol(),
         "ws": "none",
     }

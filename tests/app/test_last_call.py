@@ -7,10 +7,10 @@ import pytest
 import uvicorn
 from uvicorn.supervisors import multiprocess
 
-from app.connection import BoundedConnection
 from app.last_call import LastCallServer
+from app.server.connection import HttpProtocol
 from app.workers import Workers
-from tests.app.test_connection import GET, application
+from tests.app.server.test_connection import GET, application
 
 CALLERS = 20
 SUPERVISED = multiprocess.Process
@@ -18,7 +18,7 @@ SUPERVISED = multiprocess.Process
 
 async def answers_of_the_unaccepted(kind: type[uvicorn.Server]) -> list[bytes]:
     """Of callers whose connection the system has made, and who have asked, when the server ends."""
-    options: Any = {"http": BoundedConnection, "lifespan": "off", "log_level": "critical", "ws": "none"}
+    options: Any = {"http": HttpProtocol(), "lifespan": "off", "log_level": "critical", "ws": "none"}
     listener = socket.create_server(("127.0.0.1", 0))
     server = kind(uvicorn.Config(application, timeout_keep_alive=2, **options))
     server.config.load()
@@ -55,7 +55,7 @@ def test_workers_are_such_servers_and_their_supervisor_keeps_no_queue_of_its_own
     """Each takes in what it can see; with the last of them, the queue they shared is gone."""
     listener = socket.create_server(("127.0.0.1", 0))
     address = listener.getsockname()
-    config = uvicorn.Config(application, http=BoundedConnection, workers=2)
+    config = uvicorn.Config(application, http=HttpProtocol(), workers=2)
     supervised = {number: signal.getsignal(number) for number in multiprocess.SIGNALS}
     try:
         workers = Workers(config, [listener])

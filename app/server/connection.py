@@ -1,0 +1,460 @@
+"""One HTTP/1.1 connection between uvicorn's server and the ASGI application.
+
+Requests are taken one at a time: what a client pipelines stays unparsed until the request before it is
+answered, so that a flood of requests in one packet costs no more than its bytes.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any, cast
+
+from pydantic_core import to_json
+from uvicorn import Config
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
+from uvicorn.protocols.utils import get_local_addr, get_remote_addr
+from uvicorn.server import ServerState
+
+from app.outcome import ErrorDetail
+from app.server.connection_limits import ConnectionLimits
+from app.server.request_body import BodyFraming
+from app.server.request_errors import BadRequest, ConnectionOverload, HeadTimeout, HeadTooLarge
+from app.server.request_head import MAX_HEAD_BYTES, RequestHead
+
+HEAD_TIMEOUT_SECONDS = 10.0
+# A client that reads nothing of its answer for so long is disconnected.
+WRITE_TIMEOUT_SECONDS = 30.0
+# On shutdown, a request that is already on its way over an idle connection is still answered.
+SHUTDOWN_IDLE_SECONDS = 0.5
+# The rest of a body whose request was answered early. Most clients read no answer before they have sent all.
+MAX_DISCARDED_BYTES = 64 * 1024 * 1024
+DISCARD_TIMEOUT_SECONDS = 30.0
+# RFC 9112, section 9.6: closing at once would reset the connection, and the client would lose the answer.
+LINGER_TIMEOUT_SECONDS = 10.0
+
+_LOGGER = logging.getLogger("uvicorn.error")
+_HEAD_END = b"\r\n\r\n"
+
+
+class _Transport:
+    """What a response cycle sees of a transport: closing waits until the client can have read the answer."""
+
+    __slots__ = ("close", "is_closing", "write")
+
+    def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
+        self.write = transport.write
+        self.is_closing = transport.is_closing
+        self.close = close
+
+
+class _Flow(FlowControl):
+    """Reads no more while a pipelined request waits, whatever the application asks for."""
+
+    is_input_waiting = False
+
+    def resume_reading(self) -> None:
+        if not self.is_input_waiting:
+            super().resume_reading()
+
+
+class _ExpectingCycle(RequestResponseCycle):
+    """Of a request with `Expect: 100-continue`.
+
+    A client that is refused before it was told to continue may or may not send its body: what comes next
+    cannot be framed (RFC 9110, section 10.1.1).
+    """
+
+    async def send(self, message: Any) -> None:
+        if self.waiting_for_100_continue and message["type"] == "http.response.start":
+            self.keep_alive = False
+        await super().send(message)
+
+
+class HttpConnection(asyncio.Protocol):
+    """Errors of framing are answered in the service's own form, `{"error": {code, message, retryable}}`."""
+
+    def __init__(
+        self, limits: ConnectionLimits, config: Config, server_state: ServerState, app_state: dict[str, Any]
+    ) -> None:
+        if not config.loaded:
+            config.load()
+        self.loop = asyncio.get_running_loop()
+        self.cycle: RequestResponseCycle | None = None
+        self.transport: asyncio.Transport
+        self.flow: _Flow
+        self._app = config.loaded_app
+        self._config = config
+        self._limits = limits
+        self._server_state = server_state
+        self._app_state = app_state
+        self._data = b""
+        self._position = 0
+        """Of the first byte of `_data` that is not taken yet."""
+        self._buffered_bytes = 0
+        self._head: RequestHead | None = None
+        self._head_bytes = 0
+        self._head_tail = b""
+        self._body: BodyFraming | None = None
+        """Of the request that has begun, until it has arrived."""
+        self._discarded_bytes = 0
+        self._is_lingering = False
+        self._is_shutting_down = False
+        self._is_scheduled = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._write_timer: asyncio.TimerHandle | None = None
+        self._unwritten_bytes = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self.flow = _Flow(self.transport)
+        self._cycle_transport: Any = _Transport(self.transport, self._finish)
+        self._server = get_local_addr(self.transport)
+        self._client = get_remote_addr(self.transport)
+        self._server_state.connections.add(self)  # type: ignore[arg-type]
+        if self._limits.open(self):
+            self._set_timer(self._config.timeout_keep_alive, self._end_idle)
+        else:
+            self._refuse(ConnectionOverload("A connection must wait for one of those that are open to end."))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._limits.close(self)
+        self._server_state.connections.discard(self)
+        self._drop_input()
+        for timer in (self._timer, self._write_timer):
+            if timer is not None:
+                timer.cancel()
+        self._disconnect_cycle()
+        self.flow.resume_writing()
+        if exc is None:
+            self.transport.close()
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_lingering:
+            self._discard(len(data))
+            return
+        self._data = data if self._position == len(self._data) else self._data[self._position :] + data
+        self._position = 0
+        if not self._is_scheduled:
+            self._advance()
+
+    def pause_writing(self) -> None:
+        self.flow.pause_writing()
+        self._await_writing()
+
+    def resume_writing(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
+        self.flow.resume_writing()
+
+    def shutdown(self) -> None:
+        """Called by the server once it does not listen any more."""
+        self._is_shutting_down = True
+        if self._is_answering and self.cycle is not None:
+            self.cycle.keep_alive = False
+        else:
+            self.loop.call_later(SHUTDOWN_IDLE_SECONDS, self._close_unless_answering)
+
+    def evict(self) -> None:
+        """Close without an answer: no request has begun."""
+        self._limits.note_busy(self)
+        self.transport.close()
+
+    @property
+    def _is_answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _advance(self) -> None:
+        """Take at most one head and one piece of a body from what has arrived."""
+        self._is_scheduled = False
+        if self._is_lingering or self.transport.is_closing():
+            return
+        try:
+            if self._body is None and not self._is_answering:
+                self._take_head()
+            if self.cycle is not None and self._body is not None:
+                self._take_body(self.cycle, self._body)
+            self._count_buffered()
+        except BadRequest as error:
+            self._refuse(error)
+        else:
+            self.flow.is_input_waiting = self._position < len(self._data)
+            if self.flow.is_input_waiting:
+                self.flow.pause_reading()
+                if self._body is not None or not self._is_answering:
+                    self._schedule()
+            elif not self._is_holding_enough():
+                self.flow.resume_reading()
+
+    def _is_holding_enough(self) -> bool:
+        """Whether the application has yet to take what has arrived of the body."""
+        return self._is_answering and self.cycle is not None and len(self.cycle.body) > HIGH_WATER_LIMIT
+
+    def _schedule(self) -> None:
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            self.loop.call_soon(self._advance)
+
+    def _take_head(self) -> None:
+        if self._head is None:
+            self._skip_blank_lines()
+            if self._position == len(self._data):
+                return
+            self._head, self._head_bytes, self._head_tail = RequestHead(), 0, b""
+        piece = self._data[self._position :] if self._position else self._data
+        searched = self._head_tail + piece
+        end = searched.find(_HEAD_END, 0, MAX_HEAD_BYTES + len(_HEAD_END))
+        taken = piece if end < 0 else piece[: end + len(_HEAD_END) - len(self._head_tail)]
+        self._head_bytes += len(taken)
+        if self._head_bytes > MAX_HEAD_BYTES:
+            raise HeadTooLarge(
+                f"A request line and headers must have at most {MAX_HEAD_BYTES} bytes. Received: more."
+            )
+        self._head.feed(taken)
+        self._position += len(taken)
+        if end >= 0:
+            head, self._head = self._head, None
+            head.finish()
+            self._begin_request(head)
+        else:
+            if self._head_bytes == len(taken):
+                self._set_timer(HEAD_TIMEOUT_SECONDS, self._end_slow_head)
+            self._head_tail = searched[-3:]
+
+    def _skip_blank_lines(self) -> None:
+        """RFC 9112, section 2.2."""
+        if self._data[self._position] in b"\r\n":
+            self._data = self._data[self._position :].lstrip(b"\r\n")
+            self._position = 0
+
+    def _begin_request(self, head: RequestHead) -> None:
+        path, raw_path, query = head.path_and_query()
+        self._body = head.body()
+        has_body = self._body is not None
+        expects = has_body and any(
+            name == b"expect" and value.lower() == b"100-continue" for name, value in head.headers
+        )
+        scope: Any = {
+            "type": "http",
+            "asgi": {"version": self._config.asgi_version, "spec_version": "2.3"},
+            "http_version": head.http_version,
+            "server": self._server,
+            "client": self._client,
+            "scheme": "http",
+            "method": head.method,
+            "root_path": self._config.root_path,
+            "path": path,
+            "raw_path": raw_path,
+            "query_string": query,
+            "headers": head.headers,
+            "state": self._app_state.copy(),
+        }
+        make_cycle = _ExpectingCycle if expects else RequestResponseCycle
+        self.cycle = make_cycle(
+            scope=scope,
+            transport=self._cycle_transport,
+            flow=self.flow,
+            logger=_LOGGER,
+            access_logger=_LOGGER,
+            access_log=False,
+            default_headers=self._server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=expects,
+            keep_alive=head.keep_alive and not self._is_shutting_down,
+            on_response=self._end_response,
+        )
+        self._discarded_bytes = 0
+        self._cancel_timer()
+        self._limits.note_busy(self)
+        if not has_body:
+            self.cycle.more_body = False
+            self.cycle.message_event.set()
+        self._start_cycle(self.cycle)
+
+    def _start_cycle(self, cycle: RequestResponseCycle) -> None:
+        """Run the application, or answer at once what it has no time for: refusing a flood must be cheap."""
+        # A client that does not read its answers is answered by the application, which waits for it.
+        refuse_at_once = None if self.flow.write_paused else getattr(self._app, "refuse_at_once", None)
+        refusal = refuse_at_once and refuse_at_once(cycle.scope)
+        if not refusal:
+            task = self.loop.create_task(cycle.run_asgi(self._app))
+            self._server_state.tasks.add(task)
+            task.add_done_callback(self._server_state.tasks.discard)
+            return
+        if cycle.waiting_for_100_continue:
+            cycle.keep_alive = False
+        self._write_answer(
+            refusal.status_code, refusal.raw_headers, refusal.body, keep_alive=cycle.keep_alive
+        )
+        cycle.response_started = cycle.response_complete = True
+        if not cycle.keep_alive:
+            self._finish()
+        self._end_response()
+
+    def _take_body(self, cycle: RequestResponseCycle, body: BodyFraming) -> None:
+        start = self._position
+        sink = bytearray() if cycle.response_complete else cycle.body
+        self._position = body.take(self._data, start, sink)
+        if body.is_complete:
+            self._body = None
+        if cycle.response_complete:
+            self._discard(self._position - start)
+        elif self._position > start:
+            cycle.more_body = not body.is_complete
+            if self._is_holding_enough():
+                self.flow.pause_reading()
+            cycle.message_event.set()
+        if cycle.response_complete and body.is_complete:
+            self._become_idle()
+
+    def _end_response(self) -> None:
+        self._server_state.total_requests += 1
+        if self._is_lingering or self.transport.is_closing():
+            return
+        if self._body is None:
+            self._become_idle()
+        else:
+            self._set_timer(DISCARD_TIMEOUT_SECONDS, self._linger)
+        if self._position < len(self._data):
+            self._schedule()
+        self.flow.resume_reading()
+
+    def _become_idle(self) -> None:
+        if self._is_lingering or self.transport.is_closing():
+            return
+        self._limits.note_idle(self)
+        self._set_timer(self._config.timeout_keep_alive, self._end_idle)
+
+    def _discard(self, more_bytes: int) -> None:
+        self._discarded_bytes += more_bytes
+        if self._discarded_bytes <= MAX_DISCARDED_BYTES:
+            return
+        if self._is_lingering:
+            self.transport.abort()
+        else:
+            self._linger()
+
+    def _finish(self) -> None:
+        """Close once the answer is written, without cutting off a client that is still sending."""
+        if self._body is not None or self._position < len(self._data):
+            self._linger()
+        elif not self.transport.is_closing():
+            self.transport.close()
+            if self.transport.get_write_buffer_size():
+                self._await_writing()
+
+    def _linger(self) -> None:
+        """Write no more, and discard what comes until the client closes (RFC 9112, section 9.6)."""
+        if self._is_lingering or self.transport.is_closing():
+            return
+        self._is_lingering = True
+        self._limits.note_busy(self)
+        self._drop_input()
+        self._disconnect_cycle()
+        self._discarded_bytes = 0
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.flow.resume_reading()
+        self._set_timer(LINGER_TIMEOUT_SECONDS, self._end_linger)
+
+    def _refuse(self, error: BadRequest) -> None:
+        if self._is_lingering or self.transport.is_closing():
+            return
+        is_answered = self._body is not None and not self._is_answering
+        if not is_answered and not (self._is_answering and self.cycle and self.cycle.response_started):
+            detail = ErrorDetail(code=error.code, message=error.message, retryable=error.retryable)
+            headers = [(b"content-type", b"application/json"), *error.headers]
+            self._write_answer(error.status, headers, to_json({"error": detail}), keep_alive=False)
+        self._linger()
+
+    def _write_answer(
+        self, status: int, headers: list[tuple[bytes, bytes]], body: bytes, *, keep_alive: bool
+    ) -> None:
+        lines = [STATUS_LINE[status]]
+        lines += [b"%b: %b\r\n" % header for header in (*self._server_state.default_headers, *headers)]
+        if not any(name == b"content-length" for name, _ in headers):
+            lines.append(b"content-length: %d\r\n" % len(body))
+        if not keep_alive:
+            lines.append(b"connection: close\r\n")
+        self.transport.write(b"".join([*lines, b"\r\n", body]))
+
+    def _drop_input(self) -> None:
+        self._data, self._position, self._head, self._body = b"", 0, None, None
+        self.flow.is_input_waiting = False
+        self._count_buffered()
+
+    def _disconnect_cycle(self) -> None:
+        if self.cycle is not None:
+            self.cycle.disconnected = not self.cycle.response_complete
+            self.cycle.message_event.set()
+
+    def _count_buffered(self) -> None:
+        """What waits in memory to be taken. Raises Overload."""
+        now = len(self._data) - self._position + (0 if self._head is None else self._head_bytes)
+        if now != self._buffered_bytes:
+            more, self._buffered_bytes = now - self._buffered_bytes, now
+            self._limits.buffer(more)
+
+    def _close_unless_answering(self) -> None:
+        if not self._is_answering:
+            self.transport.close()
+
+    def _set_timer(self, seconds: float, end: Callable[[], None]) -> None:
+        self._cancel_timer()
+        self._timer = self.loop.call_later(seconds, end)
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _end_idle(self) -> None:
+        if self._write_timer is not None:  # the client still reads its answer
+            self._set_timer(self._config.timeout_keep_alive, self._end_idle)
+        elif self.transport.get_write_buffer_size():
+            self.transport.abort()  # closing would wait for the client to read the rest
+        else:
+            self.transport.close()
+
+    def _end_slow_head(self) -> None:
+        self._refuse(HeadTimeout(f"A request's headers must arrive within {HEAD_TIMEOUT_SECONDS:g} seconds."))
+
+    def _end_linger(self) -> None:
+        if self._write_timer is not None:
+            self._set_timer(LINGER_TIMEOUT_SECONDS, self._end_linger)
+        else:
+            self.transport.abort()
+
+    def _await_writing(self) -> None:
+        """Disconnect a client that reads nothing of what does not fit into the socket's buffers."""
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+        self._unwritten_bytes = self.transport.get_write_buffer_size()
+        self._write_timer = self.loop.call_later(WRITE_TIMEOUT_SECONDS, self._end_writing)
+
+    def _end_writing(self) -> None:
+        self._write_timer = None
+        if self.transport.get_write_buffer_size() >= self._unwritten_bytes:
+            self.transport.abort()
+        else:
+            self._await_writing()
+
+
+class HttpProtocol:
+    """What uvicorn's `http` option takes: makes the connections of one server, which share their limits.
+
+    It can be pickled, as uvicorn passes it to its workers.
+    """
+
+    def __init__(self, limits: ConnectionLimits | None = None) -> None:
+        self.limits = limits or ConnectionLimits()
+
+    def __call__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> HttpConnection:
+        return HttpConnection(self.limits, config, server_state, app_state)

@@ -1,0 +1,610 @@
+import asyncio
+import json
+import re
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from http.client import HTTPConnection
+from typing import Any
+
+import pytest
+import uvicorn
+from starlette.responses import Response
+
+from app.server import connection
+from app.server.connection import HttpProtocol
+from app.server.connection_limits import ConnectionLimits
+from app.server.request_head import MAX_HEAD_BYTES, MAX_HEADERS, MAX_TARGET_BYTES
+from tests.running import free_port, wait_until
+
+Answer = tuple[int, dict[str, Any]]
+GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
+async def application(scope: Any, receive: Any, send: Any) -> None:
+    """Answers with the length of the body, or with as many bytes as it is asked for."""
+    if scope["type"] != "http":
+        return
+    body, more = b"", True
+    while more:
+        message = await receive()
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+    answer = b"x" * int(body[4:]) if body.startswith(b"send") else b"%d" % len(body)
+    headers = [(b"content-length", b"%d" % len(answer))]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": answer})
+
+
+@contextmanager
+def serving(
+    asked: Any = None, limits: ConnectionLimits | None = None
+) -> Iterator[tuple[int, uvicorn.Server]]:
+    port = free_port()
+    options: Any = {"http": HttpProtocol(limits), "lifespan": "off", "log_level": "critical", "ws": "none"}
+    options |= {"proxy_headers": False, "timeout_keep_alive": 2}
+    server = uvicorn.Server(uvicorn.Config(asked or application, port=port, **options))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    wait_until(lambda: server.started)
+    try:
+        yield port, server
+    finally:
+        server.should_exit = True
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    with serving() as (port, _):
+        yield port
+
+
+def connect(port: int) -> socket.socket:
+    connected = socket.create_connection(("127.0.0.1", port), timeout=10)
+    connected.settimeout(10)
+    return connected
+
+
+def read_all(connected: socket.socket) -> bytes:
+    """Until the service closes the connection."""
+    received = b""
+    while piece := connected.recv(65536):
+        received += piece
+    return received
+
+
+def refusal_of(received: bytes) -> Answer:
+    head, _, body = received.partition(b"\r\n\r\n")
+    assert b"connection: close" in head
+    assert f"content-length: {len(body)}".encode() in head
+    error = json.loads(body)["error"]
+    return int(head.split()[1]), error
+
+
+def ask(port: int, said: bytes) -> Answer:
+    with connect(port) as connected:
+        connected.sendall(said)
+        return refusal_of(read_all(connected))
+
+
+def head_of(total_bytes: int) -> bytes:
+    begin, end = b"GET / HTTP/1.1\r\nHost: a\r\nX: ", b"\r\n\r\n"
+    return begin + b"x" * (total_bytes - len(begin) - len(end)) + end
+
+
+@pytest.mark.parametrize("piece_bytes", [1_000_000, 1000])
+def test_head_has_at_most_so_many_bytes(port: int, piece_bytes: int) -> None:
+    for more, status in ((0, b"200"), (1, b"431")):
+        head = head_of(MAX_HEAD_BYTES + more)
+        with connect(port) as connected:
+            for start in range(0, len(head), piece_bytes):
+                connected.sendall(head[start : start + piece_bytes])
+                time.sleep(0.001)
+            assert connected.recv(100).startswith(b"HTTP/1.1 " + status)
+    status, error = ask(port, head)
+    assert (status, error["code"]) == (431, "head_too_large")
+    assert error["message"].endswith("at most 65536 bytes. Received: more.")
+
+
+def test_head_that_never_ends_is_refused(port: int) -> None:
+    with connect(port) as connected:
+        connected.sendall(b"GET / HTTP/1.1\r\na: " + b"x" * MAX_HEAD_BYTES)
+        assert refusal_of(read_all(connected))[0] == 431
+
+
+@pytest.mark.parametrize(
+    ("head", "status", "code"),
+    [
+        (b"GET /" + b"x" * MAX_TARGET_BYTES + b" HTTP/1.1\r\nHost: a\r\n\r\n", 414, "uri_too_long"),
+        (b"GET /" + b"x" * MAX_HEAD_BYTES + b" HTTP/1.1\r\nHost: a\r\n\r\n", 431, "head_too_large"),
+        (b"GET / HTTP/1.1\r\nHost: a\r\n" + b"a:b\r\n" * MAX_HEADERS + b"\r\n", 431, "head_too_large"),
+        (b"GET / HTTP/1.1\r\n\r\n", 400, "malformed_request"),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n", 400, "malformed_request"),
+        (b"GET / HTTP/1.0\r\nHost: a\r\nHost: b\r\n\r\n", 400, "malformed_request"),
+        (b"GET / HTTP/1.1\r\nHost: a b\r\n\r\n", 400, "malformed_request"),
+        (b"GET / HTTP/1.1\r\nHost: a, b\r\n\r\n", 400, "malformed_request"),
+        (b"GET / HTTP/1.1\r\nHost: a/b\r\n\r\n", 400, "malformed_request"),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nX: a\r\n b\r\n\r\n", 400, "malformed_request"),
+        (b"GET / HTTP/1.1\nHost: a\n\n", 400, "malformed_request"),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400, "malformed_request"),
+        (b"CONNECT a:80 HTTP/1.1\r\nHost: a\r\n\r\n", 400, "malformed_request"),
+        (
+            b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+            501,
+            "unknown_transfer_coding",
+        ),
+        (b"POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n", 400, "malformed_request"),
+    ],
+)
+def test_head_that_breaks_a_rule_is_refused(port: int, head: bytes, status: int, code: str) -> None:
+    answered, error = ask(port, head)
+    assert (answered, error["code"]) == (status, code)
+
+
+def test_http_1_0_needs_no_host(port: int) -> None:
+    with connect(port) as connected:
+        connected.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        assert read_all(connected).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nabcde",
+        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: -5\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5x\r\n\r\nabcde",
+        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\nabc\r\n",
+        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length : 5\r\n\r\nabcde",
+        b"GET / HTTP/9.9\r\nHost: a\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"not http at all\r\n\r\n",
+    ],
+)
+def test_what_two_servers_could_read_differently_is_refused(port: int, said: bytes) -> None:
+    status, error = ask(port, said)
+    assert (status, error["code"]) == (400, "malformed_request")
+    assert error["retryable"] is False
+
+
+def test_slow_head_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "HEAD_TIMEOUT_SECONDS", 0.3)
+    with serving() as (port, _), connect(port) as slow:
+        for byte in b"GET / HT":
+            slow.sendall(bytes([byte]))
+            time.sleep(0.01)
+        status, error = refusal_of(read_all(slow))
+        assert (status, error["code"]) == (408, "head_timeout")
+
+
+def test_slow_head_of_a_later_request_is_given_up_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "HEAD_TIMEOUT_SECONDS", 0.3)
+    with serving() as (port, _), connect(port) as slow:
+        slow.sendall(GET)
+        assert slow.recv(100).startswith(b"HTTP/1.1 200")
+        slow.sendall(b"GET")
+        assert refusal_of(read_all(slow))[0] == 408
+
+
+def test_connection_that_asks_for_nothing_is_closed_without_a_word() -> None:
+    with serving() as (port, server), connect(port) as silent:
+        wait_until(lambda: len(server.server_state.connections) == 1)
+        assert read_all(silent) == b""
+
+
+def test_hundreds_of_half_open_connections_shut_nobody_out(port: int) -> None:
+    with ExitStack() as stack:
+        for number in range(300):
+            half_open = stack.enter_context(connect(port))
+            half_open.sendall(
+                b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\nx" if number % 2 else b"PO"
+            )
+        for _ in range(20):
+            with connect(port) as connected:
+                connected.sendall(GET)
+                assert connected.recv(100).startswith(b"HTTP/1.1 200")
+
+
+def test_answer_that_is_not_taken_is_thrown_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "WRITE_TIMEOUT_SECONDS", 0.3)
+    with serving() as (port, server), connect(port) as deaf:
+        deaf.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 12\r\n\r\nsend50000000")
+        wait_until(lambda: server.server_state.total_requests == 1)
+        wait_until(lambda: not server.server_state.connections)
+
+
+def test_requests_go_on_over_one_connection(port: int) -> None:
+    with connect(port) as connected:
+        for length in (0, 5, 100_000):
+            request = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % length
+            connected.sendall(request + b"x" * length)
+            received = b""
+            while not received.endswith(b"\r\n\r\n%d" % length):
+                received += connected.recv(1000)
+            assert received.startswith(b"HTTP/1.1 200")
+
+
+def test_answer_that_is_taken_slowly_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "WRITE_TIMEOUT_SECONDS", 0.3)
+    with serving() as (port, _), connect(port) as slow:
+        slow.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 12\r\n\r\nsend50000000")
+        received = 0
+        while received < 50_000_000:
+            piece = slow.recv(2_000_000, socket.MSG_WAITALL)
+            assert piece
+            received += len(piece)
+            time.sleep(0.1)
+
+
+def test_connection_is_not_kept_by_bytes_that_ask_for_nothing() -> None:
+    with serving() as (port, server), connect(port) as idle:
+        idle.sendall(GET)
+        assert idle.recv(100).startswith(b"HTTP/1.1 200")
+        idle.sendall(b"\r\n")
+        wait_until(lambda: not server.server_state.connections)
+
+
+@pytest.mark.parametrize("asked_before", [False, True])
+def test_request_on_its_way_when_the_service_ends_is_answered(*, asked_before: bool) -> None:
+    with serving() as (port, server), connect(port) as late:
+        if asked_before:
+            late.sendall(GET)
+            assert late.recv(100).startswith(b"HTTP/1.1 200")
+        wait_until(lambda: len(server.server_state.connections) == 1)
+        server.should_exit = True
+        time.sleep(0.3)
+        late.sendall(GET)
+        answer = read_all(late)
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert b"connection: close" in answer
+
+
+class Busy:
+    """Has no time for what is asked of /busy, and answers all else."""
+
+    asked = 0
+    answer: Any = staticmethod(application)
+
+    def refuse_at_once(self, scope: Any) -> Response | None:
+        return Response(b"no", 429, {"retry-after": "1"}) if scope["path"] == "/busy" else None
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        self.asked += scope["type"] == "http"
+        refusal = scope["type"] == "http" and self.refuse_at_once(scope)
+        await (refusal or self.answer)(scope, receive, send)
+
+
+BUSY = b"POST /busy HTTP/1.1\r\nHost: a\r\nContent-Length: 500000\r\n\r\n"
+
+
+def test_what_there_is_no_time_for_is_answered_before_its_body_and_without_the_app() -> None:
+    app = Busy()
+    with serving(app) as (port, server), connect(port) as caller:
+        for _ in range(3):
+            caller.sendall(BUSY)
+            answer = caller.recv(1000)
+            assert answer.startswith(b"HTTP/1.1 429 Too Many Requests\r\n")
+            assert answer.endswith(b"\r\n\r\nno")
+            assert b"retry-after: 1\r\n" in answer
+            assert b"content-length: 2\r\n" in answer
+            assert b"\r\ndate: " in answer
+            caller.sendall(bytes(500_000))
+        assert app.asked == 0
+        caller.sendall(GET)
+        assert caller.recv(1000).endswith(b"0")
+        assert app.asked == 1
+        wait_until(lambda: not server.server_state.connections)  # idle for as long as any
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"POST /busy HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 0\r\n\r\n",
+        b"POST /busy HTTP/1.0\r\nContent-Length: 0\r\n\r\n",
+    ],
+)
+def test_refusal_at_once_closes_for_whoever_asks_for_it(head: bytes) -> None:
+    with serving(Busy()) as (port, _), connect(port) as caller:
+        caller.sendall(head)
+        answer = read_all(caller)
+        assert answer.startswith(b"HTTP/1.1 429")
+        assert b"connection: close" in answer
+
+
+def test_refusal_at_once_waits_for_the_answers_before_it() -> None:
+    ask = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi"
+    busy = b"POST /busy HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi"
+    last = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+    with serving(Busy()) as (port, _), connect(port) as caller:
+        caller.sendall(ask + busy + ask + busy + last)
+        answers = read_all(caller)
+    statuses = re.findall(rb"HTTP/1\.1 (\d+)", answers)
+    assert statuses == [b"200", b"429", b"200", b"429", b"200"]
+
+
+def send_much(connected: socket.socket, heads: bytes) -> None:
+    """Raises TimeoutError when nothing more has been taken for a while, however slowly it was before."""
+    sent = 0
+    while sent < 50_000_000:
+        sent += connected.send(heads[sent % len(heads) :])
+
+
+def test_whoever_takes_no_answers_gets_no_more_of_them_at_once() -> None:
+    """They would pile up: what waits for the caller stops reading from it too."""
+    app = Busy()
+    heads = b"POST /busy HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n" * 1000
+    with serving(app) as (port, server), connect(port) as caller:
+        caller.settimeout(3)
+        with pytest.raises(TimeoutError):
+            send_much(caller, heads)
+        wait_until(lambda: app.asked >= 1)
+        [there] = server.server_state.connections
+        assert there.transport.get_write_buffer_size() < 1_000_000
+
+
+def test_many_requests_at_once_behind_a_slow_one_are_all_refused_in_turn() -> None:
+    async def slow(scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.sleep(0.3)
+        await application(scope, receive, send)
+
+    app = Busy()
+    app.answer = slow
+    busy = b"POST /busy HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n"
+    last = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+    with serving(app) as (port, _), connect(port) as caller:
+        caller.sendall(GET + busy * 600 + last)
+        statuses = re.findall(rb"HTTP/1\.1 (\d+)", read_all(caller))
+    assert statuses == [b"200", *[b"429"] * 600, b"200"]
+
+
+def test_many_small_requests_in_one_piece_are_no_long_head(port: int) -> None:
+    """Cut where the last of them is not whole."""
+    with connect(port) as caller:
+        caller.sendall(GET * 20_000 + GET[:-4])
+        taken = 0
+        while taken < 20_000:
+            piece = caller.recv(1_000_000)
+            assert b" 431 " not in piece
+            taken += piece.count(b"HTTP/1.1 200")
+
+
+async def echo(scope: Any, receive: Any, send: Any) -> None:
+    """Answers with the path, the names of the headers and the body."""
+    if scope["type"] != "http":
+        return
+    body, more = b"", True
+    while more:
+        message = await receive()
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+    names = b",".join(name for name, _ in scope["headers"])
+    answer = b"<%b|%b|%b>" % (scope["raw_path"], names, body)
+    headers = [(b"content-length", b"%d" % len(answer))]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": answer})
+
+
+@pytest.fixture(scope="module")
+def echo_port() -> Iterator[int]:
+    with serving(echo) as (port, _):
+        yield port
+
+
+LAST = b"GET /last HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+
+
+def answers_to(port: int, *pieces: bytes) -> list[bytes]:
+    """What stands between angle brackets, or the status of an error, answer by answer."""
+    with connect(port) as connected:
+        for piece in pieces:
+            connected.sendall(piece)
+            time.sleep(0.05)
+        received = read_all(connected)
+    return [
+        told[2] if told[1] == b"200" else told[1]
+        for told in re.finditer(rb"HTTP/1\.1 (\d+)[^<{]*(<[^>]*>|\{)", received)
+    ]
+
+
+def test_trailers_are_no_headers(echo_port: int) -> None:
+    head = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+    sent = head + b"2\r\nhi\r\n0\r\nX-API-Key: secret\r\n\r\n"
+    assert answers_to(echo_port, sent + LAST) == [
+        b"</|host,transfer-encoding|hi>",
+        b"</last|host,connection|>",
+    ]
+    assert answers_to(echo_port, *(sent[i : i + 7] for i in range(0, len(sent), 7)), LAST)[0].endswith(
+        b"|hi>"
+    )
+
+
+def test_trailers_without_end_are_refused(echo_port: int) -> None:
+    head = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n"
+    status, error = ask(echo_port, head + b"a:b\r\n" * 10_000)
+    assert (status, error["code"]) == (431, "trailers_too_large")
+
+
+UPGRADES = [
+    b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n",
+    b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: eA==\r\n",
+    b"Connection: keep-alive, upgrade\r\nUpgrade: TLS/1.0, foo\r\n",
+    b"Upgrade: h2c\r\n",
+]
+INNER = b"GET /inner HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
+@pytest.mark.parametrize("upgrade", UPGRADES)
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+def test_body_of_a_request_that_proposes_an_upgrade_is_its_body(
+    echo_port: int, upgrade: bytes, framing: str
+) -> None:
+    if framing == "length":
+        length, body = b"Content-Length: %d\r\n" % len(INNER), INNER
+    else:
+        length, body = b"Transfer-Encoding: chunked\r\n", b"%x\r\n%b\r\n0\r\n\r\n" % (len(INNER), INNER)
+    head = b"POST / HTTP/1.1\r\nHost: a\r\n" + length + upgrade + b"\r\n"
+    for pieces in ([head + body + LAST], [head, body, LAST], [head + body[:5], body[5:] + LAST]):
+        first, second = answers_to(echo_port, *pieces)
+        assert first.endswith(b"|" + INNER + b">")
+        assert second.startswith(b"</last|")
+
+
+@pytest.mark.parametrize("upgrade", UPGRADES)
+def test_upgrade_without_a_body_is_answered_and_the_next_request_too(echo_port: int, upgrade: bytes) -> None:
+    first, second = answers_to(echo_port, b"GET / HTTP/1.1\r\nHost: a\r\n" + upgrade + b"\r\n" + LAST)
+    assert first.startswith(b"</|")
+    assert second.startswith(b"</last|")
+
+
+def test_request_before_garbage_is_answered(echo_port: int) -> None:
+    good = b"POST /good HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi"
+    for garbage in (b"garbage\r\n\r\n", b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", b"\x16\x03\x01\x02"):
+        first, second = answers_to(echo_port, good + garbage)
+        assert first.startswith(b"</good|")
+        assert second == b"400"
+
+
+def test_blank_lines_before_a_request_are_skipped(echo_port: int) -> None:
+    assert answers_to(echo_port, b"\r\n\r\n\r\n" + INNER + b"\r\n" + LAST) == [
+        b"</inner|host|>",
+        b"</last|host,connection|>",
+    ]
+
+
+async def refusing(scope: Any, receive: Any, send: Any) -> None:
+    """Answers 429 without a look at the body, and closes the connection where the path says so."""
+    if scope["type"] == "http":
+        headers = [(b"content-length", b"2")]
+        if scope["path"] == "/close":
+            headers.append((b"connection", b"close"))
+        await send({"type": "http.response.start", "status": 429, "headers": headers})
+        await send({"type": "http.response.body", "body": b"no"})
+
+
+@pytest.mark.parametrize("path", ["/", "/close"])
+def test_client_that_is_still_sending_hears_that_it_is_refused(path: str) -> None:
+    with serving(refusing) as (port, server):
+        with closing(HTTPConnection("127.0.0.1", port, timeout=10)) as client:
+            for _ in range(2):
+                client.request("POST", path, bytes(30_000_000), {"Content-Type": "image/png"})
+                answer = client.getresponse()
+                assert (answer.status, answer.read()) == (429, b"no")
+        wait_until(lambda: not server.server_state.connections)
+
+
+def test_rest_of_a_refused_body_is_discarded_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "MAX_DISCARDED_BYTES", 1_000_000)
+    with serving(refusing) as (port, server), connect(port) as refused:
+        refused.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 50000000\r\n\r\n")
+        with pytest.raises((BrokenPipeError, ConnectionResetError)):
+            refused.sendall(bytes(50_000_000))
+        wait_until(lambda: not server.server_state.connections)
+
+
+def test_rest_of_a_refused_body_that_never_comes_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "DISCARD_TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(connection, "LINGER_TIMEOUT_SECONDS", 0.2)
+    with serving(refusing) as (port, server), connect(port) as refused:
+        refused.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 50000000\r\n\r\nx")
+        assert read_all(refused).endswith(b"no")
+        wait_until(lambda: not server.server_state.connections)
+
+
+def test_client_that_was_not_told_to_continue_is_disconnected() -> None:
+    """It may send its body or not, so that nothing that follows could be framed."""
+    with serving(refusing) as (port, _), connect(port) as expecting:
+        expecting.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n")
+        answer = read_all(expecting)
+        assert answer.startswith(b"HTTP/1.1 429")
+        assert b"connection: close" in answer
+
+
+def test_client_is_told_to_continue(echo_port: int) -> None:
+    with connect(echo_port) as expecting:
+        expecting.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n")
+        assert expecting.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        expecting.sendall(b"hello")
+        assert b"|hello>" in expecting.recv(1000)
+
+
+def test_body_with_a_broken_chunk_is_refused_while_the_application_waits_for_it(echo_port: int) -> None:
+    head = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n"
+    with connect(echo_port) as broken:
+        broken.sendall(head)
+        time.sleep(0.1)
+        broken.sendall(b"xyz\r\n")
+        assert refusal_of(read_all(broken))[0] == 400
+
+
+def test_at_the_limit_the_longest_idle_connection_gives_way() -> None:
+    limits = ConnectionLimits(max_connections=3)
+    with serving(limits=limits) as (port, server), ExitStack() as stack:
+        first, busy, second = (stack.enter_context(connect(port)) for _ in range(3))
+        wait_until(lambda: len(server.server_state.connections) == 3)
+        busy.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n")
+        first.sendall(GET)
+        assert first.recv(100).startswith(b"HTTP/1.1 200")
+        one_more = stack.enter_context(connect(port))
+        assert second.recv(100) == b""
+        one_more.sendall(GET)
+        assert one_more.recv(100).startswith(b"HTTP/1.1 200")
+        busy.sendall(b"hi")
+        assert busy.recv(100).startswith(b"HTTP/1.1 200")
+        first.sendall(GET)
+        assert first.recv(100).startswith(b"HTTP/1.1 200")
+
+
+def test_connection_beyond_the_limit_is_refused_while_all_are_busy() -> None:
+    with serving(limits=ConnectionLimits(max_connections=1)) as (port, server), connect(port) as busy:
+        busy.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n")
+        wait_until(lambda: len(server.server_state.connections) == 1)
+        time.sleep(0.1)
+        with connect(port) as refused:
+            status, error = refusal_of(read_all(refused))
+            assert (status, error["code"], error["retryable"]) == (503, "overloaded", True)
+        busy.sendall(b"hi")
+        assert busy.recv(100).startswith(b"HTTP/1.1 200")
+
+
+def test_heads_that_never_end_have_so_much_memory_together() -> None:
+    limits = ConnectionLimits(max_buffered_bytes=200_000)
+    with serving(limits=limits) as (port, server), ExitStack() as stack:
+        half_open = [stack.enter_context(connect(port)) for _ in range(5)]
+        for one in half_open:
+            one.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"x" * 60_000)
+            time.sleep(0.05)
+        assert refusal_of(read_all(half_open[-1]))[0] == 503
+        wait_until(lambda: limits.buffered_bytes <= 200_000)
+        for one in half_open:
+            one.close()
+        wait_until(lambda: not server.server_state.connections)
+        assert limits.buffered_bytes == 0
+
+
+def test_what_is_pipelined_behind_a_slow_request_stays_in_the_socket() -> None:
+    released = threading.Event()
+
+    async def slow(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return
+        await receive()
+        leaving = asyncio.ensure_future(receive())  # the disconnect, which resumes reading
+        await asyncio.to_thread(released.wait)
+        leaving.cancel()
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body"})
+
+    limits = ConnectionLimits()
+    with serving(slow, limits) as (port, _), connect(port) as caller:
+        caller.settimeout(1)
+        caller.sendall(GET)
+        with pytest.raises(TimeoutError):
+            caller.sendall(GET * 500_000)
+        assert 0 < limits.buffered_bytes <= 1024 * 1024
+        released.set()
+        assert caller.recv(100).startswith(b"HTTP/1.1 200")
