@@ -10,6 +10,8 @@ from typing import Literal, NamedTuple, TypeAlias
 
 # v2 is KServe's tensor of BYTES, which stands in for "snowflake" at PyTriton.
 Form: TypeAlias = Literal["snowflake", "image", "multipart", "v2"]
+Engine: TypeAlias = Literal["LiteRT", "TensorFlow", "onnxruntime", "onnxruntime (rewritten)"]
+"""What computes; "(rewritten)" says that the graph is not the one that Keras exports."""
 Settings: TypeAlias = Mapping[str, str]
 """Environment variables that a peer's server reads."""
 
@@ -28,15 +30,15 @@ class Network(NamedTuple):
     def card(self) -> Path:
         return self.h5.with_suffix(".json")
 
-    @property
-    def onnx(self) -> Path:
-        """As Keras exports it."""
-        return ONNX / f"{self.name}.onnx"
-
-    @property
-    def rewritten_onnx(self) -> Path:
-        """Rewritten by hand to what costs onnxruntime least."""
-        return ONNX / f"{self.name}.rewritten.onnx"
+    def file(self, engine: Engine) -> Path:
+        """The file that a server of this engine is given; LiteRT takes the twin of the h5 by itself."""
+        match engine:
+            case "LiteRT" | "TensorFlow":
+                return self.h5
+            case "onnxruntime":
+                return ONNX / f"{self.name}.onnx"
+            case "onnxruntime (rewritten)":
+                return ONNX / f"{self.name}.rewritten.onnx"
 
 
 NETWORKS = tuple(Network(name, SAVED / f"{name}.h5") for name in ("metal_defects_final", "steel_defects"))
@@ -45,41 +47,38 @@ NETWORKS = tuple(Network(name, SAVED / f"{name}.h5") for name in ("metal_defects
 RECIPE, STEEL = (network.name for network in NETWORKS)
 # One single-threaded worker a core: two threads a worker, or one worker for both cores, were slower or alike.
 WORKERS = {"THREADS": "1", "WORKERS": "2"}
-# onnxruntime takes less of the CPU for an image than TensorFlow, of either network.
-ONNXRUNTIME = {**WORKERS, "ENGINE": "onnxruntime"}
-REWRITTEN = {**WORKERS, "ENGINE": "onnxruntime, rewritten"}
 PEER_SETTINGS: Mapping[str, Mapping[str, Settings]] = {
     # A second thread that decodes gained nothing anywhere.
     "FastAPI + TensorFlow": {
         # Eight images' first maps fit into the cache; 16 to 64 cost a third more.
-        RECIPE: {**WORKERS, "ENGINE": "tensorflow", "POOL": "1", "MICRO_BATCH": "8"},
+        RECIPE: {**WORKERS, "POOL": "1", "MICRO_BATCH": "8"},
         # The maps are small, and a call of TensorFlow is dear.
-        STEEL: {**WORKERS, "ENGINE": "tensorflow", "POOL": "1", "MICRO_BATCH": "64"},
+        STEEL: {**WORKERS, "POOL": "1", "MICRO_BATCH": "64"},
     },
     "FastAPI + onnxruntime": {
         # Batches of 64 cost it least in batches of 64; above, they would take a gigabyte. To a single row the
         # settings that differ are one. Spinning doubles the CPU time.
-        RECIPE: {**ONNXRUNTIME, "POOL": "1", "MICRO_BATCH": "64"},
-        STEEL: {**ONNXRUNTIME, "POOL": "1", "MICRO_BATCH": "64"},
+        RECIPE: {**WORKERS, "POOL": "1", "MICRO_BATCH": "64"},
+        STEEL: {**WORKERS, "POOL": "1", "MICRO_BATCH": "64"},
     },
     "FastAPI + onnxruntime (rewritten)": {
-        RECIPE: {**REWRITTEN, "POOL": "1", "MICRO_BATCH": "64"},
-        STEEL: {**REWRITTEN, "POOL": "1", "MICRO_BATCH": "64"},
+        RECIPE: {**WORKERS, "POOL": "1", "MICRO_BATCH": "64"},
+        STEEL: {**WORKERS, "POOL": "1", "MICRO_BATCH": "64"},
     },
-    "LitServe": {
+    "LitServe + onnxruntime": {
         # Merging requests pays where a row takes milliseconds; a second API server was slower or alike.
-        RECIPE: {**ONNXRUNTIME, "MICRO_BATCH": "8", "BATCH": "8", "WAIT_MS": "5", "FAST_QUEUE": "1"},
-        STEEL: {**ONNXRUNTIME, "MICRO_BATCH": "64"},
+        RECIPE: {**WORKERS, "MICRO_BATCH": "8", "BATCH": "8", "WAIT_MS": "5", "FAST_QUEUE": "1"},
+        STEEL: {**WORKERS, "MICRO_BATCH": "64"},
     },
-    "BentoML": {
+    "BentoML + onnxruntime": {
         # Adaptive batching sends every row through one more process.
-        RECIPE: {**ONNXRUNTIME, "POOL": "1", "MICRO_BATCH": "1"},
-        STEEL: {**ONNXRUNTIME, "POOL": "2", "MICRO_BATCH": "1"},
+        RECIPE: {**WORKERS, "POOL": "1", "MICRO_BATCH": "1"},
+        STEEL: {**WORKERS, "POOL": "2", "MICRO_BATCH": "1"},
     },
-    "PyTriton": {
+    "PyTriton + onnxruntime": {
         # Waiting for other requests to join was slower: under load they have come already.
-        RECIPE: {**ONNXRUNTIME, "MICRO_BATCH": "8"},
-        STEEL: {**ONNXRUNTIME, "MICRO_BATCH": "64"},
+        RECIPE: {**WORKERS, "MICRO_BATCH": "8"},
+        STEEL: {**WORKERS, "MICRO_BATCH": "64"},
     },
 }
 
@@ -87,12 +86,11 @@ PEER_SETTINGS: Mapping[str, Mapping[str, Settings]] = {
 @dataclass(frozen=True)
 class Contender:
     name: str
+    engine: Engine
     version: str
-    """Of its framework."""
+    """Of its framework, and of its engine."""
     paths: Mapping[Form, str]
     """The URL path of each form that it speaks."""
-    ready_path: str
-    """A GET of it answers 200 when the server is ready."""
     template: tuple[str, ...]
     """Its command, with {port} and {h5} to be filled in."""
     cwd: Path
@@ -100,6 +98,8 @@ class Contender:
     """For each network, by name, the peer's own environment variables."""
     fixed: Settings = field(default_factory=dict)
     """Environment variables that stay the same."""
+    model_page: str | None = None
+    """A GET of it says what is served; without one, the log does, as peers/served_report.py writes it."""
 
     def command(self, network: Network, port: int) -> list[str]:
         return [part.format(port=port, h5=network.h5) for part in self.template]
@@ -109,19 +109,22 @@ class Contender:
         if not self.settings:
             return dict(self.fixed)
         settings = dict(self.settings[network.name])
-        model = network.onnx if settings.pop("ENGINE") == "onnxruntime" else network.h5
         if "WORKERS" in settings:
             settings["WEB_CONCURRENCY"] = settings["WORKERS"]  # uvicorn's name for it
-        paths = {"MODEL_PATH": str(model), "CARD_PATH": str(network.card)}
+        paths = {"MODEL_PATH": str(network.file(self.engine)), "CARD_PATH": str(network.card)}
         return {"PORT": str(port), **paths, **self.fixed, **settings}
+
+    def workers(self, network: Network) -> int:
+        """Processes, or instances in one process, that each load the model's file."""
+        return int(self.settings.get(network.name, {}).get("WORKERS", 1))
 
 
 def contenders() -> list[Contender]:
     return [
         ext_classify(),
-        plain_fastapi("FastAPI + TensorFlow", "tensorflow-cpu"),
-        plain_fastapi("FastAPI + onnxruntime", "onnxruntime"),
-        plain_fastapi("FastAPI + onnxruntime (rewritten)", "onnxruntime"),
+        plain_fastapi("TensorFlow"),
+        plain_fastapi("onnxruntime"),
+        plain_fastapi("onnxruntime (rewritten)"),
         litserve(),
         bentoml(),
         pytriton(),
@@ -132,20 +135,22 @@ def contenders() -> list[Contender]:
 def ext_classify() -> Contender:
     return Contender(
         name="ext-classify",
+        engine="LiteRT",
         version=version("ext-classify"),
         paths={"snowflake": "/classify", "image": "/classify", "multipart": "/classify"},
-        ready_path="/readyz",
         template=(str(ROOT / ".venv/bin/ext-classify"), "serve", "--port", "{port}", "--model", "{h5}"),
         cwd=ROOT,
+        model_page="/model",
     )
 
 
-def plain_fastapi(name: str, engine: str) -> Contender:
+def plain_fastapi(engine: Engine) -> Contender:
+    name = f"FastAPI + {engine}"
     return Contender(
         name=name,
-        version=f"{locked('fastapi')} + {locked(engine)}",
+        engine=engine,
+        version=locked_versions("fastapi", engine),
         paths={"snowflake": "/classify", "image": "/image", "multipart": "/files"},
-        ready_path="/readyz",
         template=(*uvicorn("plain_fastapi:app"), "--log-level", "warning", "--no-access-log"),
         cwd=PEERS,
         settings=PEER_SETTINGS[name],
@@ -154,39 +159,39 @@ def plain_fastapi(name: str, engine: str) -> Contender:
 
 def litserve() -> Contender:
     return Contender(
-        name="LitServe",
-        version=locked("litserve"),
+        name="LitServe + onnxruntime",
+        engine="onnxruntime",
+        version=locked_versions("litserve", "onnxruntime"),
         paths={"snowflake": "/classify"},
-        ready_path="/health",
         template=(interpreter("peers"), "litserve_server.py"),
         cwd=PEERS,
-        settings=PEER_SETTINGS["LitServe"],
+        settings=PEER_SETTINGS["LitServe + onnxruntime"],
     )
 
 
 def bentoml() -> Contender:
     bentoml_command = (interpreter("peers"), "-m", "bentoml", "serve", "bentoml_server:Classify")
     return Contender(
-        name="BentoML",
-        version=locked("bentoml"),
+        name="BentoML + onnxruntime",
+        engine="onnxruntime",
+        version=locked_versions("bentoml", "onnxruntime"),
         paths={"snowflake": "/classify"},
-        ready_path="/readyz",
         template=(*bentoml_command, "--host", "127.0.0.1", "--port", "{port}"),
         cwd=PEERS,
-        settings=PEER_SETTINGS["BentoML"],
+        settings=PEER_SETTINGS["BentoML + onnxruntime"],
         fixed={"BENTOML_DO_NOT_TRACK": "True"},
     )
 
 
 def pytriton() -> Contender:
     return Contender(
-        name="PyTriton",
-        version=locked("nvidia-pytriton", "pytriton"),
+        name="PyTriton + onnxruntime",
+        engine="onnxruntime",
+        version=locked_versions("nvidia-pytriton", "onnxruntime", "pytriton"),
         paths={"v2": "/v2/models/classify/infer"},
-        ready_path="/v2/models/classify/ready",
         template=(interpreter("pytriton"), "pytriton_server.py"),
         cwd=PEERS,
-        settings=PEER_SETTINGS["PyTriton"],
+        settings=PEER_SETTINGS["PyTriton + onnxruntime"],
         # Triton's stub takes the system's libpython, and dies with the modules of this one.
         fixed={"LD_LIBRARY_PATH": sysconfig.get_config_var("LIBDIR")},
     )
@@ -195,12 +200,12 @@ def pytriton() -> Contender:
 def published_recipe() -> Contender:
     return Contender(
         name="published recipe",
-        version=f"{locked('fastapi')} + {locked('tensorflow-cpu')}",
+        engine="TensorFlow",
+        version=locked_versions("fastapi", "TensorFlow"),
         paths={"snowflake": "/classify", "image": "/image"},
-        ready_path="/readyz",
         template=uvicorn("published_recipe:app"),
         cwd=PEERS,
-        settings={network.name: {"ENGINE": "tensorflow"} for network in NETWORKS},
+        settings={network.name: {} for network in NETWORKS},
     )
 
 
@@ -210,6 +215,12 @@ def uvicorn(app: str) -> tuple[str, ...]:
 
 def interpreter(environment: str) -> str:
     return str(ROOT / f".venv-bench-{environment}" / "bin" / "python")
+
+
+def locked_versions(framework: str, engine: Engine, environment: str = "peers") -> str:
+    """The framework's and the engine's, as a peer reports them."""
+    package = "tensorflow-cpu" if engine == "TensorFlow" else "onnxruntime"
+    return f"{locked(framework, environment)} + {locked(package, environment)}"
 
 
 def locked(package: str, environment: str = "peers") -> str:

@@ -25,7 +25,7 @@ from tests.benchmarks.contenders import NETWORKS, ext_classify
 from tests.benchmarks.footprint import cpu_seconds, server_processes
 from tests.benchmarks.hostile_bodies import HOSTILE_BODIES, HostileBody
 from tests.benchmarks.images import load_images
-from tests.benchmarks.servers import Server, started, wait_for_label
+from tests.benchmarks.servers import Server, answering
 from tests.benchmarks.tables import machine, write_table
 
 TIMEOUT_SECONDS = 300.0
@@ -189,8 +189,7 @@ def main() -> None:
             + "\n".join(body.name for body in HOSTILE_BODIES)
         )
     [network] = [network for network in NETWORKS if network.name == options.network]
-    with started(ext_classify(), network) as server:
-        wait_for_label(server, load_images().files[0])
+    with answering(ext_classify(), network, load_images().files[0]) as (server, _):
         rows = list(measure(server, bodies, options.rounds))
     write_table(
         "loop_blocks",

@@ -15,6 +15,7 @@ from tests.benchmarks.answers import WrongAnswer, labels_in
 from tests.benchmarks.contenders import Contender, Form, Network
 from tests.benchmarks.footprint import Instances, cpu_seconds, server_processes
 from tests.benchmarks.request_bodies import Requests, make_bodies
+from tests.benchmarks.served import NotServing, require_label
 from tests.running import free_port
 
 START_TIMEOUT_SECONDS = 180.0
@@ -23,10 +24,6 @@ ANSWER_TIMEOUT_SECONDS = 30.0
 STOP_TIMEOUT_SECONDS = 8.0
 IDLE_SECONDS = 2.0
 _CHECKED_ROWS = 16
-
-
-class NotServing(Exception):
-    """It did not start, or does not answer as asked."""
 
 
 @dataclass(frozen=True)
@@ -122,12 +119,18 @@ def wait_for_label(server: Server, file: bytes) -> None:
     raise NotServing(f"it gives no label: {reason or 'nobody listens'}; {server.last_words()}")
 
 
-def cold_start_seconds(contender: Contender, network: Network, file: bytes) -> float:
-    """From starting its command to its first label. Raises NotServing."""
+@contextmanager
+def answering(contender: Contender, network: Network, file: bytes) -> Iterator[tuple[Server, float]]:
+    """A server that serves what its label says, and the seconds from its command to its first label.
+
+    Raises NotServing, or Mislabelled.
+    """
     began = time.perf_counter()
     with started(contender, network) as server:
         wait_for_label(server, file)
-        return time.perf_counter() - began
+        seconds = time.perf_counter() - began
+        require_label(contender, network, server.port, server.log)
+        yield server, seconds
 
 
 def agreement(server: Server, files: Sequence[bytes], labels: Sequence[str]) -> float:

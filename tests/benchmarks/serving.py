@@ -10,7 +10,6 @@ import argparse
 import os
 import signal
 import sys
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -27,14 +26,12 @@ from tests.benchmarks.load_process import load_process
 from tests.benchmarks.mixed import MixedLoad
 from tests.benchmarks.null_server import running_null_server
 from tests.benchmarks.rounds import Rounds
+from tests.benchmarks.served import NotServing
 from tests.benchmarks.servers import (
-    NotServing,
     Server,
     agreement,
-    cold_start_seconds,
-    started,
+    answering,
     suspended,
-    wait_for_label,
 )
 from tests.benchmarks.serving_record import Footprint, LeftOut, Record, load, save
 from tests.benchmarks.serving_results import write_results
@@ -98,9 +95,11 @@ class NetworkRun:
         return starting
 
     def _cold_start_seconds(self, contender: Contender) -> float:
-        return _attempted(
-            lambda: cold_start_seconds(contender, self._served(contender), self._images.files[0])
-        )
+        def start() -> float:
+            with answering(contender, self._served(contender), self._images.files[0]) as (_, seconds):
+                return seconds
+
+        return _attempted(start)
 
     @contextmanager
     def _standing_servers(self, competing: Sequence[Contender]) -> Iterator[list[Server]]:
@@ -115,22 +114,22 @@ class NetworkRun:
             yield servers
 
     def _start(self, contender: Contender, standing: ExitStack, labels: Sequence[str]) -> Server:
-        """Raises NotServing, also when it answers otherwise than the network does."""
+        """Raises NotServing, also when it answers otherwise than the network does, and Mislabelled."""
         with ExitStack() as trial:
             server = self._start_and_check(contender, trial, labels)
             standing.push(trial.pop_all())
             return server
 
     def _start_and_check(self, contender: Contender, trial: ExitStack, labels: Sequence[str]) -> Server:
-        began = time.perf_counter()
-        server = trial.enter_context(started(contender, self._served(contender)))
-        wait_for_label(server, self._images.files[0])
-        self._cold_starts[contender.name].append(time.perf_counter() - began)
+        server, seconds = trial.enter_context(
+            answering(contender, self._served(contender), self._images.files[0])
+        )
+        self._cold_starts[contender.name].append(seconds)
         if server.network == self._network:
             share = agreement(server, self._images.files[: len(labels)], labels)
             if share < LEAST_AGREEMENT:
                 raise NotServing(f"it gives {share:.0%} of the images the network's label")
-        print(f"{contender.name} stands, {self._cold_starts[contender.name][-1]:.1f} s from its start")
+        print(f"{contender.name} stands, {seconds:.1f} s from its start")
         return server
 
     def _served(self, contender: Contender) -> Network:

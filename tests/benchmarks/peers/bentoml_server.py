@@ -16,7 +16,7 @@ WORKERS, POOL, BATCH = setting("WORKERS", 1), setting("POOL", 2), setting("BATCH
 
 class Model:
     def __init__(self) -> None:
-        self.model = PeerModel()
+        self.model = PeerModel("bentoml")
 
 
 if BATCH == 0:

@@ -15,7 +15,7 @@ Rows: TypeAlias = list[list[Any]]
 
 class Classify(litserve.LitAPI):
     def setup(self, device: str) -> None:
-        self.model = PeerModel()
+        self.model = PeerModel("litserve")
 
     # Annotated otherwise, FastAPI looks for it in the query; what comes is the parsed body.
     def decode_request(self, request: Request) -> Rows:

@@ -10,18 +10,26 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pybase64
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from served_report import report_served
 
 FORMATS = ("BMP", "PNG", "JPEG", "TIFF", "WEBP")
 
 Answer: TypeAlias = dict[str, Any]
 Pixels: TypeAlias = NDArray[np.uint8]
 Predict: TypeAlias = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+
+
+class Engine(NamedTuple):
+    predict: Predict
+    name: str
+    """As the package that computes names itself."""
+    version: str
 
 
 def setting(name: str, default: int) -> int:
@@ -31,11 +39,12 @@ def setting(name: str, default: int) -> int:
 class PeerModel:
     """MODEL_PATH (.onnx or .h5), held in memory and warm, that answers for images as CARD_PATH describes.
 
+    Reports what it serves, and the version of `framework`, the distribution that serves it.
     THREADS is the engine's own; MICRO_BATCH is the most images of one call of it, 0 for all;
     DECODE_THREADS above 1 decode a batch side by side. It may be called from several threads at once.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, framework: str) -> None:
         card = json.loads(Path(os.environ["CARD_PATH"]).read_text(encoding="utf-8"))
         self._class_names: list[str] = card["class_names"]
         self._scale = np.float32(card["scale"])
@@ -44,9 +53,12 @@ class PeerModel:
         self._mode = "L" if image["channels"] == 1 else "RGB"
         self._micro_batch = setting("MICRO_BATCH", 0)
         self._map = self._mapper(setting("DECODE_THREADS", 1))
-        self._predict = open_engine(os.environ["MODEL_PATH"], self._shape, setting("THREADS", 1))
+        path = os.environ["MODEL_PATH"]
+        engine = open_engine(path, self._shape, setting("THREADS", 1))
+        self._predict = engine.predict
         for rows in (1, self._micro_batch or 64):
             self._probabilities(np.zeros((rows, *self._shape), np.uint8))
+        report_served(framework, engine.name, engine.version, path)
 
     def answer_rows(self, rows: Sequence[Sequence[Any]]) -> list[list[Any]]:
         """[[row number, base64], …] to [[row number, answer], …]."""
@@ -104,14 +116,14 @@ def attempt(decode: Callable[[Any], Pixels], image: Any) -> Pixels | Answer:
         return {"error": {"code": type(error).__name__, "message": str(error)}}
 
 
-def open_engine(path: str, shape: tuple[int, int, int], threads: int) -> Predict:
-    """Images (n, h, w, c), float32 0..255, to probabilities (n, k)."""
+def open_engine(path: str, shape: tuple[int, int, int], threads: int) -> Engine:
+    """Its `predict` takes images (n, h, w, c), float32 0..255, and returns probabilities (n, k)."""
     return (
         open_onnxruntime(path, threads) if path.endswith(".onnx") else open_tensorflow(path, shape, threads)
     )
 
 
-def open_onnxruntime(path: str, threads: int) -> Predict:
+def open_onnxruntime(path: str, threads: int) -> Engine:
     import onnxruntime  # noqa: PLC0415  # each engine is loaded only where it serves
 
     options = onnxruntime.SessionOptions()
@@ -120,10 +132,14 @@ def open_onnxruntime(path: str, threads: int) -> Predict:
     options.add_session_config_entry("session.intra_op.allow_spinning", os.environ.get("SPINNING", "0"))
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     [images] = session.get_inputs()
-    return lambda batch: session.run(None, {images.name: batch})[0]
+
+    def predict(batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        return session.run(None, {images.name: batch})[0]
+
+    return Engine(predict, onnxruntime.__name__, onnxruntime.__version__)
 
 
-def open_tensorflow(path: str, shape: tuple[int, int, int], threads: int) -> Predict:
+def open_tensorflow(path: str, shape: tuple[int, int, int], threads: int) -> Engine:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import keras  # noqa: PLC0415
     import tensorflow as tf  # noqa: PLC0415
@@ -135,4 +151,4 @@ def open_tensorflow(path: str, shape: tuple[int, int, int], threads: int) -> Pre
         lambda images: network(images, training=False),
         input_signature=[tf.TensorSpec((None, *shape), tf.float32)],
     )
-    return lambda batch: run(batch).numpy()
+    return Engine(lambda batch: run(batch).numpy(), keras.backend.backend(), tf.__version__)

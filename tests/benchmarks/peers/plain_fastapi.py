@@ -11,7 +11,7 @@ import orjson
 from fastapi import FastAPI, HTTPException, Request, Response
 from peer_model import PeerModel, setting
 
-model = PeerModel()
+model = PeerModel("fastapi")
 threads = ThreadPoolExecutor(setting("POOL", 2))
 app = FastAPI()
 

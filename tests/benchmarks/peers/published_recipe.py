@@ -13,12 +13,15 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 from fastapi import FastAPI, Request
 from PIL import Image
 from pydantic import BaseModel
+from served_report import report_served
 
 card = json.loads(Path(os.environ["CARD_PATH"]).read_text(encoding="utf-8"))
 model = keras.models.load_model(os.environ["MODEL_PATH"], compile=False)
+report_served("fastapi", keras.backend.backend(), tf.__version__, os.environ["MODEL_PATH"])
 app = FastAPI()
 
 

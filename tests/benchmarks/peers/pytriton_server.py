@@ -49,7 +49,7 @@ def main() -> None:
     with Triton(config=config) as triton:
         triton.bind(
             model_name="classify",
-            infer_func=[make_classify(PeerModel()) for _ in range(setting("WORKERS", 1))],
+            infer_func=[make_classify(PeerModel("nvidia-pytriton")) for _ in range(setting("WORKERS", 1))],
             inputs=[Tensor(name="image", dtype=np.bytes_, shape=(1,))],
             outputs=[Tensor(name="answer", dtype=np.bytes_, shape=(1,))],
             config=ModelConfig(max_batch_size=MOST_ROWS, batcher=wait),
