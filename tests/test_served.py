@@ -10,6 +10,8 @@ from typing import NoReturn
 
 import pytest
 
+from model.artifact import load_artifact
+from model.networks import load_network
 from tests.benchmarks import contenders as labels
 from tests.benchmarks import served, tune_peers
 from tests.benchmarks.contenders import (
@@ -22,6 +24,7 @@ from tests.benchmarks.contenders import (
 )
 from tests.benchmarks.images import ImageSet
 from tests.benchmarks.load_process import LoadProcess
+from tests.benchmarks.networks import quantise, require_weights
 from tests.benchmarks.served import Mislabelled, NotServing, Served, labelled, require_label, sha256_of
 from tests.benchmarks.servers import Server, answering
 from tests.benchmarks.tune_peers import GRIDS
@@ -176,3 +179,15 @@ def test_mislabelled_server_ends_the_run_and_is_not_left_out(monkeypatch: pytest
     monkeypatch.setattr(tune_peers, "load_images", lambda: ImageSet((IMAGE,), "one sample"))
     with pytest.raises(Mislabelled):
         tune_peers.rates_of(PEER, {}, STEEL, LoadProcess.__new__(LoadProcess), 1.0)
+
+
+def test_networks_are_held_to_the_weights_that_their_labels_name() -> None:
+    artifact = load_artifact(STEEL.h5)
+    quantised = quantise(load_network(STEEL.h5), artifact.card.image.shape)
+    compiled = STEEL.h5.with_suffix(".tflite").read_bytes()
+    require_weights("8-bit weights", quantised)
+    require_weights("float32", compiled)
+    with pytest.raises(Mislabelled, match=r"'float32' has [1-9]"):
+        require_weights("float32", quantised)
+    with pytest.raises(Mislabelled, match="'8-bit weights' has 0"):
+        require_weights("8-bit weights", compiled)

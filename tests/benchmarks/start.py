@@ -4,20 +4,26 @@ PYTHON is the interpreter of the serving environment, which has no TensorFlow.
 """
 
 import argparse
+import os
 import statistics
 import subprocess
 import time
+from pathlib import Path
 
 from app.client import Client, is_ready
 from app.image_files import find_images
+from tests.benchmarks.contenders import NETWORKS, ext_classify
 from tests.benchmarks.footprint import memory, server_processes
+from tests.benchmarks.served import require_label
 from tests.benchmarks.tables import write_table
 from tests.conftest import SAMPLES
 from tests.running import free_port
 
+DEFAULT_NETWORK = NETWORKS[1]
+
 
 def start_once(python: str) -> tuple[float, float, float, float]:
-    """Seconds to ready; MB of memory when ready, and after 600 images."""
+    """Seconds to ready; MB of memory when ready, and after 600 images. Raises Mislabelled."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     started = time.perf_counter()
@@ -28,6 +34,7 @@ def start_once(python: str) -> tuple[float, float, float, float]:
             while not is_ready(url):
                 time.sleep(0.005)
             seconds = time.perf_counter() - started
+            require_label(ext_classify(), DEFAULT_NETWORK, port, Path(os.devnull))
             idle = memory(server_processes(service.pid)).pss
             for _ in Client(url).classify_all(find_images([SAMPLES]) * 100, concurrent_batches=1):
                 pass
