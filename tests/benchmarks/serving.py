@@ -215,9 +215,9 @@ def _parse_arguments() -> argparse.Namespace:
         help="names, separated by commas; all by default, others as last kept",
     )
     parser.add_argument("--only", help="servers, separated by commas; all by default")
-    parser.add_argument("--rounds", type=int, default=LEAST_ROUNDS)
+    parser.add_argument("--rounds", type=int, help=f"{LEAST_ROUNDS} by default, 1 with --quick")
     parser.add_argument("--seconds", type=float, default=0.8, help="a window of one server in one cell")
-    parser.add_argument("--quick", action="store_true", help="the first network, few cells, one short round")
+    parser.add_argument("--quick", action="store_true", help="the first network, few cells, one round")
     parser.add_argument("--output", type=Path, help="folder for the results")
     return parser.parse_args()
 
@@ -232,9 +232,10 @@ def main() -> None:
     if options.quick and not options.network:
         networks = [NETWORKS[0].name]
     print(f"Load average before the run: {os.getloadavg()[0]:.1f}; others' work makes figures worthless.")
-    plan = Plan(FULL, options.rounds, options.seconds, cold_starts=3, mixed_rounds=options.rounds)
+    rounds = options.rounds or (1 if options.quick else LEAST_ROUNDS)
+    plan = Plan(FULL, rounds, options.seconds, cold_starts=3, mixed_rounds=rounds)
     if options.quick:
-        plan = Plan(QUICK, rounds=1, seconds=0.7, cold_starts=1, mixed_rounds=0)
+        plan = Plan(QUICK, rounds, options.seconds, cold_starts=1, mixed_rounds=0)
     images = load_images()
     about = f"{machine()}; {images.description}"
     competing = [contender for contender in known if contender.name in names]
@@ -256,7 +257,7 @@ def main() -> None:
 
 def is_whole(options: argparse.Namespace) -> bool:
     """All servers, all cells, and rounds enough: what is worth keeping."""
-    return not (options.quick or options.only) and options.rounds >= LEAST_ROUNDS
+    return not (options.quick or options.only) and (options.rounds or LEAST_ROUNDS) >= LEAST_ROUNDS
 
 
 def _kept(network: Network, about: str) -> Record | None:
