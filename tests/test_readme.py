@@ -52,7 +52,7 @@ def test_first_output_is_what_make_run_prints() -> None:
         assert printed.replace(str(port), "8000").partition("\n\nServing")[0].strip() in README
 
 
-@pytest.mark.parametrize("table", sorted((ROOT / "tests" / "benchmarks" / "results").glob("*.md")))
+@pytest.mark.parametrize("table", sorted((ROOT / "tests" / "benchmarks" / "results").rglob("*.md")))
 def test_benchmarks_are_quoted_as_measured(table: Path) -> None:
     assert table.read_text(encoding="utf-8").strip() in README
 

@@ -24,9 +24,9 @@ COLOURS = {
     "FastAPI + onnxruntime": "#e69f00",
     "FastAPI + onnxruntime (rewritten)": "#f0e442",
     "FastAPI + TensorFlow": "#d55e00",
-    "LitServe": "#cc79a7",
-    "BentoML": "#009e73",
-    "PyTriton": "#56b4e9",
+    "LitServe + onnxruntime": "#cc79a7",
+    "BentoML + onnxruntime": "#009e73",
+    "PyTriton + onnxruntime": "#56b4e9",
     PUBLISHED: INK,
 }
 MARKERS = dict(zip(COLOURS, "oDds^vPX", strict=True))

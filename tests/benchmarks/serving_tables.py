@@ -41,6 +41,18 @@ def write_tables(record: Record, folder: Path | None) -> None:
             folder=folder,
         )
     write_table(
+        "serving_cpu",
+        ["network", "server", *(f"{name}; to ours" for name in _RATES)],
+        [
+            [network, name, *_cpu_cells(measurements, network, name)]
+            for network in measurements.networks
+            for name in _by_rate(measurements, network)
+            if name not in {*NO_SERVERS, *SLOW}
+        ],
+        about=f"CPU-ms an image of all the server's processes; {record.about}",
+        folder=folder,
+    )
+    write_table(
         "serving_latency",
         [
             "network",
@@ -143,10 +155,20 @@ def _rates_row(measurements: Measurements, network: str, name: str) -> list[str]
     return [name, *cells, spread(cpu_ms(measurements, network, name), digits=2)]
 
 
-def cpu_ms(measurements: Measurements, network: str, name: str) -> ByRound:
-    """CPU milliseconds an image of 64-row batches, at the load that suits the server."""
-    best = measurements.best(network, name, compared_cells(name, "snowflake", 64))
+def cpu_ms(
+    measurements: Measurements, network: str, name: str, form: Form = "snowflake", rows: int = 64
+) -> ByRound:
+    """CPU milliseconds an image, at the load that suits the server."""
+    best = measurements.best(network, name, compared_cells(name, form, rows))
     return {} if best is None else measurements.by_round(network, name, best, "cpu_ms_per_image")
+
+
+def _cpu_cells(measurements: Measurements, network: str, name: str) -> Iterator[str]:
+    """A server whose figure is below 1x takes less CPU time for an image than ours."""
+    for form, rows in _RATES.values():
+        spent = cpu_ms(measurements, network, name, form, rows)
+        multiple = ratio(spent, cpu_ms(measurements, network, OURS, form, rows))
+        yield spread(spent, digits=2) + ("" if name == OURS or not spent else f"; {times(multiple)}")
 
 
 def _latency_cells(measurements: Measurements, network: str, name: str) -> Iterator[str]:
