@@ -4,6 +4,7 @@ import asyncio
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,10 +17,11 @@ from typing import get_args
 import pytest
 
 from tests.benchmarks.answers import AnswerCheck, WrongAnswer, labels_in
-from tests.benchmarks.cells import FULL, OURS, closed_loop
+from tests.benchmarks.cells import FULL, NO_SERVERS, OURS, closed_loop
 from tests.benchmarks.connection import Answer, AnswerReader
 from tests.benchmarks.contenders import NETWORKS, Form, contenders
 from tests.benchmarks.footprint import Memory, cpu_seconds, server_processes
+from tests.benchmarks.goals import write_goals
 from tests.benchmarks.load import Job, Report, run_job
 from tests.benchmarks.measurements import Measurement, Measurements, ratio, read_csv, write_csv
 from tests.benchmarks.mixed import greatest_deviation
@@ -28,6 +30,8 @@ from tests.benchmarks.request_bodies import Requests, make_bodies
 from tests.benchmarks.servers import Server, suspended
 from tests.benchmarks.serving import MOST_IDLE_CORES
 from tests.benchmarks.serving_record import Footprint, LeftOut, Record, load, save
+from tests.benchmarks.serving_tables import write_tables
+from tests.benchmarks.tables import RESULTS
 from tests.benchmarks.window import ClosedWindow, quantile
 
 FILES = [b"first", b"second", b"third"]
@@ -250,7 +254,7 @@ def test_server_is_judged_at_the_load_that_suits_it() -> None:
 
 
 def test_measurements_survive_the_table(tmp_path: Path) -> None:
-    written = Measurements([measurement(OURS, 0, 123.0)._replace(p50_ms=1.5, first_error="500: a, b")])
+    written = Measurements([measurement(OURS, 0, 1000 / 3)._replace(p50_ms=1.5, first_error="500: a, b")])
     file = io.StringIO()
     write_csv(written, file, "a machine")
     path = tmp_path / "cells.csv"
@@ -287,3 +291,34 @@ def test_cpu_time_is_that_of_all_processes_of_the_server() -> None:
 def test_no_cell_is_measured_twice() -> None:
     cells = [cell for group in FULL for cell in group.cells]
     assert len(set(cells)) == len(cells)
+
+
+@pytest.mark.parametrize("folder", [RESULTS, RESULTS / "graphs"], ids=lambda folder: folder.name)
+def test_published_tables_are_those_of_the_published_cells(folder: Path, tmp_path: Path) -> None:
+    """Of the servers that are measured, and of no others: a row without cells has nothing behind it."""
+    measurements, about = read_csv(folder / "serving_cells.csv")
+    known = {contender.name for contender in contenders()} | NO_SERVERS
+    assert {m.contender for m in measurements.measured} <= known
+    peaks = dict.fromkeys(measurements.networks, 0.0)
+    record = Record(about, measurements, peak_rss_mb=peaks)
+    write_tables(record, tmp_path)
+    write_goals(record, tmp_path)
+    # Memory and starts are no cells.
+    published = {path.name for path in folder.glob("serving_*.md")} - {
+        "serving_footprint.md",
+        "serving_rows.md",
+    }
+    assert published
+    for name in published:
+        made, kept = (
+            (place / name).read_text(encoding="utf-8").splitlines()[1:] for place in (tmp_path, folder)
+        )
+        assert kept == made
+
+
+def test_published_footprints_are_of_servers_that_have_cells() -> None:
+    for folder in (RESULTS, RESULTS / "graphs"):
+        measured = {m.contender for m in read_csv(folder / "serving_cells.csv")[0].measured}
+        rows = (folder / "serving_footprint.md").read_text(encoding="utf-8").splitlines()[4:]
+        named = {re.sub(r" [0-9.]+( \+ [0-9.]+)?$|: .*", "", row.split(" | ")[1]) for row in rows}
+        assert named <= measured

@@ -157,41 +157,44 @@ def plain_fastapi(engine: Engine) -> Contender:
     )
 
 
-def litserve() -> Contender:
+def litserve(engine: Engine = "onnxruntime") -> Contender:
+    name = f"LitServe + {engine}"
     return Contender(
-        name="LitServe + onnxruntime",
-        engine="onnxruntime",
-        version=locked_versions("litserve", "onnxruntime"),
+        name=name,
+        engine=engine,
+        version=locked_versions("litserve", engine),
         paths={"snowflake": "/classify"},
         template=(interpreter("peers"), "litserve_server.py"),
         cwd=PEERS,
-        settings=PEER_SETTINGS["LitServe + onnxruntime"],
+        settings=PEER_SETTINGS[name],
     )
 
 
-def bentoml() -> Contender:
+def bentoml(engine: Engine = "onnxruntime") -> Contender:
+    name = f"BentoML + {engine}"
     bentoml_command = (interpreter("peers"), "-m", "bentoml", "serve", "bentoml_server:Classify")
     return Contender(
-        name="BentoML + onnxruntime",
-        engine="onnxruntime",
-        version=locked_versions("bentoml", "onnxruntime"),
+        name=name,
+        engine=engine,
+        version=locked_versions("bentoml", engine),
         paths={"snowflake": "/classify"},
         template=(*bentoml_command, "--host", "127.0.0.1", "--port", "{port}"),
         cwd=PEERS,
-        settings=PEER_SETTINGS["BentoML + onnxruntime"],
+        settings=PEER_SETTINGS[name],
         fixed={"BENTOML_DO_NOT_TRACK": "True"},
     )
 
 
-def pytriton() -> Contender:
+def pytriton(engine: Engine = "onnxruntime") -> Contender:
+    name = f"PyTriton + {engine}"
     return Contender(
-        name="PyTriton + onnxruntime",
-        engine="onnxruntime",
-        version=locked_versions("nvidia-pytriton", "onnxruntime", "pytriton"),
+        name=name,
+        engine=engine,
+        version=locked_versions("nvidia-pytriton", engine, "pytriton"),
         paths={"v2": "/v2/models/classify/infer"},
         template=(interpreter("pytriton"), "pytriton_server.py"),
         cwd=PEERS,
-        settings=PEER_SETTINGS["PyTriton + onnxruntime"],
+        settings=PEER_SETTINGS[name],
         # Triton's stub takes the system's libpython, and dies with the modules of this one.
         fixed={"LD_LIBRARY_PATH": sysconfig.get_config_var("LIBDIR")},
     )

@@ -105,8 +105,7 @@ def write_csv(measurements: Measurements, file: TextIO, about: str) -> None:
     file.write(f"# {about}\n")
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(Measurement._fields)
-    for measurement in measurements.measured:
-        writer.writerow(f"{value:.6g}" if isinstance(value, float) else value for value in measurement)
+    writer.writerows(measurements.measured)  # floats to their last digit: tables are made from them again
 
 
 def read_csv(path: Path) -> tuple[Measurements, str]:
