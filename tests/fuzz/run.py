@@ -1,4 +1,4 @@
-"""python -m tests.fuzz.run: fuzz bodies and images, guided by what is covered, and keep what was found.
+"""python -m tests.fuzz.run: fuzz requests, bodies and images by coverage, and keep what was found.
 
 Inputs that reach something new are merged into tests/fuzz/corpus, all of which the tests go through. One that
 breaks a target ends the run, and is left in the working folder as crash-…
@@ -31,6 +31,31 @@ def body_seeds() -> Iterator[bytes]:
     yield b'\4--b\r\nContent-Disposition: form-data; name="f"; filename="a.png"\r\n\r\nx\r\n--b--\r\n'
 
 
+def http_seeds() -> Iterator[bytes]:
+    """Requests alone and one after the other, with every kind of body and of what may go wrong with it."""
+    host = b"Host: a\r\n"
+    get = b"GET /a?b=c HTTP/1.1\r\n" + host + b"\r\n"
+    post = b"POST /classify HTTP/1.1\r\n" + host
+    sized = post + b"Content-Length: 5\r\n\r\nhello"
+    chunked = post + b"Transfer-Encoding: chunked\r\n\r\n5;a=b\r\nhello\r\n0\r\nX-Sum: 1\r\n\r\n"
+    upgrade = b"Connection: Upgrade\r\nUpgrade: h2c\r\n"
+    for stream in (
+        get * 3,
+        sized + get,
+        chunked + chunked,
+        post + upgrade + b"Content-Length: 5\r\n\r\nhello" + get,
+        post + upgrade + b"Transfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n" + get,
+        post + b"Expect: 100-continue\r\nContent-Length: 2\r\n\r\nhi" + get,
+        get + b"garbage\r\n\r\n",
+        b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n" + get,
+        b"\r\n\r\nHEAD http://a/b HTTP/1.1\r\n" + host + b"Connection: close\r\n\r\n" + get,
+        b"OPTIONS * HTTP/1.1\r\n" + host + b"\r\n",
+        post + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        post + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+    ):
+        yield from (b"\0" + stream, b"\6" + stream, b"\x3f" + stream)
+
+
 def image_seeds() -> Iterator[bytes]:
     """Every format in every mode that it has, small enough for a fuzzer to get anywhere."""
     with Image.open(SAMPLE) as sample:
@@ -53,7 +78,7 @@ def image_seeds() -> Iterator[bytes]:
             yield file.getvalue()
 
 
-SEEDS = {"body": body_seeds, "image": image_seeds}
+SEEDS = {"body": body_seeds, "http": http_seeds, "image": image_seeds}
 
 
 def fuzz(target: str, seconds: int) -> int:

@@ -18,6 +18,7 @@ from app.snowflake import strict_json, wire
 from model.errors import InputError
 from model.image import ImageSpec, decode_sized
 from model.image_limits import ImageLimits
+from tests.fuzz.http_target import answer_requests
 
 T = TypeVar("T")
 
@@ -111,4 +112,4 @@ def run(work: Coroutine[Any, Any, T]) -> T:
         return value
 
 
-TARGETS = {"body": parse_body, "image": decode_image}
+TARGETS = {"body": parse_body, "http": answer_requests, "image": decode_image}
