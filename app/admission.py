@@ -5,9 +5,9 @@ would wait for those before them, as measured, and the memory that bodies may ta
 """
 
 import math
-from typing import Self
 
 from app.errors import Overloaded
+from app.pending import PendingBody, PendingBytes
 from app.row_queue import FEW_ROWS, RowQueue
 
 # Of the mean of rows a byte; requests of one kind and sender are much alike.
@@ -20,18 +20,26 @@ MAX_WAIT_SECONDS_OF_FEW = 1.5
 class Admission:
     """For all requests of one process. A request that has the service to itself is always let in."""
 
-    def __init__(self, queue: RowQueue, max_wait_seconds: float, max_pending_bytes: int) -> None:
-        self.pending_bytes = 0
-        """Of bodies that are being read or whose rows are not answered yet, inflated."""
+    def __init__(
+        self,
+        queue: RowQueue,
+        max_wait_seconds: float,
+        max_pending_bytes: int,
+        *,
+        reserve_bytes: int = 0,
+        min_bytes_per_second: float = 0.0,
+    ) -> None:
+        self._pending = PendingBytes(
+            max_pending_bytes, reserve_bytes=reserve_bytes, min_bytes_per_second=min_bytes_per_second
+        )
         self._queue = queue
         self._max_wait_seconds = max_wait_seconds
-        self._max_pending_bytes = max_pending_bytes
         self._rows_a_byte: dict[str, float] = {}
 
     def refuse(self, body_bytes: int, rows: int) -> None:
         """Raises Overloaded, before anything of a body has been read."""
         self.refuse_rows(rows)
-        self._refuse_bytes(body_bytes)
+        self._pending.refuse(body_bytes)
 
     def expect_rows(self, kind: str, body_bytes: int) -> int:
         """In a body, by what those of its kind held so far."""
@@ -55,60 +63,14 @@ class Admission:
                 wait_seconds - max_wait_seconds,
             )
 
-    def reserve(self) -> "PendingBody":
-        """Room for a body, none at first."""
-        return PendingBody(self)
+    def reserve(self, declared_bytes: int = 0) -> PendingBody:
+        """A body that holds nothing yet; 0 where its length is not declared."""
+        return self._pending.reserve(declared_bytes)
 
-    def take(self, more_bytes: int, held_bytes: int) -> None:
-        """For a body that holds so many already. Raises Overloaded."""
-        self._refuse_bytes(more_bytes, held_bytes)
-        self.pending_bytes += more_bytes
-
-    def give_back(self, held_bytes: int) -> None:
-        self.pending_bytes -= held_bytes
-
-    def _refuse_bytes(self, more_bytes: int, held_bytes: int = 0) -> None:
-        others_bytes = self.pending_bytes - held_bytes
-        if others_bytes and self.pending_bytes + more_bytes > self._max_pending_bytes:
-            raise _overloaded(
-                f"Bodies that wait for their answer may have {self._max_pending_bytes} bytes together. "
-                f"Received: {more_bytes} beside {self.pending_bytes}.",
-                0.0,
-            )
-
-
-class PendingBody:
-    """What one body takes of the memory for all, until everyone who holds it has let go of it."""
-
-    def __init__(self, admission: Admission) -> None:
-        self.held_bytes = 0
-        self._admission = admission
-        self._holders = 1
-
-    def take(self, more_bytes: int) -> None:
-        """Raises Overloaded. Bodies take as they arrive: a slow one keeps nobody out by its length."""
-        self._admission.take(more_bytes, self.held_bytes)
-        self.held_bytes += more_bytes
-
-    def drop(self) -> None:
-        """Nothing of it is here any more, whoever holds it."""
-        self._admission.give_back(self.held_bytes)
-        self.held_bytes = 0
-
-    def hold(self) -> None:
-        """For one more, who is to let go of it too."""
-        self._holders += 1
-
-    def let_go(self) -> None:
-        self._holders -= 1
-        if self._holders == 0:
-            self.drop()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.let_go()
+    @property
+    def pending_bytes(self) -> int:
+        """Bodies that are read or whose rows are not answered yet, inflated, and large answers being sent."""
+        return self._pending.held_bytes
 
 
 def _overloaded(message: str, retry_seconds: float) -> Overloaded:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple, Protocol
 
-from app.admission import PendingBody
+from app.pending import PendingBody
 
 
 @dataclass

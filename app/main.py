@@ -113,7 +113,14 @@ def _open_state(state: State, pipeline: Pipeline, classifiers: LiveClassifiers) 
     state.flood = Flood()
     state.classifiers = classifiers
     state.pipeline = pipeline
-    state.admission = Admission(pipeline.queue, settings.max_wait_seconds, settings.max_pending_bytes)
+    state.admission = Admission(
+        pipeline.queue,
+        settings.max_wait_seconds,
+        settings.max_pending_bytes,
+        reserve_bytes=settings.max_image_bytes,
+        # Slower than this, a body of full size does not arrive in time.
+        min_bytes_per_second=settings.max_body_bytes / settings.body_timeout_seconds,
+    )
     state.classify_batch = BatchClassifier(settings, pipeline, state.admission)
     store = _open_store(settings, state.admission)
     # Of workers without a common memory, another one may be asked for what this one has promised.

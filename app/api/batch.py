@@ -5,11 +5,12 @@ from time import perf_counter
 
 from starlette.requests import Request
 
-from app.admission import Admission, PendingBody
+from app.admission import Admission
 from app.answer_store import SentBatch
 from app.api.body import arriving_within, encoding_of, inflate, length_of, read_body
 from app.api.query import wants_evidence
 from app.errors import AnswerTooLarge
+from app.pending import PendingBody
 from app.pipeline import Pipeline
 from app.record import record_abandoned, record_answer
 from app.row import Row
@@ -30,10 +31,10 @@ def refuse_early(request: Request, admission: Admission) -> None:
 
 
 async def read_batch(request: Request, settings: Settings, pending: PendingBody) -> SentBatch:
-    """The body, as it was sent. Raises ServiceError."""
+    """The body, as it was sent and not complete before it is inflated. Raises ServiceError."""
     evidence, encoding = wants_evidence(request), encoding_of(request)
     reading = read_body(request, settings.max_body_bytes, pending)
-    content = await arriving_within(settings.body_timeout_seconds, reading)
+    content = await arriving_within(settings.body_timeout_seconds, reading, pending)
     return SentBatch(
         batch_id=request.headers.get(BATCH_ID_HEADER),
         query_id=ids_of(request.headers)[0],

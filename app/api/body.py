@@ -2,13 +2,13 @@
 
 import asyncio
 import zlib
-from collections.abc import AsyncGenerator, Awaitable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Iterator, Sequence
 from typing import TypeVar
 
 from starlette.requests import Request
 
-from app.admission import PendingBody
 from app.errors import BodyTimeout, MalformedBody, PayloadTooLarge, UnsupportedMediaType
+from app.pending import PendingBody
 
 T = TypeVar("T")
 
@@ -17,15 +17,23 @@ _GZIP_WINDOW = 16 + zlib.MAX_WBITS
 # Half a millisecond's work; others are served between two.
 _INFLATED_AT_ONCE_BYTES = 256 * 1024
 _COMPRESSED_AT_ONCE_BYTES = 64 * 1024
+# Joining more takes a millisecond.
+_JOINED_IN_PLACE_BYTES = 1024 * 1024
 
 
-async def arriving_within(seconds: float, reading: Awaitable[T]) -> T:
-    """What is read of a body. Raises BodyTimeout when it takes longer."""
+async def arriving_within(seconds: float, reading: Awaitable[T], pending: PendingBody) -> T:
+    """What is read of a body. Raises BodyTimeout when it takes longer, Overloaded when it is evicted."""
+    loop = asyncio.get_running_loop()
     try:
-        async with asyncio.timeout(seconds):
-            return await reading
+        async with asyncio.timeout(seconds) as deadline:
+            with pending.evictable(lambda: deadline.reschedule(loop.time()), is_in_transit=True):
+                return await reading
     except TimeoutError:
-        raise BodyTimeout(f"A body must arrive within {seconds:g} seconds. Received: a part of it.") from None
+        pass
+    # An error raised while another is handled keeps that one, its frames, and what they have received.
+    raise pending.eviction or BodyTimeout(
+        f"A body must arrive within {seconds:g} seconds. Received: a part of it."
+    )
 
 
 async def capped_stream(
@@ -46,7 +54,8 @@ async def capped_stream(
 
 async def read_body(request: Request, max_bytes: int, pending: PendingBody) -> bytes:
     """The whole body, as sent. Raises PayloadTooLarge, Overloaded, or MalformedBody when there is none."""
-    body = b"".join([chunk async for chunk in capped_stream(request, max_bytes, pending)])
+    chunks = [chunk async for chunk in capped_stream(request, max_bytes, pending)]
+    body = await _join(chunks, pending.held_bytes)
     if not body:
         raise MalformedBody("A request must have a body. Received: 0 bytes.")
     return body
@@ -64,16 +73,19 @@ def refuse_encoded(request: Request) -> None:
 async def inflate(body: bytes, encoding: str, max_bytes: int, pending: PendingBody) -> bytes:
     """Undo gzip or deflate. Raises PayloadTooLarge before growing past `max_bytes`, or Overloaded.
 
-    A gateway may inflate a body and leave its header, so the bytes decide before the header does.
+    `pending` holds both until then, and only what is returned afterwards. A gateway may inflate a body and
+    leave its header, so the bytes decide before the header does.
     """
     if encoding not in ("identity", "gzip", "x-gzip", "deflate"):
         raise UnsupportedMediaType(
             f"A body may be compressed with gzip or deflate. Received: {encoding[:40]!r}."
         )
-    if body.startswith(_GZIP_MAGIC):
-        return await _inflate(body, _GZIP_WINDOW, max_bytes, pending)
-    if encoding == "deflate":
-        return await _inflate_deflate(body, max_bytes, pending)
+    with pending.evictable():
+        if body.startswith(_GZIP_MAGIC):
+            body = await _inflate(body, _GZIP_WINDOW, max_bytes, pending)
+        elif encoding == "deflate":
+            body = await _inflate_deflate(body, max_bytes, pending)
+    pending.complete()
     return body
 
 
@@ -102,12 +114,25 @@ async def _inflate_deflate(body: bytes, max_bytes: int, pending: PendingBody) ->
 
 async def _inflate(body: bytes, window: int, max_bytes: int, pending: PendingBody) -> bytes:
     inflated_bytes, pieces = 0, []
-    for piece in _inflated(body, window):
-        inflated_bytes += len(piece)
-        _refuse_bytes(inflated_bytes, max_bytes)
-        pending.take(len(piece))
-        pieces.append(piece)
-        await asyncio.sleep(0)
+    try:
+        for piece in _inflated(body, window):
+            inflated_bytes += len(piece)
+            _refuse_bytes(inflated_bytes, max_bytes)
+            pending.take(len(piece))
+            pieces.append(piece)
+            await asyncio.sleep(0)
+    except MalformedBody:
+        pending.drop(inflated_bytes)
+        raise
+    inflated = await _join(pieces, inflated_bytes)
+    pending.drop(len(body))
+    return inflated
+
+
+async def _join(pieces: Sequence[bytes], joined_bytes: int) -> bytes:
+    """A large body in a thread: the event loop serves others meanwhile."""
+    if joined_bytes > _JOINED_IN_PLACE_BYTES:
+        return await asyncio.to_thread(b"".join, pieces)
     return b"".join(pieces)
 
 

@@ -62,7 +62,7 @@ async def _classify_batch(request: Request) -> Response:
     batch_id = request.headers.get(BATCH_ID_HEADER)
     if batch_id is None or not batches.knows(check_batch_id(batch_id)):
         refuse_early(request, admission)
-    with admission.reserve() as pending:
+    with admission.reserve(length_of(request)) as pending:
         batch = await read_batch(request, state.settings, pending)
         if batch_id is None:
             return _json(await while_caller_waits(request, classify_batch(batch)))
@@ -74,10 +74,12 @@ async def _classify_image(request: Request) -> Response:
     settings: Settings = request.app.state.settings
     admission: Admission = request.app.state.admission
     evidence = wants_evidence(request)
-    admission.refuse(length_of(request), rows=1)
-    with admission.reserve() as pending:
+    length = length_of(request)
+    admission.refuse(length, rows=1)
+    with admission.reserve(length) as pending:
         reading = read_body(request, settings.max_body_bytes, pending)
-        body = await arriving_within(settings.body_timeout_seconds, reading)
+        body = await arriving_within(settings.body_timeout_seconds, reading, pending)
+        pending.complete()
         [outcome] = await _classify_rows(request, [Row(0, body, evidence)])
     return _json(to_json(outcome))
 
@@ -88,10 +90,11 @@ async def _classify_files(request: Request) -> Response:
     admission: Admission = request.app.state.admission
     evidence, length = wants_evidence(request), length_of(request)
     admission.refuse(length, admission.expect_rows(_MULTIPART, length))
-    with admission.reserve() as pending:
+    with admission.reserve(length) as pending:
         chunks = capped_stream(request, settings.max_body_bytes, pending)
         reading = parse_files(request.headers["content-type"], chunks, settings.max_rows)
-        files = await arriving_within(settings.body_timeout_seconds, reading)
+        files = await arriving_within(settings.body_timeout_seconds, reading, pending)
+        pending.complete()
         admission.note_rows(_MULTIPART, pending.held_bytes, len(files))
         admission.refuse_rows(len(files))
         outcomes = await _classify_rows(
