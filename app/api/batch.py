@@ -7,9 +7,9 @@ from starlette.requests import Request
 
 from app.admission import Admission
 from app.answer_store import SentBatch
+from app.api.answer import MAX_ANSWER_BYTES_WITHOUT_ID
 from app.api.body import arriving_within, encoding_of, inflate, length_of, read_body
 from app.api.query import wants_evidence
-from app.errors import AnswerTooLarge
 from app.pending import PendingBody
 from app.pipeline import Pipeline
 from app.record import record_abandoned, record_answer
@@ -64,10 +64,9 @@ class BatchClassifier:
             record_abandoned(batch.query_id, batch.batch_id, len(rows), self._pipeline.queue.abandoned_rows)
             raise
         record_answer(batch.query_id, batch.batch_id, classified, perf_counter() - started)
-        answer = await format_batch(rows, classified.outcomes)
-        if batch.batch_id is not None:
-            _refuse_large(answer, len(rows))
-        return answer
+        # A batch without an id is not Snowflake's.
+        max_bytes = MAX_ANSWER_BYTES_WITHOUT_ID if batch.batch_id is None else MAX_ANSWER_BYTES
+        return await format_batch(rows, classified.outcomes, max_bytes)
 
     async def _parse(self, batch: SentBatch) -> list[Row]:
         """The body itself is let go of here; its rows hold copies of what they need."""
@@ -78,12 +77,3 @@ class BatchClassifier:
         rows = await parse_batch(content, self._settings.max_rows, evidence=batch.evidence)
         self._admission.note_rows(encoding, sent_bytes, len(rows))
         return rows
-
-
-def _refuse_large(answer: bytes, rows: int) -> None:
-    """Raises AnswerTooLarge. Whoever names no batch is not Snowflake, and takes any."""
-    if len(answer) > MAX_ANSWER_BYTES:
-        raise AnswerTooLarge(
-            f"Snowflake takes an answer of at most {MAX_ANSWER_BYTES} bytes. Received: {rows} rows, whose "
-            f"answer has {len(answer)}: lower the function's MAX_BATCH_ROWS, or ask for evidence of fewer."
-        )

@@ -2,13 +2,14 @@
 
 import asyncio
 import zlib
-from collections.abc import AsyncGenerator, Awaitable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Iterator
 from typing import TypeVar
 
 from starlette.requests import Request
 
 from app.errors import BodyTimeout, MalformedBody, PayloadTooLarge, UnsupportedMediaType
 from app.pending import PendingBody
+from app.pieces import join_pieces
 
 T = TypeVar("T")
 
@@ -17,8 +18,6 @@ _GZIP_WINDOW = 16 + zlib.MAX_WBITS
 # Half a millisecond's work; others are served between two.
 _INFLATED_AT_ONCE_BYTES = 256 * 1024
 _COMPRESSED_AT_ONCE_BYTES = 64 * 1024
-# Joining more takes a millisecond.
-_JOINED_IN_PLACE_BYTES = 1024 * 1024
 
 
 async def arriving_within(seconds: float, reading: Awaitable[T], pending: PendingBody) -> T:
@@ -55,7 +54,7 @@ async def capped_stream(
 async def read_body(request: Request, max_bytes: int, pending: PendingBody) -> bytes:
     """The whole body, as sent. Raises PayloadTooLarge, Overloaded, or MalformedBody when there is none."""
     chunks = [chunk async for chunk in capped_stream(request, max_bytes, pending)]
-    body = await _join(chunks, pending.held_bytes)
+    body = await join_pieces(chunks, pending.held_bytes)
     if not body:
         raise MalformedBody("A request must have a body. Received: 0 bytes.")
     return body
@@ -124,16 +123,9 @@ async def _inflate(body: bytes, window: int, max_bytes: int, pending: PendingBod
     except MalformedBody:
         pending.drop(inflated_bytes)
         raise
-    inflated = await _join(pieces, inflated_bytes)
+    inflated = await join_pieces(pieces, inflated_bytes)
     pending.drop(len(body))
     return inflated
-
-
-async def _join(pieces: Sequence[bytes], joined_bytes: int) -> bytes:
-    """A large body in a thread: the event loop serves others meanwhile."""
-    if joined_bytes > _JOINED_IN_PLACE_BYTES:
-        return await asyncio.to_thread(b"".join, pieces)
-    return b"".join(pieces)
 
 
 def _inflated(body: bytes, window: int) -> Iterator[bytes]:

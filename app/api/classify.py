@@ -8,6 +8,7 @@ from pydantic_core import to_json
 from starlette.requests import ClientDisconnect
 
 from app.admission import Admission
+from app.api.answer import MAX_ANSWER_BYTES_WITHOUT_ID, json_answer
 from app.api.batch import BatchClassifier, read_batch, refuse_early
 from app.api.body import arriving_within, capped_stream, length_of, read_body, refuse_encoded
 from app.api.caller import while_caller_waits
@@ -17,11 +18,12 @@ from app.api.query import wants_evidence
 from app.batches import Batches, check_batch_id
 from app.errors import InvalidBatch, UnsupportedMediaType
 from app.outcome import Outcome
+from app.pending import PendingBody
 from app.pipeline import Pipeline
 from app.record import record_abandoned, record_answer
 from app.row import Row
 from app.settings import Settings
-from app.snowflake.wire import BATCH_ID_HEADER, ids_of
+from app.snowflake.wire import BATCH_ID_HEADER, format_array, ids_of
 
 router = APIRouter()
 
@@ -51,7 +53,9 @@ async def poll(request: Request) -> Response:
     batch_id = request.headers.get(BATCH_ID_HEADER)
     if batch_id is None:
         raise InvalidBatch(f"A GET must name its batch in the header {BATCH_ID_HEADER}. Received: none.")
-    return _answer_or_later(await batches.poll(check_batch_id(batch_id)))
+    admission: Admission = request.app.state.admission
+    with admission.reserve() as pending:
+        return _answer_or_later(await batches.poll(check_batch_id(batch_id)), pending)
 
 
 async def _classify_batch(request: Request) -> Response:
@@ -65,8 +69,9 @@ async def _classify_batch(request: Request) -> Response:
     with admission.reserve(length_of(request)) as pending:
         batch = await read_batch(request, state.settings, pending)
         if batch_id is None:
-            return _json(await while_caller_waits(request, classify_batch(batch)))
-        return _answer_or_later(await while_caller_waits(request, batches.answer(batch_id, batch)))
+            return json_answer(await while_caller_waits(request, classify_batch(batch)), pending)
+        answer = await while_caller_waits(request, batches.answer(batch_id, batch))
+        return _answer_or_later(answer, pending)
 
 
 async def _classify_image(request: Request) -> Response:
@@ -81,7 +86,7 @@ async def _classify_image(request: Request) -> Response:
         body = await arriving_within(settings.body_timeout_seconds, reading, pending)
         pending.complete()
         [outcome] = await _classify_rows(request, [Row(0, body, evidence)])
-    return _json(to_json(outcome))
+        return json_answer(to_json(outcome), pending)
 
 
 async def _classify_files(request: Request) -> Response:
@@ -100,12 +105,19 @@ async def _classify_files(request: Request) -> Response:
         outcomes = await _classify_rows(
             request, [Row(number, content, evidence) for number, (_, content) in enumerate(files)]
         )
-    results = [
-        {"filename": filename, **outcome}
-        for (filename, _), outcome in zip(files, outcomes, strict=True)
-        if outcome is not None  # only SQL has NULL
-    ]
-    return _json(to_json({"results": results}))
+        results = list(zip((filename for filename, _ in files), outcomes, strict=True))
+        answer = await format_array("results", results, _format_results, MAX_ANSWER_BYTES_WITHOUT_ID)
+        return json_answer(answer, pending)
+
+
+def _format_results(results: Sequence[tuple[str, Outcome | None]]) -> bytes:
+    return to_json(
+        [
+            {"filename": filename, **outcome}
+            for filename, outcome in results
+            if outcome is not None  # only SQL has NULL
+        ]
+    )
 
 
 async def _classify_rows(request: Request, rows: Sequence[Row]) -> list[Outcome | None]:
@@ -121,11 +133,7 @@ async def _classify_rows(request: Request, rows: Sequence[Row]) -> list[Outcome 
     return classified.outcomes
 
 
-def _answer_or_later(answer: bytes | None) -> Response:
+def _answer_or_later(answer: bytes | None, pending: PendingBody) -> Response:
     if answer is None:
         return Response(to_json({"status": "running"}), status_code=202, media_type="application/json")
-    return _json(answer)
-
-
-def _json(content: bytes) -> Response:
-    return Response(content, media_type="application/json")
+    return json_answer(answer, pending)

@@ -8,14 +8,15 @@ wait for a whole batch of thousands otherwise.
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 from pydantic_core import to_json
 
-from app.errors import InvalidBatch, InvalidOptions, MalformedBody, PayloadTooLarge
+from app.errors import AnswerTooLarge, InvalidBatch, InvalidOptions, MalformedBody, PayloadTooLarge
 from app.images.source import parse_source
 from app.outcome import Outcome
+from app.pieces import join_pieces
 from app.row import Row
 from app.snowflake.strict_json import has_more_values, parse_json
 
@@ -79,11 +80,33 @@ def parse_rows(data: Sequence[object], start: int = 0, *, evidence: bool = False
     return [_parse_row(index, row, evidence=evidence) for index, row in enumerate(data, start)]
 
 
-async def format_batch(rows: Sequence[Row], outcomes: Sequence[Outcome | None]) -> bytes:
-    """`{"data": [[row_number, outcome], …]}`, same numbers, same order; NULL for NULL."""
-    data = list(zip(rows, outcomes, strict=True))
-    formatted = [format_rows(piece)[1:-1] async for piece in _pieces(data)]
-    return b'{"data":[%b]}' % b",".join(formatted)
+async def format_batch(
+    rows: Sequence[Row], outcomes: Sequence[Outcome | None], max_bytes: int = MAX_ANSWER_BYTES
+) -> bytes:
+    """`{"data": [[row_number, outcome], …]}`, same numbers, same order; NULL for NULL.
+
+    Raises AnswerTooLarge.
+    """
+    return await format_array("data", list(zip(rows, outcomes, strict=True)), format_rows, max_bytes)
+
+
+async def format_array(
+    name: str, items: Sequence[Item], format_items: Callable[[Sequence[Item]], bytes], max_bytes: int
+) -> bytes:
+    """`{name: […]}` of the JSON arrays that items are formatted to, piece by piece.
+
+    Raises AnswerTooLarge before it has formatted many more than `max_bytes`.
+    """
+    formatted, formatted_bytes = [b'{"%b":[' % name.encode()], 0
+    async for piece in _pieces(items):
+        formatted += [b"," if formatted_bytes else b"", format_items(piece)[1:-1]]
+        formatted_bytes += len(formatted[-1]) + 1
+        if formatted_bytes > max_bytes:
+            raise AnswerTooLarge(
+                f"An answer must have at most {max_bytes} bytes. Received: {len(items)} rows, whose answer "
+                "has more: lower the SQL function's MAX_BATCH_ROWS, or ask for evidence of fewer rows."
+            )
+    return await join_pieces([*formatted, b"]}"], formatted_bytes)
 
 
 def format_rows(rows: Iterable[tuple[Row, Outcome | None]]) -> bytes:

@@ -1,0 +1,53 @@
+"""Answers to POST and GET /classify. A large one is counted among the pending bytes until it is sent."""
+
+import asyncio
+
+from fastapi import Response
+from starlette.types import Receive, Scope, Send
+
+from app.errors import Overloaded
+from app.pending import PendingBody
+
+# Beyond Snowflake's limit, for clients that send no batch id: every row of a full batch with evidence.
+MAX_ANSWER_BYTES_WITHOUT_ID = 64 * 1024 * 1024
+# What a connection buffers before it pauses the sender, so that a smaller answer is gone at once.
+PIECE_BYTES = 64 * 1024
+
+
+def json_answer(content: bytes, pending: PendingBody) -> Response:
+    """It takes the place of its request's body in `pending`. Raises Overloaded when there is no room."""
+    if len(content) <= PIECE_BYTES:
+        return Response(content, media_type="application/json")
+    pending.drop()
+    pending.take(len(content))
+    return LargeAnswer(content, pending)
+
+
+class LargeAnswer(Response):
+    """Sent piece by piece, as the client reads. It is evicted when the client reads too slowly for others."""
+
+    def __init__(self, content: bytes, pending: PendingBody) -> None:
+        super().__init__(content, media_type="application/json")
+        pending.hold()
+        self._pending = pending
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(None) as sending:
+                with self._pending.evictable(lambda: sending.reschedule(loop.time()), is_in_transit=True):
+                    await self._send(send)
+        except (TimeoutError, Overloaded):
+            return  # the server closes the connection over an answer that is not complete
+        finally:
+            self.body = b""
+            self._pending.let_go()
+
+    async def _send(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        for start in range(0, len(self.body), PIECE_BYTES):
+            piece = self.body[start : start + PIECE_BYTES]
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+            self._pending.note_progress(len(piece))
+        # It is sent once the client has read all but a little of the rest.
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
