@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from copy import copy
 from time import monotonic
+from traceback import clear_frames
 
 from app.answer_store import AnswerStore, Remembered, SentBatch
 from app.errors import BatchUnknown, InvalidBatch, Overloaded, ServiceError, Stopped
@@ -184,6 +185,8 @@ class Batches:
     def _end(self, batch_id: str, running: "_Running") -> None:
         running.batch.take_content()
         running.batch.pending.let_go()
+        if not running.task.cancelled() and (error := running.task.exception()) is not None:
+            clear_frames(error.__traceback__)  # the error may be kept for a while, but not the rows
         if running.has_failed and running.is_promised:  # whoever asks for it is to be told
             asyncio.get_running_loop().call_later(ABANDONED_SECONDS, self._forget, batch_id, running)
         else:

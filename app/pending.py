@@ -30,6 +30,9 @@ MIN_EVICTABLE_BYTES = 4096
 _RETRY_AFTER_SECONDS = 1
 
 
+def _do_nothing() -> None: ...
+
+
 @dataclass(eq=False)
 class _Group:
     """Small bodies, or large ones."""
@@ -38,7 +41,7 @@ class _Group:
     by_age: "OrderedDict[PendingBody, None]" = field(default_factory=OrderedDict)
     """The incomplete ones, the youngest last."""
     by_progress: "OrderedDict[PendingBody, None]" = field(default_factory=OrderedDict)
-    """Those in transit, in the order in which they become slow."""
+    """Those in transit, by when they become slow."""
 
     def slow(self, now: float) -> "Iterator[PendingBody]":
         for body in self.by_progress:
@@ -47,7 +50,7 @@ class _Group:
             yield body
 
     def youngest(self) -> "PendingBody | None":
-        return next((body for body in reversed(self.by_age) if body.wake is not None), None)
+        return next((body for body in reversed(self.by_age) if body.is_evictable), None)
 
     def untrack(self, body: "PendingBody") -> None:
         self.by_age.pop(body, None)
@@ -81,11 +84,13 @@ class PendingBytes:
         return self._small.held_bytes + self._large.held_bytes
 
     def reserve(self, declared_bytes: int = 0) -> "PendingBody":
-        """A body that holds nothing yet. 0 where no length is declared."""
-        return PendingBody(self, self._group_of(declared_bytes))
+        """A body that holds nothing yet; 0 where no length is declared."""
+        return PendingBody(self, self._group_of(declared_bytes), declared_bytes)
 
     def refuse(self, body_bytes: int) -> None:
         """Raises Overloaded for a body that would find no room even if all that is slow were evicted."""
+        if self._fits(body_bytes, self._small.held_bytes, self._large.held_bytes):
+            return
         held_bytes = {self._small: self._small.held_bytes, self._large: self._large.held_bytes}
         now = self._clock()
         slow = chain(self._large.slow(now), self._small.slow(now))
@@ -100,15 +105,18 @@ class PendingBytes:
             raise body.eviction
         while not self._has_room(body, more_bytes):
             if not self._evict_for(body):
-                refusal = self._no_room(more_bytes)
-                if body.wake is not None:
-                    self.release(body)  # at once: others take theirs before this refusal is handled
-                raise refusal
+                body.eviction = self._no_room(more_bytes)
+                if body.is_evictable:
+                    self.release(body)  # at once: others take theirs before the error is handled
+                raise body.eviction
         if body.group is self._small and self._group_of(body.held_bytes + more_bytes) is self._large:
-            self._move_to_large(body)
+            more_bytes += body.held_bytes
+            self.release(body)
+            body.group = self._large
         body.group.held_bytes += more_bytes
         body.held_bytes += more_bytes
-        if body.wake is not None and body.held_bytes >= MIN_EVICTABLE_BYTES:
+        # Most bodies are small and arrive as a whole: they need no place among those that may be evicted.
+        if body.is_evictable and MIN_EVICTABLE_BYTES <= body.held_bytes != body.declared_bytes:
             if body not in body.group.by_age:
                 body.number = next(self._numbers)
                 body.group.by_age[body] = None
@@ -138,13 +146,6 @@ class PendingBytes:
     def _group_of(self, body_bytes: int) -> _Group:
         return self._large if body_bytes > self._reserve_bytes else self._small
 
-    def _move_to_large(self, body: "PendingBody") -> None:
-        held_bytes = body.held_bytes
-        self.release(body)
-        body.group = self._large
-        body.held_bytes = held_bytes
-        self._large.held_bytes += held_bytes
-
     def _has_room(self, body: "PendingBody", more_bytes: int) -> bool:
         is_large = body.group is self._large
         return self._fits(
@@ -160,10 +161,8 @@ class PendingBytes:
             return True
         if is_large or body_bytes > self._reserve_bytes:
             large_bytes += body_bytes
-        else:
-            small_bytes += body_bytes
-            if small_bytes <= self._reserve_bytes:
-                return True
+        elif (small_bytes := small_bytes + body_bytes) <= self._reserve_bytes:
+            return True
         return large_bytes + max(0, small_bytes - self._reserve_bytes) <= self._max_bytes
 
     def _evict_for(self, body: "PendingBody") -> bool:
@@ -183,8 +182,7 @@ class PendingBytes:
     def _evict(self, body: "PendingBody", reason: Overloaded) -> bool:
         body.eviction = reason
         self.release(body)
-        if body.wake is not None:
-            body.wake()
+        body.wake()
         return True
 
     def _no_room(self, body_bytes: int) -> Overloaded:
@@ -196,7 +194,7 @@ class PendingBytes:
 
     def _too_slow(self) -> Overloaded:
         refusal = Overloaded(
-            "While others find no room, a body must arrive, and an answer be read, at "
+            "While others find no room, a body must arrive at "
             f"{self._min_bytes_per_second:.0f} bytes a second or more. Received: fewer.",
             _RETRY_AFTER_SECONDS,
         )
@@ -207,17 +205,17 @@ class PendingBytes:
 class PendingBody:
     """What one body, or the answer to it, has of the memory for all, until all its holders have let go."""
 
-    def __init__(self, pending: PendingBytes, group: _Group) -> None:
+    def __init__(self, pending: PendingBytes, group: _Group, declared_bytes: int) -> None:
         self.held_bytes = 0
+        self.declared_bytes = declared_bytes
         self.group = group
         self.number: float = math.inf
         """Its place by age; a body that has only begun is the youngest."""
         self.slow_at = math.inf
-        self.moved_bytes = 0
-        """Since `slow_at` was put off last."""
+        self.moved_bytes = 0  # since `slow_at` was put off last
         self.is_in_transit = False
-        self.wake: Callable[[], None] | None = None
-        """Called once it is evicted, which it cannot be while this is None."""
+        self.is_evictable = False
+        self.wake: Callable[[], None] = _do_nothing
         self.eviction: Overloaded | None = None
         self._pending = pending
         self._holders = 1
@@ -236,19 +234,16 @@ class PendingBody:
 
     @contextmanager
     def evictable(
-        self, wake: Callable[[], None] = lambda: None, *, is_in_transit: bool = False
+        self, wake: Callable[[], None] = _do_nothing, *, is_in_transit: bool = False
     ) -> Iterator[None]:
-        """Inside, it may be evicted when it is slow in transit or, if it takes more, when it is the youngest.
-
-        `wake` is called then, to end its waiting. Raises Overloaded at the end if it was evicted.
-        """
-        self.wake, self.is_in_transit = wake, is_in_transit
+        """It may be evicted inside, and `wake` is called then. Raises Overloaded at the end if it was."""
+        self.is_evictable, self.is_in_transit, self.wake = True, is_in_transit, wake
         if self.held_bytes:
             self.note_progress(0)
         try:
             yield
         finally:
-            self.wake, self.is_in_transit = None, False
+            self.is_evictable, self.is_in_transit, self.wake = False, False, _do_nothing
             self.group.by_progress.pop(self, None)
         if self.eviction is not None:
             raise self.eviction
@@ -270,5 +265,6 @@ class PendingBody:
         return self
 
     def __exit__(self, _: object, error: object, traceback: TracebackType | None) -> None:
-        clear_frames(traceback)  # they would keep what was received until the error is answered
+        if traceback is not None:
+            clear_frames(traceback)  # they would keep what was received until the error is answered
         self.let_go()
