@@ -174,7 +174,9 @@ def _lines_of(log: Path, word: str) -> list[str]:
 
 
 def test_bodies_have_a_bound_together(sample: bytes) -> None:
-    with running_service(EXT_CLASSIFY_MAX_PENDING_BYTES="1000000") as url:
+    with running_service(
+        EXT_CLASSIFY_MAX_PENDING_BYTES="1000000", EXT_CLASSIFY_MAX_IMAGE_BYTES="100000"
+    ) as url:
         port = int(url.rpartition(":")[2])
         with socket.create_connection(("127.0.0.1", port)) as slow:
             head = b"POST /classify HTTP/1.1\r\nContent-Type: image/png\r\nContent-Length: 5000000\r\n\r\n"

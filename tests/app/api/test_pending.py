@@ -1,0 +1,286 @@
+"""Room for bodies and answers, as requests take it and give it back."""
+
+import asyncio
+import gzip
+import json
+import os
+import socket
+import time
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from threading import Barrier
+from traceback import walk_tb
+
+import pytest
+from starlette.testclient import TestClient
+from starlette.types import Message
+
+from app.api import classify
+from app.api.answer import PIECE_BYTES, LargeAnswer, json_answer
+from app.api.body import arriving_within, inflate
+from app.errors import BodyTimeout, MalformedBody, Overloaded, ServiceError
+from app.pending import PendingBody, PendingBytes
+from tests.app.forms import text_of
+from tests.running import exchange, running_service, wait_until
+
+MAX_BYTES = 1_000_000
+JSON = {"Content-Type": "application/json"}
+
+
+def pending_bytes() -> PendingBytes:
+    """Where whatever is in transit is slow at once."""
+    now = iter(range(0, 10**9, 100))
+    return PendingBytes(MAX_BYTES, min_bytes_per_second=10**9, clock=lambda: next(now))
+
+
+async def turns() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def never_arrives(body: PendingBody, received_bytes: int) -> bytes:
+    received = bytes(received_bytes)
+    body.take(len(received))
+    await asyncio.Event().wait()
+    return received
+
+
+def test_evicted_body_is_waited_for_no_longer_and_nothing_keeps_its_bytes() -> None:
+    async def check() -> None:
+        pending = pending_bytes()
+        slow, fast = pending.reserve(), pending.reserve()
+        waiting = asyncio.ensure_future(arriving_within(3600.0, never_arrives(slow, 900_000), slow))
+        await turns()
+        fast.take(900_000)
+        with pytest.raises(Overloaded) as refusal:
+            await waiting
+        assert refusal.value.headers["connection"] == "close"
+        assert refusal.value.__context__ is None
+        assert pending.held_bytes == 900_000
+
+    asyncio.run(asyncio.wait_for(check(), 20))
+
+
+def test_error_that_is_still_to_be_answered_keeps_nothing_of_its_body() -> None:
+    async def fail(body: PendingBody) -> None:
+        received = bytes(900_000)
+        body.take(len(received))
+        await asyncio.sleep(0)
+        raise MalformedBody("no")
+
+    async def check() -> None:
+        pending = pending_bytes()
+
+        async def answer() -> None:
+            with pending.reserve() as body:
+                await fail(body)
+
+        with pytest.raises(MalformedBody) as failure:
+            await answer()
+        assert pending.held_bytes == 0
+        frames = [frame for frame, _ in walk_tb(failure.value.__traceback__)]
+        assert not any("received" in frame.f_locals for frame in frames)
+
+    asyncio.run(check())
+
+
+def test_body_that_is_late_is_not_told_that_it_was_evicted() -> None:
+    body = pending_bytes().reserve()
+    with pytest.raises(BodyTimeout):
+        asyncio.run(arriving_within(0.01, never_arrives(body, 10_000), body))
+
+
+@pytest.mark.parametrize("wbits", [31, 15, -15], ids=["gzip", "zlib", "raw deflate"])
+def test_inflated_body_holds_no_more_than_it_has(wbits: int) -> None:
+    content = os.urandom(300_000)
+    compressed = zlib.compress(content, 1, wbits)
+
+    async def check() -> None:
+        pending = PendingBytes(MAX_BYTES)
+        body = pending.reserve(len(compressed))
+        body.take(len(compressed))
+        encoding = "gzip" if wbits == 31 else "deflate"
+        assert await inflate(compressed, encoding, MAX_BYTES, body) == content
+        assert pending.held_bytes == len(content)
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize("bodies", [2, 8, 30])
+def test_of_bodies_inflated_side_by_side_the_oldest_are_served(bodies: int) -> None:
+    compressed = gzip.compress(bytes(900_000))
+
+    async def check() -> None:
+        pending = PendingBytes(MAX_BYTES)
+
+        async def serve() -> bytes:
+            with pending.reserve(len(compressed)) as body:
+                body.take(len(compressed))
+                content = await inflate(compressed, "gzip", MAX_BYTES, body)
+                await asyncio.sleep(0.01)  # its rows wait
+                return content
+
+        served = await asyncio.gather(*(serve() for _ in range(bodies)), return_exceptions=True)
+        assert served[0] == bytes(900_000)
+        assert {type(one) for one in served[1:]} == {Overloaded}
+        assert pending.held_bytes == 0
+
+    asyncio.run(check())
+
+
+class Client:
+    """Reads so many messages of an answer, and then no more."""
+
+    def __init__(self, reads: int) -> None:
+        self.received: list[Message] = []
+        self._reads = reads
+
+    async def send(self, message: Message) -> None:
+        if len(self.received) == self._reads:
+            await asyncio.Event().wait()
+        self.received.append(message)
+
+    async def receive(self) -> Message:
+        raise NotImplementedError
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(message.get("body", b"") for message in self.received)
+
+
+def test_answer_is_counted_in_place_of_its_body_until_it_is_sent() -> None:
+    async def check() -> None:
+        pending, client = pending_bytes(), Client(reads=1000)
+        with pending.reserve() as body:
+            body.take(500_000)
+            answer = json_answer(bytes(700_000), body)
+        assert pending.held_bytes == 700_000
+        await answer({"type": "http"}, client.receive, client.send)
+        assert client.body == bytes(700_000)
+        assert max(len(message.get("body", b"")) for message in client.received) == PIECE_BYTES
+        assert client.received[-1] == {"type": "http.response.body", "body": b"", "more_body": False}
+        assert pending.held_bytes == 0
+
+    asyncio.run(check())
+
+
+def test_answer_that_a_connection_buffers_is_not_counted() -> None:
+    pending = pending_bytes()
+    with pending.reserve() as body:
+        body.take(500_000)
+        assert not isinstance(json_answer(bytes(PIECE_BYTES), body), LargeAnswer)
+    assert pending.held_bytes == 0
+
+
+def test_answer_that_is_not_read_gives_way() -> None:
+    async def check() -> None:
+        pending, client = pending_bytes(), Client(reads=3)
+        answer = json_answer(bytes(700_000), pending.reserve())
+        sending = asyncio.ensure_future(answer({"type": "http"}, client.receive, client.send))
+        await turns()
+        assert not sending.done()
+        pending.reserve().take(500_000)
+        await sending
+        assert len(client.received) == 3
+        assert answer.body == b""
+
+    asyncio.run(asyncio.wait_for(check(), 20))
+
+
+def test_answer_whose_client_leaves_gives_its_room_back() -> None:
+    async def check() -> None:
+        pending, client = pending_bytes(), Client(reads=3)
+        body = pending.reserve()
+        answer = json_answer(bytes(700_000), body)
+        body.let_go()
+        sending = asyncio.ensure_future(answer({"type": "http"}, client.receive, client.send))
+        await turns()
+        sending.cancel()
+        await asyncio.wait({sending})
+        assert pending.held_bytes == 0
+
+    asyncio.run(check())
+
+
+def test_answer_for_which_there_is_no_room_is_refused_and_may_be_asked_for_again() -> None:
+    pending = pending_bytes()
+    pending.reserve().take(500_000)
+    with pytest.raises(ServiceError) as refusal, pending.reserve() as body:
+        json_answer(bytes(700_000), body)
+    assert refusal.value.retryable
+    assert pending.held_bytes == 500_000
+
+
+@pytest.mark.parametrize("form", ["files", "batch"])
+def test_answer_to_no_batch_id_has_a_bound_too(
+    client: TestClient, sample: bytes, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    for module in (classify, "app.api.batch"):
+        name = module if isinstance(module, str) else module.__name__
+        monkeypatch.setattr(f"{name}.MAX_ANSWER_BYTES_WITHOUT_ID", 1000)
+    for rows, status in ((2, 200), (8, 413)):
+        if form == "files":
+            answer = client.post("/classify", files=[("file", (f"{n}", sample)) for n in range(rows)])
+        else:
+            data = [[n, text_of(sample)] for n in range(rows)]
+            answer = client.post("/classify", json={"data": data})
+        assert answer.status_code == status
+    assert answer.json()["error"]["code"] == "answer_too_large"
+
+
+@pytest.fixture(scope="module")
+def crowded() -> Iterator[int]:
+    """The port of a service that four bodies of the largest size fill."""
+    with running_service(
+        EXT_CLASSIFY_MAX_PENDING_BYTES="4000000",
+        EXT_CLASSIFY_MAX_BODY_BYTES="1000000",
+        EXT_CLASSIFY_MAX_IMAGE_BYTES="100000",
+    ) as url:
+        yield int(url.rpartition(":")[2])
+
+
+def post_image(port: int, image: bytes) -> int:
+    return exchange(port, "POST", "/classify", image, {"Content-Type": "image/png"}).status
+
+
+@pytest.mark.parametrize("is_chunked", [False, True])
+def test_stalled_bodies_keep_out_neither_images_nor_batches(
+    crowded: int, sample: bytes, *, is_chunked: bool
+) -> None:
+    length, beginning = b"Content-Length: 1000000", bytes(999_990)
+    if is_chunked:
+        length, beginning = b"Transfer-Encoding: chunked", b"f4236\r\n" + beginning
+    batch = json.dumps({"data": [[n, text_of(sample)] for n in range(32)]}).encode()
+    with ExitStack() as stack:
+        stalled = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", crowded), timeout=20))
+            for _ in range(4)
+        ]
+        for connection in stalled:
+            connection.sendall(b"POST /classify HTTP/1.1\r\nContent-Type: application/json\r\n")
+            connection.sendall(length + b"\r\n\r\n" + beginning)
+        assert post_image(crowded, sample) == 200
+        wait_until(lambda: exchange(crowded, "POST", "/classify", batch, JSON).status == 200)
+        assert post_image(crowded, sample) == 200
+        assert b"HTTP/1.1 429" in [connection.recv(12) for connection in stalled[:1]]
+
+
+def test_some_of_the_batches_that_come_at_once_are_served(crowded: int) -> None:
+    rows = [[n, os.urandom(40_000).hex()] for n in range(12)]
+    batch = gzip.compress(json.dumps({"data": rows}).encode(), 1)
+    together = Barrier(8)
+
+    def send(_: int) -> int:
+        together.wait()
+        headers = {**JSON, "Content-Encoding": "gzip"}
+        return exchange(crowded, "POST", "/classify", batch, headers).status
+
+    with ThreadPoolExecutor(8) as clients:
+        statuses = set(clients.map(send, range(8)))
+    assert 200 in statuses
+    assert statuses <= {200, 429}
+    time.sleep(0.1)
+    metrics = exchange(crowded, "GET", "/metrics").body
+    assert b"\next_classify_pending_bytes 0.0\n" in metrics
