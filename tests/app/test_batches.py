@@ -2,6 +2,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable
 from time import monotonic
+from traceback import walk_tb
 from typing import Any
 
 import pytest
@@ -180,6 +181,21 @@ def test_failure_of_a_promised_answer_is_told_to_whoever_asks() -> None:
                 await batches.poll("b")
         classifier.error = None
         assert await batches.answer("b", batch_of()) == b"answer 2 to rows"  # it was sent anew
+
+    run(check, deadline_seconds=0.02)
+
+
+def test_failure_that_is_kept_keeps_nothing_of_the_rows() -> None:
+    async def check(batches: Batches, classifier: Classifier) -> None:
+        classifier.error = InvalidBatch("no")
+        assert await batches.answer("b", batch_of()) is None
+        classifier.ended.set()
+        await asyncio.sleep(0.01)
+        with pytest.raises(InvalidBatch) as failure:
+            await batches.poll("b")
+        frames = [frame for frame, _ in walk_tb(failure.value.__traceback__)]
+        assert len(frames) > 3
+        assert not any("answer" in frame.f_locals for frame in frames)
 
     run(check, deadline_seconds=0.02)
 

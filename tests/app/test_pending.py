@@ -76,6 +76,25 @@ def test_slow_bodies_are_evicted_longest_without_progress_first(room: Room) -> N
     assert room.pending.held_bytes == fast.held_bytes == 601_000
 
 
+def test_progress_of_an_old_body_puts_younger_ones_before_it(room: Room) -> None:
+    progressing, stalled = room.arriving(400_000), room.arriving(400_000)
+    room.clock.now += 0.5
+    progressing.take(MIN_BYTES_PER_SECOND)
+    room.clock.now += 2.0
+    room.arriving(200_000)
+    assert room.evicted == [stalled]
+
+
+def test_body_that_has_arrived_and_is_not_inflated_yet_is_not_slow(room: Room) -> None:
+    body = room.pending.reserve(MAX_BYTES)
+    with body.evictable(is_in_transit=True):
+        body.take(900_000)
+    room.clock.now += 100.0
+    with pytest.raises(Overloaded):
+        room.arriving(200_000)
+    assert body.held_bytes == 900_000
+
+
 def test_slow_body_keeps_its_room_while_nobody_else_needs_it(room: Room) -> None:
     slow = room.arriving(MAX_BYTES - 100_000)
     for _ in range(100):
@@ -181,10 +200,12 @@ def test_image_gets_in_beside_one_body_that_is_larger_than_all_may_be(room: Room
 
 
 def test_bodies_in_the_reserve_take_nothing_from_large_ones(room: Room) -> None:
-    small = room.arriving(RESERVE_BYTES, RESERVE_BYTES)
+    small = room.arriving(RESERVE_BYTES - 1, RESERVE_BYTES)
     room.clock.now += 100.0
     room.complete(MAX_BYTES)
-    assert small.held_bytes == RESERVE_BYTES
+    with pytest.raises(Overloaded):
+        room.arriving(10_000)
+    assert small.held_bytes == RESERVE_BYTES - 1
     assert room.evicted == []
 
 
@@ -193,6 +214,14 @@ def test_body_of_unknown_length_leaves_the_reserve_when_it_has_outgrown_it(room:
     chunked = room.arriving(RESERVE_BYTES, declared_bytes=0)
     with pytest.raises(Overloaded):
         chunked.take(1)
+    room.complete(RESERVE_BYTES)
+
+
+def test_body_that_has_outgrown_the_reserve_gives_it_back(room: Room) -> None:
+    room.arriving(RESERVE_BYTES, declared_bytes=0).take(RESERVE_BYTES)
+    with pytest.raises(Overloaded):
+        room.pending.refuse(MAX_BYTES - 2 * RESERVE_BYTES + 1)
+    room.complete(MAX_BYTES - 2 * RESERVE_BYTES)
     room.complete(RESERVE_BYTES)
 
 
