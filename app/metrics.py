@@ -76,7 +76,9 @@ UNANSWERED_ROWS = Gauge(
     "ext_classify_unanswered_rows", "Rows let in and not answered yet.", multiprocess_mode="livesum"
 )
 PENDING_BYTES = Gauge(
-    "ext_classify_pending_bytes", "Bytes of bodies that wait for their answer.", multiprocess_mode="livesum"
+    "ext_classify_pending_bytes",
+    "Bytes of bodies that arrive or wait for their answer, and of large answers being sent.",
+    multiprocess_mode="livesum",
 )
 ROW_SECONDS = Gauge(
     "ext_classify_row_seconds",

@@ -1,6 +1,7 @@
 """A Snowflake batch: read as it was sent, and classified, whether or not anyone still waits for it."""
 
 import asyncio
+from collections.abc import Sequence
 from time import perf_counter
 
 from starlette.requests import Request
@@ -10,6 +11,7 @@ from app.answer_store import SentBatch
 from app.api.answer import MAX_ANSWER_BYTES_WITHOUT_ID
 from app.api.body import arriving_within, encoding_of, inflate, length_of, read_body
 from app.api.query import wants_evidence
+from app.images.source import InlineText, Url
 from app.pending import PendingBody
 from app.pipeline import Pipeline
 from app.record import record_abandoned, record_answer
@@ -76,4 +78,10 @@ class BatchClassifier:
         content = await inflate(content, encoding, max_bytes, batch.pending)
         rows = await parse_batch(content, self._settings.max_rows, evidence=batch.evidence)
         self._admission.note_rows(encoding, sent_bytes, len(rows))
+        # A body may be blanks and other keys for the most part, while its rows wait for a slow host.
+        batch.pending.drop(max(0, len(content) - _held_bytes(rows)))
         return rows
+
+
+def _held_bytes(rows: Sequence[Row]) -> int:
+    return sum(len(row.source.text) for row in rows if isinstance(row.source, InlineText | Url))

@@ -8,25 +8,36 @@ import select
 import socket
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from threading import Barrier
 from traceback import walk_tb
+from typing import cast
 
 import pytest
 from starlette.testclient import TestClient
 from starlette.types import Message
 
+from app.admission import Admission
+from app.answer_store import SentBatch
 from app.api import classify
 from app.api.answer import PIECE_BYTES, LargeAnswer, json_answer
+from app.api.batch import BatchClassifier
 from app.api.body import arriving_within, inflate
+from app.capacity import Capacity
 from app.errors import BodyTimeout, MalformedBody, Overloaded, ServiceError
 from app.pending import PendingBody, PendingBytes
+from app.pipeline import ClassifiedRows, Pipeline
+from app.row import Row
+from app.row_queue import RowQueue
+from app.settings import Settings
+from app.steps import Steps
 from tests.app.forms import text_of
 from tests.running import exchange, running_service, wait_until
 
 MAX_BYTES = 1_000_000
+QUEUE = RowQueue(Capacity(classifiers=1, max_concurrent_fetches=1))
 JSON = {"Content-Type": "application/json"}
 
 
@@ -142,6 +153,31 @@ def test_of_bodies_inflated_side_by_side_the_oldest_are_served(bodies: int) -> N
         assert pending.held_bytes == 0
 
     asyncio.run(check())
+
+
+class WaitingPipeline:
+    """Classifies nothing, and notes what is held while it should."""
+
+    def __init__(self, admission: Admission) -> None:
+        self.queue = QUEUE
+        self.held_bytes: list[int] = []
+        self._admission = admission
+
+    async def classify_rows(self, rows: Sequence[Row]) -> ClassifiedRows:
+        self.held_bytes.append(self._admission.pending_bytes)
+        return ClassifiedRows([None] * len(rows), Steps(), [])
+
+
+@pytest.mark.parametrize("padding", [b" " * 500_000, b'"other": "%b", ' % (b"x" * 500_000)])
+def test_rows_that_wait_hold_no_more_than_they_have(padding: bytes) -> None:
+    admission = Admission(QUEUE, 1.0, MAX_BYTES)
+    pipeline = WaitingPipeline(admission)
+    classify_batch = BatchClassifier(Settings(), cast("Pipeline", pipeline), admission)
+    content = b'{%b"data": [[0, null], [1, "%b"], [2, "https://a.b/c"]]}' % (padding, b"aaaa" * 100)
+    body = admission.reserve(len(content))
+    body.take(len(content))
+    asyncio.run(classify_batch(SentBatch(None, None, content, "identity", evidence=False, pending=body)))
+    assert pipeline.held_bytes == [400 + len("https://a.b/c")]
 
 
 class Client:
