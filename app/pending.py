@@ -15,7 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import chain, count
+from itertools import chain, count, islice
 from time import monotonic
 from traceback import clear_frames
 from types import TracebackType
@@ -27,6 +27,8 @@ from app.errors import Overloaded
 GRACE_SECONDS = 1.0
 # A body that holds less weighs no more than its connection: to evict it would free next to nothing.
 MIN_EVICTABLE_BYTES = 4096
+# Where more are slow, a body may begin: it takes room piece by piece, and gets it or not.
+MAX_SLOW_COUNTED = 1000
 _RETRY_AFTER_SECONDS = 1
 
 
@@ -94,10 +96,12 @@ class PendingBytes:
         held_bytes = {self._small: self._small.held_bytes, self._large: self._large.held_bytes}
         now = self._clock()
         slow = chain(self._large.slow(now), self._small.slow(now))
-        while not self._fits(body_bytes, held_bytes[self._small], held_bytes[self._large]):
-            if (body := next(slow, None)) is None:
-                raise self._no_room(body_bytes)
+        for body in islice(slow, MAX_SLOW_COUNTED):
             held_bytes[body.group] -= body.held_bytes
+            if self._fits(body_bytes, held_bytes[self._small], held_bytes[self._large]):
+                return
+        if next(slow, None) is None:
+            raise self._no_room(body_bytes)
 
     def take(self, body: "PendingBody", more_bytes: int) -> None:
         """Raises Overloaded. An incomplete body that is refused loses the room that it has."""
@@ -186,18 +190,13 @@ class PendingBytes:
         return True
 
     def _no_room(self, body_bytes: int) -> Overloaded:
-        return Overloaded(
-            f"Bodies that wait for their answer may have {self._max_bytes} bytes together. "
-            f"Received: {body_bytes} beside {self.held_bytes}.",
-            _RETRY_AFTER_SECONDS,
-        )
+        rule = f"Bodies that wait for their answer may have {self._max_bytes} bytes together."
+        return Overloaded(f"{rule} Received: {body_bytes} beside {self.held_bytes}.", _RETRY_AFTER_SECONDS)
 
     def _too_slow(self) -> Overloaded:
-        refusal = Overloaded(
-            "While others find no room, a body must arrive at "
-            f"{self._min_bytes_per_second:.0f} bytes a second or more. Received: fewer.",
-            _RETRY_AFTER_SECONDS,
-        )
+        rate = f"{self._min_bytes_per_second:.0f} bytes a second"
+        rule = f"While others find no room, a body must arrive at {rate} or more."
+        refusal = Overloaded(f"{rule} Received: fewer.", _RETRY_AFTER_SECONDS)
         refusal.headers = {**refusal.headers, "connection": "close"}  # the rest would arrive as slowly
         return refusal
 

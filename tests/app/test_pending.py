@@ -244,6 +244,19 @@ def test_body_is_refused_by_its_length_only_where_slow_bodies_leave_no_room(room
     assert room.evicted == []
 
 
+def test_length_is_held_against_so_many_slow_bodies_only(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.pending.MAX_SLOW_COUNTED", 50)
+    room.complete(MAX_BYTES - 51 * MIN_EVICTABLE_BYTES)
+    for _ in range(50):
+        room.arriving(MIN_EVICTABLE_BYTES)
+    room.clock.now += 2.0
+    with pytest.raises(Overloaded):
+        room.pending.refuse(MAX_BYTES)
+    room.arriving(MIN_EVICTABLE_BYTES)
+    room.clock.now += 2.0
+    room.pending.refuse(MAX_BYTES)
+
+
 def test_one_piece_evicts_no_more_bodies_than_it_takes(room: Room) -> None:
     holding = room.complete(500_000)
     tiny = [room.arriving(1) for _ in range(1000)]
