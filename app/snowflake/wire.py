@@ -97,10 +97,11 @@ async def format_array(
 
     Raises AnswerTooLarge before it has formatted many more than `max_bytes`.
     """
-    formatted, formatted_bytes = [b'{"%b":[' % name.encode()], 0
+    formatted = [b'{"%b":[' % name.encode()]
+    formatted_bytes = len(formatted[0]) + len(b"]}")
     async for piece in _pieces(items):
-        formatted += [b"," if formatted_bytes else b"", format_items(piece)[1:-1]]
-        formatted_bytes += len(formatted[-1]) + 1
+        formatted += [b"," if len(formatted) > 1 else b"", format_items(piece)[1:-1]]
+        formatted_bytes += len(formatted[-2]) + len(formatted[-1])
         if formatted_bytes > max_bytes:
             raise AnswerTooLarge(
                 f"An answer must have at most {max_bytes} bytes. Received: {len(items)} rows, whose answer "

@@ -26,12 +26,13 @@ from app.api.answer import PIECE_BYTES, LargeAnswer, json_answer
 from app.api.batch import BatchClassifier
 from app.api.body import arriving_within, inflate
 from app.capacity import Capacity
-from app.errors import BodyTimeout, MalformedBody, Overloaded, ServiceError
+from app.errors import AnswerTooLarge, BodyTimeout, MalformedBody, Overloaded, ServiceError
 from app.pending import PendingBody, PendingBytes
 from app.pipeline import ClassifiedRows, Pipeline
 from app.row import Row
 from app.row_queue import RowQueue
 from app.settings import Settings
+from app.snowflake.wire import format_batch
 from app.steps import Steps
 from tests.app.forms import text_of
 from tests.running import exchange, running_service, wait_until
@@ -298,6 +299,17 @@ def test_answer_to_no_batch_id_has_a_bound_too(
             answer = client.post("/classify", json={"data": data})
         assert answer.status_code == status
     assert answer.json()["error"]["code"] == "answer_too_large"
+
+
+@pytest.mark.parametrize("rows", [0, 1, 257, 600])
+def test_answer_may_have_exactly_so_many_bytes(rows: int) -> None:
+    numbered = [Row(number, None) for number in range(rows)]
+    answer = asyncio.run(format_batch(numbered, [None] * rows))
+    assert json.loads(answer) == {"data": [[number, None] for number in range(rows)]}
+    assert asyncio.run(format_batch(numbered, [None] * rows, len(answer))) == answer
+    if rows:
+        with pytest.raises(AnswerTooLarge):
+            asyncio.run(format_batch(numbered, [None] * rows, len(answer) - 1))
 
 
 @pytest.fixture(scope="module")
