@@ -244,9 +244,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0, help="for each attack (default: 60)")
     parser.add_argument("--memory", type=float, default=1.0, help="of the service, in GiB (default: 1)")
     options = parser.parse_args()
-    print(
-        "| attack | client answered | else | ms before, p50 / p99 | during, p50 / p99 | MB at most | kB of log |"
-    )
+    print("| attack | client answered | else | ms before, p50 / p99 | during | MB at most | kB of log |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for attack, attackers in ATTACKS:
         if not options.names or attack.__name__ in options.names:
