@@ -76,7 +76,8 @@ class BatchClassifier:
         content = batch.take_content()
         sent_bytes = len(content)
         content = await inflate(content, encoding, max_bytes, batch.pending)
-        rows = await parse_batch(content, self._settings.max_rows, evidence=batch.evidence)
+        settings = self._settings
+        rows = await parse_batch(content, settings.max_rows, settings.image_limits, evidence=batch.evidence)
         self._admission.note_rows(encoding, sent_bytes, len(rows))
         # A body may be blanks and other keys for the most part, while its rows wait for a slow host.
         batch.pending.drop(max(0, len(content) - _held_bytes(rows)))

@@ -138,13 +138,13 @@ class FrameReader:
 def _content(image: Image) -> tuple[int, bytes]:
     if isinstance(image, bytes):
         return _BYTES, image
-    return _BASE64 if isinstance(image, Base64Text) else _HEX, image.text.encode("utf-8", "replace")
+    return _BASE64 if isinstance(image, Base64Text) else _HEX, image.text
 
 
 def _image(kind: int, content: bytes) -> Image:
     if kind == _BYTES:
         return content
-    return (Base64Text if kind == _BASE64 else HexText)(content.decode())
+    return (Base64Text if kind == _BASE64 else HexText)(content)
 
 
 def _read(calls: IO[bytes], size: int) -> bytes:

@@ -3,23 +3,31 @@
 import ipaddress
 import re
 from dataclasses import dataclass
-from urllib.parse import unquote
 
 from yarl import URL
 
 from app.errors import UrlNotAllowed
+from app.images.source import MAX_REFERENCE_CHARACTERS
+from app.images.stage_file import percent_decode
 
 HTTPS_PORT = 443
-MAX_URL_CHARACTERS = 8192
+_MAX_PORT = 65535
+MAX_URL_CHARACTERS = MAX_REFERENCE_CHARACTERS
+# RFC 1035, section 2.3.4: 255 octets, two of which a text has no characters for.
+_MAX_HOST_CHARACTERS = 253
 
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]{0,63}(?=:)", re.IGNORECASE)
 _USER = re.compile(r"[^/?#]*//[^/?#]*@")
 # Narrower than RFC 3986, so that no two parsers can read two hosts out of it.
-_AUTHORITY = re.compile(r"https://[a-z0-9_-]+(\.[a-z0-9_-]+)*(:[0-9]{1,5})?(?=[/?#]|\Z)", re.IGNORECASE)
+_AUTHORITY = re.compile(
+    r"https://(?P<host>[a-z0-9_-]{1,63}+(?:\.[a-z0-9_-]{1,63}+){0,126}+)(?::(?P<port>[0-9]{1,5}))?(?=[/?#]|\Z)",
+    re.IGNORECASE,
+)
 # A host that ends so is an IPv4 address in one of its many spellings (URL Standard, section 3.5).
 _NUMERIC_END = re.compile(r"(.*\.)?([0-9]+|0x[0-9a-f]*)", re.IGNORECASE)
 
-# `.` or `..`, and what some servers cut off before they look: blanks, path parameters.
-_DOT_SEGMENT = re.compile(r"[\x00-\x20]*\.{1,2}([\x00-\x20;].*)?", re.DOTALL)
+# A segment `.` or `..`, and what some servers cut off before they look: blanks, path parameters.
+_DOT_SEGMENT = re.compile(r"(?:\A|[/\\])[\x00-\x20]*+\.{1,2}(?=[\x00-\x20;/\\]|\Z)")
 _MAX_DECODINGS = 3
 
 # IPv6 that reaches the IPv4 address within (RFC 6052); mapped and 6to4 addresses are Python's to tell.
@@ -49,12 +57,16 @@ class Allowlist:
 
     def check_url(self, text: str) -> URL:
         """The URL to request, exactly as it was signed. Raises UrlNotAllowed."""
-        url, host = _parse(text)
-        if not any(_matches(pattern, host, url) for pattern in self.patterns):
+        host, port = _parse_authority(text)
+        served = [pattern for pattern in self.patterns if _serves(pattern, host, port)]
+        url = _well_formed(text) if served else None
+        if url is None or not any(_reaches(pattern, url) for pattern in served):
             raise UrlNotAllowed(
                 "A URL's host must be on the allowlist, and its bucket where the list names buckets. "
-                f"Received: {_host_and_port(url)}."
+                f"Received: {host if port == HTTPS_PORT else f'{host}:{port}'}."
             )
+        if (url.raw_host or "").lower() != host or url.port != port:
+            raise UrlNotAllowed("A URL must name one host to all parsers.")
         self._check_if_address(host)
         return url.with_fragment(None)
 
@@ -110,19 +122,24 @@ def is_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
     return address.is_global and not address.is_multicast
 
 
-def _parse(text: str) -> tuple[URL, str]:
-    """A URL and its host in lower case. Raises UrlNotAllowed."""
-    url = _well_formed(text)
-    if url.scheme != "https":
-        raise UrlNotAllowed(f"A URL must be https. Received: {url.scheme or 'no scheme'}.")
+def _parse_authority(text: str) -> tuple[str, int]:
+    """A URL's host in lower case, and its port. Raises UrlNotAllowed."""
+    _check_text(text)
+    scheme = _SCHEME.match(text)
+    if scheme is None or scheme.group().lower() != "https":
+        raise UrlNotAllowed(f"A URL must be https. Received: {scheme.group() if scheme else 'no scheme'}.")
     if _USER.match(text):
         raise UrlNotAllowed("A URL must not carry a user name or password.")
-    if not _AUTHORITY.match(text) or url.raw_host is None:
+    authority = _AUTHORITY.match(text)
+    if authority is None or len(authority["host"]) > _MAX_HOST_CHARACTERS:
         raise UrlNotAllowed("A URL must name a host, such as https://images.example.com/a.png.")
-    return url, url.raw_host.lower()
+    port = int(authority["port"] or HTTPS_PORT)
+    if port > _MAX_PORT:
+        raise UrlNotAllowed("A URL must be well-formed (RFC 3986).")
+    return authority["host"].lower(), port
 
 
-def _well_formed(text: str) -> URL:
+def _check_text(text: str) -> None:
     if len(text) > MAX_URL_CHARACTERS:
         raise UrlNotAllowed(
             f"A URL must have at most {MAX_URL_CHARACTERS} characters. Received: {len(text)}."
@@ -130,6 +147,10 @@ def _well_formed(text: str) -> URL:
     # Parsers disagree on backslashes, spaces and other scripts; a percent-encoded URL has none of them.
     if "\\" in text or not text.isascii() or not text.isprintable() or " " in text:
         raise UrlNotAllowed("A URL must be percent-encoded ASCII without spaces or backslashes.")
+
+
+def _well_formed(text: str) -> URL:
+    _check_text(text)
     try:
         url = URL(text, encoded=True)  # re-encoding would break a signature
         url.port  # noqa: B018 - yarl checks the port when it is asked for
@@ -138,15 +159,17 @@ def _well_formed(text: str) -> URL:
         raise UrlNotAllowed("A URL must be well-formed (RFC 3986).") from None
 
 
-def _matches(pattern: str | re.Pattern[str], host: str, url: URL) -> bool:
+def _serves(pattern: str | re.Pattern[str], host: str, port: int) -> bool:
     if isinstance(pattern, re.Pattern):
-        return url.port == HTTPS_PORT and pattern.fullmatch(host) is not None
-    authority, _, prefix = pattern.partition("/")
-    name, _, port = authority.lower().partition(":")
-    if url.port != (int(port) if port else HTTPS_PORT):
+        return port == HTTPS_PORT and pattern.fullmatch(host) is not None
+    name, _, wanted_port = pattern.partition("/")[0].lower().partition(":")
+    if port != (int(wanted_port) if wanted_port else HTTPS_PORT):
         return False
-    if not (host.endswith(name) if name.startswith(".") else host == name):
-        return False
+    return host.endswith(name) if name.startswith(".") else host == name
+
+
+def _reaches(pattern: str | re.Pattern[str], url: URL) -> bool:
+    prefix = "" if isinstance(pattern, re.Pattern) else pattern.partition("/")[2]
     return not prefix or _is_below(prefix.rstrip("/"), url.raw_path)
 
 
@@ -158,17 +181,13 @@ def _is_below(prefix: str, path: str) -> bool:
 def _has_dot_segment(path: str) -> bool:
     """Also true where that cannot be told: undecodable text, or encoded over and over."""
     for _ in range(_MAX_DECODINGS):
-        if any(_DOT_SEGMENT.fullmatch(segment) for segment in re.split(r"[/\\]", path)):
+        if _DOT_SEGMENT.search(path):
             return True
         try:
-            decoded = unquote(path, errors="strict")
-        except UnicodeDecodeError:
+            decoded = percent_decode(path)
+        except ValueError:
             return True
         if decoded == path:
             return False
         path = decoded
     return True
-
-
-def _host_and_port(url: URL) -> str:
-    return f"{url.raw_host}:{url.port}" if url.port != HTTPS_PORT else str(url.raw_host)

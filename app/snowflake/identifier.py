@@ -14,7 +14,7 @@ _RULE = (
     'or _, or anything in double quotes, with "" for a quote'
 )
 # Letters are those of ASCII. A quoted name may hold any character but NUL.
-_PART = re.compile(r'(?P<bare>[A-Za-z_][A-Za-z0-9_$]*)|"(?P<quoted>(?:[^"\0]|"")+)"')
+_PART = re.compile(r'(?P<bare>[A-Za-z_][A-Za-z0-9_$]*+)|"(?P<quoted>(?:[^"\0]++|"")++)"')
 
 
 def parse_identifier(text: str, *, max_parts: int = MAX_PARTS) -> tuple[str, ...]:

@@ -4,10 +4,12 @@ import re
 
 from app.snowflake.identifier import parse_identifier
 
-_PART = r'(?:[A-Za-z_][A-Za-z0-9_$]*|"(?:[^"\0]|"")+")'
-_LOCATION = re.compile(rf"@(?P<name>(?:{_PART}\.){{0,2}}{_PART})(?:/(?P<path>.*))?", re.DOTALL)
+# A name has at most 255 characters, and the regex reads no further. It never backtracks: where the longest
+# name does not match, no shorter one does.
+_PART = r'(?:[A-Za-z_][A-Za-z0-9_$]{0,254}+|"(?:[^"\0]|""){1,255}+")'
+_LOCATION = re.compile(rf"@(?P<name>(?:{_PART}\.){{0,2}}+{_PART})(?:/(?P<path>.*))?", re.DOTALL)
 # The stage of a user, `@~`, and that of a table, `@db.schema.%table`; neither can be granted to anyone.
-_OWNERS = re.compile(rf"@(?:~|(?:{_PART}\.){{0,2}}%{_PART})(?:/.*)?", re.DOTALL)
+_OWNERS = re.compile(rf"@(?:~|(?:{_PART}\.){{0,2}}+%{_PART})(?:/.*)?", re.DOTALL)
 
 
 class OwnersStage(ValueError):

@@ -1,32 +1,63 @@
-"""JSON as strangers send it (RFC 8259): of bounded size in memory, and no key named twice."""
+"""JSON (RFC 8259) as clients send it, parsed in steps of bounded work.
+
+`parse_json` takes a text at once. `JsonReader` accepts the same texts and walks them in steps, so that the
+event loop serves other requests between two steps, whatever the text holds.
+"""
 
 import asyncio
-import json
 import re
-from typing import Any
+from collections.abc import Generator
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any, TypeAlias, TypeVar
 
 from pydantic_core import from_json
 
-# Many small values become many times the text's size in memory, so they are counted before they are parsed.
-# To count takes a millisecond a megabyte; what a text of so many bytes can hold takes some tens of them.
-UNCOUNTED_BYTES = 512 * 1024
+T = TypeVar("T")
+# A computation that yields wherever other requests may be served, and returns a T.
+Steps: TypeAlias = Generator[None, None, T]
+
+# A millisecond's work or less.
+STEP_BYTES = 256 * 1024
+# As deep as from_json parses, so that both parsers accept the same texts.
+MAX_DEPTH = 200
+# A text that is parsed at once holds no longer number.
+_MAX_SCALAR_BYTES = STEP_BYTES
+# A token costs as much as so many bytes of a string.
+_TOKEN_BYTES = 1024
+_FIRST_WINDOW_BYTES = 256
+# The end of a window is cut off, and must leave something.
+_MIN_WINDOW_BYTES = 32
+_HEAD_BYTES = 16 * 1024
+
 _MARKS = b",[{"
-_COUNTED_AT_ONCE_BYTES = 1024 * 1024
+_COUNTED_BYTES = 1024 * 1024
 
-_KEY = re.compile(rb'"[ \t\r\n]*:')
+_BLANKS = re.compile(rb"[ \t\r\n]*+")
+_SCALAR = re.compile(rb"[-+.0-9A-Za-z]*+")
+# What may be incomplete at the end of a window: an escape, a pair of surrogates, a UTF-8 character.
+_CUT_OFF = re.compile(
+    rb"(?:\\u[dD][89abAB][0-9a-fA-F]{2})?\\[^\\]{0,11}\Z|[\xc0-\xff][\x80-\xbf]{0,2}\Z", re.DOTALL
+)
+_CUT_OFF_BYTES = 18
 
 
-class RepeatedKey(ValueError):
-    """A parser keeps one of the two values, and another parser the other."""
+@dataclass(frozen=True, slots=True)
+class LongText:
+    """A string too long to be decoded in one step, in UTF-8."""
+
+    text: bytes
+    """Its beginning only when the string is longer than the reader keeps."""
+    characters: int
 
 
 async def has_more_values(text: bytes, most: int) -> bool:
-    """Whether there are more values in a text than so many; a short one is not looked at."""
-    if len(text) <= UNCOUNTED_BYTES:
+    """Whether a text may hold more than `most` values, each of which takes memory once it is parsed."""
+    if len(text) <= most:
         return False
     marks = 0
-    for start in range(0, len(text), _COUNTED_AT_ONCE_BYTES):
-        piece = text[start : start + _COUNTED_AT_ONCE_BYTES]
+    for start in range(0, len(text), _COUNTED_BYTES):
+        piece = text[start : start + _COUNTED_BYTES]
         marks += len(piece) - len(piece.translate(None, _MARKS))
         if marks > most:
             return True
@@ -35,34 +66,185 @@ async def has_more_values(text: bytes, most: int) -> bool:
 
 
 def parse_json(text: bytes) -> Any:
-    """Raises ValueError, also for NaN, infinities, halves of surrogate pairs and nesting without end."""
-    value = from_json(text, allow_inf_nan=False, cache_strings="none")
-    named = sum(1 for _ in _KEY.finditer(text))
-    if named and named != _count_keys(value):
-        _refuse_repeated_keys(text)
-    return value
+    """Of two equal keys the last counts. Raises ValueError, also for NaN and for unpaired surrogates."""
+    return from_json(text, allow_inf_nan=False, cache_strings="none")
 
 
-def _count_keys(value: object) -> int:
-    count, remaining = 0, [value]
-    while remaining:
-        value = remaining.pop()
-        if isinstance(value, dict):
-            count += len(value)
-            remaining.extend(value.values())
-        elif isinstance(value, list):
-            remaining.extend(value)
-    return count
+class JsonReader:
+    """A cursor in a JSON text. Every method that reads raises ValueError where the text is not valid JSON."""
 
+    def __init__(self, text: bytes, max_kept_bytes: int, step_bytes: int = STEP_BYTES) -> None:
+        self.at = 0
+        """The next byte to read."""
+        self._text = text
+        self._max_kept_bytes = max_kept_bytes
+        self._step_bytes = step_bytes
+        self._step_start = 0
+        self._step_tokens = 0
+        self._depth = 0
+        self._no_items_before = 0
 
-def _refuse_repeated_keys(text: bytes) -> None:
-    """What looked like one more key may be inside a string."""
+    def peek(self) -> Steps[bytes]:
+        """The first byte behind blanks; none at the end."""
+        self._step_tokens += 1
+        if self._is_step_over():
+            yield
+        while (blanks := _BLANKS.match(self._text, self.at, self.at + self._step_bytes)) and blanks.group():
+            self.at = blanks.end()
+            if self._is_step_over():
+                yield
+        return self._text[self.at : self.at + 1]
 
-    def refuse_repeated(pairs: list[tuple[str, object]]) -> None:
-        seen: set[str] = set()
-        for name, _ in pairs:
-            if name in seen:
-                raise RepeatedKey(f"a key must not be named twice. Received: {name[:40]!r}")
-            seen.add(name)
+    def value(self) -> Steps[Any]:
+        """The next value, with a LongText in place of each string that is longer than a step."""
+        first = yield from self.peek()
+        if first == b'"':
+            return (yield from self._string())
+        if first == b"[":
+            items: list[Any] = []
+            more = yield from self.enter(b"]")
+            while more:
+                items.append((yield from self.value()))
+                more = yield from self.another(b"]")
+            return items
+        if first == b"{":
+            members: dict[str, Any] = {}
+            more = yield from self.enter(b"}")
+            while more:
+                name = yield from self.name()
+                members[name] = yield from self.value()
+                more = yield from self.another(b"}")
+            return members
+        return self._scalar()
 
-    json.loads(text, object_pairs_hook=refuse_repeated)
+    def enter(self, close: bytes) -> Steps[bool]:
+        """Enter the array or object that begins here. Whether it holds anything."""
+        self.at += 1
+        self._depth += 1
+        if (yield from self.peek()) == close:
+            self._leave()
+            return False
+        if self._depth > MAX_DEPTH:
+            raise self._error(f"arrays and objects must be nested at most {MAX_DEPTH} deep")
+        return True
+
+    def another(self, close: bytes) -> Steps[bool]:
+        """Whether the array or object goes on behind the element that was read."""
+        mark = yield from self.peek()
+        if mark == b",":
+            self.at += 1
+            return True
+        if mark != close:
+            raise self._error(f"expected `,` or `{close.decode()}`")
+        self._leave()
+        return False
+
+    def name(self) -> Steps[str]:
+        """The name of an object's next member, of a very long one its beginning."""
+        if (yield from self.peek()) != b'"':
+            raise self._error("expected a string")
+        name = yield from self._string()
+        if (yield from self.peek()) != b":":
+            raise self._error("expected `:`")
+        self.at += 1
+        return name if isinstance(name, str) else name.text[:_HEAD_BYTES].decode(errors="ignore")
+
+    def items(self) -> list[Any] | None:
+        """The next arrays in an array, as many as a step takes, parsed at once.
+
+        None where that cannot be done, and the next one is to be read by `value`.
+        """
+        if self.at < self._no_items_before:
+            return None
+        end = self._text.rfind(b"],", self.at, self.at + self._step_bytes) + 1
+        self._no_items_before = end or self.at + self._step_bytes
+        if not end:
+            return None
+        try:
+            # In two brackets, as deep as in the text. A cut inside a string or an array is no JSON, and a
+            # piece that ends the array and begins another is not one array.
+            [items] = parse_json(b"[[%b]]" % self._text[self.at : end])
+        except ValueError:
+            return None
+        self.at = end
+        return items  # type: ignore[no-any-return]
+
+    def end(self) -> Steps[None]:
+        if (yield from self.peek()) != b"":
+            raise self._error("expected the end of the text")
+
+    def _leave(self) -> None:
+        self.at += 1
+        self._depth -= 1
+
+    def _scalar(self) -> Any:
+        """A number, true, false or null."""
+        match = _SCALAR.match(self._text, self.at, self.at + _MAX_SCALAR_BYTES + 1)
+        scalar = b"" if match is None else match.group()
+        if len(scalar) > _MAX_SCALAR_BYTES:
+            raise self._error(f"a number must have at most {_MAX_SCALAR_BYTES} characters")
+        try:
+            value = parse_json(scalar)
+        except ValueError:
+            raise self._error("expected a value") from None
+        self.at += len(scalar)
+        return value
+
+    def _string(self) -> Steps[str | LongText]:
+        start = self.at + 1
+        end = self._text.find(b'"', start, start + self._step_bytes)
+        if end < 0 or self._text.find(b"\\", start, end) >= 0:
+            return (yield from self._string_in_windows())
+        text = self._decode(self._text[start:end])
+        self.at = end + 1
+        return text
+
+    def _string_in_windows(self) -> Steps[str | LongText]:
+        start = self.at
+        self.at += 1
+        kept, is_kept, characters = BytesIO(), True, 0
+        window_bytes, is_closed = _FIRST_WINDOW_BYTES, False
+        while not is_closed:
+            window_bytes = max(_MIN_WINDOW_BYTES, min(2 * window_bytes, self._step_bytes))
+            window, is_closed = self._window(window_bytes)
+            text = self._decode(window)
+            characters += len(text)
+            if is_kept:
+                kept.write(text.encode())
+            if is_kept and kept.tell() > self._max_kept_bytes + _HEAD_BYTES:
+                is_kept = False
+                kept.truncate(_HEAD_BYTES)
+            self.at += len(window)
+            if self._is_step_over():
+                yield
+        self.at += 1
+        if self.at - start <= self._step_bytes:
+            return kept.getvalue().decode()
+        return LongText(kept.getvalue(), characters)
+
+    def _window(self, window_bytes: int) -> tuple[bytes, bool]:
+        """The next part of a string, at most so long, that is valid by itself, and whether it is the last."""
+        window = self._text[self.at : self.at + window_bytes]
+        unescaped = window.replace(rb"\\", b"__").replace(rb"\"", b"__")
+        if (end := unescaped.find(b'"')) >= 0:
+            return window[:end], True
+        if self.at + len(window) == len(self._text):
+            raise self._error("a string must end")
+        cut_off = _CUT_OFF.search(unescaped, len(unescaped) - _CUT_OFF_BYTES)
+        return window[: cut_off.start()] if cut_off else window, False
+
+    def _decode(self, content: bytes) -> str:
+        try:
+            return parse_json(b'"%b"' % content)  # type: ignore[no-any-return]
+        except ValueError as error:
+            raise self._error(f"invalid string ({str(error).partition(' at line')[0]})") from None
+
+    def _is_step_over(self) -> bool:
+        is_over = self.at - self._step_start + self._step_tokens * _TOKEN_BYTES >= self._step_bytes
+        if is_over:
+            self._step_start = self.at
+            self._step_tokens = 0
+        return is_over
+
+    def _error(self, rule: str) -> ValueError:
+        return ValueError(f"{rule} at byte {self.at}")

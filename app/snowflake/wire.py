@@ -7,18 +7,18 @@ wait for a whole batch of thousands otherwise.
 """
 
 import asyncio
-import re
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from pydantic_core import to_json
 
 from app.errors import AnswerTooLarge, InvalidBatch, InvalidOptions, MalformedBody, PayloadTooLarge
-from app.images.source import parse_source
+from app.images.source import max_text_characters, parse_source
 from app.outcome import Outcome
 from app.pieces import join_pieces
 from app.row import Row
-from app.snowflake.strict_json import has_more_values, parse_json
+from app.snowflake.strict_json import STEP_BYTES, JsonReader, Steps, has_more_values, parse_json
+from model.image_limits import ImageLimits
 
 QUERY_ID_HEADER = "sf-external-function-current-query-id"
 BATCH_ID_HEADER = "sf-external-function-query-batch-id"
@@ -35,35 +35,39 @@ Item = TypeVar("Item")
 
 
 # Each is a millisecond's work or less.
-PIECE_BYTES = 256 * 1024
+PIECE_BYTES = STEP_BYTES
 PIECE_ROWS = 256
 
 # No row needs more values than a few.
 _MOST_VALUES_A_ROW = 16
 
-# A body as every client writes it, but for other keys beside "data".
-_BLANK = rb"[ \t\r\n]*"
-_BEGINNING = re.compile(rb'%b\{%b"data"%b:%b\[' % (_BLANK, _BLANK, _BLANK, _BLANK))
-_END = re.compile(rb"\]%b\}%b\Z" % (_BLANK, _BLANK))
-# It begins with a byte, which is found twenty times as fast as what a lookbehind precedes.
-_BETWEEN_ROWS = re.compile(rb"\](%b,%b)(?=\[)" % (_BLANK, _BLANK))
+# Clients parse row numbers into 64 bits, and lose digits of a longer one.
+_MIN_ROW_NUMBER, _MAX_ROW_NUMBER = -(2**63), 2**63 - 1
+
+DEFAULT_LIMITS = ImageLimits()
 
 
-async def parse_batch(body: bytes, max_rows: int, *, evidence: bool = False) -> list[Row]:
+async def parse_batch(
+    body: bytes, max_rows: int, limits: ImageLimits = DEFAULT_LIMITS, *, evidence: bool = False
+) -> list[Row]:
     """Parse `{"data": [[row_number, source], [row_number, source, options], …]}`.
 
     Raises MalformedBody for what is not JSON, InvalidBatch for another shape, PayloadTooLarge for more
-    than `max_rows` rows. Unknown keys beside "data" are ignored, as Snowflake asks. `evidence` is what a
-    row without that option asks for.
+    than `max_rows` rows. Unknown keys beside "data" are ignored, as Snowflake asks. `evidence` applies to
+    rows without that option. A source larger than `limits` allow becomes its row's error.
     """
-    if rows := await _parse_piecewise(body, max_rows, evidence=evidence):
-        return rows
-    await _refuse_crowded(body, max_rows)
-    data = _rows_of(_parse_document(body))
-    _refuse_rows(len(data), max_rows)
-    async for piece in _pieces(data):
-        rows += parse_rows(piece, len(rows), evidence=evidence)
-    return rows
+    if await has_more_values(body, _MOST_VALUES_A_ROW * max_rows):
+        raise PayloadTooLarge(
+            f"A batch must have at most {max_rows} rows, and no more values than they need. Received: more."
+        )
+    batch = _Batch(max_rows, limits, evidence=evidence)
+    steps = batch.read_small(body) if len(body) <= PIECE_BYTES else batch.read_large(body)
+    try:
+        for _ in steps:
+            await asyncio.sleep(0)
+    except ValueError as error:
+        raise MalformedBody(f"A JSON body must be valid JSON (RFC 8259): {error}.") from None
+    return batch.rows()
 
 
 def ids_of(headers: Mapping[str, str]) -> tuple[str | None, str | None]:
@@ -72,12 +76,14 @@ def ids_of(headers: Mapping[str, str]) -> tuple[str | None, str | None]:
     return query_id and query_id[:MAX_ID_CHARACTERS], batch_id and batch_id[:MAX_ID_CHARACTERS]
 
 
-def parse_rows(data: Sequence[object], start: int = 0, *, evidence: bool = False) -> list[Row]:
+def parse_rows(
+    data: Sequence[object], start: int = 0, limits: ImageLimits = DEFAULT_LIMITS, *, evidence: bool = False
+) -> list[Row]:
     """Rows of `[row_number, source]` or `[row_number, source, options]`. Raises InvalidBatch.
 
     `start` is the index of the first in its batch.
     """
-    return [_parse_row(index, row, evidence=evidence) for index, row in enumerate(data, start)]
+    return [_parse_row(index, row, limits, evidence=evidence) for index, row in enumerate(data, start)]
 
 
 async def format_batch(
@@ -122,66 +128,84 @@ async def _pieces(items: Sequence[Item]) -> AsyncIterator[Sequence[Item]]:
         yield items[start : start + PIECE_ROWS]
 
 
-async def _parse_piecewise(body: bytes, max_rows: int, *, evidence: bool) -> list[Row]:
-    """The rows of a large body as it is usually written; none of any other, nor of one with a fault.
+class _Batch:
+    """Reads a body into rows. Of two members named "data" the last counts, as in Python and JavaScript."""
 
-    Of what a piece holds, only what makes a row stays. Raises PayloadTooLarge before its end.
-    """
-    rows: list[Row] = []
-    try:
-        for piece in _cut(body):
-            await _refuse_crowded(piece, max_rows)
-            # What is no whole rows, cut inside a string or a nested array, is no JSON either.
-            data = parse_json(b"[%b]" % piece)
-            _refuse_rows(len(rows) + len(data), max_rows, known="at least ")
-            rows += parse_rows(data, len(rows), evidence=evidence)
-            await asyncio.sleep(0)
-    except (ValueError, InvalidBatch):
-        return []
-    return rows
+    def __init__(self, max_rows: int, limits: ImageLimits, *, evidence: bool) -> None:
+        self._max_rows = max_rows
+        self._limits = limits
+        self._evidence = evidence
+        self._begin(is_array=False)
+
+    def rows(self) -> list[Row]:
+        """Raises InvalidBatch or PayloadTooLarge for a body that is valid JSON but no batch."""
+        if not self._is_array:
+            raise InvalidBatch('A JSON body must be {"data": [[row_number, source], …]}.')
+        if self._received_rows > self._max_rows:
+            raise PayloadTooLarge(
+                f"A batch must have at most {self._max_rows} rows. Received: {self._received_rows}."
+            )
+        if self._error is not None:
+            raise InvalidBatch(self._error)
+        return self._rows
+
+    def read_small(self, body: bytes) -> Steps[None]:
+        """Raises ValueError."""
+        document = parse_json(body)
+        data = document.get("data") if isinstance(document, dict) else None
+        if isinstance(data, list):
+            self._begin(is_array=True)
+            yield from self._add(data)
+
+    def read_large(self, body: bytes) -> Steps[None]:
+        """Raises ValueError."""
+        reader = JsonReader(body, max_text_characters(self._limits), PIECE_BYTES)
+        if (yield from reader.peek()) == b"{":
+            more = yield from reader.enter(b"}")
+            while more:
+                if (yield from reader.name()) == "data":
+                    yield from self._read_data(reader)
+                else:
+                    yield from reader.value()
+                more = yield from reader.another(b"}")
+        else:
+            yield from reader.value()
+        yield from reader.end()
+
+    def _read_data(self, reader: JsonReader) -> Steps[None]:
+        self._begin(is_array=(yield from reader.peek()) == b"[")
+        if not self._is_array:
+            yield from reader.value()
+            return
+        more = yield from reader.enter(b"]")
+        while more:
+            yield from reader.peek()
+            items = reader.items()
+            yield from self._add([(yield from reader.value())] if items is None else items)
+            more = yield from reader.another(b"]")
+
+    def _begin(self, *, is_array: bool) -> None:
+        self._is_array = is_array
+        self._rows: list[Row] = []
+        self._received_rows = 0
+        self._error: str | None = None
+
+    def _add(self, data: Sequence[object]) -> Steps[None]:
+        """Rows beyond the limit are counted only, and so are those behind a row that is none."""
+        for start in range(0, len(data), PIECE_ROWS):
+            if start:
+                yield
+            piece = data[start : start + PIECE_ROWS]
+            index = self._received_rows
+            self._received_rows += len(piece)
+            if self._error is None and self._received_rows <= self._max_rows:
+                try:
+                    self._rows += parse_rows(piece, index, self._limits, evidence=self._evidence)
+                except InvalidBatch as error:
+                    self._error = error.message
 
 
-async def _refuse_crowded(text: bytes, max_rows: int) -> None:
-    """Wherever in it they are."""
-    if await has_more_values(text, _MOST_VALUES_A_ROW * max_rows):
-        raise PayloadTooLarge(
-            f"A batch must have at most {max_rows} rows, and no more values than they need. Received: more."
-        )
-
-
-def _refuse_rows(rows: int, max_rows: int, known: str = "") -> None:
-    if rows > max_rows:
-        raise PayloadTooLarge(f"A batch must have at most {max_rows} rows. Received: {known}{rows}.")
-
-
-def _cut(body: bytes) -> Iterator[bytes]:
-    """The inside of "data" in pieces of whole rows; nothing of a small body, or of one written otherwise."""
-    beginning = _BEGINNING.match(body)
-    end = _END.search(body, max(0, len(body) - 100))
-    if len(body) <= PIECE_BYTES or not beginning or not end:
-        return
-    start = beginning.end()
-    while between := _BETWEEN_ROWS.search(body, start + PIECE_BYTES, end.start()):
-        yield body[start : between.start(1)]
-        start = between.end()
-    yield body[start : end.start()]
-
-
-def _parse_document(body: bytes) -> object:
-    try:
-        return parse_json(body)
-    except ValueError as error:
-        raise MalformedBody(f"A JSON body must be valid JSON (RFC 8259): {error}.") from None
-
-
-def _rows_of(document: object) -> list[object]:
-    if not isinstance(document, dict) or not isinstance(document.get("data"), list):
-        raise InvalidBatch('A JSON body must be {"data": [[row_number, source], …]}.')
-    data: list[object] = document["data"]
-    return data
-
-
-def _parse_row(index: int, row: object, *, evidence: bool) -> Row:
+def _parse_row(index: int, row: object, limits: ImageLimits, *, evidence: bool) -> Row:
     if not isinstance(row, list) or len(row) not in (2, 3):
         raise InvalidBatch(
             f"A row must be [row_number, source] or [row_number, source, options]. "
@@ -190,11 +214,16 @@ def _parse_row(index: int, row: object, *, evidence: bool) -> Row:
     number, value, *options = row
     if not isinstance(number, int) or isinstance(number, bool):
         raise InvalidBatch(f"A row number must be an integer. Received at index {index}: another type.")
+    if not _MIN_ROW_NUMBER <= number <= _MAX_ROW_NUMBER:
+        raise InvalidBatch(
+            f"A row number must be a signed 64-bit integer. "
+            f"Received at index {index}: an integer of {number.bit_length()} bits."
+        )
     try:
         wished = _parse_options(options)
     except InvalidOptions as error:
         return Row(number, error.anew())
-    return Row(number, parse_source(value), evidence=wished.get("evidence", evidence))
+    return Row(number, parse_source(value, limits), evidence=wished.get("evidence", evidence))
 
 
 def _parse_options(options: list[object]) -> dict[str, bool]:

@@ -66,11 +66,11 @@ def test_errors_and_nulls_keep_their_place(sample: bytes) -> None:
     sources = [
         None,
         sample,
-        Base64Text("?"),
+        Base64Text(b"?"),
         Url("https://a.example.com/b"),
-        Base64Text(text_of(sample)),
+        Base64Text(text_of(sample).encode()),
         StageFile(("DB", "S", "IMAGES"), "a.png"),
-        HexText(sample.hex()),
+        HexText(sample.hex().encode()),
     ]
     outcomes, _ = classify([Row(n, source) for n, source in enumerate(sources)])
     codes = [outcome and outcome["error"] and outcome["error"]["code"] for outcome in outcomes]

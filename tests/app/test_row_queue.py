@@ -83,7 +83,7 @@ def test_turns_are_long_while_small_requests_are_among_themselves() -> None:
 @pytest.mark.parametrize("kind", [bytes, Base64Text])
 def test_turns_of_large_images_are_short(image_bytes: int, turn: int, kind: type) -> None:
     def check(queue: RowQueue) -> None:
-        image = bytes(image_bytes) if kind is bytes else Base64Text("A" * image_bytes)
+        image = bytes(image_bytes) if kind is bytes else Base64Text(b"A" * image_bytes)
         with queue.request(64) as request:
             request.classify([WaitingRow(image, evidence=False)] * 64)
             assert len(queue.next_rows()) == turn

@@ -7,10 +7,25 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from app.errors import InvalidBase64, InvalidHex, InvalidSource, ScopedUrlNotReadable, StageNotAuthorized
-from app.images.source import MAX_REFERENCE_CHARACTERS, Base64Text, HexText, Url, parse_source
+from app.errors import (
+    InvalidBase64,
+    InvalidHex,
+    InvalidSource,
+    ScopedUrlNotReadable,
+    StageNotAuthorized,
+    UrlNotAllowed,
+)
+from app.images.source import (
+    MAX_REFERENCE_CHARACTERS,
+    Base64Text,
+    HexText,
+    Url,
+    max_text_characters,
+    parse_source,
+)
 from app.images.stage_file import StageFile
-from model.errors import ImageTooLarge
+from app.snowflake.strict_json import LongText
+from model.errors import ImageTooLarge, InputError
 from model.image_limits import ImageLimits
 
 LIMITS = ImageLimits(max_image_bytes=100)
@@ -40,7 +55,6 @@ def test_null_is_null() -> None:
         "data:image/png;base64,AA",
         "S3://b/k",
         "https://a.snowflakecomputing.com/oauth/authorize",
-        f"{FILES}/{'a' * MAX_REFERENCE_CHARACTERS}",
     ],
 )
 def test_text_with_a_scheme_is_a_url(text: str) -> None:
@@ -69,18 +83,55 @@ def test_what_is_neither_is_invalid(value: object) -> None:
     assert isinstance(parse_source(value), InvalidSource)
 
 
-def test_text_too_long_for_a_reference_is_none() -> None:
-    assert parse_source("@" + '"a' * MAX_REFERENCE_CHARACTERS) == Base64Text(
-        "@" + '"a' * MAX_REFERENCE_CHARACTERS
-    )
+@pytest.mark.parametrize("blanks", ["", " \n\t", " " * 2000])
+@pytest.mark.parametrize(
+    ("begin", "error", "name"),
+    [
+        ("https://a/", UrlNotAllowed, "URL"),
+        (f"{FILES}/", UrlNotAllowed, "URL"),
+        ("@a/", InvalidSource, "stage path"),
+    ],
+)
+def test_reference_has_at_most_8192_characters(
+    begin: str, error: type[InputError], name: str, blanks: str
+) -> None:
+    text = blanks + begin + "é" * (MAX_REFERENCE_CHARACTERS - len(blanks) - len(begin))
+    assert isinstance(parse_source(text), Url | StageFile | InvalidSource)
+    for value in (f"{text}é", LongText(f"{text}é".encode(), len(text) + 1)):
+        refused = parse_source(value)
+        assert type(refused) is error
+        assert refused.message == f"A {name} must have at most 8192 characters. Received: 8193."
+
+
+def test_long_text_is_the_source_that_its_string_is() -> None:
+    for text in ("@db.s.t/a.png", " https://a/b\n", "QUJD", "", " \n", "QUJD" * 10_000, "\u00a0" * 9000):
+        assert repr(parse_source(LongText(text.encode(), len(text)))) == repr(parse_source(text))
+
+
+@pytest.mark.parametrize("head", ["", "89504E470D0A1A0A", "FFD8FFE000104A46", " \n"])
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_text_of_too_large_an_image_is_refused_unseen(head: str, is_kept: bool) -> None:
+    text = head + "A" * 10_000
+    characters = max_text_characters(LIMITS) + 1
+    long = LongText(text.encode(), len(text) if is_kept else characters)
+    refused = parse_source(long, LIMITS)
+    assert isinstance(refused, ImageTooLarge)
+    assert refused.message.startswith("An image must have at most 100 bytes. Received: ")
+
+
+@pytest.mark.parametrize("kind", [Base64Text, HexText])
+def test_no_text_beyond_the_most_characters_is_a_small_enough_image(kind: type[Base64Text | HexText]) -> None:
+    for max_bytes in range(5, 200):
+        characters = max_text_characters(ImageLimits(max_image_bytes=max_bytes)) + 1
+        assert kind.image_bytes(characters) > max_bytes
 
 
 def test_other_text_is_base64() -> None:
-    assert parse_source("QUJD") == Base64Text("QUJD")
+    assert parse_source("QUJD") == Base64Text(b"QUJD")
 
 
-@pytest.mark.parametrize("text", ["QUJD", "QUI=", "QQ==", "QU\r\nJD\n", " QUJD "])
-def test_base64_is_decoded(text: str) -> None:
+@pytest.mark.parametrize("text", [b"QUJD", b"QUI=", b"QQ==", b"QU\r\nJD\n", b" QUJD "])
+def test_base64_is_decoded(text: bytes) -> None:
     assert Base64Text(text).decode(LIMITS) == base64.b64decode(text)
 
 
@@ -88,21 +139,23 @@ def test_base64_is_decoded(text: str) -> None:
     "text", ["A", "QUJ", "QQ=", "QQ==QQ==", "QU*D", "QUJD=", "QÜJD", "\ud800", "QU-_", "Q" * 81]
 )
 def test_other_text_is_invalid_base64(text: str) -> None:
-    with pytest.raises(InvalidBase64):
-        Base64Text(text).decode(LIMITS)
+    source = parse_source(text)
+    assert isinstance(source, Base64Text)
+    with pytest.raises(InvalidBase64, match=rf"Received: {len(text)} characters"):
+        source.decode(LIMITS)
 
 
 @pytest.mark.parametrize("size", [99, 100])
 def test_image_up_to_the_limit_is_decoded(size: int) -> None:
-    assert len(Base64Text(base64.b64encode(bytes(size)).decode()).decode(LIMITS)) == size
-    assert len(HexText(bytes(size).hex()).decode(LIMITS)) == size
+    assert len(Base64Text(base64.b64encode(bytes(size))).decode(LIMITS)) == size
+    assert len(HexText(bytes(size).hex().encode()).decode(LIMITS)) == size
 
 
 def test_larger_image_is_refused_before_it_is_decoded() -> None:
     with pytest.raises(ImageTooLarge):
-        Base64Text(base64.b64encode(bytes(110)).decode()).decode(LIMITS)
+        Base64Text(base64.b64encode(bytes(110))).decode(LIMITS)
     with pytest.raises(ImageTooLarge):
-        HexText("zz" * 101).decode(LIMITS)
+        HexText(b"zz" * 101).decode(LIMITS)
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -129,10 +182,10 @@ def test_hex_must_be_hex_to_its_end(kind: str, change: Callable[[str], str]) -> 
 @example(magic=b"BM", rest=base64.b64decode("89504E470D0A1A0A"))
 def test_base64_of_an_image_is_never_taken_for_hex(magic: bytes, rest: bytes) -> None:
     text = base64.b64encode(magic + rest).decode()
-    assert parse_source(text) == Base64Text(text)
+    assert parse_source(text) == Base64Text(text.encode())
     assert isinstance(parse_source((magic + rest).hex()), HexText)
 
 
 @pytest.mark.parametrize("text", ["DEADBEEF", "89504E47", "424D0000", b"GIF89a".hex(), "FFD8FF"])
 def test_hex_of_no_image_is_base64_to_us(text: str) -> None:
-    assert parse_source(text) == Base64Text(text)
+    assert parse_source(text) == Base64Text(text.encode())

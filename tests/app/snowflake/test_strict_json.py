@@ -1,15 +1,18 @@
 import asyncio
 import json
-import time
+import re
 import tracemalloc
+from collections.abc import Callable
+from contextlib import suppress
+from itertools import pairwise
+from typing import Any, SupportsIndex
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from app.errors import InvalidOptions, MalformedBody, PayloadTooLarge
-from app.snowflake import strict_json
-from app.snowflake.strict_json import RepeatedKey, has_more_values, parse_json
+from app.errors import PayloadTooLarge
+from app.snowflake.strict_json import MAX_DEPTH, JsonReader, LongText, Steps, has_more_values, parse_json
 from app.snowflake.wire import parse_batch
 
 values = st.recursive(
@@ -19,56 +22,281 @@ values = st.recursive(
 ).filter(lambda value: "Infinity" not in json.dumps(value))
 
 
+class WatchedBytes(bytes):
+    """Bytes that count how many of them are copied or searched."""
+
+    seen = 0
+
+    def __getitem__(self, key: SupportsIndex | slice) -> bytes:  # type: ignore[override]
+        part = super().__getitem__(key)
+        assert isinstance(part, bytes)
+        self.seen += len(part)
+        return part
+
+    def find(self, *arguments: object) -> int:
+        return self._search(super().find, *arguments)
+
+    def rfind(self, *arguments: object) -> int:
+        return self._search(super().rfind, *arguments)
+
+    def _search(self, search: Callable[..., int], wanted: object, start: int, end: int) -> int:
+        self.seen += min(end, len(self)) - start
+        return search(wanted, start, end)
+
+
+def read_all(reader: JsonReader) -> Steps[object]:
+    value = yield from reader.value()
+    yield from reader.end()
+    return value
+
+
+def read(text: bytes, step_bytes: int, max_kept_bytes: int = 1 << 30) -> Any:
+    """What the reader makes of a text. Raises ValueError."""
+    steps = read_all(JsonReader(text, max_kept_bytes, step_bytes))
+    while True:
+        try:
+            next(steps)
+        except StopIteration as ended:
+            return ended.value
+
+
+def seen_in_steps(text: bytes, step_bytes: int) -> list[int]:
+    """The bytes that the reader copies or searches in each step, up to the end or an error."""
+    watched = WatchedBytes(text)
+    seen = [0]
+    with suppress(ValueError):
+        seen.extend(watched.seen for _ in read_all(JsonReader(watched, 3 * step_bytes, step_bytes)))
+    return [after - before for before, after in pairwise([*seen, watched.seen])]
+
+
+def shortened(value: object) -> object:
+    """With strings in place of the reader's long texts."""
+    if isinstance(value, LongText):
+        assert value.characters == len(value.text.decode())
+        return value.text.decode()
+    if isinstance(value, list):
+        return [shortened(item) for item in value]
+    if isinstance(value, dict):
+        return {name: shortened(member) for name, member in value.items()}
+    return value
+
+
+def outcome(text: bytes, parse: Callable[[bytes], object]) -> str:
+    try:
+        return repr(parse(text))
+    except ValueError:
+        return "not JSON"
+
+
 @given(values)
-def test_what_json_is_stays_what_it_is(value: object) -> None:
+def test_json_is_parsed_to_its_value(value: object) -> None:
     assert parse_json(json.dumps(value).encode()) == value
+
+
+@given(
+    value=values, step_bytes=st.integers(1, 80), escape=st.booleans(), indent=st.sampled_from([None, 0, 30])
+)
+@example(
+    value="\ud83d\ude00".encode("utf-16", "surrogatepass").decode("utf-16") * 40,
+    step_bytes=32,
+    escape=True,
+    indent=None,
+)
+def test_both_parsers_return_the_same_value(
+    value: object, step_bytes: int, escape: bool, indent: int | None
+) -> None:
+    text = json.dumps(value, ensure_ascii=escape, indent=indent).encode()
+    assert shortened(read(text, step_bytes)) == value
+
+
+@given(
+    value=values,
+    step_bytes=st.integers(1, 80),
+    mutations=st.lists(
+        st.tuples(
+            st.integers(0, 400),
+            st.integers(0, 3),
+            st.binary(max_size=2)
+            | st.sampled_from(
+                [
+                    b'"',
+                    b"\\",
+                    b"\\u",
+                    b"\\ud83d",
+                    b"\\ude00",
+                    b",",
+                    b":",
+                    b"]",
+                    b"}",
+                    b"[",
+                    b"{",
+                    b"\xff",
+                    b"\x00",
+                    b"1",
+                ]
+            ),
+        ),
+        max_size=3,
+    ),
+    escape=st.booleans(),
+)
+def test_both_parsers_accept_the_same_texts(
+    value: object, step_bytes: int, mutations: list[tuple[int, int, bytes]], escape: bool
+) -> None:
+    text = json.dumps(value, ensure_ascii=escape).encode()
+    for place, removed, added in mutations:
+        text = text[:place] + added + text[place + removed :]
+    assert outcome(text, lambda text: shortened(read(text, step_bytes))) == outcome(text, parse_json)
+
+
+STRINGS = st.lists(
+    st.sampled_from(
+        [b"a", b"\\\\", b'\\"', b"\\n", b"\\u00e9", b"\\ud83d\\ude00", b"\\ud83d", b"\\ude00", b"\\u12"]
+        + [text.encode() for text in ("é", "\u20ac", "\U0001f600")]
+        + [b"\xc3", b"\xed\xa0\x80", b"\x1f", b'"', b"\\", b"a" * 20]
+    ),
+    max_size=40,
+).map(b"".join)
+
+
+@given(content=STRINGS, step_bytes=st.integers(1, 80))
+def test_string_is_cut_nowhere_that_matters(content: bytes, step_bytes: int) -> None:
+    text = b'["%b","x"]' % content
+    assert outcome(text, lambda text: shortened(read(text, step_bytes))) == outcome(text, parse_json)
+
+
+@pytest.mark.parametrize("deep", [MAX_DEPTH - 1, MAX_DEPTH, MAX_DEPTH + 1, MAX_DEPTH + 2])
+@pytest.mark.parametrize(("begin", "inner", "end"), [("[", "", "]"), ("[", "1", "]"), ('{"":', "{}", "}")])
+def test_both_parsers_nest_equally_deep(begin: str, inner: str, end: str, deep: int) -> None:
+    text = (begin * deep + inner + end * deep).encode()
+    assert outcome(text, lambda text: read(text, 64)) == outcome(text, parse_json)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ('{"data": 1, "data": 2}', {"data": 2}),
+        ('{"data": 1, "d\\u0061ta": 2}', {"data": 2}),
+        ('{"a": {"b": 1, "c": 2, "b": 3}}', {"a": {"b": 3, "c": 2}}),
+        ('{"a": "a\\":", "a": 1}', {"a": 1}),
+    ],
+)
+def test_last_of_two_equal_keys_counts(text: str, value: object) -> None:
+    assert parse_json(text.encode()) == read(text.encode(), 8) == value
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        '{"data": 1, "data": 2}',
-        '{"data": 1, "d\\u0061ta": 2}',
-        '{"a":{"b":1,"c":2,"b":3}}',
-        '[{"x":[{"y"\n:1,"y"\t:1}]}]',
-        '{"\\"": 1, "\\"": 2}',
-        '{"": 1, "": 2}',
-        '{"a": "a\\":", "a": 1}',
+        "NaN",
+        "-Infinity",
+        '"\\ud800"',
+        "[" * 5000,
+        "1" * 5000,
+        '{"a"',
+        "",
+        "\ufeff1",
+        "1 2",
+        "[1,]",
+        '{"a":1,}',
+        *('"', '"\\', '"\\"', '{"a" 1}', "{1:2}", "[1 2]", "01", "tru", "nulll", "]", '"\t"', "-", "\0"),
     ],
 )
-def test_key_that_is_named_twice_is_refused(text: str) -> None:
-    with pytest.raises(RepeatedKey, match="must not be named twice"):
-        parse_json(text.encode())
-
-
-@pytest.mark.parametrize(
-    "text",
-    ['{"a": {"b": 1}, "b": {"b": 2}}', '{"a": "\\":\\":\\"a\\":"}', '["\\" :", "\\":"]', '[{"a":1},{"a":1}]'],
-)
-def test_key_that_only_looks_so_is_fine(text: str) -> None:
-    assert parse_json(text.encode()) == json.loads(text)
-
-
-@pytest.mark.parametrize(
-    "text", ["NaN", "-Infinity", '"\\ud800"', "[" * 5000, "1" * 5000, '{"a"', "", "\ufeff1"]
-)
-def test_what_is_no_json_is_refused(text: str) -> None:
+@pytest.mark.parametrize("step_bytes", [1, 1000])
+def test_what_is_no_json_is_refused(text: str, step_bytes: int) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - the parser's own words
         parse_json(text.encode())
+    with pytest.raises(ValueError, match=r"at byte \d+"):
+        read(text.encode(), step_bytes)
+
+
+STEP_BYTES = 4096
+HOSTILE_TEXTS = {
+    "quotes and colons": b'["%b"]',
+    "plain": b'["%b"]',
+    "key": b'{"%b":1}',
+    "blanks": b"[%b1]",
+    "blanks at the end": b"[1]%b",
+    "unknown member": b'{"a":"%b","data":[]}',
+    "unfinished string": b'["%b',
+}
+FILLINGS = (
+    b'\\":',
+    b" ",
+    b"A",
+    b"\\\\",
+    b'\\"',
+    b"\\u0041",
+    b"\\ud83d\\ude00",
+    "é€😀".encode(),
+    b"],[",
+    b"]],",
+)
+
+
+@pytest.mark.parametrize("form", HOSTILE_TEXTS)
+@pytest.mark.parametrize("filling", FILLINGS, ids=repr)
+@pytest.mark.parametrize("steps", [8, 64])
+def test_no_step_sees_more_than_a_few_windows(form: str, filling: bytes, steps: int) -> None:
+    text = HOSTILE_TEXTS[form] % (filling * (steps * STEP_BYTES // len(filling)))
+    seen = seen_in_steps(text, STEP_BYTES)
+    assert max(seen) <= 4 * STEP_BYTES
+    assert sum(seen) <= 4 * len(text)
+
+
+def test_tokens_count_as_work_too() -> None:
+    seen = seen_in_steps(b"[%b0]" % (b"1," * 5000), STEP_BYTES)
+    assert len(seen) > 1000
+    assert max(seen) <= STEP_BYTES
+
+
+def test_long_string_keeps_its_beginning_only_beyond_the_limit() -> None:
+    text = b'["%b"]' % (b"A" * 1_000_000)
+    [kept] = read(text, STEP_BYTES, max_kept_bytes=1_000_000)
+    assert kept == LongText(b"A" * 1_000_000, 1_000_000)
+    [cut] = read(text, STEP_BYTES, max_kept_bytes=100_000)
+    assert cut.characters == 1_000_000
+    assert 8192 < len(cut.text) < 100_000
+
+
+@pytest.mark.parametrize(
+    "text", [b"[" + b"1" * 300_000 + b"]", b"[1." + b"1" * 300_000 + b"]", b"[" + b"a" * 300_000 + b"]"]
+)
+def test_number_has_a_limit(text: bytes) -> None:
+    with pytest.raises(ValueError, match=r"a number must have at most 262144 characters at byte 1"):
+        read(text, STEP_BYTES)
+
+
+@pytest.mark.parametrize(
+    ("text", "items"),
+    [
+        (b"[1],[2],[3]", [[1], [2]]),
+        (b"[1] ,[2],[3]", [[1], [2]]),
+        (b'["],"],[2],[3]', [["],"], [2]]),
+        (b'["],', None),
+        (b"[1],[2]],[[3],[4]", None),
+        (b'[1],[2]],"":[[3],[4]', None),
+        (b"[1]] , [[2],[3]", None),
+        (b"[[1],2],3", [[[1], 2]]),
+        (b"[[1],2", None),
+    ],
+)
+def test_items_are_whole_arrays_of_one_array(text: bytes, items: list[object] | None) -> None:
+    reader = JsonReader(text, 100, 100)
+    assert reader.items() == items
+    assert (reader.at == 0) == (items is None)
 
 
 @pytest.mark.parametrize("more", ["1,", "[],", "{},", "[[[[]]]],", '"",'])
-def test_values_are_counted_in_whatever_form(more: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(strict_json, "UNCOUNTED_BYTES", 100)
+def test_values_are_counted_in_whatever_form(more: str) -> None:
     marks = more.count(",") + more.count("[") + more.count("{")
     text = b"[%b0]" % (more.encode() * (1000 // marks))
-    held = text.count(b",") + text.count(b"[") + text.count(b"{")
+    held = len(re.findall(rb"[,\[{]", text))
     assert asyncio.run(has_more_values(text, held - 1))
     assert not asyncio.run(has_more_values(text, held))
 
 
-def test_one_large_value_is_not_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(strict_json, "UNCOUNTED_BYTES", 100)
+def test_one_large_value_is_not_many() -> None:
     assert not asyncio.run(has_more_values(b'["%b"]' % (b"A" * 100_000), 100))
 
 
@@ -79,49 +307,16 @@ def test_one_large_value_is_not_many(monkeypatch: pytest.MonkeyPatch) -> None:
         b'{"x":1,"data":[%b[]]}' % (b"[]," * 2_000_000),
         b'{"data":[[0,[%b0]]]}' % (b"{}," * 2_000_000),
         b'{"data":[[0,{"a":[%b0]}]]}' % (b"1," * 2_000_000),
+        b'{"data":[%b]}' % b",".join([b'[0,"",{"a":[%b0]}]' % (b"{}," * 90_000)] * 10),
     ],
-    ids=["beside the rows", "as rows", "in a row", "in its options"],
+    ids=["beside the rows", "as rows", "in a row", "in its options", "in the options of many rows"],
 )
-def test_crowd_of_values_is_refused_before_it_is_parsed(body: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    def parse_none(text: bytes) -> object:
-        assert len(text) < 1_000_000
-        return parse_json(text)
-
-    monkeypatch.setattr("app.snowflake.wire.parse_json", parse_none)
-    with pytest.raises(PayloadTooLarge, match="no more values than they need"):
-        asyncio.run(parse_batch(body, max_rows=4096))
-
-
-def test_crowd_in_the_rows_of_a_large_batch_is_let_go_of_row_by_row() -> None:
-    """Of pieces that are each small enough, nothing stays but their rows."""
-    row = b'[0,"",{"a":[%b0]}]' % (b"{}," * 90_000)
-    body = b'{"data":[%b]}' % b",".join([row] * 40)
+def test_crowd_of_values_is_refused_before_it_is_parsed(body: bytes) -> None:
     tracemalloc.start()
     try:
-        rows = asyncio.run(parse_batch(body, max_rows=4096))
+        with pytest.raises(PayloadTooLarge, match="no more values than they need"):
+            asyncio.run(parse_batch(body, max_rows=4096))
         _, peak_bytes = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert [type(parsed.source) for parsed in rows] == [InvalidOptions] * 40
-    assert peak_bytes < 2 * len(body) + 40_000_000
-
-
-def test_many_keys_are_looked_at_once() -> None:
-    keys = ",".join(f'"k{number}":0' for number in range(100_000))
-    started = time.process_time()
-    with pytest.raises(RepeatedKey):
-        parse_json(f'{{{keys},"k0":1}}'.encode())
-    assert time.process_time() - started < 10, "or it looks at each as often as there are keys"
-
-
-@pytest.mark.parametrize("size", [4, 400_000])
-@pytest.mark.parametrize(
-    "body",
-    [
-        '{"data": [[0, "%s"]], "data": [[1, ""]]}',
-        '{"data": [[0, "%s"], [1, "", {"evidence": true, "evidence": true}]]}',
-    ],
-)
-def test_batch_with_a_repeated_key_is_malformed(body: str, size: int) -> None:
-    with pytest.raises(MalformedBody, match="must not be named twice"):
-        asyncio.run(parse_batch((body % ("A" * size)).encode(), max_rows=10))
+    assert peak_bytes < 4_000_000

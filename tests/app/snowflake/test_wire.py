@@ -7,13 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.errors import ServiceError
+from app.errors import InvalidBatch, MalformedBody, PayloadTooLarge, ServiceError
+from app.images.source import Base64Text
 from app.outcome import ModelIdentity, Outcome, outcome_of_error
 from app.row import Row
-from app.snowflake import wire
-from model.errors import CorruptImage, InputError
+from app.snowflake import strict_json, wire
+from model.errors import CorruptImage, ImageTooLarge, InputError
+from model.image_limits import ImageLimits
 
-NUMBERS = st.integers(min_value=-(2**70), max_value=2**70)
+NUMBERS = st.integers(min_value=-(2**63), max_value=2**63 - 1)
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
@@ -73,6 +75,8 @@ def outcome_of(body: bytes, piece_bytes: int, max_rows: int = 1000) -> str:
         patch.setattr(wire, "PIECE_ROWS", 3)
         try:
             return repr(parse_batch(body, max_rows))
+        except MalformedBody as error:  # each parser says where in its own words
+            return error.code
         except ServiceError as error:
             return repr(error)
 
@@ -100,23 +104,71 @@ def test_broken_body_cut_into_pieces_is_refused_alike(text: str, rows: list[str]
         assert outcome_of(body.encode(), piece_bytes) == outcome_of(body.encode(), len(body))
 
 
-def test_large_body_is_really_cut() -> None:
-    body = json.dumps({"data": [[n, "a" * 1000] for n in range(2000)]}).encode()
-    pieces = list(wire._cut(body))  # noqa: SLF001
-    assert len(pieces) > 5
-    assert max(map(len, pieces)) < 2 * wire.PIECE_BYTES
+@given(
+    first=ROWS.map(json.dumps) | st.sampled_from(["null", "1", "{}", "[1]", "[[0]]", "[]"]),
+    second=ROWS.map(json.dumps) | st.sampled_from(["null", "1", "{}", "[1]", "[[0]]", "[]"]),
+    piece_bytes=st.integers(min_value=1, max_value=40),
+)
+def test_last_member_named_data_counts_whatever_the_other_holds(
+    first: str, second: str, piece_bytes: int
+) -> None:
+    body = f'{{"data":{first},"more":[{first}],"data" : {second} }}'.encode()
+    assert outcome_of(body, piece_bytes) == outcome_of(body, len(body))
+    assert outcome_of(body, piece_bytes) == outcome_of(b'{"data":%b}' % second.encode(), 1000)
 
 
-def test_rows_are_told_apart_by_a_byte_to_look_for() -> None:
-    """A large image is one row, in which every byte would be tried otherwise."""
-    assert wire._BETWEEN_ROWS.pattern.startswith(rb"\]")  # noqa: SLF001
-    body = b'{"data":[[0,"%b"],[1,"b"]]}' % (b"a" * 8_000_000)
-    assert [len(piece) for piece in wire._cut(body)] == [8_000_006, 7]  # noqa: SLF001
+@pytest.mark.parametrize("separators", [(",", ":"), (", ", ": ")])
+def test_rows_of_a_large_body_are_parsed_together(
+    separators: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = json.dumps({"data": [[n, "a" * 1000] for n in range(2000)]}, separators=separators).encode()
+    parsed: list[int] = []
+
+    def parse_json(text: bytes) -> object:
+        parsed.append(len(text))
+        return strict_json_parse(text)
+
+    strict_json_parse = strict_json.parse_json
+    monkeypatch.setattr(strict_json, "parse_json", parse_json)
+    assert [row.number for row in parse_batch(body, 2000)] == list(range(2000))
+    assert len(parsed) < 2 * len(body) / wire.PIECE_BYTES + 10
+    assert max(parsed) <= wire.PIECE_BYTES + 4
 
 
-def test_body_of_too_many_rows_is_not_parsed_to_its_end() -> None:
-    body = b'{"data": [' + b",".join([b"[0, null]"] * 200_000) + b"]}"
-    with pytest.raises(ServiceError, match=r"at most 100 rows\. Received: at least \d{5}\."):
+def test_image_in_a_row_may_be_larger_than_a_step() -> None:
+    text = "QUJD" * 500_000
+    rows = parse_batch(json.dumps({"data": [[0, "QUJD"], [1, text], [2, "QUJD"]]}).encode(), 3)
+    assert [row.source for row in rows] == [
+        Base64Text(b"QUJD"),
+        Base64Text(text.encode()),
+        Base64Text(b"QUJD"),
+    ]
+
+
+def test_image_beyond_the_limit_costs_its_neighbours_nothing() -> None:
+    body = json.dumps({"data": [[0, "QUJD"], [1, "QUJD" * 500_000], [2, "QUJD"]]}).encode()
+    limits = ImageLimits(max_image_bytes=1_000_000)
+    first, refused, last = asyncio.run(wire.parse_batch(body, 3, limits))
+    assert first.source == last.source == Base64Text(b"QUJD")
+    assert isinstance(refused.source, ImageTooLarge)
+    assert refused.source.message == "An image must have at most 1000000 bytes. Received: 1499998."
+
+
+@pytest.mark.parametrize("filling", ["A" * 300_000, "[]"])
+@pytest.mark.parametrize("number", [2**63, -(2**63) - 1, 10**4000])
+def test_row_number_has_64_bits(number: int, filling: str) -> None:
+    body = b'{"data": [[0, "%b"], [%d, "a"]]}' % (filling.encode(), number)
+    with pytest.raises(InvalidBatch, match=rf"index 1: an integer of {number.bit_length()} bits\."):
+        parse_batch(body, 2)
+    for number_in_range in (2**63 - 1, -(2**63)):
+        [row] = parse_batch(b'{"data": [[%d, "a"]]}' % number_in_range, 1)
+        assert row.number == number_in_range
+
+
+@pytest.mark.parametrize("padding", [0, 300_000])
+def test_body_of_too_many_rows_is_refused(padding: int) -> None:
+    body = b'{"data": [%b]%b}' % (b",".join([b"[0, null]"] * 101), b" " * padding)
+    with pytest.raises(PayloadTooLarge, match=r"at most 100 rows\. Received: 101\."):
         parse_batch(body, 100)
 
 
