@@ -8,7 +8,6 @@ import asyncio
 import hashlib
 import math
 import secrets
-import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from time import monotonic
@@ -23,7 +22,7 @@ from redis.exceptions import RedisError
 from app.admission import Admission
 from app.answer_store import Remembered, SentBatch
 from app.log import log_event
-from app.remembered import MemoryStore, compress
+from app.remembered import MemoryStore, compress, decompress
 
 T = TypeVar("T")
 
@@ -82,7 +81,9 @@ class RedisStore:
         if (remembered := await self._local.find(batch_id)) is not None:
             return remembered
         stored = await self._ask(lambda: self._redis.get(_key(batch_id, "answer")), None)
-        return stored and Remembered(stored[:_DIGEST_BYTES], zlib.decompress(stored[_DIGEST_BYTES:]))
+        if not stored:
+            return None
+        return Remembered(stored[:_DIGEST_BYTES], await decompress(stored[_DIGEST_BYTES:]))
 
     async def keep(self, batch_id: str, remembered: Remembered) -> None:
         await self._local.keep(batch_id, remembered)

@@ -14,6 +14,8 @@ from app.answer_store import Remembered, SentBatch
 _ZLIB_LEVEL = 1
 # Less than this is done before a thread could have begun.
 _COMPRESSED_IN_PLACE_BYTES = 256 * 1024
+# Outcomes are some ten to a hundred times as large.
+_DECOMPRESSED_IN_PLACE_BYTES = 8 * 1024
 # What an entry takes beside its answer, about.
 _OVERHEAD_BYTES = 600
 
@@ -54,7 +56,7 @@ class MemoryStore:
     async def find(self, batch_id: str) -> Remembered | None:
         self._forget_old()
         entry = self._entries.get(batch_id)
-        return None if entry is None else Remembered(entry.digest, zlib.decompress(entry.compressed))
+        return None if entry is None else Remembered(entry.digest, await decompress(entry.compressed))
 
     async def keep(self, batch_id: str, remembered: Remembered) -> None:
         entry = _Entry(
@@ -105,3 +107,10 @@ async def compress(answer: bytes) -> bytes:
     if len(answer) <= _COMPRESSED_IN_PLACE_BYTES:
         return zlib.compress(answer, _ZLIB_LEVEL)
     return await asyncio.to_thread(zlib.compress, answer, _ZLIB_LEVEL)
+
+
+async def decompress(compressed: bytes) -> bytes:
+    """Undo `compress`; of a large answer in a thread."""
+    if len(compressed) <= _DECOMPRESSED_IN_PLACE_BYTES:
+        return zlib.decompress(compressed)
+    return await asyncio.to_thread(zlib.decompress, compressed)

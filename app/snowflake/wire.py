@@ -31,7 +31,8 @@ MAX_ID_CHARACTERS = 512
 
 KNOWN_OPTIONS = ("evidence",)
 
-Item = TypeVar("Item")
+# A row, or whatever else the answer names an image by, and its outcome.
+Answered = TypeVar("Answered", bound=tuple[object, Outcome | None])
 
 
 # Each is a millisecond's work or less.
@@ -97,7 +98,7 @@ async def format_batch(
 
 
 async def format_array(
-    name: str, items: Sequence[Item], format_items: Callable[[Sequence[Item]], bytes], max_bytes: int
+    name: str, items: Sequence[Answered], format_items: Callable[[Sequence[Answered]], bytes], max_bytes: int
 ) -> bytes:
     """`{name: […]}` of the JSON arrays that items are formatted to, piece by piece.
 
@@ -121,11 +122,17 @@ def format_rows(rows: Iterable[tuple[Row, Outcome | None]]) -> bytes:
     return to_json([[row.number, outcome] for row, outcome in rows])
 
 
-async def _pieces(items: Sequence[Item]) -> AsyncIterator[Sequence[Item]]:
-    for start in range(0, len(items), PIECE_ROWS):
-        if start:
+async def _pieces(items: Sequence[Answered]) -> AsyncIterator[Sequence[Answered]]:
+    """Items whose answers have few bytes together; a heatmap makes one a hundred times as large."""
+    start = answer_bytes = 0
+    for place, (_, outcome) in enumerate(items):
+        if answer_bytes >= PIECE_BYTES or place - start >= PIECE_ROWS:
+            yield items[start:place]
             await asyncio.sleep(0)
-        yield items[start : start + PIECE_ROWS]
+            start, answer_bytes = place, 0
+        evidence = outcome and outcome["evidence"]
+        answer_bytes += len(evidence["heatmap_png"]) if evidence else 0
+    yield items[start:]
 
 
 class _Batch:

@@ -1,4 +1,4 @@
-"""python -m tests.fuzz.run: fuzz requests, bodies and images by coverage, and keep what was found.
+"""python -m tests.fuzz.run: fuzz requests, bodies, JSON and images, and keep what was found.
 
 Inputs that reach something new are merged into tests/fuzz/corpus, all of which the tests go through. One that
 breaks a target ends the run, and is left in the working folder as crash-…
@@ -16,6 +16,8 @@ from io import BytesIO
 from pathlib import Path
 
 from PIL import Image
+
+from tests.app.snowflake.watched import FILLINGS, FORMS
 
 CORPUS = Path(__file__).parent / "corpus"
 SAMPLE = Path(__file__).parents[2] / "model" / "samples" / "scratches.png"
@@ -56,6 +58,14 @@ def http_seeds() -> Iterator[bytes]:
         yield from (b"\0" + stream, b"\6" + stream, b"\x3f" + stream)
 
 
+def json_seeds() -> Iterator[bytes]:
+    """Texts of which a part is to be repeated, after the places where it begins and ends."""
+    for form in FORMS:
+        for filling in FILLINGS:
+            begin = form.index(b"%b")
+            yield bytes((begin, begin + len(filling))) + form % filling
+
+
 def image_seeds() -> Iterator[bytes]:
     """Every format in every mode that it has, small enough for a fuzzer to get anywhere."""
     with Image.open(SAMPLE) as sample:
@@ -78,7 +88,7 @@ def image_seeds() -> Iterator[bytes]:
             yield file.getvalue()
 
 
-SEEDS = {"body": body_seeds, "http": http_seeds, "image": image_seeds}
+SEEDS = {"body": body_seeds, "http": http_seeds, "image": image_seeds, "json": json_seeds}
 
 
 def fuzz(target: str, seconds: int) -> int:

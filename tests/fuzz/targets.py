@@ -15,15 +15,18 @@ from app.outcome import Outcome, blank_outcome
 from app.row import Row
 from app.row_queue import RowQueue
 from app.snowflake import wire
+from app.snowflake.strict_json import parse_json
 from model.errors import InputError
 from model.image import ImageSpec, decode_sized
 from model.image_limits import ImageLimits
+from tests.app.snowflake.watched import outcome, read, seen_in_steps, shortened
 from tests.fuzz.http_target import answer_requests
 
 T = TypeVar("T")
 
 MAX_BODY_BYTES = 1 << 20
 MAX_ROWS = 64
+STEP_BYTES = 1024
 SPEC = ImageSpec(height=32, width=24, channels=3)
 LIMITS = ImageLimits(max_image_pixels=1 << 20)
 _ENCODINGS = ("identity", "gzip", "deflate", "br")
@@ -41,6 +44,23 @@ def parse_body(data: bytes) -> None:
         _parse_batch(body, _ENCODINGS[form])
 
 
+def read_json(data: bytes) -> None:
+    """A text as it is, and with its middle repeated: both parsers agree, and no step of one is long.
+
+    The first two bytes say where the middle begins and ends.
+    """
+    if len(data) < 2:
+        return
+    begin, end, text = data[0], data[1], data[2:]
+    _compare_parsers(text, step_bytes=1 + begin % 64)
+    if middle := text[begin:end]:
+        repeated = text[:begin] + middle * (16 * STEP_BYTES // len(middle)) + text[end:]
+        _compare_parsers(repeated, STEP_BYTES)
+        seen = seen_in_steps(repeated, STEP_BYTES)
+        assert max(seen) <= 4 * STEP_BYTES
+        assert sum(seen) <= 4 * len(repeated)
+
+
 def decode_image(data: bytes) -> None:
     """Pixels as the network wants them, or an image's own fault."""
     try:
@@ -50,6 +70,10 @@ def decode_image(data: bytes) -> None:
     assert decoded.pixels.shape == SPEC.shape
     assert decoded.pixels.dtype == np.uint8
     assert min(decoded.source_size) >= 1
+
+
+def _compare_parsers(text: bytes, step_bytes: int) -> None:
+    assert outcome(text, lambda text: shortened(read(text, step_bytes))) == outcome(text, parse_json)
 
 
 def _parse_batch(body: bytes, encoding: str) -> None:
@@ -107,4 +131,4 @@ def run(work: Coroutine[Any, Any, T]) -> T:
         return value
 
 
-TARGETS = {"body": parse_body, "http": answer_requests, "image": decode_image}
+TARGETS = {"body": parse_body, "http": answer_requests, "image": decode_image, "json": read_json}

@@ -2,90 +2,21 @@ import asyncio
 import json
 import re
 import tracemalloc
-from collections.abc import Callable
-from contextlib import suppress
-from itertools import pairwise
-from typing import Any, SupportsIndex
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from app.errors import PayloadTooLarge
-from app.snowflake.strict_json import MAX_DEPTH, JsonReader, LongText, Steps, has_more_values, parse_json
+from app.snowflake.strict_json import MAX_DEPTH, JsonReader, LongText, has_more_values, parse_json
 from app.snowflake.wire import parse_batch
+from tests.app.snowflake.watched import FILLINGS, FORMS, outcome, read, seen_in_steps, shortened
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-(1 << 70), 1 << 70) | st.floats(allow_nan=False) | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=20,
 ).filter(lambda value: "Infinity" not in json.dumps(value))
-
-
-class WatchedBytes(bytes):
-    """Bytes that count how many of them are copied or searched."""
-
-    seen = 0
-
-    def __getitem__(self, key: SupportsIndex | slice) -> bytes:  # type: ignore[override]
-        part = super().__getitem__(key)
-        assert isinstance(part, bytes)
-        self.seen += len(part)
-        return part
-
-    def find(self, *arguments: object) -> int:
-        return self._search(super().find, *arguments)
-
-    def rfind(self, *arguments: object) -> int:
-        return self._search(super().rfind, *arguments)
-
-    def _search(self, search: Callable[..., int], wanted: object, start: int, end: int) -> int:
-        self.seen += min(end, len(self)) - start
-        return search(wanted, start, end)
-
-
-def read_all(reader: JsonReader) -> Steps[object]:
-    value = yield from reader.value()
-    yield from reader.end()
-    return value
-
-
-def read(text: bytes, step_bytes: int, max_kept_bytes: int = 1 << 30) -> Any:
-    """What the reader makes of a text. Raises ValueError."""
-    steps = read_all(JsonReader(text, max_kept_bytes, step_bytes))
-    while True:
-        try:
-            next(steps)
-        except StopIteration as ended:
-            return ended.value
-
-
-def seen_in_steps(text: bytes, step_bytes: int) -> list[int]:
-    """The bytes that the reader copies or searches in each step, up to the end or an error."""
-    watched = WatchedBytes(text)
-    seen = [0]
-    with suppress(ValueError):
-        seen.extend(watched.seen for _ in read_all(JsonReader(watched, 3 * step_bytes, step_bytes)))
-    return [after - before for before, after in pairwise([*seen, watched.seen])]
-
-
-def shortened(value: object) -> object:
-    """With strings in place of the reader's long texts."""
-    if isinstance(value, LongText):
-        assert value.characters == len(value.text.decode())
-        return value.text.decode()
-    if isinstance(value, list):
-        return [shortened(item) for item in value]
-    if isinstance(value, dict):
-        return {name: shortened(member) for name, member in value.items()}
-    return value
-
-
-def outcome(text: bytes, parse: Callable[[bytes], object]) -> str:
-    try:
-        return repr(parse(text))
-    except ValueError:
-        return "not JSON"
 
 
 @given(values)
@@ -211,34 +142,13 @@ def test_what_is_no_json_is_refused(text: str, step_bytes: int) -> None:
 
 
 STEP_BYTES = 4096
-HOSTILE_TEXTS = {
-    "quotes and colons": b'["%b"]',
-    "plain": b'["%b"]',
-    "key": b'{"%b":1}',
-    "blanks": b"[%b1]",
-    "blanks at the end": b"[1]%b",
-    "unknown member": b'{"a":"%b","data":[]}',
-    "unfinished string": b'["%b',
-}
-FILLINGS = (
-    b'\\":',
-    b" ",
-    b"A",
-    b"\\\\",
-    b'\\"',
-    b"\\u0041",
-    b"\\ud83d\\ude00",
-    "é€😀".encode(),
-    b"],[",
-    b"]],",
-)
 
 
-@pytest.mark.parametrize("form", HOSTILE_TEXTS)
+@pytest.mark.parametrize("form", FORMS, ids=repr)
 @pytest.mark.parametrize("filling", FILLINGS, ids=repr)
 @pytest.mark.parametrize("steps", [8, 64])
-def test_no_step_sees_more_than_a_few_windows(form: str, filling: bytes, steps: int) -> None:
-    text = HOSTILE_TEXTS[form] % (filling * (steps * STEP_BYTES // len(filling)))
+def test_no_step_sees_more_than_a_few_windows(form: bytes, filling: bytes, steps: int) -> None:
+    text = form % (filling * (steps * STEP_BYTES // len(filling)))
     seen = seen_in_steps(text, STEP_BYTES)
     assert max(seen) <= 4 * STEP_BYTES
     assert sum(seen) <= 4 * len(text)

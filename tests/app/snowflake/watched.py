@@ -1,0 +1,100 @@
+"""What a JsonReader does to a text, step by step."""
+
+from collections.abc import Callable
+from contextlib import suppress
+from itertools import pairwise
+from typing import Any, SupportsIndex
+
+from app.snowflake.strict_json import JsonReader, LongText, Steps
+
+
+class WatchedBytes(bytes):
+    """Bytes that count how many of them are copied or searched."""
+
+    seen = 0
+
+    def __getitem__(self, key: SupportsIndex | slice) -> bytes:  # type: ignore[override]
+        part = super().__getitem__(key)
+        assert isinstance(part, bytes)
+        self.seen += len(part)
+        return part
+
+    def find(self, *arguments: object) -> int:
+        return self._search(super().find, *arguments)
+
+    def rfind(self, *arguments: object) -> int:
+        return self._search(super().rfind, *arguments)
+
+    def _search(self, search: Callable[..., int], wanted: object, start: int, end: int) -> int:
+        self.seen += max(0, min(end, len(self)) - start)
+        return search(wanted, start, end)
+
+
+def read_all(reader: JsonReader) -> Steps[object]:
+    value = yield from reader.value()
+    yield from reader.end()
+    return value
+
+
+def read(text: bytes, step_bytes: int, max_kept_bytes: int = 1 << 30) -> Any:
+    """What the reader makes of a text. Raises ValueError."""
+    steps = read_all(JsonReader(text, max_kept_bytes, step_bytes))
+    while True:
+        try:
+            next(steps)
+        except StopIteration as ended:
+            return ended.value
+
+
+def seen_in_steps(text: bytes, step_bytes: int) -> list[int]:
+    """The bytes that the reader copies or searches in each step, up to the end or an error."""
+    watched = WatchedBytes(text)
+    seen = [0]
+    with suppress(ValueError):
+        seen.extend(watched.seen for _ in read_all(JsonReader(watched, 3 * step_bytes, step_bytes)))
+    return [after - before for before, after in pairwise([*seen, watched.seen])]
+
+
+def shortened(value: object) -> object:
+    """With strings in place of the reader's long texts."""
+    if isinstance(value, LongText):
+        assert value.characters == len(value.text.decode())
+        return value.text.decode()
+    if isinstance(value, list):
+        return [shortened(item) for item in value]
+    if isinstance(value, dict):
+        return {name: shortened(member) for name, member in value.items()}
+    return value
+
+
+def outcome(text: bytes, parse: Callable[[bytes], object]) -> str:
+    try:
+        return repr(parse(text))
+    except ValueError:
+        return "not JSON"
+
+
+# What is repeated where, as in FORMS[0] % FILLINGS[0].
+FORMS = (
+    b'["%b"]',
+    b'{"%b":1}',
+    b"[%b1]",
+    b"[1]%b",
+    b'{"a":"%b","data":[]}',
+    b'["%b',
+    b'{"data":[[0,"a"],%b[1,"a"]]}',
+)
+FILLINGS = (
+    b'\\":',
+    b'":',
+    b" ",
+    b"A",
+    b"1",
+    b"\\\\",
+    b'\\"',
+    b"\\u0041",
+    b"\\ud83d\\ude00",
+    "é€😀".encode(),
+    b"],[",
+    b"]],",
+)
