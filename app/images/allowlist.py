@@ -175,10 +175,10 @@ def _reaches(pattern: str | re.Pattern[str], url: URL) -> bool:
 
 def _is_below(prefix: str, path: str) -> bool:
     """Whether a path, as it is sent, lies below /prefix/ however a server may decode and resolve it."""
-    return path.startswith(f"/{prefix}/") and not _has_dot_segment(path)
+    return path.startswith(f"/{prefix}/") and not has_dot_segment(path)
 
 
-def _has_dot_segment(path: str) -> bool:
+def has_dot_segment(path: str) -> bool:
     """Also true where that cannot be told: undecodable text, or encoded over and over."""
     for _ in range(_MAX_DECODINGS):
         if _DOT_SEGMENT.search(path):

@@ -26,7 +26,8 @@ _SURROGATES = re.compile("[\ud800-\udfff]")
 # A name of 255 characters in double quotes, each of them doubled.
 _MAX_NAME_CHARACTERS = 2 * 255 + 2
 _DOTTED_PART = r'((?:[^."%]++|%22.*?%22(?!%22)|"[^"]*+"|%)++)'
-_DOTTED = re.compile(rf"{_DOTTED_PART}\.{_DOTTED_PART}\.{_DOTTED_PART}")
+# `db.schema.stage`, the form of older documents; a dot in a name is %2e or in quotes.
+DOTTED = re.compile(rf"{_DOTTED_PART}\.{_DOTTED_PART}\.{_DOTTED_PART}")
 # unquote takes a tenth of a microsecond for an escape, and half of one for a % that begins none.
 _MAX_SLOW_ESCAPES = 256
 
@@ -81,7 +82,7 @@ def _names_and_path(segments: list[str]) -> tuple[tuple[str, ...], str]:
     """Raises ValueError."""
     if any(mark in segment for segment in segments for mark in "?#"):
         raise ValueError("What stands before a mark that is not encoded would name another file.")
-    dotted = _DOTTED.fullmatch(segments[0])
+    dotted = DOTTED.fullmatch(segments[0])
     names, parts = (dotted.groups(), segments[1:]) if dotted else (segments[:3], segments[3:])
     stage = tuple(map(_name_of_segment, names))
     path = percent_decode("/".join(parts))

@@ -54,7 +54,7 @@ def read_json(data: bytes) -> None:
     begin, end, text = data[0], data[1], data[2:]
     _compare_parsers(text, step_bytes=1 + begin % 64)
     if middle := text[begin:end]:
-        repeated = text[:begin] + middle * (16 * STEP_BYTES // len(middle)) + text[end:]
+        repeated = text[:begin] + middle * (8 * STEP_BYTES // len(middle)) + text[end:]
         _compare_parsers(repeated, STEP_BYTES)
         seen = seen_in_steps(repeated, STEP_BYTES)
         assert max(seen) <= 4 * STEP_BYTES

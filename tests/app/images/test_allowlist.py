@@ -1,9 +1,14 @@
 import ipaddress
+import re
+from urllib.parse import unquote
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from app.errors import UrlNotAllowed
-from app.images.allowlist import SNOWFLAKE_STORAGE, Allowlist, is_public
+from app.images import allowlist
+from app.images.allowlist import SNOWFLAKE_STORAGE, Allowlist, has_dot_segment, is_public
 
 ALLOWLIST = Allowlist(("images.example.com", ".blob.example.net", "store.example.org:9000"))
 
@@ -416,3 +421,61 @@ def test_public_address_is_public(address: str) -> None:
 )
 def test_other_address_is_not_public(address: str) -> None:
     assert not is_public(ipaddress.ip_address(address))
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            ["/", "\\", ".", "..", "...", ";", " ", "%2e", "%2f", "%20", "%252e", "a", "%", "%ff", "%5c"]
+        )
+    ).map("".join)
+)
+def test_dot_segments_are_found_wherever_a_server_might_find_them(path: str) -> None:
+    """As a loop over the segments finds them."""
+    segment = re.compile(r"[\x00-\x20]*\.{1,2}([\x00-\x20;].*)?", re.DOTALL)
+
+    def has_dots(path: str, decodings: int) -> bool:
+        if decodings == 0 or any(segment.fullmatch(part) for part in re.split(r"[/\\]", path)):
+            return True
+        try:
+            decoded = unquote(path, errors="strict")
+        except UnicodeDecodeError:
+            return True
+        return decoded != path and has_dots(decoded, decodings - 1)
+
+    assert has_dot_segment(path) == has_dots(path, 3)
+
+
+@pytest.mark.parametrize("path", ["/" * 8000, "%22" * 2600, "?" + "&a=" * 2600, "#" + "%" * 8000])
+def test_url_of_another_host_is_refused_by_its_host_alone(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def parse_none(*_: object, **__: object) -> None:
+        raise AssertionError("the path must not be parsed")
+
+    monkeypatch.setattr(allowlist, "URL", parse_none)
+    monkeypatch.setattr(allowlist, "has_dot_segment", parse_none)
+    with pytest.raises(UrlNotAllowed, match=r"must be on the allowlist.*Received: evil\.net\."):
+        ALLOWLIST.check_url(f"https://evil.net/{path}")
+
+
+@pytest.mark.parametrize(
+    ("host", "is_allowed"),
+    [
+        (f"{'a' * 63}.blob.example.net", True),
+        (f"{'a' * 64}.blob.example.net", False),
+        ("a." * 118 + "blob.example.net", True),
+        ("a." * 119 + "blob.example.net", False),
+        ("a." * 4000 + "blob.example.net", False),
+    ],
+)
+def test_host_has_at_most_253_characters(host: str, is_allowed: bool) -> None:
+    if is_allowed:
+        assert ALLOWLIST.check_url(f"https://{host}/a").host == host
+    else:
+        with pytest.raises(UrlNotAllowed) as refused:
+            ALLOWLIST.check_url(f"https://{host}/a")
+        assert len(refused.value.message) < 200
+
+
+def test_long_scheme_is_not_repeated() -> None:
+    with pytest.raises(UrlNotAllowed, match=r"must be https\. Received: no scheme\."):
+        ALLOWLIST.check_url(f"{'a' * 8000}:x")

@@ -1,3 +1,6 @@
+import re
+from urllib.parse import unquote
+
 import pytest
 import sqlglot
 from hypothesis import assume, example, given
@@ -5,7 +8,7 @@ from hypothesis import strategies as st
 from sqlglot.tokens import TokenType
 
 from app.errors import InvalidSource, ScopedUrlNotReadable, StageNotAuthorized
-from app.images.stage_file import StageFile, parse_file_url, parse_stage_path
+from app.images.stage_file import DOTTED, StageFile, parse_file_url, parse_stage_path, percent_decode
 from app.snowflake.identifier import MAX_CHARACTERS, parse_identifier, quote_identifier, quote_string
 from app.snowflake.local.catalog import Name, Stage
 from app.snowflake.local.urls import ACCOUNT_HOST, file_url
@@ -149,6 +152,54 @@ def test_scoped_url_is_told_apart(host: str, rest: str) -> None:
 )
 def test_what_names_no_file_is_invalid(rest: str) -> None:
     assert isinstance(parse_file_url(f"{FILES}/{rest}"), InvalidSource)
+
+
+PERCENT_ENCODED = st.lists(
+    st.sampled_from(
+        ["%", "%4", "%41", "%e9", "%c3%a9", "%3d", "%3D", "=", "==", "\n", "\r", "_", "+", "é", "\0", "D"]
+    )
+    | st.text(max_size=2)
+).map("".join)
+
+
+@given(PERCENT_ENCODED)
+def test_percent_decoding_is_that_of_urllib(text: str) -> None:
+    try:
+        decoded = unquote(text, errors="strict")
+    except ValueError:
+        with pytest.raises(ValueError):  # noqa: PT011 - the codec's own words
+            percent_decode(text)
+    else:
+        assert percent_decode(text) == decoded
+
+
+@pytest.mark.parametrize("text", ["%zz" * 257, "%" * 257, "%41\n" * 257])
+def test_many_marks_that_begin_no_escape_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"must be percent-encoded\. Received: 257 %"):
+        percent_decode(text)
+    assert percent_decode(text[: len(text) // 257 * 256]) == unquote(text[: len(text) // 257 * 256])
+    assert isinstance(parse_file_url(f"{FILES}/DB/S/T/{text}"), InvalidSource)
+
+
+@given(st.lists(st.sampled_from(["%22", "%2", '"', ".", "a", "%2e", " "]), max_size=14).map("".join))
+@example("%22a.b%22.c.d")
+@example("a.%22b%22%22.%22.c")
+def test_dotted_stage_has_three_parts(text: str) -> None:
+    parts = re.findall(r'(?:%22.*?%22(?!%22)|"[^"]*"|[^."])+', text)
+    match = DOTTED.fullmatch(text)
+    assert (match is not None) == (len(parts) == 3 and ".".join(parts) == text)
+    assert match is None or list(match.groups()) == parts
+
+
+@pytest.mark.parametrize("name", ["a" * 255, '"' + "b" * 255 + '"', '"' + '""' * 255 + '"'])
+@pytest.mark.parametrize(
+    "place", ["@{}/a.png", "@{}.s.t/a.png", "@d.{}.t/a.png", "@d.s.{}/a.png", "@d.s.%{}/a.png"]
+)
+def test_name_has_at_most_255_characters(name: str, place: str) -> None:
+    parsed = parse_stage_path(place.format(name))
+    assert isinstance(parsed, StageNotAuthorized if "%" in place else StageFile)
+    longer = name + "a" if name[0] == "a" else name[:-1] + 'b"'
+    assert isinstance(parse_stage_path(place.format(longer)), InvalidSource)
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic_core import to_json
 
 from app.errors import InvalidBatch, MalformedBody, PayloadTooLarge, ServiceError
 from app.images.source import Base64Text
-from app.outcome import ModelIdentity, Outcome, outcome_of_error
+from app.outcome import EvidenceDetail, ModelIdentity, Outcome, blank_outcome, outcome_of_error
 from app.row import Row
 from app.snowflake import strict_json, wire
 from model.errors import CorruptImage, ImageTooLarge, InputError
@@ -193,3 +194,22 @@ def test_others_have_their_turn_while_a_large_batch_is_parsed_and_formatted() ->
     rows = parse_batch(body, 2000)
     assert asyncio.run(turns_beside(wire.parse_batch(body, 2000))) >= 7
     assert asyncio.run(turns_beside(wire.format_batch(rows, [None] * 2000))) >= 5
+
+
+def test_answer_with_heatmaps_is_formatted_in_pieces_of_few_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    outcome = blank_outcome(MODEL)
+    outcome["evidence"] = EvidenceDetail(box=(0, 0, 1, 1), heatmap_png="A" * 100_000)
+    rows = [Row(number, None) for number in range(40)]
+    outcomes = [outcome if number % 2 else None for number in range(40)]
+    pieces: list[bytes] = []
+
+    def note(data: Any) -> bytes:
+        pieces.append(to_json(data))
+        return pieces[-1]
+
+    monkeypatch.setattr(wire, "to_json", note)
+    answer = json.loads(format_batch(rows, outcomes))
+    assert json.loads(json.dumps(answer["data"])) == json.loads(
+        json.dumps([[number, outcomes[number]] for number in range(40)])
+    )
+    assert max(map(len, pieces)) < wire.PIECE_BYTES + 110_000

@@ -19,15 +19,15 @@ class WatchedBytes(bytes):
         self.seen += len(part)
         return part
 
-    def find(self, *arguments: object) -> int:
-        return self._search(super().find, *arguments)
+    def find(self, wanted: Any, start: Any = 0, end: Any = None) -> int:
+        place = super().find(wanted, start, end)
+        self.seen += (place if place >= 0 else min(end, len(self))) - start
+        return place
 
-    def rfind(self, *arguments: object) -> int:
-        return self._search(super().rfind, *arguments)
-
-    def _search(self, search: Callable[..., int], wanted: object, start: int, end: int) -> int:
-        self.seen += max(0, min(end, len(self)) - start)
-        return search(wanted, start, end)
+    def rfind(self, wanted: Any, start: Any = 0, end: Any = None) -> int:
+        place = super().rfind(wanted, start, end)
+        self.seen += min(end, len(self)) - max(place, start)
+        return place
 
 
 def read_all(reader: JsonReader) -> Steps[object]:
