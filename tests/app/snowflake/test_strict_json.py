@@ -150,8 +150,8 @@ STEP_BYTES = 4096
 def test_no_step_sees_more_than_a_few_windows(form: bytes, filling: bytes, steps: int) -> None:
     text = form % (filling * (steps * STEP_BYTES // len(filling)))
     seen = seen_in_steps(text, STEP_BYTES)
-    assert max(seen) <= 4 * STEP_BYTES
-    assert sum(seen) <= 4 * len(text)
+    assert max(seen) <= 5 * STEP_BYTES
+    assert sum(seen) <= 5 * len(text)
 
 
 def test_tokens_count_as_work_too() -> None:

@@ -1,6 +1,7 @@
 import asyncio
 import json
 from collections.abc import Coroutine, Sequence
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from app.row import Row
 from app.snowflake import strict_json, wire
 from model.errors import CorruptImage, ImageTooLarge, InputError
 from model.image_limits import ImageLimits
+from tests.app.snowflake.watched import WatchedBytes
 
 NUMBERS = st.integers(min_value=-(2**63), max_value=2**63 - 1)
 JSON_VALUES = st.recursive(
@@ -134,6 +136,28 @@ def test_rows_of_a_large_body_are_parsed_together(
     assert [row.number for row in parse_batch(body, 2000)] == list(range(2000))
     assert len(parsed) < 2 * len(body) / wire.PIECE_BYTES + 10
     assert max(parsed) <= wire.PIECE_BYTES + 4
+
+
+@pytest.mark.parametrize(
+    "row",
+    [b'[0,""] ,', b'["],","],', b'[0,[[]],""],', b'[0,"%b"],' % (b"A" * 10_000), b'[0,"a\\u0000"]\n,\n'],
+)
+@pytest.mark.parametrize("rows", [200, 2000])
+def test_rows_that_cannot_be_cut_are_searched_once(
+    row: bytes, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire, "PIECE_BYTES", 4096)
+    body = WatchedBytes(b'{"data":[%b[0,""]]}' % (row * rows))
+    with suppress(ServiceError):
+        parse_batch(body, 2001)
+    assert body.seen <= 8 * len(body)
+
+
+@pytest.mark.parametrize("deep", range(195, 202))
+def test_pieces_of_a_large_body_nest_as_deep_as_a_small_body(deep: int) -> None:
+    options = b"[" * deep + b"1" + b"]" * deep
+    body = b'{"data":[[0,"a",%b],[1,"a"]]}' % options
+    assert outcome_of(body, len(body) - 2) == outcome_of(body, 40) == outcome_of(body, len(body))
 
 
 def test_image_in_a_row_may_be_larger_than_a_step() -> None:

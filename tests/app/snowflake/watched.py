@@ -47,12 +47,13 @@ def read(text: bytes, step_bytes: int, max_kept_bytes: int = 1 << 30) -> Any:
 
 
 def seen_in_steps(text: bytes, step_bytes: int) -> list[int]:
-    """The bytes that the reader copies or searches in each step, up to the end or an error."""
+    """The bytes that the reader copies, searches or skips in each step, up to the end or an error."""
     watched = WatchedBytes(text)
+    reader = JsonReader(watched, 3 * step_bytes, step_bytes)
     seen = [0]
     with suppress(ValueError):
-        seen.extend(watched.seen for _ in read_all(JsonReader(watched, 3 * step_bytes, step_bytes)))
-    return [after - before for before, after in pairwise([*seen, watched.seen])]
+        seen.extend(watched.seen + reader.at for _ in read_all(reader))
+    return [after - before for before, after in pairwise([*seen, watched.seen + reader.at])]
 
 
 def shortened(value: object) -> object:
