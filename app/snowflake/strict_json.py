@@ -25,6 +25,8 @@ MAX_DEPTH = 200
 _MAX_SCALAR_BYTES = STEP_BYTES
 # A token costs as much as so many bytes of a string.
 _TOKEN_BYTES = 1024
+# A short string costs little, and the windows of a long one grow.
+_FIRST_WINDOW_BYTES = 512
 # The end of a window is cut off, and must leave something.
 _MIN_WINDOW_BYTES = 32
 _HEAD_BYTES = 16 * 1024
@@ -193,16 +195,16 @@ class JsonReader:
         start = self.at + 1
         end = self._text.find(b'"', start, start + self._step_bytes)
         if end < 0 or self._text.find(b"\\", start, end) >= 0:
-            return (yield from self._string_in_windows(end - start + 1))
+            return (yield from self._string_in_windows())
         text = self._decode(self._text[start:end])
         self.at = end + 1
         return text
 
-    def _string_in_windows(self, window_bytes: int) -> Steps[str | LongText]:
-        """Each window is twice as long as the one before, so that a short string costs little."""
+    def _string_in_windows(self) -> Steps[str | LongText]:
         start = self.at
         self.at += 1
-        kept, is_kept, is_closed, characters = BytesIO(), True, False, 0
+        kept, is_kept, characters = BytesIO(), True, 0
+        window_bytes, is_closed = _FIRST_WINDOW_BYTES, False
         while not is_closed:
             window_bytes = max(_MIN_WINDOW_BYTES, min(window_bytes, self._step_bytes))
             window, is_closed = self._window(window_bytes)
@@ -214,7 +216,7 @@ class JsonReader:
                 is_kept = False
                 kept.truncate(_HEAD_BYTES)
             self.at += len(window)
-            window_bytes *= 2
+            window_bytes *= 4
             if self._is_step_over():
                 yield
         self.at += 1

@@ -140,7 +140,13 @@ def test_rows_of_a_large_body_are_parsed_together(
 
 @pytest.mark.parametrize(
     "row",
-    [b'[0,""] ,', b'["],","],', b'[0,[[]],""],', b'[0,"%b"],' % (b"A" * 10_000), b'[0,"a\\u0000"]\n,\n'],
+    [
+        b'[0,""] ,',
+        b'["],","],',
+        b'[0,[[]],""],',
+        b'[0,"%b"],' % (b"A" * 10_000),
+        b'[0,"%b"]\n,\n' % (b"\\u0041" * 99),
+    ],
 )
 @pytest.mark.parametrize("rows", [200, 2000])
 def test_rows_that_cannot_be_cut_are_searched_once(
