@@ -72,7 +72,16 @@ class DirectFastAPI(FastAPI):
             scope["app"] = self
             await _classify(scope, receive, send, self.state.stopping)
         else:
-            await super().__call__(scope, receive, _securing(send))
+            await super().__call__(_without_cookies_and_query(scope), receive, _securing(send))
+
+
+def _without_cookies_and_query(scope: Scope) -> Scope:
+    """No page or probe reads them, but FastAPI parses both for every route.
+
+    Python before 3.11.10 and 3.12.6 takes a time quadratic in a cookie's backslashes (CVE-2024-7592).
+    """
+    headers = [(name, value) for name, value in scope["headers"] if name != b"cookie"]
+    return {**scope, "headers": headers, "query_string": b""}
 
 
 def _is_image(scope: Scope) -> bool:

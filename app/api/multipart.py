@@ -53,7 +53,7 @@ async def parse_files(
             boundaries = chunk.count(delimiter)
             parts.refuse_boundaries(boundaries)
             # Content costs the parser little, whatever it holds.
-            piece_bytes = PIECE_BYTES if boundaries > _FEW_BOUNDARIES else len(chunk)
+            piece_bytes = PIECE_BYTES if boundaries > _FEW_BOUNDARIES else len(chunk) or 1
             for start in range(0, len(chunk), piece_bytes):
                 parser.write(chunk[start : start + piece_bytes])
                 if start:

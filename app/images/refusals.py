@@ -9,6 +9,8 @@ from app.errors import AccessDenied, ClientSideEncrypted, FileMissing, UrlExpire
 from model.errors import InputError
 
 MAX_REFUSAL_BYTES = 4096
+# A signed URL has about ten.
+_MAX_PARAMETERS = 64
 
 # Written by Snowflake's clients beside what they encrypted (SNOWFLAKE_FULL, a stage's default).
 _ENCRYPTION_HEADERS = (
@@ -59,7 +61,11 @@ def explain_refusal(status: int, query: str, body: bytes) -> InputError | None:
 
 
 def _is_over(query: str) -> bool:
-    expiry = _expiry({name.lower(): value for name, value in parse_qsl(query)})
+    try:
+        parameters = parse_qsl(query, max_num_fields=_MAX_PARAMETERS)
+    except ValueError:
+        return False
+    expiry = _expiry({name.lower(): value for name, value in parameters})
     return expiry is not None and expiry <= datetime.now(UTC)
 
 

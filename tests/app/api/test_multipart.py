@@ -21,6 +21,7 @@ def parse(
     async def chunks() -> AsyncIterator[bytes]:
         for start in range(0, len(body), chunk_bytes):
             yield body[start : start + chunk_bytes]
+        yield b""  # how a server ends a body
 
     return asyncio.run(multipart.parse_files(content_type, chunks(), max_files))
 

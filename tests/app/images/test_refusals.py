@@ -141,3 +141,9 @@ def test_message_has_the_fix_and_no_word_of_the_storage(status: int, body: bytes
     assert "secret" not in error.message
     assert "<" not in error.message
     assert not error.retryable
+
+
+def test_query_of_more_parameters_than_any_signed_url_has_is_not_parsed() -> None:
+    over = "X-Amz-Date=20200101T000000Z&X-Amz-Expires=60"
+    assert isinstance(explain_refusal(403, f"{over}{'&a=' * 62}", b""), UrlExpired)
+    assert isinstance(explain_refusal(403, f"{over}{'&a=' * 63}", b""), AccessDenied)
