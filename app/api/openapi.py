@@ -58,7 +58,7 @@ _ROW = {
     "minItems": 2,
     "maxItems": 3,
     "prefixItems": [
-        {"type": "integer", "description": "row number, echoed"},
+        {"type": "integer", "format": "int64", "description": "row number, echoed"},
         {
             "description": "string: URL or stage path of an image, or its bytes as base64 or hex; "
             "null answers null",

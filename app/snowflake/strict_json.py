@@ -31,6 +31,7 @@ _FIRST_WINDOW_BYTES = 512
 _MIN_WINDOW_BYTES = 32
 _HEAD_BYTES = 16 * 1024
 
+UNCOUNTED_BYTES = STEP_BYTES
 _MARKS = b",[{"
 _COUNTED_BYTES = 1024 * 1024
 
@@ -53,8 +54,11 @@ class LongText:
 
 
 async def has_more_values(text: bytes, most: int) -> bool:
-    """Whether a text may hold more than `most` values, each of which takes memory once it is parsed."""
-    if len(text) <= most:
+    """Whether a text may hold more than `most` values, each of which takes memory once it is parsed.
+
+    A text of at most UNCOUNTED_BYTES is not counted: it cannot hold enough of them to matter.
+    """
+    if len(text) <= UNCOUNTED_BYTES:
         return False
     marks = 0
     for start in range(0, len(text), _COUNTED_BYTES):

@@ -37,7 +37,7 @@ sources = (
 options = (
     st.none() | st.just({"evidence": True}) | st.just({"evidence": 1}) | st.dictionaries(st.text(), junk)
 )
-rows = st.tuples(st.integers(-(1 << 63), 1 << 64), sources).map(list) | st.tuples(
+rows = st.tuples(st.integers(-(1 << 63), (1 << 63) - 1), sources).map(list) | st.tuples(
     st.integers(0, 1 << 40), sources, options
 ).map(list)
 batches = st.lists(rows, min_size=1, max_size=8)

@@ -77,7 +77,7 @@ def test_empty_batch_answers_an_empty_batch(client: TestClient) -> None:
 
 
 def test_row_numbers_are_echoed_in_order(client: TestClient, sample: bytes) -> None:
-    numbers = [7, 0, 2**53 + 1, -1, 10**30]
+    numbers = [7, 0, 2**53 + 1, -1, 2**63 - 1, -(2**63)]
     rows = post_rows(client, [[number, text_of(sample)] for number in numbers])
     assert [number for number, _ in rows] == numbers
 
@@ -176,6 +176,7 @@ def test_corrupt_raw_image_is_an_outcome(client: TestClient, sample: bytes) -> N
         (b'{"data": [[true, "a"]]}', 422, "invalid_batch"),
         (b'{"data": [[1.5, "a"]]}', 422, "invalid_batch"),
         (b'{"data": [[1e999, "a"]]}', 422, "invalid_batch"),
+        (b'{"data": [[9223372036854775808, "a"]]}', 422, "invalid_batch"),
     ],
 )
 def test_body_that_is_no_batch_is_refused(client: TestClient, body: bytes, status: int, code: str) -> None:

@@ -8,6 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from app.errors import PayloadTooLarge
+from app.snowflake import strict_json
 from app.snowflake.strict_json import MAX_DEPTH, JsonReader, LongText, has_more_values, parse_json
 from app.snowflake.wire import parse_batch
 from tests.app.snowflake.watched import FILLINGS, FORMS, outcome, read, seen_in_steps, shortened
@@ -198,7 +199,8 @@ def test_items_are_whole_arrays_of_one_array(text: bytes, items: list[object] | 
 
 
 @pytest.mark.parametrize("more", ["1,", "[],", "{},", "[[[[]]]],", '"",'])
-def test_values_are_counted_in_whatever_form(more: str) -> None:
+def test_values_are_counted_in_whatever_form(more: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(strict_json, "UNCOUNTED_BYTES", 100)
     marks = more.count(",") + more.count("[") + more.count("{")
     text = b"[%b0]" % (more.encode() * (1000 // marks))
     held = len(re.findall(rb"[,\[{]", text))
@@ -206,7 +208,8 @@ def test_values_are_counted_in_whatever_form(more: str) -> None:
     assert not asyncio.run(has_more_values(text, held))
 
 
-def test_one_large_value_is_not_many() -> None:
+def test_one_large_value_is_not_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(strict_json, "UNCOUNTED_BYTES", 100)
     assert not asyncio.run(has_more_values(b'["%b"]' % (b"A" * 100_000), 100))
 
 
