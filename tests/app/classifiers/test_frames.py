@@ -81,3 +81,10 @@ def test_statistics_that_are_no_numbers_are_refused() -> None:
 def test_greeting_arrives(greeting: Greeting) -> None:
     [frame] = FrameReader().read(format_frame(greeting))
     assert parse_greeting(frame) == greeting
+
+
+def test_image_is_sent_without_a_copy() -> None:
+    images = [b"a" * 1000, b"b" * 1000, b"c" * 1000]
+    rows = [images[0], Base64Text(images[1]), HexText(images[2])]
+    _, *buffers = format_rows([WaitingRow(image, evidence=False) for image in rows])
+    assert all(buffer is image for buffer, image in zip(buffers, images, strict=True))
