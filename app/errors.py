@@ -38,6 +38,8 @@ instruction: 429 and 5xx mean "send again", other 4xx mean "the query fails".
 ├── BodyTimeout             408  the body did not arrive in time
 ├── Overloaded              429  others fill the time or the memory that there is: send it again, later
 ├── IssuerUnavailable       503  the keys to verify tokens with cannot be read now
+├── NoClassifier            503  no classifier process is ready: send it again, later
+├── DeadlineExceeded        503  the request took longer than any may: send it again
 └── Stopped                 503  the service ends before it could answer: send it again, elsewhere
 """
 
@@ -230,6 +232,22 @@ class IssuerUnavailable(ServiceError):
     status = 503
     code = "issuer_unavailable"
     retryable = True
+
+
+class NoClassifier(ServiceError):
+    status = 503
+    code = "no_classifier"
+    retryable = True
+    headers = MappingProxyType({"retry-after": "5"})
+
+
+class DeadlineExceeded(ServiceError):
+    """The connection is closed, for a part of the request may not have been read."""
+
+    status = 503
+    code = "deadline_exceeded"
+    retryable = True
+    headers = MappingProxyType({"connection": "close", "retry-after": "1"})
 
 
 class TracesUnavailable(OSError):

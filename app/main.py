@@ -26,6 +26,7 @@ from app.capacity import Capacity
 from app.classifiers.frames import ServedModel
 from app.classifiers.host import ClassifierProcesses
 from app.classifiers.live import LiveClassifiers
+from app.deadline import within
 from app.images.fetcher import open_fetcher
 from app.images.stage import StageReader
 from app.log import configure, log_event, logger
@@ -126,7 +127,8 @@ def _open_state(state: State, pipeline: Pipeline, classifiers: LiveClassifiers) 
     # Of workers without a common memory, another one may be asked for what this one has promised.
     has_one_memory = settings.workers == 1 or settings.redis_url is not None
     deadline_seconds = settings.sync_deadline_seconds if has_one_memory else None
-    state.batches = Batches(state.classify_batch, store, deadline_seconds)
+    classify_batch = within(settings.request_timeout_seconds, state.classify_batch)
+    state.batches = Batches(classify_batch, store, deadline_seconds)
     state.stopping.owes_answers = lambda: state.batches.owes
 
 

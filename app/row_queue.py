@@ -6,7 +6,6 @@ Requests of one size are answered in the order in which they came.
 """
 
 import asyncio
-import heapq
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from typing import NamedTuple
 from app.capacity import Capacity
 from app.classifiers.frames import WaitingRow
 from app.outcome import Outcome
+from app.request_line import RequestLine
 from app.steps import Steps
 from app.summary import ImageStatistics
 
@@ -30,8 +30,6 @@ SMALL_REMEMBERED_SECONDS = 1.0
 MAX_BYTES_AT_ONCE = 1024 * 1024
 # Requests of up to so many are small.
 FEW_ROWS = 4
-# So few requests are not worth the tidying.
-_LEAST_TIDIED = 64
 # Requests are told apart by the power of two that they have rows of.
 _SIZES = 64
 
@@ -44,18 +42,24 @@ class AwaitedRows:
     outcomes: list[Outcome | None]
     unanswered: int
     request: "QueuedRequest"
+    answered_places: set[int] = field(default_factory=set)
 
     @property
     def is_over(self) -> bool:
         """All are answered, one has failed, or whoever asked has left."""
         return self.answered.done()
 
-    def answer(self, place: int, outcome: Outcome | None) -> None:
+    def answer(self, place: int, outcome: Outcome | None) -> bool:
+        """False for a row that another process has answered before."""
+        if place in self.answered_places:
+            return False
+        self.answered_places.add(place)
         self.outcomes[place] = outcome
         self.request.note_answered(1)
         self.unanswered -= 1
         if self.unanswered == 0 and not self.is_over:
             self.answered.set_result(self.outcomes)
+        return True
 
     def fail(self, error: Exception) -> None:
         if not self.is_over:
@@ -83,9 +87,15 @@ class QueuedRequest:
     steps: Steps = field(default_factory=Steps)
     statistics: list[ImageStatistics] = field(default_factory=list)
     """Of its images, in whatever order they were answered."""
+    is_costly: bool = False
+    """One of its rows has proved slow."""
 
     def __post_init__(self) -> None:
         self._unanswered = self.rows
+
+    @property
+    def is_small(self) -> bool:
+        return self.rows <= FEW_ROWS and not self.is_costly
 
     def note_answered(self, rows: int) -> None:
         """Their outcomes are known, or awaited no more."""
@@ -116,16 +126,22 @@ class RowQueue:
         self._waiting = 0
         self._small_came_at = -SMALL_REMEMBERED_SECONDS
         self._arrivals = count()
-        self._lines = deque([_Line(lambda request: request.rows), _Line(lambda request: request.arrival)])
+        self._lines = deque([RequestLine(_rows, _has_waiting), RequestLine(_arrival, _has_waiting)])
+        self._small = RequestLine(_arrival, lambda request: _has_waiting(request) and request.is_small)
 
     @contextmanager
     def request(self, rows: int) -> Iterator[QueuedRequest]:
-        """A place for a request of so many rows; those that still wait at its end are dropped."""
+        """A place for a request of so many rows; those that still wait at its end are dropped.
+
+        Of tasks that fail together, it raises what the first of them has raised.
+        """
         request = QueuedRequest(rows, next(self._arrivals), self)
         self._unanswered[rows.bit_length()] += rows
         self._note_small(rows)
         try:
             yield request
+        except ExceptionGroup as group:
+            raise _first_of(group) from group
         finally:
             request.note_answered(rows)
             self._drop(request)
@@ -157,17 +173,43 @@ class RowQueue:
         self._waiting -= len(rows)
         return rows
 
+    @property
+    def has_small_waiting(self) -> bool:
+        return self._small.first() is not None
+
+    @property
+    def has_small_lately(self) -> bool:
+        """More may come."""
+        return monotonic() - self._small_came_at < SMALL_REMEMBERED_SECONDS
+
+    def next_small_rows(self) -> list[QueuedRow]:
+        """Of one small request that waits, the oldest."""
+        request = self._small.first()
+        if request is None:
+            return []
+        rows = list(request.waiting)
+        request.waiting.clear()
+        self._waiting -= len(rows)
+        return rows
+
+    def fail_waiting(self, error: Exception) -> None:
+        """All requests with rows that wait; the rows are dropped when their requests end."""
+        for request in self._lines[0].all():
+            request.waiting[0].awaited.fail(error)
+
     def _most_rows_at_once(self) -> int:
         large = any(self._unanswered[FEW_ROWS.bit_length() + 1 :])
-        small = monotonic() - self._small_came_at < SMALL_REMEMBERED_SECONDS
-        return ROWS_AT_ONCE_BESIDE_SMALL if large and small else MAX_ROWS_AT_ONCE
+        return ROWS_AT_ONCE_BESIDE_SMALL if large and self.has_small_lately else MAX_ROWS_AT_ONCE
 
     def put(self, request: QueuedRequest, rows: Sequence[QueuedRow]) -> None:
         self._waiting += len(rows)
         self._note_small(request.rows)
         request.waiting.extend(rows)
-        for line in self._lines if rows else ():
-            line.enter(request)
+        if rows:
+            for line in self._lines:
+                line.enter(request)
+            if request.is_small:
+                self._small.enter(request)
         self.on_put()
 
     def _note_small(self, rows: int) -> None:
@@ -183,34 +225,22 @@ class RowQueue:
         self.abandoned_rows += len(request.waiting)
         self._waiting -= len(request.waiting)
         request.waiting.clear()
-        for line in self._lines:
+        for line in (*self._lines, self._small):
             line.tidy()
 
 
-class _Line:
-    """Requests by rank, the lowest first; one with nothing waiting leaves when it comes to the front."""
+def _first_of(group: ExceptionGroup[Exception]) -> Exception:
+    first = group.exceptions[0]
+    return _first_of(first) if isinstance(first, ExceptionGroup) else first
 
-    def __init__(self, rank: Callable[[QueuedRequest], int]) -> None:
-        self._rank = rank
-        self._heap: list[tuple[int, int, QueuedRequest]] = []
-        self._arrivals: set[int] = set()
-        self._tidy_at = _LEAST_TIDIED
 
-    def enter(self, request: QueuedRequest) -> None:
-        if request.arrival not in self._arrivals:
-            self._arrivals.add(request.arrival)
-            heapq.heappush(self._heap, (self._rank(request), request.arrival, request))
+def _rows(request: QueuedRequest) -> int:
+    return request.rows
 
-    def first(self) -> QueuedRequest | None:
-        while self._heap and not self._heap[0][-1].waiting:
-            self._arrivals.discard(heapq.heappop(self._heap)[1])
-        return self._heap[0][-1] if self._heap else None
 
-    def tidy(self) -> None:
-        """Forget those with nothing waiting who never come to the front, once they may be the most."""
-        if len(self._heap) < self._tidy_at:
-            return
-        self._heap = [entry for entry in self._heap if entry[-1].waiting]
-        heapq.heapify(self._heap)
-        self._arrivals = {arrival for _, arrival, _ in self._heap}
-        self._tidy_at = max(_LEAST_TIDIED, 2 * len(self._heap))
+def _arrival(request: QueuedRequest) -> int:
+    return request.arrival
+
+
+def _has_waiting(request: QueuedRequest) -> bool:
+    return bool(request.waiting)

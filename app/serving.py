@@ -6,19 +6,22 @@ import os
 import resource
 import sys
 import tempfile
+import zlib
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 
+from app import metrics_files
 from app.classifiers.host import ClassifierProcesses
 from app.last_call import LastCallServer
 from app.listening import refuse_taken_port
 from app.server.connection import HttpProtocol
 from app.settings import Settings
-from app.workers import Workers
+from app.workers import Workers, stop_with_supervisor
 from model.errors import ModelError
 
 if TYPE_CHECKING:
@@ -61,12 +64,26 @@ def start_app(settings: Settings) -> "FastAPI":
 
 
 def worker() -> "FastAPI":
-    """What each worker serves. A fault ends them all, for it would come back whenever one is replaced."""
+    """What each worker serves. A fault that keeps all of them from starting ends the service."""
+    folder = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
+    stop_with_supervisor(folder)
     try:
+        metrics_files.reserve(folder)
         return start_app(Settings())
     except (ModelError, OSError) as error:
-        print(f"ext-classify: {error}", file=sys.stderr)
+        _say_once(folder, f"ext-classify: {error}")
         sys.exit(STARTUP_FAILURE)
+
+
+def _say_once(folder: Path, message: str) -> None:
+    """All workers meet the same fault at their start."""
+    try:
+        (folder / f"fault_{zlib.crc32(message.encode())}").touch(exist_ok=False)
+    except FileExistsError:
+        return
+    except OSError:  # no room, and better said twice than never
+        pass
+    print(message, file=sys.stderr)
 
 
 def _serve_in_workers(settings: Settings, flags: Mapping[str, Any]) -> None:
@@ -74,11 +91,12 @@ def _serve_in_workers(settings: Settings, flags: Mapping[str, Any]) -> None:
     config = uvicorn.Config(
         f"{__name__}:{worker.__name__}", factory=True, workers=settings.workers, **_options(settings)
     )
-    workers = Workers(config, [config.bind_socket()])
     with tempfile.TemporaryDirectory(prefix="ext-classify-metrics-") as folder:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder  # whichever worker is asked answers for all
+        metrics_files.require_room(Path(folder), settings.workers)
+        workers = Workers(config, [config.bind_socket()])
         workers.run()
-    if any(process.exitcode == STARTUP_FAILURE for process in workers.processes):
+    if workers.has_failed:
         sys.exit(1)
 
 

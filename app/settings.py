@@ -145,6 +145,9 @@ class Settings(BaseSettings):
     sync_deadline_seconds: PositiveFloat = 20.0
     """Longest that a batch with an id is waited for; then 202, and it is to be asked for. Gateways wait 29.
     Several workers promise nothing without Redis."""
+    request_timeout_seconds: PositiveFloat = 600.0
+    """Longest that any request, or a batch that is asked for later, may take; then 503, to be sent again.
+    Snowflake asks for a batch for 10 minutes."""
     remembered_seconds: Annotated[float, Field(ge=600)] = 600.0
     """How long the answer to a batch is remembered by its id; Snowflake would have it 43200, 12 hours."""
     max_remembered_bytes: PositiveInt = 128 * 1024 * 1024

@@ -15,13 +15,14 @@ from typing import Any, cast
 from app.log import log_event
 
 _LOOK_SECONDS = 0.1
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
 
 
 class Stopping:
     """A signal begins it, the same once more hastens it; a terminal's Ctrl-C waits for no load balancer.
 
-    Of Ctrl-C, a worker hears twice: from the terminal, and from its supervisor by another signal.
+    A worker receives Ctrl-C and SIGHUP twice: from the terminal, and from its supervisor by another signal.
+    SIGHUP, which a lost terminal sends, drains as SIGTERM does; the server itself has no handler for it.
     """
 
     def __init__(self, delay_seconds: float, grace_seconds: float) -> None:
@@ -33,7 +34,7 @@ class Stopping:
         self._grace_seconds = grace_seconds
         self._requests: set[asyncio.Task[Any]] = set()
         self._loop: asyncio.AbstractEventLoop
-        self._earlier: dict[int, Callable[[int, FrameType | None], Any]] = {}
+        self._server_handlers: dict[int, Callable[[int, FrameType | None], Any]] = {}
 
     @property
     def has_begun(self) -> bool:
@@ -46,16 +47,15 @@ class Stopping:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
+        earlier = {number: signal.getsignal(number) for number in _SIGNALS}
+        self._server_handlers = {number: handler for number, handler in earlier.items() if callable(handler)}
         for number in _SIGNALS:
-            earlier = signal.getsignal(number)
-            if callable(earlier):
-                self._earlier[number] = earlier
-                signal.signal(number, lambda number, _: self._loop.call_soon_threadsafe(self._hear, number))
+            signal.signal(number, lambda number, _: self._loop.call_soon_threadsafe(self._hear, number))
         try:
             yield
         finally:
-            for heard, handler in self._earlier.items():
-                signal.signal(heard, handler)
+            for number, handler in earlier.items():
+                signal.signal(number, handler or signal.SIG_DFL)
 
     def begin_request(self) -> "asyncio.Task[Any]":
         """The task that runs, which is cancelled when there is no more time for it, until it has ended."""
@@ -72,21 +72,24 @@ class Stopping:
             self._hasten()
             return
         self._heard.add(number)
-        delay_seconds = self._delay_seconds if number == signal.SIGTERM else 0.0
+        delay_seconds = 0.0 if number == signal.SIGINT else self._delay_seconds
         log_event("stopping", signal=signal.Signals(number).name, requests=len(self._requests))
         self._loop.call_later(delay_seconds, self._tell_server_once_nothing_is_owed, number)
         self._loop.call_later(delay_seconds + self._grace_seconds, self._hasten)
 
     def _tell_server_once_nothing_is_owed(self, number: int) -> None:
         """For as long as the grace lasts; whoever presses Ctrl-C is not to wait for it."""
-        if number == signal.SIGTERM and self.owes_answers() and not self.is_hastened:
+        if number != signal.SIGINT and self.owes_answers() and not self.is_hastened:
             self._loop.call_later(_LOOK_SECONDS, self._tell_server_once_nothing_is_owed, number)
         else:
             self._tell_server(number)
 
     def _tell_server(self, number: int) -> None:
         """To listen no more, and to end once all is answered."""
-        self._earlier[number](number, None)
+        if number != signal.SIGINT:
+            number = signal.SIGTERM
+        if (handler := self._server_handlers.get(number)) is not None:
+            handler(number, None)
 
     def _hasten(self) -> None:
         self.is_hastened = True

@@ -11,7 +11,8 @@ from app import metrics
 from app.api.auth import Guards
 from app.api.classify import classify
 from app.api.refusal import FORESEEN, refusal_of
-from app.errors import Overloaded, ServiceError, Stopped
+from app.deadline import Deadline
+from app.errors import DeadlineExceeded, Overloaded, ServiceError, Stopped
 from app.record import record_refusal
 from app.snowflake.wire import ids_of
 from app.stopping import Stopping
@@ -27,6 +28,9 @@ SECURITY_HEADERS = (
 # For what does not say otherwise of itself.
 _NOTHING_ALLOWED = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
 _NOT_TO_BE_KEPT = (b"cache-control", b"no-store")
+_CLASSIFY = ("POST", "/classify")
+# Longest for anything but a classification: probes, figures, pages, and to ask for a batch.
+_PAGE_SECONDS = 30.0
 # All that matters to an answer that is no page; each header costs a single image a microsecond or two.
 _NO_PAGE = (_NO_SNIFFING, _NOT_TO_BE_KEPT)
 
@@ -43,7 +47,7 @@ class DirectFastAPI(FastAPI):
 
         None where it is to be asked for in the usual way: a batch may be known, a trace wanted, the end near.
         """
-        if (scope["method"], scope["path"]) != ("POST", "/classify") or not _is_image(scope):
+        if (scope["method"], scope["path"]) != _CLASSIFY or not _is_image(scope):
             return None
         if TRACING.is_on or self.state.stopping.has_begun:
             return None
@@ -62,13 +66,28 @@ class DirectFastAPI(FastAPI):
             await super().__call__(scope, receive, send)
             return
         with TRACING.request(scope, send) as send_traced:
-            await self._answer(scope, receive, send_traced)
+            await self._answer_in_time(scope, receive, send_traced)
+
+    async def _answer_in_time(self, scope: Scope, receive: Receive, send: Send) -> None:
+        seconds: float = self.state.settings.request_timeout_seconds
+        if (scope["method"], scope["path"]) != _CLASSIFY:
+            seconds = min(seconds, _PAGE_SECONDS)
+        answering, started = _Answering(send), perf_counter()
+        try:
+            async with Deadline(seconds):
+                await self._answer(scope, receive, answering)
+        except DeadlineExceeded as error:
+            record_if_refused(error, Request(scope))
+            if scope["path"] == "/classify":
+                metrics.count_request(error.status, perf_counter() - started)
+            if not answering.has_started:  # or the server cuts the connection
+                await refusal_of(error)(scope, receive, _securing(send))
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         guards: Guards | None = self.state.guards
         if guards is not None and not await _admit(guards, scope, receive, send):
             return
-        if (scope["method"], scope["path"]) == ("POST", "/classify"):
+        if (scope["method"], scope["path"]) == _CLASSIFY:
             scope["app"] = self
             await _classify(scope, receive, send, self.state.stopping)
         else:
@@ -82,6 +101,18 @@ def _without_cookies_and_query(scope: Scope) -> Scope:
     """
     headers = [(name, value) for name, value in scope["headers"] if name != b"cookie"]
     return {**scope, "headers": headers, "query_string": b""}
+
+
+class _Answering:
+    """Passes an answer on, and knows whether it has begun."""
+
+    def __init__(self, send: Send) -> None:
+        self.has_started = False
+        self._send = send
+
+    async def __call__(self, message: Message) -> None:
+        self.has_started = True
+        await self._send(message)
 
 
 def _is_image(scope: Scope) -> bool:

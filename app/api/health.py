@@ -1,22 +1,28 @@
 """Is it alive, is it ready, what does it hold."""
 
+import asyncio
+from contextlib import suppress
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request, Response
 from typing_extensions import TypedDict
 
 from app.answer_store import AnswerStore
+from app.classifiers.live import LiveClassifiers
 from app.outcome import ModelIdentity
 from app.pipeline import Pipeline
 from app.stopping import Stopping
 
 router = APIRouter(tags=["service"])
 
+# Probes wait a second or a few for their answer.
+_LOOK_SECONDS = 1.0
+
 
 class Readiness(TypedDict):
     """`answers` says where they are remembered: here, in Redis, or here while Redis does not answer."""
 
-    status: Literal["ready", "stopping"]
+    status: Literal["ready", "stopping", "no_classifier"]
     model: ModelIdentity
     answers: Literal["memory", "redis", "redis_unavailable"]
 
@@ -29,18 +35,27 @@ async def healthz() -> dict[str, str]:
 
 @router.get("/readyz", summary="Is the network loaded and proven", responses={503: {"model": Readiness}})
 async def readyz(request: Request, response: Response) -> Readiness:
-    """Answers only once the network is loaded, warm, and right about its golden image; 503 at its end."""
+    """Answers only once the network is loaded, warm, and right about its golden image.
+
+    503 while the service stops, and while no classifier process is ready.
+    """
     pipeline: Pipeline = request.app.state.pipeline
-    stopping: Stopping = request.app.state.stopping
     store: AnswerStore = request.app.state.batches.store
-    await store.look()
-    if stopping.has_begun:
+    with suppress(TimeoutError):  # what was known of the store before is what is said of it
+        async with asyncio.timeout(_LOOK_SECONDS):
+            await store.look()
+    status = _status_of(request)
+    if status != "ready":
         response.status_code = 503
-    return Readiness(
-        status="stopping" if stopping.has_begun else "ready",
-        model=pipeline.model.identity,
-        answers=_where_answers_are(store),
-    )
+    return Readiness(status=status, model=pipeline.model.identity, answers=_where_answers_are(store))
+
+
+def _status_of(request: Request) -> Literal["ready", "stopping", "no_classifier"]:
+    stopping: Stopping = request.app.state.stopping
+    classifiers: LiveClassifiers = request.app.state.classifiers
+    if stopping.has_begun:
+        return "stopping"
+    return "ready" if classifiers.pool.is_available else "no_classifier"
 
 
 @router.get("/model", summary="The card of the network that answers")

@@ -6,16 +6,18 @@ A process decodes what strangers send, so what it says is read as JSON, never un
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from struct import Struct
-from typing import IO, Any, NamedTuple, TypeAlias
+from typing import IO, Annotated, Any, NamedTuple, TypeAlias
 
-from pydantic import TypeAdapter
-from pydantic_core import from_json, to_json
+from pydantic import Field, TypeAdapter
+from pydantic_core import to_json
 
 from app.images.source import Base64Text, HexText, InlineText
 from app.outcome import ModelIdentity, Outcome
 from app.summary import ImageStatistics
 
 Image: TypeAlias = bytes | InlineText
+# NaN or a negative number would stay in the running means that admission goes by.
+Seconds: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 # The heatmaps of a call's images in the largest network's input are less than half of it.
 MAX_FRAME_BYTES = 64 * 1024 * 1024
@@ -53,6 +55,8 @@ class Greeting:
     model: ServedModel | None = None
     refusal: str | None = None
     """Why it can classify nothing, in place of a model."""
+    pid: int | None = None
+    """Its process id, so that the service can tell whether it still makes progress."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +69,12 @@ class Answers:
     """By the place of such a row: what went wrong, for the log."""
     statistics: dict[int, ImageStatistics] = field(default_factory=dict)
     """By the place of an image that was decoded; of none unless they are wanted."""
-    decode_seconds: float = 0.0
-    predict_seconds: float = 0.0
+    decode_seconds: Seconds = 0.0
+    predict_seconds: Seconds = 0.0
 
 
 _GREETING = TypeAdapter(Greeting)
+_ANSWERS = TypeAdapter(Answers)
 
 
 def format_rows(rows: Sequence[WaitingRow]) -> list[bytes]:
@@ -103,15 +108,11 @@ def parse_greeting(content: bytes) -> Greeting:
 
 
 def parse_answers(content: bytes, rows: int) -> Answers:
-    """Raises ValueError for what are no answers to so many rows."""
-    said = from_json(content)
-    if (count := len(said["outcomes"])) != rows:
+    """Raises ValueError for anything but answers to that many rows."""
+    answers = _ANSWERS.validate_json(content)
+    if (count := len(answers.outcomes)) != rows:
         raise ValueError(f"There must be {rows} outcomes. Received: {count}.")
-    said["failures"] = {int(place): failure for place, failure in said["failures"].items()}
-    said["statistics"] = {
-        int(place): ImageStatistics(*map(float, image)) for place, image in said["statistics"].items()
-    }
-    return Answers(**said)
+    return answers
 
 
 class FrameReader:

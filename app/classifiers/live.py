@@ -17,21 +17,27 @@ class LiveClassifiers:
     def __init__(
         self, settings: Settings, queue: RowQueue, processes: ClassifierProcesses, model: ServedModel
     ) -> None:
-        self.pool = ClassifierPool(queue, processes.host, model, settings.max_image_cpu_seconds)
+        self.pool = ClassifierPool(
+            queue,
+            processes.host,
+            model,
+            settings.max_image_cpu_seconds,
+            has_spare=settings.engine == "litert",  # TensorFlow takes all cores, and memory for each process
+        )
         self._settings = settings
         self._processes = processes
         self._reloading = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
-        for connection in self._processes.hand_over():
-            await self.pool.connect(connection)
+        for connection, pid in zip(self._processes.hand_over(), self._processes.pids, strict=True):
+            await self.pool.connect(connection, pid=pid)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.pool.close()
-        self._processes.close()
+        await asyncio.to_thread(self._processes.close)
 
     async def reload(self) -> ServedModel:
         """Read the network anew; it takes over once it is verified, warm, and right about its golden image.
@@ -46,6 +52,6 @@ class LiveClassifiers:
                 await asyncio.shield(asyncio.to_thread(processes.close))
                 raise
             earlier, self._processes = self._processes, processes
-            await self.pool.switch(processes.host, model, processes.hand_over())
+            await self.pool.switch(processes.host, model, processes.hand_over(), processes.pids)
             await asyncio.to_thread(earlier.close)
             return model

@@ -1,242 +1,264 @@
 """The classifier processes as the service sees them: fed from the queue, replaced when they die.
 
-All of it happens on the event loop.
+All of it happens on the event loop, except for what blocks in the host.
 """
 
 import asyncio
 import socket
-from collections import deque
 from collections.abc import Iterable, Sequence
-from time import monotonic, perf_counter
-from typing import cast
+from time import perf_counter
 
-from app.classifiers.frames import (
-    Answers,
-    FrameReader,
-    ServedModel,
-    format_rows,
-    parse_answers,
-    parse_greeting,
-)
+from app.classifiers.availability import Availability, no_classifier
+from app.classifiers.connection import Classifier
+from app.classifiers.frames import Answers, Greeting, ServedModel
 from app.classifiers.host import Host
-from app.errors import ClassifierDied, ClassifyTimeout
-from app.log import logger
-from app.outcome import outcome_of_error
+from app.classifiers.notices import Notices
+from app.classifiers.retries import Retries
+from app.classifiers.spare import Spare
+from app.classifiers.starting import Starter
+from app.log import log_event
 from app.row_queue import QueuedRow, RowQueue
 from app.steps import CallSeconds
-from model.errors import InputError
 
 # One that is being answered and one that lies ready, so that no core waits for the event loop.
 CALLS_AT_ONCE = 2
-# A process may die of something else than the image that it has, but hardly with the same image each time.
-MAX_DEATHS = 3
-# A process that did not come up is asked for again so much later.
-RETRY_SECONDS = 1.0
+# A process that did not come up is asked for again so much later, and later each time.
+RETRY_SECONDS = 0.5
+_LOOK_SECONDS = 0.1
+_LOOKS_A_SECOND = 10
 
 
 class ClassifierPool:
     """Takes rows from the queue to whichever process has room."""
 
-    def __init__(self, queue: RowQueue, host: Host, model: ServedModel, max_image_cpu_seconds: float) -> None:
+    def __init__(
+        self,
+        queue: RowQueue,
+        host: Host,
+        model: ServedModel,
+        max_image_cpu_seconds: float,
+        *,
+        has_spare: bool = False,
+    ) -> None:
+        """`has_spare`: small requests may have a process of their own beside slow images."""
         self.model = model
         """The network that the processes hold, which are to be connected now."""
         self._queue = queue
         self._host = host
         self._max_image_cpu_seconds = max_image_cpu_seconds
         # The latest to become idle first: it has the network and the code in its core's cache.
-        self._ready: list[_Classifier] = []
-        self._connected: set[_Classifier] = set()
-        self._retired: set[_Classifier] = set()
+        self._ready: list[Classifier] = []
+        self._connected: set[Classifier] = set()
+        self._retired: set[Classifier] = set()
         self._none_retired = asyncio.Event()
-        self._again: deque[QueuedRow] = deque()
-        self._replacing: set[asyncio.Task[None]] = set()
+        self._retries = Retries(queue, max_image_cpu_seconds, lambda: self.model.identity)
+        self._notices = Notices()
+        self._starter = self._make_starter()
+        self._spare = Spare(self._start_spare, self._take_back, queue, is_allowed=has_spare)
+        self._availability = Availability(self._fail_waiting)
+        self._looks = 0
+        self._look_timer: asyncio.TimerHandle | None = None
         self._is_closed = False
         queue.on_put = self._give_out
 
     @property
     def size(self) -> int:
-        """Processes that can classify."""
+        """Processes that can classify, without the spare one."""
         return len(self._ready)
 
-    async def connect(self, connection: socket.socket, *, has_greeted: bool = True) -> None:
-        """To a process that can classify, or is about to say so."""
-        loop = asyncio.get_running_loop()
-        await loop.create_connection(lambda: _Classifier(self, has_greeted=has_greeted), sock=connection)
+    @property
+    def is_available(self) -> bool:
+        """False once no process has been ready for some seconds: requests are then refused."""
+        return self._availability.is_available
 
-    async def switch(self, host: Host, model: ServedModel, connections: Iterable[socket.socket]) -> None:
+    async def connect(
+        self, connection: socket.socket, *, has_greeted: bool = True, pid: int | None = None
+    ) -> Classifier:
+        """To a process that can classify, or is about to say so."""
+        return await self._connect(connection, Classifier(self, has_greeted=has_greeted, pid=pid))
+
+    async def switch(
+        self,
+        host: Host,
+        model: ServedModel,
+        connections: Iterable[socket.socket],
+        pids: Iterable[int | None],
+    ) -> None:
         """Classify with these processes from now on. Returns once the others have ended their calls."""
         self._none_retired.clear()
-        self._retired |= self._connected
-        self._connected.clear()
-        self._ready.clear()
-        for replacing in self._replacing:
-            replacing.cancel()
+        self._starter.close()
         self._host, self.model = host, model
-        for connection in connections:
-            await self.connect(connection)
-        for classifier in list(self._retired):
-            self._leave_when_idle(classifier)
+        self._starter = self._make_starter()
+        self._retire(self._connected)
+        for connection, pid in zip(connections, pids, strict=True):
+            await self.connect(connection, pid=pid)
         if self._retired:
             await self._none_retired.wait()
 
     def close(self) -> None:
         self._is_closed = True
-        for replacing in self._replacing:
-            replacing.cancel()
+        self._starter.close()
+        self._availability.close()
+        self._spare.close()
+        if self._look_timer is not None:
+            self._look_timer.cancel()
         for classifier in self._connected | self._retired:
             classifier.leave()
 
-    def connected(self, classifier: "_Classifier") -> None:
+    def connected(self, classifier: Classifier) -> None:
         """Which may not have said yet that it can classify."""
         self._connected.add(classifier)
+        if classifier.has_greeted:
+            self._join(classifier)
 
-    def join(self, classifier: "_Classifier") -> None:
-        """It has room."""
-        self._ready.insert(0, classifier)
-        self._give_out()
+    def greeted(self, classifier: Classifier, greeting: Greeting) -> None:
+        """A host that was started again has read the files as they are now, which may be a newer network."""
+        self._starter.pace.note_greeting()
+        if greeting.model is not None and greeting.model.identity != self.model.identity:
+            self._adopt(greeting.model, classifier)
+        self._join(classifier)
 
-    def answered(self, classifier: "_Classifier", rows: Sequence[QueuedRow], answers: Answers) -> None:
+    def answered(self, classifier: Classifier, rows: list[QueuedRow], answers: Answers) -> None:
+        self._starter.pace.note_answers()
+        self._queue.capacity.note_classified(len(rows), answers.decode_seconds + answers.predict_seconds)
         if classifier in self._retired:
             self._leave_when_idle(classifier)
+        elif classifier.is_spare:
+            self._spare.note_idle()
         else:
             self._ready.remove(classifier)
-            self.join(classifier)
-        self._queue.capacity.note_classified(len(rows), answers.decode_seconds + answers.predict_seconds)
+            self._ready.insert(0, classifier)
+        self._give_out()
         _tell(rows, answers)
 
-    def lost(self, classifier: "_Classifier") -> None:
+    def lost(self, classifier: Classifier) -> None:
         """Its rows are classified one by one, so that only the one it died over is to blame.
 
         A process that takes too long ends itself.
         """
         if self._is_closed or classifier.has_left:
+            self._connected.discard(classifier)
             return
-        logger.warning("A classifier process died.")
-        is_retired = classifier in self._retired
-        if is_retired:
+        self._notices.warn(classifier.fault)
+        self._retries.add(classifier)
+        if classifier in self._retired:
             self._forget_retired(classifier)
-        self._connected.discard(classifier)
-        if classifier in self._ready:
-            self._ready.remove(classifier)
-        begun, *unbegun = classifier.calls or [[]]
-        self._queue.capacity.note_classified(len(begun), classifier.busy_seconds())
-        if len(begun) == 1 and classifier.busy_seconds() >= self._max_image_cpu_seconds:
-            self._give_up(begun[0], self._timeout())
+        elif classifier.is_spare:
+            self._spare.note_lost()
         else:
-            for queued in begun:
-                self._blame(queued._replace(deaths=queued.deaths + 1))
-        self._again.extend(queued for rows in unbegun for queued in rows)
-        if not is_retired:
-            self._replace(0.0 if classifier.has_greeted else RETRY_SECONDS)
+            self._replace(classifier)
+        self._connected.discard(classifier)
         self._give_out()
 
-    def _leave_when_idle(self, classifier: "_Classifier") -> None:
+    def _join(self, classifier: Classifier) -> None:
+        """It has room."""
+        if classifier.is_spare:
+            self._spare.note_ready(classifier)
+        else:
+            self._ready.insert(0, classifier)
+            self._availability.note(len(self._ready))
+        self._give_out()
+
+    def _replace(self, classifier: Classifier) -> None:
+        if classifier in self._ready:
+            self._ready.remove(classifier)
+            self._availability.note(len(self._ready))
+        if classifier.has_greeted:
+            self._starter.pace.note_crash()
+        else:
+            self._starter.pace.note_failure()
+        self._starter.start_one()
+
+    def _adopt(self, model: ServedModel, newcomer: Classifier) -> None:
+        """One network answers at a time: processes that hold the earlier one are replaced."""
+        log_event("reloaded", **model.identity, earlier_version=self.model.identity["version"])
+        self.model = model
+        missing = len(self._ready)
+        self._retire({classifier for classifier in self._connected if classifier.has_greeted} - {newcomer})
+        for _ in range(missing):
+            self._starter.start_one()
+
+    def _retire(self, classifiers: set[Classifier]) -> None:
+        leaving = set(classifiers)
+        self._retired |= leaving
+        self._connected -= leaving
+        self._ready = [classifier for classifier in self._ready if classifier not in leaving]
+        self._availability.note(len(self._ready))
+        self._spare.note_lost()
+        for classifier in leaving:
+            self._leave_when_idle(classifier)
+
+    def _leave_when_idle(self, classifier: Classifier) -> None:
         if not classifier.calls:
             classifier.leave()
             self._forget_retired(classifier)
 
-    def _forget_retired(self, classifier: "_Classifier") -> None:
+    def _forget_retired(self, classifier: Classifier) -> None:
         self._retired.discard(classifier)
         if not self._retired:
             self._none_retired.set()
 
     def _give_out(self) -> None:
-        while self._ready:
-            classifier = min(self._ready, key=lambda classifier: len(classifier.calls))
-            if len(classifier.calls) >= CALLS_AT_ONCE or not (rows := self._next_rows()):
-                return
-            classifier.call(rows)
-
-    def _next_rows(self) -> list[QueuedRow]:
-        while self._again:
-            queued = self._again.popleft()
-            if not queued.awaited.is_over:
-                return [queued]
-        return self._queue.next_rows()
-
-    def _blame(self, queued: QueuedRow) -> None:
-        if queued.deaths < MAX_DEATHS:
-            self._again.append(queued)
+        if not self.is_available:
+            self._fail_waiting()
             return
-        error = ClassifierDied(
-            "An image must be classified without ending the process that does it. "
-            f"Received: an image with which {queued.deaths} ended.",
-            retryable=True,
-        )
-        self._give_up(queued, error)
+        while classifiers := [one for one in self._ready if len(one.calls) < self._calls_at_once(one)]:
+            if not (rows := self._retries.next_rows() or self._queue.next_rows()):
+                break
+            min(classifiers, key=lambda classifier: len(classifier.calls)).call(rows)
+        self._spare.feed(self._ready)
+        if self._look_timer is None and any(classifier.calls for classifier in self._connected):
+            self._look_timer = asyncio.get_running_loop().call_later(_LOOK_SECONDS, self._look)
 
-    def _timeout(self) -> ClassifyTimeout:
-        return ClassifyTimeout(
-            f"An image must be classified in at most {self._max_image_cpu_seconds:g} seconds of CPU time. "
-            "Received: an image that takes longer."
-        )
+    def _calls_at_once(self, classifier: Classifier) -> int:
+        """Behind a slow call, a small request would wait for longer than a core does for the event loop."""
+        return 1 if classifier.is_slow and self._queue.has_small_lately else CALLS_AT_ONCE
 
-    def _give_up(self, queued: QueuedRow, error: InputError) -> None:
-        queued.awaited.answer(queued.place, outcome_of_error(error, self.model.identity))
+    def _look(self) -> None:
+        """At the calls that are out, ten times a second."""
+        self._look_timer = None
+        self._looks += 1
+        self._spare.look(self._ready)
+        if self._looks % _LOOKS_A_SECOND == 0:
+            for classifier in self._connected | self._retired:
+                if classifier.has_stalled(self._max_image_cpu_seconds):
+                    self._kill(classifier)
+                    classifier.disconnect("A classifier process made no progress and was killed.")
+        self._give_out()
 
-    def _replace(self, after_seconds: float) -> None:
-        task = asyncio.get_running_loop().create_task(self._connect_anew(after_seconds))
-        self._replacing.add(task)
-        task.add_done_callback(self._replacing.discard)
+    def _kill(self, classifier: Classifier) -> None:
+        classifier.has_been_killed = True
+        if classifier.pid is not None:
+            self._host.kill(classifier.pid)
 
-    async def _connect_anew(self, after_seconds: float) -> None:
-        await asyncio.sleep(after_seconds)
-        try:
-            await self.connect(self._host.connect(), has_greeted=False)
-        except OSError as error:  # too many processes or open files, say
-            logger.error("A classifier process cannot be started: %s", error)
-            self._replace(RETRY_SECONDS)
+    def _take_back(self, classifier: Classifier) -> None:
+        """What the spare process is at costs more than small requests may; the others are to do it."""
+        self._retries.add_blameless(classifier.calls)
+        classifier.calls.clear()
+        self._kill(classifier)
+        classifier.leave()
 
+    def _fail_waiting(self) -> None:
+        error = no_classifier()
+        self._retries.fail(error)
+        self._queue.fail_waiting(error)
 
-class _Classifier(asyncio.Protocol):
-    """One process, and the calls that it has not answered yet."""
+    def _start_spare(self) -> None:
+        self._starter.start_spare()
 
-    def __init__(self, pool: ClassifierPool, *, has_greeted: bool) -> None:
-        self.calls: deque[list[QueuedRow]] = deque()
-        self.has_greeted = has_greeted
-        self.has_left = False
-        """Told to, and not dead."""
-        self._begun_at = 0.0
-        self._pool = pool
-        self._reader = FrameReader()
-        self._transport: asyncio.Transport | None = None
+    def _make_starter(self) -> Starter:
+        return Starter(self._host, self._connect_new, self._healthy, lambda: RETRY_SECONDS, self._notices)
 
-    def call(self, rows: list[QueuedRow]) -> None:
-        if not self.calls:
-            self._begun_at = monotonic()
-        self.calls.append(rows)
-        if self._transport is not None:
-            self._transport.writelines(format_rows([queued.row for queued in rows]))
+    async def _connect_new(self, connection: socket.socket, is_spare: bool) -> Classifier:
+        return await self._connect(connection, Classifier(self, has_greeted=False, is_spare=is_spare))
 
-    def busy_seconds(self) -> float:
-        """With the first of its calls, at most."""
-        return monotonic() - self._begun_at
+    async def _connect(self, connection: socket.socket, classifier: Classifier) -> Classifier:
+        await asyncio.get_running_loop().create_connection(lambda: classifier, sock=connection)
+        return classifier
 
-    def leave(self) -> None:
-        self.has_left = True
-        if self._transport is not None:
-            self._transport.abort()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
-        self._pool.connected(self)
-        if self.has_greeted:
-            self._pool.join(self)
-
-    def data_received(self, data: bytes) -> None:
-        for content in self._reader.read(data):
-            if self.has_greeted:
-                answers = parse_answers(content, rows=len(self.calls[0]))  # or its connection ends
-                self._begun_at = monotonic()
-                self._pool.answered(self, self.calls.popleft(), answers)
-            elif (refusal := parse_greeting(content).refusal) is None:
-                self.has_greeted = True
-                self._pool.join(self)
-            else:  # it ends now
-                logger.error("A classifier process cannot classify: %s", refusal)
-
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio names it
-        self._pool.lost(self)
+    def _healthy(self) -> set[int]:
+        known = self._connected | self._retired
+        return {classifier.pid for classifier in known if classifier.pid is not None}
 
 
 def _tell(rows: Sequence[QueuedRow], answers: Answers) -> None:
@@ -244,8 +266,7 @@ def _tell(rows: Sequence[QueuedRow], answers: Answers) -> None:
     for number, (queued, outcome) in enumerate(zip(rows, answers.outcomes, strict=True)):
         if (failure := answers.failures.get(number)) is not None:
             queued.awaited.fail(RuntimeError(f"A classifier process failed: {failure}"))
-        else:
+        elif queued.awaited.answer(queued.place, outcome):
             queued.awaited.request.steps.note_call(call, len(rows), ended)
             if (image := answers.statistics.get(number)) is not None:
                 queued.awaited.request.statistics.append(image)
-            queued.awaited.answer(queued.place, outcome)

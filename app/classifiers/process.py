@@ -37,6 +37,11 @@ class Opening:
         if options.engine == "litert":  # TensorFlow has threads, which a fork loses
             self._opened = self._open()
 
+    @property
+    def has_failed(self) -> bool:
+        """A fork could only repeat the refusal, so another process must read the network again."""
+        return isinstance(self._opened, ModelError)
+
     def images(self) -> ImageClassifier:
         """Raises ArtifactError when the network cannot be trusted or served."""
         opened = self._opened or self._open()
@@ -63,11 +68,18 @@ def fork_for_each(connections: socket.socket, opening: Opening) -> None:
         if not order:
             break
         [descriptor] = handed
-        if (pid := os.fork()) == 0:
-            connections.close()
-            _serve_and_exit(descriptor, opening)
-        os.close(descriptor)
+        with socket.socket(fileno=descriptor) as connection:
+            try:
+                pid = os.fork()
+            except OSError as error:  # too many processes, or no memory: the service tries again later
+                _refuse(connection, f"It cannot be forked: {error}.")
+                continue
+            if pid == 0:
+                connections.close()
+                _serve_and_exit(connection, opening)
         forked.add(pid)
+        if opening.has_failed:
+            return
     for pid in forked:
         os.kill(pid, signal.SIGKILL)
 
@@ -91,7 +103,7 @@ def answer_calls(
 ) -> None:
     """Until the service closes the connection; each image within its bounds."""
     card = images.artifact.card.model_dump(mode="json", exclude=_ARRAYS)
-    connection.sendall(format_frame(Greeting(ServedModel(images.model, card))))
+    connection.sendall(format_frame(Greeting(ServedModel(images.model, card), pid=os.getpid())))
     with connection.makefile("rb") as calls:
         while rows := read_rows(calls):
             answers = _classify(images, rows, bounded)
@@ -124,9 +136,14 @@ def _join(answers: Sequence[Answers]) -> Answers:
     )
 
 
-def _serve_and_exit(descriptor: int, opening: Opening) -> None:
+def _refuse(connection: socket.socket, refusal: str) -> None:
+    with suppress(OSError):
+        connection.sendall(format_frame(Greeting(refusal=refusal)))
+
+
+def _serve_and_exit(connection: socket.socket, opening: Opening) -> None:
     try:
-        with suppress(EOFError, ConnectionError), socket.socket(fileno=descriptor) as connection:
+        with suppress(EOFError, ConnectionError), connection:
             serve_connection(connection, opening)
     except BaseException:  # noqa: BLE001 - whose traceback is all that is left of it
         sys.excepthook(*sys.exc_info())
