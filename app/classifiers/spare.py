@@ -41,6 +41,7 @@ class Spare:
         """Called at intervals while calls are out."""
         for process in others if self._process is None else [*others, self._process]:
             process.note_slow()
+        self._help_out(others)
         if not (self._is_allowed and _are_held_up(others) and self._is_wanted(others)):
             return
         if self._process is None:
@@ -90,6 +91,12 @@ class Spare:
         if self._idle_timer is not None:
             self._idle_timer.cancel()
             self._idle_timer = None
+
+    def _help_out(self, others: Sequence[Classifier]) -> None:
+        """What waits behind a slow call is for an idle process, if there is one."""
+        for idle in others:
+            if not idle.calls and (rows := self._take_stuck(others)):
+                idle.call(rows)
 
     def _is_wanted(self, others: Sequence[Classifier]) -> bool:
         return self._queue.has_small_waiting or any(process.stuck_call() for process in others)

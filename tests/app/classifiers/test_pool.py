@@ -3,7 +3,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from threading import Thread
 from typing import Any
@@ -51,6 +51,8 @@ class ScriptedHost:
     def __init__(self) -> None:
         self.started = 0
         self.calls: list[str] = []
+        self.ended: list[None] = []
+        """One for each process that has ended."""
         self.greeting = Greeting(MODEL)
         self.on_call: Callable[[str], None] = lambda _: None
 
@@ -59,6 +61,15 @@ class ScriptedHost:
         self.started += 1
         Thread(target=self._serve, args=(theirs,), daemon=True).start()
         return ours
+
+    def kill(self, pid: int) -> None:
+        """Threads have no process id of their own, and end with their connection."""
+
+    def kill_others(self, healthy: Collection[int]) -> None:
+        """None is."""
+
+    def ticks_without(self, healthy: Collection[int]) -> int | None:
+        return None
 
     def _serve(self, connection: socket.socket) -> None:
         with connection, connection.makefile("rb") as calls, suppress(EOFError, ConnectionError):
@@ -71,6 +82,7 @@ class ScriptedHost:
                 if "deadly" in names:
                     return
                 connection.sendall(format_frame(Answers([outcome_naming(row.image) for row in rows])))
+        self.ended.append(None)
 
 
 def family_of(forks: int) -> tuple[int, list[int]]:
