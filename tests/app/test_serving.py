@@ -1,9 +1,11 @@
 import gc
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,8 @@ import pytest
 from app import serving, settings
 from app.client import Client
 from app.settings import Settings
+from model.defaults import DEFAULT_MODEL_PATH
+from tests.app.classifiers.faults import put, tear
 from tests.conftest import SAMPLES
 from tests.running import CLI, free_port, logging_service, wait_until
 
@@ -88,3 +92,88 @@ def test_fault_of_the_workers_ends_the_service_in_one_line(tmp_path: Path) -> No
     assert "ext-classify: " in ran.stderr
     assert "m.h5" in ran.stderr
     assert "Traceback" not in ran.stderr
+
+
+def fault_lines(stderr: str) -> list[str]:
+    return [line for line in stderr.splitlines() if not line.startswith("INFO:")]
+
+
+def test_fault_is_said_once_however_many_workers_meet_it(tmp_path: Path) -> None:
+    ran = subprocess.run(
+        [*CLI, "serve", "--workers", "4", "--port", str(free_port()), "--model", str(tmp_path / "m.h5")],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert ran.returncode == 1
+    assert ran.stderr.count("ext-classify: ") == 1
+
+
+@pytest.mark.parametrize("room", ["16k", "300k"])
+def test_workers_without_room_for_their_metrics_say_so_once(room: str, tmp_path: Path) -> None:
+    """A full tmpfs would end them by SIGBUS, one after the other, for ever."""
+    apart = ["unshare", "-rm"]
+    tried = ["sh", "-c", shlex.join([*apart, "mount", "-t", "tmpfs", "none", str(tmp_path)])]
+    if subprocess.run(tried, capture_output=True, check=False).returncode != 0:
+        pytest.skip("nothing can be mounted here")
+    serve = shlex.join([*CLI, "serve", "--workers", "2", "--port", str(free_port())])
+    ran = subprocess.run(
+        [*apart, "sh", "-c", f"mount -t tmpfs -o size={room} none {tmp_path} && exec {serve}"],
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert ran.returncode == 1
+    [line] = fault_lines(ran.stderr)
+    assert line.startswith("ext-classify: The metrics of the workers need ")
+    assert "No space left on device" in line
+    assert str(tmp_path) in line
+
+
+def test_metrics_of_workers_are_in_files_without_holes(tmp_path: Path) -> None:
+    environment = {"TMPDIR": str(tmp_path)}
+    with logging_service(tmp_path / "log", "--workers", "2", **environment) as (_, port):
+        wait_until(lambda: len(workers_in(tmp_path / "log")) == 2)
+        assert Client(f"http://127.0.0.1:{port}").classify(SAMPLES / "pitted.png")["label"] == "Pitted"
+        files = list(tmp_path.rglob("*.db"))
+        assert len(files) == 10
+        assert [file.name for file in files if 512 * file.stat().st_blocks < file.stat().st_size] == []
+
+
+def test_worker_that_cannot_start_again_costs_the_others_nothing(tmp_path: Path) -> None:
+    log, model_path = tmp_path / "log", tmp_path / "m.h5"
+    put(DEFAULT_MODEL_PATH, model_path)
+    with logging_service(log, "--workers", "2", "--model", str(model_path)) as (service, port):
+        wait_until(lambda: log.read_text(encoding="utf-8").count("Application startup complete") == 2)
+        time.sleep(1)  # the supervisor learns of it twice a second
+        tear(model_path)
+        os.kill(workers_in(log)[0], signal.SIGKILL)
+        wait_until(lambda: "ended (exit code 3)" in log.read_text(encoding="utf-8"))
+        client = Client(f"http://127.0.0.1:{port}")
+        assert client.classify(SAMPLES / "pitted.png")["label"] == "Pitted"
+        put(DEFAULT_MODEL_PATH, model_path)
+        wait_until(lambda: log.read_text(encoding="utf-8").count("Application startup complete") == 3)
+        assert service.poll() is None
+    assert service.returncode == 0
+    assert log.read_text(encoding="utf-8").count("must have the sha256") == 1
+
+
+def test_workers_that_die_at_each_start_end_the_service(tmp_path: Path) -> None:
+    """By a signal, such as for want of memory, without a word of their own."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys\nif 'spawn_main' in ' '.join(sys.orig_argv): os.abort()\n", encoding="utf-8"
+    )
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    ran = subprocess.run(
+        [*CLI, "serve", "--workers", "2", "--port", str(free_port())],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert ran.returncode == 1
+    assert ran.stderr.count("The workers cannot start") == 1

@@ -15,6 +15,7 @@ import pytest
 from app.client import is_ready
 from app.snowflake.wire import BATCH_ID_HEADER
 from model.image import encode_png
+from tests.app.classifiers.test_host import children, command_of, needs_proc
 from tests.app.forms import text_of
 from tests.running import Exchanged, exchange, logging_service, wait_until
 
@@ -70,6 +71,49 @@ def test_what_was_begun_is_answered_and_what_comes_until_the_end_too(tmp_path: P
         assert late.answer.headers["connection"] == "close"
         assert len(json.loads(begun.answer.body)["data"]) == 1500
         assert service.wait(30) == 0
+
+
+def test_lost_terminal_stops_one_process_as_sigterm_does(tmp_path: Path) -> None:
+    environment = {"EXT_CLASSIFY_STOP_DELAY_SECONDS": "1", "EXT_CLASSIFY_CLASSIFIERS": "1"}
+    with ready_service(tmp_path, **environment) as (service, port):
+        begun = Caller(port, batch_of(1500))
+        time.sleep(0.3)
+        service.send_signal(signal.SIGHUP)
+        wait_until(lambda: status_of(port, "/readyz") == 503)
+        begun.join(60)
+        assert begun.answer.status == 200
+        assert len(json.loads(begun.answer.body)["data"]) == 1500
+        assert service.wait(30) == 0
+
+
+def test_second_sighup_hastens_the_end(tmp_path: Path) -> None:
+    environment = {"EXT_CLASSIFY_STOP_DELAY_SECONDS": "30", "EXT_CLASSIFY_CLASSIFIERS": "1"}
+    with ready_service(tmp_path, **environment) as (service, port):
+        service.send_signal(signal.SIGHUP)
+        wait_until(lambda: status_of(port, "/readyz") == 503)
+        service.send_signal(signal.SIGHUP)
+        assert service.wait(10) == 0
+
+
+@needs_proc
+def test_workers_end_well_with_a_supervisor_that_was_killed(tmp_path: Path) -> None:
+    """They answer what was begun; nothing of theirs is left, in memory or on the disk."""
+    (tmp_path / "tmp").mkdir()
+    environment = {"EXT_CLASSIFY_CLASSIFIERS": "1", "TMPDIR": str(tmp_path / "tmp")}
+    with ready_service(tmp_path, "--workers", "2", **environment) as (service, port):
+        begun = Caller(port, batch_of(1500))
+        time.sleep(0.3)
+        everyone = descendants(service.pid)
+        assert len(everyone) >= 6  # two workers, and each one's two processes
+        service.kill()
+        begun.join(60)
+        assert begun.answer.status == 200
+        wait_until(lambda: not any(map(command_of, everyone)))
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def descendants(pid: int) -> list[int]:
+    return [one for child in children(pid) for one in (child, *descendants(child))]
 
 
 def test_what_does_not_end_in_time_is_to_be_sent_again_elsewhere(tmp_path: Path) -> None:

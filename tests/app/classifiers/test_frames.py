@@ -77,6 +77,29 @@ def test_statistics_that_are_no_numbers_are_refused() -> None:
         parse_answers(frame, rows=1)
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"[]",
+        b"5",
+        b"{}",
+        b'{"outcomes":5}',
+        b'{"outcomes":[5]}',
+        b'{"outcomes":[{"label":"Pitted"}]}',
+        b'{"outcomes":[null],"decode_seconds":NaN}',
+        b'{"outcomes":[null],"predict_seconds":-1}',
+        b'{"outcomes":[null],"decode_seconds":1e999}',
+        b'{"outcomes":[null],"failures":{"first":"?"}}',
+        b'{"outcomes":[null],"statistics":{"0":[0.5]}}',
+        b"\xff",
+    ],
+)
+def test_what_is_no_answers_is_a_value_error(said: bytes) -> None:
+    """Which the connection to the process ends over; anything else would be raised in the event loop."""
+    with pytest.raises(ValueError, match=r"."):
+        parse_answers(said, rows=1)
+
+
 @pytest.mark.parametrize("greeting", [Greeting(ServedModel(MODEL, {"a": [1]})), Greeting(refusal="no")])
 def test_greeting_arrives(greeting: Greeting) -> None:
     [frame] = FrameReader().read(format_frame(greeting))

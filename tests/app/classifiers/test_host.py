@@ -1,28 +1,34 @@
 import gc
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from app.classifiers.frames import (
     Answers,
     FrameReader,
+    Greeting,
     WaitingRow,
     format_rows,
     parse_answers,
     parse_greeting,
 )
 from app.classifiers.host import ClassifierProcesses
+from app.classifiers.process import Opening, fork_for_each
 from app.settings import Settings
 from model.artifact import load_artifact
 from model.defaults import DEFAULT_MODEL_PATH
 from model.errors import ArtifactError
+from tests.app.classifiers.faults import put
 from tests.running import wait_until
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are read from /proc")
@@ -198,3 +204,92 @@ def test_secrets_of_the_service_are_not_handed_on(monkeypatch: pytest.MonkeyPatc
             environment = Path(f"/proc/{pid}/environ").read_bytes()
             assert b"of-the-mill" not in environment
             assert b"LANGUAGE=en" in environment
+
+
+class Opened:
+    """A network that need not be there."""
+
+    def __init__(self, *, has_failed: bool) -> None:
+        self.has_failed = has_failed
+
+
+def greeting_from(connection: socket.socket) -> Greeting:
+    connection.settimeout(20)
+    [frame] = FrameReader().read(connection.recv(65536))
+    return parse_greeting(frame)
+
+
+def test_host_that_cannot_fork_says_why_and_tries_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> int:
+        raise BlockingIOError("Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", refuse)
+    orders, theirs = socket.socketpair()
+    opening = cast(Opening, Opened(has_failed=False))
+    host = threading.Thread(target=fork_for_each, args=(theirs, opening), daemon=True)
+    host.start()
+    with theirs, orders:
+        for _ in range(2):
+            ours, handed = socket.socketpair()
+            with ours:
+                with handed:
+                    socket.send_fds(orders, [b"f"], [handed.fileno()])
+                refusal = greeting_from(ours).refusal
+                assert refusal is not None
+                assert "cannot be forked: Resource temporarily unavailable" in refusal
+        orders.shutdown(socket.SHUT_RDWR)
+        host.join(20)
+    assert not host.is_alive()
+
+
+@needs_proc
+def test_host_whose_network_did_not_open_is_started_again(tmp_path: Path) -> None:
+    """Its forks could only repeat its refusal."""
+    model_path = tmp_path / "m.h5"
+    with processes(classifiers=1, model_path=model_path) as started:
+        with pytest.raises(ArtifactError):
+            started.wait_until_ready()
+        put(DEFAULT_MODEL_PATH, model_path)
+
+        def opens() -> bool:
+            with started.host.connect() as connection:
+                connection.settimeout(20)
+                frames = list(FrameReader().read(connection.recv(65536)))
+                return any(parse_greeting(frame).model for frame in frames)
+
+        wait_until(opens)
+
+
+@needs_proc
+def test_order_to_a_host_that_reads_none_does_not_block_for_ever() -> None:
+    with processes(classifiers=1) as started:
+        started.wait_until_ready()
+        stopped, _ = family()
+        os.kill(stopped, signal.SIGSTOP)
+        connections = []
+        while family()[0] == stopped:  # until the socket is full
+            connections.append(started.host.connect())
+        for connection in connections:
+            connection.close()
+    assert not command_of(stopped)
+
+
+@needs_proc
+def test_only_its_own_processes_can_be_killed() -> None:
+    """A process id may be somebody else's by now."""
+    with processes(classifiers=1) as started, subprocess.Popen(["/bin/sleep", "60"]) as other:
+        started.wait_until_ready()
+        _, [forked] = family()
+        for pid in (other.pid, forked):
+            started.host.kill(pid)
+        wait_until(lambda: not family()[1])
+        assert other.poll() is None
+        other.kill()
+
+
+def test_closed_host_starts_nothing() -> None:
+    with processes(classifiers=1) as started:
+        started.wait_until_ready()
+        started.close()
+        with pytest.raises(ConnectionAbortedError):
+            started.host.connect()
