@@ -2,14 +2,16 @@
 
 import asyncio
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
-from time import monotonic
+from time import monotonic, perf_counter
 from typing import Protocol, cast
 
 from app.classifiers.bounds import MOST_SECONDS_A_CPU_SECOND
 from app.classifiers.frames import Answers, FrameReader, Greeting, format_rows, parse_answers, parse_greeting
 from app.classifiers.progress import STALLED_LOOKS, STOPPED_LOOKS, StallWatch, stat_of
 from app.row_queue import QueuedRow
+from app.steps import CallSeconds
 
 # A call that takes longer holds up whatever waits behind it.
 SLOW_CALL_SECONDS = 0.1
@@ -55,8 +57,10 @@ class Classifier(asyncio.Protocol):
         self.is_spare = is_spare
         self.is_slow = False
         """Its latest call, or the one it is at, is slow."""
-        self.fault = "A classifier process died."
-        """What is logged should its connection end."""
+        self.refusal: str | None = None
+        """Why it cannot classify."""
+        self.fault = ""
+        """Why its connection was ended, for the log."""
         self._begun_at = 0.0
         self._owner = owner
         self._reader = FrameReader()
@@ -115,8 +119,8 @@ class Classifier(asyncio.Protocol):
         self.has_left = True
         self.disconnect()
 
-    def disconnect(self, fault: str | None = None) -> None:
-        self.fault = fault or self.fault
+    def disconnect(self, fault: str = "") -> None:
+        self.fault = fault
         if self._transport is not None:
             self._transport.abort()
 
@@ -129,7 +133,7 @@ class Classifier(asyncio.Protocol):
             for content in self._reader.read(data):
                 self._read(content)
         except ValueError as error:
-            self.disconnect(f"A classifier process sent something other than answers: {str(error)[:200]!r}.")
+            self.disconnect(f"It sent something other than answers: {str(error)[:200]!r}.")
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio names it
         self.is_closed = True
@@ -139,7 +143,8 @@ class Classifier(asyncio.Protocol):
         if not self.has_greeted:
             greeting = parse_greeting(content)
             if greeting.model is None:
-                self.disconnect(f"A classifier process cannot classify: {greeting.refusal}")
+                self.refusal = str(greeting.refusal)
+                self.disconnect()
                 return
             self.pid, self.has_greeted = greeting.pid, True
             self._owner.greeted(self, greeting)
@@ -151,3 +156,15 @@ class Classifier(asyncio.Protocol):
         self.has_answered = True
         self._watch, self._begun_at = None, monotonic()
         self._owner.answered(self, self.calls.popleft().rows, answers)
+
+
+def deliver(rows: Sequence[QueuedRow], answers: Answers) -> None:
+    """To the requests that the rows are of."""
+    call, ended = CallSeconds(answers.decode_seconds, answers.predict_seconds), perf_counter()
+    for number, (queued, outcome) in enumerate(zip(rows, answers.outcomes, strict=True)):
+        if (failure := answers.failures.get(number)) is not None:
+            queued.awaited.fail(RuntimeError(f"A classifier process failed: {failure}"))
+        elif queued.awaited.answer(queued.place, outcome):
+            queued.awaited.request.steps.note_call(call, len(rows), ended)
+            if (image := answers.statistics.get(number)) is not None:
+                queued.awaited.request.statistics.append(image)

@@ -14,11 +14,26 @@ class Notices:
         self._logged_at: dict[str, float] = {}
         self._suppressed: dict[str, int] = {}
 
-    def warn(self, kind: str, reason: str = "") -> None:
+    def died(self, reason: str = "") -> None:
+        if self._is_due(kind := f"died {reason}"):
+            logger.warning("A classifier process died.%s%s", reason and f" {reason}", self._more(kind))
+
+    def cannot_classify(self, refusal: str) -> None:
+        if self._is_due(refusal):
+            logger.error("A classifier process cannot classify: %s%s", refusal, self._more(refusal))
+
+    def cannot_be_started(self, error: Exception) -> None:
+        if self._is_due(kind := f"{type(error).__name__}: {error}"):
+            logger.error("A classifier process cannot be started: %s%s", kind, self._more(kind))
+
+    def _is_due(self, kind: str) -> bool:
         now = monotonic()
         if now - self._logged_at.get(kind, -INTERVAL_SECONDS) < INTERVAL_SECONDS:
             self._suppressed[kind] = self._suppressed.get(kind, 0) + 1
-            return
+            return False
         self._logged_at[kind] = now
-        since = f" ({count} more since the last line)" if (count := self._suppressed.pop(kind, 0)) else ""
-        logger.warning("%s%s%s", kind, f" {reason}" if reason else "", since)
+        return True
+
+    def _more(self, kind: str) -> str:
+        count = self._suppressed.pop(kind, 0)
+        return f" ({count} more since the last such line)" if count else ""

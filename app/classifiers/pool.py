@@ -5,11 +5,10 @@ All of it happens on the event loop, except for what blocks in the host.
 
 import asyncio
 import socket
-from collections.abc import Iterable, Sequence
-from time import perf_counter
+from collections.abc import Iterable
 
 from app.classifiers.availability import Availability, no_classifier
-from app.classifiers.connection import Classifier
+from app.classifiers.connection import Classifier, deliver
 from app.classifiers.frames import Answers, Greeting, ServedModel
 from app.classifiers.host import Host
 from app.classifiers.notices import Notices
@@ -18,7 +17,6 @@ from app.classifiers.spare import Spare
 from app.classifiers.starting import Starter
 from app.log import log_event
 from app.row_queue import QueuedRow, RowQueue
-from app.steps import CallSeconds
 
 # One that is being answered and one that lies ready, so that no core waits for the event loop.
 CALLS_AT_ONCE = 2
@@ -129,7 +127,7 @@ class ClassifierPool:
             self._ready.remove(classifier)
             self._ready.insert(0, classifier)
         self._give_out()
-        _tell(rows, answers)
+        deliver(rows, answers)
 
     def lost(self, classifier: Classifier) -> None:
         """Its rows are classified one by one, so that only the one it died over is to blame.
@@ -139,7 +137,10 @@ class ClassifierPool:
         if self._is_closed or classifier.has_left:
             self._connected.discard(classifier)
             return
-        self._notices.warn(classifier.fault)
+        if classifier.refusal is None:
+            self._notices.died(classifier.fault)
+        else:
+            self._notices.cannot_classify(classifier.refusal)
         self._retries.add(classifier)
         if classifier in self._retired:
             self._forget_retired(classifier)
@@ -223,7 +224,7 @@ class ClassifierPool:
             for classifier in self._connected | self._retired:
                 if classifier.has_stalled(self._max_image_cpu_seconds):
                     self._kill(classifier)
-                    classifier.disconnect("A classifier process made no progress and was killed.")
+                    classifier.disconnect("It made no progress and was killed.")
         self._give_out()
 
     def _kill(self, classifier: Classifier) -> None:
@@ -259,14 +260,3 @@ class ClassifierPool:
     def _healthy(self) -> set[int]:
         known = self._connected | self._retired
         return {classifier.pid for classifier in known if classifier.pid is not None}
-
-
-def _tell(rows: Sequence[QueuedRow], answers: Answers) -> None:
-    call, ended = CallSeconds(answers.decode_seconds, answers.predict_seconds), perf_counter()
-    for number, (queued, outcome) in enumerate(zip(rows, answers.outcomes, strict=True)):
-        if (failure := answers.failures.get(number)) is not None:
-            queued.awaited.fail(RuntimeError(f"A classifier process failed: {failure}"))
-        elif queued.awaited.answer(queued.place, outcome):
-            queued.awaited.request.steps.note_call(call, len(rows), ended)
-            if (image := answers.statistics.get(number)) is not None:
-                queued.awaited.request.statistics.append(image)

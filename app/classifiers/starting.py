@@ -95,7 +95,7 @@ class Starter:
             classifier = await self._connect(connection, is_spare)
         # RuntimeError: no more threads can be started.
         except (OSError, RuntimeError) as error:
-            self._notices.warn("A classifier process cannot be started:", f"{error}.")
+            self._notices.cannot_be_started(error)
             return False
         self._run(self._watch_until_greeted(classifier))
         return True
@@ -129,7 +129,7 @@ class Starter:
             healthy = self._healthy()
             if watch.has_stalled(await asyncio.to_thread(self._host.ticks_without, healthy)):
                 await asyncio.to_thread(self._host.kill_others, healthy)
-                classifier.disconnect("A classifier process did not come up in time.")
+                classifier.disconnect("It did not come up in time.")
                 return
 
 
