@@ -179,13 +179,18 @@ class HttpConnection(asyncio.Protocol):
         except BadRequest as error:
             self._refuse(error)
         else:
-            self.flow.is_input_waiting = self._position < len(self._data)
-            if self.flow.is_input_waiting:
-                self.flow.pause_reading()
-                if self._body is not None or not self._is_answering:
-                    self._schedule()
-            elif not self._is_holding_enough():
-                self.flow.resume_reading()
+            self._read_on_or_wait()
+
+    def _read_on_or_wait(self) -> None:
+        self.flow.is_input_waiting = self._position < len(self._data)
+        if self.flow.is_input_waiting:
+            self.flow.pause_reading()
+            if self._body is not None or not self._is_answering:
+                self._schedule()
+            return
+        self._data, self._position = b"", 0  # it would stay in memory for as long as the connection is idle
+        if not self._is_holding_enough():
+            self.flow.resume_reading()
 
     def _is_holding_enough(self) -> bool:
         """Whether the application has yet to take what has arrived of the body."""
@@ -323,6 +328,7 @@ class HttpConnection(asyncio.Protocol):
     def _become_idle(self) -> None:
         if self._is_lingering or self.transport.is_closing():
             return
+        self.cycle = None  # with its headers, it would stay in memory until the next request
         self._limits.note_idle(self)
         self._set_timer(self._config.timeout_keep_alive, self._end_idle)
 
