@@ -141,7 +141,9 @@ class Settings(BaseSettings):
     """Longest that rows may have to wait for those before them, as measured; beyond it, 429 until it is
     less."""
     max_pending_bytes: PositiveInt = 256 * 1024 * 1024
-    """Most bytes of bodies, inflated, that are read or wait for their answer; beyond it, 429."""
+    """Most bytes of bodies, inflated, that arrive or wait for their answer, and of large answers being sent;
+    beyond it, slow bodies are evicted and the youngest get 429. Bodies of at most `MAX_IMAGE_BYTES` have as
+    much again."""
     sync_deadline_seconds: PositiveFloat = 20.0
     """Longest that a batch with an id is waited for; then 202, and it is to be asked for. Gateways wait 29.
     Several workers promise nothing without Redis."""

@@ -12,6 +12,7 @@ import yaml
 
 from app.cli import parse_arguments
 from app.errors import ServiceError
+from app.server.request_errors import BadRequest
 from app.settings import Settings
 from model.errors import InputError
 from tests.infra.test_observability import exposed, named
@@ -81,13 +82,7 @@ def texts_in(node: ast.AST) -> list[str]:
     return [value for value in found if isinstance(value, str)]
 
 
-def refused_codes() -> set[str]:
-    """What a connection or the framework refuses, before or without an error of ours."""
-    ours = {text for call in calls("_refuse") for text in map(str, texts_in(call)) if text.isidentifier()}
-    return ours | {text for call in calls("_refusal") for text in texts_in(call) if text.isidentifier()}
-
-
-CODES = codes_of(InputError) | codes_of(ServiceError) | refused_codes()
+CODES = codes_of(InputError) | codes_of(ServiceError) | codes_of(BadRequest)
 
 
 def test_every_alert_is_explained_and_no_other() -> None:
