@@ -1,7 +1,9 @@
 """What a classifier process may take. A thread cannot be stopped amid a decoder; a process can."""
 
+import os
 import resource
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,6 +26,18 @@ def bound_memory(max_bytes: int) -> None:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
         most = pages * resource.getpagesize() + max_bytes
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
+
+
+def keep_libraries_from_stderr() -> None:
+    """Point file descriptor 2 to nowhere, and Python's own messages to what it was.
+
+    Decoders written in C report what a caller's file has in it there, line after line.
+    """
+    sys.stderr.flush()
+    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, encoding="utf-8", errors="backslashreplace")
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from contextlib import nullcontext, suppress
 from functools import partial
 from typing import Any
 
-from app.classifiers.bounds import bound_memory, bounded_time
+from app.classifiers.bounds import bound_memory, bounded_time, keep_libraries_from_stderr
 from app.classifiers.frames import Answers, Greeting, ServedModel, WaitingRow, format_frame, read_rows
 from app.classifiers.options import ProcessOptions
 from app.image_classifier import Bounded, ImageClassifier
@@ -92,6 +92,7 @@ def serve_connection(connection: socket.socket, opening: Opening) -> None:
     except ModelError as error:
         connection.sendall(format_frame(Greeting(refusal=str(error))))
     else:
+        keep_libraries_from_stderr()
         bound_memory(options.max_image_memory_bytes)
         answer_calls(connection, images, partial(bounded_time, options.max_image_cpu_seconds))
 

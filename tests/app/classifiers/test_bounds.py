@@ -16,6 +16,7 @@ from app.outcome import Outcome
 from app.row_queue import RowQueue
 from app.settings import Settings
 from model.image import encode_png
+from tests.model.pictures import tiff
 
 LINUX = sys.platform.startswith("linux")
 on_linux = pytest.mark.skipif(not LINUX, reason="only Linux says what memory a process has")
@@ -126,3 +127,22 @@ def test_process_that_decodes_is_the_first_to_go_and_leaves_no_core() -> None:
         "print(resource.getrlimit(resource.RLIMIT_CORE))"
     )
     assert ended.stdout == "1000\n(0, 0)\n"
+
+
+def test_decoder_errors_do_not_reach_the_log(sample: bytes, capfd: pytest.CaptureFixture[str]) -> None:
+    """For each of them libtiff writes a line to file descriptor 2."""
+    broken = tiff([(256, 8), (257, 8), (259, 8), (278, 8)], b"no zlib stream")
+    outcomes = classify([broken, sample])
+    assert [code_of(outcome) for outcome in outcomes] == ["corrupt_image", None]
+    assert "Decode" not in capfd.readouterr().err
+
+
+def test_tracebacks_reach_the_log_when_decoder_errors_do_not() -> None:
+    ended = run(
+        "import os, sys\nfrom app.classifiers.bounds import keep_libraries_from_stderr\n"
+        "keep_libraries_from_stderr()\nos.write(2, b'a line of a library')\n"
+        "print('a line of Python', file=sys.stderr)\nraise RuntimeError('a defect')"
+    )
+    assert "a line of a library" not in ended.stderr
+    assert ended.stderr.startswith("a line of Python\nTraceback")
+    assert ended.stderr.endswith("RuntimeError: a defect\n")
