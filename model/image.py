@@ -3,7 +3,6 @@
 import io
 import warnings
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
@@ -13,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from model.deep_pixels import scale_integers, scale_to_fit
 from model.errors import CorruptImage, InputError, UnsupportedFormat
-from model.image_limits import ImageLimits, out_of_memory, refuse_costly_content
+from model.image_limits import ImageLimits, out_of_memory, refuse_costly_content, strip_metadata
+from model.orientation import UPRIGHT, Metadata
 
 FORMATS = ("BMP", "PNG", "JPEG", "TIFF", "WEBP")
 
@@ -28,6 +28,7 @@ _SIGNATURES = (b"BM", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", *_TIFF_SIGNATURES)
 # TIFF 6.0, sections 8, 19 and 22.
 _BITS_PER_SAMPLE, _PHOTOMETRIC_INTERPRETATION, _PLANAR_CONFIGURATION, _SAMPLE_FORMAT = 258, 262, 284, 339
 _WHITE_IS_ZERO, _SEPARATE_PLANES, _UNSIGNED, _SIGNED = 0, 2, 1, 2
+_ORIENTATION_TAG = 0x0112
 _RESAMPLE = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -74,10 +75,11 @@ def decode_sized(data: bytes, spec: ImageSpec, limits: ImageLimits) -> Decoded:
     """
     limits.refuse_bytes(len(data))
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            refuse_costly_content(image, data, limits)
+        stripped, metadata = strip_metadata(data)
+        with Image.open(io.BytesIO(stripped), formats=FORMATS) as image:
+            refuse_costly_content(image, stripped, limits)
             _refuse_misread(image)
-            return _to_pixels(image, spec)
+            return _to_pixels(image, metadata, spec)
     except InputError:
         raise
     except UnidentifiedImageError:
@@ -106,9 +108,9 @@ def stretch(field: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.flo
     return np.asarray(Image.fromarray(field).resize(size, Image.Resampling.BILINEAR))
 
 
-def _to_pixels(image: Image.Image, spec: ImageSpec) -> Decoded:
+def _to_pixels(image: Image.Image, metadata: Metadata, spec: ImageSpec) -> Decoded:
     image.load()
-    _turn_upright(image)
+    _turn_upright(image, metadata)
     source_size = image.size
     image = _opaque(_eight_bit(image))
     if image.mode != "L":
@@ -121,9 +123,13 @@ def _to_pixels(image: Image.Image, spec: ImageSpec) -> Decoded:
     return Decoded(pixels, source_size)
 
 
-def _turn_upright(image: Image.Image) -> None:
-    # Unreadable EXIF says nothing about the pixels, which have decoded.
-    with suppress(Exception):
+def _turn_upright(image: Image.Image, metadata: Metadata) -> None:
+    if image.format == "TIFF":
+        return  # Pillow has turned it
+    if image.format == "WEBP":
+        metadata = Metadata(image.info.pop("exif", b""), image.info.pop("xmp", b""))
+    if (orientation := metadata.orientation()) != UPRIGHT:
+        image.getexif()[_ORIENTATION_TAG] = orientation
         ImageOps.exif_transpose(image, in_place=True)
 
 

@@ -1,19 +1,21 @@
-"""What an image may cost: limits checked between opening a file and decoding its pixels.
+"""What an image may cost: limits checked before a file is opened, and before its pixels are decoded.
 
-Sizes in a header are free to write and dear to honour: 534 bytes of TIFF can ask for 1.5 GB.
+Sizes in a header are free to write and expensive to allocate: 534 bytes of TIFF can ask for 1.5 GB.
 """
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from model import jpeg_segments, png_chunks, tiff_directory
 from model.errors import ImageTooLarge
+from model.orientation import Metadata
 
 # Pillow decodes run-length BMPs byte by byte in Python, holding the interpreter.
 MAX_RLE_PIXELS = 1_000_000
-# A scan costs a pass over the whole image, even when it is empty; real progressive files have about ten.
-MAX_JPEG_SCANS = 100
+# A run of one pixel is two bytes long, as is the end of a row; the rest is for headers and a colour profile.
+RLE_BYTES_A_PIXEL = 2
+SPARE_RLE_BYTES = 64 * 1024
 # A tile is allocated whole, whatever part of it the image uses.
 MAX_TILE_PIXELS = 4_000_000
 MAX_TILE_TIMES_IMAGE = 4
@@ -21,10 +23,9 @@ MAX_TILE_TIMES_IMAGE = 4
 _BMP_RLE = (1, 2)
 _TIFF_TILE_WIDTH = 322
 _TIFF_TILE_LENGTH = 323
-_START_OF_SCAN = 0xDA
-# The next marker that may have a length: FF, then no stuffed zero, fill byte, TEM or restart.
-_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])")
-_START_OF_IMAGE = 0xD8
+_JPEG_SIGNATURE, _PNG_SIGNATURE = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
+# Those that Pillow reads, the misspelt ones included.
+_TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II\0*", b"MM*\0", b"II+\0", b"MM\0+")
 
 
 class OpenedImage(Protocol):
@@ -57,15 +58,31 @@ def out_of_memory() -> ImageTooLarge:
     return ImageTooLarge("An image must be decodable in the memory at hand.")
 
 
+def strip_metadata(data: bytes) -> tuple[bytes, Metadata]:
+    """The file without what no pixel depends on, and the metadata that may state an orientation.
+
+    Pillow reads metadata item by item in Python. A broken file stays broken. The orientation of a TIFF
+    is left in the file, and so is all metadata of a WebP, which Pillow reads in one piece. Raises
+    ImageTooLarge.
+    """
+    if data.startswith(_JPEG_SIGNATURE):
+        return jpeg_segments.strip(data)
+    if data.startswith(_PNG_SIGNATURE):
+        return png_chunks.strip(data)
+    if data.startswith(_TIFF_SIGNATURES):
+        return tiff_directory.strip(data), Metadata()
+    return data, Metadata()
+
+
 def refuse_costly_content(image: OpenedImage, data: bytes, limits: ImageLimits) -> None:
     """Raise ImageTooLarge when decoding the opened `image`, read from `data`, would cost too much."""
     _refuse_size(image.size, limits)
     if image.format == "BMP" and image.info.get("compression") in _BMP_RLE:
-        _refuse_run_length(image.size)
+        _refuse_run_length(image.size, len(data))
     elif image.format == "TIFF":
         _refuse_tile(image.size, getattr(image, "tag_v2", {}))
-    elif image.format in ("JPEG", "MPO"):
-        _refuse_scans(data)
+    elif image.format == "JPEG":
+        jpeg_segments.refuse_scans(data, image.size[0] * image.size[1])
 
 
 def _refuse_size(size: tuple[int, int], limits: ImageLimits) -> None:
@@ -81,12 +98,18 @@ def _refuse_size(size: tuple[int, int], limits: ImageLimits) -> None:
         )
 
 
-def _refuse_run_length(size: tuple[int, int]) -> None:
+def _refuse_run_length(size: tuple[int, int], file_bytes: int) -> None:
     width, height = size
     if width * height > MAX_RLE_PIXELS:
         raise ImageTooLarge(
             f"A run-length encoded BMP must have at most {MAX_RLE_PIXELS} pixels. "
             f"Received: {width} x {height}."
+        )
+    max_bytes = RLE_BYTES_A_PIXEL * (width + 1) * height + SPARE_RLE_BYTES
+    if file_bytes > max_bytes:
+        raise ImageTooLarge(
+            f"A run-length encoded BMP of {width} x {height} pixels must have at most {max_bytes} bytes. "
+            f"Received: {file_bytes}."
         )
 
 
@@ -100,23 +123,3 @@ def _refuse_tile(size: tuple[int, int], tags: Mapping[int, Any]) -> None:
             f"A tile of this TIFF must have at most {max_pixels} pixels. "
             f"Received: {tile_width} x {tile_length}."
         )
-
-
-def _refuse_scans(data: bytes) -> None:
-    # Counting the bytes is quick and never too low; only a suspicious file is walked.
-    if data.count(bytes((0xFF, _START_OF_SCAN))) <= MAX_JPEG_SCANS:
-        return
-    scans = sum(marker == _START_OF_SCAN for marker in _jpeg_markers(data))
-    if scans > MAX_JPEG_SCANS:
-        raise ImageTooLarge(f"A JPEG must have at most {MAX_JPEG_SCANS} scans. Received: {scans}.")
-
-
-def _jpeg_markers(data: bytes) -> Iterator[int]:
-    """Walk the markers of a JPEG (ITU-T T.81, annex B), stepping over segments by their length."""
-    position = 0
-    while found := _MARKER.search(data, position):
-        marker = found.group(1)[0]
-        yield marker
-        position = found.end()
-        if marker != _START_OF_IMAGE:
-            position += max(2, int.from_bytes(data[position : position + 2], "big"))

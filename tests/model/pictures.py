@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 Pixels = NDArray[np.uint8]
 
@@ -68,11 +68,7 @@ def png_header(width: int, height: int) -> bytes:
         (b"IDAT", zlib.compress(bytes(100))),
         (b"IEND", b""),
     ]
-    chunks = (
-        struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-        for kind, content in parts
-    )
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(kind, content) for kind, content in parts)
 
 
 def jpeg_of_scans(scans: int, side: int = 64, before_repeats: bytes = b"") -> bytes:
@@ -83,3 +79,20 @@ def jpeg_of_scans(scans: int, side: int = 64, before_repeats: bytes = b"") -> by
     first_end = whole.index(b"\xff", header_end)
     repeated = whole[start:header_end] * (scans - 1)
     return whole[:first_end] + before_repeats + repeated + b"\xff\xd9"
+
+
+def decoded_by_pillow(data: bytes) -> Pixels:
+    """The pixels of the whole file, metadata included, as RGB."""
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+
+
+def segment(marker: int, content: bytes) -> bytes:
+    """A JPEG's."""
+    return bytes((0xFF, marker)) + struct.pack(">H", len(content) + 2) + content
+
+
+def chunk(kind: bytes, content: bytes = b"") -> bytes:
+    """A PNG's."""
+    checksum = zlib.crc32(kind + content)
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)

@@ -134,6 +134,21 @@ class TestRunLengthBmp:
         with refused_at_once():
             decode_small(bytes(data))
 
+    @pytest.mark.parametrize("code", [b"\1\7", b"\0\0", b"\0\2\0\0"], ids=["run", "end-of-row", "move"])
+    def test_codes_without_pixels_are_limited(self, code: bytes) -> None:
+        """Each costs Pillow a step in Python; 20 MB of them cost five seconds."""
+        bitmap = rle_bmp(10, 10)
+        padded = bitmap[:-2] + code * 1_000_000
+        with refused_at_once():
+            decode_small(padded)
+        with pytest.raises(ImageTooLarge, match=r"10 x 10 pixels must have at most 65756 bytes\."):
+            decode_small(padded)
+
+    def test_runs_of_one_pixel_are_decoded(self) -> None:
+        bitmap = rle_bmp(1000, 1000)
+        content = bitmap.index(b"\xff\7\xff\7")
+        assert (decode_small(bitmap[:content] + (b"\1\7" * 1000 + b"\0\0") * 1000 + b"\0\1") == 7).all()
+
     def test_bmp_without_run_lengths_may_be_larger(self) -> None:
         picture = encode(Image.new("L", (1000, 1001), 9), "BMP")
         assert (decode_small(picture) == 9).all()
@@ -214,6 +229,11 @@ class TestJpegScans:
         smooth = ((x + y) // 2).astype(np.uint8)
         decoded = decode_small(encode_array(smooth, "JPEG", progressive=True, quality=95))
         assert np.abs(decoded.astype(int) - decode_small(encode_array(smooth, "PNG"))).max() < 6
+
+    def test_scans_are_limited_by_pixels(self) -> None:
+        assert decode_small(jpeg_of_scans(25, side=4000)).shape == SPEC.shape
+        with refused_at_once():
+            decode_small(jpeg_of_scans(26, side=4000))
 
     def test_large_noisy_picture_is_not_mistaken_for_a_scan_bomb(self) -> None:
         picture = encode_array(noise(1200, 1200), "JPEG", quality=95, restart_marker_blocks=1)
