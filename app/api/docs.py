@@ -1,12 +1,14 @@
-"""Swagger UI from a package, so that /docs works where the internet does not reach."""
+"""Swagger UI from a package, so that /docs works where the internet does not reach, and what it shows."""
 
 import base64
+import functools
 import hashlib
 import re
 
 from fastapi import FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
-from starlette.responses import HTMLResponse, RedirectResponse
+from pydantic_core import to_json
+from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
 
 _INLINE_SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
@@ -17,6 +19,14 @@ def add_docs(app: FastAPI) -> None:
     app.mount("/docs/assets", StaticFiles(packages=[("fastapi_swagger", "resources")]))
     html = _page()
     headers = {"content-security-policy": _policy_of(html)}
+
+    @functools.cache
+    def document() -> bytes:
+        return to_json(app.openapi())
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def openapi() -> Response:
+        return Response(document(), media_type="application/json")
 
     @app.get("/", include_in_schema=False)
     async def index() -> RedirectResponse:

@@ -18,7 +18,7 @@ from uvicorn.server import ServerState
 
 from app.outcome import ErrorDetail
 from app.server.connection_limits import ConnectionLimits
-from app.server.request_body import BodyFraming
+from app.server.request_body import BodyFraming, ChunkedBody
 from app.server.request_errors import BadRequest, ConnectionOverload, HeadTimeout, HeadTooLarge
 from app.server.request_head import MAX_HEAD_BYTES, RequestHead
 
@@ -28,7 +28,9 @@ WRITE_TIMEOUT_SECONDS = 30.0
 # On shutdown, a request that is already on its way over an idle connection is still answered.
 SHUTDOWN_IDLE_SECONDS = 0.5
 # The rest of a body whose request was answered early. Most clients read no answer before they have sent all.
-MAX_DISCARDED_BYTES = 64 * 1024 * 1024
+MAX_DISCARDED_BYTES = 256 * 1024 * 1024
+# A chunked body must be parsed to be discarded; a connection that lingers discards without parsing.
+MAX_DISCARDED_CHUNKED_BYTES = 8 * 1024 * 1024
 DISCARD_TIMEOUT_SECONDS = 30.0
 # RFC 9112, section 9.6: closing at once would reset the connection, and the client would lose the answer.
 LINGER_TIMEOUT_SECONDS = 10.0
@@ -131,7 +133,7 @@ class HttpConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._is_lingering:
-            self._discard(len(data))
+            self._discard(len(data), MAX_DISCARDED_BYTES)
             return
         self._data = data if self._position == len(self._data) else self._data[self._position :] + data
         self._position = 0
@@ -304,7 +306,9 @@ class HttpConnection(asyncio.Protocol):
         if body.is_complete:
             self._body = None
         if cycle.response_complete:
-            self._discard(self._position - start)
+            is_chunked = isinstance(body, ChunkedBody)
+            max_bytes = MAX_DISCARDED_CHUNKED_BYTES if is_chunked else MAX_DISCARDED_BYTES
+            self._discard(self._position - start, max_bytes)
         elif self._position > start:
             cycle.more_body = not body.is_complete
             if self._is_holding_enough():
@@ -332,9 +336,9 @@ class HttpConnection(asyncio.Protocol):
         self._limits.note_idle(self)
         self._set_timer(self._config.timeout_keep_alive, self._end_idle)
 
-    def _discard(self, more_bytes: int) -> None:
+    def _discard(self, more_bytes: int, max_bytes: int) -> None:
         self._discarded_bytes += more_bytes
-        if self._discarded_bytes <= MAX_DISCARDED_BYTES:
+        if self._discarded_bytes <= max_bytes:
             return
         if self._is_lingering:
             self.transport.abort()

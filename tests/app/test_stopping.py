@@ -153,7 +153,9 @@ def test_half_a_body_does_not_hold_up_the_end(tmp_path: Path) -> None:
         ready_service(tmp_path, **environment) as (service, port),
         socket.create_connection(("127.0.0.1", port)) as half,
     ):
-        half.sendall(b"POST /classify HTTP/1.1\r\nContent-Type: image/png\r\nContent-Length: 99\r\n\r\nx")
+        half.sendall(
+            b"POST /classify HTTP/1.1\r\nHost: a\r\nContent-Type: image/png\r\nContent-Length: 99\r\n\r\nx"
+        )
         time.sleep(0.2)
         service.send_signal(signal.SIGTERM)
         assert service.wait(10) == 0

@@ -82,7 +82,12 @@ def texts_in(node: ast.AST) -> list[str]:
     return [value for value in found if isinstance(value, str)]
 
 
-CODES = codes_of(InputError) | codes_of(ServiceError) | codes_of(BadRequest)
+def codes_of_other_errors() -> set[str]:
+    """Answers to exceptions that are none of ours."""
+    return {text for call in calls("_refusal") for text in texts_in(call) if text.isidentifier()}
+
+
+CODES = codes_of(InputError) | codes_of(ServiceError) | codes_of(BadRequest) | codes_of_other_errors()
 
 
 def test_every_alert_is_explained_and_no_other() -> None:

@@ -10,6 +10,7 @@ import os
 import socket
 import statistics
 import time
+from base64 import b64encode
 from collections import Counter
 from collections.abc import Callable, Iterator
 from http.client import HTTPConnection, HTTPException
@@ -17,10 +18,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
+from tests.app.classifiers.costly_jpeg import costly_jpeg
 from tests.benchmarks.hostile_bodies import HOSTILE_BODIES, gzipped, one_row
 from tests.benchmarks.images import load_images
 from tests.running import logging_service, wait_until
-from tests.trials.costly_images import batch_of_costly_images
 
 GROUPS = Path("/sys/fs/cgroup/memory")
 CONNECTIONS = 8
@@ -103,7 +104,8 @@ def gzip_batches(port: int) -> None:
 
 
 def costly_images(port: int) -> None:
-    body = batch_of_costly_images()
+    text = b64encode(costly_jpeg())
+    body = b'{"data":[%b]}' % b",".join(b'[%d,"%b"]' % (number, text) for number in range(64))
     send_and_wait(
         port, _JSON + b"Content-Length: %d\r\nConnection: close\r\n\r\n" % len(body), body, wait_seconds=60
     )

@@ -179,8 +179,8 @@ def test_bodies_have_a_bound_together(sample: bytes) -> None:
     ) as url:
         port = int(url.rpartition(":")[2])
         with socket.create_connection(("127.0.0.1", port)) as slow:
-            head = b"POST /classify HTTP/1.1\r\nContent-Type: image/png\r\nContent-Length: 5000000\r\n\r\n"
-            slow.sendall(head + bytes(900_000))
+            slow.sendall(b"POST /classify HTTP/1.1\r\nHost: a\r\nContent-Type: image/png\r\n")
+            slow.sendall(b"Content-Length: 5000000\r\n\r\n" + bytes(900_000))
             time.sleep(0.3)
             assert post_image(port, bytes(200_000)) == 429
             assert post_image(port, sample) == 200
@@ -196,7 +196,7 @@ def test_slow_body_is_given_up() -> None:
         port = int(url.rpartition(":")[2])
         for form in (b"image/png", b"application/json", b"multipart/form-data; boundary=b"):
             with socket.create_connection(("127.0.0.1", port), timeout=10) as slow:
-                slow.sendall(b"POST /classify HTTP/1.1\r\nContent-Type: %b\r\n" % form)
+                slow.sendall(b"POST /classify HTTP/1.1\r\nHost: a\r\nContent-Type: %b\r\n" % form)
                 slow.sendall(b"Content-Length: 500\r\n\r\n--b\r\n")
                 received = b""
                 while piece := slow.recv(1000):

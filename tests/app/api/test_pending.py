@@ -341,7 +341,7 @@ def test_stalled_bodies_keep_out_neither_images_nor_batches(
             for _ in range(4)
         ]
         for connection in stalled:
-            connection.sendall(b"POST /classify HTTP/1.1\r\nContent-Type: application/json\r\n")
+            connection.sendall(b"POST /classify HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n")
             connection.sendall(length + b"\r\n\r\n" + beginning)
         assert post_image(crowded, sample) == 200
         wait_until(lambda: exchange(crowded, "POST", "/classify", batch, JSON).status == 200)

@@ -506,6 +506,18 @@ def test_rest_of_a_refused_body_is_discarded_up_to_a_limit(monkeypatch: pytest.M
         wait_until(lambda: not server.server_state.connections)
 
 
+def test_rest_of_a_refused_chunked_body_is_parsed_up_to_a_limit_and_then_discarded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connection, "MAX_DISCARDED_CHUNKED_BYTES", 100_000)
+    with serving(refusing) as (port, _), connect(port) as refused:
+        refused.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
+        refused.sendall(b"400\r\n" + bytes(1024) + b"\r\n")
+        refused.sendall((b"400\r\n" + bytes(1024) + b"\r\n") * 2000)
+        refused.sendall(b"0\r\n\r\n" + LAST)
+        assert read_all(refused).count(b"HTTP/1.1 429") == 1
+
+
 def test_rest_of_a_refused_body_that_never_comes_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "DISCARD_TIMEOUT_SECONDS", 0.2)
     monkeypatch.setattr(connection, "LINGER_TIMEOUT_SECONDS", 0.2)
