@@ -20,10 +20,10 @@ from typing import NamedTuple
 
 from tests.app.classifiers.costly_jpeg import costly_jpeg
 from tests.benchmarks.hostile_bodies import HOSTILE_BODIES, gzipped, one_row
-from tests.benchmarks.images import load_images
 from tests.running import logging_service, wait_until
 
 GROUPS = Path("/sys/fs/cgroup/memory")
+SAMPLE = Path(__file__).parents[2] / "model" / "samples" / "scratches.png"
 CONNECTIONS = 8
 # The client must not be kept from its answers by the attackers' own use of the cores.
 ATTACKER_NICENESS = 15
@@ -205,7 +205,7 @@ class Group:
 
 
 def try_attack(attack: Attack, attackers: int, seconds: float, max_bytes: int) -> str:
-    image, group = load_images().files[0], Group(max_bytes)
+    image, group = SAMPLE.read_bytes(), Group(max_bytes)
     environment = {"EXT_CLASSIFY_LOG_LEVEL": "warning"}
     with (
         TemporaryDirectory() as folder,
