@@ -46,7 +46,9 @@ class AnswerStore(Protocol):
     is_shared: bool
     """With other processes, which may have to begin a batch anew."""
     is_available: bool
-    held_bytes: int
+
+    @property
+    def held_bytes(self) -> int: ...
 
     async def look(self) -> None:
         """Whether it is available, so that `is_available` is true of now."""

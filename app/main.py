@@ -1,7 +1,6 @@
 """The one place where the parts meet."""
 
 import asyncio
-import importlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from http import HTTPStatus
@@ -136,12 +135,9 @@ def _open_store(settings: Settings, admission: Admission) -> AnswerStore:
     local = MemoryStore(settings.remembered_seconds, settings.max_remembered_bytes)
     if settings.redis_url is None:
         return local
-    # Whoever has none need not wait for its import.
-    store = importlib.import_module("app.redis_store").RedisStore
-    shared: AnswerStore = store(
-        settings.redis_url.get_secret_value(), local, settings.remembered_seconds, admission
-    )
-    return shared
+    from app.redis_store import RedisStore  # noqa: PLC0415 - Redis is optional, and slow to import
+
+    return RedisStore(settings.redis_url.get_secret_value(), local, settings.remembered_seconds, admission)
 
 
 def _add_error_handlers(app: FastAPI) -> None:

@@ -1,7 +1,6 @@
 """ext-classify serve: the app under uvicorn, in this process or in several."""
 
 import gc
-import importlib
 import os
 import resource
 import sys
@@ -56,8 +55,10 @@ def _serve_alone(settings: Settings) -> None:
 
 def start_app(settings: Settings) -> "FastAPI":
     """The app, with what it holds for ever out of the garbage collector's way."""
-    processes = ClassifierProcesses(settings)  # they open the network while the rest is imported here
-    app: FastAPI = importlib.import_module("app.main").create_app(settings, processes)
+    processes = ClassifierProcesses(settings)
+    from app.main import create_app  # noqa: PLC0415 - imported while the processes open the network
+
+    app = create_app(settings, processes)
     gc.freeze()
     gc.enable()
     return app

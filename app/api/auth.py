@@ -4,7 +4,6 @@ Checked before anything of a body is read. Probes ask nobody for anything, nor d
 """
 
 import functools
-import importlib
 import re
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Protocol
@@ -134,12 +133,13 @@ def open_guards(settings: Settings) -> Guards | None:
 
 
 def _open_verifier(settings: Settings) -> "TokenVerifier":
-    # Whoever takes no tokens need not wait for cryptography to be imported.
-    verifier = importlib.import_module("app.tokens").TokenVerifier
-    opened: TokenVerifier = verifier(
+    from app.tokens import TokenVerifier  # noqa: PLC0415 - tokens are optional, and cryptography slow to import
+
+    if not (settings.jwt_issuer and settings.jwt_audience and settings.jwt_jwks_url):
+        raise ValueError("AUTH=jwt needs JWT_ISSUER, JWT_AUDIENCE and JWT_JWKS_URL")
+    return TokenVerifier(
         settings.jwt_issuer, settings.jwt_audience, settings.jwt_jwks_url, settings.jwt_callers
     )
-    return opened
 
 
 def bearer_of(request: Request) -> str | None:
