@@ -27,10 +27,10 @@ HEAD_TIMEOUT_SECONDS = 10.0
 WRITE_TIMEOUT_SECONDS = 30.0
 # On shutdown, a request that is already on its way over an idle connection is still answered.
 SHUTDOWN_IDLE_SECONDS = 0.5
+# On shutdown, for a client to read the rest of an answer.
+SHUTDOWN_UNREAD_SECONDS = 5.0
 # The rest of a body whose request was answered early. Most clients read no answer before they have sent all.
 MAX_DISCARDED_BYTES = 256 * 1024 * 1024
-# A chunked body must be parsed to be discarded; a connection that lingers discards without parsing.
-MAX_DISCARDED_CHUNKED_BYTES = 8 * 1024 * 1024
 DISCARD_TIMEOUT_SECONDS = 30.0
 # RFC 9112, section 9.6: closing at once would reset the connection, and the client would lose the answer.
 LINGER_TIMEOUT_SECONDS = 10.0
@@ -51,12 +51,12 @@ class _Transport:
 
 
 class _Flow(FlowControl):
-    """Reads no more while a pipelined request waits, whatever the application asks for."""
+    """Reads nothing while a pipelined request waits or the client does not read its answers."""
 
     is_input_waiting = False
 
     def resume_reading(self) -> None:
-        if not self.is_input_waiting:
+        if not self.is_input_waiting and not self.write_paused:
             super().resume_reading()
 
 
@@ -117,9 +117,12 @@ class HttpConnection(asyncio.Protocol):
         if self._limits.open(self):
             self._set_timer(self._config.timeout_keep_alive, self._end_idle)
         else:
-            self._refuse(ConnectionOverload("A connection must wait for one of those that are open to end."))
+            self._write_error(
+                ConnectionOverload("A connection must wait until one of those that are open ends.")
+            )
+            self._close()
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio names it
         self._limits.close(self)
         self._server_state.connections.discard(self)
         self._drop_input()
@@ -128,12 +131,14 @@ class HttpConnection(asyncio.Protocol):
                 timer.cancel()
         self._disconnect_cycle()
         self.flow.resume_writing()
-        if exc is None:
-            self.transport.close()
+
+    def eof_received(self) -> None:
+        """The client has gone, or may send no more: both end the connection, answered or not."""
+        self._close()
 
     def data_received(self, data: bytes) -> None:
         if self._is_lingering:
-            self._discard(len(data), MAX_DISCARDED_BYTES)
+            self._discard(len(data))
             return
         self._data = data if self._position == len(self._data) else self._data[self._position :] + data
         self._position = 0
@@ -141,7 +146,9 @@ class HttpConnection(asyncio.Protocol):
             self._advance()
 
     def pause_writing(self) -> None:
+        """Nothing more is read from a client that does not read."""
         self.flow.pause_writing()
+        self.flow.pause_reading()
         self._await_writing()
 
     def resume_writing(self) -> None:
@@ -149,6 +156,7 @@ class HttpConnection(asyncio.Protocol):
             self._write_timer.cancel()
             self._write_timer = None
         self.flow.resume_writing()
+        self.flow.resume_reading()
 
     def shutdown(self) -> None:
         """Called by the server once it does not listen any more."""
@@ -161,7 +169,7 @@ class HttpConnection(asyncio.Protocol):
     def evict(self) -> None:
         """Close without an answer: no request has begun."""
         self._limits.note_busy(self)
-        self.transport.close()
+        self.transport.abort()
 
     @property
     def _is_answering(self) -> bool:
@@ -184,6 +192,8 @@ class HttpConnection(asyncio.Protocol):
             self._read_on_or_wait()
 
     def _read_on_or_wait(self) -> None:
+        if self._is_lingering or self.transport.is_closing():
+            return
         self.flow.is_input_waiting = self._position < len(self._data)
         if self.flow.is_input_waiting:
             self.flow.pause_reading()
@@ -191,12 +201,8 @@ class HttpConnection(asyncio.Protocol):
                 self._schedule()
             return
         self._data, self._position = b"", 0  # it would stay in memory for as long as the connection is idle
-        if not self._is_holding_enough():
-            self.flow.resume_reading()
-
-    def _is_holding_enough(self) -> bool:
-        """Whether the application has yet to take what has arrived of the body."""
-        return self._is_answering and self.cycle is not None and len(self.cycle.body) > HIGH_WATER_LIMIT
+        if self._body is None or not self._is_answering:
+            self.flow.resume_reading()  # the application resumes it for the rest of a body
 
     def _schedule(self) -> None:
         if not self._is_scheduled:
@@ -274,7 +280,9 @@ class HttpConnection(asyncio.Protocol):
         self._discarded_bytes = 0
         self._cancel_timer()
         self._limits.note_busy(self)
-        if not has_body:
+        if has_body:
+            self.flow.pause_reading()  # until the application asks for the body
+        else:
             self.cycle.more_body = False
             self.cycle.message_event.set()
         self._start_cycle(self.cycle)
@@ -306,12 +314,10 @@ class HttpConnection(asyncio.Protocol):
         if body.is_complete:
             self._body = None
         if cycle.response_complete:
-            is_chunked = isinstance(body, ChunkedBody)
-            max_bytes = MAX_DISCARDED_CHUNKED_BYTES if is_chunked else MAX_DISCARDED_BYTES
-            self._discard(self._position - start, max_bytes)
+            self._discard(self._position - start)
         elif self._position > start:
             cycle.more_body = not body.is_complete
-            if self._is_holding_enough():
+            if len(cycle.body) > HIGH_WATER_LIMIT:
                 self.flow.pause_reading()
             cycle.message_event.set()
         if cycle.response_complete and body.is_complete:
@@ -323,7 +329,11 @@ class HttpConnection(asyncio.Protocol):
             return
         if self._body is None:
             self._become_idle()
+        elif isinstance(self._body, ChunkedBody):
+            self._linger()  # which discards without parsing
+            return
         else:
+            self._limits.note_idle(self, is_answered=True)
             self._set_timer(DISCARD_TIMEOUT_SECONDS, self._linger)
         if self._position < len(self._data):
             self._schedule()
@@ -336,9 +346,9 @@ class HttpConnection(asyncio.Protocol):
         self._limits.note_idle(self)
         self._set_timer(self._config.timeout_keep_alive, self._end_idle)
 
-    def _discard(self, more_bytes: int, max_bytes: int) -> None:
+    def _discard(self, more_bytes: int) -> None:
         self._discarded_bytes += more_bytes
-        if self._discarded_bytes <= max_bytes:
+        if self._discarded_bytes <= MAX_DISCARDED_BYTES:
             return
         if self._is_lingering:
             self.transport.abort()
@@ -349,17 +359,24 @@ class HttpConnection(asyncio.Protocol):
         """Close once the answer is written, without cutting off a client that is still sending."""
         if self._body is not None or self._position < len(self._data):
             self._linger()
-        elif not self.transport.is_closing():
-            self.transport.close()
-            if self.transport.get_write_buffer_size():
-                self._await_writing()
+        else:
+            self._close()
+
+    def _close(self) -> None:
+        """Close once what is written has left; a client that does not read is not waited for long."""
+        if self.transport.is_closing():
+            return
+        self.transport.close()
+        self._limits.note_idle(self, is_answered=True)
+        if self._write_timer is None and self.transport.get_write_buffer_size():
+            self._await_writing()
 
     def _linger(self) -> None:
         """Write no more, and discard what comes until the client closes (RFC 9112, section 9.6)."""
         if self._is_lingering or self.transport.is_closing():
             return
         self._is_lingering = True
-        self._limits.note_busy(self)
+        self._limits.note_idle(self, is_answered=True)
         self._drop_input()
         self._disconnect_cycle()
         self._discarded_bytes = 0
@@ -373,10 +390,13 @@ class HttpConnection(asyncio.Protocol):
             return
         is_answered = self._body is not None and not self._is_answering
         if not is_answered and not (self._is_answering and self.cycle and self.cycle.response_started):
-            detail = ErrorDetail(code=error.code, message=error.message, retryable=error.retryable)
-            headers = [(b"content-type", b"application/json"), *error.headers]
-            self._write_answer(error.status, headers, to_json({"error": detail}), keep_alive=False)
+            self._write_error(error)
         self._linger()
+
+    def _write_error(self, error: BadRequest) -> None:
+        detail = ErrorDetail(code=error.code, message=error.message, retryable=error.retryable)
+        headers = [(b"content-type", b"application/json"), *error.headers]
+        self._write_answer(error.status, headers, to_json({"error": detail}), keep_alive=False)
 
     def _write_answer(
         self, status: int, headers: list[tuple[bytes, bytes]], body: bytes, *, keep_alive: bool
@@ -390,6 +410,8 @@ class HttpConnection(asyncio.Protocol):
         self.transport.write(b"".join([*lines, b"\r\n", body]))
 
     def _drop_input(self) -> None:
+        if self._head is not None:
+            self._head.drop()
         self._data, self._position, self._head, self._body = b"", 0, None, None
         self.flow.is_input_waiting = False
         self._count_buffered()
@@ -397,6 +419,7 @@ class HttpConnection(asyncio.Protocol):
     def _disconnect_cycle(self) -> None:
         if self.cycle is not None:
             self.cycle.disconnected = not self.cycle.response_complete
+            self.cycle.waiting_for_100_continue = False
             self.cycle.message_event.set()
 
     def _count_buffered(self) -> None:
@@ -404,11 +427,14 @@ class HttpConnection(asyncio.Protocol):
         now = len(self._data) - self._position + (0 if self._head is None else self._head_bytes)
         if now != self._buffered_bytes:
             more, self._buffered_bytes = now - self._buffered_bytes, now
-            self._limits.buffer(more)
+            self._limits.buffer(more, now)
 
     def _close_unless_answering(self) -> None:
-        if not self._is_answering:
-            self.transport.close()
+        if self._is_answering:
+            return
+        self._close()
+        if self.transport.get_write_buffer_size():
+            self.loop.call_later(SHUTDOWN_UNREAD_SECONDS, self.transport.abort)
 
     def _set_timer(self, seconds: float, end: Callable[[], None]) -> None:
         self._cancel_timer()
@@ -425,7 +451,7 @@ class HttpConnection(asyncio.Protocol):
         elif self.transport.get_write_buffer_size():
             self.transport.abort()  # closing would wait for the client to read the rest
         else:
-            self.transport.close()
+            self._close()
 
     def _end_slow_head(self) -> None:
         self._refuse(HeadTimeout(f"A request's headers must arrive within {HEAD_TIMEOUT_SECONDS:g} seconds."))

@@ -41,6 +41,11 @@ class UnknownTransferCoding(BadRequest):
     code = "unknown_transfer_coding"
 
 
+class UnsupportedVersion(BadRequest):
+    status = 505
+    code = "http_version_not_supported"
+
+
 class HeadTimeout(BadRequest):
     status = 408
     code = "head_timeout"

@@ -5,7 +5,13 @@ from urllib.parse import unquote
 import httptools
 
 from app.server.request_body import BodyFraming, ChunkedBody, LengthBody
-from app.server.request_errors import BadRequest, HeadTooLarge, TargetTooLong, UnknownTransferCoding
+from app.server.request_errors import (
+    BadRequest,
+    HeadTooLarge,
+    TargetTooLong,
+    UnknownTransferCoding,
+    UnsupportedVersion,
+)
 
 # A gateway sends a few kilobytes; Snowflake's context headers are at most eight, encoded twice.
 MAX_HEAD_BYTES = 64 * 1024
@@ -29,23 +35,31 @@ class RequestHead:
         self.http_version = "1.1"
         self.keep_alive = False
         self.is_complete = False
+        self._line = b""
         self._parser: httptools.HttpRequestParser | None = httptools.HttpRequestParser(self)
 
     def feed(self, data: bytes) -> None:
         """Parse the next piece of the head, which must not reach beyond its end. Raises BadRequest."""
         if self._parser is None:
             return
+        if b"\n" not in self._line:
+            self._line += data.partition(b"\n")[0] + (b"\n" if b"\n" in data else b"")
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
             pass  # RFC 9110, section 7.8: a server may ignore Upgrade
         except httptools.HttpParserError as error:
+            self.drop()
+            if len(self.headers) == MAX_HEADERS:
+                raise HeadTooLarge(
+                    f"A request must have at most {MAX_HEADERS} headers. Received: more."
+                ) from None
             reason = str(error) if type(error) is httptools.HttpParserError else "an invalid target"
             raise BadRequest(f"A request must be HTTP/1.1 (RFC 9112). Received: {reason}.") from None
 
     def finish(self) -> None:
         """Check the whole head. Raises BadRequest."""
-        self._parser = None  # it refers to this head: a cycle for the garbage collector
+        self.drop()
         if not self.is_complete:
             raise BadRequest("A request must be HTTP/1.1 (RFC 9112). Received: no end of its headers.")
         if len(self.target) > MAX_TARGET_BYTES:
@@ -53,11 +67,13 @@ class RequestHead:
                 f"A request's target must have at most {MAX_TARGET_BYTES} bytes. "
                 f"Received: {len(self.target)}."
             )
-        if len(self.headers) > MAX_HEADERS:
-            raise HeadTooLarge(
-                f"A request must have at most {MAX_HEADERS} headers. Received: {len(self.headers)}."
-            )
+        if not self._line.endswith((b" HTTP/1.1\r\n", b" HTTP/1.0\r\n")):
+            raise UnsupportedVersion("A request must be HTTP/1.1 or HTTP/1.0.")
         self._check_host()
+
+    def drop(self) -> None:
+        """Let the parser go, which refers to this head: only the garbage collector would free both."""
+        self._parser = None
 
     def body(self) -> "BodyFraming | None":
         """How the body is framed; None if there is none. Raises BadRequest (RFC 9112, section 6)."""
@@ -73,8 +89,9 @@ class RequestHead:
             if [coding.lower() for coding in codings] != [b"chunked"]:
                 raise UnknownTransferCoding("A request's Transfer-Encoding must be chunked.")
             return ChunkedBody()
-        # llhttp has refused all but one field of decimal digits below 2**64.
-        return LengthBody(int(lengths[0])) if lengths and int(lengths[0]) else None
+        # llhttp has refused all but one field of decimal digits below 2**64; zeros before them are free.
+        length = int(lengths[0].lstrip(b"0") or b"0") if lengths else 0
+        return LengthBody(length) if length else None
 
     def path_and_query(self) -> tuple[str, bytes, bytes]:
         """The decoded path, the path as sent, and the query. Raises BadRequest."""
@@ -92,6 +109,8 @@ class RequestHead:
         self.target += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if len(self.headers) == MAX_HEADERS:
+            raise HeadTooLarge("too many headers")  # ends the parser, which reports its own error
         self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
