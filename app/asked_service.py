@@ -1,4 +1,4 @@
-"""Which service a command asks: the one that is named, one that runs already, or one of its own."""
+"""Choose the service for a command: the one in --url, one that is already running, or a new one."""
 
 import subprocess
 import sys
@@ -9,43 +9,43 @@ from contextlib import contextmanager
 from app.client import DEFAULT_URL, Client, ClientError
 from app.own_service import own_service
 
-# Somebody sits there, and can try again.
+# Shorter than the client's default, because an interactive user can retry.
 PATIENCE_SECONDS = 60.0
 
 
 @contextmanager
 def named_or_own_service(url: str | None, api_key: str | None) -> Iterator[Client]:
-    """A client of the one that is named, or of one of our own, which ends with the command."""
+    """Yield a client of the service at `url`, or of a new service that ends with the command."""
     if url is not None:
         with Client(url, api_key=api_key) as client:
             yield client
         return
     with own_service() as (own_url, process), Client(own_url) as client:
-        # Nobody else starts it again.
-        watching = threading.Thread(target=_close_at_its_end, args=(process, client), daemon=True)
+        # If this service dies, no supervisor restarts it, so the client must not wait for it.
+        watching = threading.Thread(target=_close_when_it_exits, args=(process, client), daemon=True)
         watching.start()
         yield client
 
 
-def _close_at_its_end(process: "subprocess.Popen[bytes]", client: Client) -> None:
+def _close_when_it_exits(process: "subprocess.Popen[bytes]", client: Client) -> None:
     process.wait()
-    client.close("the service that was started for this command has ended")
+    client.close("the service that this command started has exited")
 
 
 @contextmanager
 def default_or_own_service(url: str | None, api_key: str | None) -> Iterator[Client]:
-    """Where none is named, the one that answers where `serve` listens by default, if it does."""
+    """Yield a client of the service at `url`, else of one at the default URL, else of a new one."""
     with Client(url or DEFAULT_URL, api_key=api_key, patience_seconds=PATIENCE_SECONDS) as client:
         if _answers(client, is_named=url is not None):
             yield client
             return
-    print(f"No service answers on {DEFAULT_URL}: one of our own does, for this command.", file=sys.stderr)
+    print(f"No service answers on {DEFAULT_URL}: starting one for this command.", file=sys.stderr)
     with named_or_own_service(None, None) as client:
         yield client
 
 
 def _answers(client: Client, *, is_named: bool) -> bool:
-    """Raises ClientError where one was named that does not."""
+    """Whether the service answers. Raises ClientError if it was named and does not."""
     try:
         return client.model_version() is not None or is_named
     except ClientError:

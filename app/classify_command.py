@@ -1,4 +1,4 @@
-"""ext-classify classify: images through a service, or a stage's files into a table."""
+"""ext-classify classify: classify images, or write the outcomes of a stage's files to a table."""
 
 import argparse
 import json
@@ -31,7 +31,7 @@ from app.snowflake.answers_table import AnswersTable, Shard
 from app.snowflake.console import Console
 from app.terminal import Screen, open_screen
 
-_NEEDS = "classify needs PATHs, or --stage and --out, with --shard if it is one of several."
+_USAGE = "classify needs PATHs, or --stage and --out, which also allow --shard."
 
 
 def classify(
@@ -48,7 +48,7 @@ def classify(
     local: bool,
     port: int,
 ) -> None:
-    """Raises Incomplete where some images have no label, for a reason of their own or for now."""
+    """Raises Incomplete if any image failed."""
 
     def open_console() -> Console:
         return open_session(connection, local, port)
@@ -57,7 +57,7 @@ def classify(
     api_key = read_api_key(api_key_file)
     if stage is None:
         if not paths or shard:
-            raise CommandError(_NEEDS)
+            raise CommandError(_USAGE)
         sources = find_sources(paths, open_console)
         with (
             ResultFile(Path(out)) if out else nullcontext() as results,
@@ -66,9 +66,9 @@ def classify(
             _classify_images(sources, client, results, batch_rows, as_json=as_json, evidence=evidence)
         return
     if paths or out is None or evidence:
-        raise CommandError("--stage needs --out, the table for the outcomes, and no PATHs or --evidence.")
+        raise CommandError("--stage needs --out TABLE, and allows neither PATHs nor --evidence.")
     if local and url is None:
-        raise CommandError("--local needs --url, the service that `ext-classify sql --serve` names.")
+        raise CommandError("--local needs --url: the service URL that `ext-classify sql --serve` prints.")
     part = shard or _shard_of_job()
     with open_console() as console, named_or_own_service(url, api_key) as client:
         _classify_stage(AnswersTable(console, stage, out), part, client, batch_rows, as_json=as_json)
@@ -85,8 +85,8 @@ def _classify_images(
 ) -> None:
     missing = sources if results is None else _missing(sources, results, client, evidence=evidence)
     screen, tally = open_screen(as_json=as_json), Tally()
-    show = _shower(screen, missing, results, as_json=as_json)
-    with _telling_what_is_kept(results, tally), screen.progress(len(missing), "images") as advance:
+    show = _outcome_writer(screen, missing, results, as_json=as_json)
+    with _explaining_interruption(results, tally), screen.progress(len(missing), "images") as advance:
         for one in classify_sources(client, missing, batch_rows=batch_rows, evidence=evidence):
             tally.add(one.outcome)
             show(one)
@@ -94,7 +94,7 @@ def _classify_images(
     failed = tally.failed
     if results is not None:
         results.finish()
-        _tell_of_file(screen, results, len(sources) - len(missing), tally, as_json=as_json)
+        _print_file_summary(screen, results, len(sources) - len(missing), tally, as_json=as_json)
         failed = sum(results.has_failed(source.name) for source in sources)
     elif not as_json:
         screen.line()
@@ -104,22 +104,24 @@ def _classify_images(
 
 
 @contextmanager
-def _telling_what_is_kept(results: ResultFile | None, tally: Tally) -> Iterator[None]:
-    """To whoever interrupts, or is stopped by an error."""
+def _explaining_interruption(results: ResultFile | None, tally: Tally) -> Iterator[None]:
+    """On Ctrl-C or a client error, print how many outcomes are saved, or how to pass an API key."""
     try:
         yield
     except (KeyboardInterrupt, ClientError) as error:
         if results is not None and tally.images:
-            print(f"{tally.images} outcomes are kept: the same command goes on from there.", file=sys.stderr)
+            print(
+                f"{tally.images} outcomes are saved: run the same command again to continue.", file=sys.stderr
+            )
         if isinstance(error, ClientError) and error.status == HTTPStatus.UNAUTHORIZED:
-            raise ClientError(f"{error} --api-key-file FILE holds one.") from None
+            raise ClientError(f"{error} Pass an API key with --api-key-file FILE.") from None
         raise
 
 
-def _shower(
+def _outcome_writer(
     screen: Screen, sources: list[ImageSource], results: ResultFile | None, *, as_json: bool
 ) -> Callable[[Classified], None]:
-    """Where each outcome goes: to the file, or to stdout."""
+    """Return the function that writes one outcome to the file or to stdout."""
     if results is not None:
         return lambda one: results.add(one.source.name, one.content, one.outcome)
     if as_json:
@@ -144,13 +146,15 @@ def _missing(
     return [source for source in sources if not is_known(source)]
 
 
-def _tell_of_file(screen: Screen, results: ResultFile, known: int, tally: Tally, *, as_json: bool) -> None:
+def _print_file_summary(
+    screen: Screen, results: ResultFile, known: int, tally: Tally, *, as_json: bool
+) -> None:
     if as_json:
         print(json.dumps({"file": str(results.path), "known": known, **tally.as_json()}, ensure_ascii=False))
         return
     if tally.images:
         _summarise(screen, tally)
-    already = f"; {known} had an outcome already" if known else ""
+    already = f"; {known} already had an outcome" if known else ""
     screen.line(f"{results.path}: {tally.images} images classified{already}.")
 
 
@@ -164,52 +168,60 @@ def _classify_stage(
     table.create()
     version = client.model_version()
     if version is None:
-        raise ClientError("The service does not say which network it has (/readyz), and the table is by it.")
+        raise ClientError(
+            "The service must report its model version in /readyz, because the table stores it."
+        )
     progress = rescore(table, table.missing(part, version), client, batch_rows)
     if as_json:
         counts = {"stored": progress.stored, "failed": progress.failed, "failure": progress.failure or None}
         print(json.dumps({"shard": part.index, "shards": part.count, **counts}, ensure_ascii=False))
     else:
-        known = "" if progress.stored or progress.failed else "; all had an outcome of this network"
+        known = "" if progress.stored or progress.failed else "; all already have an outcome from this model"
         print(f"Shard {part.index} of {part.count}: {progress}{known}.")
     if progress.failed:
         raise Incomplete(
             f"{progress.failed} files are not classified yet ({progress.failure}). "
-            "Mend that, then run it again."
+            "Fix the cause, then run the command again."
         )
 
 
 def add_commands(add: Add) -> None:
-    command = add("classify", classify, "classify images, or a stage's files into a table")
+    command = add(
+        "classify", classify, "classify images, or write the outcomes of a stage's files to a table"
+    )
     command.add_argument(
         "paths",
         nargs="*",
         metavar="PATH",
-        help="images, folders of them, patterns, or @db.schema.stage/… that the service reads",
+        help="images, folders, patterns, or @db.schema.stage/… paths that the service reads",
     )
     command.add_argument(
         "--out",
         metavar="FILE|TABLE",
-        help="for the outcomes: a .csv, .json, .jsonl or .parquet, or with --stage a table; what it has "
-        "already is left out",
+        help="write outcomes to a .csv, .json, .jsonl or .parquet file, or with --stage to a table; skip "
+        "images that already have an outcome there",
     )
     command.add_argument(
-        "--evidence", action="store_true", help="and where the label was seen: in --json and --out"
+        "--evidence",
+        action="store_true",
+        help="include where in the image the label was seen, in --json and --out",
     )
-    command.add_argument("--url", help=f"the service (default {DEFAULT_URL}, or else one of its own)")
     command.add_argument(
-        "--api-key-file", type=Path, metavar="FILE", help="holds the key of a service that wants one"
+        "--url", help=f"URL of the service (default {DEFAULT_URL}; starts a service if none runs there)"
     )
-    add_json(command, "one outcome a line")
-    command.add_argument("--stage", help="db.schema.stage, whose files are to be classified into --out")
+    command.add_argument(
+        "--api-key-file", type=Path, metavar="FILE", help="file with the API key, if the service requires one"
+    )
+    add_json(command, "print one JSON object per image")
+    command.add_argument("--stage", help="db.schema.stage whose files to classify into the table --out")
     command.add_argument(
         "--shard",
         type=_parse_shard,
         metavar="I/N",
-        help="one of N parts of the files, from 0 (default: the job's own in Snowpark, else all)",
+        help="part I of N of the files, counted from 0 (default: by the Snowpark job's index, or all files)",
     )
     command.add_argument(
-        "--batch-rows", type=_parse_rows, default=BATCH_ROWS, help="images a request (default %(default)s)"
+        "--batch-rows", type=_parse_rows, default=BATCH_ROWS, help="images per request (default %(default)s)"
     )
     add_connection(command)
 
@@ -227,7 +239,10 @@ def _parse_shard(text: str) -> Shard:
 
 
 def _shard_of_job() -> Shard:
-    """Source: Snowflake documentation, EXECUTE JOB SERVICE: the variables that tell replicas apart."""
+    """The shard of this replica of a Snowpark job, or the only shard outside one.
+
+    Source: Snowflake documentation, EXECUTE JOB SERVICE, environment variables of replicas.
+    """
     index, count = os.environ.get("SNOWFLAKE_JOB_INDEX", "0"), os.environ.get("SNOWFLAKE_JOBS_COUNT", "1")
     try:
         return _parse_shard(f"{index}/{count}")

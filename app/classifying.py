@@ -1,4 +1,4 @@
-"""Images through a running service, each with its outcome, in their order."""
+"""Classify images through a running service, in order."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -8,7 +8,7 @@ from app.client import Client, Image
 from app.image_sources import ImageSource, content_of
 from app.outcome import ErrorDetail, ModelIdentity, Outcome, blank_outcome
 
-# Of a file that this machine cannot read, so that the service was never asked.
+# Error code for a local file that cannot be read; the client sends no request for it.
 UNREADABLE_FILE = "unreadable_file"
 _NO_MODEL = ModelIdentity(name="", version="")
 
@@ -21,40 +21,40 @@ class Classified:
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _Pending:
     source: ImageSource
     content: str | None
     outcome: Outcome | None = None
-    """There already, for nobody was asked."""
+    """Set if the file could not be read; the service does not receive it."""
 
 
 def classify_sources(
     client: Client, sources: Iterable[ImageSource], *, batch_rows: int, evidence: bool
 ) -> Iterator[Classified]:
-    """A file that cannot be read is an outcome too. Raises ClientError."""
-    asked: deque[_Asked] = deque()
+    """Yield one outcome per source, in order; an unreadable file has an error. Raises ClientError."""
+    pending: deque[_Pending] = deque()
 
     def images() -> Iterator[Image]:
         for source in sources:
             try:
                 image = source.read()
             except OSError as error:
-                asked.append(_Asked(source, None, _unreadable(error)))
+                pending.append(_Pending(source, None, _unreadable(error)))
                 continue
             content = content_of(image) if isinstance(image, bytes) else source.etag
-            asked.append(_Asked(source, content))
+            pending.append(_Pending(source, content))
             yield image
 
-    def answered_already() -> Iterator[Classified]:
-        while asked and (outcome := asked[0].outcome) is not None:
-            one = asked.popleft()
+    def unreadable_files() -> Iterator[Classified]:
+        while pending and (outcome := pending[0].outcome) is not None:
+            one = pending.popleft()
             yield Classified(one.source, one.content, outcome)
 
     for outcome in client.classify_all(images(), batch_rows=batch_rows, evidence=evidence):
-        yield from answered_already()
-        one = asked.popleft()
+        yield from unreadable_files()
+        one = pending.popleft()
         yield Classified(one.source, one.content, outcome)
-    yield from answered_already()
+    yield from unreadable_files()
 
 
 def _unreadable(error: OSError) -> Outcome:

@@ -1,4 +1,4 @@
-"""ext-classify: the service and the model from a terminal."""
+"""ext-classify: run the classification service and manage its model from a terminal."""
 
 import argparse
 import functools
@@ -26,7 +26,7 @@ from model.defaults import Engine
 from model.errors import ModelError
 
 ENGINES = get_args(Engine)
-# Each adds commands. They are imported for no start of the service, which they would hold up.
+# Modules that add the other commands. `serve` does not import them, because they slow down its start.
 FURTHER_COMMANDS = (
     "app.classify_command",
     "app.completion_command",
@@ -42,12 +42,15 @@ FURTHER_COMMANDS = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Returns 0 when it is done; else, with a line on stderr, 1, or 3 for in part."""
+    """Run one command and return its exit code: 0 for success, 1 for failure, 3 for partial failure.
+
+    A failure prints one line on stderr.
+    """
     options = parse_arguments(arguments)
     run: Callable[..., None] = options.pop("run")
     try:
         run(**options)
-    except BrokenPipeError:  # whoever read the output has seen enough
+    except BrokenPipeError:  # the reader of the output, such as `head`, has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except CommandError as error:
         return _fail(str(error), error.exit_code)
@@ -56,46 +59,48 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValidationError as error:
         return _fail(describe_settings_faults(error))
     except KeyboardInterrupt:
-        return _fail("interrupted", 128 + signal.SIGINT)  # as shells count
+        return _fail("interrupted", 128 + signal.SIGINT)  # the exit code that shells use
     return 0
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> dict[str, Any]:
-    """The command to run, as `run`, and what it is to be given."""
+    """Return the command's function as `run`, and its keyword arguments."""
     arguments = sys.argv[1:] if arguments is None else arguments
     return vars(parser(only_serve=arguments[:1] == ["serve"]).parse_args(arguments))
 
 
 def serve(**given: Any) -> None:
     settings = _settings(given)
-    end_well_when_stopped()  # uvicorn stops gracefully, then raises the signal once more
-    gc.disable()  # a start makes hardly any garbage, and to look for it takes a tenth of the time
+    end_well_when_stopped()  # after a graceful shutdown, uvicorn raises the signal again
+    gc.disable()  # collecting garbage takes 10% of the startup time and frees almost nothing
     try:
-        importlib.import_module("app.serving").serve(settings, _said(given))
+        importlib.import_module("app.serving").serve(settings, _without_none(given))
     finally:
         gc.enable()
 
 
 def _settings(given: dict[str, Any]) -> Settings:
-    """What flags say goes before the environment."""
-    return Settings(**_said(given))
+    """Settings from flags and the environment; flags take precedence."""
+    return Settings(**_without_none(given))
 
 
-def _said(given: dict[str, Any]) -> dict[str, Any]:
+def _without_none(given: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
 def parser(*, only_serve: bool = False) -> argparse.ArgumentParser:
-    """Of all commands, or of the one that a start of the service is to wait for."""
+    """Build the parser for all commands, or for `serve` alone, which imports less and starts faster."""
     parser = argparse.ArgumentParser("ext-classify", description=__doc__)
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    command = _add(commands, "serve", serve, "answer POST /classify")
+    command = _add(commands, "serve", serve, "run the classification service")
     command.add_argument("--host", help="address to listen on (default 127.0.0.1)")
     command.add_argument("--port", type=parse_port, help="port to listen on (default 8000)")
-    command.add_argument("--workers", type=_workers, help="processes, which share the cores (default 1)")
-    command.add_argument("--model", type=Path, dest="model_path", help="the network's .h5")
+    command.add_argument(
+        "--workers", type=_workers, help="server processes, which share the cores (default 1)"
+    )
+    command.add_argument("--model", type=Path, dest="model_path", help="the model's .h5 file")
     command.add_argument("--engine", choices=ENGINES, help="(default: litert)")
 
     for module in () if only_serve else FURTHER_COMMANDS:

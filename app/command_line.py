@@ -1,4 +1,4 @@
-"""What all commands share: how they are added, what their arguments may be, how they end."""
+"""Code that commands share: argument types, errors with exit codes, and signal handling."""
 
 import argparse
 import signal
@@ -10,42 +10,42 @@ from typing import TypeAlias
 from pydantic import ValidationError
 
 Add: TypeAlias = Callable[[str, Callable[..., None], str], argparse.ArgumentParser]
-"""Adds a command: its name, what it runs, and a summary."""
+"""Adds a command to the parser, from its name, its function and its help text."""
 
 MOST_PORT = 65535
 SAMPLES = Path(__file__).parent.parent / "model" / "samples"
 
 
 class CommandError(Exception):
-    """A command cannot be done; the message says why, in a line."""
+    """The command failed; the message gives the reason in one line."""
 
     exit_code = 1
 
 
 class Incomplete(CommandError):
-    """It is done, but for parts that could not be; 2 is argparse's, for a mistake in the command line."""
+    """Part of the work failed. The exit code is 3, because argparse uses 2 for usage errors."""
 
     exit_code = 3
 
 
 def end_well_when_stopped() -> None:
-    """To be stopped, or to lose the terminal, is no failure; what stands in a finally is done first."""
+    """On SIGTERM and SIGHUP, run `finally` blocks and exit with 0: stopping a server is not a failure."""
     for name in {"SIGTERM", "SIGHUP"} & set(dir(signal)):
         signal.signal(getattr(signal, name), lambda *_: sys.exit(0))
 
 
 def fail_when_stopped() -> None:
-    """Work that is to be whole is not done by being stopped: 128 and the signal's number, as shells count."""
+    """On SIGTERM and SIGHUP, exit with 128 + the signal number, because the work is incomplete."""
     for name in {"SIGTERM", "SIGHUP"} & set(dir(signal)):
         signal.signal(getattr(signal, name), lambda number, _: sys.exit(128 + number))
 
 
-def add_json(command: argparse.ArgumentParser, what: str = "for programs") -> None:
+def add_json(command: argparse.ArgumentParser, what: str = "print JSON") -> None:
     command.add_argument("--json", action="store_true", dest="as_json", help=what)
 
 
 def read_api_key(path: Path | None) -> str | None:
-    """Of a file that holds it alone. Raises CommandError, which tells nothing of what the file holds."""
+    """Return the API key in a file. Raises CommandError, whose message never contains the file's content."""
     if path is None:
         return None
     try:
@@ -53,12 +53,12 @@ def read_api_key(path: Path | None) -> str | None:
     except UnicodeDecodeError:
         key = ""
     if not key or not key.isprintable():
-        raise CommandError(f"A file with an API key must hold it alone, in a line of ASCII. Received: {path}")
+        raise CommandError(f"An API key file must hold one key on one line of ASCII. Received: {path}")
     return key
 
 
 def parse_integer(text: str, least: int, most: int) -> int:
-    """Raises ArgumentTypeError for anything but an integer within the limits."""
+    """Return an integer from `least` to `most`. Raises ArgumentTypeError for any other text."""
     if not text.isdecimal() or not least <= int(text[:12]) <= most:
         raise argparse.ArgumentTypeError(f"must be an integer from {least} to {most}. Received: {text}")
     return int(text)
@@ -69,13 +69,16 @@ def parse_port(text: str) -> int:
 
 
 def describe_settings_faults(error: ValidationError) -> str:
-    """By the names of their variables, without what only follows from another fault."""
+    """Return one line that names the variable of each invalid setting.
+
+    Leaves out errors that only follow from another error.
+    """
     return "; ".join(
-        f"{'_'.join(['EXT_CLASSIFY', *map(str, fault['loc'])]).upper()}: {_said(fault['msg'])}"
+        f"{'_'.join(['EXT_CLASSIFY', *map(str, fault['loc'])]).upper()}: {_without_prefix(fault['msg'])}"
         for fault in error.errors(include_url=False)
         if fault["type"] != "default_factory_not_called"
     )
 
 
-def _said(fault: str) -> str:
-    return fault.removeprefix("Value error, ")
+def _without_prefix(message: str) -> str:
+    return message.removeprefix("Value error, ")

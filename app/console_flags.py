@@ -1,4 +1,4 @@
-"""The flags by which a command finds its session with Snowflake, or with local SQL."""
+"""Flags that select a session with Snowflake or with local SQL."""
 
 import argparse
 
@@ -9,13 +9,24 @@ from app.sql_command import LOCAL_PORT, connect_locally
 
 
 def add_connection(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--connection", metavar="NAME", help="of connections.toml (default: its default)")
-    command.add_argument("--local", action="store_true", help="the server of ext-classify sql --serve")
-    command.add_argument("--port", type=int, default=LOCAL_PORT, help="of that server (default %(default)s)")
+    command.add_argument(
+        "--connection",
+        metavar="NAME",
+        help="connection in connections.toml (default: its default connection)",
+    )
+    command.add_argument(
+        "--local", action="store_true", help="connect to the local server of `ext-classify sql --serve`"
+    )
+    command.add_argument(
+        "--port", type=int, default=LOCAL_PORT, help="port of the local server (default %(default)s)"
+    )
 
 
 def open_session(connection: str | None, local: bool, port: int) -> Console:
-    """By the container's own token in Snowpark Container Services, if none is named. Raises ClientError."""
+    """Open a session. Raises ClientError.
+
+    Inside Snowpark Container Services without a named connection, it logs in with the container's token.
+    """
     if local:
         return connect_locally(port)
     if connection is None and is_inside_spcs():

@@ -1,4 +1,4 @@
-"""ext-classify doctor: what is wrong, or may be, with settings, network, port, Snowflake and gateway."""
+"""ext-classify doctor: check settings, model, port, Redis, certificates, Snowflake and the gateway."""
 
 import json
 from dataclasses import asdict
@@ -25,7 +25,7 @@ def doctor(
     local: bool,
     port: int,
 ) -> None:
-    """Raises CommandError where something is wrong."""
+    """Run all checks and print their findings. Raises CommandError if a check failed."""
     api_key = read_api_key(api_key_file)
     findings = Findings()
     settings = check_settings(findings)
@@ -46,18 +46,22 @@ def doctor(
         print(json.dumps([asdict(finding) for finding in findings], ensure_ascii=False, indent=2))
     else:
         _show(open_screen(as_json=as_json), findings)
-    if not findings.are_well:
+    if not findings.passed:
         wrong = [finding.check for finding in findings if finding.state == "wrong"]
-        raise CommandError(f"Something is wrong with: {', '.join(dict.fromkeys(wrong))}.")
+        raise CommandError(f"Failed checks: {', '.join(dict.fromkeys(wrong))}.")
 
 
 def add_commands(add: Add) -> None:
-    command = add("doctor", doctor, "look for what is wrong with settings, network, Snowflake and gateway")
+    command = add("doctor", doctor, "check settings, model, Snowflake and the gateway")
     command.add_argument(
-        "--gateway", metavar="URL", help="that the function calls, to be asked as Snowflake asks"
+        "--gateway",
+        metavar="URL",
+        help="URL that the external function calls; doctor sends it a request as Snowflake does",
     )
-    command.add_argument("--api-key-file", type=Path, metavar="FILE", help="holds the gateway's key")
-    command.add_argument("--function", default="EXT_CLASSIFY", help="to look for (default %(default)s)")
+    command.add_argument("--api-key-file", type=Path, metavar="FILE", help="file with the gateway's API key")
+    command.add_argument(
+        "--function", default="EXT_CLASSIFY", help="function to look for (default %(default)s)"
+    )
     add_json(command)
     add_connection(command)
 

@@ -1,4 +1,4 @@
-"""The image files that a command line names."""
+"""Find the image files that command-line paths name."""
 
 import glob
 from collections.abc import Sequence
@@ -10,31 +10,31 @@ IMAGE_SUFFIXES = frozenset({".bmp", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
-    """Files named, by patterns too, and image files in folders named, but for hidden ones; in sorted order.
+    """Return the named files, the matches of patterns, and the image files in named folders, sorted.
 
-    Raises ClientError.
+    Skips hidden files in folders. Raises ClientError if there are no images.
     """
     found: list[Path] = []
     for path in paths:
         for match in _matches(path):
             found += sorted(filter(_is_image, match.rglob("*"))) if match.is_dir() else [match]
     if not found:
-        raise ClientError(f"There are no images in {', '.join(map(str, paths))}.")
+        raise ClientError(f"No images in {', '.join(map(str, paths))}.")
     return found
 
 
 def _matches(path: Path) -> list[Path]:
-    """Itself, or what it is a pattern of, where the shell has not looked. Raises ClientError."""
+    """Return the path, or the matches of a pattern that the shell did not expand. Raises ClientError."""
     if path.exists():
         return [path]
-    matches = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207 - of any root
+    matches = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207 - Path.glob takes no absolute patterns
     if not matches:
-        raise ClientError(f"There is no {path}.")
+        raise ClientError(f"No such file, folder or pattern: {path}")
     return matches
 
 
 def _is_image(path: Path) -> bool:
-    is_hidden = path.name.startswith(".")  # such as those that macOS leaves beside images
+    is_hidden = path.name.startswith(".")  # such as the ._ files of macOS
     return not is_hidden and is_named_as_image(path.name) and path.is_file()
 
 

@@ -1,4 +1,4 @@
-"""What `classify PATH…` is to classify: files of this machine, and files of stages."""
+"""Image sources of `classify PATH…`: local files and staged files."""
 
 import fnmatch
 import hashlib
@@ -17,18 +17,18 @@ _PATTERN = frozenset("*?[")
 
 @dataclass(frozen=True)
 class ImageSource:
-    """`name` is what it is called in the results; what `content` returns changes with the image's bytes."""
+    """An image to classify. `name` identifies it in the results; staged files have no `path`."""
 
     name: str
     path: Path | None = None
     etag: str | None = None
 
     def read(self) -> bytes | str:
-        """Its bytes, or what the service is to read. Raises OSError."""
+        """Return the bytes of a local file, or the staged path that the service reads. Raises OSError."""
         return self.name if self.path is None else self.path.read_bytes()
 
     def content(self) -> str | None:
-        """SHA-256 of a file, etag of a staged one. Raises OSError."""
+        """Return the SHA-256 of a local file, or the etag of a staged file. Raises OSError."""
         return self.etag if self.path is None else content_of(self.path.read_bytes())
 
 
@@ -37,26 +37,26 @@ def content_of(image: bytes) -> str:
 
 
 def find_sources(names: Sequence[str], connect: Callable[[], Console]) -> list[ImageSource]:
-    """In the order of the names; `@stage/path` is a stage's.
+    """Return local images first, then staged ones (`@stage/path`), in the order of the names.
 
-    A session is opened where a folder of a stage, or a pattern, is to be looked up. Raises ClientError.
+    Opens a session only to look up stage folders and patterns. Raises ClientError.
     """
-    if not all(names):  # it would be this folder, as a variable that is not set would have it
+    if not all(names):  # Path("") is the current folder; an unset shell variable must not select it
         raise ClientError("A PATH must not be empty.")
     local = [Path(name) for name in names if not name.startswith("@")]
     found = [ImageSource(_printable(path), path) for path in find_images(local)] if local else []
     for name in names:
         if name.startswith("@"):
-            found += _staged(name, connect)
+            found += _find_staged(name, connect)
     return found
 
 
 def _printable(path: Path) -> str:
-    """Some names are no text, and results are."""
+    """Return the path as text, with undecodable bytes escaped."""
     return str(path).encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
-def _staged(name: str, connect: Callable[[], Console]) -> list[ImageSource]:
+def _find_staged(name: str, connect: Callable[[], Console]) -> list[ImageSource]:
     try:
         stage, path = parse_location(name)
     except ValueError as error:
@@ -64,24 +64,24 @@ def _staged(name: str, connect: Callable[[], Console]) -> list[ImageSource]:
     if is_named_as_image(path) and not _PATTERN & set(path):
         return [ImageSource(name)]
     with connect() as console:
-        found = list(_listed(console, quote_identifier(*stage), path))
+        found = list(_list_stage(console, quote_identifier(*stage), path))
     if not found:
-        raise ClientError(f"There are no images in {name}; ALTER STAGE … REFRESH lists what came since.")
+        raise ClientError(f"No images in {name}. Run ALTER STAGE … REFRESH to list new files.")
     return found
 
 
-def _listed(console: Console, stage: str, path: str) -> Iterator[ImageSource]:
-    """Of the stage's directory table."""
+def _list_stage(console: Console, stage: str, path: str) -> Iterator[ImageSource]:
+    """Yield matching images from the stage's directory table."""
     rows = console.rows(
         f"SELECT relative_path, etag FROM DIRECTORY(@{stage}) ORDER BY relative_path"  # noqa: S608 - quoted
     )
     for row in rows:
         relative_path: str = row["relative_path"]
-        if is_named_as_image(relative_path) and _is_meant(relative_path, path):
+        if is_named_as_image(relative_path) and _matches(relative_path, path):
             yield ImageSource(f"@{stage}/{relative_path}", etag=row["etag"])
 
 
-def _is_meant(relative_path: str, path: str) -> bool:
+def _matches(relative_path: str, path: str) -> bool:
     if _PATTERN & set(path):
         return fnmatch.fnmatchcase(relative_path, path)
     folder = path.rstrip("/")

@@ -1,4 +1,4 @@
-"""ext-classify key: make an API key."""
+"""ext-classify key: create an API key."""
 
 import json
 import sys
@@ -9,16 +9,20 @@ from app.command_line import Add, CommandError, add_json
 
 
 def add_commands(add: Add) -> None:
-    command = add("key", key, "make an API key, and the line by which the service knows it")
-    command.add_argument("name", help="whose it is to be")
-    command.add_argument("--file", type=Path, help="file of keys to add the line to (default: print it)")
+    command = add("key", key, "create an API key, and the line for the service's file of keys")
+    command.add_argument("name", help="name of the caller who gets the key")
+    command.add_argument(
+        "--file", type=Path, help="append the line to this file of keys (default: print the line)"
+    )
     add_json(command)
 
 
 def key(name: str, file: Path | None, as_json: bool) -> None:
-    """The key is printed once, and is nowhere to be found after that."""
+    """Print a new key once; only its hash is stored."""
     if not NAME.fullmatch(name):
-        raise CommandError(f"a key's name must be of letters, digits, dots and dashes. Received: {name!r}")
+        raise CommandError(
+            f"a key's name must consist of letters, digits, dots, dashes and underscores. Received: {name!r}"
+        )
     made = make_key()
     line = line_of(name, made)
     if file is not None:
@@ -30,4 +34,4 @@ def key(name: str, file: Path | None, as_json: bool) -> None:
         return
     print(made)
     if file is None:
-        print(f"For the file that EXT_CLASSIFY_API_KEYS_FILE names:\n{line}", file=sys.stderr)
+        print(f"Add this line to the file in EXT_CLASSIFY_API_KEYS_FILE:\n{line}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Outcomes, for people: a line an image, and what all of them come to."""
+"""Outcomes in readable form: one line per image, and a summary."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,13 +8,13 @@ from typing import Any
 from app.outcome import Outcome
 from app.terminal import Screen, bar, style_of
 
-# Below it, an answer is worth a look: as in infra/snowflake/31_queries.sql.
+# Labels with less confidence are marked for review, as in infra/snowflake/31_queries.sql.
 UNSURE_BELOW = 0.9
 _LABEL_WIDTH = 18
 
 
 class OutcomeLines:
-    """With a heading above the first."""
+    """Prints a heading, then one line per outcome."""
 
     def __init__(self, screen: Screen, names: Sequence[str]) -> None:
         self._screen = screen
@@ -28,12 +28,12 @@ class OutcomeLines:
                 f"{'image':<{self._width}}  {'label':<{_LABEL_WIDTH}}  confidence, or what is wrong", "bold"
             )
             self._begun = True
-        line = f"{self._short[name]:<{self._width}}  {label_of(outcome):<{_LABEL_WIDTH}}  {_said(outcome)}"
+        line = f"{self._short[name]:<{self._width}}  {label_of(outcome):<{_LABEL_WIDTH}}  {_details(outcome)}"
         self._screen.line(line, _style(outcome))
 
 
 class Tally:
-    """Of many outcomes: how many of each label, how sure."""
+    """Counts outcomes and confidences per label."""
 
     def __init__(self) -> None:
         self._confidences: dict[str, list[float]] = defaultdict(list)
@@ -56,7 +56,7 @@ class Tally:
         return {"images": self.images, "failed": self.failed, "labels": counts}
 
     def rows(self) -> Iterator[list[str]]:
-        """Label, number of images, their share as a bar, mean confidence; the most first, then the failed."""
+        """Rows of label, count, share as a bar, and mean confidence: most frequent first, errors last."""
         labels = sorted(
             self._confidences,
             key=lambda label: (label.startswith("("), -len(self._confidences[label]), label),
@@ -68,13 +68,13 @@ class Tally:
 
 
 def label_of(outcome: Outcome) -> str:
-    """The label, or in brackets why there is none."""
+    """Return the label, or the reason in parentheses why there is none."""
     if outcome["error"] is not None:
         return f"({outcome['error']['code']})"
     return "(abstained)" if outcome["abstained"] else str(outcome["label"])
 
 
-def _said(outcome: Outcome) -> str:
+def _details(outcome: Outcome) -> str:
     if outcome["error"] is not None:
         return outcome["error"]["message"]
     if outcome["abstained"]:
@@ -92,6 +92,6 @@ def _style(outcome: Outcome) -> str:
 
 
 def _short_names(names: Sequence[str]) -> dict[str, str]:
-    """Without their folders, where that tells them apart."""
+    """Map paths to file names, or to themselves if two files have the same name."""
     short = {name: PurePath(name).name for name in names}
     return short if len(set(short.values())) == len(short) else {name: name for name in names}

@@ -1,4 +1,4 @@
-"""A service of our own, in a process of its own, for as long as a command needs one."""
+"""Run the service in a child process for the duration of a command."""
 
 import os
 import socket
@@ -24,12 +24,12 @@ def own_service(
     environment: Mapping[str, str] | None = None,
     python: Path = Path(sys.executable),
 ) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
-    """Its URL and its process, ready; on a free port where none is given. Raises ClientError."""
+    """Yield the URL and the process of a ready service, by default on a free port. Raises ClientError."""
     reach_loopback_directly()
-    port = _free_port(host) if port is None else _refuse_taken(host, port)
+    port = _free_port(host) if port is None else _require_free(host, port)
     command = [str(python), "-m", "app.cli", "serve", "--host", host, "--port", str(port)]
-    surroundings = _surroundings(environment or {})
-    with subprocess.Popen(command, env=surroundings) as service:
+    variables = _child_environment(environment or {})
+    with subprocess.Popen(command, env=variables) as service:
         try:
             url = f"http://{host}:{port}"
             _wait_until_ready(service, url)
@@ -39,21 +39,24 @@ def own_service(
 
 
 def reach_loopback_directly() -> None:
-    """Whatever proxy this machine uses for other hosts, in this process and those that it starts."""
+    """Exclude loopback from HTTP proxies, in this process and its children."""
     for name in ("no_proxy", "NO_PROXY"):
         known = os.environ.get(name, "")
         if HOST not in known:
             os.environ[name] = ",".join(filter(None, [known, HOST, "localhost"]))
 
 
-def _surroundings(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment of this process, quieter; with a Snowflake of its own, nothing of another one."""
+def _child_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return this process's environment with a lower log level.
+
+    If `environment` is given, it replaces all Snowflake settings, so that two accounts never mix.
+    """
     inherited = {
         name: value
         for name, value in os.environ.items()
         if not (environment and name.upper().startswith("EXT_CLASSIFY_SNOWFLAKE_"))
     }
-    # The service's own lines would run through the command's output.
+    # Info lines of the service would mix with the command's output.
     return {"EXT_CLASSIFY_LOG_LEVEL": "warning", **inherited, **environment}
 
 
@@ -63,7 +66,7 @@ def _free_port(host: str) -> int:
         return port
 
 
-def _refuse_taken(host: str, port: int) -> int:
+def _require_free(host: str, port: int) -> int:
     try:
         refuse_taken_port(host, port)
     except CommandError as error:
@@ -75,7 +78,7 @@ def _wait_until_ready(service: "subprocess.Popen[bytes]", url: str) -> None:
     deadline = time.monotonic() + START_TIMEOUT_SECONDS
     while not is_ready(url):
         if service.poll() is not None:
-            raise ClientError("The service did not start; it says why above.")
+            raise ClientError("The service did not start: see its messages above.")
         if time.monotonic() > deadline:
             raise ClientError(f"The service was not ready after {START_TIMEOUT_SECONDS:.0f} seconds.")
         time.sleep(0.05)

@@ -1,6 +1,6 @@
-"""python -m app.probe: exit 0 if the service in this container is ready, for a HEALTHCHECK.
+"""python -m app.probe: exit with 0 if the service in this container is ready, for a HEALTHCHECK.
 
-Without the command line's imports, for it runs every few seconds.
+Imports only the standard library, because it runs every few seconds.
 """
 
 import os
@@ -12,10 +12,10 @@ _TIMEOUT_SECONDS = 4.0
 
 def is_ready() -> bool:
     host = os.environ.get("EXT_CLASSIFY_HOST", "127.0.0.1")
-    reached_at = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - not to listen on
-    said = os.environ.get("EXT_CLASSIFY_PORT", "")
-    port = int(said) if said.isdecimal() else 8000  # Kubernetes may say something else by it
-    connection = HTTPConnection(reached_at, port, timeout=_TIMEOUT_SECONDS)
+    address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - connects, does not listen
+    port_text = os.environ.get("EXT_CLASSIFY_PORT", "")
+    port = int(port_text) if port_text.isdecimal() else 8000  # Kubernetes service links set it to a URL
+    connection = HTTPConnection(address, port, timeout=_TIMEOUT_SECONDS)
     try:
         connection.request("GET", "/readyz")
         return connection.getresponse().status == 200

@@ -1,4 +1,4 @@
-"""A stage's files to a table of outcomes: one shard of them, again and again until none is missing."""
+"""Classify one shard of a stage's files and store the outcomes in a table."""
 
 import sys
 import time
@@ -11,16 +11,16 @@ from app.client import Client, ClientError
 from app.outcome import Outcome
 from app.snowflake.answers_table import MAX_ROWS, AnswersTable, StagedFile
 
-# So many batches at a time keep the service's cores busy while others are fetched or written down.
+# Enough to keep the service's cores busy while other batches are fetched or stored.
 CONCURRENT_BATCHES = 6
-# A statement has its price, and what is lost with a process is what was not written yet.
+# Longer intervals need fewer statements; shorter ones lose fewer outcomes if the process is killed.
 WRITE_SECONDS = 15.0
 REPORT_SECONDS = 10.0
-# So many files without one that could be read are no accident.
+# With this many failures and no success, the cause affects all files.
 GIVE_UP_FILES = 500
 
-# What is an image's own, and would be the same another time. All else is the network's, the stage's or the
-# settings', and may be mended.
+# Errors of the image itself, which recur on every retry. All other errors come from the connection, the stage
+# or the settings, and can be fixed.
 _FINAL_ERRORS = frozenset(
     {
         "unsupported_format",
@@ -37,22 +37,22 @@ Answered = list[tuple[StagedFile, Outcome]]
 
 @dataclass
 class Progress:
-    """Files that have an outcome now, and those that are to be tried again."""
+    """Number of files with a stored outcome, and of files to retry."""
 
     stored: int = 0
     failed: int = 0
     failure: str = ""
-    """The latest, in words."""
+    """Code and message of the latest error."""
 
     def __str__(self) -> str:
-        return f"{self.stored} files classified, {self.failed} to be tried again"
+        return f"{self.stored} files classified, {self.failed} to retry"
 
 
 def rescore(table: AnswersTable, files: Iterable[StagedFile], client: Client, batch_rows: int) -> Progress:
-    """Classify the files and store their outcomes, but for those that may succeed another time.
+    """Classify the files and store their outcomes, except for errors that a retry can fix.
 
-    Raises ClientError when the service or Snowflake does not answer, or when no file at all can be read; what
-    was stored stays.
+    Raises ClientError if the service or Snowflake does not answer, or if the first GIVE_UP_FILES files all
+    fail. Stored outcomes remain.
     """
     progress = Progress()
     report, unwritten, written_at = _Report(progress), Answered(), time.monotonic()
@@ -62,8 +62,8 @@ def rescore(table: AnswersTable, files: Iterable[StagedFile], client: Client, ba
             _store(table, unwritten, progress)
             unwritten, written_at = [], time.monotonic()
         if progress.failed >= GIVE_UP_FILES and not progress.stored and not unwritten:
-            raise ClientError(f"None of {progress.failed} files can be read: {progress.failure}")
-        report.tell()
+            raise ClientError(f"All of the first {progress.failed} files failed: {progress.failure}")
+        report.print_if_due()
     _store(table, unwritten, progress)
     return progress
 
@@ -87,7 +87,7 @@ def _store(table: AnswersTable, unwritten: Answered, progress: Progress) -> None
 
 
 def _in_flight(files: Iterable[StagedFile], client: Client, batch_rows: int) -> Iterator[Answered]:
-    """What has been answered since the last time."""
+    """Classify concurrent batches. Yields the outcomes of batches that finished since the last step."""
     remaining = iter(files)
 
     def classify_batch(batch: list[StagedFile]) -> Answered:
@@ -112,16 +112,16 @@ def _in_flight(files: Iterable[StagedFile], client: Client, batch_rows: int) -> 
 
 
 class _Report:
-    """A line now and then, for a job's log."""
+    """Prints the progress every REPORT_SECONDS, for a job's log."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
-        self._began = self._told_at = time.monotonic()
+        self._began = self._printed_at = time.monotonic()
 
-    def tell(self) -> None:
+    def print_if_due(self) -> None:
         now = time.monotonic()
-        if now - self._told_at < REPORT_SECONDS:
+        if now - self._printed_at < REPORT_SECONDS:
             return
-        self._told_at = now
+        self._printed_at = now
         rate = self._progress.stored / (now - self._began)
         print(f"{self._progress}; {rate:.0f} images/s", file=sys.stderr, flush=True)

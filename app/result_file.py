@@ -1,8 +1,8 @@
-"""Outcomes in a file, one an image: CSV, JSON, JSON Lines or Parquet, by its name.
+"""A file of outcomes, one per image: CSV, JSON, JSON Lines or Parquet, by its suffix.
 
-What is classified is noted in a journal beside the file, FILE.partial, and the file is written once all is
-done: whoever was interrupted goes on, and the file is whole or not there. Run again, only what is missing,
-has changed, or may turn out better is classified.
+A run appends outcomes to a journal, FILE.partial, and writes FILE when all images are done, so that FILE is
+always complete. A run after an interruption continues from the journal. A repeated run classifies only images
+that are missing, have changed, failed with a retryable error, or were classified by another model version.
 """
 
 import csv
@@ -22,14 +22,14 @@ if sys.platform != "win32":
     import fcntl
 
 Record = dict[str, Any]
-"""An outcome, with the `image` and its `content`."""
+"""An outcome, with `image` (its name) and `content` (its SHA-256 or etag)."""
 
 
 class ResultFile:
-    """Held, from `with` on, by one run at a time.
+    """A context manager that locks the file for one run at a time.
 
-    Raises ClientError for a name that says no format, a file that holds something else, or one that another
-    run writes to.
+    Raises ClientError for an unknown suffix, for a file that does not hold outcomes, and for a file that
+    another run has locked.
     """
 
     def __init__(self, path: Path) -> None:
@@ -46,29 +46,29 @@ class ResultFile:
         try:
             self._journal = self._journal_path.open("a+b")
         except OSError as error:
-            raise ClientError(f"--out {self.path} cannot be written: {error.strerror}.") from None
+            raise ClientError(f"cannot write --out {self.path}: {error.strerror}.") from None
         try:
-            self._claim()
+            self._lock()
         except ClientError:
             self._journal.close()
             raise
         try:
-            self.records = self._known()
+            self.records = self._load()
         except ClientError:
             self.__exit__()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        """What is in the journal stays there until the file is whole."""
+        """Delete the journal if it is empty; otherwise keep it for the next run."""
         if self._journal.seek(0, SEEK_END) == 0:
             self._journal_path.unlink(missing_ok=True)
         self._journal.close()
 
     def has(self, image: str, content: str | None, model_version: str | None, *, evidence: bool) -> bool:
-        """Whether an outcome is there that would be the same again.
+        """Whether the stored outcome is still valid for this image and model version.
 
-        Where the version is unknown, the outcome of any network will do.
+        A `model_version` of None, where the version is unknown, matches every version.
         """
         known = self.records.get(image)
         if known is None or known["content"] != content or (known["error"] or {}).get("retryable"):
@@ -81,7 +81,7 @@ class ResultFile:
         return self.records[image]["error"] is not None
 
     def add(self, image: str, content: str | None, outcome: Outcome) -> None:
-        """It is kept from then on."""
+        """Add an outcome, and append it to the journal."""
         record: Record = {"image": image, "content": content, **outcome}
         if record["evidence"] is not None and not self._keeps_heatmaps:
             record["evidence"] = {"box": record["evidence"]["box"]}
@@ -90,47 +90,49 @@ class ResultFile:
         self._journal.flush()
 
     def finish(self) -> None:
-        """Write all, in place of what was there."""
-        whole = self.path.with_name(f"{self.path.name}.new")
-        self._write(whole, self.records.values())
-        whole.replace(self.path)
+        """Replace the file with all outcomes, and empty the journal."""
+        replacement = self.path.with_name(f"{self.path.name}.new")
+        self._write(replacement, self.records.values())
+        replacement.replace(self.path)
         self._journal.truncate(0)
 
-    def _claim(self) -> None:
+    def _lock(self) -> None:
         if sys.platform != "win32":
             try:
                 fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                raise ClientError(f"Another run writes to {self.path}: wait, or name another file.") from None
+                raise ClientError(
+                    f"Another run has locked {self.path}: wait for it, or use another file."
+                ) from None
 
-    def _known(self) -> dict[str, Record]:
+    def _load(self) -> dict[str, Record]:
         records = {}
         if self.path.exists():
             try:
                 records = {record["image"]: record for record in map(_checked, self._read(self.path))}
             except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
                 raise ClientError(
-                    f"{self.path} holds something else than outcomes ({type(error).__name__}): "
-                    "name another file, or take it away."
+                    f"--out must be a file of outcomes, or a new file. Received: {self.path} "
+                    f"({type(error).__name__}); use another name, or delete the file."
                 ) from None
-        return records | self._noted()
+        return records | self._load_journal()
 
-    def _noted(self) -> dict[str, Record]:
-        """Whoever was killed may have left half a line."""
+    def _load_journal(self) -> dict[str, Record]:
+        """Return the journal's records. Skips an incomplete last line, which a killed run leaves."""
         self._journal.seek(0)
-        noted = {}
+        records = {}
         lines = self._journal.read().split(b"\n")
         for line in lines:
             with suppress(ValueError, TypeError, KeyError):
                 record = _checked(json.loads(line))
-                noted[record["image"]] = record
+                records[record["image"]] = record
         if lines[-1]:
             self._journal.write(b"\n")
-        return noted
+        return records
 
 
 def _checked(record: Any) -> Record:
-    """Raises TypeError or KeyError for what is no record."""
+    """Return `record` unchanged. Raises TypeError or KeyError if it is not a record."""
     if not isinstance(record, dict) or not isinstance(record["image"], str):
         raise TypeError
     for key in ("content", "evidence", "error", "confidence"):
@@ -151,7 +153,7 @@ def _flag(text: str) -> bool:
     return text == "true"
 
 
-# Each column of a table: what it holds of a record, and how it is read of a CSV's text.
+# For each column: the function that takes its value from a record, and the one that parses it from CSV text.
 _COLUMNS: dict[str, tuple[Callable[[Record], Any], Callable[[str], Any]]] = {
     "image": (lambda r: r["image"], str),
     "label": (lambda r: r["label"], str),
@@ -175,7 +177,7 @@ def _row_of(record: Record) -> dict[str, Any]:
 
 
 def _record_of(row: Mapping[str, Any]) -> Record:
-    """But for the heatmap, which no table holds. Raises KeyError for a row of something else."""
+    """Return the record of a table row, without the heatmap. Raises KeyError if a column is missing."""
     error = {key: row[f"error_{key}"] for key in ("code", "message", "retryable")}
     return {
         "image": row["image"],
@@ -202,7 +204,7 @@ def _write_csv(path: Path, records: Iterable[Record]) -> None:
 
 
 def _read_csv(path: Path) -> Iterator[Record]:
-    """Raises ValueError for columns of somebody else's, which would be lost."""
+    """Raises ValueError for unknown columns, because rewriting the file would lose them."""
     with path.open(encoding="utf-8", newline="") as file:
         rows = csv.DictReader(file, strict=True)
         if list(rows.fieldnames or ()) != list(_COLUMNS):
@@ -254,12 +256,12 @@ def _arrow(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError:
-        raise ClientError("Parquet takes the terminal extra: make setup installs it.") from None
+        raise ClientError("Parquet needs the terminal extra. Install it with: make setup") from None
 
 
 _Read = Callable[[Path], Iterator[Record]]
 _Write = Callable[[Path, Iterable[Record]], None]
-# And whether it has room for heatmaps.
+# Reader, writer, and whether the format stores heatmaps.
 _FORMATS: dict[str, tuple[_Read, _Write, bool]] = {
     ".csv": (_read_csv, _write_csv, False),
     ".json": (_read_json, _write_json, True),

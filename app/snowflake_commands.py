@@ -1,4 +1,4 @@
-"""ext-classify register, unregister and upload: the commands of whoever sets Snowflake up."""
+"""ext-classify register, unregister and upload: set up Snowflake."""
 
 import argparse
 import functools
@@ -35,18 +35,17 @@ def register_function(
 ) -> None:
     registration = read_flags(given, _defaults(local))
     if local and registration.provider == "spcs" and not dry_run:
-        raise ClientError("Local SQL has no service functions; --dry-run prints what Snowflake would do.")
+        raise ClientError("Local SQL has no service functions; --dry-run prints the SQL for Snowflake.")
     if verifies and "owner_role" in registration.variables:
-        raise ClientError("--owner-role leaves to that role --verify.")
+        raise ClientError("--owner-role does not allow --verify: the owner role runs it.")
     if dry_run:
         for statement in registration.statements():
             print(_as_line("statement", statement) if as_json else f"{statement};\n")
         return
     with open_session(connection, local, port) as console:
         for line in register(console, registration):
-            print(
-                _as_line("done", line) if as_json else line, flush=True
-            )  # grants that a replacement takes must be known whatever happens
+            # Flushed: if the command fails later, the grants that a replacement dropped are on record.
+            print(_as_line("done", line) if as_json else line, flush=True)
         if "owner_role" in registration.variables:
             uses = f"--provider {registration.provider}"
             uses += "" if registration.provider == "spcs" else " --no-integration"
@@ -91,8 +90,8 @@ def upload_files(
     with open_session(connection, local, port) as console:
         if is_encrypted_by_clients(console, stage):
             print(
-                f"Note: {stage} is encrypted by its clients, so no URL of its files gives an image, and the "
-                "service downloads them one by one. A stage with SNOWFLAKE_SSE is faster.",
+                f"Note: {stage} uses client-side encryption, so the service cannot fetch its files by URL "
+                "and downloads each through Snowflake. A stage with SNOWFLAKE_SSE is faster.",
                 file=sys.stderr,
             )
         try:
@@ -113,42 +112,44 @@ def _track(advance: Advance, statuses: Iterable[str]) -> Iterator[str]:
 
 
 def add_commands(add: Add) -> None:
-    command = add(
-        "register", register_function, "set the function up in Snowflake; again to bring it up to date"
-    )
+    command = add("register", register_function, "create or update the external function in Snowflake")
     command.add_argument(
-        "--provider", choices=PROVIDERS, required=True, help="what stands before the service"
+        "--provider", choices=PROVIDERS, required=True, help="the gateway in front of the service"
     )
-    _add_names(command, None)  # which spcs has no use for
+    _add_names(command, None)  # no default, because spcs has no integration
     command.add_argument("--url", help="the gateway's URL of POST /classify")
-    command.add_argument("--allowed-prefix", help="URLs that the integration may call (default: --url)")
-    command.add_argument("--api-provider", metavar="NAME", help=f"aws: (default {DEFAULT_API_PROVIDER})")
-    command.add_argument("--role-arn", dest="aws_role_arn", help="aws: the role that Snowflake takes on")
-    command.add_argument("--tenant-id", dest="azure_tenant_id", help="azure: the tenant")
+    command.add_argument("--allowed-prefix", help="URL prefix that the integration may call (default: --url)")
     command.add_argument(
-        "--application-id", dest="azure_application_id", help="azure: the gateway's application"
+        "--api-provider", metavar="NAME", help=f"aws: kind of gateway (default {DEFAULT_API_PROVIDER})"
+    )
+    command.add_argument("--role-arn", dest="aws_role_arn", help="aws: the IAM role that Snowflake assumes")
+    command.add_argument("--tenant-id", dest="azure_tenant_id", help="azure: the tenant ID")
+    command.add_argument(
+        "--application-id", dest="azure_application_id", help="azure: the gateway's application ID"
     )
     command.add_argument("--audience", dest="google_audience", help="google: the audience of the gateway")
     command.add_argument("--service", help="spcs: the service, db.schema.name")
     command.add_argument(
-        "--api-key-file", type=Path, metavar="FILE", help="aws, azure: holds the gateway's API key"
+        "--api-key-file", type=Path, metavar="FILE", help="aws, azure: file with the gateway's API key"
     )
     command.add_argument(
         "--no-integration",
         action="store_false",
         dest="makes_integration",
-        help="use one that is there already",
+        help="use an existing integration",
     )
     command.add_argument(
         "--owner-role",
         metavar="ROLE",
-        help="let this role use the integration (spcs: the endpoint), and leave all else to it",
+        help="grant this role the integration (spcs: the endpoint), and leave the other steps to it",
     )
-    command.add_argument("--max-batch-rows", default="64", help="(default %(default)s; see plan)")
-    command.add_argument("--caller-role", help="role that may call the function on the stage")
-    command.add_argument("--service-role", help="role that the service reads the stage with")
+    command.add_argument(
+        "--max-batch-rows", default="64", help="(default %(default)s; see ext-classify plan)"
+    )
+    command.add_argument("--caller-role", help="role to grant the function and the stage")
+    command.add_argument("--service-role", help="role with which the service reads the stage")
     command.add_argument("--warehouse", help="warehouse that the service may use")
-    command.add_argument("--dry-run", action="store_true", help="print the SQL, do nothing")
+    command.add_argument("--dry-run", action="store_true", help="print the SQL without running it")
     command.add_argument(
         "--verify", action="store_true", dest="verifies", help="call the function on a sample"
     )
@@ -157,25 +158,27 @@ def add_commands(add: Add) -> None:
     add_connection(command)
 
     command = add(
-        "unregister", unregister_function, "take the function away; stage, images and integration stay"
+        "unregister",
+        unregister_function,
+        "drop the functions; keep the stage, its images and the integration",
     )
     _add_names(command, DEFAULT_INTEGRATION)
     command.add_argument(
         "--drop-integration",
         action="store_true",
-        help="and with it the gateway's trust; it breaks every function that calls through it",
+        help="also drop the integration: breaks the gateway's trust policy and all functions that use it",
     )
     add_json(command)
     add_connection(command)
 
-    command = add("upload", upload_files, "put images, or a network, on a stage")
+    command = add("upload", upload_files, "upload images or a model to a stage")
     command.add_argument(
-        "paths", type=Path, nargs="+", metavar="PATH", help="images, folders of them, or an .h5"
+        "paths", type=Path, nargs="+", metavar="PATH", help="images, folders of images, or an .h5 file"
     )
     command.add_argument("--stage", required=True, help="db.schema.stage")
-    command.add_argument("--folder", default="", help="in the stage (default: its root)")
+    command.add_argument("--folder", default="", help="target folder in the stage (default: its root)")
     command.add_argument(
-        "--overwrite", action="store_true", help="replace files of the same names whose content differs"
+        "--overwrite", action="store_true", help="replace files with the same name and different content"
     )
     add_json(command)
     add_connection(command)
@@ -184,7 +187,7 @@ def add_commands(add: Add) -> None:
 def _add_names(command: argparse.ArgumentParser, integration: str | None) -> None:
     command.add_argument("--database", help="(default with --local: LOCAL)")
     command.add_argument("--schema", default="PUBLIC", help="(default %(default)s)")
-    command.add_argument("--stage", default="images", help="of the images (default %(default)s)")
+    command.add_argument("--stage", default="images", help="stage of the images (default %(default)s)")
     command.add_argument("--function", default="ext_classify", help="(default %(default)s)")
     command.add_argument("--integration", default=integration, help=f"(default {DEFAULT_INTEGRATION})")
 
@@ -213,14 +216,14 @@ def _print_statuses(statuses: Counter[str], *, as_json: bool) -> None:
     print(", ".join(f"{count} {status.lower()}" for status, count in sorted(statuses.items())))
     if skipped := statuses["SKIPPED"]:
         print(
-            f"{skipped} skipped: files of these names are there already, and differ or cannot be compared; "
+            f"{skipped} skipped: files with these names already exist, and differ or cannot be compared. "
             "--overwrite replaces them.",
             file=sys.stderr,
         )
 
 
 def _print_verification(console: Console, registration: Registration, sample: Path, *, as_json: bool) -> None:
-    """Raises ClientError where the function does not answer with an outcome that has no error."""
+    """Raises ClientError if the function returns an error."""
     tried = 0
     for tried, (name, answer) in enumerate(verify(console, registration, sample), 1):  # noqa: B007
         if as_json:
@@ -228,6 +231,6 @@ def _print_verification(console: Console, registration: Registration, sample: Pa
         else:
             print(f"\n{name}\n{json.dumps(answer, indent=2, ensure_ascii=False)}")
         if answer["error"] is not None:
-            raise ClientError(f"The function answers, but not with a label: {answer['error']['message']}")
+            raise ClientError(f"The function returned an error: {answer['error']['message']}")
     if tried == 1 and not as_json:
-        print("\nNo staged file was tried, for there is none; verify again after the upload.")
+        print("\nThe stage has no files yet: run --verify again after the upload.")

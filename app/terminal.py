@@ -1,4 +1,4 @@
-"""What commands print: plain, or on a terminal, with rich, in colours and with bars."""
+"""Output of commands: plain text, or colours and progress bars from rich on a terminal."""
 
 import importlib
 import importlib.util
@@ -8,35 +8,35 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol, TextIO
 
 Advance = Callable[[int], None]
-"""So many more are done."""
+"""Adds a number of finished items to the progress."""
 
 WIDEST_BAR = 24
 _GOOD, _UNSURE, _BAD = "green", "yellow", "red"
 
 
 class Screen(Protocol):
-    """Where a command's results go."""
+    """Output for a command's results."""
 
     def line(self, text: str = "", style: str = "") -> None: ...
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None: ...
 
     def summary(self, text: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """In a line where it is plain."""
+        """Print a table on a terminal, or `text` in plain output."""
 
     def progress(self, total: int | None, what: str) -> AbstractContextManager[Advance]:
-        """A bar, should somebody look."""
+        """Show a progress bar if a terminal is attached."""
 
 
 def open_screen(*, as_json: bool = False) -> Screen:
-    """Rich where somebody looks at it and the terminal extra is installed, else plain; JSON always is."""
-    return _RichScreen() if not as_json and _is_watched(sys.stdout) and _rich() else PlainScreen()
+    """Return rich output on a terminal, if the terminal extra is installed; otherwise plain output."""
+    return _RichScreen() if not as_json and _is_terminal(sys.stdout) and _rich() else PlainScreen()
 
 
 class PlainScreen:
-    """For programs, files and narrow installations; the same text."""
+    """Text without colours, for pipes, files, and installations without rich."""
 
-    def line(self, text: str = "", style: str = "") -> None:  # noqa: ARG002 - it has no colours
+    def line(self, text: str = "", style: str = "") -> None:  # noqa: ARG002 - plain output has no colours
         print(text)
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -49,8 +49,8 @@ class PlainScreen:
 
     @contextmanager
     def progress(self, total: int | None, what: str) -> Iterator[Advance]:
-        """A bar on stderr, should somebody look at that and stdout go elsewhere."""
-        if _is_watched(sys.stdout) or not _is_watched(sys.stderr) or not _rich():
+        """Show a progress bar on stderr if it is a terminal and stdout is redirected."""
+        if _is_terminal(sys.stdout) or not _is_terminal(sys.stderr) or not _rich():
             yield lambda _: None
             return
         with _bar(total, what, _rich_console(stderr=True)) as advance:
@@ -80,7 +80,7 @@ class _RichScreen:
 
     @contextmanager
     def progress(self, total: int | None, what: str) -> Iterator[Advance]:
-        """Below the lines that are printed meanwhile."""
+        """Show a progress bar below the printed lines."""
         with _bar(total, what, self._console) as advance:
             yield advance
 
@@ -96,7 +96,7 @@ def _bar(total: int | None, what: str, console: Any) -> Iterator[Advance]:
         rich.TextColumn("left"),
         rich.TimeRemainingColumn(),
     )
-    # What is printed meanwhile goes where it belongs, not through the bar.
+    # Printed output goes to its own stream, not through the progress bar.
     streams = {"redirect_stdout": False, "redirect_stderr": False}
     with rich.Progress(*columns, console=console, transient=True, **streams) as progress:
         task = progress.add_task(what, total=total)
@@ -104,7 +104,7 @@ def _bar(total: int | None, what: str, console: Any) -> Iterator[Advance]:
 
 
 def bar(share: float, width: int = WIDEST_BAR) -> str:
-    """Of so many characters' width when share is 1; anything above 0 shows."""
+    """Return a bar of `share` (0 to 1) of `width` characters. Any share above 0 is visible."""
     eighths = round(max(0.0, min(1.0, share)) * width * 8)
     if share > 0:
         eighths = max(1, eighths)
@@ -116,7 +116,7 @@ def style_of(*, failed: bool, unsure: bool) -> str:
     return _BAD if failed else _UNSURE if unsure else _GOOD
 
 
-def _is_watched(stream: TextIO) -> bool:
+def _is_terminal(stream: TextIO) -> bool:
     return stream.isatty()
 
 
@@ -129,7 +129,7 @@ def _rich_console(*, stderr: bool = False) -> Any:
 
 
 def _text(cell: str) -> Any:
-    """As it is: a file's name may look like markup."""
+    """Return text without markup, because file names can contain square brackets."""
     return importlib.import_module("rich.text").Text(cell)
 
 

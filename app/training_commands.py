@@ -1,4 +1,4 @@
-"""ext-classify train, evaluate, crossvalidate, compile and describe: for whoever makes a network."""
+"""ext-classify train, evaluate, crossvalidate, compile and describe: create and measure models."""
 
 import argparse
 import importlib
@@ -33,8 +33,8 @@ def train(
     as_json: bool,
 ) -> None:
     given: dict[str, Any] = {} if epochs is None else {"epochs": epochs}
-    _refuse_idle_flags(network, seeds, size, accuracy)
-    with _progress_aside(as_json):
+    _refuse_unused_flags(network, seeds, size, accuracy)
+    with _progress_on_stderr(as_json):
         if network == "recipe":
             training = import_training("model.train_recipe")
             artifact = training.train(training.Knobs(**given), data, output, seeds)
@@ -44,7 +44,7 @@ def train(
             if size is not None:
                 knobs = training.resized(knobs, *size)
             artifact = training.train(data, output, knobs, seeds[0])
-    print(_as_json(artifact) if as_json else f"Saved {artifact.h5_path}, its card and its compiled twin.")
+    print(_as_json(artifact) if as_json else f"Saved {artifact.h5_path}, its card and its compiled model.")
 
 
 def evaluate(
@@ -57,14 +57,14 @@ def evaluate(
     as_json: bool,
 ) -> None:
     if foreign and report is None:
-        raise TrainingError("Foreign images are measured in the report: say where, with --report DIR.")
+        raise TrainingError("--foreign needs --report DIR, because the report holds its results.")
     artifact = load_artifact(model)
     engines = ("tensorflow", "litert") if engine == "both" else (engine,)
     evaluating = importlib.import_module("model.evaluate")
     for evaluation in evaluating.evaluate(artifact, data, split, engines):
         print(json.dumps(asdict(evaluation)) if as_json else evaluation)
     if report is not None:
-        with _progress_aside(as_json):
+        with _progress_on_stderr(as_json):
             page = import_training("model.study").report(artifact, data, split, foreign, report)
             print(f"Wrote {page} and its figures.")
 
@@ -78,12 +78,12 @@ def crossvalidate(
         output.write_text(text + "\n", encoding="utf-8")
 
 
-def compile_twin(model: Path, as_json: bool) -> None:
+def compile_model(model: Path, as_json: bool) -> None:
     compiling = import_training("model.compile")
     artifact = load_artifact(model)
-    with _progress_aside(as_json):
+    with _progress_on_stderr(as_json):
         paths = compiling.compile_artifact(artifact)
-    print(_as_json(artifact) if as_json else f"Compiled {paths.tflite}, and its stamp {paths.stamp}")
+    print(_as_json(artifact) if as_json else f"Compiled {paths.tflite}, with its stamp {paths.stamp}")
 
 
 def describe(h5: Path, class_names: str, scale: float, as_json: bool) -> None:
@@ -95,7 +95,7 @@ def describe(h5: Path, class_names: str, scale: float, as_json: bool) -> None:
         return
     card = artifact.card
     shape = " x ".join(map(str, card.image.shape))
-    print(f"Described {h5}: {shape} pixels, multiplied by {card.scale:g}; {', '.join(card.class_names)}.")
+    print(f"Wrote the card of {h5}: {shape} pixels, scale {card.scale:g}, {', '.join(card.class_names)}.")
     print(f"Next: ext-classify compile --model {shlex.quote(str(h5))}")
 
 
@@ -104,82 +104,89 @@ def _as_json(artifact: Artifact) -> str:
     return json.dumps({**about, "class_names": artifact.card.class_names, "shape": artifact.card.image.shape})
 
 
-def _progress_aside(as_json: bool) -> AbstractContextManager[object]:
-    """On stderr, where stdout is for a program."""
+def _progress_on_stderr(as_json: bool) -> AbstractContextManager[object]:
+    """Redirect progress output to stderr, so that stdout holds only JSON."""
     return redirect_stdout(sys.stderr) if as_json else nullcontext()
 
 
 def add_commands(add: Add) -> None:
-    command = add("train", train, "train a network on a folder of class folders")
+    command = add("train", train, "train a model on a folder with one subfolder per class")
     command.add_argument("--data", type=Path, required=True, metavar="DIR")
     command.add_argument("--output", type=Path, default=Path("trained.h5"), metavar="H5")
     command.add_argument(
-        "--network", default="texture", choices=NETWORKS, help="(default %(default)s; recipe: as published)"
+        "--network",
+        default="texture",
+        choices=NETWORKS,
+        help="(default %(default)s; recipe: the published recipe)",
     )
     command.add_argument("--seeds", type=_seed, nargs="+", default=[0], metavar="SEED", help="(default 0)")
-    command.add_argument("--epochs", type=_epochs, help="(default: the network's own)")
-    command.add_argument("--size", type=_size, metavar="HxW", help="pixels the network sees (200x200)")
+    command.add_argument("--epochs", type=_epochs, help="(default: set by the network)")
+    command.add_argument("--size", type=_size, metavar="HxW", help="input size in pixels (default 200x200)")
 
     command.add_argument(
         "--accuracy",
         type=_share,
         metavar="SHARE",
-        help="accuracy by crossvalidate, which confidence is scaled to (default: told from held-out images)",
+        help="accuracy from crossvalidate, to calibrate confidence to (default: measured on held-out images)",
     )
     add_json(command)
 
-    command = add("evaluate", evaluate, "measure an artifact on a labelled folder, and write a report")
+    command = add("evaluate", evaluate, "measure a model on a labelled folder, and optionally write a report")
     command.add_argument("--data", type=Path, required=True, metavar="DIR")
     command.add_argument("--split", default="test", choices=("train", "valid", "test"))
     command.add_argument("--model", type=Path, default=DEFAULT_MODEL_PATH, metavar="H5")
     command.add_argument("--engine", default="litert", choices=(*ENGINES, "both"))
     command.add_argument("--foreign", type=Path, nargs="+", default=[], metavar="DIR", help=_FOREIGN)
-    command.add_argument("--report", type=Path, metavar="DIR", help="write a page and its figures there")
+    command.add_argument(
+        "--report", type=Path, metavar="DIR", help="write an HTML report and its figures to this folder"
+    )
     add_json(command)
 
-    command = add("crossvalidate", crossvalidate, "measure networks by grouped 5-fold cross-validation")
+    command = add("crossvalidate", crossvalidate, "measure networks with grouped 5-fold cross-validation")
     command.add_argument("--data", type=Path, required=True, metavar="DIR")
     command.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS)
     command.add_argument("--foreign", type=Path, nargs="+", default=[], metavar="DIR", help=_FOREIGN)
     command.add_argument("--work", type=Path, default=user_cache_dir() / "crossvalidation", metavar="DIR")
-    command.add_argument("--output", type=Path, metavar="MD", help="write the tables there too")
+    command.add_argument("--output", type=Path, metavar="MD", help="also write the tables to this file")
 
-    command = add("compile", compile_twin, "compile an .h5 to its LiteRT twin")
+    command = add("compile", compile_model, "compile an .h5 file for the LiteRT engine")
     command.add_argument("--model", type=Path, default=DEFAULT_MODEL_PATH, metavar="H5")
     add_json(command)
 
-    command = add("describe", describe, "write the card of a foreign .h5")
+    command = add("describe", describe, "write the model card of an .h5 file trained elsewhere")
     command.add_argument("h5", type=Path)
-    command.add_argument("--class-names", required=True, help="in the order of the outputs, by commas")
+    command.add_argument(
+        "--class-names", required=True, help="class names in the order of the outputs, separated by commas"
+    )
     command.add_argument(
         "--scale",
         type=_scale,
         required=True,
-        help="what pixels 0..255 are multiplied by before the network: 1/255, or 1 if it scales them itself",
+        help="factor for pixel values 0..255: 1/255, or 1 if the network scales its input itself",
     )
     add_json(command)
 
 
-_FOREIGN = "folders of images that are none of the classes, to measure abstention"
+_FOREIGN = "folders of out-of-distribution images, to measure abstention"
 
 
-def _refuse_idle_flags(
+def _refuse_unused_flags(
     network: str, seeds: list[int], size: tuple[int, int] | None, accuracy: float | None
 ) -> None:
-    """Raise TrainingError for what the network would ignore."""
+    """Raise TrainingError for flags that the network would ignore."""
     if network == "recipe" and (size is not None or accuracy is not None):
-        raise TrainingError("The recipe is trained as published: without --size and --accuracy.")
+        raise TrainingError("--network recipe does not allow --size and --accuracy.")
     if network == "texture" and len(seeds) > 1:
-        raise TrainingError(f"This network is trained from one seed. Received: {len(seeds)}")
+        raise TrainingError(f"--network texture takes one seed. Received: {len(seeds)}")
 
 
 def import_training(module: str) -> ModuleType:
-    """Import what needs TensorFlow, which the serving environment does not have."""
+    """Import a module that needs TensorFlow. Raises ArtifactError in environments without it."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise ArtifactError(
-            f"This command needs {error.name}, which serving does without. In a clone: make dev, "
+            f"This command needs {error.name}, which the serving environment lacks. In a clone: make dev, "
             f"then .venv-dev/bin/ext-classify"
         ) from None
 
@@ -203,7 +210,7 @@ def _share(text: str) -> float:
 
 
 def _scale(text: str) -> float:
-    """A factor, as a decimal or a fraction."""
+    """Parse a factor such as 0.5 or 1/255."""
     try:
         return float(Fraction(text))
     except ZeroDivisionError:

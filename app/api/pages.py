@@ -1,4 +1,4 @@
-"""The playground at /: static files, which ask nothing of anybody but this service."""
+"""The playground at /: static files that send requests only to this service."""
 
 from pathlib import Path
 from typing import Any
@@ -10,21 +10,20 @@ from starlette.staticfiles import StaticFiles
 from app.command_line import SAMPLES
 
 FOLDER = Path(__file__).parent / "playground"
-# Content Security Policy Level 3. Pictures are the visitor's own (blob:) and heatmaps of answers (data:).
+# Content Security Policy Level 3. Images are the user's files (blob:) and heatmaps from responses (data:).
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
-
-# Kept, but asked about each time: after an upgrade, no old script is to meet a new page.
-_ASKED_ABOUT = {"cache-control": "no-cache"}
+# Browsers revalidate cached files on every load, so that an upgrade never mixes old scripts with a new page.
+_REVALIDATE = {"cache-control": "no-cache"}
 
 
 class _Files(StaticFiles):
     def file_response(self, *args: Any, **kwargs: Any) -> Response:
         response = super().file_response(*args, **kwargs)
-        response.headers.update(_ASKED_ABOUT)
+        response.headers.update(_REVALIDATE)
         return response
 
 
@@ -34,5 +33,5 @@ def add_playground(app: FastAPI) -> None:
 
     @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     async def playground() -> FileResponse:
-        headers = {"content-security-policy": POLICY, **_ASKED_ABOUT}
+        headers = {"content-security-policy": POLICY, **_REVALIDATE}
         return FileResponse(FOLDER / "index.html", headers=headers)

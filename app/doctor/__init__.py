@@ -1,1 +1,1 @@
-"""What could be wrong, looked at one by one before somebody has to find it out by errors."""
+"""Checks of `ext-classify doctor`: settings, machine, network services, Snowflake and the gateway."""

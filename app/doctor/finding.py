@@ -1,4 +1,4 @@
-"""What a check has found."""
+"""Results of checks."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,7 +8,7 @@ State = Literal["ok", "note", "wrong", "skipped"]
 
 @dataclass(frozen=True)
 class Finding:
-    """`advice` says what to do where something is wrong, or may be."""
+    """One result of a check. `advice` says how to fix a problem."""
 
     check: str
     state: State
@@ -17,7 +17,7 @@ class Finding:
 
 
 class Findings(list[Finding]):
-    """In the order in which they were looked at."""
+    """Findings in the order of the checks."""
 
     def ok(self, check: str, said: str) -> None:
         self.append(Finding(check, "ok", said))
@@ -32,11 +32,11 @@ class Findings(list[Finding]):
         self.append(Finding(check, "skipped", said))
 
     def expecting(self, check: str, advice: str, *errors: type[Exception]) -> "_Expecting":
-        """Whatever of these errors comes is what is wrong."""
+        """Return a context manager that turns these errors into `wrong` findings."""
         return _Expecting(self, check, advice, errors)
 
     @property
-    def are_well(self) -> bool:
+    def passed(self) -> bool:
         return all(finding.state != "wrong" for finding in self)
 
 

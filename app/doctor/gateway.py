@@ -1,4 +1,4 @@
-"""Whether a gateway leads to the service, asked as Snowflake asks, with a row that costs nothing."""
+"""Check that a gateway reaches the service: send a NULL row as Snowflake does."""
 
 import json
 import urllib.error
@@ -15,11 +15,11 @@ from app.doctor.finding import Findings
 from app.doctor.surroundings import TIMEOUT_SECONDS, check_certificate, check_clock
 from app.images.allowlist import HTTPS_PORT
 
-# NULL in, NULL out: nothing is fetched or classified.
+# The service answers NULL with NULL, without fetching or classifying anything.
 _ROW = {"data": [[0, None]]}
-_UNREACHED = "Is the name right, and does this machine's network let it be reached?"
+_UNREACHED = "Check the host name, and that this machine's network allows the connection."
 _REFUSED = (
-    "It lets in whoever Snowflake's integration names, and this machine is somebody else: as it should be."
+    "Expected: the gateway admits only Snowflake's API integration, and this machine is another caller."
 )
 
 
@@ -27,11 +27,15 @@ def check_gateway(findings: Findings, url: str, api_key: str | None) -> None:
     try:
         service = Service(url, api_key, patience_seconds=0)
     except ClientError as error:
-        findings.wrong("gateway", str(error), "It is the one that the function calls, to its /classify.")
+        findings.wrong(
+            "gateway", str(error), "Pass the URL that the external function calls. It ends in /classify."
+        )
         return
     parts = urlsplit(url)
     if parts.scheme == "http":
-        findings.note("gateway", "Snowflake calls https only.", "Give it a certificate.")
+        findings.note(
+            "gateway", "Snowflake only calls https URLs.", "Set up a TLS certificate on the gateway."
+        )
     elif not _has_certificate(findings, str(parts.hostname), parts.port or HTTPS_PORT):
         return
     with findings.expecting("gateway", _UNREACHED, OSError, HTTPException, ValueError):
@@ -42,17 +46,15 @@ def check_gateway(findings: Findings, url: str, api_key: str | None) -> None:
 
 def _has_certificate(findings: Findings, host: str, port: int) -> bool:
     check = "gateway's certificate"
-    with findings.expecting(
-        check, "Is the name right, and can it be reached from here?", OSError, ValueError
-    ):
+    with findings.expecting(check, _UNREACHED, OSError, ValueError):
         check_certificate(findings, check, host, port)
     return findings[-1].state != "wrong"
 
 
 def _ask(url: str, credentials: Mapping[str, str]) -> tuple[int, bytes, str | None]:
-    """Status, body and Date. Raises OSError, HTTPException or ValueError."""
+    """POST the NULL row. Return status, body and Date header. Raises OSError, HTTPException or ValueError."""
     headers = {"Content-Type": "application/json", **credentials}
-    request = urllib.request.Request(url, json.dumps(_ROW).encode(), headers)  # noqa: S310 - it is http
+    request = urllib.request.Request(url, json.dumps(_ROW).encode(), headers)  # noqa: S310 - http or https
     try:
         with opener_for(url).open(request, timeout=TIMEOUT_SECONDS) as response:
             return response.status, response.read(), response.headers.get("Date")
@@ -64,22 +66,26 @@ def _ask(url: str, credentials: Mapping[str, str]) -> tuple[int, bytes, str | No
 def _judge(findings: Findings, status: int, body: bytes, *, has_key: bool) -> None:
     said = body[:200].decode(errors="replace").strip()
     if status == HTTPStatus.OK and _is_answer(body):
-        findings.ok("gateway", "it leads to the service, which answers a batch")
+        findings.ok("gateway", "the gateway reaches the service, which answers a batch")
     elif status == HTTPStatus.OK:
-        findings.wrong("gateway", f"It answers with something else: {said}", "Does it lead to /classify?")
+        findings.wrong(
+            "gateway", f"unexpected answer: {said}", "Check that the gateway forwards to /classify."
+        )
     elif status == HTTPStatus.UNAUTHORIZED:
-        key = "It does not take this key" if has_key else "It wants a key or token"
-        findings.note("gateway", f"{key}: {said}", "--api-key-file FILE holds one.")
+        key = "API key rejected" if has_key else "API key or token required"
+        findings.note("gateway", f"401, {key}: {said}", "Pass a valid key with --api-key-file FILE.")
     elif status == HTTPStatus.FORBIDDEN:
         findings.note("gateway", f"403: {said}", _REFUSED)
     elif status // 100 == 3:
-        findings.wrong("gateway", f"{status}: It leads elsewhere.", "Snowflake follows no redirect.")
+        findings.wrong("gateway", f"{status}: the gateway redirects", "Snowflake does not follow redirects.")
     elif status == HTTPStatus.NOT_FOUND:
         findings.wrong(
-            "gateway", f"404: {said}", "Is it the URL of POST /classify, with the gateway's stage?"
+            "gateway",
+            f"404: {said}",
+            "Check that the URL contains the gateway's stage and ends in /classify.",
         )
     else:
-        advice = "It is reached, and does not reach the service: is that up, and let in by its network?"
+        advice = "Check that the service runs, and that its network admits the gateway."
         findings.wrong("gateway", f"{status}: {said}", advice)
 
 

@@ -1,4 +1,4 @@
-"""Whether the service could start here: its settings, network, cores, keys and port."""
+"""Check that the service can start on this machine: settings, model, cores, API keys and port."""
 
 import time
 
@@ -15,43 +15,41 @@ from model.cores import usable_cores
 from model.errors import ModelError
 from model.runtime import open_classifier
 
-_WHERE = "README, Settings, says what each may be."
+_SEE_SETTINGS = "See Settings in the README."
 
 
 def check_settings(findings: Findings) -> Settings | None:
-    """None where they would not let the service start."""
+    """Return the settings, or None if they are invalid."""
     if misspelt := unknown_variables():
-        findings.note("settings", f"No setting is named {', '.join(misspelt)}.", f"Misspelt? {_WHERE}")
+        findings.note("settings", f"unknown: {', '.join(misspelt)}", f"Check the spelling. {_SEE_SETTINGS}")
     try:
         settings = Settings()
     except ValidationError as error:
-        findings.wrong("settings", describe_settings_faults(error), _WHERE)
+        findings.wrong("settings", describe_settings_faults(error), _SEE_SETTINGS)
         return None
-    findings.ok("settings", f"{_who_may_call(settings)}, on {settings.host}:{settings.port}")
+    findings.ok("settings", f"{_describe_auth(settings)}, listening on {settings.host}:{settings.port}")
     return settings
 
 
 def check_network(findings: Findings, settings: Settings) -> str | None:
-    """Its version, if it would be served."""
-    with findings.expecting("network", "ext-classify verify H5 says it of another one.", ModelError, OSError):
+    """Load the model and run its self-test. Return its version, or None if it fails."""
+    with findings.expecting(
+        "network", "Check another model with: ext-classify verify H5", ModelError, OSError
+    ):
         began = time.perf_counter()
         artifact = load_artifact(settings.model_path)
         open_classifier(artifact, settings.engine, 1, settings.cache_dir)
         seconds = time.perf_counter() - began
-        findings.ok(
-            "network", f"{artifact.name} {artifact.version} is right about its golden image ({seconds:.1f} s)"
-        )
+        findings.ok("network", f"{artifact.name} {artifact.version} passes its self-test ({seconds:.1f} s)")
         return artifact.version
     return None
 
 
 def check_cores(findings: Findings, settings: Settings) -> None:
     cores = usable_cores()
-    said = f"{cores} cores, {settings.classifiers} processes that classify"
+    said = f"{cores} cores, {settings.classifiers} classifier processes"
     if settings.classifiers > cores:
-        findings.note(
-            "cores", said, "More processes than cores wait for each other: CLASSIFIERS is free to be less."
-        )
+        findings.note("cores", said, "Processes compete for cores: set EXT_CLASSIFY_CLASSIFIERS lower.")
     else:
         findings.ok("cores", said)
 
@@ -59,13 +57,13 @@ def check_cores(findings: Findings, settings: Settings) -> None:
 def check_keys(findings: Findings, settings: Settings) -> None:
     if settings.api_keys_file is None:
         return
-    with findings.expecting("API keys", "ext-classify key NAME --file FILE makes one.", OSError):
+    with findings.expecting("API keys", "Create a key with: ext-classify key NAME --file FILE", OSError):
         ApiKeys(settings.api_keys_file)
-        findings.ok("API keys", f"{settings.api_keys_file} can be read")
+        findings.ok("API keys", f"{settings.api_keys_file} is valid")
 
 
 def check_port(findings: Findings, settings: Settings, version: str | None) -> None:
-    """Free, or held by a service of ours."""
+    """Check that the port is free, or in use by ext-classify."""
     try:
         refuse_taken_port(settings.host, settings.port)
     except CommandError as taken:
@@ -75,22 +73,22 @@ def check_port(findings: Findings, settings: Settings, version: str | None) -> N
 
 
 def _check_holder(findings: Findings, settings: Settings, version: str | None, taken: str) -> None:
-    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104 - it is asked here
+    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104 - the client connects to loopback
     try:
         served = Client(f"http://{host}:{settings.port}").model_version()
     except ClientError:
         served = None
     if served is None:
-        findings.wrong("port", taken, "EXT_CLASSIFY_PORT is free to be another one.")
+        findings.wrong("port", taken, "Set EXT_CLASSIFY_PORT to a free port.")
     elif version is not None and served != version:
         findings.note(
             "port",
-            f"ext-classify serves another network there, {served}",
-            "SIGUSR1 lets it read its network anew; a new start reads other settings.",
+            f"ext-classify runs there with another model: {served}",
+            "Reload the model with SIGUSR1. Changed settings require a restart.",
         )
     else:
-        findings.ok("port", f"ext-classify serves network {served} there")
+        findings.ok("port", f"ext-classify runs there with model {served}")
 
 
-def _who_may_call(settings: Settings) -> str:
-    return f"callers by {', '.join(settings.auth)}" if settings.auth else "this machine may call"
+def _describe_auth(settings: Settings) -> str:
+    return f"auth: {', '.join(settings.auth) or 'off (loopback only)'}"

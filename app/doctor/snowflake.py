@@ -1,4 +1,4 @@
-"""Whether Snowflake lets the service, or a person, in, and what they may do there."""
+"""Check logins to Snowflake, of the service and of the user, and what they can access."""
 
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -14,59 +14,59 @@ from app.snowflake.credentials import is_configured
 from app.snowflake.identifier import parse_identifier, quote_identifier, quote_string
 
 _WHO = "SELECT CURRENT_USER(), CURRENT_ROLE(), CURRENT_WAREHOUSE(), CURRENT_TIMESTAMP()"
-# No file needs to be there for a URL to be signed.
+# Snowflake signs a URL whether or not the file exists.
 _NO_FILE = "ext-classify-doctor"
 
 
 def check_service_login(findings: Findings, settings: Settings) -> None:
-    """As the service logs in, and whether it may read its stages."""
+    """Log in with the service's credentials and check that it can read its stages."""
     if not is_configured(settings):
-        findings.skipped("service's login", "no SNOWFLAKE_ACCOUNT is set, so rows name no staged files")
+        findings.skipped("service's login", "SNOWFLAKE_ACCOUNT is not set, so rows cannot name staged files")
         return
     console = _log_in(findings, "service's login", lambda: connect_as_service(settings))
     if console is None:
         return
     with console:
         if not settings.snowflake_stages:
-            findings.note(
-                "stages", "any that its role may read", "SNOWFLAKE_STAGES can name those that rows may."
-            )
+            findings.note("stages", "all that its role can read", "Restrict them with SNOWFLAKE_STAGES.")
         for stage in settings.snowflake_stages:
             _check_stage(findings, console, stage)
 
 
 def check_own_login(findings: Findings, open_console: Callable[[], Console], function: str) -> None:
-    """As a person's session does, and whether the function can be seen."""
+    """Log in with the user's connection and look for the function."""
     console = _log_in(findings, "your login", open_console)
     if console is None:
         return
-    with console, findings.expecting("function", "ext-classify register sets it up.", StatementFailed):
+    with console, findings.expecting("function", "Create it with: ext-classify register", StatementFailed):
         rows = console.rows(f"SHOW USER FUNCTIONS LIKE {quote_string(function)} IN ACCOUNT")
         if rows:
             places = dict.fromkeys(f"{row['catalog_name']}.{row['schema_name']}" for row in rows)
             where = ", ".join(places)
             findings.ok("function", f"{function} is in {where}")
         else:
-            findings.note("function", f"no function {function} is to be seen", "ext-classify register …")
+            findings.note(
+                "function", f"function {function} not found", "Create it with: ext-classify register"
+            )
 
 
 def _log_in(findings: Findings, check: str, connect: Callable[[], Console]) -> Console | None:
-    """The session, or None where there is none."""
-    with findings.expecting(check, "infra/faq.md says what Snowflake means by it.", ClientError, OSError):
+    """Return the session, or None if the login fails."""
+    with findings.expecting(check, "See infra/faq.md for the causes of login errors.", ClientError, OSError):
         with ExitStack() as stack:
             console = stack.enter_context(connect())
-            _tell_who(findings, check, console)
-            stack.pop_all()  # it stays open
+            _add_session(findings, check, console)
+            stack.pop_all()  # keep the session open
         return console
     return None
 
 
-def _tell_who(findings: Findings, check: str, console: Console) -> None:
-    """Raises ClientError."""
+def _add_session(findings: Findings, check: str, console: Console) -> None:
+    """Add findings on the session's user, role, warehouse and clock. Raises ClientError."""
     _, [[user, role, warehouse, now]], _ = console.table(_WHO)
     said = f"as {user}, role {role or 'none'}, warehouse {warehouse or 'none'}"
     if warehouse is None:
-        findings.note(check, said, "Signing URLs takes a warehouse: SNOWFLAKE_WAREHOUSE.")
+        findings.note(check, said, "Signing URLs needs a warehouse: set SNOWFLAKE_WAREHOUSE.")
     else:
         findings.ok(check, said)
     if isinstance(now, datetime):
@@ -77,14 +77,14 @@ def _check_stage(findings: Findings, console: Console, stage: str) -> None:
     parts = parse_identifier(stage)
     name = quote_identifier(*parts)
     check = f"stage {name}"
-    advice = "infra/snowflake/22_grant_service.sql lets the service's role read it."
+    advice = "Grant the service's role access with infra/snowflake/22_grant_service.sql."
     with findings.expecting(check, advice, ClientError):
         console.rows(f"SELECT GET_PRESIGNED_URL(@{name}, '{_NO_FILE}', 60)")
         if existing.is_encrypted(existing.describe_stage(console, parts)):
             findings.note(
                 check,
-                "It is encrypted by its clients: no URL of its files gives an image.",
-                "The service downloads them one by one; a stage with SNOWFLAKE_SSE is faster.",
+                "client-side encryption: the service cannot fetch its files by URL",
+                "The service downloads each file through Snowflake. A stage with SNOWFLAKE_SSE is faster.",
             )
         else:
-            findings.ok(check, "the service may read it")
+            findings.ok(check, "the service can read it")

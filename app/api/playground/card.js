@@ -1,15 +1,15 @@
-// One image, what it was found to be, and where.
+// The card of one image: its label, probabilities and heatmap.
 
 const WHAT_TO_DO = {
-  corrupt_image: "Does it open in an image viewer? If not, copy it from its source again.",
-  image_too_large: "Make it smaller, or raise the service's limits.",
-  payload_too_large: "Make it smaller, or raise the service's limits.",
-  classify_timeout: "Save it anew with an image editor: its file takes very long to decode.",
-  unreachable: "Is the service running? Choose the image again once it is.",
-  overloaded: "The service is busy. Choose the image again later.",
+  corrupt_image: "Check that it opens in an image viewer. If not, copy it from its source again.",
+  image_too_large: "Reduce the image, or raise the service's limits.",
+  payload_too_large: "Reduce the image, or raise the service's limits.",
+  classify_timeout: "Save it again with an image editor: the file takes too long to decode.",
+  unreachable: "Check that the service is running, then choose the image again.",
+  overloaded: "The service is overloaded. Choose the image again later.",
 };
 const LEAST_HEAT = 24;
-// Of a heatmap on the page, whose cards are smaller: a photograph's own size would take a hundred times the memory.
+// Longest side of a heatmap in pixels. Cards are small; a photograph's full size would take 100 times the memory.
 const HEATMAP_SIDE = 320;
 
 export class Card {
@@ -64,14 +64,14 @@ export class Card {
 
 export function verdictOf(outcome) {
   if (outcome.error) return outcome.error.code;
-  if (outcome.abstained) return "no answer";
+  if (outcome.abstained) return "abstained";
   return `${outcome.label} ${percent(outcome.confidence)}`;
 }
 
 function reasonOf(outcome) {
   if (outcome.error) return `${outcome.error.message} ${WHAT_TO_DO[outcome.error.code] ?? ""}`.trim();
   if (outcome.abstained) {
-    return `Unlike all that the network was trained on (${outcome.reason}); nearest is ${outcome.nearest_label}. Have a person look at it.`;
+    return `The image differs from the training images (${outcome.reason}). Nearest class: ${outcome.nearest_label}. A person should review it.`;
   }
   return "";
 }
@@ -99,12 +99,12 @@ export function percent(share) {
   return `${(100 * share).toFixed(1)} %`;
 }
 
-// The heatmap lies over the whole upright picture, and so does the box, in its pixels.
+// The heatmap covers the whole upright image. The box is in pixels of that image.
 async function drawHeatmap(canvas, evidence, image) {
   const heat = new Image();
   heat.src = `data:image/png;base64,${evidence.heatmap_png}`;
   await Promise.all([heat.decode(), image.decode().catch(() => null)]);
-  // A picture that the browser cannot show, such as a TIFF, has no size that is known here.
+  // An image that the browser cannot decode, such as a TIFF, has a natural size of 0.
   const [width, height] = [image.naturalWidth || heat.naturalWidth, image.naturalHeight || heat.naturalHeight];
   const scale = Math.min(1, HEATMAP_SIDE / Math.max(width, height));
   canvas.width = Math.max(1, Math.round(width * scale));

@@ -1,4 +1,4 @@
-// What is on the page, as files.
+// Exports the results as CSV and JSON files.
 
 const COLUMNS = ["name", "label", "confidence", "abstained", "reason", "nearest_label", "error_code", "error_message", "model_version"];
 
@@ -14,11 +14,11 @@ export function asCsv(items) {
     outcome.error?.message,
     outcome.model?.version,
   ]);
-  // With the mark by which spreadsheets tell UTF-8.
+  // Spreadsheets detect UTF-8 by the byte order mark.
   return `\ufeff${[COLUMNS, ...rows].map((row) => row.map(cell).join(",")).join("\r\n")}\r\n`;
 }
 
-// A spreadsheet takes what begins so for a formula.
+// Spreadsheets treat text that begins with these characters as a formula.
 const FORMULA = /^[=+\-@\t\r]/;
 
 function cell(value) {

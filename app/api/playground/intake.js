@@ -1,4 +1,4 @@
-// Files from wherever they come: picked, dropped with their folders, pasted, or the samples.
+// Collects files: picked, dropped (including folders), pasted, or the samples.
 
 const SUFFIXES = /\.(bmp|png|jpe?g|tiff?|webp)$/i;
 const SAMPLES = ["crazing", "inclusion", "patches", "pitted", "rolled", "scratches"];
@@ -35,7 +35,7 @@ function watchDrops(element, take) {
 }
 
 async function droppedFiles(transfer) {
-  // Entries must be asked for before anything is awaited.
+  // The browser clears the drop data at the first await, so read the entries before it.
   const entries = [...transfer.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
   if (!entries.some((entry) => entry.isDirectory)) return [...transfer.files];
   const found = await Promise.all(entries.map(filesBelow));
@@ -43,7 +43,7 @@ async function droppedFiles(transfer) {
 }
 
 async function filesBelow(entry) {
-  // One that cannot be read costs no other.
+  // Skip an unreadable entry without failing the others.
   if (entry.isFile) return new Promise((done) => entry.file((file) => done([file]), () => done([])));
   const reader = entry.createReader();
   const found = [];

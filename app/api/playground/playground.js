@@ -1,10 +1,10 @@
-// Where the parts of the page meet.
+// Connects the parts of the page.
 
 import { Card, verdictOf } from "./card.js";
 import { asCsv, asJson, download } from "./exporting.js";
 import { watchIntake } from "./intake.js";
 import { Queue } from "./queue.js";
-import { classifyBatch, describeModel, hasKey, tellOfTrouble, useKey } from "./service.js";
+import { classifyBatch, describeModel, hasKey, onServiceProblem, useKey } from "./service.js";
 import { batchOf, curlFor, shown, sqlFor } from "./snippets.js";
 
 const BATCH_IMAGES = 3;
@@ -13,7 +13,7 @@ const get = (id) => document.getElementById(id);
 
 const cards = [];
 let chosen = null;
-let trouble = "";
+let problem = "";
 const queue = new Queue(settle, askForKey);
 
 watchIntake(get("intake"), take);
@@ -24,11 +24,11 @@ get("clear").addEventListener("click", clear);
 get("export-csv").addEventListener("click", () => download(asCsv(answered()), "outcomes.csv", "text/csv"));
 get("export-json").addEventListener("click", () => download(asJson(answered()), "outcomes.json", "application/json"));
 get("send-batch").addEventListener("click", sendBatch);
-get("key-form").addEventListener("submit", goOnWithKey);
+get("key-form").addEventListener("submit", submitKey);
 document.querySelectorAll(".copy").forEach((button) => button.addEventListener("click", () => copy(button)));
-tellOfTrouble((message) => {
-  if (message !== trouble) get("said").textContent = message;
-  trouble = message;
+onServiceProblem((message) => {
+  if (message !== problem) get("announcement").textContent = message;
+  problem = message;
   summarise();
 });
 showModel();
@@ -54,10 +54,10 @@ function settle(item, outcome) {
   item.card.show(outcome);
   showHeatmap(item.card);
   listFilters();
-  // While more are to come, nothing moves under the reader's eyes.
+  // Sort only when all images are classified, so that cards do not move while the user reads.
   if (answered().length < cards.length) return summarise();
   arrange();
-  get("said").textContent = get("summary").textContent;
+  get("announcement").textContent = get("summary").textContent;
 }
 
 function clear() {
@@ -84,7 +84,7 @@ function answered() {
 }
 
 const KINDS = {
-  ":abstained": ["no answer", (outcome) => outcome.abstained],
+  ":abstained": ["abstained", (outcome) => outcome.abstained],
   ":unsure": [`below ${100 * UNSURE} %`, (outcome) => !outcome.error && !outcome.abstained && outcome.confidence < UNSURE],
   ":failed": ["errors", (outcome) => outcome.error],
 };
@@ -133,13 +133,13 @@ function summarise() {
   const done = answered();
   const counts = new Map();
   for (const { outcome } of done) {
-    const kind = outcome.error ? "failed" : outcome.label ?? "without an answer";
+    const kind = outcome.error ? "failed" : outcome.label ?? "abstained";
     counts.set(kind, (counts.get(kind) ?? 0) + 1);
   }
   const parts = [...counts].sort(([a], [b]) => a.localeCompare(b)).map(([kind, count]) => `${count} ${kind}`);
   const counted = `${done.length} of ${cards.length}${parts.length ? `: ${parts.join(", ")}` : ""}`;
-  const isWaiting = trouble && done.length < cards.length;
-  get("summary").textContent = isWaiting ? `${counted}. ${trouble} It is asked again.` : counted;
+  const isWaiting = problem && done.length < cards.length;
+  get("summary").textContent = isWaiting ? `${counted}. ${problem} Retrying.` : counted;
   get("progress").value = cards.length ? done.length / cards.length : 0;
 }
 
@@ -153,7 +153,7 @@ function askForKey(reason) {
   get("key").focus();
 }
 
-function goOnWithKey(event) {
+function submitKey(event) {
   event.preventDefault();
   useKey(get("key").value);
   get("key").value = "";
@@ -177,7 +177,7 @@ async function sendBatch() {
 
 async function copy(button) {
   const text = get(button.dataset.of);
-  // Browsers lend the clipboard to https and this very machine only; elsewhere the text is chosen, for Ctrl+C.
+  // Browsers expose the clipboard only on https and localhost. Elsewhere, select the text for Ctrl+C.
   if (!navigator.clipboard) return getSelection().selectAllChildren(text);
   await navigator.clipboard.writeText(text.textContent);
   button.textContent = "Copied";

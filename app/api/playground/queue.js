@@ -1,4 +1,4 @@
-// A few images at a time, in the order in which they came, and again from where it stood once there is a key.
+// Classifies a few images at a time, in order. Pauses while the service requires a key.
 
 import { Cancelled, NeedsKey, Refused, classify } from "./service.js";
 
@@ -19,7 +19,7 @@ export class Queue {
 
   add(items) {
     this.#waiting.push(...items);
-    this.#goOn();
+    this.#startNext();
   }
 
   clear() {
@@ -30,10 +30,10 @@ export class Queue {
 
   release() {
     this.#isHeld = false;
-    this.#goOn();
+    this.#startNext();
   }
 
-  #goOn() {
+  #startNext() {
     while (!this.#isHeld && this.#running < AT_ONCE && this.#waiting.length) this.#take(this.#waiting.shift());
   }
 
@@ -54,7 +54,7 @@ export class Queue {
       }
     } finally {
       this.#running--;
-      this.#goOn();
+      this.#startNext();
     }
   }
 }

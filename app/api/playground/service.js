@@ -1,22 +1,22 @@
-// Asks the service, and is patient with one that is busy or begins anew.
+// Client of the service. Retries while the service is overloaded or restarts.
 
 const RETRYABLE = new Set([429, 502, 503, 504]);
 const LONGEST_PAUSE_MS = 8000;
 const PATIENCE_MS = 120000;
 
 let key = "";
-let trouble = () => {};
+let reportProblem = () => {};
 
-// Is told what keeps the service from answering, and of nothing ("") once it answers.
-export function tellOfTrouble(tell) {
-  trouble = tell;
+// Sets a callback that receives the current problem of the service, and "" once the service answers.
+export function onServiceProblem(callback) {
+  reportProblem = callback;
 }
 
 export class NeedsKey extends Error {}
 
 export class Cancelled extends Error {}
 
-// Never written down anywhere: it is gone with the page.
+// Stored in memory only: it is lost when the page is closed.
 export function useKey(given) {
   key = given.trim();
 }
@@ -43,12 +43,12 @@ export async function classifyBatch(document) {
 }
 
 export async function describeModel() {
-  const answer = await fetch("model", { headers: identify() });
+  const answer = await fetch("model", { headers: credentials() });
   return answer.ok ? answer.json() : null;
 }
 
-// A token has three parts, and goes where tokens go.
-function identify() {
+// A JWT has three parts separated by dots; any other key is an API key.
+function credentials() {
   if (!key) return {};
   return key.split(".").length === 3 ? { Authorization: `Bearer ${key}` } : { "X-API-Key": key };
 }
@@ -58,15 +58,15 @@ async function post(path, body, type, signal) {
   for (let attempt = 0; ; attempt++) {
     let failure;
     let pause = Math.min(250 * 2 ** attempt, LONGEST_PAUSE_MS);
-    const identity = key;
+    const sentKey = key;
     try {
-      const headers = { "Content-Type": type, ...identify() };
+      const headers = { "Content-Type": type, ...credentials() };
       const answer = await fetch(path, { method: "POST", body, headers, signal });
-      if (answer.status < 500 && answer.status !== 429) trouble("");
+      if (answer.status < 500 && answer.status !== 429) reportProblem("");
       if (answer.ok) return answer;
       failure = await describeFailure(answer);
       if (answer.status === 401) {
-        if (identity !== key) continue; // it was sent before there was a key, or with the one before
+        if (sentKey !== key) continue; // the key changed after this request was sent
         throw new NeedsKey(failure.message);
       }
       if (!RETRYABLE.has(answer.status)) throw failure;
@@ -74,9 +74,9 @@ async function post(path, body, type, signal) {
     } catch (error) {
       if (error instanceof NeedsKey || error === failure) throw error;
       if (signal?.aborted) throw new Cancelled();
-      failure = new Refused("unreachable", "The service does not answer. Is it running?");
+      failure = new Refused("unreachable", "The service does not answer. Check that it is running.");
     }
-    trouble(failure.message);
+    reportProblem(failure.message);
     if (performance.now() + pause > giveUpAt) throw failure;
     await new Promise((resume) => setTimeout(resume, pause * (0.5 + Math.random() / 2)));
   }
@@ -87,6 +87,6 @@ async function describeFailure(answer) {
     const { error } = await answer.json();
     return new Refused(error.code, error.message);
   } catch {
-    return new Refused(`http_${answer.status}`, `The service answered ${answer.status}.`);
+    return new Refused(`http_${answer.status}`, `The service returned HTTP status ${answer.status}.`);
   }
 }

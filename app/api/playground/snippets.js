@@ -1,4 +1,4 @@
-// The SQL and the curl that would give the same answer, and the batch that Snowflake would send.
+// SQL and curl commands that reproduce a result, and the batch that Snowflake would send.
 
 const SHOWN_CHARACTERS = 48;
 
