@@ -1,3 +1,5 @@
+"""The commands of ext-classify, with the real service."""
+
 import json
 import re
 import shlex
@@ -38,7 +40,7 @@ def test_classify_prints_a_table(url: str, capsys: pytest.CaptureFixture[str]) -
     assert "1 Crazing" in lines[-1]
 
 
-def test_classify_prints_json_and_names_what_is_no_image(
+def test_classify_prints_json_with_errors_as_outcomes(
     url: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     (tmp_path / "a.png").write_bytes(b"no image")
@@ -48,7 +50,7 @@ def test_classify_prints_json_and_names_what_is_no_image(
     assert second["label"] == "Pitted"
 
 
-def test_more_images_than_a_batch_are_all_answered(
+def test_images_beyond_one_batch_are_classified(
     url: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     for number in range(130):
@@ -60,24 +62,18 @@ def test_more_images_than_a_batch_are_all_answered(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["classify", "/nowhere/a.png"], "There is no /nowhere/a.png"),
-        (["classify", "--url", "file:///etc", str(SAMPLES)], "must begin with http://"),
-        (["classify", "--url", "http://127.0.0.1:1", str(SAMPLES)], "start it with: ext-classify serve"),
-        (["serve", "--model", "/nowhere/m.h5"], "Missing: /nowhere/m.h5"),
-        (["serve", "--model", ""], "must be an .h5 file"),
-        (
-            ["classify", "--url", "http://[::1", str(SAMPLES)],
-            "and name a host, without a user. Received: http://[::1",
-        ),
-        (
-            ["classify", "--url", "http://ho st", str(SAMPLES)],
-            "and name a host, without a user. Received: http://ho st",
-        ),
-        (["train", "--data", "/nowhere", "--output", "model.keras"], "must be saved as an .h5"),
-        (["train", "--data", "/nowhere"], "Missing: /nowhere"),
-        (["describe", "/nowhere/m.h5", "--class-names", "a,b", "--scale", "1"], "Missing: /nowhere/m.h5"),
-        (["plan", "--images", "0"], "number of images must be more than 0"),
-        (["plan", "--rate", "0"], "rate in images a second must be more than 0"),
+        (["classify", "/nowhere/a.png"], "/nowhere/a.png"),
+        (["classify", "--url", "file:///etc", str(SAMPLES)], "file:///etc"),
+        (["classify", "--url", "http://127.0.0.1:1", str(SAMPLES)], "ext-classify serve"),
+        (["serve", "--model", "/nowhere/m.h5"], "/nowhere/m.h5"),
+        (["serve", "--model", ""], ".h5"),
+        (["classify", "--url", "http://[::1", str(SAMPLES)], "Received: http://[::1"),
+        (["classify", "--url", "http://ho st", str(SAMPLES)], "Received: http://ho st"),
+        (["train", "--data", "/nowhere", "--output", "model.keras"], "model.keras"),
+        (["train", "--data", "/nowhere"], "/nowhere"),
+        (["describe", "/nowhere/m.h5", "--class-names", "a,b", "--scale", "1"], "/nowhere/m.h5"),
+        (["plan", "--images", "0"], "number of images"),
+        (["plan", "--rate", "0"], "rate"),
     ],
 )
 def test_failure_is_one_line(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
@@ -100,16 +96,14 @@ def test_failure_is_one_line(capsys: pytest.CaptureFixture[str], arguments: list
         ["describe", "a.h5", "--class-names", "a,b", "--scale", "much"],
     ],
 )
-def test_impossible_argument_is_refused_with_the_usage(
-    capsys: pytest.CaptureFixture[str], arguments: list[str]
-) -> None:
+def test_invalid_argument_prints_the_usage(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as raised:
         main(arguments)
     assert raised.value.code == 2
     assert "usage: ext-classify" in capsys.readouterr().err
 
 
-def test_large_photographs_travel_in_smaller_batches(
+def test_large_images_are_sent_in_smaller_batches(
     url: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     bitmap = b"BM" + bytes(9_000_000)
@@ -119,7 +113,7 @@ def test_large_photographs_travel_in_smaller_batches(
     assert capsys.readouterr().out.endswith("12 (corrupt_image)\n")
 
 
-def test_images_of_one_name_are_told_apart(
+def test_images_with_the_same_name_are_shown_with_their_folders(
     url: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     for folder in ("a", "b"):
@@ -129,23 +123,23 @@ def test_images_of_one_name_are_told_apart(
     assert f"{tmp_path}/b/rolled.png" in capsys.readouterr().out
 
 
-def test_output_that_nobody_reads_is_no_failure(url: str) -> None:
+def test_closed_output_pipe_is_not_an_error(url: str) -> None:
     command = f"{shlex.join([*CLI, 'classify', '--url', url, *[str(SAMPLES)] * 50])} | head -1"
     finished = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)  # noqa: S607
     assert finished.stderr == ""
 
 
-def test_serve_refuses_a_tampered_network(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_serve_refuses_a_tampered_model(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     h5 = copy_artifact(tmp_path, ".h5", ".json", ".tflite", ".tflite.json")
     content = bytearray(h5.read_bytes())
     content[-1] ^= 1
     h5.write_bytes(content)
     assert main(["serve", "--model", str(h5)]) == 1
-    assert "must have the sha256 that its card names" in capsys.readouterr().err
+    assert "sha256" in capsys.readouterr().err
 
 
-def test_serving_environment_names_the_command_that_compiles(tmp_path: Path) -> None:
-    """A stand-in for .venv: TensorFlow cannot be found."""
+def test_serving_environment_names_the_compile_command(tmp_path: Path) -> None:
+    """Simulates .venv, where TensorFlow is not installed."""
     h5 = copy_artifact(tmp_path, ".h5", ".json")
     (tmp_path / "sitecustomize.py").write_text(
         "import importlib.util as u; find = u.find_spec\n"
@@ -165,7 +159,9 @@ def test_serving_environment_names_the_command_that_compiles(tmp_path: Path) -> 
     assert "Traceback" not in finished.stderr
 
 
-def test_compile_makes_the_twin_that_serve_needs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_compile_creates_the_model_that_serve_loads(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     h5 = copy_artifact(tmp_path, ".h5", ".json")
     assert main(["compile", "--json", "--model", str(h5)]) == 0
     assert json.loads(capsys.readouterr().out)["h5"] == str(h5)
@@ -174,7 +170,7 @@ def test_compile_makes_the_twin_that_serve_needs(tmp_path: Path, capsys: pytest.
         pass
 
 
-def test_tensorflow_engine_serves_too(capsys: pytest.CaptureFixture[str]) -> None:
+def test_tensorflow_engine_serves(capsys: pytest.CaptureFixture[str]) -> None:
     with running_service("--engine", "tensorflow") as url:
         assert main(["classify", "--url", url, str(SAMPLES)]) == 0
     assert "1 Scratches" in capsys.readouterr().out
@@ -190,7 +186,7 @@ def test_demo_classifies_the_samples_and_keeps_serving(capsys: pytest.CaptureFix
         assert demo.wait(20) == 0
 
 
-def test_stopped_demo_leaves_no_server_behind() -> None:
+def test_stopped_demo_stops_its_service() -> None:
     port = free_port()
     with running_demo(port) as (demo, _):
         demo.terminate()
@@ -198,28 +194,29 @@ def test_stopped_demo_leaves_no_server_behind() -> None:
     assert not is_ready(f"http://127.0.0.1:{port}")
 
 
-def test_demo_names_a_taken_port(capsys: pytest.CaptureFixture[str], url: str) -> None:
+def test_demo_reports_a_port_in_use(capsys: pytest.CaptureFixture[str], url: str) -> None:
     port = url.rpartition(":")[2]
     assert main(["demo", "--port", port]) == 1
-    assert f"or: make run PORT={int(port) + 1}" in capsys.readouterr().err
+    assert f"make run PORT={int(port) + 1}" in capsys.readouterr().err
 
 
-def test_serve_names_a_taken_port(capsys: pytest.CaptureFixture[str], url: str) -> None:
+def test_serve_reports_a_port_in_use(capsys: pytest.CaptureFixture[str], url: str) -> None:
     port = int(url.rpartition(":")[2])
     assert main(["serve", "--port", str(port)]) == 1
-    said = capsys.readouterr().err
-    assert f"127.0.0.1:{port} cannot be listened on (Address already in use)" in said
-    assert f"another port: --port {port + 1}" in said
+    printed = capsys.readouterr().err
+    assert f"127.0.0.1:{port}" in printed
+    assert "Address already in use" in printed
+    assert f"--port {port + 1}" in printed
 
 
-def test_verify_says_which_network_would_be_served(capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_describes_the_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify"]) == 0
-    said = capsys.readouterr().out
-    assert re.fullmatch(r"steel_defects [0-9a-f]{12}: Crazing, .*Scratches; 200x200x1, by litert\n", said)
+    printed = capsys.readouterr().out
+    assert re.fullmatch(r"steel_defects [0-9a-f]{12}: Crazing, .*Scratches; 200x200x1, .*litert\n", printed)
 
 
-def test_verify_refuses_what_would_not_be_served(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_refuses_a_tampered_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     h5 = copy_artifact(tmp_path, ".h5", ".json", ".tflite")
     h5.write_bytes(h5.read_bytes()[:-1] + b"?")
     assert main(["verify", str(h5)]) == 1
-    assert "must have the sha256 that its card names" in capsys.readouterr().err
+    assert "sha256" in capsys.readouterr().err

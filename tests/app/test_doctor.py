@@ -1,4 +1,4 @@
-"""ext-classify doctor, with real services, a real Redis, an emulated Snowflake, and much that is wrong."""
+"""ext-classify doctor with real services, a real Redis and an emulated Snowflake."""
 
 import json
 import re
@@ -32,17 +32,17 @@ def server() -> Iterator[LocalServer]:
 
 
 class Doctor:
-    """Runs it, and keeps what it found by what was looked at."""
+    """Runs the command and returns its findings by check."""
 
     def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
         self._capsys = capsys
         self.exit_code = -1
-        self.said = ""
+        self.printed = ""
 
     def run(self, *arguments: str) -> dict[str, dict[str, Any]]:
         self.exit_code = main(["doctor", "--json", *arguments])
         printed = self._capsys.readouterr()
-        self.said = printed.err
+        self.printed = printed.err
         return {finding["check"]: finding for finding in json.loads(printed.out)}
 
 
@@ -52,7 +52,7 @@ def doctor(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
     return Doctor(capsys)
 
 
-def test_nothing_is_wrong_with_what_is_shipped(doctor: Doctor) -> None:
+def test_default_configuration_passes(doctor: Doctor) -> None:
     found = doctor.run()
     assert doctor.exit_code == 0
     assert {finding["state"] for finding in found.values()} == {"ok", "skipped"}
@@ -60,19 +60,17 @@ def test_nothing_is_wrong_with_what_is_shipped(doctor: Doctor) -> None:
     assert found["service's login"]["state"] == "skipped"
 
 
-def test_settings_that_let_nothing_start_are_all_that_is_said(
-    doctor: Doctor, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_invalid_settings_skip_all_other_checks(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EXT_CLASSIFY_MAX_ROWS", "none")
     found = doctor.run()
     assert doctor.exit_code == 1
     assert list(found) == ["settings"]
     assert found["settings"]["said"].startswith("EXT_CLASSIFY_MAX_ROWS: ")
     assert "CLASSIFIERS" not in found["settings"]["said"]
-    assert "Something is wrong with: settings." in doctor.said
+    assert ": settings." in doctor.printed
 
 
-def test_misspelt_setting_is_noted(
+def test_unknown_setting_is_a_note(
     capsys: pytest.CaptureFixture[str], doctor: Doctor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EXT_CLASSIFY_MAX_ROW", "1")
@@ -80,7 +78,7 @@ def test_misspelt_setting_is_noted(
     assert "note    settings" in capsys.readouterr().out
 
 
-def test_broken_network_is_named(doctor: Doctor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_model_is_an_error(doctor: Doctor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("EXT_CLASSIFY_MODEL_PATH", str(tmp_path / "gone.h5"))
     found = doctor.run()
     assert doctor.exit_code == 1
@@ -89,26 +87,28 @@ def test_broken_network_is_named(doctor: Doctor, monkeypatch: pytest.MonkeyPatch
     assert found["port"]["state"] == "ok"
 
 
-def test_more_processes_than_cores_are_noted(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_processes_than_cores_are_a_note(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EXT_CLASSIFY_CLASSIFIERS", "500")
     assert doctor.run()["cores"]["state"] == "note"
 
 
-def test_port_of_a_service_of_ours_is_well_and_of_another_is_not(
+def test_port_in_use_is_accepted_only_if_ext_classify_uses_it(
     doctor: Doctor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with running_service() as url:
         monkeypatch.setenv("EXT_CLASSIFY_PORT", url.rpartition(":")[2])
-        assert "ext-classify serves network" in doctor.run()["port"]["said"]
+        assert doctor.run()["port"]["state"] == "ok"
     with RemoteService() as other:
         other.respond = lambda _: Reply(body=b"{}")
         monkeypatch.setenv("EXT_CLASSIFY_PORT", other.origin.rpartition(":")[2])
         assert doctor.run()["port"]["state"] == "wrong"
         other.respond = lambda _: Reply(body=b'{"model": {"version": "another"}}')
-        assert "serves another network there, another" in doctor.run()["port"]["said"]
+        port = doctor.run()["port"]
+        assert port["state"] == "note"
+        assert port["said"].endswith("another")
 
 
-def test_keys_that_cannot_be_read_are_named(
+def test_invalid_file_of_keys_is_an_error(
     doctor: Doctor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     keys = tmp_path / "keys"
@@ -120,8 +120,8 @@ def test_keys_that_cannot_be_read_are_named(
     assert doctor.run()["API keys"]["state"] == "ok"
 
 
-@pytest.mark.skipif(REDIS is None, reason="there is no redis-server: make system-deps")
-def test_redis_answers_or_is_said_not_to(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(REDIS is None, reason="redis-server is not installed: make system-deps")
+def test_redis_connection_is_checked(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
     port = free_port()
     monkeypatch.setenv("EXT_CLASSIFY_REDIS_URL", f"redis://:password@127.0.0.1:{port}/0")
     found = doctor.run()["Redis"]
@@ -132,7 +132,7 @@ def test_redis_answers_or_is_said_not_to(doctor: Doctor, monkeypatch: pytest.Mon
         assert doctor.run()["Redis"]["state"] == "ok"
 
 
-def test_issuer_has_keys_or_is_said_to_have_none(
+def test_keys_of_the_token_issuer_are_checked(
     doctor: Doctor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "keys").write_text('{"keys": [{}, {}]}', encoding="utf-8")
@@ -149,13 +149,14 @@ def test_issuer_has_keys_or_is_said_to_have_none(
             monkeypatch.setenv(f"EXT_CLASSIFY_JWT_{name}", value)
         monkeypatch.setenv("EXT_CLASSIFY_AUTH", "jwt")
         found = doctor.run()
-        assert found["issuer of tokens"]["said"] == "it has 2 keys"
+        assert found["issuer of tokens"]["state"] == "ok"
+        assert "2" in found["issuer of tokens"]["said"]
         assert found["clock"]["state"] == "ok"
         monkeypatch.setenv("EXT_CLASSIFY_JWT_JWKS_URL", f"{origin}/gone")
         assert doctor.run()["issuer of tokens"]["state"] == "wrong"
 
 
-class serving:  # noqa: N801 - reads as a word
+class serving:  # noqa: N801 - a context manager
     def __init__(self, handler: type[SimpleHTTPRequestHandler]) -> None:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
@@ -170,20 +171,19 @@ class serving:  # noqa: N801 - reads as a word
         self._server.server_close()
 
 
-def test_hosts_of_images_are_looked_up(
+def test_image_hosts_are_checked(
     doctor: Doctor, server: LocalServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Local SQL's own store has a certificate that only whoever is told of it trusts."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         store = f"localhost:{silent.getsockname()[1]}"
         monkeypatch.setenv("EXT_CLASSIFY_ALLOWED_URL_HOSTS", f"{store},.example.com,no.such.invalid")
         found = doctor.run()
-    assert "must have public addresses" in found["host of images localhost"]["said"]
+    assert "public address" in found["host of images localhost"]["said"]
     assert found["host of images"]["state"] == "skipped"
     assert found["host of images no.such.invalid"]["state"] == "wrong"
 
 
-def test_store_of_the_plant_is_trusted_by_its_certificate(
+def test_store_with_a_private_certificate_needs_ssl_cert_file(
     doctor: Doctor, server: LocalServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in server.service_environment.items():
@@ -197,7 +197,7 @@ def test_store_of_the_plant_is_trusted_by_its_certificate(
     assert "certificate" in found["said"].lower()
 
 
-def test_service_logs_in_and_may_read_its_stages(
+def test_service_logs_in_and_reads_its_stages(
     doctor: Doctor, server: LocalServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in server.service_environment.items():
@@ -216,7 +216,7 @@ def test_service_logs_in_and_may_read_its_stages(
     assert found['stage "LOCAL"."PUBLIC"."NOWHERE"']["state"] == "wrong"
 
 
-def test_service_that_is_not_let_in_is_told_why(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_login_is_reported_without_the_token(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {
         "ACCOUNT": "local",
         "USER": "classifier",
@@ -229,11 +229,11 @@ def test_service_that_is_not_let_in_is_told_why(doctor: Doctor, monkeypatch: pyt
         monkeypatch.setenv(f"EXT_CLASSIFY_SNOWFLAKE_{name}", value)
     found = doctor.run()["service's login"]
     assert found["state"] == "wrong"
-    assert "There is no connection to Snowflake" in found["said"]
+    assert "Snowflake" in found["said"]
     assert "of-the-mill" not in found["said"]
 
 
-def test_person_logs_in_and_sees_the_function(
+def test_user_logs_in_and_finds_the_function(
     doctor: Doctor, server: LocalServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     local = ["--local", "--port", str(server.port)]
@@ -244,30 +244,31 @@ def test_person_logs_in_and_sees_the_function(
         assert main(["register", "--json", *local, *register]) == 0
     assert all("done" in json.loads(line) for line in capsys.readouterr().out.splitlines())
     found = doctor.run(*local)
-    assert found["function"]["said"] == "EXT_CLASSIFY is in LOCAL.PUBLIC"
-    assert "as LOCAL" in found["your login"]["said"]
+    assert found["function"]["state"] == "ok"
+    assert "LOCAL.PUBLIC" in found["function"]["said"]
+    assert "LOCAL" in found["your login"]["said"]
 
 
-def test_gateway_that_leads_to_the_service_is_well(doctor: Doctor) -> None:
+def test_gateway_that_reaches_the_service_passes(doctor: Doctor) -> None:
     with running_service() as url:
         found = doctor.run("--gateway", f"{url}/classify")
     assert doctor.exit_code == 0
-    assert "leads to the service" in found["gateway"]["said"]
+    assert found["gateway"]["state"] == "ok"
 
 
 @pytest.mark.parametrize(
     ("reply", "state", "said"),
     [
         (Reply(403, b'{"message":"Missing Authentication Token"}'), "note", "403: .*Missing Authentication"),
-        (Reply(401, b"no"), "note", "does not take this key: no"),
+        (Reply(401, b"no"), "note", "401.*: no"),
         (Reply(404, b"no route"), "wrong", "404: no route"),
         (Reply(502, b"bad gateway"), "wrong", "502: bad gateway"),
-        (Reply(200, b"<html>hello"), "wrong", "something else: <html>hello"),
-        (Reply(200, b'{"data": []}'), "wrong", "something else"),
+        (Reply(200, b"<html>hello"), "wrong", ": <html>hello"),
+        (Reply(200, b'{"data": []}'), "wrong", r": \{\"data\": \[\]\}"),
         (DROP, "wrong", "."),
     ],
 )
-def test_gateway_is_judged_by_what_it_answers(reply: Reply, state: str, said: str) -> None:
+def test_response_of_the_gateway_decides_the_state(reply: Reply, state: str, said: str) -> None:
     findings = Findings()
     with RemoteService() as gateway:
         gateway.respond = lambda _: reply
@@ -275,7 +276,7 @@ def test_gateway_is_judged_by_what_it_answers(reply: Reply, state: str, said: st
         assert gateway.received[-1].headers["X-API-Key"] == "of-the-mill"
         assert gateway.received[-1].rows == [[0, None]]
     plain, *_, judged = findings
-    assert plain.said == "Snowflake calls https only."
+    assert (plain.check, plain.state) == ("gateway", "note")
     assert judged.state == state
     assert re.search(said, judged.said)
     assert judged.advice
@@ -284,23 +285,24 @@ def test_gateway_is_judged_by_what_it_answers(reply: Reply, state: str, said: st
 @pytest.mark.parametrize(
     "url", ["gateway/classify", "https://h:99999/x", "http://[/x", "https://a..b/x", "https://user:word@h/x"]
 )
-def test_gateway_url_that_is_none_is_said_to_be_so(doctor: Doctor, url: str) -> None:
+def test_invalid_gateway_url_is_an_error(doctor: Doctor, url: str) -> None:
     found = doctor.run("--gateway", url)
     wrong = [finding for finding in found.values() if finding["state"] == "wrong"]
     assert [finding["check"].partition("'")[0] for finding in wrong] == ["gateway"]
     assert "user:word" not in json.dumps(found)
 
 
-def test_key_of_the_gateway_follows_no_redirect() -> None:
+def test_doctor_does_not_send_the_key_to_a_redirect_target() -> None:
     findings = Findings()
     with RemoteService() as gateway, RemoteService() as elsewhere:
         gateway.respond = lambda _: Reply(302, b"", {"Location": elsewhere.url})
         check_gateway(findings, gateway.url, "of-the-mill")
         assert elsewhere.received == []
-    assert (findings[-1].state, findings[-1].said) == ("wrong", "302: It leads elsewhere.")
+    assert findings[-1].state == "wrong"
+    assert findings[-1].said.startswith("302")
 
 
-def test_gateway_of_a_certificate_that_nobody_vouches_for_is_asked_nothing(server: LocalServer) -> None:
+def test_gateway_with_an_untrusted_certificate_receives_no_request(server: LocalServer) -> None:
     findings = Findings()
     store = server.service_environment["EXT_CLASSIFY_ALLOWED_URL_HOSTS"].partition("/")[0]
     check_gateway(findings, f"https://{store}/classify", "of-the-mill")
@@ -310,7 +312,7 @@ def test_gateway_of_a_certificate_that_nobody_vouches_for_is_asked_nothing(serve
 
 
 @pytest.mark.parametrize("url", ["redis://127.0.0.1:1/0", "redis://127.0.0.1:1/x"])
-def test_redis_url_of_any_kind_is_judged(doctor: Doctor, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+def test_unusable_redis_url_is_an_error(doctor: Doctor, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     monkeypatch.setenv("EXT_CLASSIFY_REDIS_URL", url)
     found = doctor.run()
     assert {found[check]["state"] for check in ("Redis", "settings") if check in found} >= {"wrong"}
@@ -319,7 +321,7 @@ def test_redis_url_of_any_kind_is_judged(doctor: Doctor, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("ahead", "state"), [(0, "ok"), (29, "ok"), (-29, "ok"), (40, "wrong"), (-40, "wrong")]
 )
-def test_clock_is_right_within_half_a_minute(ahead: float, state: str) -> None:
+def test_clock_skew_up_to_30_seconds_is_accepted(ahead: float, state: str) -> None:
     findings = Findings()
     judge_clock(findings, time.time() - ahead, "Snowflake's")
     [finding] = findings

@@ -1,3 +1,5 @@
+"""python -m app.probe, against the real service."""
+
 import os
 import signal
 import subprocess
@@ -17,16 +19,16 @@ def exit_code(port: int, host: str) -> int:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])  # noqa: S104
-def test_service_that_is_ready_is_found_so(host: str) -> None:
+def test_probe_succeeds_if_the_service_is_ready(host: str) -> None:
     with running_service() as url:
         assert exit_code(urlsplit(url).port or 0, host) == 0
 
 
-def test_no_service_is_not_ready() -> None:
+def test_probe_fails_without_a_service() -> None:
     assert exit_code(free_port(), "127.0.0.1") == 1
 
 
-def test_service_that_is_stopping_is_not_ready(tmp_path: Path) -> None:
+def test_probe_fails_while_the_service_shuts_down(tmp_path: Path) -> None:
     with logging_service(tmp_path / "log", EXT_CLASSIFY_STOP_DELAY_SECONDS="30") as (service, port):
         wait_until(lambda: exit_code(port, "127.0.0.1") == 0)
         service.send_signal(signal.SIGTERM)
@@ -34,7 +36,7 @@ def test_service_that_is_stopping_is_not_ready(tmp_path: Path) -> None:
         assert service.poll() is None
 
 
-def test_probe_imports_next_to_nothing() -> None:
+def test_probe_imports_only_the_standard_library() -> None:
     program = "import sys, app.probe; print(*sys.modules)"
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert not {"pydantic", "fastapi", "argparse", "app.settings"} & set(ran.stdout.split())

@@ -1,4 +1,4 @@
-"""Takes the pictures that the README shows, of the real page and of a real terminal.
+"""Create the README's pictures of the playground and of a terminal.
 
 python -m tests.browser.screenshots [FOLDER]
 """
@@ -49,7 +49,7 @@ def _browser() -> Iterator[Browser]:
 
 
 def _classified(browser: Browser, url: str, scheme: str, width: int, height: int) -> Page:
-    """The samples as cards, with their evidence."""
+    """Open the playground with the classified samples and their heatmaps."""
     page = browser.new_page(
         color_scheme="dark" if scheme == "dark" else "light", viewport={"width": width, "height": height}
     )
@@ -64,9 +64,9 @@ def _classified(browser: Browser, url: str, scheme: str, width: int, height: int
 
 
 def _terminal(shown: str, command: list[str]) -> str:
-    """What a terminal shows of a command, as an SVG."""
+    """Run a command on a terminal and return its output as SVG."""
     printed = shown_on_a_terminal(*command, columns=COLUMNS)
-    # A bar is drawn and wiped out again below the lines: only what stays is shown.
+    # Drop the progress bar, which the command draws and erases below the lines.
     lines = [line.rpartition("\x1b[2K")[2] for line in printed.split("\n")]
     lines = [line for line in lines if "━" not in line and not line.startswith("ext-classify: ")]
     text = re.sub(r"\x1b\[[?0-9;]*[A-HJ-Zhl]", "", "\n".join(lines))
@@ -74,8 +74,8 @@ def _terminal(shown: str, command: list[str]) -> str:
     console.print(f"$ ext-classify {shown}", style="bold", highlight=False)
     console.print(Text.from_ansi(text.replace("\r", "").strip("\n")))
     svg = console.export_svg(title="ext-classify")
-    svg = re.sub(r"\s*@font-face {.*?}|<!--.*?-->", "", svg, flags=re.DOTALL)  # nothing is asked of others
-    about = f"<title>ext-classify {shown}</title><desc>A terminal: a line an image, then a table</desc>"
+    svg = re.sub(r"\s*@font-face {.*?}|<!--.*?-->", "", svg, flags=re.DOTALL)  # no requests to other hosts
+    about = f"<title>ext-classify {shown}</title><desc>A terminal: one line per image, then a table</desc>"
     return re.sub(r"(<svg[^>]*>)", rf"\1{about}", svg, count=1)
 
 

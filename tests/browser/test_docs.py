@@ -30,7 +30,7 @@ def page() -> Iterator[Page]:
         browser.close()
 
 
-def test_documentation_renders_and_tries_out_without_the_internet(page: Page) -> None:
+def test_documentation_works_offline(page: Page) -> None:
     requests: list[str] = []
     page.on("request", lambda request: requests.append(request.url))
     with running_service() as url:

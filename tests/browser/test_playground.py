@@ -42,22 +42,22 @@ def url() -> Iterator[str]:
 
 @pytest.fixture
 def page(browser: Browser, url: str) -> Iterator[Page]:
-    """Opened; no script of it may fail, and it may ask nobody but the service."""
+    """The opened page. Fails if a script raises an error or sends a request to another host."""
     yield from opened_page(browser, url)
 
 
 def opened_page(browser: Browser, url: str, **context: Any) -> Iterator[Page]:
     visit = browser.new_context(**context)
     page = visit.new_page()
-    faults: list[str] = []
-    asked: list[str] = []
-    page.on("pageerror", lambda error: faults.append(str(error)))
-    page.on("request", lambda request: asked.append(request.url))
+    errors: list[str] = []
+    requests: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("request", lambda request: requests.append(request.url))
     page.goto(url)
     yield page
     visit.close()
-    assert faults == []
-    assert [one for one in asked if not one.startswith((f"{url}/", "blob:", "data:"))] == []
+    assert errors == []
+    assert [one for one in requests if not one.startswith((f"{url}/", "blob:", "data:"))] == []
 
 
 def summary(page: Page) -> Any:
@@ -68,7 +68,7 @@ def card(page: Page, name: str) -> Any:
     return page.locator(".card", has=page.locator(f".name[title='{name}']"))
 
 
-def test_samples_become_cards_with_label_confidence_and_all_classes(page: Page) -> None:
+def test_samples_show_label_confidence_and_all_classes(page: Page) -> None:
     page.get_by_role("button", name="use the samples").click()
     expect(summary(page)).to_have_text(re.compile("^6 of 6: 1 Crazing, 1 Inclusion, "), timeout=PATIENCE_MS)
     shown = card(page, "scratches.png")
@@ -77,7 +77,7 @@ def test_samples_become_cards_with_label_confidence_and_all_classes(page: Page) 
     expect(page.locator("#model")).to_contain_text("steel_defects")
 
 
-def test_picked_files_and_a_broken_one_among_them(page: Page, tmp_path: Path) -> None:
+def test_picked_files_include_a_broken_one(page: Page, tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"\x89PNG\r\n\x1a\n and nothing more")
     page.locator("#files").set_input_files([SAMPLES / "pitted.png", broken])
@@ -88,8 +88,8 @@ def test_picked_files_and_a_broken_one_among_them(page: Page, tmp_path: Path) ->
     expect(failed.locator(".no-picture")).to_be_visible()
 
 
-def test_trusted_drop_is_taken(page: Page) -> None:
-    """As a person does it: the browser itself says where the file is."""
+def test_dropped_file_is_classified(page: Page) -> None:
+    """A drop from the browser, which has file paths, unlike a synthetic event."""
     session = page.context.new_cdp_session(page)
     data = {"items": [], "files": [str(SAMPLES / "patches.png")], "dragOperationsMask": 1}
     for kind in ("dragEnter", "dragOver", "drop"):
@@ -97,7 +97,7 @@ def test_trusted_drop_is_taken(page: Page) -> None:
     expect(card(page, "patches.png").locator(".verdict")).to_contain_text("Patches", timeout=PATIENCE_MS)
 
 
-def test_folder_is_dropped_with_what_is_below_it(page: Page, tmp_path: Path) -> None:
+def test_dropped_folder_is_read_recursively(page: Page, tmp_path: Path) -> None:
     below = tmp_path / "coil" / "7"
     below.mkdir(parents=True)
     shutil.copy(SAMPLES / "rolled.png", below)
@@ -109,7 +109,7 @@ def test_folder_is_dropped_with_what_is_below_it(page: Page, tmp_path: Path) -> 
     expect(summary(page)).to_have_text("1 of 1: 1 Rolled", timeout=PATIENCE_MS)
 
 
-def test_pasted_image_is_taken(page: Page) -> None:
+def test_pasted_image_is_classified(page: Page) -> None:
     page.evaluate(
         """(text) => {
             const bytes = Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
@@ -122,7 +122,7 @@ def test_pasted_image_is_taken(page: Page) -> None:
     expect(card(page, "image.png").locator(".verdict")).to_contain_text("Crazing", timeout=PATIENCE_MS)
 
 
-def test_many_files_are_all_answered_filtered_and_sorted(page: Page, tmp_path: Path) -> None:
+def test_many_files_are_classified_filtered_and_sorted(page: Page, tmp_path: Path) -> None:
     samples = sorted(SAMPLES.glob("*.png"))
     files = [Path(shutil.copy(samples[number % 6], tmp_path / f"{number:03}.png")) for number in range(200)]
     page.locator("#files").set_input_files(files)
@@ -134,7 +134,7 @@ def test_many_files_are_all_answered_filtered_and_sorted(page: Page, tmp_path: P
     expect(page.locator(".card .name").first).to_have_attribute("title", "004.png")
 
 
-def test_heatmap_and_box_lie_over_the_picture(page: Page) -> None:
+def test_heatmap_and_box_cover_the_image(page: Page) -> None:
     page.locator("#files").set_input_files(SAMPLES / "inclusion.png")
     shown = card(page, "inclusion.png")
     expect(shown.locator(".verdict")).to_contain_text("Inclusion", timeout=PATIENCE_MS)
@@ -173,10 +173,10 @@ def test_export_holds_every_outcome(page: Page, tmp_path: Path) -> None:
     lines = Path(started.value.path()).read_text(encoding="utf-8-sig").splitlines()
     assert lines[0].startswith("name,label,confidence,")
     assert lines[1].startswith("pitted.png,Pitted,0.9")
-    assert lines[2].startswith("'=1+1.png,,")  # no formula
+    assert lines[2].startswith("'=1+1.png,,")  # escaped, so that spreadsheets do not read a formula
 
 
-def test_sql_and_curl_give_the_same_answer(page: Page, url: str) -> None:
+def test_page_shows_sql_and_curl_for_the_image(page: Page, url: str) -> None:
     page.locator("#files").set_input_files([SAMPLES / "pitted.png", SAMPLES / "patches.png"])
     card(page, "patches.png").get_by_role("button").click()
     expect(page.locator("#same-sql")).to_contain_text("WHERE relative_path = 'patches.png';")
@@ -195,7 +195,7 @@ def test_batch_is_shown_as_snowflake_sends_it(page: Page) -> None:
     assert len(request) < 1000
 
 
-def test_service_that_begins_anew_midway_costs_no_answer(browser: Browser, tmp_path: Path) -> None:
+def test_page_retries_while_the_service_restarts(browser: Browser, tmp_path: Path) -> None:
     samples = sorted(SAMPLES.glob("*.png"))
     files = [Path(shutil.copy(samples[number % 6], tmp_path / f"{number:03}.png")) for number in range(60)]
     with logging_service(tmp_path / "log") as (service, port):
@@ -207,12 +207,10 @@ def test_service_that_begins_anew_midway_costs_no_answer(browser: Browser, tmp_p
             assert service.wait(30) == 0
             page.locator("#files").set_input_files(files[10:])
             expect(summary(page)).to_contain_text("10 of 60", timeout=PATIENCE_MS)
-            expect(summary(page)).to_contain_text(
-                "The service does not answer. Is it running? It is asked again."
-            )
+            expect(summary(page)).to_contain_text("Retrying")
             with logging_service(tmp_path / "log again", "--port", str(port)):
                 expect(summary(page)).to_contain_text("60 of 60: 10 Crazing", timeout=60_000)
-                expect(summary(page)).not_to_contain_text("asked again")
+                expect(summary(page)).not_to_contain_text("Retrying")
 
 
 def test_key_is_asked_for_sent_and_forgotten(browser: Browser, tmp_path: Path) -> None:
@@ -223,14 +221,14 @@ def test_key_is_asked_for_sent_and_forgotten(browser: Browser, tmp_path: Path) -
     with running_service(**variables) as url:
         for page in opened_page(browser, url):
             page.get_by_role("button", name="use the samples").click()
-            asked = page.get_by_label("This service wants an API key or a token")
-            expect(asked).to_be_focused(timeout=PATIENCE_MS)
-            asked.fill("wrong")
-            asked.press("Enter")
+            field = page.get_by_label("API key")
+            expect(field).to_be_focused(timeout=PATIENCE_MS)
+            field.fill("wrong")
+            field.press("Enter")
             expect(page.locator("#key-fault")).to_contain_text("key", timeout=PATIENCE_MS)
-            expect(asked).to_be_focused()
-            asked.fill(made)
-            asked.press("Enter")
+            expect(field).to_be_focused()
+            field.fill(made)
+            field.press("Enter")
             expect(summary(page)).to_contain_text("6 of 6", timeout=PATIENCE_MS)
             expect(page.locator("#same-curl")).to_contain_text('-H "X-API-Key: $KEY"')
             assert made not in page.content()
@@ -238,7 +236,7 @@ def test_key_is_asked_for_sent_and_forgotten(browser: Browser, tmp_path: Path) -
             assert stored == [0, 0, ""]
 
 
-def test_all_is_reached_by_keyboard(page: Page) -> None:
+def test_controls_are_reached_by_keyboard(page: Page) -> None:
     page.get_by_role("button", name="use the samples").focus()
     page.keyboard.press("Enter")
     expect(summary(page)).to_contain_text("6 of 6", timeout=PATIENCE_MS)
@@ -260,7 +258,7 @@ def test_all_is_reached_by_keyboard(page: Page) -> None:
 
 
 @pytest.mark.parametrize("width", [320, 390, 1280])
-def test_nothing_is_wider_than_the_screen(browser: Browser, url: str, width: int) -> None:
+def test_page_fits_the_screen_width(browser: Browser, url: str, width: int) -> None:
     for page in opened_page(browser, url, viewport={"width": width, "height": 844}):
         page.get_by_role("button", name="use the samples").click()
         expect(summary(page)).to_contain_text("6 of 6", timeout=PATIENCE_MS)
@@ -284,8 +282,8 @@ def test_page_says_what_it_may_do(url: str) -> None:
         assert headers["cache-control"] == "no-cache"
 
 
-def test_axe_finds_nothing_to_mend(browser: Browser, url: str, tmp_path: Path) -> None:
-    """Accessibility rules of WCAG 2, by light and by dark, with each kind of card."""
+def test_axe_finds_no_violations(browser: Browser, url: str, tmp_path: Path) -> None:
+    """WCAG 2 rules, in the light and the dark colour scheme, with a failed card."""
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no image")
     for scheme in ("light", "dark"):
