@@ -20,14 +20,14 @@ class OutcomeLines:
         self._screen = screen
         self._short = _short_names(names)
         self._width = max(map(len, ["image", *self._short.values()]))
-        self._begun = False
+        self._has_heading = False
 
     def show(self, name: str, outcome: Outcome) -> None:
-        if not self._begun:
+        if not self._has_heading:
             self._screen.line(
                 f"{'image':<{self._width}}  {'label':<{_LABEL_WIDTH}}  confidence, or what is wrong", "bold"
             )
-            self._begun = True
+            self._has_heading = True
         line = f"{self._short[name]:<{self._width}}  {label_of(outcome):<{_LABEL_WIDTH}}  {_details(outcome)}"
         self._screen.line(line, _style(outcome))
 

@@ -39,9 +39,9 @@ def check_gateway(findings: Findings, url: str, api_key: str | None) -> None:
     elif not _has_certificate(findings, str(parts.hostname), parts.port or HTTPS_PORT):
         return
     with findings.expecting("gateway", _UNREACHED, OSError, HTTPException, ValueError):
-        status, body, said_at = _ask(url, service.credentials)
-        check_clock(findings, said_at, "the gateway's")
-        _judge(findings, status, body, has_key=api_key is not None)
+        status, body, date_header = _post_null_row(url, service.credentials)
+        check_clock(findings, date_header, "the gateway's")
+        _add_result(findings, status, body, has_key=api_key is not None)
 
 
 def _has_certificate(findings: Findings, host: str, port: int) -> bool:
@@ -51,7 +51,7 @@ def _has_certificate(findings: Findings, host: str, port: int) -> bool:
     return findings[-1].state != "wrong"
 
 
-def _ask(url: str, credentials: Mapping[str, str]) -> tuple[int, bytes, str | None]:
+def _post_null_row(url: str, credentials: Mapping[str, str]) -> tuple[int, bytes, str | None]:
     """POST the NULL row. Return status, body and Date header. Raises OSError, HTTPException or ValueError."""
     headers = {"Content-Type": "application/json", **credentials}
     request = urllib.request.Request(url, json.dumps(_ROW).encode(), headers)  # noqa: S310 - http or https
@@ -63,7 +63,7 @@ def _ask(url: str, credentials: Mapping[str, str]) -> tuple[int, bytes, str | No
             return error.code, error.read(), error.headers.get("Date")
 
 
-def _judge(findings: Findings, status: int, body: bytes, *, has_key: bool) -> None:
+def _add_result(findings: Findings, status: int, body: bytes, *, has_key: bool) -> None:
     said = body[:200].decode(errors="replace").strip()
     if status == HTTPStatus.OK and _is_answer(body):
         findings.ok("gateway", "the gateway reaches the service, which answers a batch")

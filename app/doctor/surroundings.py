@@ -41,9 +41,9 @@ def check_issuer(findings: Findings, settings: Settings) -> None:
     with findings.expecting("issuer of tokens", advice, *faults):
         with opener_for(url).open(url, timeout=TIMEOUT_SECONDS) as response:
             keys = json.load(response)["keys"]
-            said_at = response.headers.get("Date")
+            date_header = response.headers.get("Date")
         findings.ok("issuer of tokens", f"{len(keys)} keys")
-        check_clock(findings, said_at, "the issuer's")
+        check_clock(findings, date_header, "the issuer's")
 
 
 def check_hosts(findings: Findings, settings: Settings) -> None:
@@ -82,12 +82,12 @@ def check_certificate(findings: Findings, check: str, host: str, port: int) -> N
         findings.ok(check, "answers with a trusted certificate")
 
 
-def check_clock(findings: Findings, said_at: str | None, whose: str) -> None:
+def check_clock(findings: Findings, date_header: str | None, whose: str) -> None:
     """Compare this machine's clock with a Date header (RFC 9110, section 6.6.1)."""
-    if said_at is None:
+    if date_header is None:
         return
     try:
-        judge_clock(findings, parsedate_to_datetime(said_at).timestamp(), whose)
+        judge_clock(findings, parsedate_to_datetime(date_header).timestamp(), whose)
     except ValueError:
         return
 

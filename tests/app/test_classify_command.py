@@ -438,7 +438,7 @@ PROGRAM = (
 
 @pytest.fixture
 def many(tmp_path: Path) -> Path:
-    """So many images that the command is still running when the test interrupts it."""
+    """More images than the command classifies before the test interrupts it."""
     folder = tmp_path / "many"
     folder.mkdir()
     for number in range(5000):
