@@ -1,1 +1,1 @@
-"""From an image source, as a row names it, to the bytes of an image file."""
+"""Turns the image source in a row into the bytes of an image file."""

@@ -1,4 +1,4 @@
-"""Where images may be fetched from: which URLs, and which addresses behind their names."""
+"""The allowlist: which URLs the service may fetch, and which IP addresses their hosts may resolve to."""
 
 import ipaddress
 import re
@@ -13,66 +13,66 @@ from app.images.stage_file import percent_decode
 HTTPS_PORT = 443
 _MAX_PORT = 65535
 MAX_URL_CHARACTERS = MAX_REFERENCE_CHARACTERS
-# RFC 1035, section 2.3.4: 255 octets, two of which a text has no characters for.
+# RFC 1035, section 2.3.4: 255 octets on the wire are 253 characters of text.
 _MAX_HOST_CHARACTERS = 253
 
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]{0,63}(?=:)", re.IGNORECASE)
 _USER = re.compile(r"[^/?#]*//[^/?#]*@")
-# Narrower than RFC 3986, so that no two parsers can read two hosts out of it.
+# Stricter than RFC 3986, so that all parsers find the same host.
 _AUTHORITY = re.compile(
     r"https://(?P<host>[a-z0-9_-]{1,63}+(?:\.[a-z0-9_-]{1,63}+){0,126}+)(?::(?P<port>[0-9]{1,5}))?(?=[/?#]|\Z)",
     re.IGNORECASE,
 )
-# A host that ends so is an IPv4 address in one of its many spellings (URL Standard, section 3.5).
+# A host whose last label is numeric is parsed as an IPv4 address (URL Standard, section 3.5).
 _NUMERIC_END = re.compile(r"(.*\.)?([0-9]+|0x[0-9a-f]*)", re.IGNORECASE)
 
-# A segment `.` or `..`, and what some servers cut off before they look: blanks, path parameters.
+# A segment `.` or `..`, with the blanks and path parameters that some servers strip first.
 _DOT_SEGMENT = re.compile(r"(?:\A|[/\\])[\x00-\x20]*+\.{1,2}(?=[\x00-\x20;/\\]|\Z)")
 _MAX_DECODINGS = 3
 
-# IPv6 that reaches the IPv4 address within (RFC 6052); mapped and 6to4 addresses are Python's to tell.
+# IPv6 that embeds an IPv4 address (RFC 6052); Python itself recognizes mapped and 6to4 addresses.
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
-# All that IPv6 has handed out to the internet.
+# The only IPv6 range that is allocated for the public internet.
 _GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
-# Python 3.11 takes these for the internet's.
+# Python 3.11 reports these as global.
 _NEVER_PUBLIC = (
-    ipaddress.IPv4Network("168.63.129.16/32"),  # Azure's host, to its guests
+    ipaddress.IPv4Network("168.63.129.16/32"),  # Azure's platform services, reachable from every VM
     ipaddress.IPv4Network("192.0.0.0/24"),  # IETF assignments (RFC 6890); Oracle Cloud's metadata
-    ipaddress.IPv4Network("192.88.99.0/24"),  # the nearest 6to4 relay (RFC 7526)
-    ipaddress.IPv6Network("2001::/23"),  # IETF assignments, Teredo among them
+    ipaddress.IPv4Network("192.88.99.0/24"),  # 6to4 relay anycast (RFC 7526)
+    ipaddress.IPv6Network("2001::/23"),  # IETF assignments, including Teredo
     ipaddress.IPv6Network("3fff::/20"),  # documentation (RFC 9637)
 )
 
 
 @dataclass(frozen=True)
 class Allowlist:
-    """Patterns: `host` is that host, `.domain` every host below it, both on port 443; or `host:port`.
+    """Patterns: `host` allows that host, `.domain` every host below it, both on port 443; or `host:port`.
 
-    With `/prefix` behind, such as a bucket or a container, only paths below that prefix. A regular expression
-    must match the whole host, in lower case, on port 443.
+    A `/prefix` after the host, such as a bucket or a container, allows only paths below it. A regular
+    expression must match the whole host, in lower case, on port 443.
     """
 
     patterns: tuple[str | re.Pattern[str], ...]
     allow_private_addresses: bool = False
 
     def check_url(self, text: str) -> URL:
-        """The URL to request, exactly as it was signed. Raises UrlNotAllowed."""
+        """The URL to request: as it was signed, without its fragment. Raises UrlNotAllowed."""
         host, port = _parse_authority(text)
-        served = [pattern for pattern in self.patterns if _serves(pattern, host, port)]
-        url = _well_formed(text) if served else None
-        if url is None or not any(_reaches(pattern, url) for pattern in served):
+        matching = [pattern for pattern in self.patterns if _matches_host(pattern, host, port)]
+        url = _parse_url(text) if matching else None
+        if url is None or not any(_allows_path(pattern, url) for pattern in matching):
             raise UrlNotAllowed(
-                "A URL's host must be on the allowlist, and its bucket where the list names buckets. "
+                "A URL's host must be on the allowlist, and so must its bucket if the list names buckets. "
                 f"Received: {host if port == HTTPS_PORT else f'{host}:{port}'}."
             )
         if (url.raw_host or "").lower() != host or url.port != port:
-            raise UrlNotAllowed("A URL must name one host to all parsers.")
+            raise UrlNotAllowed("A URL must name the same host for every parser.")
         self._check_if_address(host)
         return url.with_fragment(None)
 
     def check_redirect(self, url: URL, location: str) -> URL:
-        """Where a redirect from `url` leads, checked as if a row had named it. Raises UrlNotAllowed."""
-        target = _well_formed(location)
+        """The target of a redirect from `url`, checked like the URL of a row. Raises UrlNotAllowed."""
+        target = _parse_url(location)
         return self.check_url(location if target.scheme else str(url.join(target)))
 
     def check_address(self, address: str) -> None:
@@ -87,7 +87,7 @@ class Allowlist:
             ipaddress.IPv4Address(host)
         except ValueError:
             raise UrlNotAllowed(
-                "An IPv4 address must be four decimal numbers without zeros in front."
+                "An IPv4 address must be four decimal numbers without leading zeros."
             ) from None
         self.check_address(host)
 
@@ -95,8 +95,8 @@ class Allowlist:
 _BUCKET = r"(?:[a-z0-9_][a-z0-9._-]*\.)?"
 _AWS_REGION = r"[a-z]{2}(?:-[a-z]+)+-[0-9]{1,2}"
 
-# Where URLs that Snowflake signs lead: stages on S3, Azure Blob Storage and Google Cloud Storage. Anyone may
-# keep a bucket there, so these are for URLs from Snowflake itself, not for those of rows.
+# Hosts of URLs that Snowflake signs: stages on S3, Azure Blob Storage and Google Cloud Storage. Anyone can
+# create a bucket there, so this list applies only to URLs that Snowflake returns, never to URLs in rows.
 SNOWFLAKE_STORAGE = (
     re.compile(
         _BUCKET + r"s3(?:-fips|-accelerate)?(?:\.dualstack)?"
@@ -108,7 +108,7 @@ SNOWFLAKE_STORAGE = (
 
 
 def is_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
-    """Whether packets to `address` leave for the public internet, whatever form it is written in."""
+    """Whether `address` is on the public internet, including IPv6 that embeds an IPv4 address."""
     if isinstance(address, ipaddress.IPv6Address):
         embedded = address.ipv4_mapped or address.sixtofour
         if address in _NAT64:
@@ -144,22 +144,22 @@ def _check_text(text: str) -> None:
         raise UrlNotAllowed(
             f"A URL must have at most {MAX_URL_CHARACTERS} characters. Received: {len(text)}."
         )
-    # Parsers disagree on backslashes, spaces and other scripts; a percent-encoded URL has none of them.
+    # Parsers disagree on backslashes, spaces and non-ASCII text; a percent-encoded URL has none of them.
     if "\\" in text or not text.isascii() or not text.isprintable() or " " in text:
         raise UrlNotAllowed("A URL must be percent-encoded ASCII without spaces or backslashes.")
 
 
-def _well_formed(text: str) -> URL:
+def _parse_url(text: str) -> URL:
     _check_text(text)
     try:
         url = URL(text, encoded=True)  # re-encoding would break a signature
-        url.port  # noqa: B018 - yarl checks the port when it is asked for
+        url.port  # noqa: B018 - yarl validates the port on access
         return url
     except ValueError:
         raise UrlNotAllowed("A URL must be well-formed (RFC 3986).") from None
 
 
-def _serves(pattern: str | re.Pattern[str], host: str, port: int) -> bool:
+def _matches_host(pattern: str | re.Pattern[str], host: str, port: int) -> bool:
     if isinstance(pattern, re.Pattern):
         return port == HTTPS_PORT and pattern.fullmatch(host) is not None
     name, _, wanted_port = pattern.partition("/")[0].lower().partition(":")
@@ -168,18 +168,18 @@ def _serves(pattern: str | re.Pattern[str], host: str, port: int) -> bool:
     return host.endswith(name) if name.startswith(".") else host == name
 
 
-def _reaches(pattern: str | re.Pattern[str], url: URL) -> bool:
+def _allows_path(pattern: str | re.Pattern[str], url: URL) -> bool:
     prefix = "" if isinstance(pattern, re.Pattern) else pattern.partition("/")[2]
     return not prefix or _is_below(prefix.rstrip("/"), url.raw_path)
 
 
 def _is_below(prefix: str, path: str) -> bool:
-    """Whether a path, as it is sent, lies below /prefix/ however a server may decode and resolve it."""
+    """Whether `path` lies below /prefix/, however a server decodes and resolves it."""
     return path.startswith(f"/{prefix}/") and not has_dot_segment(path)
 
 
 def has_dot_segment(path: str) -> bool:
-    """Also true where that cannot be told: undecodable text, or encoded over and over."""
+    """Whether `path` has a `.` or `..` segment; also true if it is undecodable or encoded too many times."""
     for _ in range(_MAX_DECODINGS):
         if _DOT_SEGMENT.search(path):
             return True

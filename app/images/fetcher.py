@@ -1,4 +1,4 @@
-"""Who fetches images: an HTTP client, or nobody where nothing may be fetched."""
+"""Selects the image fetcher: the HTTP client, or NoFetcher if the settings allow no URL."""
 
 import importlib
 from contextlib import AbstractAsyncContextManager, nullcontext
@@ -12,12 +12,12 @@ from app.snowflake.credentials import is_configured
 
 class Fetcher(Protocol):
     async def fetch(self, source: Url, allowlist: Allowlist | None = None) -> bytes:
-        """The bytes behind a URL that is on `allowlist`, or else on the settings'. Raises InputError."""
+        """The bytes behind a URL on `allowlist`, by default the settings' allowlist. Raises InputError."""
         ...
 
 
 def open_fetcher(settings: Settings) -> AbstractAsyncContextManager[Fetcher]:
-    """The HTTP client takes a fifth of the time to ready, and is left out where it could reach nothing."""
+    """The HTTP client, or NoFetcher if no URL is allowed: importing the client is a fifth of startup time."""
     if not settings.allowed_url_hosts and not is_configured(settings):
         return nullcontext(NoFetcher(settings))
     client: AbstractAsyncContextManager[Fetcher] = importlib.import_module("app.images.http").ImageFetcher(
@@ -27,11 +27,11 @@ def open_fetcher(settings: Settings) -> AbstractAsyncContextManager[Fetcher]:
 
 
 class NoFetcher:
-    """Refuses every URL, and says why, as the client would."""
+    """Rejects every URL with the same error as the client."""
 
     def __init__(self, settings: Settings) -> None:
         self._allowlist = Allowlist((), settings.allow_private_addresses)
 
     async def fetch(self, source: Url, allowlist: Allowlist | None = None) -> bytes:  # noqa: ARG002
         self._allowlist.check_url(source.text)
-        raise AssertionError("An empty allowlist lets no URL pass.")
+        raise AssertionError("An empty allowlist allows no URL.")

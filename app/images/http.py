@@ -1,4 +1,4 @@
-"""Fetch images over https: the only module that opens connections."""
+"""Fetches images over HTTPS: the only module that opens connections to image hosts."""
 
 import asyncio
 import contextlib
@@ -25,9 +25,10 @@ _READ_BYTES = 64 * 1024
 
 
 class ImageFetcher:
-    """Fetches images from the allowlist, a bounded number at a time; an async context manager.
+    """Fetches images from allowed URLs with bounded concurrency; an async context manager.
 
-    Every name is resolved once, its addresses are checked, and the connection goes to what was checked.
+    A host is resolved once, and the client connects only to addresses that passed the check, so DNS rebinding
+    has no effect.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class ImageFetcher:
         self._ssl_context = ssl_context or ssl.create_default_context()
 
     async def __aenter__(self) -> Self:
-        # aiohttp's DNS cache holds what our resolver let pass, and nothing else: it is safe to keep.
+        # aiohttp's DNS cache is safe: it holds only addresses that _CheckedResolver has accepted.
         connector = aiohttp.TCPConnector(limit=0, resolver=self._resolver, ssl=self._ssl_context)
         self._session = aiohttp.ClientSession(
             connector=connector,
@@ -61,16 +62,17 @@ class ImageFetcher:
         await self._session.close()
 
     async def fetch(self, source: Url, allowlist: Allowlist | None = None) -> bytes:
-        """The bytes behind a URL, every hop of which is on `allowlist`, or else on that of the settings.
+        """The bytes behind a URL; every hop must be on `allowlist`, by default that of the settings.
 
         Raises UrlNotAllowed, FileMissing, UrlExpired, AccessDenied, ClientSideEncrypted, FetchFailed,
-        FetchTimeout or ImageTooLarge. The time limit starts when a slot is free, and holds for all hops
-        together, however slowly bytes drip. Which addresses are let pass, the settings alone say.
+        FetchTimeout or ImageTooLarge. The timeout starts when a concurrency slot is free and covers all hops
+        and the whole body. `allowlist` replaces URL patterns only: whether private addresses are allowed
+        depends on the settings.
         """
         async with self._slots:
             try:
                 async with asyncio.timeout(self._timeout_seconds):
-                    return await self._follow(source.text, self._with_our_addresses(allowlist))
+                    return await self._follow(source.text, self._effective_allowlist(allowlist))
             except TimeoutError:
                 raise FetchTimeout(
                     f"An image must arrive within {self._timeout_seconds:g} seconds.", retryable=True
@@ -81,7 +83,7 @@ class ImageFetcher:
                     retryable=not isinstance(error, (aiohttp.ClientSSLError, ValueError)),
                 ) from error
 
-    def _with_our_addresses(self, allowlist: Allowlist | None) -> Allowlist:
+    def _effective_allowlist(self, allowlist: Allowlist | None) -> Allowlist:
         ours = self._allowlist
         return ours if allowlist is None else replace(ours, patterns=allowlist.patterns)
 
@@ -116,7 +118,7 @@ class ImageFetcher:
 
 
 class _CheckedResolver(AbstractResolver):
-    """Resolves a name and refuses it if any of its addresses is forbidden."""
+    """Resolves a host; rejects it if any of its addresses is not allowed."""
 
     def __init__(self, resolver: AbstractResolver, allowlist: Allowlist) -> None:
         self._resolver = resolver
@@ -127,7 +129,7 @@ class _CheckedResolver(AbstractResolver):
     ) -> list[ResolveResult]:
         addresses = await self._resolver.resolve(host, port, family)
         if not addresses:
-            raise OSError("A name must have an address.")
+            raise OSError("A host must have an address.")
         for address in addresses:
             self._allowlist.check_address(address["host"])
         return addresses
@@ -144,7 +146,7 @@ def _location(response: aiohttp.ClientResponse) -> str:
 
 
 async def _failure(response: aiohttp.ClientResponse) -> InputError:
-    """What became of a request that was not answered with 200."""
+    """The error for a response whose status is not 200."""
     if response.status in _REFUSALS:
         body = b"" if response.status == 404 else await _read_start(response.content)
         if error := explain_refusal(response.status, response.url.raw_query_string, body):
@@ -157,7 +159,7 @@ async def _failure(response: aiohttp.ClientResponse) -> InputError:
 
 async def _read_start(content: aiohttp.StreamReader) -> bytes:
     start = bytearray()
-    with contextlib.suppress(aiohttp.ClientPayloadError):  # cut off: what came may say enough
+    with contextlib.suppress(aiohttp.ClientPayloadError):  # truncated: the part received may suffice
         while len(start) < MAX_REFUSAL_BYTES and (
             chunk := await content.read(MAX_REFUSAL_BYTES - len(start))
         ):

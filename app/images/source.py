@@ -1,4 +1,4 @@
-"""What a row may name as its image: a URL, a staged file, text that holds the image, or its bytes."""
+"""Image sources of a row: a URL, a staged file, the image as text (base64, hex), or its bytes."""
 
 import re
 from dataclasses import dataclass
@@ -17,8 +17,8 @@ MAX_REFERENCE_CHARACTERS = 8192
 
 # RFC 3986, section 3.1. A colon is in no base64 alphabet, so this never mistakes an image for a URL.
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,63}:")
-# How images begin, in hex: PNG, JPEG, BMP, TIFF and BigTIFF in both byte orders, WebP. No base64 text of an
-# image begins so, since its own first bytes would then be those of no image.
+# The first bytes of images in hex: PNG, JPEG, BMP, TIFF and BigTIFF in both byte orders, WebP. Base64 of an
+# image never starts with these digits: decoded as base64, they are not the first bytes of any image format.
 _HEX_OF_IMAGE = re.compile(
     rb"(89504E47|FFD8FF|424D|49492[AB]00|4D4D002[AB]|52494646)[0-9A-F]{8}", re.IGNORECASE
 )
@@ -40,7 +40,7 @@ class Base64Text:
 
     @staticmethod
     def image_bytes(characters: int) -> int:
-        """The least that so much text decodes to."""
+        """The minimum number of bytes that `characters` of base64 decode to."""
         return characters * 3 // 4 - 2
 
     def decode(self, limits: ImageLimits) -> bytes:
@@ -52,7 +52,7 @@ class Base64Text:
             return self._decode_wrapped()
 
     def _decode_wrapped(self) -> bytes:
-        """Allow for the line breaks that many encoders write."""
+        """Decode base64 with the line breaks that many encoders insert."""
         try:
             return b64decode(self.text.translate(None, _BLANKS), validate=True)
         except ValueError as error:
@@ -70,7 +70,7 @@ class HexText:
 
     @staticmethod
     def image_bytes(characters: int) -> int:
-        """What so many digits decode to."""
+        """The number of bytes that `characters` hex digits decode to."""
         return characters // 2
 
     def decode(self, limits: ImageLimits) -> bytes:
@@ -91,7 +91,7 @@ Source: TypeAlias = Remote | InlineText | bytes
 
 
 def max_text_characters(limits: ImageLimits) -> int:
-    """The most characters that the text of an image may have: those of hexadecimal digits."""
+    """The maximum length of an image as text; hex, two digits a byte, is the longest encoding."""
     return 2 * limits.max_image_bytes + 1
 
 

@@ -1,7 +1,7 @@
-"""Staged files to bytes: one statement a batch and stage signs all paths, then they are fetched.
+"""Reads staged files: one statement per batch and stage presigns all URLs, then the service fetches them.
 
-Where signed URLs do not serve, since the stage is encrypted by its clients or the account forbids
-them, the connector downloads the files.
+If the stage is client-side encrypted, or the account forbids presigned URLs, the connector downloads the
+files instead.
 """
 
 import asyncio
@@ -31,23 +31,23 @@ from app.snowflake.identifier import parse_identifier, quote_identifier, quote_s
 from app.snowflake.session import SnowflakeSession
 from model.errors import InputError
 
-# The longest that every kind of stage allows. Source: Snowflake documentation, GET_PRESIGNED_URL.
+# The maximum for every kind of stage. Source: Snowflake documentation, GET_PRESIGNED_URL.
 SIGNED_SECONDS = 3600
-# So long, the files of a stage whose signed URLs did not serve are downloaded; then they are tried again.
+# After presigned URLs fail for a stage, the connector downloads its files for this long before a new attempt.
 UNSIGNED_SECONDS = 300.0
 
-# Each is a statement, and one batch must not keep Snowflake busy with names that somebody made up.
+# Each stage costs a statement; the limit keeps a batch of invented names from flooding Snowflake.
 MAX_STAGES_IN_BATCH = 16
 
 Stage: TypeAlias = tuple[str, ...]
-# Signed URLs by path; None when the connector is to download the files of this stage.
+# Signed URLs by path; None if the connector downloads the files of this stage.
 Signed: TypeAlias = dict[str, str] | None
 # None for a stage path, which names no host.
 Host: TypeAlias = str | None
 
 
 class StageReader:
-    """Reads staged files as the service's own user, whoever asked for them."""
+    """Reads staged files as the service's own Snowflake user, regardless of the caller."""
 
     def __init__(self, settings: Settings, session: SnowflakeSession, fetcher: Fetcher) -> None:
         self._settings = settings
@@ -56,11 +56,11 @@ class StageReader:
         self._storage = Allowlist((*SNOWFLAKE_STORAGE, *settings.allowed_url_hosts))
         self._allowed_stages = frozenset(map(parse_identifier, settings.snowflake_stages))
         self._account_hosts = _hosts_of_account(settings)
-        self._asking_for_hosts: asyncio.Task[InputError | None] | None = None
+        self._hosts_query: asyncio.Task[InputError | None] | None = None
         self._unsigned_until: dict[Stage, float] = {}
 
     def open_batch(self, files: Iterable[StageFile]) -> "StageBatch":
-        """Begin to sign what a batch names; must be called on the event loop."""
+        """Start presigning the URLs of a batch's files. Must be called on the event loop."""
         stages: dict[Stage, dict[Host, dict[str, None]]] = defaultdict(lambda: defaultdict(dict))
         for file in files:
             stages[file.stage][file.host][file.path] = None
@@ -80,7 +80,7 @@ class StageReader:
             return await self._download(file)
 
     async def _sign(self, stage: Stage, paths: Mapping[Host, Iterable[str]]) -> "SignedStage":
-        errors = await asyncio.gather(*(self._refuse(host, stage) for host in paths))
+        errors = await asyncio.gather(*(self._error_for(host, stage) for host in paths))
         refused = {host: error for host, error in zip(paths, errors, strict=True) if error is not None}
         wanted = dict.fromkeys(path for host in paths.keys() - refused.keys() for path in paths[host])
         try:
@@ -91,7 +91,7 @@ class StageReader:
             return SignedStage(None, dict.fromkeys(paths, error) | refused)
         return SignedStage(signed, refused)
 
-    async def _refuse(self, host: Host, stage: Stage) -> InputError | None:
+    async def _error_for(self, host: Host, stage: Stage) -> InputError | None:
         try:
             await self._check(host, stage)
         except InputError as error:
@@ -125,7 +125,7 @@ class StageReader:
         self._unsigned_until = kept | {stage: now + UNSIGNED_SECONDS}
 
     async def _check(self, host: Host, stage: Stage) -> None:
-        """Raises InputError where nothing is to be asked of Snowflake."""
+        """Raises InputError if the service must not query Snowflake for this stage."""
         if not is_configured(self._settings):
             raise SnowflakeNotConfigured(
                 "The service needs an account to read stages: set EXT_CLASSIFY_SNOWFLAKE_ACCOUNT, or "
@@ -140,23 +140,23 @@ class StageReader:
             await self._learn_account_hosts()
             if host not in self._account_hosts:
                 raise WrongAccount(
-                    f"A file URL must be of the account that the service reads from. Received: {host[:100]}."
+                    f"A file URL must belong to the service's Snowflake account. Received: {host[:100]}."
                 )
 
     async def _learn_account_hosts(self) -> None:
-        """Asked once, for a name that is not the settings'; those who wait together wait for one answer."""
-        if self._asking_for_hosts is None:
-            self._asking_for_hosts = asyncio.ensure_future(self._ask_for_hosts())
-        failure = await asyncio.shield(self._asking_for_hosts)
+        """Query the account's hosts once; concurrent callers wait for the same query."""
+        if self._hosts_query is None:
+            self._hosts_query = asyncio.ensure_future(self._query_hosts())
+        failure = await asyncio.shield(self._hosts_query)
         if failure is not None:
             raise failure.anew()
 
-    async def _ask_for_hosts(self) -> InputError | None:
-        """An account has several names, and Snowflake lists their hosts."""
+    async def _query_hosts(self) -> InputError | None:
+        """Add the hosts of the account's other names, which SYSTEM$ALLOWLIST lists."""
         try:
             rows = await self._session.query("SELECT SYSTEM$ALLOWLIST()")
         except InputError as error:
-            self._asking_for_hosts = None  # the next one asks again
+            self._hosts_query = None  # the next caller retries
             return error
         self._account_hosts |= _hosts_of_deployment(rows[0][0] if rows else "")
         return None
@@ -164,14 +164,14 @@ class StageReader:
 
 @dataclass(frozen=True)
 class SignedStage:
-    """What came of signing the files of one stage: URLs, and the errors of the hosts that were refused."""
+    """The result of presigning one stage's files: URLs, and an error for each rejected host."""
 
     urls: Signed
     refused: Mapping[Host, InputError]
 
 
 class StageBatch:
-    """The staged files of one batch, their URLs signed or being signed."""
+    """The staged files of one batch, whose URLs are presigned or being presigned."""
 
     def __init__(
         self,
@@ -182,7 +182,7 @@ class StageBatch:
         self._signing = signing
 
     async def settle(self, files: Iterable[StageFile]) -> None:
-        """Wait until the stages of these files are signed, or cannot be."""
+        """Wait until presigning has succeeded or failed for the stages of these files."""
         for stage in {file.stage for file in files} & self._signing.keys():
             await self._signed(stage)
 
@@ -196,12 +196,12 @@ class StageBatch:
         return await self._reader.fetch(file, signed.urls)
 
     async def _signed(self, stage: Stage) -> SignedStage:
-        # A caller who leaves takes nobody's statement along: its thread would be busy with it all the same.
+        # Shielded: cancelling one caller would not free the statement's thread, and others wait for it.
         return await asyncio.shield(self._signing[stage])
 
 
 def _hosts_of_deployment(text: str) -> frozenset[str]:
-    """Of what SYSTEM$ALLOWLIST answers, the account's own hosts."""
+    """The account's own hosts in the result of SYSTEM$ALLOWLIST."""
     try:
         return frozenset(
             entry["host"].lower()
@@ -213,7 +213,7 @@ def _hosts_of_deployment(text: str) -> frozenset[str]:
 
 
 def _hosts_of_account(settings: Settings) -> frozenset[str]:
-    """As the settings name it; underscores are dashes where a certificate must match."""
+    """The account's hosts by the settings, also with dashes for underscores, as certificates require."""
     account, host = account_and_host(settings)
     names = {account.lower(), account.lower().replace("_", "-")} if account else set()
     hosts = {name + domain for name in names for domain in ACCOUNT_DOMAINS}

@@ -1,7 +1,7 @@
-"""The ways in which Snowflake names a staged file: a file URL, a scoped URL, a stage path.
+"""Parses Snowflake's names for a staged file: a file URL, a scoped URL, a stage path.
 
-Sources: Snowflake documentation, "Introduction to unstructured data" and BUILD_STAGE_FILE_URL. The file URLs
-of directory tables are percent-encoded down to their dots and slashes; written by hand they seldom are.
+Sources: Snowflake documentation, "Introduction to unstructured data" and BUILD_STAGE_FILE_URL. Directory
+tables percent-encode even the dots and slashes of their file URLs; URLs written by hand seldom do.
 """
 
 import contextlib
@@ -23,12 +23,12 @@ _FILE_URL = re.compile(
 _QUERY_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
-# A name of 255 characters in double quotes, each of them doubled.
+# A quoted name of 255 characters, each of them an escaped double quote.
 _MAX_NAME_CHARACTERS = 2 * 255 + 2
 _DOTTED_PART = r'((?:[^."%]++|%22.*?%22(?!%22)|"[^"]*+"|%)++)'
 # `db.schema.stage`, the form of older documents; a dot in a name is %2e or in quotes.
 DOTTED = re.compile(rf"{_DOTTED_PART}\.{_DOTTED_PART}\.{_DOTTED_PART}")
-# unquote takes a tenth of a microsecond for an escape, and half of one for a % that begins none.
+# unquote takes a tenth of a microsecond for an escape, and half a microsecond for a % that begins none.
 _MAX_SLOW_ESCAPES = 256
 
 
@@ -36,8 +36,8 @@ _MAX_SLOW_ESCAPES = 256
 class StageFile:
     """`stage` is the stage's name in parts, as Snowflake stores it: ("DB", "SCHEMA", "IMAGES").
 
-    Of a stage path it may lack the database or the schema, which the session then gives. `host` is the
-    account's, None for a stage path.
+    For a stage path it may lack the database or the schema, which then default to the session's. `host` is
+    the account's host, None for a stage path.
     """
 
     stage: tuple[str, ...]
@@ -46,7 +46,7 @@ class StageFile:
 
 
 def parse_file_url(text: str) -> StageFile | InvalidSource | ScopedUrlNotReadable | None:
-    """The staged file behind a URL of Snowflake's; None when it is another host's or another kind of URL."""
+    """The staged file behind a Snowflake file URL; None for a URL of another host or kind."""
     match = _FILE_URL.fullmatch(text)
     if match is None or not match["host"].lower().endswith(ACCOUNT_DOMAINS):
         return None
@@ -70,7 +70,7 @@ def parse_stage_path(text: str) -> StageFile | InvalidSource | StageNotAuthorize
     """The staged file of a path like `@db.schema."My stage"/2026/07/a.png`, which is not percent-encoded."""
     try:
         stage, path = parse_location(text)
-        _refuse_impossible(*stage, path)
+        _reject_unusable_names(*stage, path)
     except OwnersStage as error:
         return StageNotAuthorized(str(error))
     except ValueError as error:
@@ -81,23 +81,23 @@ def parse_stage_path(text: str) -> StageFile | InvalidSource | StageNotAuthorize
 def _names_and_path(segments: list[str]) -> tuple[tuple[str, ...], str]:
     """Raises ValueError."""
     if any(mark in segment for segment in segments for mark in "?#"):
-        raise ValueError("What stands before a mark that is not encoded would name another file.")
+        raise ValueError("A `?` or `#` in a file URL must be percent-encoded.")
     dotted = DOTTED.fullmatch(segments[0])
     names, parts = (dotted.groups(), segments[1:]) if dotted else (segments[:3], segments[3:])
     stage = tuple(map(_name_of_segment, names))
     path = percent_decode("/".join(parts))
     quote_identifier(*stage)
-    _refuse_impossible(*stage, path)
+    _reject_unusable_names(*stage, path)
     return stage, path
 
 
-def _refuse_impossible(*names_and_path: str) -> None:
-    """What cannot be told to Snowflake would cost the batch's other files, too. Raises ValueError."""
+def _reject_unusable_names(*names_and_path: str) -> None:
+    """Raises ValueError for names that would make the statement for the whole batch fail."""
     if not names_and_path[-1].strip("/"):
-        raise ValueError("A stage path must name a file behind the stage. Received: a stage alone.")
+        raise ValueError("A stage path must name a file in the stage. Received: a stage without a path.")
     text = "".join(names_and_path)
     if "\0" in text or not (text.isascii() or _SURROGATES.search(text) is None):
-        raise ValueError("A stage path must hold no NUL and no half of a surrogate pair.")
+        raise ValueError("A stage path must not contain NUL or unpaired surrogates.")
 
 
 def percent_decode(text: str) -> str:
@@ -110,7 +110,7 @@ def percent_decode(text: str) -> str:
         return text
     encoded = text.encode()
     if b"\n" not in encoded and b"\r" not in encoded:
-        # Quoted-printable has the same escapes behind another mark, and breaks lines with it.
+        # Quoted-printable has the same escapes with `=` instead of `%`, and uses `=` for soft line breaks.
         decoded = a2b_qp(encoded.replace(b"=", b"%3D").replace(b"%", b"="))
         if len(encoded) - len(decoded) == 2 * escapes:  # every % begins an escape
             return decoded.decode()
@@ -122,7 +122,7 @@ def percent_decode(text: str) -> str:
 
 
 def _name_of_segment(segment: str) -> str:
-    """A name in double quotes, else exactly as it stands: URLs hold names as they are stored."""
+    """The name in a URL segment: unquoted if in double quotes, else verbatim, as Snowflake stores it."""
     text = percent_decode(segment)
     if text.startswith('"') and len(text) <= _MAX_NAME_CHARACTERS:
         with contextlib.suppress(ValueError):

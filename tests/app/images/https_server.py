@@ -1,4 +1,4 @@
-"""A real https server on loopback, speaking as the test wishes, that remembers who connected."""
+"""An HTTPS server on loopback whose responses the test writes, and which records requests."""
 
 import asyncio
 import socket
@@ -13,10 +13,10 @@ Respond = Callable[[str, asyncio.StreamWriter], Awaitable[None]]
 
 
 class HttpsServer:
-    """`respond` gets the request's head and writes the whole answer.
+    """`respond` gets the request's head and writes the whole response.
 
-    `heads` keeps what was asked, `connections` counts those that came as far as that. A connection is closed
-    after one answer, unless `keep_alive`.
+    `heads` holds the heads of all requests; `connections` counts completed TLS handshakes. The server closes
+    a connection after one response, unless `keep_alive`.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class HttpsServer:
 
 
 class FixedResolver(AbstractResolver):
-    """Resolves every name to the same addresses; `asked` keeps the names."""
+    """Resolves every name to the same addresses; `asked` records the names."""
 
     def __init__(self, *addresses: str) -> None:
         self._addresses = addresses
@@ -80,7 +80,7 @@ def _result(host: str, address: str, port: int) -> ResolveResult:
 
 
 def answer(body: bytes, *headers: str, status: str = "200 OK", length: int | None = None) -> Respond:
-    """Respond with this body."""
+    """Returns a `respond` that sends this body; `length` overrides its Content-Length."""
     lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body) if length is None else length}", *headers]
     head = "\r\n".join(lines) + "\r\n\r\n"
 

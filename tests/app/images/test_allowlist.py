@@ -24,7 +24,7 @@ ALLOWLIST = Allowlist(("images.example.com", ".blob.example.net", "store.example
         "https://store.example.org:9000/a",
     ],
 )
-def test_allowed_url_passes(url: str) -> None:
+def test_allowed_url_is_accepted(url: str) -> None:
     ALLOWLIST.check_url(url)
 
 
@@ -86,7 +86,7 @@ def test_allowed_url_passes(url: str) -> None:
         "https://images.example.com/" + "a" * 9000,
     ],
 )
-def test_other_url_is_refused(url: str) -> None:
+def test_other_url_is_rejected(url: str) -> None:
     with pytest.raises(UrlNotAllowed):
         ALLOWLIST.check_url(url)
 
@@ -140,7 +140,7 @@ BUCKETS = Allowlist((
         "https://slash.example.com/bucket/a.png",
     ],
 )
-def test_url_below_an_allowed_prefix_passes(url: str) -> None:
+def test_url_below_an_allowed_prefix_is_accepted(url: str) -> None:
     assert str(BUCKETS.check_url(url)) == url
 
 
@@ -197,7 +197,7 @@ def test_url_below_an_allowed_prefix_passes(url: str) -> None:
         "/mill-images/%" + "25" * 3000 + "2e",
     ],
 )
-def test_path_that_leaves_the_allowed_prefix_is_refused(path: str) -> None:
+def test_path_outside_the_allowed_prefix_is_rejected(path: str) -> None:
     with pytest.raises(UrlNotAllowed, match="bucket"):
         BUCKETS.check_url(f"https://s3.eu-central-1.amazonaws.com{path}")
 
@@ -215,12 +215,12 @@ def test_path_that_leaves_the_allowed_prefix_is_refused(path: str) -> None:
         "https://account.blob.core.windows.net/%24root/a.png",
     ],
 )
-def test_prefix_on_another_host_or_port_is_refused(url: str) -> None:
+def test_prefix_on_another_host_or_port_is_rejected(url: str) -> None:
     with pytest.raises(UrlNotAllowed):
         BUCKETS.check_url(url)
 
 
-def test_path_is_not_told_to_the_caller() -> None:
+def test_error_message_does_not_contain_the_path() -> None:
     with pytest.raises(UrlNotAllowed) as raised:
         BUCKETS.check_url("https://s3.eu-central-1.amazonaws.com/secret/a?sig=secret")
     assert "secret" not in raised.value.message
@@ -254,7 +254,7 @@ def test_path_is_not_told_to_the_caller() -> None:
         "storage.me-central2.rep.googleapis.com",
     ],
 )
-def test_storage_that_snowflake_signs_for_is_known(host: str) -> None:
+def test_snowflake_storage_hosts_are_recognized(host: str) -> None:
     Allowlist(SNOWFLAKE_STORAGE).check_url(f"https://{host}/a?sig=b")
 
 
@@ -315,7 +315,7 @@ def test_host_that_only_resembles_a_storage_is_refused(host: str) -> None:
 @pytest.mark.parametrize(
     "host", ["2130706433", "0x7f000001", "0177.0.0.1", "127.1", "0", "a.0x7f", "1.2.3.4.5"]
 )
-def test_odd_spelling_of_an_ipv4_address_is_refused_even_where_it_is_allowed(host: str) -> None:
+def test_nonstandard_ipv4_address_is_rejected_even_if_on_the_allowlist(host: str) -> None:
     with pytest.raises(UrlNotAllowed, match="four decimal numbers"):
         Allowlist((host, ".0x7f"), allow_private_addresses=True).check_url(f"https://{host}/a")
 
@@ -331,7 +331,7 @@ def test_odd_spelling_of_an_ipv4_address_is_refused_even_where_it_is_allowed(hos
         ("https://store.example.org:9000/b%2Fc#d", "https://store.example.org:9000/b%2Fc"),
     ],
 )
-def test_redirect_is_followed_from_where_it_stands(location: str, target: str) -> None:
+def test_redirect_is_resolved_against_its_url(location: str, target: str) -> None:
     url = ALLOWLIST.check_url("https://images.example.com/a/c?d")
     assert str(ALLOWLIST.check_redirect(url, location)) == target
 
@@ -347,18 +347,18 @@ def test_redirect_is_followed_from_where_it_stands(location: str, target: str) -
         "https://[",
     ],
 )
-def test_redirect_out_of_the_bucket_is_refused(location: str) -> None:
+def test_redirect_out_of_the_bucket_is_rejected(location: str) -> None:
     url = BUCKETS.check_url("https://s3.eu-central-1.amazonaws.com/mill-images/a.png")
     with pytest.raises(UrlNotAllowed):
         BUCKETS.check_redirect(url, location)
 
 
-def test_signature_comes_through_as_it_was_signed() -> None:
+def test_signed_url_is_unchanged() -> None:
     signed = "https://images.example.com/a%20b/%C3%BC+%2B.png?X-Sig=a%2Fb%2bc%3D&e=&x=1%3B2"
     assert str(ALLOWLIST.check_url(signed + "#part")) == signed
 
 
-def test_address_on_the_allowlist_must_still_be_public() -> None:
+def test_private_address_is_rejected_even_if_on_the_allowlist() -> None:
     with pytest.raises(UrlNotAllowed, match="public"):
         Allowlist(("10.0.0.5",)).check_url("https://10.0.0.5/a")
     Allowlist(("10.0.0.5",), allow_private_addresses=True).check_url("https://10.0.0.5/a")
@@ -430,8 +430,8 @@ def test_other_address_is_not_public(address: str) -> None:
         )
     ).map("".join)
 )
-def test_dot_segments_are_found_wherever_a_server_might_find_them(path: str) -> None:
-    """As a loop over the segments finds them."""
+def test_dot_segments_are_found_in_every_encoding(path: str) -> None:
+    """Compares has_dot_segment with a loop over the segments."""
     segment = re.compile(r"[\x00-\x20]*\.{1,2}([\x00-\x20;].*)?", re.DOTALL)
 
     def has_dots(path: str, decodings: int) -> bool:
@@ -476,6 +476,6 @@ def test_host_has_at_most_253_characters(host: str, is_allowed: bool) -> None:
         assert len(refused.value.message) < 200
 
 
-def test_long_scheme_is_not_repeated() -> None:
+def test_long_scheme_is_not_in_the_error_message() -> None:
     with pytest.raises(UrlNotAllowed, match=r"must be https\. Received: no scheme\."):
         ALLOWLIST.check_url(f"{'a' * 8000}:x")

@@ -11,7 +11,7 @@ from app.settings import Settings
 
 
 def refusal(url: str, **settings: Any) -> tuple[type, str]:
-    """Who refuses it, and in which words."""
+    """The type of the fetcher that rejects `url`, and its error message."""
 
     async def run() -> tuple[type, str]:
         async with open_fetcher(Settings(**settings)) as fetcher:
@@ -35,12 +35,12 @@ def refusal(url: str, **settings: Any) -> tuple[type, str]:
         "https://a\\b/c",
     ],
 )
-def test_where_nothing_may_be_fetched_the_refusal_is_the_client_s(url: str) -> None:
-    nobody, said = refusal(url)
-    client, says = refusal(url, allowed_url_hosts="elsewhere.example.com")
-    assert (nobody, client) == (NoFetcher, ImageFetcher)
-    assert said == says
+def test_no_fetcher_rejects_urls_with_the_client_s_error(url: str) -> None:
+    without, expected = refusal(url)
+    client, message = refusal(url, allowed_url_hosts="elsewhere.example.com")
+    assert (without, client) == (NoFetcher, ImageFetcher)
+    assert message == expected
 
 
-def test_account_alone_is_reason_enough_to_have_a_client() -> None:
+def test_snowflake_account_alone_enables_the_client() -> None:
     assert refusal("https://a.example.com/b", snowflake_account="a-b")[0] is ImageFetcher

@@ -65,7 +65,7 @@ def test_request_is_bare_and_exactly_what_was_signed() -> None:
         ("206 Part", False),
     ],
 )
-def test_status_other_than_200_fails(status: str, retryable: bool) -> None:
+def test_other_status_than_200_is_an_error(status: str, retryable: bool) -> None:
     with pytest.raises(FetchFailed, match=status[:3]) as raised:
         fetch(answer(b"", status=status))
     assert raised.value.retryable is retryable
@@ -81,14 +81,14 @@ def test_status_other_than_200_fails(status: str, retryable: bool) -> None:
         ("404 Not Found", b"<Error><Code>NoSuchKey</Code></Error>", FileMissing),
     ],
 )
-def test_refusal_is_named_for_what_happened(status: str, body: bytes, error: type[InputError]) -> None:
+def test_error_response_determines_the_error(status: str, body: bytes, error: type[InputError]) -> None:
     with pytest.raises(error) as raised:
         fetch(answer(body, status=status), "/a.png?sig=secret")
     assert not raised.value.retryable
     assert "secret" not in raised.value.message
 
 
-def test_refusal_that_comes_in_pieces_is_read_whole() -> None:
+def test_error_response_in_small_chunks_is_read_completely() -> None:
     async def respond(_: str, writer: asyncio.StreamWriter) -> None:
         writer.write(f"HTTP/1.1 403 Forbidden\r\nContent-Length: {len(EXPIRED)}\r\n\r\n".encode())
         for byte in EXPIRED:
@@ -99,7 +99,7 @@ def test_refusal_that_comes_in_pieces_is_read_whole() -> None:
         fetch(respond)
 
 
-def test_refusal_that_is_cut_off_says_what_came() -> None:
+def test_truncated_error_response_is_still_explained() -> None:
     async def respond(head: str, writer: asyncio.StreamWriter) -> None:
         await answer(EXPIRED, status="403 Forbidden", length=5000)(head, writer)
         await asyncio.sleep(0.1)
@@ -108,14 +108,14 @@ def test_refusal_that_is_cut_off_says_what_came() -> None:
         fetch(respond)
 
 
-def test_refusal_is_read_no_further_than_4_kib() -> None:
+def test_error_response_is_read_up_to_4_kib() -> None:
     with pytest.raises(AccessDenied):
         fetch(answer(bytes(4096) + EXPIRED, status="403 Forbidden"))
     with pytest.raises(UrlExpired):
         fetch(answer(bytes(4096 - len(EXPIRED)) + EXPIRED + bytes(10_000_000), status="403 Forbidden"))
 
 
-def test_refusal_that_drips_does_not_outlast_the_time_limit() -> None:
+def test_slow_error_response_times_out() -> None:
     async def respond(_: str, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 1000\r\n\r\n")
         for _ in range(100):
@@ -135,7 +135,7 @@ def test_refusal_that_drips_does_not_outlast_the_time_limit() -> None:
         "X-Goog-Meta-EncryptionData: {}",
     ],
 )
-def test_ciphertext_is_refused_before_it_is_read(header: str) -> None:
+def test_encrypted_file_is_rejected_before_the_body_is_read(header: str) -> None:
     with pytest.raises(ClientSideEncrypted, match="SNOWFLAKE_SSE"):
         fetch(answer(b"", header, length=1000), fetch_timeout_seconds=60)
 
@@ -151,7 +151,7 @@ def test_image_up_to_the_limit_is_fetched(size: int) -> None:
     assert len(image) == size
 
 
-def test_larger_image_is_refused_by_its_length() -> None:
+def test_too_large_content_length_is_rejected() -> None:
     with pytest.raises(ImageTooLarge):
         fetch(answer(bytes(1), length=101), max_image_bytes=100)
 
@@ -167,7 +167,7 @@ def test_endless_body_is_cut_off() -> None:
         fetch(respond, max_image_bytes=1_000_000)
 
 
-def test_dripping_body_does_not_outlast_the_time_limit() -> None:
+def test_slow_body_times_out() -> None:
     async def respond(_: str, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
         for _ in range(100):
@@ -179,7 +179,7 @@ def test_dripping_body_does_not_outlast_the_time_limit() -> None:
     assert raised.value.retryable
 
 
-def test_silent_host_does_not_outlast_the_time_limit() -> None:
+def test_silent_host_times_out() -> None:
     async def respond(_: str, __: asyncio.StreamWriter) -> None:
         await asyncio.sleep(5)
 
@@ -187,7 +187,7 @@ def test_silent_host_does_not_outlast_the_time_limit() -> None:
         fetch(respond, fetch_timeout_seconds=0.3)
 
 
-def test_cut_off_body_fails() -> None:
+def test_truncated_body_is_an_error() -> None:
     with pytest.raises(FetchFailed) as raised:
         fetch(answer(b"half", length=100))
     assert raised.value.retryable
@@ -196,7 +196,7 @@ def test_cut_off_body_fails() -> None:
 @pytest.mark.parametrize(
     "garbage", [b"", b"SSH-2.0\r\n\r\n", b"HTTP/1.1 abc\r\n\r\n", b"HTTP/1.1 200 OK\r\nA" + b"a" * 100_000]
 )
-def test_host_that_speaks_no_http_fails(garbage: bytes) -> None:
+def test_invalid_http_is_an_error(garbage: bytes) -> None:
     async def respond(_: str, writer: asyncio.StreamWriter) -> None:
         writer.write(garbage)
 
@@ -204,7 +204,7 @@ def test_host_that_speaks_no_http_fails(garbage: bytes) -> None:
         fetch(respond)
 
 
-def test_encoded_body_is_refused() -> None:
+def test_content_encoding_is_rejected() -> None:
     with pytest.raises(FetchFailed, match="Content-Encoding"):
         fetch(answer(b"x", "Content-Encoding: gzip"))
 
@@ -279,12 +279,12 @@ def test_redirect_limit_is_exact(redirects: int, allowed: bool) -> None:
             fetch(respond, "/0", max_redirects=3)
 
 
-def test_redirect_without_a_location_fails() -> None:
+def test_redirect_without_a_location_is_an_error() -> None:
     with pytest.raises(FetchFailed, match="Location"):
         fetch(answer(b"", status="302 Found"))
 
 
-def test_unknown_name_fails_without_naming_the_resolver() -> None:
+def test_unknown_host_is_an_error_without_the_resolver_s_message() -> None:
     class Failing(FixedResolver):
         async def resolve(self, host: str, port: int = 0, family: int = 0) -> Any:
             raise OSError(-2, "Name or service not known")
@@ -298,7 +298,7 @@ def test_unknown_name_fails_without_naming_the_resolver() -> None:
     assert "not known" not in raised.value.message
 
 
-def test_fetches_at_the_same_time_are_bounded_and_waiting_costs_no_time_limit() -> None:
+def test_concurrent_fetches_are_limited_and_queueing_does_not_count_as_fetch_time() -> None:
     running = peak = 0
 
     async def respond(head: str, writer: asyncio.StreamWriter) -> None:

@@ -7,7 +7,7 @@ import pytest
 from app.errors import AccessDenied, FileMissing, UrlExpired
 from app.images.refusals import explain_refusal
 
-# As the storages write them (S3, Azure Blob Storage and Google Cloud Storage), identifiers shortened.
+# Error bodies of S3, Azure Blob Storage and Google Cloud Storage, with shortened identifiers.
 S3_EXPIRED = b"""<?xml version="1.0" encoding="UTF-8"?>
 <Error><Code>AccessDenied</Code><Message>Request has expired</Message><X-Amz-Expires>60</X-Amz-Expires>
 <Expires>2026-01-01T00:01:00Z</Expires><ServerTime>2026-01-01T00:02:00Z</ServerTime></Error>"""
@@ -58,7 +58,7 @@ GOOGLE_BAD = b"<Error><Code>InvalidArgument</Code><Message>Invalid argument.</Me
         (400, S3_NO_KEY, FileMissing),
     ],
 )
-def test_storage_s_own_word_names_the_error(status: int, body: bytes, error: type) -> None:
+def test_storage_response_determines_the_error(status: int, body: bytes, error: type) -> None:
     assert type(explain_refusal(status, "", body)) is error
 
 
@@ -68,7 +68,7 @@ def test_other_bad_request_is_not_explained(body: bytes) -> None:
 
 
 def signed(cloud: str, age: timedelta, life: timedelta) -> str:
-    """A URL's query, signed so long ago for so long."""
+    """The query of a URL that was signed `age` ago and is valid for `life`."""
     start = datetime.now(UTC) - age
     end = start + life
     compact, seconds = start.strftime("%Y%m%dT%H%M%SZ"), str(int(life.total_seconds()))
@@ -90,18 +90,18 @@ CLOUDS += ["azure", "azure by the minute", "azure by the day"]
 
 @pytest.mark.parametrize("status", [400, 401, 403])
 @pytest.mark.parametrize("cloud", CLOUDS)
-def test_url_whose_time_is_over_is_expired(cloud: str, status: int) -> None:
+def test_expired_url_is_reported_as_expired(cloud: str, status: int) -> None:
     query = signed(cloud, age=timedelta(days=3), life=timedelta(days=1))
     assert isinstance(explain_refusal(status, query, b""), UrlExpired)
 
 
 @pytest.mark.parametrize("cloud", CLOUDS)
-def test_url_that_is_still_valid_is_denied(cloud: str) -> None:
+def test_valid_url_is_reported_as_denied(cloud: str) -> None:
     query = signed(cloud, age=timedelta(hours=1), life=timedelta(days=3))
     assert isinstance(explain_refusal(403, query, b""), AccessDenied)
 
 
-def test_missing_file_is_missing_whether_the_url_is_expired_or_not() -> None:
+def test_missing_file_takes_precedence_over_an_expired_url() -> None:
     query = signed("s3", age=timedelta(days=3), life=timedelta(days=1))
     assert isinstance(explain_refusal(404, query, b""), FileMissing)
 
@@ -122,7 +122,7 @@ def test_missing_file_is_missing_whether_the_url_is_expired_or_not() -> None:
         "&&==",
     ],
 )
-def test_time_that_cannot_be_read_proves_nothing(query: str) -> None:
+def test_unreadable_expiry_is_not_reported_as_expired(query: str) -> None:
     assert isinstance(explain_refusal(403, query, b""), AccessDenied)
 
 
@@ -131,7 +131,7 @@ def test_time_that_cannot_be_read_proves_nothing(query: str) -> None:
     [
         (404, b"", r"ALTER STAGE \.\.\. REFRESH"),
         (403, S3_EXPIRED, "GET_PRESIGNED_URL.*more seconds.*FILE_URL"),
-        (403, S3_DENIED, "signed URL.*S3 says this of a missing file"),
+        (403, S3_DENIED, "signed URL.*missing file"),
     ],
 )
 def test_message_has_the_fix_and_no_word_of_the_storage(status: int, body: bytes, fix: str) -> None:
@@ -143,7 +143,7 @@ def test_message_has_the_fix_and_no_word_of_the_storage(status: int, body: bytes
     assert not error.retryable
 
 
-def test_query_of_more_parameters_than_any_signed_url_has_is_not_parsed() -> None:
+def test_query_with_too_many_parameters_is_not_parsed() -> None:
     over = "X-Amz-Date=20200101T000000Z&X-Amz-Expires=60"
     assert isinstance(explain_refusal(403, f"{over}{'&a=' * 62}", b""), UrlExpired)
     assert isinstance(explain_refusal(403, f"{over}{'&a=' * 63}", b""), AccessDenied)

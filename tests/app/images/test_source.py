@@ -31,7 +31,7 @@ from model.image_limits import ImageLimits
 LIMITS = ImageLimits(max_image_bytes=100)
 FILES = "https://a.snowflakecomputing.com/api/files"
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
-# How files of those formats begin; BigTIFF and both byte orders of TIFF among them.
+# The first bytes of each format, including BigTIFF and both byte orders of TIFF.
 MAGICS = [b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"RIFF"]
 MAGICS += [b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"]
 
@@ -42,7 +42,7 @@ def image(kind: str) -> bytes:
     return file.getvalue()
 
 
-def test_null_is_null() -> None:
+def test_null_is_none() -> None:
     assert parse_source(None) is None
 
 
@@ -61,25 +61,25 @@ def test_text_with_a_scheme_is_a_url(text: str) -> None:
     assert parse_source(text) == Url(text)
 
 
-def test_blanks_around_a_reference_do_not_matter() -> None:
+def test_blanks_around_a_reference_are_stripped() -> None:
     assert parse_source(" https://a/b\n") == Url("https://a/b")
     assert parse_source("\t@s/a b.png ") == StageFile(("S",), "a b.png")
 
 
-def test_staged_file_has_two_names() -> None:
+def test_file_url_and_stage_path_are_stage_files() -> None:
     stage = ("DB", "S", "T")
     assert parse_source(f"{FILES}/DB/S/T/a%2epng") == StageFile(stage, "a.png", "a.snowflakecomputing.com")
     assert parse_source("@db.s.t/a.png") == StageFile(stage, "a.png")
 
 
-def test_files_that_are_others_say_so() -> None:
+def test_scoped_urls_and_user_stages_are_rejected() -> None:
     scoped = f"{FILES}/019260c2-00c0-f2f2-0000-4383001cf046/bXlfZGF0"
     assert isinstance(parse_source(scoped), ScopedUrlNotReadable)
     assert isinstance(parse_source("@~/a.png"), StageNotAuthorized)
 
 
 @pytest.mark.parametrize("value", ["", " \n", "@", "@stage", f"{FILES}/DB/S/T", 0, 1.5, True, [], {}])
-def test_what_is_neither_is_invalid(value: object) -> None:
+def test_other_values_are_invalid(value: object) -> None:
     assert isinstance(parse_source(value), InvalidSource)
 
 
@@ -103,14 +103,14 @@ def test_reference_has_at_most_8192_characters(
         assert refused.message == f"A {name} must have at most 8192 characters. Received: 8193."
 
 
-def test_long_text_is_the_source_that_its_string_is() -> None:
+def test_long_text_is_parsed_like_its_string() -> None:
     for text in ("@db.s.t/a.png", " https://a/b\n", "QUJD", "", " \n", "QUJD" * 10_000, "\u00a0" * 9000):
         assert repr(parse_source(LongText(text.encode(), len(text)))) == repr(parse_source(text))
 
 
 @pytest.mark.parametrize("head", ["", "89504E470D0A1A0A", "FFD8FFE000104A46", " \n"])
 @pytest.mark.parametrize("is_kept", [True, False])
-def test_text_of_too_large_an_image_is_refused_unseen(head: str, is_kept: bool) -> None:
+def test_too_large_text_is_rejected_without_decoding(head: str, is_kept: bool) -> None:
     text = head + "A" * 10_000
     characters = max_text_characters(LIMITS) + 1
     long = LongText(text.encode(), len(text) if is_kept else characters)
@@ -120,7 +120,9 @@ def test_text_of_too_large_an_image_is_refused_unseen(head: str, is_kept: bool) 
 
 
 @pytest.mark.parametrize("kind", [Base64Text, HexText])
-def test_no_text_beyond_the_most_characters_is_a_small_enough_image(kind: type[Base64Text | HexText]) -> None:
+def test_text_beyond_the_maximum_length_is_always_too_large_an_image(
+    kind: type[Base64Text | HexText],
+) -> None:
     for max_bytes in range(5, 200):
         characters = max_text_characters(ImageLimits(max_image_bytes=max_bytes)) + 1
         assert kind.image_bytes(characters) > max_bytes
@@ -151,7 +153,7 @@ def test_image_up_to_the_limit_is_decoded(size: int) -> None:
     assert len(HexText(bytes(size).hex().encode()).decode(LIMITS)) == size
 
 
-def test_larger_image_is_refused_before_it_is_decoded() -> None:
+def test_too_large_image_is_rejected_before_decoding() -> None:
     with pytest.raises(ImageTooLarge):
         Base64Text(base64.b64encode(bytes(110))).decode(LIMITS)
     with pytest.raises(ImageTooLarge):
@@ -171,7 +173,7 @@ def test_hex_of_an_image_is_decoded(kind: str) -> None:
 @pytest.mark.parametrize(
     "change", [lambda text: text[:-1], lambda text: f"{text}g0", lambda text: f"{text}-"]
 )
-def test_hex_must_be_hex_to_its_end(kind: str, change: Callable[[str], str]) -> None:
+def test_hex_with_other_characters_is_invalid(kind: str, change: Callable[[str], str]) -> None:
     source = parse_source(change(image(kind).hex()))
     assert isinstance(source, HexText)
     with pytest.raises(InvalidHex):
@@ -180,12 +182,12 @@ def test_hex_must_be_hex_to_its_end(kind: str, change: Callable[[str], str]) -> 
 
 @given(magic=st.sampled_from(MAGICS), rest=st.binary(min_size=8))
 @example(magic=b"BM", rest=base64.b64decode("89504E470D0A1A0A"))
-def test_base64_of_an_image_is_never_taken_for_hex(magic: bytes, rest: bytes) -> None:
+def test_base64_of_an_image_is_never_parsed_as_hex(magic: bytes, rest: bytes) -> None:
     text = base64.b64encode(magic + rest).decode()
     assert parse_source(text) == Base64Text(text.encode())
     assert isinstance(parse_source((magic + rest).hex()), HexText)
 
 
 @pytest.mark.parametrize("text", ["DEADBEEF", "89504E47", "424D0000", b"GIF89a".hex(), "FFD8FF"])
-def test_hex_of_no_image_is_base64_to_us(text: str) -> None:
+def test_hex_of_other_bytes_is_parsed_as_base64(text: str) -> None:
     assert parse_source(text) == Base64Text(text.encode())

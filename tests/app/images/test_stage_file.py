@@ -37,7 +37,7 @@ def is_quoted(name: str) -> bool:
 @example(names=('"', '"a', "%22"), path="%2e%2e/\\'\"")
 @example(names=(QUERY_ID, "S", "T"), path="a.png")
 def test_file_url_of_a_directory_table_names_its_file(names: Name, path: str) -> None:
-    assume(not any(map(is_quoted, names)))  # what a URL means by a name in quotes is its content
+    assume(not any(map(is_quoted, names)))  # a URL unquotes a name in double quotes
     stage = Stage(names, folder=None)  # type: ignore[arg-type]
     assert parse_file_url(file_url(stage, path)) == StageFile(names, path, ACCOUNT_HOST)
 
@@ -119,13 +119,13 @@ def test_file_url_keeps_its_host(url: str, host: str) -> None:
         "https://bucket.s3.amazonaws.com/api/files/DB/S/T/a.png",
     ],
 )
-def test_other_urls_are_not_staged_files(url: str) -> None:
+def test_other_urls_are_not_stage_files(url: str) -> None:
     assert parse_file_url(url) is None
 
 
 @pytest.mark.parametrize("host", [HOST, "https://local.snowflakecomputing.com"])
 @pytest.mark.parametrize("rest", [f"{QUERY_ID}/bXlfZGF0YWJhc2U", f"{QUERY_ID.upper()}/12345/bXlfZGF0"])
-def test_scoped_url_is_told_apart(host: str, rest: str) -> None:
+def test_scoped_url_is_recognized(host: str, rest: str) -> None:
     assert isinstance(parse_file_url(f"{host}/api/files/{rest}"), ScopedUrlNotReadable)
 
 
@@ -150,7 +150,7 @@ def test_scoped_url_is_told_apart(host: str, rest: str) -> None:
         f"DB/S/{'T' * 256}/a.png",
     ],
 )
-def test_what_names_no_file_is_invalid(rest: str) -> None:
+def test_invalid_file_url_is_rejected(rest: str) -> None:
     assert isinstance(parse_file_url(f"{FILES}/{rest}"), InvalidSource)
 
 
@@ -163,11 +163,11 @@ PERCENT_ENCODED = st.lists(
 
 
 @given(PERCENT_ENCODED)
-def test_percent_decoding_is_that_of_urllib(text: str) -> None:
+def test_percent_decoding_equals_urllib_s(text: str) -> None:
     try:
         decoded = unquote(text, errors="strict")
     except ValueError:
-        with pytest.raises(ValueError):  # noqa: PT011 - the codec's own words
+        with pytest.raises(ValueError):  # noqa: PT011 - the message is the codec's
             percent_decode(text)
     else:
         assert percent_decode(text) == decoded
@@ -231,7 +231,7 @@ def test_name_has_at_most_255_characters(name: str, place: str) -> None:
         (f"@{'a' * 256}/a.png", None, ""),
     ],
 )
-def test_stage_path_is_read_as_sql_reads_it(text: str, stage: tuple[str, ...] | None, path: str) -> None:
+def test_stage_path_is_parsed_like_sql(text: str, stage: tuple[str, ...] | None, path: str) -> None:
     parsed = parse_stage_path(text)
     if stage is None:
         assert isinstance(parsed, InvalidSource)
@@ -247,9 +247,9 @@ def test_stage_of_a_user_or_table_is_its_owners(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["@~a/b", "@db.~/a.png", "@%/a.png", "@%~/a.png"])
-def test_other_marks_are_no_names(text: str) -> None:
+def test_invalid_stage_path_is_rejected(text: str) -> None:
     assert isinstance(parse_stage_path(text), InvalidSource)
 
 
-def test_location_may_be_a_stage_alone() -> None:
+def test_location_may_have_no_path() -> None:
     assert parse_location("@db.s.images") == (("DB", "S", "IMAGES"), "")
