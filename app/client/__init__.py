@@ -1,4 +1,4 @@
-"""A client of the service: Client for threads, `app.client.asynchronous.AsyncClient` for event loops."""
+"""A client of the service: Client for threads, `app.client.asynchronous.AsyncClient` for asyncio."""
 
 from app.client.blocking import Client, is_ready
 from app.client.conversation import BATCH_ROWS, DEFAULT_URL, TIMEOUT_SECONDS, ClientError

@@ -1,4 +1,4 @@
-"""A client for event loops, in all else as Client."""
+"""The asyncio client; otherwise it behaves like Client."""
 
 import asyncio
 from collections import deque
@@ -35,7 +35,7 @@ _Result = TypeVar("_Result")
 
 
 class AsyncClient:
-    """Of one service; tasks of one event loop may share it. To be used by `async with`."""
+    """A client of one service, used with `async with`; tasks of one event loop may share it."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class AsyncClient:
     ) -> None:
         self._service = Service(url, api_key, patience_seconds)
         self._proxy = _proxy_for(url)
-        # As with Client: of each step, for a large batch takes a slow line its time.
+        # Per connect and per read, as in Client: a large batch takes long over a slow connection.
         self._timeout = aiohttp.ClientTimeout(
             total=None, sock_connect=timeout_seconds, sock_read=timeout_seconds
         )
@@ -65,11 +65,11 @@ class AsyncClient:
     @property
     def _session(self) -> aiohttp.ClientSession:
         if self._opened is None:
-            raise RuntimeError("An AsyncClient is used within `async with`.")
+            raise RuntimeError("AsyncClient must be used within `async with`.")
         return self._opened
 
     async def classify(self, image: Image, *, evidence: bool = False) -> Outcome:
-        """Raises OSError for a file that cannot be read."""
+        """The outcome of one image. Raises OSError for a file that cannot be read."""
         [outcome] = await self.classify_batch([image], evidence=evidence)
         return outcome
 
@@ -81,48 +81,48 @@ class AsyncClient:
         batch_rows: int = BATCH_ROWS,
         concurrent_batches: int = CONCURRENT_BATCHES,
     ) -> AsyncIterator[Outcome]:
-        """Outcomes in the order of the images, which are read as they are needed.
+        """Yield outcomes in the order of the images, which are read lazily.
 
         Raises OSError for a file that cannot be read.
         """
         batches = in_batches(images, batch_rows)
         running: deque[asyncio.Task[list[Outcome]]] = deque()
 
-        def begin(count: int) -> None:
+        def start(count: int) -> None:
             for batch in islice(batches, count):
                 running.append(asyncio.create_task(self.classify_batch(batch, evidence=evidence)))
 
         try:
-            begin(concurrent_batches)
+            start(concurrent_batches)
             while running:
                 for outcome in await running.popleft():
                     yield outcome
-                begin(1)
+                start(1)
         finally:
             for task in running:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
 
     async def classify_batch(self, images: Sequence[Image], *, evidence: bool = False) -> list[Outcome]:
-        """In one request. Raises OSError for a file that cannot be read."""
+        """Outcomes of the images, sent in one request. Raises OSError for a file that cannot be read."""
         rows = await asyncio.to_thread(rows_of, images, evidence=evidence)
         return await self.classify_rows(rows)
 
     async def classify_rows(self, rows: Rows, batch_id: str | None = None) -> list[Outcome]:
-        """Rows as Snowflake sends them, `[number, source]`, in one request with that id."""
-        return await self._hold(ask_batch(self._service, rows, batch_id))
+        """Outcomes of rows as Snowflake sends them, `[number, source]`, in one request with that batch id."""
+        return await self._run(ask_batch(self._service, rows, batch_id))
 
     async def model_version(self) -> str | None:
-        """Of the network that serves now; None where a gateway lets nobody ask. It is asked once."""
-        return await self._hold(ask_model_version(self._service))
+        """The version of the model that serves now; None if a gateway blocks the endpoint. Not retried."""
+        return await self._run(ask_model_version(self._service))
 
-    async def _hold(self, conversation: Conversation[_Result]) -> _Result:
+    async def _run(self, conversation: Conversation[_Result]) -> _Result:
         reply: Reply | NoReply | None = None
         try:
             while True:
                 step = conversation.send(reply)
                 if isinstance(step, Request):
-                    reply = await self._exchange(step)
+                    reply = await self._send(step)
                 else:
                     await asyncio.sleep(step.seconds)
                     reply = None
@@ -130,28 +130,28 @@ class AsyncClient:
             result: _Result = end.value
             return result
 
-    async def _exchange(self, request: Request) -> Reply | NoReply:
+    async def _send(self, request: Request) -> Reply | NoReply:
         try:
             async with self._session.request(
                 request.method,
                 self._service.where(request.path),
-                data=None if request.body is None else BytesIO(request.body),  # a piece at a time
+                data=None if request.body is None else BytesIO(request.body),  # streamed in chunks
                 headers=request.headers,
-                allow_redirects=False,  # a key must not follow one to somebody else
+                allow_redirects=False,  # a redirect must not forward the API key
                 proxy=self._proxy,
             ) as response:
-                asked_for = response.headers.get("Retry-After", "")
+                retry_after = response.headers.get("Retry-After", "")
                 return Reply(
                     response.status,
                     await response.read(),
-                    float(asked_for) if asked_for.isdecimal() else None,
+                    float(retry_after) if retry_after.isdecimal() else None,
                 )
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             return NoReply(str(error) or type(error).__name__, _is_final(error))
 
 
 def _proxy_for(url: str) -> str | None:
-    """Whatever the environment names, as with Client, but nobody's password of netrc."""
+    """The proxy that the environment names, as in Client, but without credentials from .netrc."""
     parts = urlsplit(url)
     if is_loopback(url) or proxy_bypass(parts.netloc):
         return None
@@ -159,7 +159,7 @@ def _proxy_for(url: str) -> str | None:
 
 
 def _is_final(error: Exception) -> bool:
-    """Whether it would be no different another time."""
+    """Whether a retry would fail the same way."""
     if isinstance(error, aiohttp.ClientConnectorDNSError):
         return getattr(error.os_error, "errno", None) == EAI_NONAME
     return isinstance(error, aiohttp.ClientConnectorCertificateError | aiohttp.InvalidURL)

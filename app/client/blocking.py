@@ -1,4 +1,4 @@
-"""A client for threads."""
+"""The blocking client, for threads."""
 
 import threading
 import time
@@ -30,17 +30,18 @@ from app.client.opening import is_final, opener_for
 from app.client.rows import Image, Rows, in_batches, rows_of
 from app.outcome import Outcome
 
-# Whoever pauses looks up so often whether somebody still waits.
-_LOOK_SECONDS = 0.1
+# How often a pause checks whether the caller has stopped iterating.
+_CHECK_SECONDS = 0.1
 _Result = TypeVar("_Result")
 
 
 class Client:
-    """Of one service; threads may share it.
+    """A client of one service; threads may share it.
 
-    A request that is refused for now (429, 5xx) or not answered is repeated for `patience_seconds`, which
-    begin anew with a promise (202). All methods raise ClientError when the service does not answer, or
-    refuses a request for good; an image that cannot be classified is no such error: its outcome says so.
+    The client retries a request that is rejected temporarily (429, 5xx) or gets no response, for up to
+    `patience_seconds`; each deferred (202) response restarts that limit. All methods raise ClientError if the
+    service does not respond or rejects a request permanently. An image that cannot be classified does not
+    raise: its outcome holds the error.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class Client:
         self._timeout_seconds = timeout_seconds
         self._opener = opener_for(url)
         self._closed = threading.Event()
-        self._why_closed = "it was given up"
+        self._why_closed = "the client is closed"
 
     def __enter__(self) -> Self:
         return self
@@ -64,12 +65,12 @@ class Client:
         self.close()
 
     def close(self, why: str | None = None) -> None:
-        """Nothing more is asked for: what waits to be repeated ends with ClientError, which says why."""
+        """Stop retrying: pending requests end with a ClientError whose message includes `why`."""
         self._why_closed = why or self._why_closed
         self._closed.set()
 
     def classify(self, image: Image, *, evidence: bool = False) -> Outcome:
-        """Raises OSError for a file that cannot be read."""
+        """The outcome of one image. Raises OSError for a file that cannot be read."""
         [outcome] = self.classify_batch([image], evidence=evidence)
         return outcome
 
@@ -81,16 +82,16 @@ class Client:
         batch_rows: int = BATCH_ROWS,
         concurrent_batches: int = CONCURRENT_BATCHES,
     ) -> Iterator[Outcome]:
-        """Outcomes in the order of the images, which are read as they are needed.
+        """Yield outcomes in the order of the images, which are read lazily.
 
-        Whoever leaves early waits for nothing. Raises OSError for a file that cannot be read.
+        Closing the iterator early does not wait for pending batches. Raises OSError for an unreadable file.
         """
         batches = in_batches(images, batch_rows)
-        left = threading.Event()
+        abandoned = threading.Event()
 
         def classify_batch(batch: list[Image]) -> list[Outcome]:
             rows = rows_of(batch, evidence=evidence)
-            return self._hold(ask_batch(self._service, rows), left)
+            return self._run(ask_batch(self._service, rows), abandoned)
 
         running = deque(_in_thread(classify_batch, batch) for batch in islice(batches, concurrent_batches))
         try:
@@ -99,53 +100,53 @@ class Client:
                 running.extend(_in_thread(classify_batch, batch) for batch in islice(batches, 1))
                 yield from outcomes
         finally:
-            left.set()
+            abandoned.set()
 
     def classify_batch(self, images: Sequence[Image], *, evidence: bool = False) -> list[Outcome]:
-        """In one request. Raises OSError for a file that cannot be read."""
+        """Outcomes of the images, sent in one request. Raises OSError for a file that cannot be read."""
         return self.classify_rows(rows_of(images, evidence=evidence))
 
     def classify_rows(self, rows: Rows, batch_id: str | None = None) -> list[Outcome]:
-        """Rows as Snowflake sends them, `[number, source]`, in one request with that id."""
-        return self._hold(ask_batch(self._service, rows, batch_id))
+        """Outcomes of rows as Snowflake sends them, `[number, source]`, in one request with that batch id."""
+        return self._run(ask_batch(self._service, rows, batch_id))
 
     def model_version(self) -> str | None:
-        """Of the network that serves now; None where a gateway lets nobody ask. It is asked once."""
-        return self._hold(ask_model_version(self._service))
+        """The version of the model that serves now; None if a gateway blocks the endpoint. Not retried."""
+        return self._run(ask_model_version(self._service))
 
-    def _hold(self, conversation: Conversation[_Result], left: threading.Event | None = None) -> _Result:
-        """Until its end, or until the client is closed or whoever asked has left."""
+    def _run(self, conversation: Conversation[_Result], abandoned: threading.Event | None = None) -> _Result:
+        """Run it to its end. Raises ClientError once the client is closed or `abandoned` is set."""
         reply: Reply | NoReply | None = None
         try:
             while True:
                 step = conversation.send(reply)
-                self._leave_off(left)
+                self._raise_if_stopped(abandoned)
                 if isinstance(step, Request):
-                    reply = self._exchange(step)
+                    reply = self._send(step)
                 else:
-                    self._pause(step.seconds, left)
+                    self._pause(step.seconds, abandoned)
                     reply = None
         except StopIteration as end:
             result: _Result = end.value
             return result
 
-    def _pause(self, seconds: float, left: threading.Event | None) -> None:
+    def _pause(self, seconds: float, abandoned: threading.Event | None) -> None:
         ends_at = time.monotonic() + seconds
-        while (remaining := ends_at - time.monotonic()) > 0 and not (left and left.is_set()):
-            if self._closed.wait(min(remaining, _LOOK_SECONDS)):
+        while (remaining := ends_at - time.monotonic()) > 0 and not (abandoned and abandoned.is_set()):
+            if self._closed.wait(min(remaining, _CHECK_SECONDS)):
                 break
 
-    def _leave_off(self, left: threading.Event | None) -> None:
-        """Raises ClientError."""
-        if self._closed.is_set() or (left and left.is_set()):
-            raise ClientError(f"{self._service.url} is not asked any more: {self._why_closed}.")
+    def _raise_if_stopped(self, abandoned: threading.Event | None) -> None:
+        """Raises ClientError if the client is closed or `abandoned` is set."""
+        if self._closed.is_set() or (abandoned and abandoned.is_set()):
+            raise ClientError(f"Requests to {self._service.url} were stopped: {self._why_closed}.")
 
-    def _exchange(self, request: Request) -> Reply | NoReply:
-        asked = urllib.request.Request(  # noqa: S310 - the service's URL is checked
+    def _send(self, request: Request) -> Reply | NoReply:
+        http_request = urllib.request.Request(  # noqa: S310 - the service's URL is checked
             self._service.where(request.path), request.body, dict(request.headers), method=request.method
         )
         try:
-            with self._opener.open(asked, timeout=self._timeout_seconds) as response:
+            with self._opener.open(http_request, timeout=self._timeout_seconds) as response:
                 return Reply(response.status, response.read())
         except urllib.error.HTTPError as error:
             with error:
@@ -155,7 +156,7 @@ class Client:
 
 
 def is_ready(url: str) -> bool:
-    """Whether a service answers there, and would classify."""
+    """Whether the service at `url` is ready to classify."""
     try:
         with opener_for(url).open(f"{url}/readyz", timeout=TIMEOUT_SECONDS):
             return True
@@ -164,17 +165,17 @@ def is_ready(url: str) -> bool:
 
 
 def _in_thread(work: Callable[[list[Image]], list[Outcome]], batch: list[Image]) -> Future[list[Outcome]]:
-    """That the end of the program does not wait for, unlike those of an executor."""
-    answered: Future[list[Outcome]] = Future()
+    """Runs in a daemon thread: unlike an executor's threads, it does not delay the program's exit."""
+    future: Future[list[Outcome]] = Future()
 
     def run() -> None:
         try:
-            answered.set_result(work(batch))
-        except Exception as error:  # noqa: BLE001 - it is raised where the result is asked for
-            answered.set_exception(error)
+            future.set_result(work(batch))
+        except Exception as error:  # noqa: BLE001 - raised again by Future.result()
+            future.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()
-    return answered
+    return future
 
 
 def _reply_of_error(error: urllib.error.HTTPError) -> Reply | NoReply:
@@ -182,5 +183,5 @@ def _reply_of_error(error: urllib.error.HTTPError) -> Reply | NoReply:
         body = error.read()
     except (OSError, HTTPException) as broken:
         return NoReply(str(broken))
-    asked_for = error.headers.get("Retry-After", "")
-    return Reply(error.code, body, float(asked_for) if asked_for.isdecimal() else None)
+    retry_after = error.headers.get("Retry-After", "")
+    return Reply(error.code, body, float(retry_after) if retry_after.isdecimal() else None)

@@ -1,7 +1,7 @@
-"""What is said to the service, and what is said again, whichever way it travels.
+"""The client's protocol without I/O: which requests to send, and when to retry.
 
-A conversation is a generator: it yields a Request, which is to be answered with a Reply or NoReply, or a
-Pause; it returns what was asked for. Client drives it in threads, AsyncClient on an event loop.
+A conversation is a generator: it yields a Request, and is sent a Reply or NoReply, or it yields a Pause; it
+returns the result. Client runs it in threads, AsyncClient on an event loop.
 """
 
 import json
@@ -25,12 +25,12 @@ API_KEY_HEADER = "X-API-Key"
 BATCH_ROWS = 64
 CONCURRENT_BATCHES = 4
 TIMEOUT_SECONDS = 60.0
-# So long, a service that is busy, or being replaced, is waited for.
+# How long the client retries while the service is overloaded or restarting.
 PATIENCE_SECONDS = 300.0
-# A batch that was answered 202 is asked for so often.
+# How often the client polls for a deferred (202) response.
 POLL_SECONDS = 1.0
-# So long, an answer that was promised is asked for: it is remembered for some minutes once it is there.
-PROMISE_SECONDS = 3600.0
+# How long the client polls for a deferred response, which the service keeps for minutes once it is ready.
+MAX_DEFERRED_SECONDS = 3600.0
 LONGEST_PAUSE_SECONDS = 10.0
 _RETRYABLE = frozenset({429, 500, 502, 503, 504})
 _LONGEST_MESSAGE = 500
@@ -39,7 +39,7 @@ _Result = TypeVar("_Result")
 
 
 class ClientError(CommandError):
-    """The service cannot be reached, or refuses the whole request: with `status`, and `code` as it `said`."""
+    """The service cannot be reached, or rejects the request with `status`, `code` and message (`said`)."""
 
     def __init__(
         self, message: str, *, status: int | None = None, code: str | None = None, said: str | None = None
@@ -67,7 +67,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class NoReply:
-    """`is_final` where another time would be no different: a host that is none, a certificate of nobody's."""
+    """No response; `is_final` if a retry cannot help: an unknown host, an untrusted certificate."""
 
     reason: str
     is_final: bool = False
@@ -83,7 +83,7 @@ Conversation: TypeAlias = Generator[Request | Pause, Reply | NoReply | None, _Re
 
 @dataclass(frozen=True)
 class Service:
-    """Where it is, who asks, and how long a service that is busy or begins anew is waited for."""
+    """The service's URL, the API key, and how long to retry while the service is busy or restarting."""
 
     url: str
     api_key: str | None
@@ -92,7 +92,7 @@ class Service:
     def __post_init__(self) -> None:
         """Raises ClientError."""
         if not _is_http_url(self.url):
-            shown = self.url.rpartition("@")[2]  # before it may stand a password
+            shown = self.url.rpartition("@")[2]  # what precedes the @ may hold a password
             raise ClientError(
                 "The service's URL must begin with http:// or https:// and name a host, without a user. "
                 f"Received: {shown}"
@@ -120,13 +120,13 @@ def _is_http_url(url: str) -> bool:
 
 
 def ask_batch(service: Service, rows: Rows, batch_id: str | None = None) -> Conversation[list[Outcome]]:
-    """Outcomes in the order of the rows, which are sent under one id: a repeated batch is classified once.
+    """Outcomes in the order of the rows. Retries keep the batch id, so the service classifies a batch once.
 
-    What is too large for one request, or its answer, is asked for in halves; a row that is too large alone
-    has that for its error. Raises ClientError.
+    If the request or response is too large, the batch is split in half; a single row that is too large gets
+    that error as its outcome. Raises ClientError.
     """
     try:
-        return (yield from _ask_whole_batch(service, rows, batch_id or str(uuid.uuid4())))
+        return (yield from _send_whole_batch(service, rows, batch_id or str(uuid.uuid4())))
     except ClientError as error:
         if error.status != HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
             raise
@@ -145,12 +145,12 @@ def _too_large(error: ClientError) -> Outcome:
     return outcome
 
 
-def _ask_whole_batch(service: Service, rows: Rows, batch_id: str) -> Conversation[list[Outcome]]:
+def _send_whole_batch(service: Service, rows: Rows, batch_id: str) -> Conversation[list[Outcome]]:
     headers = service.credentials | {BATCH_ID_HEADER: batch_id}
     body = json.dumps({"data": rows}).encode()
     post = Request("POST", "/classify", headers | {"Content-Type": "application/json"}, body)
     poll = Request("GET", "/classify", headers)
-    patience = _Patience(service.patience_seconds)
+    retries = _Retries(service.patience_seconds)
     request = post
     while True:
         reply = yield request
@@ -158,19 +158,19 @@ def _ask_whole_batch(service: Service, rows: Rows, batch_id: str) -> Conversatio
             return _outcomes_of(reply, len(rows), service.url)
         if _status_of(reply) == HTTPStatus.ACCEPTED:
             request = poll
-            yield patience.after_promise(service.url)
+            yield retries.after_deferral(service.url)
             continue
-        # A batch that is unknown, and was promised, was known to somebody who is gone.
-        is_forgotten = request is poll and _status_of(reply) == HTTPStatus.NOT_FOUND
+        # 404 for a deferred batch: the instance that accepted it is gone. The client sends the batch again.
+        is_lost = request is poll and _status_of(reply) == HTTPStatus.NOT_FOUND
         error = _error_of(reply, service.where(request.path))
-        if not is_forgotten and not _is_passing(reply):
+        if not is_lost and not _is_retryable(reply):
             raise error
         request = post
-        yield patience.after_failure(reply, error)
+        yield retries.after_failure(reply, error)
 
 
 def ask_model_version(service: Service) -> Conversation[str | None]:
-    """Of the network that serves; None where a gateway lets nobody ask. Raises ClientError."""
+    """The version of the model that serves; None if a gateway blocks the endpoint. Raises ClientError."""
     request = Request("GET", "/readyz", service.credentials)
     reply = yield request
     if _status_of(reply) in (HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND):
@@ -180,40 +180,42 @@ def ask_model_version(service: Service) -> Conversation[str | None]:
     try:
         version: str = json.loads(reply.body)["model"]["version"]
     except (ValueError, TypeError, KeyError):
-        raise ClientError(f"{service.url} answers, and is no ext-classify service.") from None
+        raise ClientError(f"{service.url} answers but is not an ext-classify service.") from None
     return version
 
 
-class _Patience:
-    """Pauses that grow, until it is at an end; a promise makes it whole again."""
+class _Retries:
+    """Pauses between attempts, which grow until the time limit; a deferred response restarts the limit."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._failures = 0
-        self._promised_at: float | None = None
+        self._deferred_at: float | None = None
         self._ends_at = time.monotonic() + seconds
 
-    def after_promise(self, url: str) -> Pause:
-        """Raises ClientError for one that is kept for too long."""
-        self._promised_at = self._promised_at or time.monotonic()
-        if time.monotonic() - self._promised_at > PROMISE_SECONDS:
-            raise ClientError(f"{url} has promised an answer for {PROMISE_SECONDS / 60:.0f} minutes.")
+    def after_deferral(self, url: str) -> Pause:
+        """The pause before the next poll. Raises ClientError if the response is deferred for too long."""
+        self._deferred_at = self._deferred_at or time.monotonic()
+        if time.monotonic() - self._deferred_at > MAX_DEFERRED_SECONDS:
+            raise ClientError(f"{url} has deferred its response for {MAX_DEFERRED_SECONDS / 60:.0f} minutes.")
         self._failures = 0
         self._ends_at = time.monotonic() + self._seconds
-        return _shaken(POLL_SECONDS)
+        return _with_jitter(POLL_SECONDS)
 
     def after_failure(self, reply: Reply | NoReply | None, error: ClientError) -> Pause:
-        """Raises the error in the end."""
+        """The pause before the next attempt. Raises `error` if the time limit comes first."""
         self._failures += 1
-        asked_for = (reply.retry_after_seconds if isinstance(reply, Reply) else None) or 0.0
-        pause = _shaken(min(0.1 * 2 ** min(self._failures, 16), LONGEST_PAUSE_SECONDS), at_least=asked_for)
+        retry_after = (reply.retry_after_seconds if isinstance(reply, Reply) else None) or 0.0
+        pause = _with_jitter(
+            min(0.1 * 2 ** min(self._failures, 16), LONGEST_PAUSE_SECONDS), at_least=retry_after
+        )
         if time.monotonic() + pause.seconds > self._ends_at:
             raise error
         return pause
 
 
-def _shaken(seconds: float, at_least: float = 0.0) -> Pause:
-    """So that many who were refused together do not come back together."""
+def _with_jitter(seconds: float, at_least: float = 0.0) -> Pause:
+    """A pause with jitter, so that clients rejected together do not retry together."""
     return Pause(at_least + random.uniform(seconds / 2, seconds))  # noqa: S311 - no secret
 
 
@@ -221,8 +223,8 @@ def _status_of(reply: Reply | NoReply | None) -> int | None:
     return reply.status if isinstance(reply, Reply) else None
 
 
-def _is_passing(reply: Reply | NoReply | None) -> bool:
-    """What may be answered another time."""
+def _is_retryable(reply: Reply | NoReply | None) -> bool:
+    """Whether another attempt may succeed."""
     if isinstance(reply, Reply):
         return reply.status in _RETRYABLE
     return reply is None or not reply.is_final
@@ -230,10 +232,10 @@ def _is_passing(reply: Reply | NoReply | None) -> bool:
 
 def _error_of(reply: Reply | NoReply | None, where: str) -> ClientError:
     if not isinstance(reply, Reply):
-        reason = reply.reason if reply else "nothing was asked"
+        reason = reply.reason if reply else "no request was sent"
         advice = "; start it with: ext-classify serve" if is_loopback(where) else ""
         return ClientError(f"{where} does not answer ({reason}){advice}")
-    code, said = _said_of(reply)
+    code, said = _code_and_message(reply)
     message = f"{code}: {said}" if code else said
     return ClientError(
         f"{where} answered {reply.status}: {message}", status=reply.status, code=code, said=said
@@ -241,7 +243,7 @@ def _error_of(reply: Reply | NoReply | None, where: str) -> ClientError:
 
 
 def is_loopback(url: str) -> bool:
-    """Whether it leads to this machine, which no proxy does."""
+    """Whether `url` points to this machine, which is reached without a proxy."""
     host = urlsplit(url).hostname or ""
     try:
         return host == "localhost" or ip_address(host).is_loopback
@@ -249,8 +251,8 @@ def is_loopback(url: str) -> bool:
         return False
 
 
-def _said_of(reply: Reply) -> tuple[str | None, str]:
-    """Code and message of an error's body, or of one that is not ours the beginning."""
+def _code_and_message(reply: Reply) -> tuple[str | None, str]:
+    """Code and message of an error body; None and the beginning of any other body."""
     try:
         error = json.loads(reply.body)["error"]
         return str(error["code"]), str(error["message"])
@@ -259,7 +261,7 @@ def _said_of(reply: Reply) -> tuple[str | None, str]:
 
 
 def _outcomes_of(reply: Reply, rows: int, url: str) -> list[Outcome]:
-    """Raises ClientError for what is no answer to so many rows, each once."""
+    """Outcomes in row order. Raises ClientError unless the response has each of `rows` rows exactly once."""
     try:
         by_number = {int(number): outcome for number, outcome in json.loads(reply.body)["data"]}
         outcomes = [by_number.pop(number) for number in range(rows)]

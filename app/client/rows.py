@@ -1,4 +1,4 @@
-"""Images as the rows of a request."""
+"""Converts images to the rows of a request."""
 
 import base64
 from collections.abc import Iterable, Iterator, Sequence
@@ -8,26 +8,26 @@ from typing import Any, TypeAlias
 BATCH_BYTES = 16 * 1024 * 1024
 
 Image: TypeAlias = bytes | Path | str
-"""An image's bytes, a file that holds them, or what a row may name: a URL, a stage path, base64."""
+"""An image's bytes, the path of its file, or a row's source: a URL, a stage path, base64."""
 
 Rows: TypeAlias = list[list[Any]]
 
 
 def rows_of(images: Sequence[Image], *, evidence: bool) -> Rows:
-    """As Snowflake would send them. Raises OSError for a file that cannot be read."""
+    """Rows as Snowflake sends them. Raises OSError for a file that cannot be read."""
     options: list[Any] = [{"evidence": True}] if evidence else []
     return [[number, source_of(image), *options] for number, image in enumerate(images)]
 
 
 def source_of(image: Image) -> str:
-    """What a row holds for it. Raises OSError."""
+    """The image as a row's source: a string unchanged, bytes and files as base64. Raises OSError."""
     if isinstance(image, str):
         return image
     return base64.b64encode(image if isinstance(image, bytes) else image.read_bytes()).decode()
 
 
 def in_batches(images: Iterable[Image], batch_rows: int) -> Iterator[list[Image]]:
-    """As many at a time as rows and bytes allow."""
+    """Split into batches of at most `batch_rows` images and, if they hold more than one, BATCH_BYTES."""
     batch: list[Image] = []
     batch_bytes = 0
     for image in images:

@@ -1,4 +1,4 @@
-"""Both clients, against the real service, and against one that answers as it should not."""
+"""Both clients, against the real service and against one that returns errors and malformed responses."""
 
 import asyncio
 import base64
@@ -35,7 +35,7 @@ _Result = TypeVar("_Result")
 
 
 class Blocking:
-    """Client, as it is."""
+    """Client, with the interface that the tests share."""
 
     def __init__(self, url: str, **settings: Any) -> None:
         self._client = Client(url, **settings)
@@ -51,7 +51,7 @@ class Blocking:
 
 
 class Asynchronous:
-    """AsyncClient, an event loop a call."""
+    """AsyncClient, with one event loop per call."""
 
     def __init__(self, url: str, **settings: Any) -> None:
         self._url, self._settings = url, settings
@@ -69,11 +69,11 @@ class Asynchronous:
         return self._run(lambda client: client.model_version())
 
     def _run(self, ask: Callable[[AsyncClient], Awaitable[_Result]]) -> _Result:
-        async def asking() -> _Result:
+        async def call() -> _Result:
             async with AsyncClient(self._url, **self._settings) as client:
                 return await ask(client)
 
-        return asyncio.run(asking())
+        return asyncio.run(call())
 
 
 AnyClient = type[Blocking] | type[Asynchronous]
@@ -100,13 +100,13 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def without_exceptions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the proxy, but for those that the client makes itself."""
+    """Unset no_proxy, so that only the client's own exceptions from the proxy apply."""
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
 
 
 @each_client
-def test_an_image_is_bytes_a_file_or_what_names_it(client: AnyClient, url: str) -> None:
+def test_image_is_bytes_a_path_or_a_source(client: AnyClient, url: str) -> None:
     path = SAMPLES / "pitted.png"
     content = path.read_bytes()
     for image in (path, content, base64.b64encode(content).decode()):
@@ -114,7 +114,7 @@ def test_an_image_is_bytes_a_file_or_what_names_it(client: AnyClient, url: str) 
 
 
 @each_client
-def test_evidence_comes_where_it_is_asked_for(client: AnyClient, url: str) -> None:
+def test_evidence_is_returned_on_request(client: AnyClient, url: str) -> None:
     path = SAMPLES / "pitted.png"
     assert client(url).classify(path)["evidence"] is None
     evidence = client(url).classify(path, evidence=True)["evidence"]
@@ -130,7 +130,7 @@ def test_outcomes_are_in_the_order_of_the_images(client: AnyClient, url: str) ->
 
 
 @each_client
-def test_bad_image_costs_no_other(client: AnyClient, url: str) -> None:
+def test_bad_image_does_not_affect_the_others(client: AnyClient, url: str) -> None:
     good = SAMPLES / "pitted.png"
     first, bad, last = client(url).classify_all([good, b"no image", good])
     assert first["label"] == last["label"] == "Pitted"
@@ -139,20 +139,20 @@ def test_bad_image_costs_no_other(client: AnyClient, url: str) -> None:
 
 
 @each_client
-def test_no_image_is_asked_for_nothing(client: AnyClient, service: RemoteService) -> None:
+def test_empty_list_sends_no_request(client: AnyClient, service: RemoteService) -> None:
     assert client(service.origin).classify_all([]) == []
     assert service.received == []
 
 
 @each_client
-def test_version_is_that_of_the_network(client: AnyClient, url: str) -> None:
+def test_model_version_equals_that_of_the_outcomes(client: AnyClient, url: str) -> None:
     outcome = client(url).classify(SAMPLES / "pitted.png")
     assert client(url).model_version() == outcome["model"]["version"]
 
 
 @each_client
 @pytest.mark.parametrize("status", [403, 404])
-def test_version_is_unknown_where_a_gateway_lets_nobody_ask(
+def test_model_version_is_none_if_a_gateway_blocks_the_endpoint(
     client: AnyClient, service: RemoteService, status: int
 ) -> None:
     service.respond = lambda _: Reply(status)
@@ -161,17 +161,15 @@ def test_version_is_unknown_where_a_gateway_lets_nobody_ask(
 
 @each_client
 @pytest.mark.parametrize("body", [b"", b"[]", b'{"model": null}', b"<html>"])
-def test_what_is_no_service_of_ours_is_found_out(
-    client: AnyClient, service: RemoteService, body: bytes
-) -> None:
+def test_other_service_is_detected(client: AnyClient, service: RemoteService, body: bytes) -> None:
     service.respond = lambda _: Reply(body=body)
-    with pytest.raises(ClientError, match="is no ext-classify service"):
+    with pytest.raises(ClientError, match="ext-classify service"):
         client(service.origin).model_version()
 
 
 @each_client
 @pytest.mark.usefixtures("quick")
-def test_client_is_patient_and_keeps_its_batch_id(client: AnyClient, service: RemoteService) -> None:
+def test_client_retries_with_the_same_batch_id(client: AnyClient, service: RemoteService) -> None:
     replies = iter(
         [
             Reply(503),
@@ -179,15 +177,15 @@ def test_client_is_patient_and_keeps_its_batch_id(client: AnyClient, service: Re
             Reply(429, b"{}", {"Retry-After": "0"}),
             Reply(202, b"{}"),
             Reply(202, b"{}"),
-            Reply(404, b"{}"),  # whoever has promised it is gone
+            Reply(404, b"{}"),  # the instance that deferred it is gone
             Reply(202, b"{}"),
             answer([OUTCOME]),
         ]
     )
     service.respond = lambda _: next(replies)
     assert client(service.origin, api_key="k").classify("a") == OUTCOME
-    asked = [received.method for received in service.received]
-    assert asked == ["POST"] * 4 + ["GET"] * 2 + ["POST", "GET"]
+    methods = [received.method for received in service.received]
+    assert methods == ["POST"] * 4 + ["GET"] * 2 + ["POST", "GET"]
     assert len({received.batch_id for received in service.received}) == 1
     assert {received.headers["X-API-Key"] for received in service.received} == {"k"}
 
@@ -207,16 +205,14 @@ def test_client_is_patient_and_keeps_its_batch_id(client: AnyClient, service: Re
         b'{"data": [[0, {}], [1, {}], [2, {}]]}',
     ],
 )
-def test_answer_of_something_else_is_no_answer(
-    client: AnyClient, service: RemoteService, body: bytes
-) -> None:
+def test_malformed_response_is_rejected(client: AnyClient, service: RemoteService, body: bytes) -> None:
     service.respond = lambda _: Reply(body=body)
     with pytest.raises(ClientError, match="something other than 2 outcomes"):
         client(service.origin).classify_all(["a", "b"])
 
 
 @each_client
-def test_what_would_be_refused_again_is_not_repeated(client: AnyClient, service: RemoteService) -> None:
+def test_permanent_error_is_not_retried(client: AnyClient, service: RemoteService) -> None:
     refusal = {"error": {"code": "unauthorized", "message": "No key.", "retryable": False}}
     service.respond = lambda _: Reply(401, json.dumps(refusal).encode())
     with pytest.raises(ClientError, match=r"answered 401: unauthorized: No key\.") as refused:
@@ -226,7 +222,7 @@ def test_what_would_be_refused_again_is_not_repeated(client: AnyClient, service:
 
 
 @each_client
-def test_key_follows_no_redirect(client: AnyClient, service: RemoteService) -> None:
+def test_api_key_is_not_sent_to_a_redirect_target(client: AnyClient, service: RemoteService) -> None:
     with RemoteService() as elsewhere:
         service.respond = lambda _: Reply(302, b"", {"Location": elsewhere.origin})
         for ask in (lambda c: c.classify("a"), lambda c: c.model_version()):
@@ -237,7 +233,7 @@ def test_key_follows_no_redirect(client: AnyClient, service: RemoteService) -> N
 
 @each_client
 @pytest.mark.usefixtures("quick")
-def test_patience_has_an_end(client: AnyClient, service: RemoteService) -> None:
+def test_retries_stop_after_patience_seconds(client: AnyClient, service: RemoteService) -> None:
     service.respond = lambda _: Reply(503)
     began = time.monotonic()
     with pytest.raises(ClientError, match="answered 503"):
@@ -248,24 +244,24 @@ def test_patience_has_an_end(client: AnyClient, service: RemoteService) -> None:
 
 @each_client
 @pytest.mark.usefixtures("quick")
-def test_promise_has_an_end_too(
+def test_polling_for_a_deferred_response_stops(
     client: AnyClient, service: RemoteService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(conversation, "PROMISE_SECONDS", 0.3)
+    monkeypatch.setattr(conversation, "MAX_DEFERRED_SECONDS", 0.3)
     service.respond = lambda _: Reply(202, b"{}")
-    with pytest.raises(ClientError, match="has promised an answer for"):
+    with pytest.raises(ClientError, match="deferred"):
         client(service.origin).classify("a")
     assert len(service.received) > 2
 
 
 @each_client
-def test_service_that_is_not_there_is_said_to_be_so(client: AnyClient) -> None:
+def test_unreachable_service_raises_with_advice(client: AnyClient) -> None:
     with pytest.raises(ClientError, match=r"does not answer .* start it with: ext-classify serve"):
         client(f"http://127.0.0.1:{free_port()}", patience_seconds=0).classify("a")
 
 
 @each_client
-def test_service_that_says_nothing_is_not_waited_for_without_end(client: AnyClient) -> None:
+def test_silent_service_times_out(client: AnyClient) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         with pytest.raises(ClientError, match="does not answer"):
@@ -273,7 +269,7 @@ def test_service_that_says_nothing_is_not_waited_for_without_end(client: AnyClie
 
 
 @each_client
-def test_what_is_too_large_goes_in_halves(client: AnyClient, service: RemoteService) -> None:
+def test_too_large_batch_is_split_in_half(client: AnyClient, service: RemoteService) -> None:
     def respond(received: Received) -> Reply:
         return Reply(413) if len(received.rows) > 2 else echo(received)
 
@@ -283,7 +279,7 @@ def test_what_is_too_large_goes_in_halves(client: AnyClient, service: RemoteServ
 
 
 @each_client
-def test_image_that_is_too_large_alone_costs_no_other(client: AnyClient, service: RemoteService) -> None:
+def test_single_too_large_image_does_not_affect_the_others(client: AnyClient, service: RemoteService) -> None:
     refusal = {"error": {"code": "payload_too_large", "message": "Too much.", "retryable": False}}
 
     def respond(received: Received) -> Reply:
@@ -297,8 +293,8 @@ def test_image_that_is_too_large_alone_costs_no_other(client: AnyClient, service
 
 
 @each_client
-def test_body_that_is_refused_before_it_is_read_is_heard_out(client: AnyClient) -> None:
-    """The service closes, and the rest of 30 MB has nowhere to go."""
+def test_response_is_read_if_the_server_rejects_the_body_early(client: AnyClient) -> None:
+    """The service closes the connection while the client is still sending 30 MB."""
     with running_service(EXT_CLASSIFY_MAX_BODY_BYTES="1000000") as url:
         good, big = client(url).classify_all([SAMPLES / "pitted.png", b"BM" + bytes(22_000_000)])
     assert good["label"] == "Pitted"
@@ -307,7 +303,7 @@ def test_body_that_is_refused_before_it_is_read_is_heard_out(client: AnyClient) 
 
 
 @each_client
-def test_bytes_of_a_request_are_bounded(
+def test_bytes_of_a_batch_are_limited(
     client: AnyClient, service: RemoteService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rows, "BATCH_BYTES", 100)
@@ -318,7 +314,7 @@ def test_bytes_of_a_request_are_bounded(
 
 
 @each_client
-def test_file_that_cannot_be_read_is_named(client: AnyClient, service: RemoteService, tmp_path: Path) -> None:
+def test_unreadable_file_is_named(client: AnyClient, service: RemoteService, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"gone\.png"):
         client(service.origin).classify(tmp_path / "gone.png")
 
@@ -328,13 +324,13 @@ def test_file_that_cannot_be_read_is_named(client: AnyClient, service: RemoteSer
     "url",
     ["file:///etc/passwd", "127.0.0.1:8000", "ftp://a", "http://", "http://[::1", "http://a b", "http://a:x"],
 )
-def test_url_is_one_of_http(client: AnyClient, url: str) -> None:
+def test_url_must_be_http(client: AnyClient, url: str) -> None:
     with pytest.raises(ClientError, match="must begin with http:// or https://"):
         client(url).classify("a")
 
 
-def test_batches_travel_side_by_side(service: RemoteService) -> None:
-    """Three wait for each other at the service, which one after another would do for ever."""
+def test_batches_are_sent_concurrently(service: RemoteService) -> None:
+    """The service answers only once three requests have arrived, so sequential requests would fail."""
     meeting = threading.Barrier(3, timeout=30)
 
     def respond(received: Received) -> Reply:
@@ -344,36 +340,36 @@ def test_batches_travel_side_by_side(service: RemoteService) -> None:
     service.respond = respond
     sources = list("abcdef")
     for client in (Blocking, Asynchronous):
-        asked = client(service.origin).classify_all(sources, batch_rows=2, concurrent_batches=3)
-        assert asked == list(map(echoed, sources))
+        outcomes = client(service.origin).classify_all(sources, batch_rows=2, concurrent_batches=3)
+        assert outcomes == list(map(echoed, sources))
 
 
-def test_closed_client_asks_for_nothing_more(service: RemoteService) -> None:
+def test_closed_client_sends_no_request(service: RemoteService) -> None:
     client = Client(service.origin)
     client.close("the mill is shut")
-    with pytest.raises(ClientError, match="is not asked any more: the mill is shut"):
+    with pytest.raises(ClientError, match="the mill is shut"):
         client.classify("a")
     assert service.received == []
 
 
-def test_close_ends_what_waits_to_be_repeated(service: RemoteService) -> None:
+def test_close_stops_pending_retries(service: RemoteService) -> None:
     service.respond = lambda _: Reply(503, b"", {"Retry-After": "60"})
     with Client(service.origin) as client:
         closing = threading.Timer(0.2, client.close)
         closing.start()
-        with pytest.raises(ClientError, match="is not asked any more"):
+        with pytest.raises(ClientError, match="the client is closed"):
             client.classify("a")
 
 
-@pytest.mark.parametrize("keeps_waiting", [True, False])
-def test_whoever_leaves_early_waits_for_nobody(service: RemoteService, keeps_waiting: bool) -> None:
-    """Neither for a service that says nothing, nor for one that says to come again; and no more is asked."""
+@pytest.mark.parametrize("hangs", [True, False])
+def test_closing_the_iterator_early_does_not_wait(service: RemoteService, hangs: bool) -> None:
+    """It waits neither for a hanging request nor for a retry, and sends no more batches."""
     silent = threading.Event()
 
     def respond(received: Received) -> Reply:
         if received.rows[0][1] == "0":
             return echo(received)
-        if keeps_waiting:
+        if hangs:
             silent.wait(30)
         return Reply(503)
 
@@ -384,11 +380,10 @@ def test_whoever_leaves_early_waits_for_nobody(service: RemoteService, keeps_wai
     outcomes.close()  # type: ignore[attr-defined]
     assert time.monotonic() - began < 10
     silent.set()
-    asked = settled(lambda: len(service.received))
-    assert asked < 20
+    assert settled(lambda: len(service.received)) < 20
 
 
-def test_whoever_leaves_an_async_client_early_leaves_no_task(service: RemoteService) -> None:
+def test_closing_the_async_iterator_early_leaves_no_task(service: RemoteService) -> None:
     service.respond = lambda received: echo(received) if received.rows[0][1] == "0" else Reply(503)
 
     async def leave() -> set[str]:
@@ -403,7 +398,7 @@ def test_whoever_leaves_an_async_client_early_leaves_no_task(service: RemoteServ
 
 
 def settled(count: Callable[[], int]) -> int:
-    """Once it does not grow any more."""
+    """The count once it has stopped growing."""
     before = -1
     while (now := count()) != before:
         before = now
@@ -412,7 +407,7 @@ def settled(count: Callable[[], int]) -> int:
 
 
 @each_client
-def test_key_is_one_line_of_ascii_and_is_told_to_nobody(client: AnyClient) -> None:
+def test_api_key_must_be_one_line_of_ascii_and_is_never_shown(client: AnyClient) -> None:
     for key in ("mill-secret\nsecond", "mill-secret-ü", "mill-secret\x00"):
         with pytest.raises(ClientError, match="one line of printable ASCII") as refused:
             client("http://127.0.0.1:1", api_key=key).classify("a")
@@ -424,7 +419,7 @@ def test_key_is_one_line_of_ascii_and_is_told_to_nobody(client: AnyClient) -> No
 
 @each_client
 @pytest.mark.usefixtures("without_exceptions")
-def test_no_proxy_stands_between_this_machine_and_itself(
+def test_loopback_bypasses_the_proxy(
     client: AnyClient, service: RemoteService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
@@ -434,7 +429,7 @@ def test_no_proxy_stands_between_this_machine_and_itself(
 
 @each_client
 @pytest.mark.usefixtures("without_exceptions")
-def test_proxy_is_asked_for_others(
+def test_proxy_is_used_for_other_hosts(
     client: AnyClient, service: RemoteService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("http_proxy", service.origin)
@@ -444,8 +439,7 @@ def test_proxy_is_asked_for_others(
 
 @each_client
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_what_would_be_no_different_is_not_tried_again(client: AnyClient, scheme: str) -> None:
-    """A name that nobody has; a certificate that nobody vouches for."""
+def test_unknown_host_and_untrusted_certificate_are_not_retried(client: AnyClient, scheme: str) -> None:
     with LocalServer() as server:
         store = server.service_environment["EXT_CLASSIFY_ALLOWED_URL_HOSTS"].partition("/")[0]
         host = "no.such.invalid" if scheme == "http" else store
@@ -457,7 +451,7 @@ def test_what_would_be_no_different_is_not_tried_again(client: AnyClient, scheme
 
 
 @each_client
-def test_pause_is_at_least_as_long_as_it_was_asked_for(client: AnyClient, service: RemoteService) -> None:
+def test_client_waits_at_least_retry_after(client: AnyClient, service: RemoteService) -> None:
     replies = iter([Reply(429, b"", {"Retry-After": "1"}), answer([OUTCOME])])
     service.respond = lambda _: next(replies)
     began = time.monotonic()
