@@ -1,1 +1,1 @@
-"""How large a batch, how many at once, how many instances, and what it takes: measured, then worked out."""
+"""Capacity planning from a measurement: batch size, concurrency, instances, time and cost."""

@@ -1,4 +1,4 @@
-"""ext-classify plan: flags in, a table or JSON out."""
+"""The `ext-classify plan` command: reads flags, prints a table or JSON."""
 
 import functools
 import json
@@ -18,9 +18,9 @@ from app.plan.prices import PROVIDERS, WAREHOUSE_CREDITS_PER_HOUR
 from app.settings import Settings
 from model.cores import usable_cores
 
-# More than these say nothing new, and a folder may hold a million.
+# More images do not change the measurement, and a folder may hold a million.
 MOST_IMAGES = 64
-# Of an outcome with evidence, where it is not measured: those of the samples have up to 6,200.
+# Assumed size of an outcome with evidence if not measured; those of the samples have up to 6,200 bytes.
 EVIDENCE_BYTES = 8_000
 WIDTH = 110
 INDENT = 48
@@ -42,13 +42,13 @@ def plan(
     cores: int | None,
     as_json: bool,
     max_concurrent_fetches: int | None,
-    **asked: Any,
+    **options: Any,
 ) -> None:
-    """Raises PlanError, or ClientError where the service cannot be measured."""
+    """Measure (unless `rate` is given), plan, print. Raises PlanError, or ClientError if measuring fails."""
     end_well_when_stopped()
     settings = Settings()
     fetches = max_concurrent_fetches or settings.max_concurrent_fetches
-    request = Request(**asked, max_rows=settings.max_rows, max_concurrent_fetches=fetches)
+    request = Request(**options, max_rows=settings.max_rows, max_concurrent_fetches=fetches)
     cores = usable_cores() if cores is None else cores
     images = [path.read_bytes() for path in find_images([image_folder])[:MOST_IMAGES]]
     if rate is None:
@@ -64,7 +64,9 @@ def plan(
 
 
 def add_commands(add: Add) -> None:
-    command = add("plan", plan, "recommend batches and instances for so many images, and what they cost")
+    command = add(
+        "plan", plan, "recommend batch size and instances for a number of images, and estimate the cost"
+    )
     number = functools.partial(command.add_argument, metavar="N")
     command.add_argument(
         "--images", type=int, default=Request.images, metavar="N", help="(default 1,000,000)"
@@ -81,27 +83,27 @@ def add_commands(add: Add) -> None:
         "--fetch-milliseconds",
         type=float,
         default=Request.fetch_milliseconds,
-        help="time for one image to arrive from its URL, which is not measured (default 100)",
+        help="time to fetch one image from its URL; it is not measured (default 100)",
     )
     command.add_argument(
         "--concurrent-fetches",
         type=int,
         dest="max_concurrent_fetches",
         metavar="N",
-        help="the service's MAX_CONCURRENT_FETCHES (default: as set here, 64 if not)",
+        help="the service's MAX_CONCURRENT_FETCHES (default: this environment's setting, else 64)",
     )
-    command.add_argument("--evidence", action="store_true", help="as with the option evidence in each row")
-    command.add_argument("--url", help="the service to measure (default: one is started for it)")
+    command.add_argument("--evidence", action="store_true", help="plan for rows with the `evidence` option")
+    command.add_argument("--url", help="the service to measure (default: start one)")
     command.add_argument(
         "--image-folder",
         type=Path,
         default=SAMPLES,
         metavar="DIR",
-        help="images to measure with (the samples)",
+        help="images to measure with (default: the samples)",
     )
-    number("--rate", type=float, help="images a second of one instance, and measure nothing")
-    number("--cores", type=int, help="cores of one instance (default: of this machine)")
-    number("--image-bytes", type=int, help="bytes of an image (default: the mean of the folder's)")
+    number("--rate", type=float, help="images/s of one instance; skips the measurement")
+    number("--cores", type=int, help="cores of one instance (default: this machine's)")
+    number("--image-bytes", type=int, help="bytes per image (default: the mean of the folder's images)")
     command.add_argument(
         "--warehouse", choices=WAREHOUSE_CREDITS_PER_HOUR, default=Request.warehouse, help="(default XS)"
     )
@@ -110,9 +112,9 @@ def add_commands(add: Add) -> None:
         type=float,
         default=Request.credit_price,
         metavar="USD",
-        help="what your contract says a credit costs (default %(default).2f, an example)",
+        help="price of a credit in your contract (default %(default).2f, an example)",
     )
-    command.add_argument("--json", action="store_true", dest="as_json", help="for programs")
+    command.add_argument("--json", action="store_true", dest="as_json", help="print JSON")
 
 
 def _measure(url: str | None, images: list[bytes], cores: int, request: Request) -> Measured:
@@ -134,11 +136,11 @@ def _as_text(answer: Answer) -> Iterator[str]:
     yield from _summary(request, made)
     if answer.cheapest.cost_usd < made.cost_usd:
         yield ""
-        yield "It costs less when it is done sooner, for the warehouse runs for less time:"
+        yield "It costs less to finish sooner, because the warehouse runs for less time:"
         yield from _summary(request, answer.cheapest)
     for heading, figures in (
         ("One instance", _measured_figures(answer)),
-        ("Worked out", made.figures),
+        ("Calculated", made.figures),
         ("Cost in USD", made.costs),
     ):
         yield from ("", heading, *_lines(figures))
@@ -150,12 +152,12 @@ def _as_text(answer: Answer) -> Iterator[str]:
 def _summary(request: Request, made: Plan) -> Iterator[str]:
     if request.in_warehouse:
         yield f"  nodes of the warehouse  {made.instances}"
-        yield f"  max_batch_size          {made.max_batch_rows}, where the UDF is vectorized"
+        yield f"  max_batch_size          {made.max_batch_rows}, if the UDF is vectorized"
     else:
         yield f"  instances               {made.instances}"
         yield f"  MAX_BATCH_ROWS          {made.max_batch_rows}"
         busy, most = made.places.busy, made.places.most
-        yield f"  batches at once         {busy} keep an instance busy, at most {most} are answered in time"
+        yield f"  concurrent batches      {busy} keep an instance busy; at most {most} finish in time"
     yield f"  minutes                 {show(made.seconds / 60)}"
     yield f"  cost                    {made.cost_usd:,.2f} USD"
 
@@ -165,19 +167,17 @@ def _measured_figures(answer: Answer) -> Iterator[Figure]:
     yield Figure("images_per_second", "images/s", measured.images_per_second, measured.how)
     cpu = measured.cpu_seconds_per_image
     if cpu:
-        alone = (
-            f"{measured.cores} cores / {show(cpu)} s = {show(measured.cores / cpu)} images/s, nothing beside"
-        )
-        yield Figure("cpu_seconds_per_image", "CPU seconds of an image", cpu, alone)
+        alone = f"{measured.cores} cores / {show(cpu)} s = {show(measured.cores / cpu)} images/s at best"
+        yield Figure("cpu_seconds_per_image", "CPU seconds per image", cpu, alone)
     overhead = measured.batch_overhead_seconds
-    yield Figure("batch_overhead_seconds", "fixed seconds of a batch", overhead, "whatever its rows")
-    yield Figure("image_bytes", "bytes of an image", measured.image_bytes, "before base64")
+    yield Figure("batch_overhead_seconds", "fixed seconds per batch", overhead, "regardless of its rows")
+    yield Figure("image_bytes", "bytes per image", measured.image_bytes, "before base64")
     evidence = "with evidence" if answer.request.evidence else "without evidence"
-    yield Figure("outcome_bytes", "bytes of an outcome", measured.outcome_bytes, evidence)
+    yield Figure("outcome_bytes", "bytes per outcome", measured.outcome_bytes, evidence)
 
 
 def _lines(figures: Iterable[Figure]) -> Iterator[str]:
-    """Label and value, and the arithmetic beside them, wrapped."""
+    """Label, value and wrapped arithmetic of each figure."""
     for figure in figures:
         head = f"  {figure.label:<34}{show(figure.value):>11} "
         yield from textwrap.wrap(

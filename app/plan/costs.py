@@ -1,4 +1,4 @@
-"""How long the query runs, and what that costs."""
+"""Estimates how long the query runs, and its cost."""
 
 import math
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from app.plan.sizing import UTILISATION, Fleet, Places
 
 
 def time_run(request: Request, fleet: Fleet, rows: int, places: Places) -> tuple[float, list[Figure]]:
-    """Seconds that the query runs, by the slower of the instances and what Snowflake sends at once."""
+    """Seconds that the query runs; the instances or Snowflake's concurrent calls limit the rate."""
     planned = fleet.planned_rate
     shown = f"{UTILISATION} x {show(fleet.instance_rate)} x {fleet.instances}"
     figures = [Figure("fleet_images_per_second", "images/s of all instances", planned, shown)]
@@ -19,36 +19,36 @@ def time_run(request: Request, fleet: Fleet, rows: int, places: Places) -> tuple
         calls, calls_shown = calls_in_flight(request)
         batches = math.ceil(request.images / rows)
         if batches < calls:
-            calls, calls_shown = batches, "all that there are"
+            calls, calls_shown = batches, "all batches"
         sent = calls * rows / places.seconds_alone
         rate = min(planned, sent)
         at_most = f"{calls} x {rows} rows / {show(places.seconds_alone)} s"
         figures += [
-            Figure("calls", "batches that Snowflake sends at once", calls, calls_shown),
-            Figure("sent_images_per_second", "images/s that it sends, at most", sent, at_most),
+            Figure("calls", "concurrent batches from Snowflake", calls, calls_shown),
+            Figure("sent_images_per_second", "images/s sent by Snowflake, at most", sent, at_most),
         ]
     seconds = request.images / rate
     minutes = Figure(
-        "minutes", "minutes", seconds / 60, f"{request.images:,} / {show(rate)} / 60; the slower rate"
+        "minutes", "minutes", seconds / 60, f"{request.images:,} / {show(rate)} / 60; the lower rate"
     )
     return seconds, [*figures, minutes]
 
 
 def calls_in_flight(request: Request) -> tuple[int, str]:
-    """Batches that Snowflake was seen to have in flight, for so many rows and so large a warehouse."""
+    """Concurrent calls that Snowflake was observed to make for these rows and warehouse, and the source."""
     images, nodes = request.images, WAREHOUSE_CREDITS_PER_HOUR[request.warehouse]
     if images < 1_000_000:
         return prices.CALLS_BELOW_MILLION, f"below a million rows; {prices.CALLS_SOURCE}"
     if images < 10_000_000:
-        return prices.CALLS_FROM_MILLION, f"from a million rows on; {prices.CALLS_SOURCE}"
+        return prices.CALLS_FROM_MILLION, f"from a million rows; {prices.CALLS_SOURCE}"
     calls = prices.MOST_CALLS_PER_NODE * nodes
-    return calls, f"{prices.MOST_CALLS_PER_NODE} a node from ten million rows on; {prices.CALLS_SOURCE}"
+    return calls, f"{prices.MOST_CALLS_PER_NODE} per node from ten million rows; {prices.CALLS_SOURCE}"
 
 
 def price_run(
     measured: Measured, request: Request, instances: int, batches: int, seconds: float
 ) -> list[Figure]:
-    """In USD: what runs, for as long as the query does; what waits before and after it is left out."""
+    """Costs in USD while the query runs; idle time before and after it is not included."""
     hours = max(seconds, LEAST_BILLED_SECONDS) / 3600
     return [
         *_price_containers(measured, request, instances, hours),
@@ -59,7 +59,7 @@ def price_run(
 
 
 def _price_containers(measured: Measured, request: Request, instances: int, hours: float) -> Iterator[Figure]:
-    """Instances of as many vCPUs as there were cores."""
+    """Assumes one vCPU per measured core."""
     terms = request.terms
     vcpus = instances * measured.cores
     if terms.vcpu_hour:
@@ -90,14 +90,14 @@ def _price_gateway(measured: Measured, request: Request, batches: int) -> Iterat
     if terms.gb_out:
         gigabytes = request.images * measured.outcome_bytes / 1e9
         shown = f"{request.images:,} x {measured.outcome_bytes} bytes / 1e9"
-        yield _cost("data_out", "answers sent out", shown, gigabytes, terms.gb_out)
+        yield _cost("data_out", "responses sent out", shown, gigabytes, terms.gb_out)
 
 
 def _price_warehouse(request: Request, instances: int, hours: float) -> Figure:
     size, per_hour = request.warehouse, WAREHOUSE_CREDITS_PER_HOUR[request.warehouse]
     if request.in_warehouse:
         size, per_hour = next(item for item in WAREHOUSE_CREDITS_PER_HOUR.items() if item[1] == instances)
-    shown = f"{per_hour} an hour, size {size}, x {show(hours)} h x {request.credit_price:.2f} USD"
+    shown = f"{per_hour} per hour, size {size}, x {show(hours)} h x {request.credit_price:.2f} USD"
     usd = per_hour * hours * request.credit_price
     return Figure(
         "warehouse", "warehouse", usd, f"{shown}; credits: Snowflake documentation; price: --credit-price"

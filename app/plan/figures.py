@@ -1,4 +1,4 @@
-"""What a plan is made from, and the lines that it is made of."""
+"""The input of a plan (measurement and request), and the figures in its output."""
 
 import math
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ from app.plan.prices import EXAMPLE_CREDIT_PRICE_USD, PROVIDERS, Terms
 
 
 class PlanError(CommandError):
-    """No plan can be made of what was given."""
+    """No plan is possible for this input."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A line of a plan; `arithmetic` is how its value comes about, to be checked by hand."""
+    """A line of a plan; `arithmetic` shows how its value is calculated."""
 
     key: str
     label: str
@@ -24,28 +24,28 @@ class Figure:
 
 @dataclass(frozen=True)
 class Measured:
-    """What one instance does with images that need no fetching. Raises PlanError for what cannot be."""
+    """What one instance does with images that need no fetching. Raises PlanError for invalid values."""
 
     images_per_second: float
     cores: int
     image_bytes: int
     outcome_bytes: int = 500
     batch_overhead_seconds: float = 0.0
-    """Of a batch's seconds, those that do not grow with its rows."""
+    """The part of a batch's seconds that does not depend on its rows."""
     busy_batches: int = 2
-    """Batches in flight that keep its cores busy."""
+    """Concurrent batches that keep its cores busy."""
     cpu_seconds_per_image: float | None = None
-    how: str = "as given"
+    how: str = "given"
 
     def __post_init__(self) -> None:
-        _refuse("rate in images a second", self.images_per_second)
-        _refuse("number of cores", self.cores)
-        _refuse("size of an image in bytes", self.image_bytes)
+        _require_positive("rate in images a second", self.images_per_second)
+        _require_positive("number of cores", self.cores)
+        _require_positive("size of an image in bytes", self.image_bytes)
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be planned. Raises PlanError for what cannot be."""
+    """What to plan for. Raises PlanError for invalid values."""
 
     images: int = 1_000_000
     deadline_minutes: float = 60.0
@@ -60,10 +60,10 @@ class Request:
     max_rows: int = 4096
 
     def __post_init__(self) -> None:
-        _refuse("number of images", self.images)
-        _refuse("deadline in minutes", self.deadline_minutes)
-        _refuse("time to fetch in milliseconds", self.fetch_milliseconds, none_is_fine=True)
-        _refuse("price of a credit", self.credit_price, none_is_fine=True)
+        _require_positive("number of images", self.images)
+        _require_positive("deadline in minutes", self.deadline_minutes)
+        _require_positive("time to fetch in milliseconds", self.fetch_milliseconds, allow_zero=True)
+        _require_positive("price of a credit", self.credit_price, allow_zero=True)
 
     @property
     def terms(self) -> Terms:
@@ -71,7 +71,7 @@ class Request:
 
     @property
     def in_warehouse(self) -> bool:
-        """Whether a UDF does the work, which no gateway stands before."""
+        """Whether a UDF classifies inside the warehouse, without a gateway."""
         return self.provider == "udf"
 
     @property
@@ -79,14 +79,14 @@ class Request:
         return self.fetch_milliseconds / 1000 if self.source == "url" else 0.0
 
 
-def _refuse(name: str, value: float, *, none_is_fine: bool = False) -> None:
-    if not math.isfinite(value) or value < 0 or (value == 0 and not none_is_fine):
-        rule = "must not be negative" if none_is_fine else "must be more than 0"
+def _require_positive(name: str, value: float, *, allow_zero: bool = False) -> None:
+    if not math.isfinite(value) or value < 0 or (value == 0 and not allow_zero):
+        rule = "must not be negative" if allow_zero else "must be more than 0"
         raise PlanError(f"The {name} {rule}. Received: {value}.")
 
 
 def show(number: float) -> str:
-    """A number as a reader wants it: whole where it is large, three digits where it is not."""
+    """Format a number for people: whole if large, about three digits if small."""
     if number == int(number) or abs(number) >= 100:
         return f"{number:,.0f}"
     if abs(number) >= 0.001:

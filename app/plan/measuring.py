@@ -1,6 +1,6 @@
-"""Measures a service from outside: batches in Snowflake's form, over HTTP, in a closed loop, for seconds.
+"""Measures a service over HTTP: a closed loop of batches in Snowflake's format, for a few seconds.
 
-Making the load takes CPU time too: where it is made on the service's own machine, the rate is lower for it.
+Generating the load takes CPU time too: on the service's own machine, it lowers the measured rate.
 """
 
 import base64
@@ -24,13 +24,13 @@ from app.plan.figures import Measured
 CONCURRENCY = (1, 2, 4, 8, 16)
 ROUNDS = 3
 ROUND_SECONDS = 0.5
-# What one batch of the measurement may be, so that slow networks and large photographs take seconds too.
+# Limits of one measured batch, so that slow models and large photographs also take seconds only.
 MOST_ROWS = 64
 MOST_BATCH_SECONDS = 0.5
 MOST_BODY_BYTES = 8_000_000
-# After this, no more batches at once are tried.
+# After this time, no higher concurrency is tried.
 BUDGET_SECONDS = 15.0
-# What more batches at once must bring to count: less is noise.
+# The minimum gain of a higher concurrency; less is noise.
 GAIN = 1.05
 
 CpuClock = Callable[[], float | None]
@@ -38,7 +38,7 @@ CpuClock = Callable[[], float | None]
 
 @dataclass(frozen=True)
 class Level:
-    """What so many batches at once brought."""
+    """The measurement at one concurrency."""
 
     concurrency: int
     rate: float
@@ -54,7 +54,7 @@ def measure(
     *,
     evidence: bool = False,
 ) -> Measured:
-    """What the service at `url`, which has `cores` cores, does with `images`. Raises ClientError."""
+    """Measure the service at `url`, which has `cores` cores, with `images`. Raises ClientError."""
     url = f"{url.rstrip('/')}/classify{'?evidence=true' if evidence else ''}"
     seconds_of_one, outcome_bytes = _probe(url, images)
     rows = _affordable_rows(images, seconds_of_one)
@@ -70,19 +70,19 @@ def measure(
         batch_overhead_seconds=overhead,
         busy_batches=busy.concurrency,
         cpu_seconds_per_image=busy.cpu_seconds_per_image,
-        how=f"median of {ROUNDS} rounds; cores: {cores}, batches at once: {busy.concurrency}, rows: {rows}",
+        how=f"median of {ROUNDS} rounds; {cores} cores, {busy.concurrency} concurrent batches of {rows} rows",
     )
 
 
 @contextmanager
 def service_to_measure() -> Iterator[tuple[str, CpuClock]]:
-    """A service of our own that is ready, and the CPU time that it has taken so far."""
+    """Start a service; yields its URL and a clock of its CPU time."""
     with own_service() as (url, service):
         yield url, lambda: cpu_seconds(service.pid)
 
 
 def cpu_seconds(pid: int) -> float | None:
-    """CPU time that a process and those below it have taken; None where there is no /proc."""
+    """CPU seconds of a process and its descendants; None without /proc."""
     times = {int(folder.name): _parent_and_ticks(folder) for folder in Path("/proc").glob("[0-9]*")}
     family = {pid}
     while more := {child for child, (parent, _) in times.items() if parent in family} - family:
@@ -95,13 +95,13 @@ def _parent_and_ticks(folder: Path) -> tuple[int, int]:
     try:
         # ppid, utime and stime are fields 4, 14 and 15 of proc(5); the name before them may have spaces.
         fields = (folder / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    except OSError:  # it has just ended
+    except OSError:  # the process has just ended
         return 0, 0
     return int(fields[1]), int(fields[11]) + int(fields[12])
 
 
 class _Caller:
-    """Sends one batch after the other over one connection."""
+    """Sends batches in turn over one connection."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -115,7 +115,7 @@ class _Caller:
         self.target = f"{parts.path}?{parts.query}" if parts.query else parts.path
 
     def post(self, body: bytes) -> tuple[float, bytes]:
-        """Seconds that one batch took, and the answer."""
+        """The seconds that one batch took, and the response body. Raises ClientError."""
         started = time.perf_counter()
         try:
             self.connection.request("POST", self.target, body, {"Content-Type": "application/json"})
@@ -134,27 +134,27 @@ class _Caller:
 
 
 def _probe(url: str, images: Sequence[bytes]) -> tuple[float, int]:
-    """Seconds that one image takes alone, and the most bytes of an answer to one."""
+    """Median seconds of a batch of one image, and the largest response to one."""
     with closing(_Caller(url)) as caller:
         answers = [caller.post(_batch([image], 1)) for image in images]
     for _, answer in answers:
-        _refuse_error(url, answer)
+        _require_outcome(url, answer)
     return statistics.median(seconds for seconds, _ in answers), max(len(answer) for _, answer in answers)
 
 
-def _refuse_error(url: str, answer: bytes) -> None:
-    """An image that cannot be classified takes less time than one that can."""
+def _require_outcome(url: str, answer: bytes) -> None:
+    """Raises ClientError for an image with an error: it would take less time than others."""
     try:
         [[_, outcome]] = json.loads(answer)["data"]
         error = outcome["error"]
     except (ValueError, KeyError, TypeError):
-        raise ClientError(f"{url} must answer in Snowflake's form. Received: {answer[:100]!r}") from None
+        raise ClientError(f"{url} must answer in Snowflake's format. Received: {answer[:100]!r}") from None
     if error is not None:
         raise ClientError(f"Images to measure with must be classified. Received: {error['code']}.")
 
 
 def _affordable_rows(images: Sequence[bytes], seconds_of_one: float) -> int:
-    """The largest power of two whose batch is neither long nor large."""
+    """The largest power of two of rows within the limits of time and bytes."""
     largest = max(map(len, images))
     most = min(
         MOST_ROWS,
@@ -165,7 +165,7 @@ def _affordable_rows(images: Sequence[bytes], seconds_of_one: float) -> int:
 
 
 def _fit_overhead(url: str, images: Sequence[bytes], rows: int) -> float:
-    """Seconds of a batch that do not grow with its rows: where a line through the medians begins."""
+    """Seconds of a batch that do not depend on its rows: the intercept of a line through the medians."""
     sizes = sorted({max(1, rows // 4), max(1, rows // 2), rows})
     if len(sizes) == 1:
         return 0.0
@@ -178,7 +178,7 @@ def _fit_overhead(url: str, images: Sequence[bytes], rows: int) -> float:
 
 
 def _find_saturation(url: str, body: bytes, rows: int, cpu_clock: CpuClock) -> list[Level]:
-    """Ever more batches at once, until more of them bring no more images."""
+    """Measure with increasing concurrency until the rate stops growing."""
     started = time.perf_counter()
     levels: list[Level] = []
     for concurrency in CONCURRENCY:
@@ -207,7 +207,7 @@ def _measure_level(url: str, body: bytes, rows: int, concurrency: int, cpu_clock
 
 
 def _post_for_a_round(caller: _Caller, body: bytes) -> int:
-    """Batches answered; at least one, and the last one is waited for."""
+    """Post batches for ROUND_SECONDS; returns how many were answered, at least one."""
     until = time.perf_counter() + ROUND_SECONDS
     batches = 0
     while not batches or time.perf_counter() < until:

@@ -1,4 +1,4 @@
-"""The whole way from measured figures to a plan; nothing is measured here, and nothing printed."""
+"""Turns a measurement and a request into a plan, without any I/O."""
 
 import math
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from app.plan.costs import calls_in_flight, price_run, time_run
 from app.plan.figures import Figure, Measured, PlanError, Request
 from app.plan.sizing import Places, size_batch, size_fleet, size_places
 
-# Shorter deadlines that are tried, as shares of the one asked for.
+# Shorter deadlines that find_cheapest tries, as shares of the requested one.
 SHARES = (1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32)
 
 
@@ -20,13 +20,13 @@ class Plan:
     seconds: float
     cost_usd: float
     figures: tuple[Figure, ...]
-    """In the order in which they follow from one another."""
+    """In order of calculation."""
     costs: tuple[Figure, ...]
     notes: tuple[str, ...]
 
 
 def make_plan(measured: Measured, request: Request) -> Plan:
-    """Raises PlanError where no batch, or no warehouse, is large enough."""
+    """Raises PlanError if not even one row fits a batch, or no warehouse is large enough."""
     fleet, fleet_figures = size_fleet(measured, request)
     rows, row_figures = size_batch(measured, request, fleet)
     places, place_figures = size_places(measured, request, fleet, rows)
@@ -46,9 +46,9 @@ def make_plan(measured: Measured, request: Request) -> Plan:
 
 
 def find_cheapest(measured: Measured, request: Request) -> Plan:
-    """Of the deadline and shorter ones, whose instances Snowflake's calls keep busy.
+    """The cheapest plan for the deadline or a shorter one, if Snowflake's calls keep its instances busy.
 
-    The warehouse is paid for as long as the query runs: more instances may cost less in all.
+    The warehouse costs money as long as the query runs, so more instances may cost less in total.
     """
     plans = [make_plan(measured, request)]
     for share in SHARES:
@@ -70,10 +70,10 @@ def _is_kept_busy(plan: Plan, request: Request) -> bool:
 def _notes(request: Request, seconds: float) -> Iterator[str]:
     if seconds > request.deadline_minutes * 60 * 1.001:  # more than rounding
         yield (
-            "It misses the deadline: Snowflake sends too few batches at once to keep all instances busy. "
-            "Split the rows over several queries, or take a larger warehouse from ten million rows on."
+            "It misses the deadline: Snowflake sends too few concurrent batches to keep all instances busy. "
+            "Split the rows over several queries or, from ten million rows, use a larger warehouse."
         )
     if not request.in_warehouse:
-        yield "A vCPU is often a thread of a core and not a core: measure again where the service will run."
-    yield "The network between Snowflake and the service, and starting instances, are not in the minutes."
-    yield f"Left out of the cost: {'; '.join(request.terms.left_out)}."
+        yield "A vCPU is often a hardware thread, not a core: measure again where the service will run."
+    yield "The minutes exclude network latency between Snowflake and the service, and starting instances."
+    yield f"Not included in the cost: {'; '.join(request.terms.left_out)}."

@@ -1,4 +1,4 @@
-"""Instances, rows of a batch and batches at once, from what one instance was measured to do."""
+"""Calculates instances, rows per batch and concurrent batches from the measurement of one instance."""
 
 import math
 from dataclasses import dataclass
@@ -8,25 +8,25 @@ from app.plan import prices
 from app.plan.figures import Figure, Measured, PlanError, Request, show
 from app.plan.prices import CPUS_PER_NODE, WAREHOUSE_CREDITS_PER_HOUR
 
-# Share of what an instance can do that is planned for; the rest is for uneven batches, retries and restarts.
+# Planned share of an instance's capacity; the rest is for uneven batches, retries and restarts.
 UTILISATION = 0.8
-# Share of the time allowed for a batch that is planned for: one that comes late is sent again.
+# Planned share of the time limit of a batch: Snowflake retries a late one.
 TIME_SHARE = 0.5
-# Batches for each place in flight: with few, some cores have nothing to do at the end.
+# Batches per concurrent slot: with fewer, some cores are idle at the end.
 BATCHES_PER_PLACE = 4
-# A row has, beside its source, brackets, a number, quotes and commas.
+# Bytes of a row in addition to its source: brackets, a number, quotes and commas.
 ROW_BYTES = 32
 
 
 @dataclass(frozen=True)
 class Fleet:
-    """Instances of the service, or nodes of the warehouse whose UDF does the work."""
+    """Instances of the service, or nodes of the warehouse that runs the UDF."""
 
     instance_rate: float
-    """Images a second that one can do."""
+    """Images/s of one instance or node."""
     instances: int
     at_once: int
-    """Batches that one may get at the same time."""
+    """Concurrent batches that one may receive."""
 
     @property
     def planned_rate(self) -> float:
@@ -35,16 +35,16 @@ class Fleet:
 
 @dataclass(frozen=True)
 class Places:
-    """Batches in flight at one instance: so many keep it busy, and no more are answered in time."""
+    """Concurrent batches of one instance: `busy` keep it busy, more than `most` miss the time limit."""
 
     busy: int
     most: int
     seconds_alone: float
-    """Of one batch with nothing beside it."""
+    """Seconds of a batch that runs alone."""
 
 
 def size_fleet(measured: Measured, request: Request) -> tuple[Fleet, list[Figure]]:
-    """As many instances as the deadline takes."""
+    """The instances or nodes needed to meet the deadline."""
     one = "node" if request.in_warehouse else "instance"
     rate, rate_shown = _instance_rate(measured, request)
     needed = request.images / (request.deadline_minutes * 60)
@@ -53,12 +53,12 @@ def size_fleet(measured: Measured, request: Request) -> tuple[Fleet, list[Figure
     if request.in_warehouse:
         instances = _whole_warehouse(instances)
     minutes = show(request.deadline_minutes)
-    rounding = "up to a size of warehouse" if request.in_warehouse else "rounded up"
+    rounding = "rounded up to a warehouse size" if request.in_warehouse else "rounded up"
     return Fleet(rate, instances, at_once), [
         Figure("instance_images_per_second", f"images/s of one {one}", rate, rate_shown),
         Figure(
             "needed_images_per_second",
-            "images/s to be done",
+            "images/s needed",
             needed,
             f"{request.images:,} / {minutes} min / 60",
         ),
@@ -68,12 +68,12 @@ def size_fleet(measured: Measured, request: Request) -> tuple[Fleet, list[Figure
             instances,
             f"{show(needed)} / ({UTILISATION} x {show(rate)}), {rounding}",
         ),
-        Figure("batches_an_instance_may_get", "batches that one may get at once", at_once, at_once_shown),
+        Figure("batches_an_instance_may_get", "max batches sent to one instance", at_once, at_once_shown),
     ]
 
 
 def size_batch(measured: Measured, request: Request, fleet: Fleet) -> tuple[int, list[Figure]]:
-    """MAX_BATCH_ROWS: the largest power of two within every limit. Raises PlanError where no row fits."""
+    """MAX_BATCH_ROWS: the largest power of two within all limits. Raises PlanError if no row fits."""
     limits = [
         _limit_by_time(measured, request, fleet),
         _limit_for_even_work(measured, request, fleet),
@@ -91,15 +91,15 @@ def size_batch(measured: Measured, request: Request, fleet: Fleet) -> tuple[int,
 
 
 def size_places(measured: Measured, request: Request, fleet: Fleet, rows: int) -> tuple[Places, list[Figure]]:
-    """By Little's law, batches in flight = batches a second x seconds of a batch."""
+    """Concurrent batches by Little's law: batches per second x seconds per batch."""
     rate = fleet.instance_rate
-    if request.in_warehouse:  # Snowflake sees to it
+    if request.in_warehouse:  # Snowflake schedules the batches itself
         return Places(fleet.at_once, fleet.at_once, rows * fleet.at_once / rate), []
     fixed = _fixed_seconds(measured, request)
     alone = fixed + rows / rate
     busy = max(measured.busy_batches, math.ceil(rate / rows * alone))
     most = max(1, math.floor(_spare_seconds(measured, request) * rate / rows))
-    by_little = f"{show(rate)} / {rows} rows x {show(alone)} s; measured {measured.busy_batches}; the greater"
+    by_little = f"{show(rate)} / {rows} rows x {show(alone)} s; measured {measured.busy_batches}; the larger"
     in_time = f"{_spare_shown(measured, request)} x {show(rate)} / {rows} rows"
     return Places(busy, most, alone), [
         Figure(
@@ -108,15 +108,15 @@ def size_places(measured: Measured, request: Request, fleet: Fleet, rows: int) -
             alone,
             f"{show(fixed)} s + {rows} rows / {show(rate)}",
         ),
-        Figure("busy_batches", "batches at once to keep one busy", busy, by_little),
-        Figure("most_batches", "batches at once in time, at most", most, in_time),
+        Figure("busy_batches", "concurrent batches to stay busy", busy, by_little),
+        Figure("most_batches", "max concurrent batches in time", most, in_time),
     ]
 
 
 def _instance_rate(measured: Measured, request: Request) -> tuple[float, str]:
     rate, fetch = measured.images_per_second, request.fetch_seconds
     if request.in_warehouse:
-        # Each process of a node fetches one image, classifies it, fetches the next.
+        # Each process of a node fetches and classifies one image at a time.
         a_process = f"({measured.cores} cores / {show(rate)} + {show(fetch)} s to fetch)"
         return CPUS_PER_NODE / (measured.cores / rate + fetch), f"{CPUS_PER_NODE} CPUs / {a_process}"
     if not fetch:
@@ -125,14 +125,16 @@ def _instance_rate(measured: Measured, request: Request) -> tuple[float, str]:
     shown = (
         f"{request.max_concurrent_fetches} fetches / {show(fetch)} s = {show(fetched)}; measured {show(rate)}"
     )
-    return min(rate, fetched), f"{shown}; the lesser"
+    return min(rate, fetched), f"{shown}; the smaller"
 
 
 def _at_once(request: Request, instances: int) -> tuple[int, str]:
     if request.in_warehouse:
-        return CPUS_PER_NODE, f"one a CPU; {prices.BOUND_SOURCE}"
+        return CPUS_PER_NODE, f"one per CPU; {prices.BOUND_SOURCE}"
     nodes = WAREHOUSE_CREDITS_PER_HOUR[request.warehouse]
-    shown = f"{prices.MOST_CALLS_PER_NODE} a node x {nodes} / {instances}, rounded up; {prices.BOUND_SOURCE}"
+    shown = (
+        f"{prices.MOST_CALLS_PER_NODE} per node x {nodes} / {instances}, rounded up; {prices.BOUND_SOURCE}"
+    )
     return math.ceil(prices.MOST_CALLS_PER_NODE * nodes / instances), shown
 
 
@@ -147,15 +149,15 @@ def _whole_warehouse(nodes: int) -> int:
 
 def _limit_by_time(measured: Measured, request: Request, fleet: Fleet) -> Figure:
     rows = math.floor(_spare_seconds(measured, request) * fleet.instance_rate / fleet.at_once)
-    shown = f"{_spare_shown(measured, request)} x {show(fleet.instance_rate)} / {fleet.at_once} at once"
+    shown = f"{_spare_shown(measured, request)} x {show(fleet.instance_rate)} / {fleet.at_once} concurrent"
     return Figure("rows_by_time", "rows by time", rows, f"{shown}; {request.terms.call_source}")
 
 
 def _limit_for_even_work(measured: Measured, request: Request, fleet: Fleet) -> Figure:
     places = fleet.instances * (fleet.at_once if request.in_warehouse else measured.busy_batches)
     rows = max(1, request.images // (BATCHES_PER_PLACE * places))
-    shown = f"{request.images:,} / {BATCHES_PER_PLACE} / {places}, batches at once as measured x instances"
-    return Figure("rows_by_even_work", "rows by even work", rows, shown)
+    shown = f"{request.images:,} / {BATCHES_PER_PLACE} / {places}, measured concurrent batches x instances"
+    return Figure("rows_by_even_work", "rows for even load", rows, shown)
 
 
 def _limits_of_service(request: Request) -> list[Figure]:
@@ -185,7 +187,7 @@ def _limits_by_bytes(measured: Measured, request: Request) -> list[Figure]:
 
 
 def _source_bytes(measured: Measured, request: Request) -> int:
-    """Of a row's source: base64 takes a third more; of a URL, the longest that the service takes."""
+    """Bytes of a row's source: base64 adds a third; for URLs, the maximum length that the service accepts."""
     if request.in_warehouse:
         return measured.image_bytes
     return MAX_URL_CHARACTERS if request.source == "url" else 4 * math.ceil(measured.image_bytes / 3)
@@ -196,7 +198,7 @@ def _fixed_seconds(measured: Measured, request: Request) -> float:
 
 
 def _spare_seconds(measured: Measured, request: Request) -> float:
-    """What a batch has for its rows."""
+    """The seconds of a batch that remain for its rows."""
     return TIME_SHARE * request.terms.call_seconds - _fixed_seconds(measured, request)
 
 

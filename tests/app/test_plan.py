@@ -48,7 +48,7 @@ def run(*arguments: str) -> None:
     options.pop("run")(**options)
 
 
-def test_million_urls_on_aws_by_hand() -> None:
+def test_million_urls_on_aws_equals_a_calculation_by_hand() -> None:
     figures = figures_of(THOUSAND_A_SECOND, Request())
     assert figures["instance_images_per_second"] == 640  # 64 fetches / 0.1 s, less than 1,000
     assert figures["needed_images_per_second"] == pytest.approx(277.78, abs=0.01)
@@ -71,7 +71,7 @@ def test_million_urls_on_aws_by_hand() -> None:
     assert figures["warehouse"] == pytest.approx(3 * hours)
 
 
-def test_base64_is_bound_by_the_gateways_payload() -> None:
+def test_base64_is_limited_by_the_gateway_s_payload() -> None:
     request = Request(source="base64", images=100_000_000)
     figures = figures_of(THOUSAND_A_SECOND, request)
     assert figures["instance_images_per_second"] == 1000  # nothing is fetched
@@ -80,7 +80,7 @@ def test_base64_is_bound_by_the_gateways_payload() -> None:
     assert figures["max_batch_rows"] == 128
 
 
-def test_udf_takes_whole_warehouses_by_hand() -> None:
+def test_udf_needs_whole_warehouses() -> None:
     figures = figures_of(THOUSAND_A_SECOND, Request(provider="udf"))
     assert figures["instance_images_per_second"] == pytest.approx(8 / 0.102)  # 2 / 1,000 + 0.1 s each
     assert figures["instances"] == 8  # 277.78 / (0.8 x 78.43) = 4.4
@@ -100,17 +100,17 @@ def test_container_services_are_billed_by_nodes_of_three_vcpus() -> None:
     ("images", "warehouse", "calls"),
     [(1000, "XL", 9), (1_000_000, "XL", 16), (10_000_000, "XS", 64), (100_000_000, "XL", 1024)],
 )
-def test_calls_at_once_are_as_third_parties_saw_them(images: int, warehouse: str, calls: int) -> None:
+def test_concurrent_calls_equal_third_party_observations(images: int, warehouse: str, calls: int) -> None:
     assert calls_in_flight(Request(images=images, warehouse=warehouse))[0] == calls
 
 
-def test_seconds_are_billed_as_a_minute_at_least() -> None:
+def test_at_least_a_minute_is_billed() -> None:
     one = make_plan(THOUSAND_A_SECOND, Request(images=1))
     assert one.max_batch_rows == 1
     assert {cost.key: cost.value for cost in one.costs}["warehouse"] == pytest.approx(3 / 60)
 
 
-def test_overhead_of_a_batch_takes_from_its_rows() -> None:
+def test_batch_overhead_reduces_its_rows() -> None:
     slow = Measured(images_per_second=1000, cores=2, image_bytes=30_000, batch_overhead_seconds=10)
     assert figures_of(slow, Request())["rows_by_time"] == math.floor((14.5 - 10 - 0.1) * 640 / 64)
 
@@ -133,7 +133,7 @@ def test_batch_is_a_power_of_two_within_every_limit(
 
 
 @given(rates, counts, deadlines, services, sources)
-def test_batch_is_answered_in_time_by_all_that_may_come_at_once(
+def test_maximum_concurrent_batches_finish_in_time(
     rate: float, images: int, deadline: float, way: str, source: Any
 ) -> None:
     request = Request(images=images, deadline_minutes=deadline, provider=way, source=source)
@@ -182,20 +182,20 @@ def test_cheapest_plan_costs_no_more_and_takes_no_longer(images: int, deadline: 
     assert cheapest.instances >= plan.instances
 
 
-def test_cheapest_plan_asks_for_no_more_calls_than_snowflake_makes() -> None:
+def test_cheapest_plan_needs_no_more_calls_than_snowflake_makes() -> None:
     cheapest = find_cheapest(THOUSAND_A_SECOND, Request())
     assert 1 < cheapest.instances
     assert cheapest.instances * cheapest.places.busy <= 16
 
 
-def test_tiny_deadline_says_that_it_is_missed() -> None:
+def test_missed_deadline_is_noted() -> None:
     plan = make_plan(THOUSAND_A_SECOND, Request(deadline_minutes=0.001))
     assert plan.instances > 1000
     assert plan.seconds > 0.06
     assert any("misses the deadline" in note for note in plan.notes)
 
 
-def test_met_deadline_is_not_said_to_be_missed() -> None:
+def test_met_deadline_has_no_note() -> None:
     assert not any("misses" in note for note in make_plan(THOUSAND_A_SECOND, Request()).notes)
 
 
@@ -209,30 +209,30 @@ def test_met_deadline_is_not_said_to_be_missed() -> None:
         ({"credit_price": -0.01}, "price of a credit must not be negative"),
     ],
 )
-def test_impossible_request_is_refused(what: dict[str, Any], message: str) -> None:
+def test_impossible_request_is_rejected(what: dict[str, Any], message: str) -> None:
     with pytest.raises(PlanError, match=message):
         Request(**what)
 
 
 @pytest.mark.parametrize("rate", [0, -1, math.nan, math.inf])
-def test_rate_that_is_none_is_refused(rate: float) -> None:
+def test_invalid_rate_is_rejected(rate: float) -> None:
     with pytest.raises(PlanError, match="rate in images a second must be more than 0"):
         Measured(rate, 2, 30_000)
 
 
-def test_image_that_does_not_fit_is_refused_with_the_arithmetic() -> None:
+def test_error_for_a_too_large_image_shows_the_arithmetic() -> None:
     large = Measured(1000, 2, 8_000_000)
     with pytest.raises(PlanError, match=r"rows by size of request = 10,000,000 bytes / \(10,666,668"):
         make_plan(large, Request(source="base64"))
     assert make_plan(large, Request(source="url")).max_batch_rows == 128
 
 
-def test_service_too_slow_for_one_image_is_refused() -> None:
+def test_service_too_slow_for_one_image_is_rejected() -> None:
     with pytest.raises(PlanError, match="rows by time"):
         make_plan(Measured(0.01, 2, 30_000), Request(deadline_minutes=1e9))
 
 
-def test_warehouse_larger_than_any_is_refused() -> None:
+def test_too_large_warehouse_is_rejected() -> None:
     with pytest.raises(PlanError, match="at most 512 nodes"):
         make_plan(THOUSAND_A_SECOND, Request(provider="udf", deadline_minutes=0.01))
 
@@ -250,17 +250,17 @@ def test_every_price_and_limit_names_its_source() -> None:
     ("number", "shown"),
     [(1_000_000, "1,000,000"), (277.78, "278"), (32.552, "32.55"), (0.5425, "0.5425"), (7.6e-05, "7.6e-05")],
 )
-def test_numbers_are_shown_as_precisely_as_they_are_used(number: float, shown: str) -> None:
+def test_numbers_are_formatted_for_people(number: float, shown: str) -> None:
     assert show(number) == shown
 
 
 @pytest.mark.parametrize("way", sorted(PROVIDERS))
-def test_text_says_what_to_set_and_what_is_left_out(way: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_text_has_the_settings_and_the_excluded_costs(way: str, capsys: pytest.CaptureFixture[str]) -> None:
     run("--rate", "1000", "--cores", "2", "--provider", way)
     printed = capsys.readouterr().out
     assert PROVIDERS[way].name in printed
     assert ("max_batch_size" if way == "udf" else "MAX_BATCH_ROWS") in printed
-    assert "Left out of the cost" in printed
+    assert "Not included in the cost" in printed
     assert max(map(len, printed.splitlines())) <= 110
 
 
@@ -277,7 +277,7 @@ def test_json_has_stable_keys(capsys: pytest.CaptureFixture[str]) -> None:
     assert answer["plan"]["cost_usd"] == pytest.approx(sum(c["value"] for c in answer["plan"]["costs"]))
 
 
-def test_plan_is_refused_before_anything_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_request_is_rejected_before_measuring(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(PlanError, match="number of images"):
         run("--images", "0", "--url", "http://127.0.0.1:1")
     with pytest.raises(PlanError, match="rate in images a second"):
@@ -292,7 +292,7 @@ def url() -> Iterator[str]:
         yield url
 
 
-def test_real_service_is_measured_and_planned_for(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_real_service_is_measured(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     run("--url", url, "--images", "1000000", "--json")
     answer = json.loads(capsys.readouterr().out)
     measured = answer["measured"]
@@ -302,7 +302,7 @@ def test_real_service_is_measured_and_planned_for(url: str, capsys: pytest.Captu
     sizes = [path.stat().st_size for path in SAMPLES.glob("*.png")]
     assert min(sizes) <= measured["image_bytes"] <= max(sizes)
     assert 200 < measured["outcome_bytes"] < 1000
-    assert measured["cpu_seconds_per_image"] is None  # of a service elsewhere
+    assert measured["cpu_seconds_per_image"] is None  # unknown for a remote service
     assert answer["plan"]["instances"] >= 1
     assert answer["plan"]["cost_usd"] > 0
 
@@ -313,7 +313,7 @@ def test_evidence_makes_outcomes_larger(url: str, monkeypatch: pytest.MonkeyPatc
     assert measure(url, [image], 2, evidence=True).outcome_bytes > 1000
 
 
-def test_images_that_fail_are_not_measured_with(url: str) -> None:
+def test_images_with_errors_are_rejected(url: str) -> None:
     with pytest.raises(ClientError, match=r"must be classified\. Received: unsupported_format"):
         measure(url, [b"no image"], 2)
 
@@ -327,12 +327,12 @@ def test_images_that_fail_are_not_measured_with(url: str) -> None:
         ("http://", "does not answer"),
     ],
 )
-def test_service_that_is_not_there_is_named(address: str, message: str) -> None:
+def test_unreachable_service_is_named(address: str, message: str) -> None:
     with pytest.raises(ClientError, match=message):
         measure(address, [b"image"], 2)
 
 
-def test_another_server_is_not_measured(url: str) -> None:
+def test_other_server_is_rejected(url: str) -> None:
     with pytest.raises(ClientError, match="answered 404"):
         measure(f"{url}/elsewhere", [b"image"], 2)
 
