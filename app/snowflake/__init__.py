@@ -1,1 +1,1 @@
-"""What Snowflake sends and expects."""
+"""Snowflake: its wire format, sessions and credentials, and the commands that set up an account."""

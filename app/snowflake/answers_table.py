@@ -1,7 +1,7 @@
-"""A table of outcomes, one a file of a stage, content of the file and version of the network.
+"""A table of outcomes with one row per staged file, content (etag) and model version.
 
-Whoever was interrupted goes on from what is there. Writers of different shards do not wait for each other:
-INSERT takes no lock, which MERGE would, and no two shards have a file in common.
+An interrupted run resumes from the rows already stored. Writers of different shards never block each other:
+INSERT takes no lock, unlike MERGE, and shards have no file in common.
 """
 
 import json
@@ -13,14 +13,14 @@ from app.outcome import Outcome
 from app.snowflake.console import Console, StatementFailed
 from app.snowflake.identifier import parse_identifier, quote_identifier
 
-# Of one statement; a VARIANT holds 16 MB, and an outcome without evidence half a kilobyte.
+# Rows per INSERT; a VARIANT holds 16 MB, and an outcome without evidence takes half a kilobyte.
 MAX_ROWS = 5000
-# Of one answer: a shard may have millions of files.
+# Rows per SELECT: a shard may have millions of files.
 PAGE_ROWS = 50_000
 
 
 class StagedFile(NamedTuple):
-    """`etag` changes with the file's content; `file_url` names it to the service."""
+    """`etag` changes with the file's content; `file_url` is its source in a row."""
 
     relative_path: str
     etag: str | None
@@ -29,14 +29,14 @@ class StagedFile(NamedTuple):
 
 @dataclass(frozen=True)
 class Shard:
-    """The files whose names' hash leaves `index` when divided by `count`."""
+    """The files for which hash(path) modulo `count` is `index`."""
 
     index: int
     count: int
 
 
 class AnswersTable:
-    """Raises ValueError for names that are none, StatementFailed for what Snowflake refuses."""
+    """Raises ValueError for invalid names, StatementFailed for statements that fail in Snowflake."""
 
     def __init__(self, console: Console, stage: str, table: str) -> None:
         self._console = console
@@ -44,25 +44,25 @@ class AnswersTable:
         self._table = quote_identifier(*parse_identifier(table))
 
     def create(self) -> None:
-        """Unless it is there, made by somebody who may."""
+        """Create the table unless it exists; a role without CREATE TABLE may use an existing one."""
         try:
             self._console.rows(
                 f"CREATE TABLE IF NOT EXISTS {self._table} (relative_path VARCHAR NOT NULL, etag VARCHAR, "
                 "model_version VARCHAR NOT NULL, answer VARIANT, classified_at TIMESTAMP_LTZ)"
             )
         except StatementFailed:
-            if not self._is_there():
+            if not self._exists():
                 raise
 
     def missing(self, shard: Shard, model_version: str) -> Iterator[StagedFile]:
-        """The shard's files, of the stage's directory table, that have no outcome of this network yet."""
+        """Files of the shard, from the stage's directory table, without an outcome of this model version."""
         after = ""
         while page := self._missing_after(after, shard, model_version):
             yield from page
             after = page[-1].relative_path
 
     def store(self, answers: Sequence[tuple[StagedFile, Outcome]]) -> None:
-        """Those that are not there yet; at most MAX_ROWS."""
+        """Insert up to MAX_ROWS outcomes; those already stored are skipped."""
         new = [
             {"p": file.relative_path, "e": file.etag, "v": outcome["model"]["version"], "a": outcome}
             for file, outcome in answers
@@ -91,7 +91,7 @@ class AnswersTable:
         )
         return [StagedFile(row["relative_path"], row["etag"], row["file_url"]) for row in rows]
 
-    def _is_there(self) -> bool:
+    def _exists(self) -> bool:
         columns = "relative_path, etag, model_version, answer, classified_at"
         try:
             self._console.rows(f"SELECT {columns} FROM {self._table} LIMIT 0")  # noqa: S608 - quoted

@@ -1,4 +1,4 @@
-"""A person's own session with Snowflake, for commands that set things up."""
+"""A user's own Snowflake session, for the commands that set up an account."""
 
 import importlib
 import json
@@ -15,18 +15,20 @@ from app.snowflake.spcs import is_inside_spcs
 # Type codes of VARIANT, OBJECT and ARRAY, whose values come as JSON text.
 # Source: Snowflake Connector for Python API, "Data types and type codes".
 _SEMI_STRUCTURED = frozenset({5, 9, 10})
-# Of a URL, or of a path alone, as HTTP clients name it.
+# The query of a URL, or of a path without a host, as HTTP clients write it in errors.
 _QUERY = re.compile(r"((?:https?:/)?/[^\s?'\"]*)\?[^\s'\")>]*")
-_SERVICES_ADVICE = "The settings that begin with SNOWFLAKE_ say who logs in, and where."
-_ADVICE = "Name one of your connections.toml with --connection, or set up the default one."
+_SETTINGS_ADVICE = "Check the settings that begin with SNOWFLAKE_: account, user and credentials."
+_CONNECTION_ADVICE = (
+    "Name a connection of your connections.toml with --connection, or set up the default one."
+)
 
 
 class StatementFailed(ClientError):
-    """Snowflake did not carry out a statement; the message is Snowflake's."""
+    """A statement failed; the message is Snowflake's."""
 
 
 class Console:
-    """Statements one after the other; a context manager that logs out."""
+    """Executes statements in turn; a context manager that logs out."""
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
@@ -39,14 +41,14 @@ class Console:
         self._connection.close()
 
     def rows(self, statement: str, parameters: Sequence[object] = ()) -> list[dict[str, Any]]:
-        """All rows, by their columns' names in lower case; `?` is a parameter. Raises StatementFailed."""
+        """All rows as dicts with lower-case column names; `?` marks a parameter. Raises StatementFailed."""
         columns, rows, _ = self.table(statement, parameters)
         return [dict(zip(map(str.lower, columns), row, strict=True)) for row in rows]
 
     def table(
         self, statement: str, parameters: Sequence[object] = ()
     ) -> tuple[list[str], list[list[Any]], str]:
-        """Column names, rows with JSON unpacked, and the query's id. Raises StatementFailed."""
+        """Column names, rows with parsed JSON, and the query id. Raises StatementFailed."""
         with self._connection.cursor() as cursor:
             try:
                 rows = cursor.execute(statement, tuple(parameters) or None).fetchall()
@@ -58,9 +60,9 @@ class Console:
         return columns, [_unpack(row, semi_structured) for row in rows], query_id
 
     def put(self, content: IO[bytes], name: str, location: str, *, overwrite: bool) -> str:
-        """Upload one file as it is; `location` is a stage and a folder in it. Returns PUT's status.
+        """Upload one file uncompressed to `location`, a stage and a folder in it. Returns PUT's status.
 
-        From a stream, so that no character of its name is taken for a pattern. Raises StatementFailed.
+        The file is sent as a stream, so that PUT does not read wildcards in its name. Raises StatementFailed.
         """
         statement = (
             f"PUT {quote_string(f'file://{name}')} {quote_string(location)} "
@@ -75,22 +77,22 @@ class Console:
 
 
 def open_console(connection_name: str | None) -> Console:
-    """By a connection of the user's connections.toml, the default one if unnamed. Raises ClientError."""
+    """Connect with a connection of the user's connections.toml, or its default. Raises ClientError."""
     named = {} if connection_name is None else {"connection_name": connection_name}
     return connect(**named)
 
 
 def connect_as_service(settings: Settings) -> Console:
-    """As the service itself logs in; a statement may take its time. Raises ClientError."""
+    """Connect with the service's own settings, without statement timeouts. Raises ClientError."""
     arguments = connect_arguments(settings, _connector_version())
-    waits = {"network_timeout", "socket_timeout", "query_timeout", "request_timeout"}
-    named = {name: value for name, value in arguments.items() if name not in waits}
-    advice = "Is this container's service allowed to?" if is_inside_spcs() else _SERVICES_ADVICE
+    timeouts = {"network_timeout", "socket_timeout", "query_timeout", "request_timeout"}
+    named = {name: value for name, value in arguments.items() if name not in timeouts}
+    advice = "Is this container's service allowed to log in?" if is_inside_spcs() else _SETTINGS_ADVICE
     return connect(advice=advice, **named)
 
 
-def connect(*, advice: str = _ADVICE, **arguments: Any) -> Console:
-    """By the connector's own arguments. Raises ClientError, with the advice."""
+def connect(*, advice: str = _CONNECTION_ADVICE, **arguments: Any) -> Console:
+    """Connect with the connector's arguments. Raises ClientError, with the advice."""
     connector = importlib.import_module("snowflake.connector")
     if _connector_version() >= 5:
         arguments["enable_server_session_keep_alive_auto_detection"] = False
@@ -113,5 +115,5 @@ def _unpack(row: Sequence[Any], semi_structured: Sequence[bool]) -> list[Any]:
 
 
 def describe_error(error: Exception) -> str:
-    """On one line, and without the queries of URLs: whoever holds a signed one needs no login."""
+    """The error on one line, with URL queries removed: a signed URL is a credential."""
     return _QUERY.sub(r"\1", " ".join(str(error).split())).rstrip(".")

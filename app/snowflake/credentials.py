@@ -1,4 +1,4 @@
-"""Who the service is to Snowflake: settings to the arguments of the connector's connect()."""
+"""The service's Snowflake credentials: settings to arguments of the connector's connect()."""
 
 import math
 import os
@@ -17,21 +17,21 @@ _RENAMED_IN_5 = {
 
 
 def is_configured(settings: Settings) -> bool:
-    """Whether there is an account to read stages from."""
+    """Whether the service has a Snowflake account to read stages from."""
     return settings.snowflake_account is not None or is_inside_spcs()
 
 
 def account_and_host(settings: Settings) -> tuple[str, str | None]:
-    """The account, and the host to log in to where it is not the account's usual one."""
+    """The account, and the host to log in to, None for the account's default host."""
     if settings.snowflake_account is not None:
         return settings.snowflake_account, settings.snowflake_host
     return os.environ.get("SNOWFLAKE_ACCOUNT", ""), os.environ.get("SNOWFLAKE_HOST")
 
 
 def connect_arguments(settings: Settings, connector_version: int) -> dict[str, Any]:
-    """Read anew for every login, so that renewed tokens are picked up. Raises OSError for lack of a file."""
+    """Arguments of connect(); token files are read at each login, as they are renewed. Raises OSError."""
     account, host = account_and_host(settings)
-    timeout_seconds = math.ceil(settings.snowflake_timeout_seconds)  # 0 would be for ever
+    timeout_seconds = math.ceil(settings.snowflake_timeout_seconds)  # 0 means no timeout
     arguments: dict[str, Any] = {
         "account": account,
         "host": host,
@@ -46,7 +46,7 @@ def connect_arguments(settings: Settings, connector_version: int) -> dict[str, A
         "paramstyle": "qmark",
         "login_timeout": timeout_seconds,
         "network_timeout": timeout_seconds,
-        "socket_timeout": timeout_seconds,  # 4.x looks at the others only between requests
+        "socket_timeout": timeout_seconds,  # 4.x checks the others only between requests
         "session_parameters": {"QUERY_TAG": "ext-classify", "CLIENT_TELEMETRY_ENABLED": False},
         **_credentials(settings),
     }

@@ -1,7 +1,7 @@
-"""The numbered SQL files of infra/snowflake: filled in, and split into single statements.
+"""Loads the numbered SQL files of infra/snowflake: fills in variables and splits statements.
 
-`<% name %>` is a variable, as the Snowflake CLI writes it: `snow sql -f` runs the very same files. It pastes
-values as they are; here each is written so that it stays one name, one number or part of one string constant.
+`<% name %>` is a variable, as in the Snowflake CLI: `snow sql -f` runs the same files. The CLI pastes values
+verbatim; this module quotes each value, so that it remains one name, one number or part of one string.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from app.snowflake.identifier import parse_identifier, quote_identifier, quote_string
 
-# A wheel carries the files beside this module; a checkout has them at its root.
+# A wheel has the files next to this module; a checkout has them in infra/snowflake.
 _IN_WHEEL = Path(__file__).parent / "sql"
 _IN_CHECKOUT = Path(__file__).parent.parent.parent / "infra" / "snowflake"
 FOLDER = _IN_WHEEL if _IN_WHEEL.is_dir() else _IN_CHECKOUT
@@ -24,7 +24,7 @@ _API_PROVIDERS = (
     "aws_gov_private_api_gateway",
 )
 _VARIABLE = re.compile(r"<%\s*(?P<name>\w+)\s*%>")
-# Block comments do not nest. In a string constant a backslash escapes; in a name nothing but "" does.
+# Block comments do not nest. A backslash escapes in a string constant; in a quoted name, only "" does.
 _TOKEN = re.compile(
     r"""
       (?P<comment>--[^\n]*|//[^\n]*|/\*.*?\*/)
@@ -40,15 +40,14 @@ _TOKEN = re.compile(
 
 
 def file_names() -> list[str]:
-    """The SQL files, in the order of their numbers."""
+    """The names of the SQL files, in the order of their numbers."""
     return sorted(path.name for path in FOLDER.glob("*.sql"))
 
 
 def load(name: str, variables: Mapping[str, str]) -> list[str]:
-    """The statements of one file, without comments and closing semicolons, ready to be executed one by one.
+    """The statements of one file, without comments and semicolons, each ready to execute.
 
-    Variables of other files are ignored. Raises ValueError for a variable that is missing, that no file has,
-    or whose value breaks its rule.
+    Variables of other files are ignored. Raises ValueError for a missing, unknown or invalid variable.
     """
     text = _read(name)
     if unknown := variables.keys() - VARIABLES.keys():
@@ -59,23 +58,23 @@ def load(name: str, variables: Mapping[str, str]) -> list[str]:
 
 
 def load_with_fingerprint(name: str, variables: Mapping[str, str]) -> tuple[list[str], str]:
-    """The same, with a mark of the whole file in each COMMENT; and the mark.
+    """The statements of load(), with a hash of the whole file in each COMMENT; and the hash.
 
-    Not all that a function is made of can be seen afterwards, such as its integration: its comment can.
+    SHOW and DESC hide some properties of a function, such as its integration, but show its comment.
     """
     whole = "\0".join(load(name, variables))
-    mark = f"[{hashlib.sha256(whole.encode()).hexdigest()[:16]}]"
-    marked = re.sub(r"(COMMENT = '[^']*)'", rf"\1 {mark}'", _read(name))
-    return list(split_and_fill(marked, variables)), mark
+    fingerprint = f"[{hashlib.sha256(whole.encode()).hexdigest()[:16]}]"
+    with_fingerprint = re.sub(r"(COMMENT = '[^']*)'", rf"\1 {fingerprint}'", _read(name))
+    return list(split_and_fill(with_fingerprint, variables)), fingerprint
 
 
 def variables_of(name: str) -> frozenset[str]:
-    """The variables of one file. Raises ValueError when there is no such file."""
+    """The names of one file's variables. Raises ValueError if there is no such file."""
     return frozenset(_VARIABLE.findall(_read(name)))
 
 
 def split_and_fill(text: str, variables: Mapping[str, str]) -> Iterator[str]:
-    """The single statements of `text`. Raises ValueError for what is not whole, and for a wrong value."""
+    """The statements of `text`, filled in. Raises ValueError for unterminated SQL and invalid values."""
     written = ""
     for token in _TOKEN.finditer(text):
         if token.lastgroup == "end":
@@ -104,15 +103,15 @@ def _write(token: re.Match[str], variables: Mapping[str, str]) -> str:
     if token.lastgroup == "string":
         return _VARIABLE.sub(lambda found: _in_string(found["name"], variables), text)
     if token.lastgroup == "unclosed":
-        raise ValueError(f"What {text} opens or closes must be whole.")
+        raise ValueError(f"A quote, comment or variable must be closed. Received: unmatched {text}.")
     if token.lastgroup == "opaque" and _VARIABLE.search(text):
-        raise ValueError(f"A variable must not stand in double quotes or $$. Received: {text[:80]!r}.")
+        raise ValueError(f"A variable must not be in double quotes or $$. Received: {text[:80]!r}.")
     return text
 
 
 def _in_code(name: str, variables: Mapping[str, str]) -> str:
     if VARIABLES[name] in _FOR_STRINGS:
-        raise ValueError(f"The variable {name} must stand in a string constant.")
+        raise ValueError(f"The variable {name} must be in a string constant.")
     return _checked(name, variables[name])
 
 
@@ -124,7 +123,7 @@ def _checked(name: str, value: str) -> str:
     try:
         return VARIABLES[name](value)
     except ValueError as error:
-        raise ValueError(f"The variable {name} is not as it must be. {error}") from None
+        raise ValueError(f"The variable {name} has an invalid value. {error}") from None
 
 
 def _identifier(value: str, *, max_parts: int) -> str:
@@ -144,22 +143,22 @@ def _api_provider(value: str) -> str:
 
 
 def _https_url(value: str) -> str:
-    """https, as Snowflake wants it; local SQL calls a service on this machine by http."""
+    """Snowflake requires https; local SQL calls a service on this machine over http."""
     if not re.fullmatch(r"(?:https://|http://(?:127\.0\.0\.1|localhost)[:/])[!-~]+", value):
-        raise ValueError(f"A URL must begin with https:// and hold no spaces. Received: {value!r}.")
+        raise ValueError(f"A URL must begin with https:// and must not contain spaces. Received: {value!r}.")
     return value
 
 
 def _file_name(value: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", value):
-        raise ValueError(f"A file name must be of letters, digits, _, - and dots. Received: {value!r}.")
+        raise ValueError(f"A file name must consist of letters, digits, _, - and dots. Received: {value!r}.")
     return value
 
 
 def _text(value: str) -> str:
-    """Anything; the value may be a secret, and no message shows it."""
+    """Any text; it may be a secret, so error messages do not show it."""
     if not value or "\0" in value:
-        raise ValueError("A text must not be empty, and must hold no NUL.")
+        raise ValueError("A text must not be empty or contain NUL.")
     return value
 
 
@@ -191,4 +190,4 @@ VARIABLES: Mapping[str, Callable[[str], str]] = {
     "url": _https_url,
     "warehouse": _NAME,
 }
-"""Each variable's rule: it returns the value as it is written into SQL, or raises ValueError."""
+"""For each variable a function that returns the value quoted for SQL, or raises ValueError."""

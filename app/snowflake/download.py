@@ -1,4 +1,4 @@
-"""One staged file through the connector, which decrypts what Snowflake's clients have encrypted."""
+"""Downloads one staged file with the connector, which decrypts client-side encryption."""
 
 import re
 import tempfile
@@ -9,14 +9,14 @@ from app.errors import FileMissing, SnowflakeRefused
 from app.snowflake.identifier import quote_identifier, quote_string
 from model.errors import ImageTooLarge
 
-# Clients encrypt with AES in CBC mode, which pads to whole blocks, by one at least.
+# AES in CBC mode pads each file by 1 to 16 bytes.
 _BLOCK_BYTES = 16
 
 
 def download_file(connection: Any, stage: tuple[str, ...], path: str, max_bytes: int) -> bytes:
-    """Raises FileMissing, ImageTooLarge, or what the connector raises.
+    """The decrypted content. Raises FileMissing, ImageTooLarge, or the connector's errors.
 
-    GET takes its path for a prefix, so what it would bring is listed first.
+    GET treats its path as a prefix, so the matching files are listed first.
     """
     location = quote_string(f"@{quote_identifier(*stage)}/{path}")
     name = path.rpartition("/")[2]
@@ -31,29 +31,29 @@ def download_file(connection: Any, stage: tuple[str, ...], path: str, max_bytes:
 
 
 def _read(path: Path) -> bytes:
-    """The connector lengthens names while it decrypts, and says nothing where they get too long."""
+    """The connector lengthens file names while it decrypts, and fails silently if they get too long."""
     try:
         return path.read_bytes()
     except FileNotFoundError:
         raise SnowflakeRefused(
-            "A staged file that is not fetched by a signed URL must have a name of at most 200 bytes. "
+            "A staged file that is not fetched by a presigned URL must have a name of at most 200 bytes. "
             f"Received: {len(path.name.encode())} bytes."
         ) from None
 
 
 def _listed_bytes(listed: list[tuple[Any, ...]], path: str) -> int:
-    """The size of the file at that very path. The names in a list begin with the stage's, or with its URL."""
+    """The size of the file at exactly `path`. Names in LIST begin with the stage's name or URL."""
     behind = f"/{path}"
     sizes = [int(size) for name, size, *_ in listed if name.partition(behind)[1:] == (behind, "")]
     if len(sizes) != 1:
         raise FileMissing(
-            "A staged file must be there. Received: none at that path; check it, and run "
+            "A staged file must exist. Received: none at this path; check the path, and run "
             "ALTER STAGE … REFRESH if a directory table still lists it."
         )
     if sum(name.rpartition("/")[2] == path.rpartition("/")[2] for name, *_ in listed) > 1:
         raise SnowflakeRefused(
-            "A staged file must not share its path with a folder that holds another of its name: GET would "
-            "mix them up."
+            "A staged file must not share its path with a folder that contains a file of the same name: GET "
+            "would confuse them."
         )
     return sizes[0]
 

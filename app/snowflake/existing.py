@@ -1,4 +1,4 @@
-"""What is there in Snowflake: stages, integrations and functions, as SHOW and DESC tell of them.
+"""Looks up stages, integrations and functions that exist in Snowflake, with SHOW and DESC.
 
 Sources: Snowflake documentation, SHOW STAGES, SHOW USER FUNCTIONS, DESC FUNCTION, DESC INTEGRATION.
 """
@@ -13,7 +13,7 @@ from app.snowflake.identifier import quote_identifier, quote_string
 
 
 def describe_stage(console: Console, parts: Sequence[str]) -> dict[str, Any]:
-    """What SHOW STAGES says of it. Raises ClientError where there is no such stage."""
+    """The stage's row of SHOW STAGES. Raises ClientError if there is no such stage."""
     *parents, name = parts
     for row in _show(console, "STAGES", name, f"SCHEMA {quote_identifier(*parents)}".strip()):
         if row["name"] == name:
@@ -22,7 +22,7 @@ def describe_stage(console: Console, parts: Sequence[str]) -> dict[str, Any]:
 
 
 def is_encrypted(stage: dict[str, Any]) -> bool:
-    """By its clients, so that no URL of its files gives an image: made without SNOWFLAKE_SSE."""
+    """Whether the stage is client-side encrypted (no SNOWFLAKE_SSE), so that URLs return ciphertext."""
     return str(stage["type"]) == "INTERNAL"
 
 
@@ -35,18 +35,18 @@ def has_integration(console: Console, name: str) -> bool:
 
 
 def describe_integration(console: Console, name: str) -> dict[str, str]:
-    """Its properties. Raises StatementFailed where there is none."""
+    """The integration's properties. Raises StatementFailed if there is none."""
     return _properties(console.rows(f"DESC INTEGRATION {quote_identifier(name)}"))
 
 
 def allowed_prefixes(properties: dict[str, str]) -> list[str]:
-    """Commas part them, and may stand within them."""
+    """The allowed URL prefixes; commas separate them, and may also occur inside them."""
     shown = properties.get("API_ALLOWED_PREFIXES", "").strip(" []")
     return [prefix.strip() for prefix in re.split(r",\s*(?=https?://)", shown) if prefix.strip()]
 
 
 def describe_function(console: Console, parts: Sequence[str], types: str) -> dict[str, str]:
-    """Its properties and its `comment`; nothing where there is none, which an error alone would not say."""
+    """The function's properties and its `comment`; {} if there is no such function."""
     *parents, name = parts
     for row in _show(console, "USER FUNCTIONS", name, f"SCHEMA {quote_identifier(*parents)}"):
         if row["name"] == name and _types(row) == types:
@@ -56,10 +56,10 @@ def describe_function(console: Console, parts: Sequence[str], types: str) -> dic
 
 
 def functions_through(console: Console, integration: str) -> Iterator[tuple[tuple[str, ...], str]]:
-    """The external functions that call through an integration, by name and types, as far as can be seen.
+    """Names and types of the external functions that use an integration, as far as this role can see them.
 
-    Where DESC FUNCTION keeps the integration to itself, each whose URL the integration allows counts: one
-    that it does not allow cannot be its function.
+    If DESC FUNCTION hides the integration, every function whose URL the integration allows counts as its
+    function.
     """
     prefixes = tuple(allowed_prefixes(describe_integration(console, integration)))
     for row in _show(console, "USER FUNCTIONS", "%", "ACCOUNT"):
@@ -68,7 +68,7 @@ def functions_through(console: Console, integration: str) -> Iterator[tuple[tupl
         name, types = (str(row["catalog_name"]), str(row["schema_name"]), str(row["name"])), _types(row)
         try:
             shown = _properties(console.rows(f"DESC FUNCTION {quote_identifier(*name)}({types})"))
-        except StatementFailed:  # another role's
+        except StatementFailed:  # owned by another role
             continue
         used = shown.get("api_integration")
         if used == integration or (used is None and shown.get("body", "").startswith(prefixes)):
@@ -76,7 +76,7 @@ def functions_through(console: Console, integration: str) -> Iterator[tuple[tupl
 
 
 def _show(console: Console, things: str, name: str, scope: str = "") -> list[dict[str, Any]]:
-    """Those whose name is like this one: LIKE knows no case, and _ stands for any character."""
+    """Rows whose name matches LIKE, which ignores case and reads _ as any character."""
     pattern = quote_string(name.replace("\\", "_"))
     return console.rows(f"SHOW {things} LIKE {pattern}" + (f" IN {scope}" if scope else ""))
 

@@ -1,7 +1,7 @@
-"""What Snowflake's refusals mean for a row.
+"""Maps Snowflake's errors to row errors.
 
-Error numbers: Snowflake's server and the connector's `errorcode` and `network` modules. Messages of
-Snowflake's are not passed on: they hold names of objects that the caller may have no right to know of.
+Error numbers: Snowflake's server and the connector's `errorcode` and `network` modules. Snowflake's messages
+are not passed on: they contain names of objects that the caller may not be allowed to see.
 """
 
 from app.errors import (
@@ -18,11 +18,11 @@ from model.errors import InputError
 _NOT_AUTHORIZED = frozenset({2003, 2043, 3001, 3003})
 # No active warehouse; it cannot be resumed, or its resource monitor has stopped it.
 _NO_WAREHOUSE = frozenset({606, 607, 608, 609, 90064, 90073})
-# The session or its tokens are over, or cannot be renewed; the connection was closed meanwhile.
+# The session or its tokens have expired or cannot be renewed, or the connection was closed.
 _SESSION_OVER = frozenset(
     {250001, 250002, 290401, 390104, 390110, 390111, 390112, 390113, 390114, 390115, 390195, 390318}
 )
-# Of the transfer of one file.
+# The transfer of one file failed.
 _ONE_FILE = range(253_000, 254_000)
 _NO_CURRENT_DATABASE = frozenset({90105, 90106})
 # HTTP 403 and 404 at login: there is no such account at that host.
@@ -33,23 +33,23 @@ _UNREACHABLE_CLASSES = frozenset(
 
 
 def is_session_over(error: Exception) -> bool:
-    """Whether a new login would let the same statement through."""
+    """Whether the same statement may succeed after a new login."""
     return _number(error) in _SESSION_OVER
 
 
 def login_failure(error: Exception) -> InputError:
-    """The row error of a login that failed."""
+    """The row error for a failed login."""
     number = _number(error)
     if number not in _NO_SUCH_ACCOUNT and (_is_unreachable(error) or 290_000 <= number < 300_000):
         return no_answer(number)
     return SnowflakeLoginFailed(
-        "Snowflake must let the service in: check the account, the user and the key or token in its "
+        "The service must be able to log in: check the account, the user and the key or token in its "
         f"EXT_CLASSIFY_SNOWFLAKE_ settings. Received: error {number or type(error).__name__}."
     )
 
 
 def statement_failure(error: Exception) -> InputError:
-    """The row error of a statement that failed."""
+    """The row error for a failed statement."""
     number = _number(error)
     if number in _NOT_AUTHORIZED:
         return StageNotAuthorized(
@@ -70,15 +70,15 @@ def statement_failure(error: Exception) -> InputError:
         )
     if number in _ONE_FILE:
         return FetchFailed(
-            f"A staged file must be transferred by the connector. Received: error {number}.", retryable=True
+            f"The connector must be able to transfer a staged file. Received: error {number}.", retryable=True
         )
     if _is_unreachable(error) or number >= 250000:
         return no_answer(number)
-    return SnowflakeRefused(f"Snowflake must carry out the service's statement. Received: error {number}.")
+    return SnowflakeRefused(f"Snowflake must execute the service's statement. Received: error {number}.")
 
 
 def no_answer(number: int = 0) -> SnowflakeUnavailable:
-    """The row error of a wait in vain."""
+    """The row error for a timeout or an unreachable Snowflake."""
     return SnowflakeUnavailable(
         f"Snowflake must answer in time. Received: {f'error {number}' if number else 'no answer'}.",
         retryable=True,
@@ -87,7 +87,7 @@ def no_answer(number: int = 0) -> SnowflakeUnavailable:
 
 def _is_unreachable(error: Exception) -> bool:
     if isinstance(error, FileNotFoundError | IsADirectoryError | PermissionError):
-        return False  # of a key or token; what networks raise is an OSError, too
+        return False  # from a key or token file, not from the network
     return isinstance(error, OSError) or bool(
         _UNREACHABLE_CLASSES & {base.__name__ for base in type(error).__mro__}
     )

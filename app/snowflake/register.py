@@ -1,4 +1,4 @@
-"""Set the function up in Snowflake, again and again: what is as it should be is left alone."""
+"""Sets up the function in Snowflake; idempotent: what already matches is unchanged."""
 
 import base64
 from collections.abc import Iterator, Mapping
@@ -18,19 +18,21 @@ __all__ = ["PROVIDERS", "Registration", "register", "unregister", "verify"]
 
 
 def register(console: Console, registration: Registration) -> Iterator[str]:
-    """A line for each thing, as it is done, and what the other cloud must be told.
+    """Yield a line per object as it is set up, and the trust policies for the cloud provider.
 
-    Raises ClientError, at the end for grants that a replacement took and that could not be given back.
+    Raises ClientError, also at the end for grants that a replacement dropped and that could not be restored.
     """
     lost: list[str] = []
-    for about, statement in list(registration.steps()):  # what is wrong is found before anything is done
-        yield from _carry_out(console, registration, about, statement, lost)
+    for about, statement in list(
+        registration.steps()
+    ):  # list(): invalid variables are found before any change
+        yield from _execute(console, registration, about, statement, lost)
     if lost:
-        raise ClientError(f"These grants could not be given back: {'; '.join(lost)}.")
+        raise ClientError(f"These grants could not be restored: {'; '.join(lost)}.")
 
 
 def verify(console: Console, registration: Registration, sample: Path) -> Iterator[tuple[str, Any]]:
-    """What the function answers: to a sample's bytes, then to a file of the stage, if there is one."""
+    """Yield the function's results for a sample's bytes, then for a file of the stage, if it has one."""
     text = base64.b64encode(sample.read_bytes()).decode()
     yield sample.name, _call(console, registration, quote_string(text))
     stage = quote_identifier(*registration.stage)
@@ -44,10 +46,10 @@ def verify(console: Console, registration: Registration, sample: Path) -> Iterat
 
 
 def unregister(console: Console, variables: Mapping[str, str], *, drop_integration: bool) -> Iterator[str]:
-    """Take the functions away, and on request the integration; the stage and its images stay.
+    """Drop the functions and, if requested, the integration; the stage and its images remain.
 
-    Raises ClientError, before anything is dropped, where other functions can be seen to call through it:
-    the integration is the account's, and those of other roles cannot be seen.
+    Raises ClientError, before anything is dropped, if other visible functions use the integration. Functions
+    of other roles may use it too, and are not visible.
     """
     names = ["91_drop_functions.sql"] + (["92_drop_integration.sql"] if drop_integration else [])
     try:
@@ -55,16 +57,16 @@ def unregister(console: Console, variables: Mapping[str, str], *, drop_integrati
     except ValueError as error:
         raise ClientError(str(error)) from None
     if drop_integration:
-        _refuse_used_integration(console, Registration("", variables))
+        _require_unused_integration(console, Registration("", variables))
     for statement in statements:
         [row] = console.rows(statement)
         if not statement.startswith("USE "):
             yield str(row["status"])
     if drop_integration:
-        yield "Note: each function of the account that called through the integration fails from now on."
+        yield "Note: every function in the account that used the integration now fails."
 
 
-def _refuse_used_integration(console: Console, registration: Registration) -> None:
+def _require_unused_integration(console: Console, registration: Registration) -> None:
     integration = registration.integration
     if not existing.has_integration(console, integration):
         return
@@ -76,13 +78,13 @@ def _refuse_used_integration(console: Console, registration: Registration) -> No
     ]
     if others:
         raise ClientError(
-            f"An integration must be dropped after all functions that call through it. API integration "
+            f"An integration must be dropped after all functions that use it. API integration "
             f"{quote_identifier(integration)} allows the URLs of: {', '.join(others)}. Nothing was dropped; "
-            "92_drop_integration.sql drops it all the same."
+            "to drop it anyway, run 92_drop_integration.sql."
         )
 
 
-def _carry_out(
+def _execute(
     console: Console, registration: Registration, about: About, statement: str, lost: list[str]
 ) -> Iterator[str]:
     match about.kind:
@@ -93,13 +95,13 @@ def _carry_out(
         case "integration":
             yield from keep_integration(console, registration, statement)
         case "alteration":
-            pass  # it sets the one prefix that it knows of; keep_integration takes none away
+            pass  # skipped: it would replace the list of prefixes; keep_integration extends it
         case "trust":
             properties = existing.describe_integration(console, registration.integration)
             trust = describe_trust(registration.provider, properties, registration.variables["url"])
             yield f"\n{trust}\n"
         case "key":
-            console.rows(statement)  # it cannot be seen, so it is set
+            console.rows(statement)  # Snowflake does not show the key, so it is always set
             yield _line("altered", about.thing)
         case "function":
             yield from _keep_function(console, registration, about, statement, lost)
@@ -108,7 +110,7 @@ def _carry_out(
 
 
 def _keep_stage(console: Console, registration: Registration, statement: str) -> Iterator[str]:
-    """Its images stay, so it is created once; a directory table can be given to it later."""
+    """Create the stage unless it exists; enable the directory table of an existing one."""
     name = quote_identifier(*registration.stage)
     [row] = console.rows(statement)
     if "already exists" not in str(row["status"]):
@@ -118,42 +120,42 @@ def _keep_stage(console: Console, registration: Registration, statement: str) ->
     if stage["directory_enabled"] == "N":
         console.rows(f"ALTER STAGE {name} SET DIRECTORY = (ENABLE = TRUE)")
         console.rows(f"ALTER STAGE {name} REFRESH")
-        yield _line("altered", f"STAGE {name}: it has a directory table now")
+        yield _line("altered", f"STAGE {name}: directory table enabled")
     else:
         yield _line("unchanged", f"STAGE {name}")
     if existing.is_encrypted(stage):
         yield (
-            f"Note: the files of stage {name} are encrypted by the clients that upload them, so no URL of a "
-            "file gives an image, and the service downloads them one by one. This cannot be changed; a stage "
-            "of another name is made with SNOWFLAKE_SSE, which is faster."
+            f"Note: the files of stage {name} are client-side encrypted, so the service cannot fetch them by "
+            "URL and downloads each with the connector, which is slower. The encryption of a stage cannot be "
+            "changed; register with another stage name to create one with SNOWFLAKE_SSE."
         )
 
 
 def _keep_function(
     console: Console, registration: Registration, about: About, statement: str, lost: list[str]
 ) -> Iterator[str]:
-    """To replace a function drops its grants, so it is done only where it differs."""
+    """Replace the function only if it differs, because replacing it drops its grants."""
     there = existing.describe_function(console, registration.function, about.types)
-    if there and _is_as_wanted(there, about.properties):
+    if there and _matches(there, about.properties):
         yield _line("unchanged", about.thing)
         return
     grants = _grants_on(console, about.thing, registration.function[0]) if there else []
     if grants:
-        yield f"Replacing {about.thing} drops its grants, which are given back right after:"
+        yield f"Replacing {about.thing} drops its grants, which are restored right after:"
         yield "\n".join(f"  {grant};" for grant in grants)
     console.rows(statement)
-    lost += _give_back(console, grants)
+    lost += _restore(console, grants)
     yield _line("replaced" if there else "created", about.thing)
 
 
-def _is_as_wanted(there: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
-    """What DESC keeps to itself, such as the integration, is in the comment's fingerprint."""
+def _matches(there: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
+    """The fingerprint in the comment covers what DESC hides, such as the integration."""
     shown = {name: value for name, value in wanted.items() if name in there and name != "comment"}
     return wanted["comment"] in there["comment"] and all(there[name] == shown[name] for name in shown)
 
 
 def _grants_on(console: Console, thing: str, database: str) -> list[str]:
-    """As statements. The owner's own right comes with the function."""
+    """The grants as statements, without OWNERSHIP, which comes with the function."""
     grants = []
     for row in console.rows(f"SHOW GRANTS ON {thing}"):
         if row["privilege"] != "OWNERSHIP":
@@ -166,15 +168,15 @@ def _grants_on(console: Console, thing: str, database: str) -> list[str]:
 
 
 def _grantee(row: Mapping[str, Any], database: str) -> str:
-    """A database role has rights within its own database only, which may stand before its name or not."""
+    """The grantee in SQL; SHOW may or may not qualify a database role with its database."""
     kind, name = str(row["granted_to"]).replace("_", " "), str(row["grantee_name"])
     if kind == "DATABASE ROLE":
         return f"{kind} {quote_identifier(database, name.removeprefix(f'{database}.'))}"
     return f"{kind} {quote_identifier(name)}"
 
 
-def _give_back(console: Console, grants: list[str]) -> list[str]:
-    """All that can be given. Returns the others, each with its reason."""
+def _restore(console: Console, grants: list[str]) -> list[str]:
+    """Restore the grants. Returns those that failed, each with the reason."""
     lost = []
     for grant in grants:
         try:
@@ -194,7 +196,7 @@ def _grant(console: Console, registration: Registration, about: About, statement
 
 
 def _grant_if_missing(console: Console, about: About, privilege: str, statement: str) -> str:
-    """A role of a service has no privilege, and is granted as a whole, whether or not it was before."""
+    """A service role has no privilege to look up, so it is always granted."""
     title = f"{privilege} ON {about.thing} TO ROLE {quote_identifier(about.role)}".removeprefix(" ON ")
     there = console.rows(f"SHOW GRANTS ON {about.thing}") if privilege else []
     wanted = privilege, "ROLE", about.role

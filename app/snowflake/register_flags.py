@@ -1,4 +1,4 @@
-"""The flags of `register`: which the provider needs, and which it has no use for."""
+"""The flags of `register`: which each provider requires and which it accepts."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +11,7 @@ from app.snowflake.registration import Registration
 DEFAULT_INTEGRATION = "ext_classify_api"
 DEFAULT_API_PROVIDER = "aws_api_gateway"
 
-# By the variables of the SQL files that they set.
+# Flags by the SQL variable that they set.
 _FLAGS = {
     "database": "--database",
     "url": "--url",
@@ -29,7 +29,7 @@ _FLAGS = {
     "service_role": "--service-role",
     "warehouse": "--warehouse",
 }
-# What each provider's integration must be told, and what it may be told.
+# Required and optional variables of each provider's integration.
 _IDENTITY = {
     "aws": ["aws_role_arn"],
     "azure": ["azure_tenant_id", "azure_application_id"],
@@ -41,13 +41,13 @@ _GRANTS = ["caller_role", "service_role", "warehouse"]
 
 
 def read_flags(given: Mapping[str, Any], defaults: Mapping[str, str]) -> Registration:
-    """`given` are the flags' values, None where there are none. Raises ClientError, in words of flags."""
+    """`given` holds the flags' values, None if absent. Raises ClientError with messages that name flags."""
     variables = {**defaults, **{name: value for name, value in given.items() if value is not None}}
     provider, makes_integration = variables.pop("provider"), variables.pop("makes_integration")
     if key_file := variables.pop("api_key_file", None):
         variables["api_key"] = _read_key(key_file)
-    _refuse_contradictions(provider, variables.keys(), makes_integration=makes_integration)
-    _refuse_wrong_values(variables)
+    _check_combination(provider, variables.keys(), makes_integration=makes_integration)
+    _check_values(variables)
     if provider == "aws":
         variables.setdefault("api_provider", DEFAULT_API_PROVIDER)
     if provider != "spcs":
@@ -56,41 +56,41 @@ def read_flags(given: Mapping[str, Any], defaults: Mapping[str, str]) -> Registr
     return Registration(provider, variables, makes_integration)
 
 
-def _refuse_contradictions(provider: str, given: Any, *, makes_integration: bool) -> None:
+def _check_combination(provider: str, given: Any, *, makes_integration: bool) -> None:
     is_external = provider != "spcs"
     if not makes_integration and (not is_external or "owner_role" in given):
         against = "--provider spcs" if not is_external else "--owner-role"
-        raise ClientError(f"--no-integration and {against} do not go together.")
-    tells = [*_IDENTITY[provider], *_OPTIONAL[provider], "allowed_prefix"] if makes_integration else []
+        raise ClientError(f"--no-integration and {against} cannot be combined.")
+    optional = [*_IDENTITY[provider], *_OPTIONAL[provider], "allowed_prefix"] if makes_integration else []
     needed = ["database", "url", *(_IDENTITY[provider] if makes_integration else [])]
-    allowed = [*needed, *tells, "integration"]
+    allowed = [*needed, *optional, "integration"]
     if not is_external:
         needed = allowed = ["database", "service"]
     if "owner_role" in given:
         needed = [name for name in needed if name != "database"]
     what = f"--provider {provider}" + ("" if makes_integration else " with --no-integration")
-    _refuse(what, "needs", [name for name in needed if name not in given])
+    _reject(what, "needs", [name for name in needed if name not in given])
     own = [*allowed, "owner_role", *_GRANTS]
-    _refuse(what, "has no use for", [name for name in _FLAGS if name in given and name not in own])
+    _reject(what, "does not accept", [name for name in _FLAGS if name in given and name not in own])
     if "owner_role" in given:
-        _refuse("--owner-role", "leaves to that role", [name for name in _GRANTS if name in given])
+        _reject("--owner-role", "cannot be combined with", [name for name in _GRANTS if name in given])
     if "warehouse" in given and "service_role" not in given:
         raise ClientError("--warehouse needs --service-role.")
 
 
-def _refuse(what: str, verb: str, names: list[str]) -> None:
+def _reject(what: str, verb: str, names: list[str]) -> None:
     if names:
         raise ClientError(f"{what} {verb} {', '.join(_FLAGS[name] for name in names)}.")
 
 
-def _refuse_wrong_values(variables: Mapping[str, str]) -> None:
-    """Before the SQL does, which knows its variables and no flags."""
+def _check_values(variables: Mapping[str, str]) -> None:
+    """Check values here, because errors from the SQL files name variables, not flags."""
     for name, value in variables.items():
         try:
             VARIABLES[name](value)
         except ValueError as error:
             flag = _FLAGS.get(name, f"--{name.replace('_', '-')}")
-            raise ClientError(f"{flag} is not as it must be. {error}") from None
+            raise ClientError(f"Invalid value for {flag}. {error}") from None
 
 
 def _read_key(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""What `register` sets up: the statements of the SQL files, each with what it is about."""
+"""What `register` sets up: the statements of the SQL files, each with the object it creates or alters."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ INTEGRATION_FILES = {
     "google": "04_api_integration_google.sql",
 }
 PROVIDERS = (*INTEGRATION_FILES, "spcs")
-# The types of the function's arguments, and what DESC FUNCTION says of its NULLs.
+# Argument types of the function, and the NULL handling that DESC FUNCTION shows.
 SIGNATURES = {
     "VARCHAR": "RETURNS NULL ON NULL INPUT",
     "VARCHAR, OBJECT": "CALLED ON NULL INPUT",
@@ -25,9 +25,9 @@ Kind: TypeAlias = Literal["use", "stage", "integration", "alteration", "trust", 
 
 @dataclass(frozen=True)
 class About:
-    """What a statement is about: `thing` is its kind and whole name, `role` a name as Snowflake stores it.
+    """What a statement creates or alters: `thing` is the kind and full name, `role` a name as stored.
 
-    Of a function: the types of its arguments, and what SHOW and DESC are to say of it.
+    For a function also its argument types, and the properties that SHOW and DESC should report.
     """
 
     kind: Kind
@@ -45,7 +45,7 @@ _USE = About("use", "")
 class Registration:
     """What to set up; `variables` are those of the SQL files.
 
-    With an `owner_role` no more than what that role needs to set the functions up itself.
+    With an `owner_role`, only what that role needs to set up the functions itself.
     """
 
     provider: str
@@ -58,7 +58,7 @@ class Registration:
 
     @property
     def stage(self) -> tuple[str, ...]:
-        """Database, schema and name, whether or not the variable says all of them."""
+        """Database, schema and name; the function's database and schema are the defaults."""
         parts = self._parts("stage")
         return (*self._schema[: 3 - len(parts)], *parts)
 
@@ -67,7 +67,7 @@ class Registration:
         return self._parts("integration")[0]
 
     def steps(self) -> Iterator[tuple[About, str]]:
-        """Each statement and what it is about. Raises ClientError for a missing or wrong variable."""
+        """Each statement with its About. Raises ClientError for a missing or invalid variable."""
         try:
             for name, registration in self._files():
                 yield from registration.steps_of(name)
@@ -75,13 +75,13 @@ class Registration:
             raise ClientError(str(error)) from None
 
     def statements(self) -> list[str]:
-        """All of it, as one would run it by hand where nothing is there yet; a secret is left out."""
+        """All statements for an empty account, to run by hand; the API key is masked."""
         masked = {"api_key": "***"} if "api_key" in self.variables else {}
         shown = Registration(self.provider, {**self.variables, **masked}, self.makes_integration)
         return [statement for about, statement in shown.steps() if about.kind != "alteration"]
 
     def steps_of(self, name: str) -> Iterator[tuple[About, str]]:
-        """Those of one file. Raises ValueError."""
+        """The steps of one file. Raises ValueError."""
         if name in {"11_external_functions.sql", "13_service_functions.sql"}:
             statements, fingerprint = load_with_fingerprint(name, self.variables)
         else:
@@ -89,7 +89,7 @@ class Registration:
         return zip(self._about(name, fingerprint), statements, strict=True)
 
     def _files(self) -> Iterator[tuple[str, "Registration"]]:
-        """The SQL files that make it, in order. Grants only to roles that are given."""
+        """The SQL files to run, in order; grants only for the roles that are set."""
         given = self.variables.keys()
         is_external, is_for_another = self.provider != "spcs", "owner_role" in given
         functions = "11_external_functions.sql" if is_external else "13_service_functions.sql"
@@ -105,18 +105,18 @@ class Registration:
         }
         yield from ((name, self) for name, is_wanted in files.items() if is_wanted)
         if "caller_role" in given and self.stage[:2] != self._schema:
-            yield "22_grant_service.sql", self._for_reader(self.variables["caller_role"])
+            yield "22_grant_service.sql", self._for_stage_reader(self.variables["caller_role"])
         if "service_role" in given:
-            yield "22_grant_service.sql", self._for_reader(self.variables["service_role"])
+            yield "22_grant_service.sql", self._for_stage_reader(self.variables["service_role"])
 
-    def _for_reader(self, role: str) -> "Registration":
-        """The stage's own database and schema, which its readers need, and not the function's."""
+    def _for_stage_reader(self, role: str) -> "Registration":
+        """The registration with the stage's database and schema, on which its readers need USAGE."""
         database, schema = map(quote_identifier, self.stage[:2])
         own = {"database": database, "schema": schema, "service_role": role}
         return Registration(self.provider, {**self.variables, **own})
 
     def _about(self, name: str, fingerprint: str) -> list[About]:
-        """Statement by statement. Only what the file needs is looked at: the rest may be missing."""
+        """One About per statement. Reads only the variables that the file needs; others may be missing."""
         match name[:2]:
             case "01":
                 return [_USE, About("stage", f"STAGE {quote_identifier(*self.stage)}")]

@@ -1,7 +1,7 @@
-"""Snowflake through its connector, for the service.
+"""The service's pool of Snowflake connections.
 
-A connection serves one statement at a time, and there are at most as many as threads here, so that a burst
-of batches queues instead of logging in again and again. The connector never runs on the event loop.
+A connection runs one statement at a time. There are at most as many connections as threads, so a burst of
+batches queues for connections instead of opening more. The connector never runs on the event loop.
 """
 
 import asyncio
@@ -22,27 +22,27 @@ from app.snowflake.download import download_file
 from app.snowflake.failures import is_session_over, login_failure, no_answer, statement_failure
 from model.errors import InputError
 
-# A login that failed is not tried again before: Snowflake locks users who fail too often.
+# Pause after a failed login: Snowflake locks users after too many failures.
 LOGIN_PAUSE_SECONDS = 15.0
 
 _Result = TypeVar("_Result")
 
-# The connector raises what it logs, and then it is here in one line.
+# The connector raises what it logs; _log writes each error once, on one line.
 logging.getLogger("snowflake.connector").setLevel(logging.CRITICAL)
 
 
-class _SessionOver(SnowflakeUnavailable):
-    """A new login may let the same statement through."""
+class _SessionExpired(SnowflakeUnavailable):
+    """The session has expired; the same statement may succeed after a new login."""
 
 
 class SnowflakeSession:
-    """Statements to one account, as one user; safe to use from any coroutine of one event loop."""
+    """Runs statements in one account as one user; safe for all coroutines of one event loop."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._timeout_seconds = settings.snowflake_timeout_seconds
         self._turns = asyncio.Semaphore(settings.snowflake_max_connections)
-        self._silent_at = float("-inf")
+        self._unavailable_at = float("-inf")
         self._threads = ThreadPoolExecutor(settings.snowflake_max_connections, "snowflake")
         self._open: set[Any] = set()
         self._idle: list[Any] = []
@@ -50,17 +50,17 @@ class SnowflakeSession:
         self._failed_login: tuple[float, InputError] | None = None
 
     async def query(self, statement: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
-        """All rows of one statement, one round trip. Raises the InputErrors of app.snowflake.failures."""
+        """All rows of one statement, in one round trip. Raises the InputErrors of app.snowflake.failures."""
         return await self._with_connection(lambda connection: _fetch_all(connection, statement, parameters))
 
     async def download(self, stage: tuple[str, ...], path: str, max_bytes: int) -> bytes:
-        """A staged file, decrypted by the connector. Raises FileMissing, ImageTooLarge, or as query does."""
+        """A staged file, decrypted by the connector. Raises FileMissing, ImageTooLarge, or as query()."""
         return await self._with_connection(
             lambda connection: download_file(connection, stage, path, max_bytes)
         )
 
     async def __aenter__(self) -> Self:
-        """Begins to log in, if there is an account; batches need not wait for it, nor does readiness."""
+        """Start to log in if there is an account; neither batches nor readiness wait for it."""
         if is_configured(self._settings):
             self._warming = asyncio.ensure_future(self._warm())
         return self
@@ -73,24 +73,24 @@ class SnowflakeSession:
                 await asyncio.gather(*closing, return_exceptions=True)
 
     async def _warm(self) -> None:
-        with contextlib.suppress(InputError):  # it is logged, and the batches meet it
+        with contextlib.suppress(InputError):  # already logged; batches get the same error
             await self._run(self._log_in_ahead)
 
     async def _with_connection(self, work: Callable[[Any], _Result]) -> _Result:
         return await self._run(lambda: self._work(work))
 
     async def _run(self, work: Callable[[], _Result]) -> _Result:
-        """In one of the threads. Whoever queued while Snowflake was silent has waited as long as any."""
-        asked_at = time.monotonic()
+        """Run in a thread. Calls that were already queued when Snowflake failed to answer fail at once."""
+        queued_at = time.monotonic()
         await self._turns.acquire()
-        if self._silent_at > asked_at:
+        if self._unavailable_at > queued_at:
             self._turns.release()
             raise no_answer()
         running = asyncio.get_running_loop().run_in_executor(self._threads, work)
         try:
-            result = await self._answer_in_time(running)
-        except asyncio.CancelledError:  # whoever asked has left, and the thread is busy until it is done
-            running.add_done_callback(self._end_abandoned)
+            result = await self._with_timeout(running)
+        except asyncio.CancelledError:  # the caller has left, but the thread is busy until the statement ends
+            running.add_done_callback(self._release_abandoned)
             raise
         except BaseException:
             self._turns.release()
@@ -98,52 +98,52 @@ class SnowflakeSession:
         self._turns.release()
         return result
 
-    async def _answer_in_time(self, running: "asyncio.Future[_Result]") -> _Result:
+    async def _with_timeout(self, running: "asyncio.Future[_Result]") -> _Result:
         try:
-            async with asyncio.timeout(self._timeout_seconds):  # the connector's own limits are loose
+            async with asyncio.timeout(self._timeout_seconds):  # the connector's own do not cap the total
                 return await asyncio.shield(running)
         except TimeoutError:
             running.cancel()
-            self._silent_at = time.monotonic()
+            self._unavailable_at = time.monotonic()
             raise no_answer() from None
         except SnowflakeUnavailable:
-            self._silent_at = time.monotonic()
+            self._unavailable_at = time.monotonic()
             raise
 
-    def _end_abandoned(self, running: "asyncio.Future[Any]") -> None:
+    def _release_abandoned(self, running: "asyncio.Future[Any]") -> None:
         self._turns.release()
         if not running.cancelled():
-            running.exception()  # which nobody is there to hear
+            running.exception()  # retrieved, so that asyncio does not log it
 
     def _work(self, work: Callable[[Any], _Result]) -> _Result:
         try:
             return self._attempt(self._take_connection(), work)
-        except _SessionOver:
+        except _SessionExpired:
             return self._attempt(self._log_in(), work)
 
     def _attempt(self, connection: Any, work: Callable[[Any], _Result]) -> _Result:
-        is_over = False
+        is_expired = False
         try:
             return work(connection)
         except InputError:
             raise
-        except Exception as error:  # noqa: BLE001 - whatever the connector raises
+        except Exception as error:  # noqa: BLE001 - the connector raises many types
             _log(error)
-            failure, is_over = statement_failure(error), is_session_over(error)
-            raise (_SessionOver(failure.message, retryable=True) if is_over else failure) from None
+            failure, is_expired = statement_failure(error), is_session_over(error)
+            raise (_SessionExpired(failure.message, retryable=True) if is_expired else failure) from None
         finally:
-            if is_over:
+            if is_expired:
                 self._close(connection)
             else:
                 self._idle.append(connection)
 
     def _log_in_ahead(self) -> None:
         with self._login_lock:
-            if not self._open:  # a batch may have been first
+            if not self._open:  # a batch may have logged in first
                 self._idle.append(self._log_in())
 
     def _take_connection(self) -> Any:
-        """The one that was used last, or a new one; whoever waits for a login may find one given back."""
+        """The most recently used idle connection, or a new one."""
         with contextlib.suppress(IndexError):
             return self._idle.pop()
         with self._login_lock:
@@ -152,10 +152,10 @@ class SnowflakeSession:
             return self._log_in()
 
     def _log_in(self) -> Any:
-        with self._login_lock:  # one at a time, so that a failure is known before the next one tries
+        with self._login_lock:  # one login at a time, so that a failure stops the others
             if self._failed_login and time.monotonic() < self._failed_login[0]:
                 raise self._failed_login[1].anew()
-            connector = importlib.import_module("snowflake.connector")  # 48 MB, for those who need it
+            connector = importlib.import_module("snowflake.connector")  # imported lazily: 48 MB
             try:
                 version = int(connector.__version__.partition(".")[0])
                 connection = connector.connect(**connect_arguments(self._settings, version))
@@ -170,12 +170,12 @@ class SnowflakeSession:
 
     def _close(self, connection: Any) -> None:
         self._open.discard(connection)
-        with contextlib.suppress(Exception):  # whose session is over anyway
+        with contextlib.suppress(Exception):  # its session has expired anyway
             connection.close()
 
 
 def _log(error: Exception) -> None:
-    """For whoever runs the service; callers get less to know."""
+    """For the operator only: callers get the error number, not the message."""
     logger.warning("Snowflake: %s: %s", type(error).__name__, " ".join(str(error).split())[:500])
 
 

@@ -1,9 +1,9 @@
-"""Snowpark Container Services: whether this is it, and the token that it gives."""
+"""Detects Snowpark Container Services and locates the token that it mounts."""
 
 import os
 from pathlib import Path
 
-# It is mounted there, and renewed every few minutes; a login needs the newest.
+# Snowflake renews the mounted token every few minutes; a login needs the newest.
 # Source: Snowflake documentation, "Connect to Snowflake from within a container".
 TOKEN_FILE = Path("/snowflake/session/token")
 

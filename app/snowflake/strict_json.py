@@ -1,7 +1,7 @@
-"""JSON (RFC 8259) as clients send it, parsed in steps of bounded work.
+"""Parses JSON (RFC 8259) in steps of bounded work.
 
 `parse_json` takes a text at once. `JsonReader` accepts the same texts and walks them in steps, so that the
-event loop serves other requests between two steps, whatever the text holds.
+event loop serves other requests between two steps, for any content.
 """
 
 import asyncio
@@ -14,20 +14,20 @@ from typing import Any, TypeAlias, TypeVar
 from pydantic_core import from_json
 
 T = TypeVar("T")
-# A computation that yields wherever other requests may be served, and returns a T.
+# A computation that yields after each step, so that other requests can run, and returns a T.
 Steps: TypeAlias = Generator[None, None, T]
 
 # A millisecond's work or less.
 STEP_BYTES = 256 * 1024
-# As deep as from_json parses, so that both parsers accept the same texts.
+# The depth limit of from_json, so that both parsers accept the same texts.
 MAX_DEPTH = 200
-# A text that is parsed at once holds no longer number.
+# A text that is parsed in one step cannot contain a longer number.
 _MAX_SCALAR_BYTES = STEP_BYTES
-# A token costs as much as so many bytes of a string.
+# The cost of a token, in bytes of a string.
 _TOKEN_BYTES = 1024
 # A short string costs little, and the windows of a long one grow.
 _FIRST_WINDOW_BYTES = 512
-# The end of a window is cut off, and must leave something.
+# A window loses its incomplete end, and must not become empty.
 _MIN_WINDOW_BYTES = 32
 _HEAD_BYTES = 16 * 1024
 
@@ -49,7 +49,7 @@ class LongText:
     """A string too long to be decoded in one step, in UTF-8."""
 
     text: bytes
-    """Its beginning only when the string is longer than the reader keeps."""
+    """Only its beginning if the string is longer than the reader keeps."""
     characters: int
 
 
@@ -71,12 +71,12 @@ async def has_more_values(text: bytes, most: int) -> bool:
 
 
 def parse_json(text: bytes) -> Any:
-    """Of two equal keys the last counts. Raises ValueError, also for NaN and for unpaired surrogates."""
+    """The value of a text; the last of equal keys wins. Rejects (ValueError) also NaN and lone surrogates."""
     return from_json(text, allow_inf_nan=False, cache_strings="none")
 
 
 class JsonReader:
-    """A cursor in a JSON text. Every method that reads raises ValueError where the text is not valid JSON."""
+    """A cursor in a JSON text. All reading methods raise ValueError if the text is not valid JSON."""
 
     def __init__(self, text: bytes, max_kept_bytes: int, step_bytes: int = STEP_BYTES) -> None:
         self.at = 0
@@ -90,7 +90,7 @@ class JsonReader:
         self._no_items_before = 0
 
     def peek(self) -> Steps[bytes]:
-        """The first byte behind blanks; none at the end."""
+        """The next byte after blanks; empty at the end."""
         self._step_tokens += 1
         if self._is_step_over():
             yield
@@ -123,7 +123,7 @@ class JsonReader:
         return self._scalar()
 
     def enter(self, close: bytes) -> Steps[bool]:
-        """Enter the array or object that begins here. Whether it holds anything."""
+        """Enter the array or object that begins here. Returns whether it has elements."""
         self.at += 1
         self._depth += 1
         if (yield from self.peek()) == close:
@@ -134,7 +134,7 @@ class JsonReader:
         return True
 
     def another(self, close: bytes) -> Steps[bool]:
-        """Whether the array or object goes on behind the element that was read."""
+        """Whether the array or object has another element after the one that was read."""
         mark = yield from self.peek()
         if mark == b",":
             self.at += 1
@@ -145,7 +145,7 @@ class JsonReader:
         return False
 
     def name(self) -> Steps[str]:
-        """The name of an object's next member, of a very long one its beginning."""
+        """The name of an object's next member; only the beginning of a very long name."""
         if (yield from self.peek()) != b'"':
             raise self._error("expected a string")
         name = yield from self._string()
@@ -155,9 +155,9 @@ class JsonReader:
         return name if isinstance(name, str) else name.text[:_HEAD_BYTES].decode(errors="ignore")
 
     def items(self) -> list[Any] | None:
-        """The next arrays in an array, as many as a step takes, parsed at once.
+        """The next elements of an array of arrays, as many as one step allows, parsed in one call.
 
-        None where that cannot be done, and the next one is to be read by `value`.
+        None if that is not possible; then the caller reads the next element with `value`.
         """
         if self.at < self._no_items_before:
             return None
@@ -166,8 +166,8 @@ class JsonReader:
         if not end:
             return None
         try:
-            # In two brackets, as deep as in the text. A cut inside a string or an array is no JSON, and a
-            # piece that ends the array and begins another is not one array.
+            # Two brackets give the same depth as in the text. A cut inside a string or an array is not valid
+            # JSON, and a piece that ends the array and begins another is not one array.
             [items] = parse_json(b"[[%b]]" % self._text[self.at : end])
         except ValueError:
             return None
@@ -229,7 +229,7 @@ class JsonReader:
         return LongText(kept.getvalue(), characters)
 
     def _window(self, window_bytes: int) -> tuple[bytes, bool]:
-        """The next part of a string, at most so long, that is valid by itself, and whether it is the last."""
+        """The next part of a string that is valid by itself, and whether it is the last."""
         window = self._text[self.at : self.at + window_bytes]
         unescaped = window.replace(rb"\\", b"__").replace(rb"\"", b"__")
         if (end := unescaped.find(b'"')) >= 0:

@@ -1,7 +1,7 @@
-"""What the other cloud must be told, so that its gateway lets Snowflake in: policies, filled in.
+"""Trust policies for the cloud provider, so that its gateway accepts calls from Snowflake.
 
-Sources: Snowflake documentation, "Creating an external function on AWS" and its sisters for Azure and
-Google Cloud.
+Sources: Snowflake documentation, "Creating an external function on AWS", and the pages for Azure and Google
+Cloud.
 """
 
 import json
@@ -23,9 +23,9 @@ class _Shown(dict[str, str]):
 
 
 def describe_trust(provider: str, properties: Mapping[str, str], url: str) -> str:
-    """What to set up for the integration with these properties, as DESC INTEGRATION shows them.
+    """The policies for the integration with these properties of DESC INTEGRATION, as text.
 
-    What it keeps from this role is left to fill in.
+    Properties that this role cannot see remain `<PLACEHOLDERS>`.
     """
     properties = _Shown(properties)
     if provider.startswith("aws"):
@@ -39,7 +39,7 @@ def _describe_aws(properties: Mapping[str, str], url: str) -> str:
         [
             f"Trust policy of the role {role_arn}:",
             _as_json(_trust_policy(properties)),
-            "Resource policy of the REST API, to be deployed again after each change:",
+            "Resource policy of the REST API (deploy the API again after each change):",
             _as_json(_resource_policy(role_arn, url)),
         ]
     )
@@ -57,12 +57,12 @@ def _trust_policy(properties: Mapping[str, str]) -> dict[str, object]:
 
 
 def _resource_policy(role_arn: str, url: str) -> dict[str, object]:
-    """For POST, and for GET, which is how Snowflake asks for the answers of long batches."""
+    """Allows POST, and GET, with which Snowflake polls for deferred (202) responses."""
     role, parts = _ROLE_ARN.fullmatch(role_arn), urlsplit(url)
     gateway = _API_GATEWAY.fullmatch(parts.hostname or "")
     partition, account, name = role.groups() if role else ("aws", "<account>", "<role>")
     api, region = gateway.groups() if gateway else ("<api-id>", "<region>")
-    # A domain of one's own maps to an API and its stage, so its path begins with the resource.
+    # A custom domain maps to an API and its stage, so its path begins with the resource.
     path = parts.path.strip("/")
     stage, _, resource = path.partition("/") if gateway else ("<stage>", "/", path)
     prefix = f"arn:{partition}:execute-api:{region}:{account}:{api}/{stage}"
@@ -78,13 +78,13 @@ def _resource_policy(role_arn: str, url: str) -> dict[str, object]:
 
 def _describe_azure(properties: Mapping[str, str]) -> str:
     tenant, application = properties["AZURE_TENANT_ID"], properties["AZURE_AD_APPLICATION_ID"]
-    # Consent is to Snowflake's application; other applications of the tenant are not to be let in.
+    # The policy accepts only Snowflake's application, not other applications of the tenant.
     [snowflake] = parse_qs(urlsplit(properties["AZURE_CONSENT_URL"]).query).get("client_id", ["<appid>"])
     return f"""An administrator of tenant {tenant} consents once, at:
 
 {properties["AZURE_CONSENT_URL"]}
 
-Its service principal is {properties["AZURE_MULTI_TENANT_APP_NAME"]}. Inbound policy of the API:
+Snowflake's service principal is {properties["AZURE_MULTI_TENANT_APP_NAME"]}. Inbound policy of the API:
 
 <validate-jwt header-name="Authorization" failed-validation-httpcode="401">
   <openid-config url="https://login.microsoftonline.com/{tenant}/.well-known/openid-configuration" />

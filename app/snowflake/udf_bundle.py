@@ -1,7 +1,7 @@
-"""What the Python function inside a warehouse is made of, in one folder to upload.
+"""Bundles the files of the Python UDF, which runs in a warehouse, into a folder to upload.
 
-`python -m app.snowflake.udf_bundle FOLDER` writes the handler, app and model in a zip, and the network's
-four files; infra/snowflake/14_warehouse_functions.sql uploads and names them.
+`python -m app.snowflake.udf_bundle FOLDER` writes the handler, a zip of `app` and `model`, and the four files
+of the model; infra/snowflake/14_warehouse_functions.sql uploads and names them.
 """
 
 import argparse
@@ -23,14 +23,14 @@ ZIP_NAME = "ext_classify.zip"
 
 
 def write_bundle(artifact: Artifact, folder: Path) -> list[Path]:
-    """Write the files into `folder`, made if need be. Raises ArtifactError for a network without its twin.
+    """Write the files into `folder`. Raises ArtifactError for a model that is not compiled.
 
-    The same code gives the same bytes, so that an upload of what has not changed is told from one that has.
+    The output is reproducible: unchanged code gives the same bytes, so an upload can skip it.
     """
     twin = beside(artifact)
     if read_twin(artifact, twin) is None:
         raise ArtifactError(
-            f"A warehouse runs the compiled twin. First: ext-classify compile --model {artifact.h5_path}"
+            f"A warehouse needs a compiled model. Run first: ext-classify compile --model {artifact.h5_path}"
         )
     folder.mkdir(parents=True, exist_ok=True)
     _write_zip(folder / ZIP_NAME)
@@ -51,15 +51,17 @@ def _sources() -> Iterator[tuple[str, bytes]]:
         root = Path(str(package.__file__)).parent
         for source in root.rglob("*.py"):
             yield f"{root.name}/{source.relative_to(root).as_posix()}", source.read_bytes()
-    # app asks for its own version as of an installed package.
+    # app reads its version from package metadata.
     metadata = f"Metadata-Version: 2.1\nName: ext-classify\nVersion: {app.__version__}\n"
     yield f"ext_classify-{app.__version__}.dist-info/METADATA", metadata.encode()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write the files of the Python function inside a warehouse.")
+    parser = argparse.ArgumentParser(
+        description="Write the files of the Python UDF that runs in a warehouse."
+    )
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--model", type=Path, default=DEFAULT_MODEL_PATH, help="the network's .h5")
+    parser.add_argument("--model", type=Path, default=DEFAULT_MODEL_PATH, help="the model's .h5 file")
     options = parser.parse_args()
     try:
         write_bundle(load_artifact(options.model), options.folder)

@@ -1,4 +1,4 @@
-"""Images, or a network with its card and twin, to a stage: as they are, with their folders."""
+"""Uploads images (with their folders), or a model's files, to a stage."""
 
 import hashlib
 import posixpath
@@ -19,7 +19,7 @@ Track = Callable[[Iterable[str]], Iterable[str]]
 
 
 class UploadIncomplete(ClientError):
-    """Some files did not arrive; `statuses` counts all."""
+    """Some files were not uploaded; `statuses` counts all files."""
 
     def __init__(self, failures: Mapping[str, str], statuses: Counter[str]) -> None:
         first = "; ".join(f"{name}: {reason}" for name, reason in list(failures.items())[:3])
@@ -29,9 +29,9 @@ class UploadIncomplete(ClientError):
 
 
 def find_files(paths: Sequence[Path], folder: str = "") -> list[tuple[Path, PurePosixPath]]:
-    """Files, and where in the stage each belongs, below `folder`: those of a folder keep their place in it.
+    """Files and their paths in the stage below `folder`; files of a directory keep their relative paths.
 
-    Beside an .h5 go its card, its twin and the twin's stamp. Raises ClientError.
+    An .h5 includes its model card, compiled model and stamp. Raises ClientError.
     """
     found: list[tuple[Path, PurePosixPath]] = []
     for path in paths:
@@ -43,8 +43,8 @@ def find_files(paths: Sequence[Path], folder: str = "") -> list[tuple[Path, Pure
             ]
         else:
             found += [(image, PurePosixPath(image.name)) for image in find_images([path])]
-            _refuse_other(path)
-    _refuse_same_place(found)
+            _require_image(path)
+    _require_distinct_paths(found)
     return [(path, PurePosixPath(folder.strip("/")) / place) for path, place in found]
 
 
@@ -56,11 +56,11 @@ def upload(
     overwrite: bool = False,
     track: Track = iter,
 ) -> Counter[str]:
-    """PUT the files and bring the directory table up to date. Returns how many had which status.
+    """PUT the files and refresh the directory table. Returns the number of files per status.
 
-    UNCHANGED is a file that the stage has already, by size and MD5. SKIPPED is one of whose name the stage
-    has another, or one that cannot be compared: `overwrite` replaces it. Raises ClientError, and
-    UploadIncomplete after all that could be uploaded was.
+    UNCHANGED: the stage already has the file, by size and MD5. SKIPPED: the stage has a different file of
+    this name, or one that cannot be compared; `overwrite` replaces it. Raises ClientError, and
+    UploadIncomplete after all other files are uploaded.
     """
     described = _describe(console, stage)
     name = _quoted(described)
@@ -70,9 +70,9 @@ def upload(
     def put(file: tuple[Path, PurePosixPath]) -> str:
         path, place = file
         try:
-            if (known := there.get(str(place))) and _is_same(path, *known):
+            if (existing_file := there.get(str(place))) and _is_same(path, *existing_file):
                 return "UNCHANGED"
-            if known and not overwrite:
+            if existing_file and not overwrite:
                 return "SKIPPED"
             with path.open("rb") as content:
                 location = "/".join([f"@{name}", *place.parent.parts])
@@ -92,7 +92,7 @@ def upload(
 
 
 def is_encrypted_by_clients(console: Console, stage: str) -> bool:
-    """Whether no URL of its files gives an image, as with stages that were made without SNOWFLAKE_SSE."""
+    """Whether the stage is client-side encrypted (no SNOWFLAKE_SSE), so that URLs return ciphertext."""
     return existing.is_encrypted(_describe(console, stage))
 
 
@@ -101,7 +101,7 @@ def _in_threads(
     files: Sequence[tuple[Path, PurePosixPath]],
     track: Track,
 ) -> Counter[str]:
-    """Whoever interrupts waits for the files that are on their way, and for no other."""
+    """On interruption, wait for the uploads in progress and cancel the others."""
     with ThreadPoolExecutor(CONCURRENT_UPLOADS) as threads:
         try:
             return Counter(track(threads.map(put, files)))
@@ -110,7 +110,7 @@ def _in_threads(
 
 
 def _describe(console: Console, stage: str) -> dict[str, Any]:
-    """What SHOW STAGES says of it. Raises ClientError where there is no such stage."""
+    """The stage's row of SHOW STAGES. Raises ClientError if there is no such stage."""
     try:
         return existing.describe_stage(console, parse_identifier(stage.removeprefix("@")))
     except ValueError as error:
@@ -124,7 +124,7 @@ def _quoted(described: Mapping[str, Any]) -> str:
 def _list(
     console: Console, described: Mapping[str, Any], files: Sequence[tuple[Path, PurePosixPath]]
 ) -> dict[str, tuple[int, str | None]]:
-    """Size and MD5 of what is there already, by path; MD5 is that of the file where nobody encrypted it."""
+    """Size and MD5 of existing files, by path; the MD5 of an encrypted file is that of its ciphertext."""
     folder = posixpath.commonpath([str(place.parent) for _, place in files])
     location = "/".join([f"@{_quoted(described)}", *PurePosixPath(folder).parts])
     name_size = len(described["name"].lower()) + 1
@@ -135,7 +135,7 @@ def _list(
 
 
 def _is_same(path: Path, size: int, md5: str | None) -> bool:
-    """Some stores give a hash of their own for MD5, as of a file in parts; then it counts as another."""
+    """Whether size and MD5 match; a store's own hash, as of multipart uploads, never matches."""
     if path.stat().st_size != size:
         return False
     with path.open("rb") as content:
@@ -153,13 +153,13 @@ def _parts_of_artifact(h5: Path) -> list[Path]:
     return [part for part in parts if part.is_file()]
 
 
-def _refuse_other(path: Path) -> None:
+def _require_image(path: Path) -> None:
     if path.suffix.lower() not in IMAGE_SUFFIXES:
         known = ", ".join(sorted(IMAGE_SUFFIXES))
         raise ClientError(f"An image's name must end in one of {known}, or .h5. Received: {path.name}.")
 
 
-def _refuse_same_place(files: Sequence[tuple[Path, PurePosixPath]]) -> None:
+def _require_distinct_paths(files: Sequence[tuple[Path, PurePosixPath]]) -> None:
     places = Counter(place for _, place in files)
     twice = [str(place) for place, count in places.items() if count > 1]
     if twice:

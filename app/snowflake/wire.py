@@ -1,9 +1,9 @@
-"""Snowflake's external-function form: a JSON body to rows, and outcomes back to a JSON body.
+"""Snowflake's external-function format: parses a JSON body to rows, formats outcomes as a JSON body.
 
 Source: Snowflake documentation, "Remote service input and output data formats".
 
-Large bodies are parsed and formatted piece by piece: between pieces the event loop serves others, who would
-wait for a whole batch of thousands otherwise.
+Large bodies are parsed and formatted in pieces: between pieces the event loop serves other requests, which
+would otherwise wait for a whole batch of thousands of rows.
 """
 
 import asyncio
@@ -23,23 +23,24 @@ from model.image_limits import ImageLimits
 QUERY_ID_HEADER = "sf-external-function-current-query-id"
 BATCH_ID_HEADER = "sf-external-function-query-batch-id"
 
-# Documentation, "Introduction to external functions": a larger answer ends the query with less to go by.
+# Documentation, "Introduction to external functions": a larger response fails the query with a less specific
+# error.
 MAX_ANSWER_BYTES = 10 * 1024 * 1024
 
-# Any of Snowflake's is shorter. They are logged, and a stranger can make them up.
+# Snowflake's ids are shorter. Any client can send ids, and the service logs them.
 MAX_ID_CHARACTERS = 512
 
 KNOWN_OPTIONS = ("evidence",)
 
-# A row, or whatever else the answer names an image by, and its outcome.
+# A row, or another key of an image in the response, and its outcome.
 Answered = TypeVar("Answered", bound=tuple[object, Outcome | None])
 
 
-# Each is a millisecond's work or less.
+# A piece takes a millisecond or less.
 PIECE_BYTES = STEP_BYTES
 PIECE_ROWS = 256
 
-# No row needs more values than a few.
+# A row needs only a few values.
 _MOST_VALUES_A_ROW = 16
 
 # Clients parse row numbers into 64 bits, and lose digits of a longer one.
@@ -54,7 +55,7 @@ async def parse_batch(
     """Parse `{"data": [[row_number, source], [row_number, source, options], …]}`.
 
     Raises MalformedBody for what is not JSON, InvalidBatch for another shape, PayloadTooLarge for more
-    than `max_rows` rows. Unknown keys beside "data" are ignored, as Snowflake asks. `evidence` applies to
+    than `max_rows` rows. Keys other than "data" are ignored, as Snowflake requires. `evidence` applies to
     rows without that option. A source larger than `limits` allow becomes its row's error.
     """
     if await has_more_values(body, _MOST_VALUES_A_ROW * max_rows):
@@ -72,7 +73,7 @@ async def parse_batch(
 
 
 def ids_of(headers: Mapping[str, str]) -> tuple[str | None, str | None]:
-    """The query's and the batch's, as they may be logged."""
+    """The query id and the batch id, truncated for the log."""
     query_id, batch_id = (headers.get(name) for name in (QUERY_ID_HEADER, BATCH_ID_HEADER))
     return query_id and query_id[:MAX_ID_CHARACTERS], batch_id and batch_id[:MAX_ID_CHARACTERS]
 
@@ -82,7 +83,7 @@ def parse_rows(
 ) -> list[Row]:
     """Rows of `[row_number, source]` or `[row_number, source, options]`. Raises InvalidBatch.
 
-    `start` is the index of the first in its batch.
+    `start` is the index of the first row in its batch.
     """
     return [_parse_row(index, row, limits, evidence=evidence) for index, row in enumerate(data, start)]
 
@@ -100,7 +101,7 @@ async def format_batch(
 async def format_array(
     name: str, items: Sequence[Answered], format_items: Callable[[Sequence[Answered]], bytes], max_bytes: int
 ) -> bytes:
-    """`{name: […]}` of the JSON arrays that items are formatted to, piece by piece.
+    """`{name: […]}` of the JSON arrays that `format_items` returns for each piece of `items`.
 
     Raises AnswerTooLarge before it has formatted many more than `max_bytes`.
     """
@@ -111,8 +112,8 @@ async def format_array(
         formatted_bytes += len(formatted[-2]) + len(formatted[-1])
         if formatted_bytes > max_bytes:
             raise AnswerTooLarge(
-                f"An answer must have at most {max_bytes} bytes. Received: {len(items)} rows, whose answer "
-                "has more: lower the SQL function's MAX_BATCH_ROWS, or ask for evidence of fewer rows."
+                f"An answer must have at most {max_bytes} bytes. Received: more, for {len(items)} rows; "
+                "lower the SQL function's MAX_BATCH_ROWS, or request evidence for fewer rows."
             )
     return await join_pieces([*formatted, b"]}"], formatted_bytes)
 
@@ -123,7 +124,7 @@ def format_rows(rows: Iterable[tuple[Row, Outcome | None]]) -> bytes:
 
 
 async def _pieces(items: Sequence[Answered]) -> AsyncIterator[Sequence[Answered]]:
-    """Items whose answers have few bytes together; a heatmap makes one a hundred times as large."""
+    """Split items by the size of their outcomes; a heatmap makes an outcome a hundred times as large."""
     start = answer_bytes = 0
     for place, (_, outcome) in enumerate(items):
         if answer_bytes >= PIECE_BYTES or place - start >= PIECE_ROWS:
@@ -136,7 +137,7 @@ async def _pieces(items: Sequence[Answered]) -> AsyncIterator[Sequence[Answered]
 
 
 class _Batch:
-    """Reads a body into rows. Of two members named "data" the last counts, as in Python and JavaScript."""
+    """Reads a body into rows. The last of two members named "data" wins, as in Python and JavaScript."""
 
     def __init__(self, max_rows: int, limits: ImageLimits, *, evidence: bool) -> None:
         self._max_rows = max_rows
@@ -145,7 +146,7 @@ class _Batch:
         self._begin(is_array=False)
 
     def rows(self) -> list[Row]:
-        """Raises InvalidBatch or PayloadTooLarge for a body that is valid JSON but no batch."""
+        """The rows. Raises InvalidBatch or PayloadTooLarge for valid JSON that is not a batch."""
         if not self._is_array:
             raise InvalidBatch('A JSON body must be {"data": [[row_number, source], …]}.')
         if self._received_rows > self._max_rows:
@@ -198,7 +199,7 @@ class _Batch:
         self._error: str | None = None
 
     def _add(self, data: Sequence[object]) -> Steps[None]:
-        """Rows beyond the limit are counted only, and so are those behind a row that is none."""
+        """Rows beyond the limit, or after an invalid row, are only counted."""
         for start in range(0, len(data), PIECE_ROWS):
             if start:
                 yield
@@ -227,10 +228,10 @@ def _parse_row(index: int, row: object, limits: ImageLimits, *, evidence: bool) 
             f"Received at index {index}: an integer of {number.bit_length()} bits."
         )
     try:
-        wished = _parse_options(options)
+        parsed_options = _parse_options(options)
     except InvalidOptions as error:
         return Row(number, error.anew())
-    return Row(number, parse_source(value, limits), evidence=wished.get("evidence", evidence))
+    return Row(number, parse_source(value, limits), evidence=parsed_options.get("evidence", evidence))
 
 
 def _parse_options(options: list[object]) -> dict[str, bool]:

@@ -1,4 +1,4 @@
-"""Arguments of connect(), held against both lines of the connector, and what they make it send."""
+"""Arguments of connect(), against both versions of the connector, and the login requests that they cause."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from app.snowflake import spcs
 from app.snowflake.credentials import account_and_host, connect_arguments, is_configured
 from tests.snowflake_front import Front, front
 
-PASSPHRASE = "correct horse"  # noqa: S105 - of a key made here
+PASSPHRASE = "correct horse"  # noqa: S105 - of a key that the test generates
 ACCOUNT = {"snowflake_account": "org-steel", "snowflake_user": "classifier"}
 KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048)
 
@@ -41,7 +41,7 @@ def write_key(path: Path, passphrase: str | None = None) -> Path:
 
 @pytest.fixture
 def in_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """As Snowpark Container Services sets up a container; the token's file."""
+    """Simulates a container of Snowpark Container Services; returns the token's file."""
     token = tmp_path / "token"
     token.write_text("first\n")
     monkeypatch.setattr(spcs, "TOKEN_FILE", token)
@@ -56,7 +56,7 @@ def in_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def logins(tmp_path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Settings of every kind of login."""
+    """Settings for each login method."""
     token = tmp_path / "pat"
     token.write_text("from a file\n")
     yield "none", {}
@@ -80,7 +80,7 @@ def login_part(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("version", [4, 5])
-def test_each_kind_of_login_has_its_arguments(tmp_path: Path, version: int) -> None:
+def test_arguments_of_each_login_method(tmp_path: Path, version: int) -> None:
     passphrase = "private_key_file_pwd" if version == 4 else "private_key_password"
     expected = {
         "none": {},
@@ -106,7 +106,7 @@ def test_service_without_an_account_is_not_configured() -> None:
     assert is_configured(Settings(**ACCOUNT))
 
 
-def test_token_file_is_read_anew(tmp_path: Path) -> None:
+def test_token_file_is_read_at_each_login(tmp_path: Path) -> None:
     path = tmp_path / "token"
     settings = Settings(**ACCOUNT, snowflake_token_file=path)
     for token in ("first", "second"):
@@ -117,7 +117,7 @@ def test_token_file_is_read_anew(tmp_path: Path) -> None:
         connect_arguments(settings, 4)
 
 
-def test_container_logs_in_by_itself(in_container: Path) -> None:
+def test_container_logs_in_with_its_mounted_token(in_container: Path) -> None:
     settings = Settings()
     assert is_configured(settings)
     assert account_and_host(settings) == ("STEEL", "steel.internal")
@@ -134,19 +134,19 @@ def test_container_logs_in_by_itself(in_container: Path) -> None:
     assert connect_arguments(settings, 4)["token"] == "renewed"  # noqa: S105 - no secret
 
 
-def test_account_of_the_settings_goes_before_the_containers(in_container: Path) -> None:
+def test_account_of_the_settings_takes_precedence_over_the_container_s(in_container: Path) -> None:
     arguments = connect_arguments(Settings(**ACCOUNT | {"snowflake_token": "a token"}), 4)
     assert (arguments["account"], arguments["token"]) == ("org-steel", "a token")
     assert not {"host", "database", "schema"} & set(arguments)
 
 
-def test_host_alone_does_not_make_a_container(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_host_variable_alone_does_not_mean_a_container(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SNOWFLAKE_HOST", "steel.internal")
     assert not is_configured(Settings())
 
 
 @pytest.mark.parametrize(("seconds", "limit"), [(0.2, 1), (1.5, 2), (20.0, 20)])
-def test_no_timeout_is_rounded_to_none(seconds: float, limit: int) -> None:
+def test_timeouts_are_rounded_up(seconds: float, limit: int) -> None:
     settings = Settings(**ACCOUNT, snowflake_timeout_seconds=seconds)
     fourth, fifth = connect_arguments(settings, 4), connect_arguments(settings, 5)
     assert {name: value for name, value in fourth.items() if name.endswith("timeout")} == {
@@ -162,7 +162,7 @@ def test_no_timeout_is_rounded_to_none(seconds: float, limit: int) -> None:
     }
 
 
-def test_connector_4_knows_every_argument(tmp_path: Path) -> None:
+def test_connector_4_accepts_every_argument(tmp_path: Path) -> None:
     if not snowflake.connector.__version__.startswith("4."):
         pytest.skip("another connector is installed")
     for _, settings in logins(tmp_path):
@@ -170,7 +170,7 @@ def test_connector_4_knows_every_argument(tmp_path: Path) -> None:
         assert set(arguments) <= set(DEFAULT_CONFIGURATION)
 
 
-# One statement as the service sends it; what the connector warns of is an error.
+# Runs one statement as the service does; warnings of the connector are errors.
 PROGRAM = """
 import asyncio
 from app.settings import Settings
@@ -188,24 +188,24 @@ PYTHONS = [
     pytest.param(
         str(CONNECTOR_5),
         marks=pytest.mark.skipif(
-            not CONNECTOR_5.exists(), reason="make .venv-connector5/.installed makes what this needs"
+            not CONNECTOR_5.exists(), reason="run `make .venv-connector5/.installed` first"
         ),
     ),
 ]
 
 
 @pytest.fixture(scope="module")
-def door() -> Iterator[Front]:
+def server() -> Iterator[Front]:
     with front() as opened:
         yield opened
 
 
-def sent_login(door: Front, python: str, **settings: object) -> dict[str, Any]:
-    """What the connector asks for a session with."""
+def sent_login(server: Front, python: str, **settings: object) -> dict[str, Any]:
+    """The login request that the connector sends."""
     given = {f"EXT_CLASSIFY_{name.upper()}": str(value) for name, value in settings.items()}
-    environment = os.environ | door.environment | {"EXT_CLASSIFY_SNOWFLAKE_ACCOUNT": "org-steel"}
+    environment = os.environ | server.environment | {"EXT_CLASSIFY_SNOWFLAKE_ACCOUNT": "org-steel"}
     environment.pop("EXT_CLASSIFY_SNOWFLAKE_TOKEN")
-    door.asked.clear()
+    server.asked.clear()
     finished = subprocess.run(
         [python, "-W", "error", "-c", PROGRAM],
         env=environment | given,
@@ -215,20 +215,20 @@ def sent_login(door: Front, python: str, **settings: object) -> dict[str, Any]:
         cwd=Path(__file__).parents[3],
     )
     assert finished.returncode == 0, finished.stderr
-    [asked] = door.logins
+    [asked] = server.logins
     data: dict[str, Any] = asked.body["data"]
     return data
 
 
 @pytest.mark.parametrize("python", PYTHONS, ids=["connector 4", "connector 5"])
 @pytest.mark.parametrize("passphrase", [None, PASSPHRASE])
-def test_key_pair_logs_in_with_a_signed_token(
-    door: Front, tmp_path: Path, python: str, passphrase: str | None
+def test_key_pair_login_sends_a_signed_token(
+    server: Front, tmp_path: Path, python: str, passphrase: str | None
 ) -> None:
     settings = {"snowflake_private_key_file": write_key(tmp_path / "key.p8", passphrase)}
     if passphrase:
         settings["snowflake_private_key_passphrase"] = passphrase  # type: ignore[assignment]
-    data = sent_login(door, python, **settings)
+    data = sent_login(server, python, **settings)
     assert data["AUTHENTICATOR"] == "SNOWFLAKE_JWT"
     head, claims, signature = data["TOKEN"].split(".")
     KEY.public_key().verify(_decode(signature), f"{head}.{claims}".encode(), PKCS1v15(), SHA256())
@@ -243,11 +243,11 @@ def test_key_pair_logs_in_with_a_signed_token(
 
 @pytest.mark.parametrize("python", PYTHONS, ids=["connector 4", "connector 5"])
 @pytest.mark.parametrize("kind", ["PROGRAMMATIC_ACCESS_TOKEN", "OAUTH"])
-def test_token_is_sent_as_what_it_is(door: Front, tmp_path: Path, python: str, kind: str) -> None:
+def test_token_is_sent_with_its_type(server: Front, tmp_path: Path, python: str, kind: str) -> None:
     path = tmp_path / "token"
     path.write_text("from a file\n")
     given = {"snowflake_token": "a token"} if kind == "OAUTH" else {"snowflake_token_file": path}
-    data = sent_login(door, python, snowflake_token_type=kind, **given)
+    data = sent_login(server, python, snowflake_token_type=kind, **given)
     assert data["AUTHENTICATOR"] == kind
     assert data["TOKEN"] == ("a token" if kind == "OAUTH" else "from a file")
 

@@ -1,4 +1,4 @@
-"""The SQL files, filled in: one statement stays one statement, whatever a variable holds."""
+"""The SQL files: no value of a variable can change the structure of a statement."""
 
 import re
 
@@ -66,9 +66,9 @@ def structure(name: str, variables: dict[str, str]) -> list[list[Token]]:
 
 
 def shape(tokens: list[Token]) -> list[tuple[TokenType, str]]:
-    """What an injection would change: all but the content of names, strings and numbers.
+    """The tokens without the content of names, strings and numbers: what an injection would change.
 
-    A name may have parts, joined by dots.
+    Dotted names count as one name.
     """
     content = (TokenType.IDENTIFIER, TokenType.STRING, TokenType.NUMBER)
     shown = [(token.token_type, "" if token.token_type in content else token.text) for token in tokens]
@@ -79,12 +79,12 @@ def shape(tokens: list[Token]) -> list[tuple[TokenType, str]]:
     return shown
 
 
-def test_every_variable_is_one_of_some_file() -> None:
+def test_every_variable_is_used_by_a_file() -> None:
     assert set().union(*map(variables_of, file_names())) == set(VARIABLES) == set(PLAIN)
 
 
 @pytest.mark.parametrize("name", file_names())
-def test_each_file_gives_single_statements(name: str) -> None:
+def test_each_file_is_split_into_statements(name: str) -> None:
     for statement in load(name, PLAIN):
         tokens = sqlglot.tokenize(statement, dialect="snowflake")
         assert TokenType.SEMICOLON not in [token.token_type for token in tokens]
@@ -109,21 +109,21 @@ def test_no_value_changes_the_structure_of_a_statement(data: st.DataObject, name
 
 
 @given(st.sampled_from(IN_STRINGS), st.one_of(TEXT, HOSTILE))
-def test_a_string_constant_holds_exactly_the_value(variable: str, value: str) -> None:
+def test_string_constant_contains_exactly_the_value(variable: str, value: str) -> None:
     [statement] = statements(f"SELECT 'a<% {variable} %>b';", **{variable: value})
     [_, constant] = sqlglot.tokenize(statement, dialect="snowflake")
     assert (constant.token_type, constant.text) == (TokenType.STRING, f"a{value}b")
 
 
 @given(st.lists(TEXT, min_size=1, max_size=3))
-def test_a_name_in_a_string_constant_is_that_name(parts: list[str]) -> None:
+def test_name_in_a_string_constant_is_quoted(parts: list[str]) -> None:
     quoted = quote_identifier(*parts)
     [statement] = statements("SELECT '@<% code_stage %>/a.py';", code_stage=quoted)
     [_, constant] = sqlglot.tokenize(statement, dialect="snowflake")
     assert constant.text == f"@{quoted}/a.py"
 
 
-def test_semicolons_count_only_between_statements() -> None:
+def test_semicolons_inside_constants_do_not_split() -> None:
     text = """
     -- a comment; with 'quotes' and <% url %>
     SELECT 'a;''b\\';', "c;""d", $$e;'f$$; // g;
@@ -142,17 +142,17 @@ def test_names_are_folded_and_quoted() -> None:
     [
         ("SELECT 1", "must end with a semicolon"),
         ("SELECT 1; SELECT 2", "must end with a semicolon"),
-        ("SELECT 'a;", "must be whole"),
-        ('SELECT "a;', "must be whole"),
-        ("SELECT $$a;", "must be whole"),
-        ("SELECT /* a;", "must be whole"),
-        ("SELECT <% a;", "must be whole"),
-        ('SELECT "<% database %>";', "must not stand in double quotes"),
-        ("SELECT $$<% database %>$$;", "must not stand in double quotes"),
-        ("SELECT <% api_key %>;", "must stand in a string constant"),
+        ("SELECT 'a;", "must be closed"),
+        ('SELECT "a;', "must be closed"),
+        ("SELECT $$a;", "must be closed"),
+        ("SELECT /* a;", "must be closed"),
+        ("SELECT <% a;", "must be closed"),
+        ('SELECT "<% database %>";', "must not be in double quotes"),
+        ("SELECT $$<% database %>$$;", "must not be in double quotes"),
+        ("SELECT <% api_key %>;", "must be in a string constant"),
     ],
 )
-def test_a_file_at_fault_is_refused(text: str, rule: str) -> None:
+def test_invalid_sql_file_is_rejected(text: str, rule: str) -> None:
     with pytest.raises(ValueError, match=rule):
         statements(text, **PLAIN)
 
@@ -169,40 +169,40 @@ def test_a_file_at_fault_is_refused(text: str, rule: str) -> None:
         ("api_provider", "git_https_api", "must be one of aws_api_gateway"),
         ("url", "http://gateway/classify", "must begin with https://"),
         ("url", "https://gateway/a b", "must begin with https://"),
-        ("network", "../network", "file name must be"),
+        ("network", "../network", "file name must"),
         ("files", "", "must not be empty"),
     ],
 )
-def test_a_value_that_breaks_its_rule_is_refused(variable: str, value: str, rule: str) -> None:
+def test_invalid_value_is_rejected(variable: str, value: str, rule: str) -> None:
     [name, *_] = [name for name in file_names() if variable in variables_of(name)]
-    with pytest.raises(ValueError, match=f"(?s)variable {variable} is not as it must be.*{rule}"):
+    with pytest.raises(ValueError, match=f"(?s)variable {variable} has an invalid value.*{rule}"):
         load(name, PLAIN | {variable: value})
 
 
-def test_a_secret_is_in_no_message() -> None:
-    with pytest.raises(ValueError, match="no NUL") as failure:
+def test_secret_is_not_in_the_error_message() -> None:
+    with pytest.raises(ValueError, match="NUL") as failure:
         load("05_api_key.sql", PLAIN | {"api_key": "hush\0"})
     assert "hush" not in str(failure.value)
 
 
-def test_a_missing_variable_is_named() -> None:
+def test_missing_variable_is_named() -> None:
     with pytest.raises(ValueError, match=r"01_stage.sql needs the variables schema, stage\."):
         load("01_stage.sql", {"database": "db"})
 
 
-def test_a_variable_that_no_file_has_is_refused() -> None:
+def test_unknown_variable_is_rejected() -> None:
     with pytest.raises(ValueError, match=r"Received: \['databse'\]"):
         load("01_stage.sql", PLAIN | {"databse": "db"})
 
 
 @pytest.mark.parametrize("name", ["02_stage.sql", "../snowflake/01_stage.sql", "", "README.md"])
-def test_a_file_that_is_none_is_refused(name: str) -> None:
+def test_unknown_file_is_rejected(name: str) -> None:
     with pytest.raises(ValueError, match=r"A file must be one of 01_stage\.sql"):
         load(name, PLAIN)
 
 
 @pytest.mark.parametrize("name", ["11_external_functions.sql", "13_service_functions.sql"])
-def test_comment_tells_two_versions_of_a_function_apart(name: str) -> None:
+def test_comment_has_a_fingerprint_of_the_function(name: str) -> None:
     statements, mark = load_with_fingerprint(name, PLAIN)
     assert load_with_fingerprint(name, PLAIN) == (statements, mark)
     assert [statement.replace(f" {mark}'", "'") for statement in statements] == load(name, PLAIN)
@@ -212,6 +212,6 @@ def test_comment_tells_two_versions_of_a_function_apart(name: str) -> None:
         assert load_with_fingerprint(name, changed)[1] != mark
 
 
-def test_no_line_ends_in_blanks() -> None:
+def test_lines_have_no_trailing_blanks() -> None:
     lines = [line for name in file_names() for s in load(name, PLAIN) for line in s.splitlines()]
     assert [line for line in lines if line != line.rstrip()] == []

@@ -18,7 +18,7 @@ NAMES = "object 'PAYROLL.SALARIES' of user 'ANNA'"
 
 
 def refused(number: int) -> Exception:
-    """As the connector raises what Snowflake's server answers."""
+    """The connector's exception for an error of Snowflake's server."""
     return errors.ProgrammingError(msg=f"SQL compilation error:\n{NAMES}", errno=number, sqlstate="02000")
 
 
@@ -41,7 +41,7 @@ def refused(number: int) -> Exception:
         (390104, SnowflakeUnavailable, True),
     ],
 )
-def test_number_of_a_statement_that_failed_says_why(
+def test_error_number_of_a_statement_determines_the_error(
     number: int, error: type[InputError], retryable: bool
 ) -> None:
     failure = statement_failure(refused(number))
@@ -63,10 +63,10 @@ def test_number_of_a_statement_that_failed_says_why(
         TimeoutError("timed out"),
     ],
 )
-def test_what_networks_do_is_unavailable(error: Exception) -> None:
+def test_network_errors_mean_unavailable(error: Exception) -> None:
     for failure in (statement_failure(error), login_failure(error)):
         if getattr(error, "errno", None) == 290404 and isinstance(failure, SnowflakeLoginFailed):
-            continue  # at login it means that there is no such account
+            continue  # at login, 404 means that the account does not exist
         assert type(failure) is SnowflakeUnavailable
         assert failure.retryable
 
@@ -86,7 +86,7 @@ def test_what_networks_do_is_unavailable(error: Exception) -> None:
         UnicodeDecodeError("ascii", b"\xff", 0, 1, "ordinal not in range"),
     ],
 )
-def test_what_credentials_do_is_a_failed_login(error: Exception) -> None:
+def test_credential_errors_mean_login_failed(error: Exception) -> None:
     failure = login_failure(error)
     assert type(failure) is SnowflakeLoginFailed
     assert not failure.retryable
@@ -103,18 +103,18 @@ def test_what_credentials_do_is_a_failed_login(error: Exception) -> None:
         errors.OperationalError(msg=NAMES, errno=1),
     ],
 )
-def test_callers_get_the_number_and_no_name(error: Exception) -> None:
+def test_error_message_has_the_number_and_no_object_names(error: Exception) -> None:
     for failure in (statement_failure(error), login_failure(error)):
         assert NAMES not in failure.message
         assert f"error {error.errno}" in failure.message  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("number", [250001, 250002, 290401, 390104, 390111, 390112, 390114, 390115, 390195])
-def test_session_that_is_over_is_known(number: int) -> None:
+def test_expired_session_is_recognized(number: int) -> None:
     assert is_session_over(refused(number))
 
 
 @pytest.mark.parametrize("number", [2003, 606, 250003, 390100, 390144, 290503])
-def test_other_failures_ask_for_no_login(number: int) -> None:
+def test_other_errors_do_not_mean_an_expired_session(number: int) -> None:
     assert not is_session_over(refused(number))
-    assert not is_session_over(OSError(number, "no number of Snowflake's"))
+    assert not is_session_over(OSError(number, "not a Snowflake error number"))

@@ -1,4 +1,4 @@
-"""register and unregister, by what they leave in a Snowflake that is emulated; no service is called."""
+"""register and unregister against the Snowflake emulator; no service is called."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -31,17 +31,17 @@ TWO = "ext_classify(VARCHAR, OBJECT)"
 Answer = Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
 
 
-class RetoldConsole(Console):
-    """The emulation, but for statements that Snowflake answers in its own way; it remembers all."""
+class ScriptedConsole(Console):
+    """The emulator, with scripted results for some statements; records all statements."""
 
     def __init__(self, connection: Any) -> None:
         super().__init__(connection)
         self.statements: list[str] = []
-        self.retold: dict[str, Answer] = {}
+        self.scripted: dict[str, Answer] = {}
 
     def rows(self, statement: str) -> list[dict[str, Any]]:
         self.statements.append(statement)
-        for start, answer in self.retold.items():
+        for start, answer in self.scripted.items():
             if statement.startswith(start):
                 return answer(super().rows(statement) if start.startswith(("SHOW", "DESC")) else [])
         return super().rows(statement)
@@ -57,8 +57,8 @@ def server() -> Iterator[LocalServer]:
 
 
 @pytest.fixture
-def console(server: LocalServer) -> Iterator[RetoldConsole]:
-    with RetoldConsole(snowflake.connector.connect(**server.connect_arguments)) as opened:
+def console(server: LocalServer) -> Iterator[ScriptedConsole]:
+    with ScriptedConsole(snowflake.connector.connect(**server.connect_arguments)) as opened:
         yield opened
     catalog = server.local.catalog
     for things in (catalog.functions, catalog.integrations, catalog.grants, catalog.stages):
@@ -70,7 +70,7 @@ def run(console: Console, provider: str = "aws", *, makes_integration: bool = Tr
 
 
 def outcomes(printed: str) -> dict[str, str]:
-    """What became of each thing."""
+    """The action for each object."""
     found = re.findall(r"^(created|unchanged|altered|replaced|granted) +(.+)$", printed, re.MULTILINE)
     return {thing: done for done, thing in found}
 
@@ -86,7 +86,7 @@ def grantees(console: Console, thing: str) -> set[tuple[str, str]]:
 # --- integrations ---------------------------------------------------------------------------------
 
 
-def test_prefixes_of_other_functions_stay(console: RetoldConsole) -> None:
+def test_prefixes_of_other_functions_are_kept(console: ScriptedConsole) -> None:
     other = URL.replace("classify", "a,b'c\\")
     run(console)
     printed = run(console, url=other, allowed_prefix=other, function="other")
@@ -97,7 +97,7 @@ def test_prefixes_of_other_functions_stay(console: RetoldConsole) -> None:
     assert properties(console, "DESC INTEGRATION gateway")["API_ALLOWED_PREFIXES"] == shown
 
 
-def test_another_role_is_altered_and_the_prefixes_are_not_touched(console: RetoldConsole) -> None:
+def test_changed_role_is_altered_and_the_prefixes_are_kept(console: ScriptedConsole) -> None:
     run(console)
     console.statements.clear()
     run(console, aws_role_arn="arn:aws:iam::123456789012:role/other")
@@ -105,19 +105,17 @@ def test_another_role_is_altered_and_the_prefixes_are_not_touched(console: Retol
     assert "PREFIXES" not in alteration
 
 
-def test_integration_of_another_provider_is_refused(console: RetoldConsole) -> None:
+def test_integration_of_another_provider_is_rejected(console: ScriptedConsole) -> None:
     run(console)
     azure = {"azure_tenant_id": "t", "azure_application_id": "a"}
-    with pytest.raises(
-        ClientError, match="is of provider aws_api_gateway, which cannot be changed; name anoth"
-    ):
+    with pytest.raises(ClientError, match="provider aws_api_gateway, which cannot be changed"):
         run(console, "azure", **azure)
     run(console, "azure", integration="azure", **azure)
-    with pytest.raises(ClientError, match="is of tenant t, which cannot be changed"):
+    with pytest.raises(ClientError, match="tenant t, which cannot be changed"):
         run(console, "azure", integration="azure", **azure | {"azure_tenant_id": "other"})
 
 
-def test_integration_that_exists_is_used_as_it_is(console: RetoldConsole) -> None:
+def test_existing_integration_is_not_altered(console: ScriptedConsole) -> None:
     console.rows(
         "CREATE API INTEGRATION gateway API_PROVIDER = aws_api_gateway API_AWS_ROLE_ARN = 'x' "
         "API_ALLOWED_PREFIXES = ('https://')"
@@ -128,7 +126,7 @@ def test_integration_that_exists_is_used_as_it_is(console: RetoldConsole) -> Non
     assert console.ran("CREATE API") == console.ran("ALTER") == console.ran("DESC INTEGRATION") == []
 
 
-def test_role_that_owns_the_functions_is_let_in_and_left_to_it(console: RetoldConsole) -> None:
+def test_owner_role_only_gets_usage_on_the_integration(console: ScriptedConsole) -> None:
     assert outcomes(run(console, owner_role='"The builder"')) == {
         'API INTEGRATION "GATEWAY"': "created",
         'USAGE ON INTEGRATION "GATEWAY" TO ROLE "The builder"': "granted",
@@ -138,14 +136,14 @@ def test_role_that_owns_the_functions_is_let_in_and_left_to_it(console: RetoldCo
     assert console.ran("CREATE OR REPLACE") == console.ran("CREATE STAGE") == []
 
 
-def test_role_is_let_to_the_endpoint_of_a_service() -> None:
+def test_owner_role_only_gets_the_endpoint_of_a_service() -> None:
     variables = VARIABLES | {"service": 'a.b."my service"', "owner_role": "builder"}
     assert Registration("spcs", variables).statements() == [
         'GRANT SERVICE ROLE "A"."B"."my service"!ALL_ENDPOINTS_USAGE TO ROLE "BUILDER"'
     ]
 
 
-def test_integration_that_others_call_through_is_not_dropped(console: RetoldConsole) -> None:
+def test_integration_used_by_other_functions_is_not_dropped(console: ScriptedConsole) -> None:
     run(console)
     run(console, function="other")
     console.statements.clear()
@@ -154,15 +152,15 @@ def test_integration_that_others_call_through_is_not_dropped(console: RetoldCons
     assert console.ran("DROP") == []
     list(unregister(console, VARIABLES | {"function": "other"}, drop_integration=False))
     *_, note = unregister(console, VARIABLES, drop_integration=True)
-    assert note.startswith("Note: each function of the account that called through")
+    assert note.startswith("Note: every function in the account")
     assert console.rows("SHOW INTEGRATIONS") == []
 
 
-def test_others_are_known_by_their_url_where_snowflake_shows_no_integration(console: RetoldConsole) -> None:
+def test_functions_are_matched_by_url_if_the_integration_is_hidden(console: ScriptedConsole) -> None:
     run(console)
     run(console, function="other")
     run(console, function="far", integration="far", url="https://far/", allowed_prefix="https://far/")
-    console.retold["DESC FUNCTION"] = without("api_integration")
+    console.scripted["DESC FUNCTION"] = without("api_integration")
     with pytest.raises(ClientError, match="OTHER") as refusal:
         list(unregister(console, VARIABLES, drop_integration=True))
     assert "FAR" not in str(refusal.value)
@@ -176,16 +174,16 @@ def without(name: str) -> Answer:
 
 
 @pytest.mark.parametrize("hides", [False, True])
-def test_function_of_another_integration_is_replaced(console: RetoldConsole, hides: bool) -> None:
+def test_function_of_another_integration_is_replaced(console: ScriptedConsole, hides: bool) -> None:
     run(console)
     if hides:
-        console.retold["DESC FUNCTION"] = without("api_integration")
+        console.scripted["DESC FUNCTION"] = without("api_integration")
     done = outcomes(run(console, integration="second"))
     assert done['FUNCTION "LOCAL"."PUBLIC"."EXT_CLASSIFY"(VARCHAR)'] == "replaced"
     assert set(outcomes(run(console, integration="second")).values()) == {"unchanged"}
 
 
-def test_function_that_someone_else_made_is_replaced(console: RetoldConsole) -> None:
+def test_function_without_a_fingerprint_is_replaced(console: ScriptedConsole) -> None:
     run(console)
     console.rows(
         f"CREATE OR REPLACE EXTERNAL FUNCTION ext_classify(url VARCHAR) RETURNS VARIANT STRICT VOLATILE "
@@ -194,17 +192,17 @@ def test_function_that_someone_else_made_is_replaced(console: RetoldConsole) -> 
     assert "replaced" in outcomes(run(console)).values()
 
 
-def test_function_that_was_altered_by_hand_is_replaced(console: RetoldConsole) -> None:
+def test_manually_altered_function_is_replaced(console: ScriptedConsole) -> None:
     run(console)
-    console.retold["DESC FUNCTION"] = lambda rows: [
+    console.scripted["DESC FUNCTION"] = lambda rows: [
         row | ({"value": "5"} if row["property"] == "max_batch_rows" else {}) for row in rows
     ]
     assert list(outcomes(run(console)).values()).count("replaced") == 2
 
 
 @pytest.mark.parametrize("name", ["my fn", "a(b", "a(VARCHAR) RETURN", "a%_\\b", 'say ""hi""', "x'y"])
-def test_odd_names_are_unchanged_the_second_time_and_keep_their_grants(
-    console: RetoldConsole, name: str
+def test_quoted_names_are_unchanged_the_second_time_and_keep_their_grants(
+    console: ScriptedConsole, name: str
 ) -> None:
     odd = f'"{name}"'
     names = {"function": odd, "stage": odd, "integration": odd, "caller_role": odd}
@@ -227,7 +225,7 @@ GRANTS = [
     grant("USAGE", "DATABASE_ROLE", "Reader"),
     grant("USAGE", "DATABASE_ROLE", "LOCAL.Viewer"),
 ]
-GIVEN_BACK = [
+RESTORED = [
     f'GRANT USAGE ON FUNCTION "LOCAL"."PUBLIC"."EXT_CLASSIFY"(VARCHAR) TO {grantee}'
     for grantee in (
         'ROLE "Some one" WITH GRANT OPTION',
@@ -237,38 +235,38 @@ GIVEN_BACK = [
 ]
 
 
-def test_every_grant_is_told_before_and_given_back_after_a_replacement(console: RetoldConsole) -> None:
+def test_every_grant_is_told_before_and_given_back_after_a_replacement(console: ScriptedConsole) -> None:
     run(console)
-    console.retold = {
+    console.scripted = {
         'SHOW GRANTS ON FUNCTION "LOCAL"."PUBLIC"."EXT_CLASSIFY"(VARCHAR)': lambda _: GRANTS,
         "GRANT": lambda _: [],
     }
     lines = register(console, Registration("aws", VARIABLES | {"max_batch_rows": "7"}))
     console.statements.clear()
-    told = next(line for line in lines if line.startswith("  GRANT"))
-    assert told == "\n".join(f"  {statement};" for statement in GIVEN_BACK)
+    printed = next(line for line in lines if line.startswith("  GRANT"))
+    assert printed == "\n".join(f"  {statement};" for statement in RESTORED)
     assert console.ran("CREATE OR REPLACE") == []
     list(lines)
     replacement = console.statements.index(console.ran("CREATE OR REPLACE")[0])
-    assert console.statements[replacement + 1 : replacement + 4] == GIVEN_BACK
+    assert console.statements[replacement + 1 : replacement + 4] == RESTORED
 
 
-def test_grants_that_cannot_be_given_back_are_told_at_the_end(console: RetoldConsole) -> None:
+def test_failed_grants_are_reported_at_the_end(console: ScriptedConsole) -> None:
     def refuse(_: list[dict[str, Any]]) -> list[dict[str, Any]]:
         raise StatementFailed("No right to do so")
 
     run(console, caller_role="analyst")
     console.rows(f"GRANT USAGE ON FUNCTION {ONE} TO ROLE someone")
-    console.retold['GRANT USAGE ON FUNCTION "LOCAL"."PUBLIC"."EXT_CLASSIFY"(VARCHAR) TO ROLE "ANALYST"'] = (
+    console.scripted['GRANT USAGE ON FUNCTION "LOCAL"."PUBLIC"."EXT_CLASSIFY"(VARCHAR) TO ROLE "ANALYST"'] = (
         refuse
     )
-    with pytest.raises(ClientError, match=r'could not be given back: .*TO ROLE "ANALYST" \(No right'):
+    with pytest.raises(ClientError, match=r'could not be restored: .*TO ROLE "ANALYST" \(No right'):
         run(console, max_batch_rows="7")
     assert grantees(console, f"FUNCTION {ONE}") == {("USAGE", "SOMEONE")}
     assert grantees(console, f"FUNCTION {TWO}") == {("USAGE", "ANALYST")}
 
 
-def test_wrong_name_is_found_before_anything_is_done(console: RetoldConsole) -> None:
+def test_invalid_name_is_rejected_before_any_statement(console: ScriptedConsole) -> None:
     with pytest.raises(ClientError, match="The variable warehouse"):
         run(console, service_role="classifier", warehouse="'")
     assert console.statements == []
@@ -277,31 +275,31 @@ def test_wrong_name_is_found_before_anything_is_done(console: RetoldConsole) -> 
 # --- stages ---------------------------------------------------------------------------------------
 
 
-def test_stage_without_directory_table_gets_one(console: RetoldConsole) -> None:
+def test_stage_without_directory_table_gets_one(console: ScriptedConsole) -> None:
     console.rows("CREATE STAGE images ENCRYPTION = (TYPE = 'SNOWFLAKE_SSE')")
     printed = run(console)
-    assert 'STAGE "LOCAL"."PUBLIC"."IMAGES": it has a directory table now' in outcomes(printed)
+    assert 'STAGE "LOCAL"."PUBLIC"."IMAGES": directory table enabled' in outcomes(printed)
     assert "Note:" not in printed
     assert console.ran("ALTER STAGE")[-1].endswith("REFRESH")
     assert console.rows("SHOW STAGES")[0]["directory_enabled"] == "Y"
     assert set(outcomes(run(console)).values()) == {"unchanged"}
 
 
-def test_stage_that_clients_encrypt_is_noted(console: RetoldConsole) -> None:
+def test_client_side_encrypted_stage_is_noted(console: ScriptedConsole) -> None:
     console.rows("CREATE STAGE images DIRECTORY = (ENABLE = TRUE)")
-    assert 'Note: the files of stage "LOCAL"."PUBLIC"."IMAGES" are encrypted by the clients' in run(console)
+    assert 'Note: the files of stage "LOCAL"."PUBLIC"."IMAGES" are client-side encrypted' in run(console)
 
 
-def test_external_stage_is_granted_by_usage(console: RetoldConsole) -> None:
+def test_external_stage_is_granted_usage(console: ScriptedConsole) -> None:
     run(console)
-    console.retold["SHOW STAGES"] = lambda rows: [row | {"type": "EXTERNAL"} for row in rows]
+    console.scripted["SHOW STAGES"] = lambda rows: [row | {"type": "EXTERNAL"} for row in rows]
     run(console, caller_role="analyst", service_role="classifier")
     assert grantees(console, "STAGE images") == {("USAGE", "ANALYST"), ("USAGE", "CLASSIFIER")}
     done = outcomes(run(console, caller_role="analyst", service_role="classifier"))
     assert set(done.values()) == {"unchanged"}
 
 
-def test_stage_elsewhere_is_reached_by_those_who_read_it(console: RetoldConsole) -> None:
+def test_readers_of_a_stage_in_another_schema_get_usage_on_it(console: ScriptedConsole) -> None:
     console.rows("CREATE SCHEMA IF NOT EXISTS photos")
     roles = {"caller_role": "analyst", "service_role": "classifier"}
     run(console, stage="photos.st", **roles)
@@ -311,7 +309,7 @@ def test_stage_elsewhere_is_reached_by_those_who_read_it(console: RetoldConsole)
     assert set(outcomes(run(console, stage="photos.st", **roles)).values()) == {"unchanged"}
 
 
-def test_what_a_statement_is_about_is_what_it_says() -> None:
+def test_every_statement_matches_its_description() -> None:
     roles = {name: f'"{name}"' for name in ("caller_role", "service_role", "warehouse", "api_key")}
     for provider in ("aws", "azure", "google", "spcs"):
         others = {"azure_tenant_id": "t", "azure_application_id": "a", "google_audience": "g", "service": "s"}

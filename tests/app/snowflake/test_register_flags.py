@@ -1,4 +1,4 @@
-"""The command line of register: what is missing, and what is of no use, in words of flags."""
+"""The command line of register: missing and unsupported flags."""
 
 from pathlib import Path
 
@@ -22,25 +22,34 @@ AWS = ["--provider", "aws", "--database", "mill", *URL]
         (["--provider", "google", "--database", "d", *URL], "--provider google needs --audience."),
         (["--provider", "spcs", "--database", "d"], "--provider spcs needs --service."),
         (["--provider", "aws", "--no-integration"], "with --no-integration needs --database, --url."),
-        ([*AWS, *ROLE, "--audience", "g"], "--provider aws has no use for --audience."),
+        ([*AWS, *ROLE, "--audience", "g"], "--provider aws does not accept --audience."),
         (
             ["--provider", "spcs", "--database", "d", "--service", "s", *URL, "--integration", "i"],
-            "--provider spcs has no use for --url, --integration.",
+            "--provider spcs does not accept --url, --integration.",
         ),
-        ([*AWS, "--no-integration", *ROLE], "with --no-integration has no use for --role-arn."),
+        ([*AWS, "--no-integration", *ROLE], "with --no-integration does not accept --role-arn."),
         ([*AWS, *ROLE, "--warehouse", "w"], "--warehouse needs --service-role."),
-        ([*AWS, *ROLE, "--owner-role", "r", "--caller-role", "c"], "leaves to that role --caller-role."),
-        ([*AWS, "--no-integration", "--owner-role", "r"], "--no-integration and --owner-role do not go"),
-        (["--provider", "spcs", "--no-integration"], "--no-integration and --provider spcs do not go"),
-        ([*AWS, "--role-arn", ""], "--role-arn is not as it must be. A text must not be empty"),
+        (
+            [*AWS, *ROLE, "--owner-role", "r", "--caller-role", "c"],
+            "--owner-role cannot be combined with --caller-role.",
+        ),
+        (
+            [*AWS, "--no-integration", "--owner-role", "r"],
+            "--no-integration and --owner-role cannot be combined",
+        ),
+        (
+            ["--provider", "spcs", "--no-integration"],
+            "--no-integration and --provider spcs cannot be combined",
+        ),
+        ([*AWS, "--role-arn", ""], "Invalid value for --role-arn. A text must not be empty"),
         (
             [*AWS, *ROLE, "--url", "a.example.com"],
-            "--url is not as it must be. A URL must begin with https://",
+            "Invalid value for --url. A URL must begin with https://",
         ),
-        ([*AWS, *ROLE, "--max-batch-rows", "0"], "--max-batch-rows is not as it must be. A number must be"),
+        ([*AWS, *ROLE, "--max-batch-rows", "0"], "Invalid value for --max-batch-rows. A number must be"),
     ],
 )
-def test_mistake_is_told_by_the_flags(
+def test_error_message_names_the_flags(
     capsys: pytest.CaptureFixture[str], flags: list[str], message: str
 ) -> None:
     assert main(["register", "--dry-run", *flags]) == 1
@@ -55,12 +64,12 @@ def test_mistake_is_told_by_the_flags(
         ["--provider", "google", "--database", "d", *URL, "--audience", "g"],
     ],
 )
-def test_key_is_for_those_who_ask_for_one(
+def test_api_key_is_rejected_for_providers_without_keys(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, flags: list[str]
 ) -> None:
     (tmp_path / "key").write_text("hush", encoding="utf-8")
     assert main(["register", "--dry-run", *flags, "--api-key-file", str(tmp_path / "key")]) == 1
-    assert "has no use for --api-key-file" in capsys.readouterr().err
+    assert "does not accept --api-key-file" in capsys.readouterr().err
 
 
 def test_key_comes_from_a_file_and_is_not_printed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -74,7 +83,7 @@ def test_key_comes_from_a_file_and_is_not_printed(capsys: pytest.CaptureFixture[
     assert "must hold the key" in capsys.readouterr().err
 
 
-def test_dry_run_for_another_role_is_its_integration_alone(capsys: pytest.CaptureFixture[str]) -> None:
+def test_dry_run_with_an_owner_role_prints_only_the_integration(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["register", "--dry-run", *AWS, *ROLE, "--owner-role", "builder"]) == 0
     printed = capsys.readouterr().out
     assert 'GRANT USAGE ON INTEGRATION "EXT_CLASSIFY_API" TO ROLE "BUILDER";' in printed

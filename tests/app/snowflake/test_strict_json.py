@@ -92,14 +92,14 @@ STRINGS = st.lists(
 
 
 @given(content=STRINGS, step_bytes=st.integers(1, 80))
-def test_string_is_cut_nowhere_that_matters(content: bytes, step_bytes: int) -> None:
+def test_string_is_never_cut_inside_a_character(content: bytes, step_bytes: int) -> None:
     text = b'["%b","x"]' % content
     assert outcome(text, lambda text: shortened(read(text, step_bytes))) == outcome(text, parse_json)
 
 
 @pytest.mark.parametrize("deep", [MAX_DEPTH - 1, MAX_DEPTH, MAX_DEPTH + 1, MAX_DEPTH + 2])
 @pytest.mark.parametrize(("begin", "inner", "end"), [("[", "", "]"), ("[", "1", "]"), ('{"":', "{}", "}")])
-def test_both_parsers_nest_equally_deep(begin: str, inner: str, end: str, deep: int) -> None:
+def test_both_parsers_have_the_same_maximum_depth(begin: str, inner: str, end: str, deep: int) -> None:
     text = (begin * deep + inner + end * deep).encode()
     assert outcome(text, lambda text: read(text, 64)) == outcome(text, parse_json)
 
@@ -113,7 +113,7 @@ def test_both_parsers_nest_equally_deep(begin: str, inner: str, end: str, deep: 
         ('{"a": "a\\":", "a": 1}', {"a": 1}),
     ],
 )
-def test_last_of_two_equal_keys_counts(text: str, value: object) -> None:
+def test_last_of_two_equal_keys_wins(text: str, value: object) -> None:
     assert parse_json(text.encode()) == read(text.encode(), 8) == value
 
 
@@ -135,8 +135,8 @@ def test_last_of_two_equal_keys_counts(text: str, value: object) -> None:
     ],
 )
 @pytest.mark.parametrize("step_bytes", [1, 1000])
-def test_what_is_no_json_is_refused(text: str, step_bytes: int) -> None:
-    with pytest.raises(ValueError):  # noqa: PT011 - the parser's own words
+def test_invalid_json_is_rejected(text: str, step_bytes: int) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 - the message is the parser's
         parse_json(text.encode())
     with pytest.raises(ValueError, match=r"at byte \d+"):
         read(text.encode(), step_bytes)
@@ -155,13 +155,13 @@ def test_no_step_sees_more_than_a_few_windows(form: bytes, filling: bytes, steps
     assert sum(seen) <= 5 * len(text)
 
 
-def test_tokens_count_as_work_too() -> None:
+def test_tokens_count_as_work() -> None:
     seen = seen_in_steps(b"[%b0]" % (b"1," * 5000), STEP_BYTES)
     assert len(seen) > 1000
     assert max(seen) <= STEP_BYTES
 
 
-def test_long_string_keeps_its_beginning_only_beyond_the_limit() -> None:
+def test_string_beyond_the_limit_keeps_only_its_beginning() -> None:
     text = b'["%b"]' % (b"A" * 1_000_000)
     [kept] = read(text, STEP_BYTES, max_kept_bytes=1_000_000)
     assert kept == LongText(b"A" * 1_000_000, 1_000_000)
@@ -173,7 +173,7 @@ def test_long_string_keeps_its_beginning_only_beyond_the_limit() -> None:
 @pytest.mark.parametrize(
     "text", [b"[" + b"1" * 300_000 + b"]", b"[1." + b"1" * 300_000 + b"]", b"[" + b"a" * 300_000 + b"]"]
 )
-def test_number_has_a_limit(text: bytes) -> None:
+def test_length_of_a_number_is_limited(text: bytes) -> None:
     with pytest.raises(ValueError, match=r"a number must have at most 262144 characters at byte 1"):
         read(text, STEP_BYTES)
 
@@ -199,7 +199,7 @@ def test_items_are_whole_arrays_of_one_array(text: bytes, items: list[object] | 
 
 
 @pytest.mark.parametrize("more", ["1,", "[],", "{},", "[[[[]]]],", '"",'])
-def test_values_are_counted_in_whatever_form(more: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_are_counted_in_every_form(more: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(strict_json, "UNCOUNTED_BYTES", 100)
     marks = more.count(",") + more.count("[") + more.count("{")
     text = b"[%b0]" % (more.encode() * (1000 // marks))
@@ -208,7 +208,7 @@ def test_values_are_counted_in_whatever_form(more: str, monkeypatch: pytest.Monk
     assert not asyncio.run(has_more_values(text, held))
 
 
-def test_one_large_value_is_not_many(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_large_value_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(strict_json, "UNCOUNTED_BYTES", 100)
     assert not asyncio.run(has_more_values(b'["%b"]' % (b"A" * 100_000), 100))
 
@@ -222,7 +222,7 @@ def test_one_large_value_is_not_many(monkeypatch: pytest.MonkeyPatch) -> None:
         b'{"data":[[0,{"a":[%b0]}]]}' % (b"1," * 2_000_000),
         b'{"data":[%b]}' % b",".join([b'[0,"",{"a":[%b0]}]' % (b"{}," * 90_000)] * 10),
     ],
-    ids=["beside the rows", "as rows", "in a row", "in its options", "in the options of many rows"],
+    ids=["outside the rows", "as rows", "in a row", "in its options", "in the options of many rows"],
 )
 def test_crowd_of_values_is_refused_before_it_is_parsed(body: bytes) -> None:
     tracemalloc.start()

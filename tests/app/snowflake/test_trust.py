@@ -28,7 +28,7 @@ def test_role_trusts_snowflakes_user_with_its_whole_external_id() -> None:
     ]
 
 
-def test_gateway_lets_the_role_post_and_get_the_very_resource() -> None:
+def test_resource_policy_allows_post_and_get_on_exactly_the_resource() -> None:
     _, resource = policies(describe_trust("aws", AWS, URL))
     prefix = "arn:aws-us-gov:execute-api:eu-central-1:123456789012:abc123/prod"
     assert resource["Statement"] == [
@@ -41,7 +41,7 @@ def test_gateway_lets_the_role_post_and_get_the_very_resource() -> None:
     ]
 
 
-def test_what_the_url_does_not_tell_is_left_to_fill_in() -> None:
+def test_unknown_parts_of_the_url_are_placeholders() -> None:
     text = describe_trust("aws", AWS, "https://classify.mill.example.com/classify")
     assert "execute-api:<region>:123456789012:<api-id>/<stage>/POST/classify" in text
 
@@ -72,13 +72,11 @@ def test_what_the_url_does_not_tell_is_left_to_fill_in() -> None:
         ),
     ],
 )
-def test_other_clouds_are_told_what_they_ask_for(
-    provider: str, properties: dict[str, str], shown: list[str]
-) -> None:
+def test_policies_for_azure_and_google(provider: str, properties: dict[str, str], shown: list[str]) -> None:
     text = describe_trust(provider, properties, URL)
     assert [part for part in shown if part not in text] == []
 
 
-def test_what_snowflake_keeps_to_itself_is_left_to_fill_in() -> None:
+def test_hidden_properties_are_placeholders() -> None:
     trust, _ = policies(describe_trust("aws", {"API_AWS_ROLE_ARN": AWS["API_AWS_ROLE_ARN"]}, URL))
     assert "<API_AWS_EXTERNAL_ID>" in json.dumps(trust)

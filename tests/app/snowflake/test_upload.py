@@ -1,4 +1,4 @@
-"""upload against a stage that is emulated: what is there already, and what does not arrive."""
+"""upload against the Snowflake emulator: unchanged files and failures."""
 
 import shutil
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from tests.conftest import SAMPLES
 
 
 class CountingConsole(Console):
-    """Refuses files of some names, and remembers which were sent."""
+    """Rejects files named `refused`, and records which were sent."""
 
     refused = ""
 
@@ -53,7 +53,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("below", ["", "2026/line 1"])
-def test_unchanged_files_are_not_sent_again(console: CountingConsole, folder: Path, below: str) -> None:
+def test_unchanged_files_are_not_uploaded_again(console: CountingConsole, folder: Path, below: str) -> None:
     assert upload(console, find_files([folder], below), '"St/age"') == {"UPLOADED": 3}
     console.sent = []
     (folder / "new.png").write_bytes(b"new")
@@ -63,7 +63,7 @@ def test_unchanged_files_are_not_sent_again(console: CountingConsole, folder: Pa
     assert console.sent == ["new.png"]
 
 
-def test_changed_file_is_replaced_on_request_only(console: CountingConsole, folder: Path) -> None:
+def test_changed_file_is_replaced_only_on_request(console: CountingConsole, folder: Path) -> None:
     upload(console, find_files([folder]), '"St/age"')
     changed = (folder / "a" / "patches.png").read_bytes()[::-1]  # of the same size
     (folder / "a" / "patches.png").write_bytes(changed)
@@ -75,16 +75,14 @@ def test_changed_file_is_replaced_on_request_only(console: CountingConsole, fold
     assert upload(console, find_files([folder]), '"St/age"') == {"UNCHANGED": 3}
 
 
-def test_files_that_clients_encrypted_cannot_be_compared(console: CountingConsole, folder: Path) -> None:
+def test_client_side_encrypted_files_cannot_be_compared(console: CountingConsole, folder: Path) -> None:
     console.rows("CREATE OR REPLACE STAGE sealed")
     assert upload(console, find_files([folder]), "sealed") == {"UPLOADED": 3}
     assert upload(console, find_files([folder]), "sealed") == {"SKIPPED": 3}
     assert upload(console, find_files([folder]), "sealed", overwrite=True).total() == 3
 
 
-def test_one_failure_stops_no_other_and_the_directory_table_is_refreshed(
-    console: CountingConsole, folder: Path
-) -> None:
+def test_failure_does_not_stop_other_files_or_the_refresh(console: CountingConsole, folder: Path) -> None:
     console.refused = "patches.png"
     (folder / "b c" / "gone.png").symlink_to(folder / "b c" / "rolled.png")
     files = find_files([folder])
@@ -98,7 +96,7 @@ def test_one_failure_stops_no_other_and_the_directory_table_is_refreshed(
     assert [row["relative_path"] for row in listed] == ["b c/pitted.png", "b c/rolled.png"]
 
 
-def test_interruption_ends_it_after_the_files_on_their_way(console: CountingConsole, folder: Path) -> None:
+def test_interruption_waits_only_for_uploads_in_progress(console: CountingConsole, folder: Path) -> None:
     for number in range(20):
         (folder / f"{number}.png").write_bytes(b"%d" % number)
 
@@ -112,7 +110,7 @@ def test_interruption_ends_it_after_the_files_on_their_way(console: CountingCons
     assert len(console.rows('SELECT * FROM DIRECTORY(@"St/age")')) == len(console.sent)
 
 
-def test_message_shows_no_signed_url(console: CountingConsole) -> None:
+def test_error_message_has_no_signed_url(console: CountingConsole) -> None:
     console.rows(
         "CREATE API INTEGRATION narrow API_PROVIDER = google_api_gateway GOOGLE_AUDIENCE = 'a' "
         "API_ALLOWED_PREFIXES = ('https://narrow/')"
@@ -127,17 +125,17 @@ def test_message_shows_no_signed_url(console: CountingConsole) -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "shown"),
+    ("message", "shown"),
     [
         ("Max retries with url: /b/o?sig=hush (Caused by x)", "Max retries with url: /b/o (Caused by x)"),
         ("403 for url: https://a.b/c?X-Amz=hush%2F&d=e", "403 for url: https://a.b/c"),
         ("Is this\n  a question?", "Is this a question?"),
     ],
 )
-def test_error_of_a_client_shows_no_signed_url(told: str, shown: str) -> None:
-    assert describe_error(OSError(told)) == shown
+def test_http_client_error_is_shown_without_the_query(message: str, shown: str) -> None:
+    assert describe_error(OSError(message)) == shown
 
 
-def test_wrong_name_of_a_stage_is_told(console: CountingConsole, folder: Path) -> None:
+def test_unknown_stage_is_named(console: CountingConsole, folder: Path) -> None:
     with pytest.raises(ClientError, match=r'There is no stage "LOCAL"\."PUBLIC"\."AGE"'):
         upload(console, find_files([folder]), "local.public.age")

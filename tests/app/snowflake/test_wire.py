@@ -36,7 +36,7 @@ def format_batch(rows: Sequence[Row], outcomes: Sequence[Outcome | None]) -> byt
 
 
 @given(st.lists(st.tuples(NUMBERS, JSON_VALUES) | st.tuples(NUMBERS, JSON_VALUES, JSON_VALUES), max_size=30))
-def test_every_row_comes_back_in_its_place(rows: list[tuple[int, object]]) -> None:
+def test_rows_keep_their_order_and_numbers(rows: list[tuple[int, object]]) -> None:
     parsed = parse_batch(json.dumps({"data": rows, "more": 1}).encode(), max_rows=30)
     outcomes = [
         outcome_of_error(row.source, MODEL) if isinstance(row.source, InputError) else None for row in parsed
@@ -62,7 +62,7 @@ def test_any_bytes_are_a_batch_or_refused(body: bytes) -> None:
 
 
 @pytest.mark.parametrize("text", ["</script>", '"', "\\", "\u2028", "é😀", "\x00"])
-def test_answer_is_strict_json_whatever_a_message_holds(text: str) -> None:
+def test_answer_is_strict_json_for_any_message(text: str) -> None:
     rows = parse_batch(b'{"data": [[0, "a"]]}', max_rows=1)
     answer = json.loads(format_batch(rows, [outcome_of_error(CorruptImage(text), MODEL)]))
     assert answer["data"][0][1]["error"]["message"] == text
@@ -72,13 +72,13 @@ ROWS = st.lists(st.tuples(NUMBERS, JSON_VALUES) | st.tuples(NUMBERS, JSON_VALUES
 
 
 def outcome_of(body: bytes, piece_bytes: int, max_rows: int = 1000) -> str:
-    """What comes of a body that is cut into such pieces; rows hold errors, which compare by their text."""
+    """The result, as text, of parsing a body in pieces of `piece_bytes`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(wire, "PIECE_BYTES", piece_bytes)
         patch.setattr(wire, "PIECE_ROWS", 3)
         try:
             return repr(parse_batch(body, max_rows))
-        except MalformedBody as error:  # each parser says where in its own words
+        except MalformedBody as error:  # the parsers' messages differ
             return error.code
         except ServiceError as error:
             return repr(error)
@@ -89,7 +89,7 @@ def outcome_of(body: bytes, piece_bytes: int, max_rows: int = 1000) -> str:
     separators=st.sampled_from([(",", ":"), (", ", ": "), ("\n,\t", " : ")]),
     piece_bytes=st.integers(min_value=1, max_value=40),
 )
-def test_large_body_cut_into_pieces_is_the_same_batch(
+def test_large_body_in_pieces_is_the_same_batch(
     rows: list[tuple[int, object]], separators: tuple[str, str], piece_bytes: int
 ) -> None:
     for escape in (True, False):
@@ -102,7 +102,7 @@ def test_large_body_cut_into_pieces_is_the_same_batch(
     rows=st.lists(st.sampled_from(['[0,"],["]', '[1, "a"]', "[[2], [3]]", "[4,{}]", "5", ""]), max_size=8),
     piece_bytes=st.integers(min_value=1, max_value=20),
 )
-def test_broken_body_cut_into_pieces_is_refused_alike(text: str, rows: list[str], piece_bytes: int) -> None:
+def test_invalid_body_in_pieces_gives_the_same_error(text: str, rows: list[str], piece_bytes: int) -> None:
     for body in (f'{{"data": [{",".join(rows)}{text}]}}', f'{{"data":[{",".join(rows)}]{text}}}'):
         assert outcome_of(body.encode(), piece_bytes) == outcome_of(body.encode(), len(body))
 
@@ -112,16 +112,14 @@ def test_broken_body_cut_into_pieces_is_refused_alike(text: str, rows: list[str]
     second=ROWS.map(json.dumps) | st.sampled_from(["null", "1", "{}", "[1]", "[[0]]", "[]"]),
     piece_bytes=st.integers(min_value=1, max_value=40),
 )
-def test_last_member_named_data_counts_whatever_the_other_holds(
-    first: str, second: str, piece_bytes: int
-) -> None:
+def test_last_member_named_data_wins(first: str, second: str, piece_bytes: int) -> None:
     body = f'{{"data":{first},"more":[{first}],"data" : {second} }}'.encode()
     assert outcome_of(body, piece_bytes) == outcome_of(body, len(body))
     assert outcome_of(body, piece_bytes) == outcome_of(b'{"data":%b}' % second.encode(), 1000)
 
 
 @pytest.mark.parametrize("separators", [(",", ":"), (", ", ": ")])
-def test_rows_of_a_large_body_are_parsed_together(
+def test_rows_of_a_large_body_are_parsed_in_groups(
     separators: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     body = json.dumps({"data": [[n, "a" * 1000] for n in range(2000)]}, separators=separators).encode()
@@ -149,9 +147,7 @@ def test_rows_of_a_large_body_are_parsed_together(
     ],
 )
 @pytest.mark.parametrize("rows", [200, 2000])
-def test_rows_that_cannot_be_cut_are_searched_once(
-    row: bytes, rows: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unsplittable_rows_are_scanned_once(row: bytes, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wire, "PIECE_BYTES", 4096)
     body = WatchedBytes(b'{"data":[%b[0,""]]}' % (row * rows))
     with suppress(ServiceError):
@@ -160,7 +156,7 @@ def test_rows_that_cannot_be_cut_are_searched_once(
 
 
 @pytest.mark.parametrize("deep", range(195, 202))
-def test_pieces_of_a_large_body_nest_as_deep_as_a_small_body(deep: int) -> None:
+def test_maximum_depth_is_the_same_for_large_and_small_bodies(deep: int) -> None:
     options = b"[" * deep + b"1" + b"]" * deep
     body = b'{"data":[[0,"a",%b],[1,"a"]]}' % options
     assert outcome_of(body, len(body) - 2) == outcome_of(body, 40) == outcome_of(body, len(body))
@@ -176,7 +172,7 @@ def test_image_in_a_row_may_be_larger_than_a_step() -> None:
     ]
 
 
-def test_image_beyond_the_limit_costs_its_neighbours_nothing() -> None:
+def test_too_large_image_does_not_affect_other_rows() -> None:
     body = json.dumps({"data": [[0, "QUJD"], [1, "QUJD" * 500_000], [2, "QUJD"]]}).encode()
     limits = ImageLimits(max_image_bytes=1_000_000)
     first, refused, last = asyncio.run(wire.parse_batch(body, 3, limits))
@@ -187,7 +183,7 @@ def test_image_beyond_the_limit_costs_its_neighbours_nothing() -> None:
 
 @pytest.mark.parametrize("filling", ["A" * 300_000, "[]"])
 @pytest.mark.parametrize("number", [2**63, -(2**63) - 1, 10**4000])
-def test_row_number_has_64_bits(number: int, filling: str) -> None:
+def test_row_number_beyond_64_bits_is_rejected(number: int, filling: str) -> None:
     body = b'{"data": [[0, "%b"], [%d, "a"]]}' % (filling.encode(), number)
     with pytest.raises(InvalidBatch, match=rf"index 1: an integer of {number.bit_length()} bits\."):
         parse_batch(body, 2)
@@ -197,14 +193,14 @@ def test_row_number_has_64_bits(number: int, filling: str) -> None:
 
 
 @pytest.mark.parametrize("padding", [0, 300_000])
-def test_body_of_too_many_rows_is_refused(padding: int) -> None:
+def test_too_many_rows_are_rejected(padding: int) -> None:
     body = b'{"data": [%b]%b}' % (b",".join([b"[0, null]"] * 101), b" " * padding)
     with pytest.raises(PayloadTooLarge, match=r"at most 100 rows\. Received: 101\."):
         parse_batch(body, 100)
 
 
-async def turns_beside(work: Coroutine[Any, Any, object]) -> int:
-    """How often somebody else had a turn while the work was done."""
+async def turns_during(work: Coroutine[Any, Any, object]) -> int:
+    """How often another task ran during `work`."""
     turns = 0
 
     async def count() -> None:
@@ -219,14 +215,14 @@ async def turns_beside(work: Coroutine[Any, Any, object]) -> int:
     return turns
 
 
-def test_others_have_their_turn_while_a_large_batch_is_parsed_and_formatted() -> None:
+def test_event_loop_is_not_blocked_by_a_large_batch() -> None:
     body = json.dumps({"data": [[n, "a" * 1000] for n in range(2000)]}).encode()
     rows = parse_batch(body, 2000)
-    assert asyncio.run(turns_beside(wire.parse_batch(body, 2000))) >= 7
-    assert asyncio.run(turns_beside(wire.format_batch(rows, [None] * 2000))) >= 5
+    assert asyncio.run(turns_during(wire.parse_batch(body, 2000))) >= 7
+    assert asyncio.run(turns_during(wire.format_batch(rows, [None] * 2000))) >= 5
 
 
-def test_answer_with_heatmaps_is_formatted_in_pieces_of_few_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answer_with_heatmaps_is_formatted_in_small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     outcome = blank_outcome(MODEL)
     outcome["evidence"] = EvidenceDetail(box=(0, 0, 1, 1), heatmap_png="A" * 100_000)
     rows = [Row(number, None) for number in range(40)]

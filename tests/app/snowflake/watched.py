@@ -1,4 +1,4 @@
-"""What a JsonReader does to a text, step by step."""
+"""Helpers that watch how a JsonReader reads a text in steps."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -37,7 +37,7 @@ def read_all(reader: JsonReader) -> Steps[object]:
 
 
 def read(text: bytes, step_bytes: int, max_kept_bytes: int = 1 << 30) -> Any:
-    """What the reader makes of a text. Raises ValueError."""
+    """The value that JsonReader reads from a text. Raises ValueError."""
     steps = read_all(JsonReader(text, max_kept_bytes, step_bytes))
     while True:
         try:
@@ -57,7 +57,7 @@ def seen_in_steps(text: bytes, step_bytes: int) -> list[int]:
 
 
 def shortened(value: object) -> object:
-    """With strings in place of the reader's long texts."""
+    """The value with each LongText replaced by a string."""
     if isinstance(value, LongText):
         assert value.characters == len(value.text.decode())
         return value.text.decode()
@@ -75,7 +75,7 @@ def outcome(text: bytes, parse: Callable[[bytes], object]) -> str:
         return "not JSON"
 
 
-# What is repeated where, as in FORMS[0] % FILLINGS[0].
+# Templates and the content to repeat in them: FORMS[0] % FILLINGS[0].
 FORMS = (
     b'["%b"]',
     b'{"%b":1}',
