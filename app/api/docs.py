@@ -4,19 +4,22 @@ import base64
 import functools
 import hashlib
 import re
+from importlib.resources import files
+from pathlib import Path
 
 from fastapi import FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
 from pydantic_core import to_json
 from starlette.responses import HTMLResponse, RedirectResponse, Response
-from starlette.staticfiles import StaticFiles
+
+from app.api.static_files import StaticFiles
 
 _INLINE_SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 
 
 def add_docs(app: FastAPI) -> None:
     """At /docs, and where there is nothing else at /, it leads there."""
-    app.mount("/docs/assets", StaticFiles(packages=[("fastapi_swagger", "resources")]))
+    app.mount("/docs/assets", StaticFiles(Path(str(files("fastapi_swagger"))) / "resources"))
     html = _page()
     headers = {"content-security-policy": _policy_of(html)}
 

@@ -1,12 +1,10 @@
 """The playground at /: static files that send requests only to this service."""
 
 from pathlib import Path
-from typing import Any
 
-from fastapi import FastAPI
-from starlette.responses import FileResponse, Response
-from starlette.staticfiles import StaticFiles
+from fastapi import FastAPI, Request, Response
 
+from app.api.static_files import StaticFiles
 from app.command_line import SAMPLES
 
 FOLDER = Path(__file__).parent / "playground"
@@ -20,18 +18,13 @@ POLICY = (
 _REVALIDATE = {"cache-control": "no-cache"}
 
 
-class _Files(StaticFiles):
-    def file_response(self, *args: Any, **kwargs: Any) -> Response:
-        response = super().file_response(*args, **kwargs)
-        response.headers.update(_REVALIDATE)
-        return response
-
-
 def add_playground(app: FastAPI) -> None:
-    app.mount("/playground/samples", _Files(directory=SAMPLES))
-    app.mount("/playground", _Files(directory=FOLDER))
+    app.mount("/playground/samples", StaticFiles(SAMPLES, _REVALIDATE))
+    files = StaticFiles(FOLDER, _REVALIDATE)
+    app.mount("/playground", files)
 
     @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
-    async def playground() -> FileResponse:
-        headers = {"content-security-policy": POLICY, **_REVALIDATE}
-        return FileResponse(FOLDER / "index.html", headers=headers)
+    async def playground(request: Request) -> Response:
+        response = files.response("index.html", request.headers)
+        response.headers["content-security-policy"] = POLICY
+        return response

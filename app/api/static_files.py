@@ -1,4 +1,4 @@
-"""The few files of the pages, from memory: no path reaches the file system, and a slow client holds no copy."""
+"""The files of the pages, from memory: no path reaches the file system, and slow clients hold no copies."""
 
 import hashlib
 import mimetypes
