@@ -1,13 +1,13 @@
-"""From pixels of more than 8 bits, or of floats, to 8 bits: scaled, where others would clip."""
+"""Scale integer pixels of more than 8 bits, and float pixels, to 8 bits without clipping."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model.errors import CorruptImage
 
-# The usual whites of formats that do not state theirs: of 0..1, 8-bit and 16-bit pictures.
+# White levels assumed for formats that do not state one: 0..1, 8-bit and 16-bit images.
 USUAL_WHITES = (1.0, 255.0, 65535.0)
-# Rows are scaled in float64, which no range of float32 overflows, a few at a time to bound the memory.
+# Rows are scaled in float64, which no float32 range overflows, in small blocks to bound memory.
 _ROWS_AT_A_TIME = 64
 
 
@@ -19,10 +19,10 @@ def scale_integers(values: NDArray[np.uint16], bits: int) -> NDArray[np.uint8]:
 
 
 def scale_to_fit(values: NDArray[np.generic]) -> NDArray[np.uint8]:
-    """Scale pixels (h, w) whose format states no white.
+    """Scale pixels (h, w) of a format that does not state its white level.
 
-    White is the first of the usual ones that holds them all; where none does, they are stretched from
-    their least value to their greatest. Raises CorruptImage for NaN or infinity.
+    White is the first of USUAL_WHITES that no pixel exceeds. If a pixel exceeds all of them or is negative,
+    the range from minimum to maximum is stretched to 0..255. Raises CorruptImage for NaN or infinity.
     """
     low, high = float(values.min()), float(values.max())
     if not np.isfinite((low, high)).all():

@@ -1,4 +1,4 @@
-"""One road from bytes to pixels, the same for training, evaluation and serving."""
+"""Decode image files to pixels, with the same code for training, evaluation and serving."""
 
 import io
 import warnings
@@ -17,12 +17,12 @@ from model.orientation import UPRIGHT, Metadata
 
 FORMATS = ("BMP", "PNG", "JPEG", "TIFF", "WEBP")
 
-# What Pillow warns of is a file's own text, and says nothing that the outcome does not.
+# Pillow's warnings quote text from the file, and the outcome states the same fault.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
-# ImageLimits decides, before any pixel is decoded; Pillow's own check only warns up to twice its limit.
+# ImageLimits rejects large images before they are decoded; Pillow only warns up to twice its limit.
 Image.MAX_IMAGE_PIXELS = None
 
-# How a file of each format begins; WebP is told apart where it is looked for.
+# First bytes of a file of each format, except WebP, whose signature is in two parts.
 _TIFF_SIGNATURES = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 _SIGNATURES = (b"BM", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", *_TIFF_SIGNATURES)
 # TIFF 6.0, sections 8, 19 and 22.
@@ -41,7 +41,7 @@ Side = Annotated[int, Field(ge=1, le=4096)]
 
 
 class ImageSpec(BaseModel):
-    """What the network wants: every image is stretched to this size and reduced to these channels."""
+    """Input of the network: every image is resized to this size and converted to these channels."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -56,22 +56,22 @@ class ImageSpec(BaseModel):
 
 
 class Decoded(NamedTuple):
-    """Pixels (h, w, c), uint8, as the network wants them, and the upright source's (width, height)."""
+    """Pixels (h, w, c), uint8, as the network takes them, and the (width, height) of the upright source."""
 
     pixels: NDArray[np.uint8]
     source_size: tuple[int, int]
 
 
 def decode(data: bytes, spec: ImageSpec, limits: ImageLimits) -> NDArray[np.uint8]:
-    """The pixels of `decode_sized`. Raises what it raises."""
+    """Return the pixels of `decode_sized`, with the same errors."""
     return decode_sized(data, spec, limits).pixels
 
 
 def decode_sized(data: bytes, spec: ImageSpec, limits: ImageLimits) -> Decoded:
-    """Decode the first frame of an image file to pixels (h, w, c), uint8, as `spec` says.
+    """Decode the first frame of an image file to pixels (h, w, c), uint8, as specified by `spec`.
 
-    EXIF rotation is applied, transparency is laid on white, 16-bit and float pixels are scaled to
-    8 bits. Raises UnsupportedFormat, CorruptImage or ImageTooLarge.
+    Applies EXIF rotation, blends transparent pixels with white, and scales 16-bit and float pixels to 8 bits.
+    Raises UnsupportedFormat, CorruptImage or ImageTooLarge.
     """
     limits.refuse_bytes(len(data))
     try:
@@ -104,7 +104,7 @@ def encode_png(pixels: NDArray[np.uint8]) -> bytes:
 
 
 def stretch(field: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
-    """A field (h, w), float32, at another `size` (width, height), bilinear."""
+    """Resize a field (h, w), float32, to `size` (width, height), bilinear."""
     return np.asarray(Image.fromarray(field).resize(size, Image.Resampling.BILINEAR))
 
 
@@ -118,14 +118,14 @@ def _to_pixels(image: Image.Image, metadata: Metadata, spec: ImageSpec) -> Decod
     if image.size != (spec.width, spec.height):
         image = image.resize((spec.width, spec.height), _RESAMPLE[spec.resample])
     pixels = np.asarray(image, dtype=np.uint8)
-    if pixels.ndim == 2:  # grey: all channels are one, and need not be copies of it
+    if pixels.ndim == 2:  # greyscale: the channels share one buffer instead of copies
         pixels = np.broadcast_to(pixels[:, :, np.newaxis], spec.shape)
     return Decoded(pixels, source_size)
 
 
 def _turn_upright(image: Image.Image, metadata: Metadata) -> None:
     if image.format == "TIFF":
-        return  # Pillow has turned it
+        return  # Pillow has already rotated it
     if image.format == "WEBP":
         metadata = Metadata(image.info.pop("exif", b""), image.info.pop("xmp", b""))
     if (orientation := metadata.orientation()) != UPRIGHT:
@@ -134,13 +134,13 @@ def _turn_upright(image: Image.Image, metadata: Metadata) -> None:
 
 
 def _refuse_misread(image: Image.Image) -> None:
-    """Raise UnsupportedFormat for TIFFs that Pillow decodes without complaint and wrongly."""
+    """Raise UnsupportedFormat for TIFFs that Pillow decodes incorrectly and without an error."""
     tags = _tiff_tags(image)
     bits = max(tags.get(_BITS_PER_SAMPLE, (1,)))
     if tags.get(_PLANAR_CONFIGURATION) == _SEPARATE_PLANES and bits > 8:
-        raise UnsupportedFormat(f"A TIFF of separate planes must have 8 bits a sample. Received: {bits}.")
+        raise UnsupportedFormat(f"A TIFF of separate planes must have 8 bits per sample. Received: {bits}.")
     if _SIGNED in tags.get(_SAMPLE_FORMAT, ()) and bits == 8:
-        raise UnsupportedFormat("A TIFF of 8 bits a sample must be unsigned. Received: signed samples.")
+        raise UnsupportedFormat("A TIFF with 8 bits per sample must be unsigned. Received: signed samples.")
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
@@ -151,12 +151,14 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         pixels = scale_integers(values, bits=tags.get(_BITS_PER_SAMPLE, (16,))[0])
     elif image.mode == "I" and tags.get(_SAMPLE_FORMAT) == (_UNSIGNED,):
-        pixels = scale_to_fit(values.view(np.uint32))  # Pillow knows 32 bits only as signed
+        pixels = scale_to_fit(values.view(np.uint32))  # Pillow reads 32-bit samples as signed
     else:
         pixels = scale_to_fit(values)
     if tags.get(_PHOTOMETRIC_INTERPRETATION) == _WHITE_IS_ZERO:
         pixels = 255 - pixels
-    pixels[values == image.info.get("transparency")] = 255  # a PNG's key colour, in its own depth
+    pixels[values == image.info.get("transparency")] = (
+        255  # a PNG's transparent colour, at the file's bit depth
+    )
     return Image.fromarray(pixels)
 
 
@@ -165,7 +167,7 @@ def _tiff_tags(image: Image.Image) -> Mapping[int, Any]:
 
 
 def _opaque(image: Image.Image) -> Image.Image:
-    """Lay transparent pixels on white, as viewers show them; dropping alpha would bare hidden colours."""
+    """Blend transparent pixels with white, as viewers do; dropping alpha would reveal hidden colours."""
     if image.mode == "La":
         image = image.convert("LA")
     if not image.has_transparency_data:
@@ -180,7 +182,7 @@ def _unidentified(data: bytes) -> InputError:
         return CorruptImage("An image must have content. Received: 0 bytes.")
     if data.startswith(_SIGNATURES) or (data.startswith(b"RIFF") and data[8:12] == b"WEBP"):
         return CorruptImage(
-            f"An image must be whole, and of pixels that this service reads. Received: {_describe(data)}."
+            f"An image must be complete and have a supported pixel format. Received: {_describe(data)}."
         )
     return UnsupportedFormat(f"An image must be BMP, PNG, JPEG, TIFF or WebP. Received: {_describe(data)}.")
 

@@ -1,6 +1,6 @@
-"""What an image may cost: limits checked before a file is opened, and before its pixels are decoded.
+"""Limits on the cost of an image, checked before a file is opened and before its pixels are decoded.
 
-Sizes in a header are free to write and expensive to allocate: 534 bytes of TIFF can ask for 1.5 GB.
+A header can claim any size: a TIFF of 534 bytes can request an allocation of 1.5 GB.
 """
 
 from collections.abc import Mapping
@@ -11,12 +11,12 @@ from model import jpeg_segments, png_chunks, tiff_directory
 from model.errors import ImageTooLarge
 from model.orientation import Metadata
 
-# Pillow decodes run-length BMPs byte by byte in Python, holding the interpreter.
+# Pillow decodes run-length BMPs byte by byte in Python and holds the GIL.
 MAX_RLE_PIXELS = 1_000_000
 # A run of one pixel is two bytes long, as is the end of a row; the rest is for headers and a colour profile.
 RLE_BYTES_A_PIXEL = 2
 SPARE_RLE_BYTES = 64 * 1024
-# A tile is allocated whole, whatever part of it the image uses.
+# Decoders allocate a whole tile even if the image covers only a part of it.
 MAX_TILE_PIXELS = 4_000_000
 MAX_TILE_TIMES_IMAGE = 4
 
@@ -24,12 +24,12 @@ _BMP_RLE = (1, 2)
 _TIFF_TILE_WIDTH = 322
 _TIFF_TILE_LENGTH = 323
 _JPEG_SIGNATURE, _PNG_SIGNATURE = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
-# Those that Pillow reads, the misspelt ones included.
+# All signatures that Pillow accepts, including two invalid ones.
 _TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II\0*", b"MM*\0", b"II+\0", b"MM\0+")
 
 
 class OpenedImage(Protocol):
-    """What is known of an image once its header is read."""
+    """An image whose header has been read."""
 
     format: str | None
     info: dict[str | tuple[int, int], Any]
@@ -40,7 +40,7 @@ class OpenedImage(Protocol):
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """The limits an operator may set; the rest are constants of the decoders above."""
+    """Limits that an operator can configure; the other limits are constants."""
 
     max_image_bytes: int = 20 * 1024 * 1024
     max_image_pixels: int = 16_000_000
@@ -54,15 +54,15 @@ class ImageLimits:
 
 
 def out_of_memory() -> ImageTooLarge:
-    """For an allocation that failed amid decoding."""
+    """Error for an allocation that failed during decoding."""
     return ImageTooLarge("An image must be decodable in the memory at hand.")
 
 
 def strip_metadata(data: bytes) -> tuple[bytes, Metadata]:
-    """The file without what no pixel depends on, and the metadata that may state an orientation.
+    """Return the file without the parts that pixels do not depend on, and metadata with an orientation.
 
-    Pillow reads metadata item by item in Python. A broken file stays broken. The orientation of a TIFF
-    is left in the file, and so is all metadata of a WebP, which Pillow reads in one piece. Raises
+    Pillow parses metadata item by item in Python, which is slow. A broken file stays broken. A TIFF's
+    orientation stays in the file, as does all metadata of a WebP, which Pillow reads in one piece. Raises
     ImageTooLarge.
     """
     if data.startswith(_JPEG_SIGNATURE):

@@ -10,7 +10,7 @@ from model.orientation import Metadata
 MAX_HEADER_SEGMENTS = 10_000
 # Tables and frame header together; ordinary files have a few kilobytes.
 MAX_TABLE_BYTES = 128 * 1024
-# Walked in Python to count the scans of a file that may have too many. Restart markers are skipped in C.
+# Parsed in Python to count the scans of a file that may have too many. Restart markers are skipped in C.
 MAX_MARKERS = 10_000
 # A scan costs a pass over the whole image, even when it is empty; progressive files have ten to twenty.
 MAX_SCANS = 100
@@ -73,9 +73,9 @@ def strip(data: bytes) -> tuple[bytes, Metadata]:
 
 
 def refuse_scans(data: bytes, pixels: int) -> None:
-    """Raise ImageTooLarge when a JPEG of so many `pixels` has too many scans for its size."""
+    """Raise ImageTooLarge when a JPEG with `pixels` pixels has too many scans for its size."""
     max_scans = min(MAX_SCANS, max(1, MAX_SCANNED_PIXELS // max(1, pixels)))
-    # Counting bytes is quick and never too low; only a suspicious file is walked.
+    # A count of the bytes is fast and never too low; markers are parsed only if it exceeds the limit.
     if data.count(bytes((0xFF, _START_OF_SCAN))) <= max_scans:
         return
     scans = 0
@@ -94,7 +94,7 @@ def refuse_scans(data: bytes, pixels: int) -> None:
 
 
 def _markers(data: bytes) -> Iterator[int]:
-    """The markers that may have a length. An unknown marker is passed without one, as decoders do."""
+    """Yield the markers that may have a length. Like decoders, skip an unknown marker without a length."""
     position = 0
     while found := _SCAN_MARKER.search(data, position):
         marker = found.group(1)[0]

@@ -10,7 +10,7 @@ _ORIENTATION_TAG = 0x0112
 _ENTRY_BYTES = 12
 # TIFF 6.0, section 2: SHORT, LONG, SSHORT and SLONG, of which one value fits into an entry.
 _INTEGER_BYTES = {3: 2, 4: 4, 8: 2, 9: 4}
-# The second pair is invalid and in use.
+# The last two are invalid, but some files use them.
 _BYTE_ORDERS: dict[bytes, Literal["little", "big"]] = {
     b"II*\0": "little",
     b"MM\0*": "big",
@@ -28,7 +28,7 @@ class Metadata(NamedTuple):
     xmp: bytes = b""
 
     def orientation(self) -> int:
-        """Usually 1 to 8, as Exif defines them; other values are meaningless. Exif goes before XMP."""
+        """Usually 1 to 8, as defined by Exif; other values have no meaning. Exif has precedence over XMP."""
         stated = _orientation_in_exif(self.exif)
         if stated is None and (match := _XMP_ORIENTATION.search(self.xmp)):
             stated = int(match[1])

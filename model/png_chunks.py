@@ -29,7 +29,7 @@ _KEYWORDS = tuple(keyword + b"\0" for keyword in (_EXIF_TEXT, _PROFILE, _XMP))
 
 
 class _Chunks:
-    """The chunks to keep, and the first bytes of a chunk that is broken, if there is one."""
+    """The chunks to keep, and the first bytes of a broken chunk, if there is one."""
 
     def __init__(self) -> None:
         self.header: dict[bytes, bytes] = {}
@@ -39,7 +39,7 @@ class _Chunks:
 
 
 def strip(data: bytes) -> tuple[bytes, Metadata]:
-    """The file with no chunks but IHDR, PLTE, tRNS and one IDAT, which is an animation's default image.
+    """The file with only IHDR, PLTE, tRNS and one IDAT, which is the default image of an animation.
 
     A file that is broken before its IDAT stays broken. Raises ImageTooLarge.
     """

@@ -8,9 +8,9 @@ from typing import NamedTuple
 from model.errors import ImageTooLarge
 from model.jpeg_segments import refuse_scans
 
-# Further ones of a BigTIFF are left out; ordinary files have up to a hundred.
+# More tags of a BigTIFF are ignored; ordinary files have up to a hundred.
 MAX_TAGS = 65_535
-# A strip or tile costs microseconds, however small. 16 million pixels are 62,500 tiles of 16 x 16.
+# A strip or tile of any size costs microseconds. 16 million pixels are 62,500 tiles of 16 x 16.
 MAX_PIECES = 65_536
 # Strips and tiles may share bytes of the file, as blank tiles do; each of them is decompressed.
 SPARE_SHARED_BYTES = 4 * 1024 * 1024
@@ -38,7 +38,7 @@ _INTEGER_TAGS = frozenset(
         *range(32995, 32999),  # libtiff's first tags for extra samples, sample format and depth
     }
 )
-# White point, primaries, YCbCr coefficients, reference black and white.
+# White point, primaries, JPEG tables, YCbCr coefficients, reference black and white, XMP.
 _OTHER_TAGS = frozenset({318, 319, _JPEG_TABLES, 529, 532, _XMP})
 _ARRAYS = (_STRIP_OFFSETS, _STRIP_BYTE_COUNTS, _TILE_OFFSETS, _TILE_BYTE_COUNTS)
 _MAX_VALUE_BYTES = {
@@ -53,7 +53,7 @@ _INTEGERS = {1: "B", 3: "H", 4: "I", 6: "B", 8: "H", 9: "I", 13: "I", 16: "Q"}
 
 
 class _Layout:
-    """How a file writes its header and its directory."""
+    """Formats of a file's header and directory."""
 
     def __init__(self, byte_order: str, *, big: bool) -> None:
         self.byte_order = byte_order
@@ -74,7 +74,7 @@ class _Entry(NamedTuple):
         return self.values * _VALUE_BYTES[self.kind]
 
     def values_at(self, layout: _Layout) -> int:
-        """An offset into the file; 0 where the values lie in the entry itself."""
+        """An offset into the file; 0 if the entry itself contains the values."""
         if self.value_bytes <= layout.offset.size:
             return 0
         (offset,) = layout.offset.unpack_from(self.content, len(self.content) - layout.offset.size)
@@ -88,7 +88,7 @@ class _Directory:
     entries: Mapping[int, _Entry]
 
     def integers(self, tag: int) -> tuple[int, ...]:
-        """Signed numbers are read as unsigned ones; empty where the tag is missing."""
+        """Values of a tag, with signed numbers read as unsigned ones; empty if the tag is missing."""
         if tag not in self.entries:
             return ()
         entry = self.entries[tag]
@@ -103,12 +103,12 @@ class _Directory:
 
 
 def strip(data: bytes) -> bytes:
-    """The file with no directory but its first, which keeps the tags that pixels depend on.
+    """The file with only its first directory, which keeps the tags that pixels depend on.
 
-    Everything else stays where it is. A file without a directory comes back as it is. Raises
+    All other bytes keep their offsets. A file without a directory is returned unchanged. Raises
     ImageTooLarge.
     """
-    # Pillow tells a BigTIFF by this byte, whatever the byte order, and so does not read big-endian ones.
+    # Pillow detects a BigTIFF by this byte in either byte order, so it does not read big-endian ones.
     layout = _LAYOUTS[">" if data.startswith(b"MM") else "<", data[2:3] == b"+"]
     if len(data) < layout.offset_at + layout.offset.size:
         return data
@@ -165,7 +165,7 @@ def _is_worth_reading(tag: int, value_bytes: int) -> bool:
 
 
 class _Pieces(NamedTuple):
-    """The strips or tiles of an image, and how many pixels each of them has."""
+    """The strips or tiles of an image, and the number of pixels in each."""
 
     number: int
     pixels: int
@@ -207,9 +207,9 @@ def _pieces_of(directory: _Directory) -> _Pieces:
 
 
 def _refuse_padding(directory: _Directory, pieces: _Pieces) -> None:
-    """Raise ImageTooLarge when more bytes are to be decompressed than the file or its pixels justify."""
+    """Raise ImageTooLarge if the compressed data is larger than the file or its pixels justify."""
     file_bytes = len(directory.data)
-    # libtiff takes pieces without byte counts to reach to the end of the file.
+    # Without byte counts, libtiff reads pieces up to the end of the file.
     byte_counts = pieces.byte_counts or (file_bytes,) * len(pieces.offsets)
     compressed_bytes = sum(
         min(byte_count, max(0, file_bytes - offset))

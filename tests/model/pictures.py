@@ -1,4 +1,4 @@
-"""Image files for the tests, drawn or assembled on the spot: no picture is kept in the repository."""
+"""Image files for the tests, generated in memory: the repository contains no pictures for them."""
 
 import io
 import struct
@@ -29,7 +29,7 @@ def noise(height: int, width: int, channels: int | None = 3, seed: int = 0) -> P
 
 
 def tiff(tags: list[tuple[int, int]], strip: bytes, tile: bool = False) -> bytes:
-    """A little-endian 8-bit grey TIFF of one strip or tile; given tags come before the usual ones."""
+    """A little-endian 8-bit grey TIFF with one strip or tile; `tags` take precedence over the usual ones."""
     offset_tag, bytes_tag = (324, 325) if tile else (273, 279)
     given = {tag for tag, _ in tags}
     usual = [(tag, value) for tag, value in ((258, 8), (262, 1), (277, 1)) if tag not in given]
@@ -44,13 +44,13 @@ def tiff(tags: list[tuple[int, int]], strip: bytes, tile: bool = False) -> bytes
 
 
 def tiled_tiff(side: int, tile_width: int, tile_length: int, content: bytes = b"") -> bytes:
-    """A deflated TIFF of side x side pixels in one tile."""
+    """A deflate-compressed TIFF of side x side pixels in one tile."""
     tags = [(256, side), (257, side), (259, 8), (322, tile_width), (323, tile_length)]
     return tiff(tags, zlib.compress(content), tile=True)
 
 
 def rle_bmp(width: int, height: int, value: int = 7) -> bytes:
-    """A run-length encoded 8-bit BMP, all pixels of one palette index, the palette being grey."""
+    """A run-length encoded 8-bit BMP with a grey palette, whose pixels all have the index `value`."""
     full, rest = divmod(width, 255)
     row = bytes((255, value)) * full + (bytes((rest, value)) if rest else b"") + b"\0\0"
     content = row * height + b"\0\1"
@@ -62,7 +62,7 @@ def rle_bmp(width: int, height: int, value: int = 7) -> bytes:
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A grey PNG that claims a size and holds next to nothing."""
+    """A grey PNG that claims a size and contains almost no pixels."""
     parts = [
         (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)),
         (b"IDAT", zlib.compress(bytes(100))),
@@ -72,7 +72,7 @@ def png_header(width: int, height: int) -> bytes:
 
 
 def jpeg_of_scans(scans: int, side: int = 64, before_repeats: bytes = b"") -> bytes:
-    """A progressive JPEG whose first scan is complete, and repeated empty from then on."""
+    """A progressive JPEG whose first scan is complete and followed by empty copies of it."""
     whole = encode(Image.new("L", (side, side), 90), "JPEG", progressive=True)
     start = whole.index(b"\xff\xda")
     header_end = start + 2 + int.from_bytes(whole[start + 2 : start + 4], "big")
@@ -82,17 +82,17 @@ def jpeg_of_scans(scans: int, side: int = 64, before_repeats: bytes = b"") -> by
 
 
 def decoded_by_pillow(data: bytes) -> Pixels:
-    """The pixels of the whole file, metadata included, as RGB."""
+    """Pixels of the unmodified file as RGB, with its metadata applied."""
     with Image.open(io.BytesIO(data)) as image:
         return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
 
 
 def segment(marker: int, content: bytes) -> bytes:
-    """A JPEG's."""
+    """A segment of a JPEG."""
     return bytes((0xFF, marker)) + struct.pack(">H", len(content) + 2) + content
 
 
 def chunk(kind: bytes, content: bytes = b"") -> bytes:
-    """A PNG's."""
+    """A chunk of a PNG."""
     checksum = zlib.crc32(kind + content)
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)

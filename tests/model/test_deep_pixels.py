@@ -1,4 +1,4 @@
-"""TIFFs deeper than 8 bits, whatever their header says of black, white, sign and planes."""
+"""TIFFs of more than 8 bits, with any black, white, sign and planes in their header."""
 
 from collections.abc import Mapping
 
@@ -34,7 +34,7 @@ def decode_tiff(pixels: NDArray[np.generic], tags: Mapping[int, int]) -> NDArray
     ],
     ids=["uint16", "unit-float", "byte-float", "uint8"],
 )
-def test_ramp_comes_out_as_it_looks(
+def test_ramp_is_decoded_as_viewers_show_it(
     pixels: NDArray[np.generic], tags: dict[int, int], photometric: int
 ) -> None:
     expected = RAMP if photometric else 255 - RAMP
@@ -46,14 +46,14 @@ def test_ramp_comes_out_as_it_looks(
     [(RAMP.astype("<i4") * 257, 2), (RAMP.astype("<u4") * (2**24 + 2**16 + 2**8 + 1), 1)],
     ids=["int32", "uint32"],
 )
-def test_32_bit_integers_come_out_or_are_refused(pixels: NDArray[np.generic], sample_format: int) -> None:
+def test_32_bit_integers_are_decoded_or_refused(pixels: NDArray[np.generic], sample_format: int) -> None:
     tags = {BITS: 32, SAMPLE_FORMAT: sample_format}
     assert np.abs(decode_tiff(pixels, tags) - RAMP).max() <= 1
     with pytest.raises(InputError):
         decode_tiff(pixels, tags | {PHOTOMETRIC: 0})
 
 
-def test_twelve_bits_reach_white() -> None:
+def test_twelve_bits_are_scaled_to_white() -> None:
     values = np.rint(RAMP / 255 * 4095).astype(np.uint16).reshape(-1, 2)
     first, second = values[:, 0], values[:, 1]
     packed = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], axis=1).astype("u1")
@@ -66,7 +66,7 @@ def test_signed_bytes_are_refused() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["<f2", "<f8"])
-def test_other_depths_are_refused_and_never_guessed(dtype: str) -> None:
+def test_other_depths_are_refused(dtype: str) -> None:
     with pytest.raises(InputError):
         decode_tiff(RAMP.astype(dtype), {BITS: np.dtype(dtype).itemsize * 8, SAMPLE_FORMAT: 3})
 
@@ -88,11 +88,11 @@ def test_full_white_of_any_depth_is_255(bits: int) -> None:
         ([70000.0, 70000.0], [0, 0]),
     ],
 )
-def test_range_is_the_first_usual_one_that_fits(values: list[float], scaled: list[int]) -> None:
+def test_range_is_the_first_usual_white_that_fits(values: list[float], scaled: list[int]) -> None:
     assert scale_to_fit(np.array([values], np.float32)).tolist() == [scaled]
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_what_is_no_number_is_corrupt(bad: float) -> None:
+def test_nan_and_infinity_are_corrupt(bad: float) -> None:
     with pytest.raises(CorruptImage, match="finite"):
         scale_to_fit(np.array([[0.0, bad, 1.0]], np.float32))

@@ -1,4 +1,4 @@
-"""Every supported format, mode and oddity must reduce to the pixels a viewer shows."""
+"""Every supported format, mode and special case must decode to the pixels that viewers show."""
 
 import io
 import os
@@ -18,7 +18,7 @@ from model.image import ImageSpec, decode, encode_png
 from model.image_limits import ImageLimits
 from tests.model.pictures import Pixels, encode, encode_array, noise, tiff
 
-# Pillow warns of broken metadata and goes on; made an error, that would hide how decoding really ends.
+# Pillow only warns of broken metadata. As an error, the warning would hide the real result of decoding.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 
 HEIGHT, WIDTH = 6, 8
@@ -73,7 +73,7 @@ def assert_close(actual: Pixels, expected: NDArray[np.generic], tolerance: int) 
 
 
 def code_of(data: bytes, spec: ImageSpec | None = None) -> str:
-    """The error code of bytes that must be refused, its message being fit for a stranger."""
+    """Error code of bytes that must be refused, with a message that reveals no internals."""
     with pytest.raises(InputError) as caught:
         decode_rgb(data, spec)
     message = str(caught.value)
@@ -167,7 +167,7 @@ class TestFormatsAndModes:
 class TestTransparency:
     @pytest.mark.parametrize("file_format", ["PNG", "TIFF", "WEBP"])
     @pytest.mark.parametrize("channels", [1, 3])
-    def test_transparent_is_laid_on_white(self, file_format: str, channels: int) -> None:
+    def test_transparent_pixels_are_blended_with_white(self, file_format: str, channels: int) -> None:
         colour = RGB if channels == 3 else as_rgb(GREY)
         stored = np.dstack([RGB if channels == 3 else GREY, ALPHA])
         options = LOSSLESS["webp-lossless"][1] if file_format == "WEBP" else {}
@@ -225,7 +225,7 @@ class TestDeepPixels:
         assert np.array_equal(decoded[..., 0], RAMP_8)
 
     def test_dim_sixteen_bit_picture_stays_dim(self) -> None:
-        """The format states its white, so that a dark photograph is not brightened."""
+        """The format states its white level, so a dark photograph must not be brightened."""
         decoded = decode_rgb(encode_array(RAMP_16 // 16, "PNG"))
         assert np.array_equal(decoded, as_rgb(np.rint(RAMP_16 // 16 / 257).astype(np.uint8)))
 
@@ -266,7 +266,7 @@ class TestDeepPixels:
 
 
 def stored_for(orientation: int, upright: Pixels) -> Pixels:
-    """What a camera stores under an EXIF orientation, so that viewers show `upright`."""
+    """The pixels that a camera stores under an EXIF orientation, so that viewers show `upright`."""
     stored = {
         1: upright,
         2: upright[:, ::-1],
@@ -379,7 +379,7 @@ class TestRefusals:
         ],
         ids=["text", "html", "svg", "psd", "one-byte", "zeros", "random"],
     )
-    def test_what_is_no_picture_is_unsupported(self, data: bytes) -> None:
+    def test_other_content_is_unsupported(self, data: bytes) -> None:
         assert code_of(data) == "unsupported_format"
 
     def test_empty_file_is_corrupt(self) -> None:
@@ -436,10 +436,10 @@ SMALL = ImageLimits(max_image_bytes=100_000, max_image_pixels=250_000, max_image
 
 @st.composite
 def broken_files(draw: st.DrawFn) -> bytes:
-    """A real encoding with a few bytes replaced, inserted or cut, and perhaps an end cut off."""
+    """A valid file with a few bytes replaced, inserted or removed, which may be truncated as well."""
     data = bytearray(draw(st.sampled_from(ENCODINGS)))
     for _ in range(draw(st.integers(0, 8))):
-        # Most structure stands near the beginning.
+        # Most structure is near the beginning.
         position = draw(st.integers(0, min(200, len(data) - 1)) | st.integers(0, len(data) - 1))
         old, new = draw(st.tuples(st.integers(0, 4), st.binary(max_size=4)))
         data[position : position + old] = new
@@ -471,7 +471,7 @@ class TestHostileBytes:
 
 class TestEncodePng:
     @pytest.mark.parametrize("picture", [RGB, GREY[..., np.newaxis]], ids=["colour", "grey"])
-    def test_encoded_pixels_decode_to_themselves(self, picture: Pixels) -> None:
+    def test_encoded_pixels_round_trip(self, picture: Pixels) -> None:
         data = encode_png(picture)
         assert data.startswith(b"\x89PNG")
         assert np.array_equal(decode_rgb(data, spec_of(picture, picture.shape[2])), picture)
@@ -482,7 +482,7 @@ class TestEncodePng:
 
 @pytest.mark.parametrize("size", [(20, 30), (45, 31)])
 @pytest.mark.parametrize("mode", ["L", "1", "I;16", "RGB", "LA"])
-def test_grey_image_has_three_channels_alike(mode: str, size: tuple[int, int]) -> None:
+def test_grey_image_has_three_equal_channels(mode: str, size: tuple[int, int]) -> None:
     grey = Image.fromarray(np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8))
     file = io.BytesIO()
     (Image.fromarray(np.asarray(grey).astype(np.uint16)) if mode == "I;16" else grey.convert(mode)).save(

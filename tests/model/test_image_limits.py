@@ -1,4 +1,4 @@
-"""Costly files must be refused from their headers, at the stated limits and not a pixel earlier."""
+"""Costly files must be refused because of their headers, exactly at the stated limits."""
 
 import resource
 import time
@@ -34,7 +34,7 @@ def decode_small(data: bytes, limits: ImageLimits = DEFAULTS) -> np.ndarray:
 
 @contextmanager
 def refused_at_once(within_seconds: float = 1.0, within_mebibytes: int = 64) -> Iterator[None]:
-    """The block must raise ImageTooLarge, quickly and without memory for the pixels."""
+    """Assert that the block raises ImageTooLarge, quickly and without memory for the pixels."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     started = time.process_time()
     with pytest.raises(ImageTooLarge) as caught:
@@ -51,7 +51,7 @@ def test_default_limits_are_as_documented() -> None:
     )
 
 
-class TestOperatorsLimits:
+class TestConfigurableLimits:
     WIDTH, HEIGHT = 12, 5
 
     @pytest.fixture(params=FORMATS)
@@ -128,7 +128,7 @@ class TestRunLengthBmp:
         with refused_at_once():
             decode_small(rle_bmp(1000, 1001))
 
-    def test_four_bit_run_length_counts_too(self) -> None:
+    def test_four_bit_run_length_is_limited(self) -> None:
         data = bytearray(rle_bmp(1000, 1001))
         data[28:30], data[30:34] = b"\4\0", b"\2\0\0\0"  # 4 bits a pixel, BI_RLE4
         with refused_at_once():
@@ -136,7 +136,7 @@ class TestRunLengthBmp:
 
     @pytest.mark.parametrize("code", [b"\1\7", b"\0\0", b"\0\2\0\0"], ids=["run", "end-of-row", "move"])
     def test_codes_without_pixels_are_limited(self, code: bytes) -> None:
-        """Each costs Pillow a step in Python; 20 MB of them cost five seconds."""
+        """Each code costs Pillow a step in Python; 20 MB of them cost five seconds."""
         bitmap = rle_bmp(10, 10)
         padded = bitmap[:-2] + code * 1_000_000
         with refused_at_once():
@@ -175,7 +175,7 @@ class TestTiffTiles:
             decode_small(tiled_tiff(1100, 2208, 2208, white))
 
     def test_second_tile_size_does_not_hide_the_first(self) -> None:
-        """Tags may be written twice; the guard must read the one that libtiff heeds, the first."""
+        """A tag may occur twice; the check must read the first one, as libtiff does."""
         image = [(256, 1), (257, 1), (259, 8)]
         small, giant = [(322, 16), (323, 16)], [(322, 40_000), (323, 40_000)]
         content = zlib.compress(b"\xff" * 256)
@@ -213,7 +213,7 @@ class TestJpegScans:
             decode_small(bomb)
 
     def test_start_of_scan_inside_app_segments_is_no_scan(self) -> None:
-        """Thumbnails and maker notes hold JPEGs: 263 of 273 FFDA stand so in one of Exiv2's samples."""
+        """Thumbnails and maker notes contain JPEGs: 263 of 273 FFDA in one of Exiv2's samples are theirs."""
         picture = encode(Image.new("L", (64, 64), 90), "JPEG")
         payload = b"\xff\xda\0\x08\1\1\0\0\0\1" * 600
         segments = b"".join(

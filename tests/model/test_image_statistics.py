@@ -21,13 +21,13 @@ def pixels_of(image: Image.Image | bytes, channels: int = 1) -> Pixels:
 
 
 def of_every_row(grey: np.ndarray) -> tuple[float, float]:
-    """By SciPy's Laplacian."""
+    """Brightness and sharpness of all rows, by SciPy's Laplacian."""
     inside = laplace(grey.astype(np.float64) / 255)[1:-1, 1:-1]
     return float(grey.mean()) / 255, float(inside.var())
 
 
 @pytest.mark.parametrize("size", [(200, 200), (3, 3), (6, 5), (37, 200), (200, 4)])
-def test_they_are_mean_and_variance_of_the_laplacian_of_every_fourth_row(size: tuple[int, int]) -> None:
+def test_mean_and_variance_of_the_laplacian_are_of_every_fourth_row(size: tuple[int, int]) -> None:
     pixels = noise(*size, channels=1, seed=sum(size))
     grey = pixels[:, :, 0].astype(np.float64) / 255
     brightness, sharpness = brightness_and_sharpness(pixels)
@@ -35,7 +35,7 @@ def test_they_are_mean_and_variance_of_the_laplacian_of_every_fourth_row(size: t
     assert sharpness == pytest.approx(laplace(grey)[1:-1:ROWS_APART, 1:-1].var(), rel=1e-4, abs=1e-7)
 
 
-def test_fourth_rows_speak_for_all(neu_dir: Path) -> None:
+def test_every_fourth_row_represents_all_rows(neu_dir: Path) -> None:
     files = sorted((neu_dir / "test").glob("*/*"))
     assert files
     images = [pixels_of(path.read_bytes()) for path in files]
@@ -45,7 +45,7 @@ def test_fourth_rows_speak_for_all(neu_dir: Path) -> None:
     assert found.mean(axis=0) == pytest.approx(whole.mean(axis=0), rel=0.01)
 
 
-def test_light_and_focus_move_one_each(sample: bytes) -> None:
+def test_brightness_and_sharpness_are_independent(sample: bytes) -> None:
     image = Image.open(io.BytesIO(sample)).convert("L")
     brightness, sharpness = brightness_and_sharpness(pixels_of(image))
     darker, _ = brightness_and_sharpness(pixels_of(image.point(lambda grey: grey // 2)))
@@ -62,13 +62,13 @@ def test_blank_image_has_its_grey_and_no_sharpness(channels: int) -> None:
         assert brightness_and_sharpness(pixels) == (pytest.approx(grey / 255), 0.0)
 
 
-def test_colours_count_as_the_grey_they_are_turned_into() -> None:
+def test_coloured_image_is_measured_as_grey() -> None:
     image = Image.fromarray(noise(200, 200))
     colour = brightness_and_sharpness(pixels_of(image, channels=3))
     assert colour == pytest.approx(brightness_and_sharpness(pixels_of(image, channels=1)), rel=0.01)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 200), (200, 2)])
-def test_image_without_an_inside_has_no_edges(size: tuple[int, int]) -> None:
+def test_image_without_inner_pixels_has_no_sharpness(size: tuple[int, int]) -> None:
     pixels = np.full((*size, 1), 51, np.uint8)
     assert brightness_and_sharpness(pixels) == (pytest.approx(0.2), 0.0)

@@ -1,4 +1,4 @@
-"""Whatever a JPEG holds beside its pixels, the decoder sees a short header and a bounded number of scans."""
+"""For every JPEG, the decoder reads a short header and a limited number of scans."""
 
 import itertools
 
@@ -87,7 +87,7 @@ def test_pixels_are_those_of_the_whole_file(
 
 
 def test_marker_of_the_colour_space_is_kept() -> None:
-    """Without Adobe's marker the colours of this file are taken for YCbCr."""
+    """Without the Adobe marker, decoders take the colours of this file for YCbCr."""
     red_green_blue = (
         PICTURE[:2] + segment(0xEE, b"Adobe\0\x64\0\0\0\0\0") + PICTURE[PICTURE.index(b"\xff\xdb") :]
     )
@@ -96,7 +96,7 @@ def test_marker_of_the_colour_space_is_kept() -> None:
     assert not np.array_equal(decoded, decode_whole(PICTURE))
 
 
-def test_exif_in_several_segments_is_one() -> None:
+def test_exif_in_several_segments_is_joined() -> None:
     exif = b"Exif\0\0MM\0*\0\0\0\x08\0\1\x01\x12\0\3\0\0\0\1\0\6\0\0\0\0\0\0"
     parts = [exif[:20], b"Exif\0\0" + exif[20:]]
     data = before_tables(b"".join(segment(0xE1, part) for part in parts))
@@ -104,7 +104,7 @@ def test_exif_in_several_segments_is_one() -> None:
     assert strip(data)[1].orientation() == 6
 
 
-def test_last_xmp_counts() -> None:
+def test_last_xmp_is_used() -> None:
     segments = b"".join(segment(0xE1, XMP + text) for text in (b"one", b"two"))
     assert strip(before_tables(segments))[1].xmp == b"<x/>two"
 
@@ -135,13 +135,13 @@ def test_bytes_of_tables_are_limited(tables: bytes) -> None:
         decode_whole(before_tables(tables))
 
 
-def test_tables_that_are_sent_many_times_are_read() -> None:
+def test_repeated_tables_are_read() -> None:
     repeated = before_tables(segment(0xDB, QUANTIZATION_TABLE) * 100)
     assert np.array_equal(decode_whole(repeated), decode_whole(PICTURE))
 
 
 @pytest.mark.parametrize("marker", [b"\xff\xd8", b"\xff\xd9", b"\xff\xf0", b"\xff\xc8", b"\xff\1", b"\xff\2"])
-def test_header_that_no_decoder_reads_on_from_is_cut_there(marker: bytes) -> None:
+def test_header_is_cut_where_decoders_fail(marker: bytes) -> None:
     broken = before_tables(marker * 100_000)
     assert len(strip(broken)[0]) < 100
     with pytest.raises(CorruptImage):
@@ -173,12 +173,12 @@ class TestScans:
 
     @pytest.mark.parametrize("marker", [2, 0x4F, 0xBF])
     def test_unknown_marker_hides_no_scans(self, marker: int) -> None:
-        """A decoder that looks for a restart marker steps over such a marker, and not over a length."""
+        """A decoder that searches for a restart marker skips an unknown marker, but no length after it."""
         scans = jpeg_of_scans(101, before_repeats=bytes((0xFF, marker)) + b"\xf0\xf0")
         with pytest.raises(ImageTooLarge):
             refuse_scans(scans, 64 * 64)
 
-    def test_markers_between_scans_are_walked_so_far_and_no_further(self) -> None:
+    def test_number_of_markers_between_scans_is_limited(self) -> None:
         hidden = segment(0xFE, b"\xff\xda" * 101)
         refuse_scans(jpeg_of_scans(2, before_repeats=hidden + segment(0xFE, b"") * 1000), 64 * 64)
         with pytest.raises(ImageTooLarge, match=f"at most {MAX_MARKERS} markers"):

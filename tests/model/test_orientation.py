@@ -1,4 +1,4 @@
-"""The orientation is found among whatever else metadata says, and nothing else of it is decoded."""
+"""The orientation is found among other metadata, which is not decoded."""
 
 import struct
 
@@ -53,7 +53,7 @@ def test_metadata_without_an_orientation_is_upright(block: bytes) -> None:
     assert Metadata(block).orientation() == UPRIGHT
 
 
-def test_first_of_two_orientations_counts() -> None:
+def test_first_of_two_orientations_is_used() -> None:
     assert Metadata(exif([(0x0112, SHORT, 1, 3), (0x0112, SHORT, 1, 6)])).orientation() == 3
 
 
@@ -63,7 +63,7 @@ def test_orientation_is_found_behind_every_other_tag() -> None:
 
 
 @pytest.mark.parametrize("xmp", [b'tiff:Orientation="8"', b"<tiff:Orientation>8</tiff:Orientation>"])
-def test_xmp_states_what_exif_does_not(xmp: bytes) -> None:
+def test_xmp_is_used_if_exif_has_no_orientation(xmp: bytes) -> None:
     assert Metadata(b"", b"<x>" + xmp).orientation() == 8
     assert Metadata(exif([(0x0110, SHORT, 1, 6)]), xmp).orientation() == 8
     assert Metadata(exif([(0x0112, SHORT, 1, 3)]), xmp).orientation() == 3

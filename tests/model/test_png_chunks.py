@@ -1,4 +1,4 @@
-"""Whatever a PNG holds beside its pixels, the decoder sees its critical chunks, and pixels in one IDAT."""
+"""For every PNG, the decoder reads only critical chunks, with the pixels in one IDAT."""
 
 import struct
 import zlib
@@ -74,7 +74,7 @@ def test_number_of_chunks_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("kind", [b"IHDR", b"PLTE", b"tRNS"])
-def test_of_critical_chunks_of_a_kind_the_last_is_kept(kind: bytes) -> None:
+def test_last_critical_chunk_of_a_kind_is_kept(kind: bytes) -> None:
     last = {b"IHDR": PICTURE[8:33], b"PLTE": chunk(kind, bytes(3)), b"tRNS": chunk(kind, b"\0\1" * 3)}[kind]
     stripped, _ = strip(with_chunks(chunk(kind) * 1000 + last))
     assert stripped == strip(with_chunks(last))[0]
@@ -151,7 +151,7 @@ def test_file_without_its_end_is_decoded() -> None:
 
 
 def test_blocks_without_pixels_are_limited() -> None:
-    """Deflate may hold empty blocks without end, of which a decoder reads 10 MB a second."""
+    """Deflate allows any number of empty blocks, of which a decoder reads 10 MB a second."""
     empty_block = b"\0\0\0\xff\xff"
     padded = {
         spare: COMPRESSED[:2] + empty_block * (spare // len(empty_block)) + COMPRESSED[2:]
@@ -211,5 +211,5 @@ USELESS = {
 
 
 @pytest.mark.parametrize("content", USELESS.values(), ids=USELESS)
-def test_unreadable_text_leaves_the_picture_as_it_is(content: bytes) -> None:
+def test_unreadable_text_is_ignored(content: bytes) -> None:
     assert np.array_equal(decode_whole(with_chunks(content)), RGB)

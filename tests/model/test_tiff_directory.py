@@ -1,4 +1,4 @@
-"""Whatever a TIFF has for tags, the decoder sees one short directory, of strips and tiles worth decoding."""
+"""For every TIFF, the decoder reads one short directory, with strips and tiles within the limits."""
 
 import io
 import struct
@@ -36,7 +36,7 @@ class Tag(NamedTuple):
 
 
 def tiff(tags: list[Tag], content: bytes, big: bool = False) -> bytes:
-    """A little-endian file of one directory with `content` behind it."""
+    """A little-endian file with one directory, followed by `content`."""
     if big:
         entries = b"".join(struct.pack("<HHQQ", *tag) for tag in tags)
         return struct.pack("<2sHHHQQ", b"II", 43, 8, 0, 16, len(tags)) + entries + bytes(8) + content
@@ -60,7 +60,7 @@ def content_at(tags: int) -> int:
 
 
 def with_tags(others: list[Tag], content: bytes = b"") -> bytes:
-    """16 x 16 grey pixels of one strip, which `content` follows, and other tags."""
+    """One strip of 16 x 16 grey pixels followed by `content`, and additional tags."""
     tags = grey_tags(16, 16)
     at = content_at(len(tags) + 3 + len(others))
     strips = [Tag(273, LONG, 1, at), Tag(278, LONG, 1, 16), Tag(279, LONG, 1, 256)]
@@ -68,7 +68,7 @@ def with_tags(others: list[Tag], content: bytes = b"") -> bytes:
 
 
 def of_shared_strips(number: int, piece: bytes, compression: int, width: int = 16, rows: int = 1) -> bytes:
-    """A strip's bytes, which so many strips are read from."""
+    """An image of `number` strips that share the same bytes."""
     tags = grey_tags(width, number * rows, compression)
     at = content_at(len(tags) + 3)
     piece_at = at + (8 * number if number > 1 else 0)
@@ -81,7 +81,7 @@ def of_shared_strips(number: int, piece: bytes, compression: int, width: int = 1
 def of_tiles(
     side: int, tile_side: int, number: int, content: bytes, compression: int = UNCOMPRESSED
 ) -> bytes:
-    """So many tiles, which are all the same."""
+    """An image of `number` tiles that share the same bytes."""
     tags = grey_tags(side, side, compression)
     at = content_at(len(tags) + 4)
     tags += [Tag(322, LONG, 1, tile_side), Tag(323, LONG, 1, tile_side)]
@@ -158,7 +158,7 @@ UNREAD = {
         struct.pack("<HHHIII", 1, 0x9000, RATIONAL, RATIONALS, VALUES_AT + 18, 0)
         + b"\1\0\0\0" * 2 * RATIONALS,
     ),
-    "strangers": with_tags([Tag(1000 + place % 30_000, SHORT, 1, 5) for place in range(MAX_TAGS - 9)]),
+    "unknown-tags": with_tags([Tag(1000 + place % 30_000, SHORT, 1, 5) for place in range(MAX_TAGS - 9)]),
     "doubles": with_tags([Tag(256, LONG, 1, 5)] * 1000),
     "wrong-kinds": with_tags([Tag(266, RATIONAL, RATIONALS, 8), Tag(284, 77, 1, 2)]),
     "large-xmp": with_tags([Tag(700, BYTE, 2_000_000, 8)], bytes(2_000_000)),
@@ -206,7 +206,7 @@ def test_image_has_strips_or_tiles(tags: list[int], kept: list[int]) -> None:
     ] == kept
 
 
-def test_directory_at_the_end_of_a_cut_file_adds_nothing() -> None:
+def test_directory_at_the_end_of_a_truncated_file_does_not_grow() -> None:
     data = tiff([Tag(305, SHORT, 1, 0), Tag(256, LONG, 1, 16)], b"")[:-2]
     assert len(strip(data)) == len(data)
     data = tiff([Tag(256, LONG, 1, 16)], b"")[:-2]
@@ -230,12 +230,12 @@ def test_number_of_tiles_is_limited(compression: int) -> None:
     strip(of_tiles(256, 1, MAX_PIECES, b"\1"))
 
 
-def test_tiles_that_the_size_asks_for_are_limited() -> None:
+def test_number_of_tiles_by_image_size_is_limited() -> None:
     with pytest.raises(ImageTooLarge, match=rf"at most {MAX_PIECES} strips or tiles. Received: 1000000\."):
         strip(of_tiles(1000, 1, 1, b"\1", DEFLATE))
 
 
-def test_planes_are_pieces_of_their_own() -> None:
+def test_strips_of_every_plane_are_counted() -> None:
     tags = [
         *grey_tags(16, 30_000, DEFLATE)[:-1],
         Tag(277, SHORT, 1, 3),
@@ -247,7 +247,7 @@ def test_planes_are_pieces_of_their_own() -> None:
 
 
 class TestSharedBytes:
-    def test_blank_tiles_may_be_one(self) -> None:
+    def test_blank_tiles_may_share_bytes(self) -> None:
         blank = zlib.compress(bytes([GREY] * 256))
         assert (decode_small(of_tiles(4000, 16, 62_500, blank, DEFLATE)) == GREY).all()
 
@@ -258,7 +258,7 @@ class TestSharedBytes:
         with pytest.raises(ImageTooLarge, match=r"must have at most \d+ bytes\. Received: \d+\."):
             strip(of_shared_strips(allowed + 10, piece, DEFLATE, 1000, 100))
 
-    def test_strips_without_lengths_are_as_long_as_the_file(self) -> None:
+    def test_strips_without_lengths_extend_to_the_end_of_the_file(self) -> None:
         data = bytearray(of_shared_strips(1000, bytes(10_000), DEFLATE, 1000, 100))
         lengths = data.index(struct.pack("<HH", 279, LONG))
         data[lengths : lengths + 2] = struct.pack("<H", 305)
@@ -287,8 +287,8 @@ class TestSharedBytes:
         data = encode(Image.fromarray(bilevel), "TIFF", compression="group4")
         assert np.array_equal(decode_as_is(data)[..., 0] > 0, bilevel)
 
-    def test_lengths_are_read_where_the_new_directory_is(self) -> None:
-        """They lie in a directory whose first tags are dropped, so that others take their place."""
+    def test_lengths_are_read_from_the_new_directory(self) -> None:
+        """The lengths overlap the directory, and dropping its first tags moves others to their offset."""
         dropped = Tag(305, 0, 0, 0)
         tags = [*[dropped] * 6, *grey_tags(16, 15, DEFLATE), Tag(278, LONG, 1, 1)]
         at = content_at(len(tags) + 2)
