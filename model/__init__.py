@@ -1,6 +1,6 @@
-"""The classifier: everything that is true with or without HTTP."""
+"""The classifier: images, networks, training and evaluation, independent of HTTP."""
 
 import os
 
-# TensorFlow reads it when it is first imported, by whichever module that is.
+# TensorFlow reads this once, on its first import.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

@@ -1,7 +1,7 @@
-"""The artifact: <name>.h5, the network, and <name>.json, the card that describes it.
+"""An artifact: <name>.h5 (the network) and <name>.json (its card).
 
-Training ends in one; serving starts from one. The card names the only h5 it speaks for by sha256, so
-that no other file is ever loaded under its name.
+Training writes an artifact and the service loads one. The card identifies its .h5 by SHA-256, so a
+different file under the same name is rejected.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ ClassName = Annotated[str, Field(pattern=r"\S")]
 
 
 class ArtifactCard(BaseModel):
-    """What <name>.json states. A foreign network needs `class_names`, `image`, `scale` and `sha256`."""
+    """Contents of <name>.json. Only fields without a default are needed for a network trained elsewhere."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -34,33 +34,37 @@ class ArtifactCard(BaseModel):
     """In the order of the network's outputs."""
     image: ImageSpec
     scale: Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
-    """Pixels 0..255 are multiplied by this before the network; 1.0 when it scales by itself."""
+    """Factor applied to pixels 0..255 before the network; 1.0 if the network rescales them itself."""
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     golden_probabilities: tuple[float, ...] | None = None
-    """What the reference engine answered for `golden_image(image)`."""
+    """Output of the reference engine for `golden_image(image)`, for the self-test."""
     class_weights: PackedArray | None = None
-    """(d, k): the last layer's weights, where the network ends in global average pooling and one dense
-    layer. They turn its last feature map into evidence."""
+    """Weights (d, k) of the last layer, if the network ends in global average pooling and one dense layer.
+    With the last feature map, they give the evidence.
+    """
     novelty: Novelty | None = None
-    """What tells unfamiliar images, on which the service abstains."""
+    """Detects out-of-distribution images, on which the service abstains."""
     metrics: dict[str, Any] = {}
     training: dict[str, Any] = {}
     versions: dict[str, str] = {}
 
     @model_validator(mode="after")
-    def _agrees_with_itself(self) -> Self:
+    def _check_consistency(self) -> Self:
         if len(set(self.class_names)) != len(self.class_names):
-            raise ValueError(f"class_names must name each class once. Received: {self.class_names}")
+            raise ValueError(f"class_names must list each class once. Received: {self.class_names}")
         golden = self.golden_probabilities
         if golden is not None and len(golden) != len(self.class_names):
-            raise ValueError(f"golden_probabilities must be one a class. Received: {len(golden)}")
+            raise ValueError(f"golden_probabilities must have one value per class. Received: {len(golden)}")
         weights = self.class_weights
         if weights is not None and (len(weights.shape), weights.shape[-1]) != (2, len(self.class_names)):
-            raise ValueError(f"class_weights must be (d, classes). Received: {weights.shape}")
+            raise ValueError(
+                f"class_weights must have the shape (d, number of classes). Received: {weights.shape}"
+            )
         if self.novelty is not None:
-            embedding = weights.shape[0] if weights is not None else None
-            if self.novelty.whitening.shape[0] != embedding:
-                raise ValueError(f"novelty must judge the embedding of class_weights. Received: {embedding}")
+            rows = weights.shape[0] if weights is not None else None
+            expected = self.novelty.whitening.shape[0]
+            if expected != rows:
+                raise ValueError(f"novelty requires class_weights with {expected} rows. Received: {rows}")
         return self
 
 
@@ -77,12 +81,12 @@ class Artifact:
 
     @property
     def version(self) -> str:
-        """The first 12 hex digits of the h5's sha256: it changes whenever the weights do."""
+        """First 12 hex digits of the .h5's SHA-256, so the version changes with the weights."""
         return self.card.sha256[:12]
 
 
 def card_path(h5_path: Path) -> Path:
-    """The .json beside an .h5. Raises ArtifactError for any other file."""
+    """Path of the .json card next to an .h5. Raises ArtifactError for any other suffix."""
     if h5_path.suffix != ".h5":
         raise ArtifactError(f"A network must be an .h5 file. Received: {str(h5_path)!r}")
     return h5_path.with_suffix(".json")
@@ -95,7 +99,10 @@ def sha256_of(path: Path) -> str:
 
 @contextmanager
 def file_faults() -> Iterator[None]:
-    """Turn what the system says of a file into an ArtifactError; a container's user may not read a volume."""
+    """Convert an OSError to an ArtifactError that names the file and the user ID.
+
+    In a container, the user often lacks read permission on a volume.
+    """
     try:
         yield
     except OSError as error:
@@ -106,13 +113,13 @@ def file_faults() -> Iterator[None]:
 
 @file_faults()
 def load_artifact(h5_path: Path) -> Artifact:
-    """Read the card beside `h5_path` and verify that it speaks for this file.
+    """Load the card next to `h5_path` and verify the SHA-256 of the .h5.
 
-    Raises ArtifactError when a file is missing or unreadable, the card is wrong or the sha256 differs.
+    Raises ArtifactError if a file is missing or unreadable, the card is invalid, or the SHA-256 differs.
     """
     for path in (h5_path, card_path(h5_path)):
         if not path.is_file():
-            raise ArtifactError(f"An artifact is an .h5 and its .json. Missing: {path}")
+            raise ArtifactError(f"An artifact needs an .h5 file and its .json card. Missing: {path}")
     with card_faults(h5_path):
         card = ArtifactCard.model_validate_json(card_path(h5_path).read_bytes())
     actual = sha256_of(h5_path)
@@ -125,7 +132,7 @@ def load_artifact(h5_path: Path) -> Artifact:
 
 @contextmanager
 def card_faults(h5_path: Path) -> Iterator[None]:
-    """Turn what is wrong with a card into an ArtifactError that names each fault."""
+    """Convert a ValidationError to an ArtifactError that lists every invalid field."""
     try:
         yield
     except ValidationError as error:
@@ -137,14 +144,14 @@ def card_faults(h5_path: Path) -> Iterator[None]:
 
 
 def save_card(h5_path: Path, card: ArtifactCard) -> Artifact:
-    """Write the card beside its h5."""
+    """Write the card next to its .h5."""
     text = json.dumps(card.model_dump(mode="json"), indent=2, ensure_ascii=False)
     card_path(h5_path).write_text(text + "\n", encoding="utf-8")
     return Artifact(h5_path, card)
 
 
 def golden_image(spec: ImageSpec) -> NDArray[np.uint8]:
-    """A fixed picture (h, w, c), uint8: the same on every machine, and nobody's photograph."""
+    """Fixed test pattern (h, w, c), uint8, identical on every machine. It contains no photographic data."""
     y, x, c = np.indices(spec.shape, dtype=np.int64)
     picture: NDArray[np.uint8] = ((x * x + 3 * y * y + 5 * x * y) // 97 + 31 * c).astype(np.uint8)
     return picture

@@ -1,4 +1,4 @@
-"""What every engine is to those who use it: images in, answers out."""
+"""Interface of the inference engines, and the outputs of a forward pass."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, TypeAlias
@@ -6,35 +6,35 @@ from typing import NamedTuple, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-# Stacked, or one by one where stacking would copy them for nothing.
+# One stacked array, or a sequence where stacking would be a needless copy.
 Images: TypeAlias = NDArray[np.uint8] | Sequence[NDArray[np.uint8]]
 
 
 class Answers(NamedTuple):
-    """What one forward pass says of n images."""
+    """Outputs of one forward pass over n images."""
 
     probabilities: NDArray[np.float32]
     """(n, k)."""
     embeddings: NDArray[np.float32] | None = None
-    """(n, d), where the network ends in global average pooling."""
+    """(n, d), if the network ends in global average pooling."""
     features: NDArray[np.float32] | None = None
-    """(n, gh, gw, d), the maps that were pooled; only when asked for."""
+    """(n, gh, gw, d), the feature maps before pooling; only on request."""
 
 
 class Classifier(Protocol):
-    """A network held in memory. It may be called from several threads at once."""
+    """A loaded network. Thread-safe."""
 
     def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Images (n, h, w, c), uint8 0..255, n >= 1, to probabilities (n, k), float32."""
+        """Return probabilities (n, k), float32, for images (n, h, w, c), uint8 0..255, n >= 1."""
         ...
 
     def answer(self, images: Images, *, with_features: bool = False) -> Answers:
-        """Images (n, h, w, c), uint8 0..255, n >= 1, to all that one pass says of them."""
+        """Return all outputs of one forward pass over images (n, h, w, c), uint8 0..255, n >= 1."""
         ...
 
 
 def join_answers(answers: Sequence[Answers]) -> Answers:
-    """One after the other, in order."""
+    """Concatenate outputs in order."""
     if len(answers) == 1:
         return answers[0]
     probabilities, embeddings, features = zip(*answers, strict=True)

@@ -1,4 +1,4 @@
-"""Compile an h5 to its LiteRT twin: python -m model.compile H5 [TFLITE]."""
+"""Compile an .h5 to LiteRT: python -m model.compile H5 [TFLITE]."""
 
 import sys
 import tempfile
@@ -18,9 +18,10 @@ from model.pool_first import pool_first
 
 
 def compile_artifact(artifact: Artifact, paths: CompiledPaths | None = None) -> CompiledPaths:
-    """Compile the artifact's h5 in float32, for one image a call, and stamp it; beside it by default.
+    """Compile the artifact's .h5 in float32 for one image per call, and write its stamp.
 
-    Raises ArtifactError when the h5 is not a network for the card's images and classes.
+    `paths` are next to the .h5 by default. Raises ArtifactError if the network's input or output shape
+    differs from the card's.
     """
     paths = paths or beside(artifact)
     network = load_network(artifact.h5_path)
@@ -31,11 +32,11 @@ def compile_artifact(artifact: Artifact, paths: CompiledPaths | None = None) -> 
 
 
 def compile_network(network: keras.Model, shape: tuple[int, int, int]) -> bytes:
-    """A network as a LiteRT flatbuffer that takes one image (1, h, w, c), float32.
+    """Compile a network to a LiteRT flatbuffer that takes one image (1, h, w, c), float32.
 
-    Its outputs are named: `probabilities` and, where the network's head shows them, `embedding` and
-    `features`. One with a heavy head has two signatures: `body`, from one image to values `flattened`
-    (1, d), and `head`, from those of n images (n, d) to `probabilities`.
+    Outputs are named `probabilities` and, if `find_head` finds a head, `embedding` and `features`. A network
+    with a heavy head has two signatures instead: `body`, from one image to `flattened` (1, d), and `head`,
+    from the `flattened` values of n images (n, d) to `probabilities`.
     """
     network = patches_first(pool_first(network))
     if (parts := split_heavy_head(network)) is None:
@@ -47,7 +48,7 @@ def compile_network(network: keras.Model, shape: tuple[int, int, int]) -> bytes:
 
 
 def convert(network: keras.Model, shape: tuple[int, int, int]) -> bytes:
-    """A network of named outputs as a LiteRT flatbuffer that takes one image (1, h, w, c), float32."""
+    """Compile a network with named outputs to a LiteRT flatbuffer for one image (1, h, w, c), float32."""
     return _convert_signatures({"serving_default": (network, (1, *shape))})
 
 

@@ -1,6 +1,7 @@
-"""The compiled twin of an h5: <name>.tflite, and <name>.tflite.json, the stamp that binds the two.
+"""The compiled model of an .h5: <name>.tflite, and its stamp <name>.tflite.json.
 
-The stamp names both files by sha256, so a twin is used only for the very h5 it was compiled from.
+The stamp records the SHA-256 of both files, so a compiled model is used only with the .h5 that it was
+compiled from.
 """
 
 import hashlib
@@ -19,7 +20,7 @@ from model.errors import ArtifactError
 
 
 class Stamp(BaseModel):
-    """What <name>.tflite.json states."""
+    """Contents of <name>.tflite.json."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -30,7 +31,7 @@ class Stamp(BaseModel):
 
 @dataclass(frozen=True)
 class CompiledPaths:
-    """Where a twin and its stamp stand, or would stand."""
+    """Paths of a compiled model and its stamp, which may not exist yet."""
 
     tflite: Path
 
@@ -49,10 +50,10 @@ def cached(artifact: Artifact, cache_dir: Path) -> CompiledPaths:
 
 @file_faults()
 def load_compiled(artifact: Artifact, cache_dir: Path) -> bytes:
-    """The compiled network of this very h5: from beside it, else from the cache, else compiled now.
+    """Return the compiled model: the one next to the .h5, else from the cache, else compiled now.
 
-    Compiling takes seconds and TensorFlow, and happens in a process of its own. Raises ArtifactError
-    with the command to run where TensorFlow is not installed.
+    Compilation takes seconds, requires TensorFlow and runs in a subprocess. Raises ArtifactError with the
+    command to run if TensorFlow is not installed.
     """
     in_cache = cached(artifact, cache_dir)
     for paths in (beside(artifact), in_cache):
@@ -60,19 +61,21 @@ def load_compiled(artifact: Artifact, cache_dir: Path) -> bytes:
             return compiled
     if importlib.util.find_spec("tensorflow") is None:
         raise ArtifactError(
-            f"{artifact.h5_path} has no compiled twin with its sha256, and compiling takes TensorFlow, "
-            f"which is not installed here. Where it is (in a clone: make dev), run: "
+            f"{artifact.h5_path} must have a matching compiled model. Received: none, and TensorFlow is not "
+            f"installed to compile one. Where it is installed (in a clone: make dev), run: "
             f"ext-classify compile --model {shlex.quote(str(artifact.h5_path))}"
         )
     _compile_in_subprocess(artifact, in_cache)
     compiled = read_twin(artifact, in_cache)
     if compiled is None:
-        raise ArtifactError(f"{in_cache.tflite} does not match the h5 it was just compiled from.")
+        raise ArtifactError(
+            f"{in_cache.tflite} must match the .h5 that it was compiled from. Received: another sha256."
+        )
     return compiled
 
 
 def read_twin(artifact: Artifact, paths: CompiledPaths) -> bytes | None:
-    """The twin's bytes, or None when it is missing, or not the twin of this h5."""
+    """Return the compiled model, or None if it is missing or its stamp does not match."""
     try:
         stamp = Stamp.model_validate_json(paths.stamp.read_bytes())
         compiled = paths.tflite.read_bytes()
@@ -83,18 +86,18 @@ def read_twin(artifact: Artifact, paths: CompiledPaths) -> bytes | None:
 
 
 def write_twin(artifact: Artifact, paths: CompiledPaths, compiled: bytes, versions: dict[str, str]) -> None:
-    """Write twin and stamp; each appears whole or not at all, the stamp last."""
+    """Write the compiled model, then its stamp, each atomically."""
     stamp = Stamp(
         h5_sha256=artifact.card.sha256,
         sha256=hashlib.sha256(compiled).hexdigest(),
         versions=versions,
     )
     paths.tflite.parent.mkdir(parents=True, exist_ok=True)
-    _write_whole(paths.tflite, compiled)
-    _write_whole(paths.stamp, stamp.model_dump_json(indent=2).encode() + b"\n")
+    _write_atomically(paths.tflite, compiled)
+    _write_atomically(paths.stamp, stamp.model_dump_json(indent=2).encode() + b"\n")
 
 
-def _write_whole(path: Path, content: bytes) -> None:
+def _write_atomically(path: Path, content: bytes) -> None:
     unfinished = path.with_name(f"{path.name}.{os.getpid()}")
     unfinished.write_bytes(content)
     unfinished.replace(path)

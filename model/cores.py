@@ -1,4 +1,4 @@
-"""How many cores there are to use."""
+"""The number of CPU cores to use."""
 
 import math
 import os
@@ -9,7 +9,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def usable_cores(cgroup: Path = _CGROUP) -> int:
-    """Cores that this process may run on, at most as many as its container's quota pays for, rounded up."""
+    """Number of cores in this process's CPU affinity, capped at the container's CPU quota, rounded up."""
     quota = _quota_cores(cgroup)
     cores = _schedulable_cores()
     return cores if quota is None else max(1, min(cores, math.ceil(quota)))
@@ -22,11 +22,11 @@ def _schedulable_cores() -> int:
 
 
 def _quota_cores(cgroup: Path) -> float | None:
-    """None where there is no quota, or none to be read."""
+    """CPU quota of the cgroup in cores; None if it has no quota or the quota cannot be read."""
     try:
         quota, period = _read_v2(cgroup) if (cgroup / "cpu.max").exists() else _read_v1(cgroup)
         return int(quota) / int(period) if int(quota) > 0 else None
-    except (OSError, ValueError, ZeroDivisionError):  # such as the word max
+    except (OSError, ValueError, ZeroDivisionError):  # cpu.max holds "max" without a quota
         return None
 
 

@@ -1,4 +1,4 @@
-"""What is taken where nobody names another: the network, the engines there are, the place for twins."""
+"""Defaults: the network, the engines and the cache folder for compiled models."""
 
 import os
 import tempfile
@@ -11,10 +11,10 @@ Engine = Literal["litert", "tensorflow"]
 
 
 def user_cache_dir() -> Path:
-    """Where compiled twins are kept for h5 files that have none beside them."""
+    """Cache folder for compiled models of .h5 files that have none next to them."""
     if given := os.environ.get("XDG_CACHE_HOME"):
         return Path(given) / "ext-classify"
     try:
         return Path.home() / ".cache" / "ext-classify"
-    except RuntimeError:  # a container's user may have neither HOME nor a name
+    except RuntimeError:  # a container's user may have neither HOME nor a passwd entry
         return Path(tempfile.gettempdir()) / "ext-classify"

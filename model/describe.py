@@ -1,4 +1,4 @@
-"""Write the card of a foreign .h5, so that it can be served: what it cannot say itself is stated here."""
+"""Write the card of an .h5 that was trained elsewhere, so that the service can serve it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,14 +11,16 @@ from model.tensorflow_engine import with_golden_answer
 
 
 def describe(h5_path: Path, class_names: Sequence[str], scale: float) -> Artifact:
-    """Write <name>.json beside `h5_path`; image size and channels are read from the network.
+    """Write <name>.json next to `h5_path`; image size and channels are read from the network.
 
-    Raises ArtifactError when a card is there already, or the network could not be served by this one.
+    Raises ArtifactError if a card exists already, or the service could not serve the network.
     """
     if card_path(h5_path).exists():
-        raise ArtifactError(f"{card_path(h5_path)} describes it already; remove it to begin anew.")
+        raise ArtifactError(
+            f"The .h5 must have no card yet; remove the card to write another. Received: {card_path(h5_path)}"
+        )
     if not h5_path.is_file():
-        raise ArtifactError(f"There must be a network to describe. Missing: {h5_path}")
+        raise ArtifactError(f"The .h5 must exist. Missing: {h5_path}")
     network = load_network(h5_path)
     with card_faults(h5_path):
         card = ArtifactCard(
@@ -36,4 +38,6 @@ def _image_spec_of(input_shape: tuple[int | None, ...]) -> ImageSpec:
     match input_shape:
         case (None, int(height), int(width), 1 | 3 as channels):
             return ImageSpec(height=height, width=width, channels=channels)
-    raise ArtifactError(f"The network must take images (n, height, width, 1 or 3). Received: {input_shape}.")
+    raise ArtifactError(
+        f"The network must take images of shape (n, height, width, 1 or 3). Received: {input_shape}."
+    )

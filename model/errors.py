@@ -1,27 +1,27 @@
-"""What can go wrong with one image, one artifact or one folder of images.
+"""Errors about one image, one artifact or one folder of images.
 
 ModelError
-├── InputError            one image that cannot be classified; a value, never the end of a batch
+├── InputError            one image cannot be classified; the other rows of its batch are unaffected
 │   ├── UnsupportedFormat     not BMP, PNG, JPEG, TIFF or WebP
-│   ├── CorruptImage          the format is known, the content cannot be decoded
+│   ├── CorruptImage          the format is supported, but the content cannot be decoded
 │   └── ImageTooLarge         a limit on bytes, pixels, sides or decoding work is exceeded
-├── ArtifactError         the model file and what it says of itself do not agree
-├── DatasetError          a folder of labelled images cannot be used
-└── TrainingError         training cannot begin as asked, or comes to nothing
+├── ArtifactError         the network, its card or its compiled model is missing, invalid or inconsistent
+├── DatasetError          a labelled folder cannot be used
+└── TrainingError         training cannot start, or has failed
 """
 
 from typing import ClassVar, Self
 
 
 class ModelError(Exception):
-    """Root of everything this package raises on purpose."""
+    """Base class of all errors that this package raises deliberately."""
 
 
 class InputError(ModelError):
-    """One image that cannot be classified.
+    """One image cannot be classified.
 
-    `code` is stable, for programs; the message is for people: it states the rule, then what was
-    received. `retryable` says whether the same input may succeed later.
+    `code` is stable and meant for programs. The message is meant for people: the rule, then what was
+    received. `retryable` states whether the same input may succeed later.
     """
 
     code: ClassVar[str]
@@ -32,7 +32,7 @@ class InputError(ModelError):
         self.retryable = retryable
 
     def anew(self) -> Self:
-        """The same error without the frames that this one has passed."""
+        """A copy of this error without its traceback."""
         return type(self)(self.message, retryable=self.retryable)
 
 
@@ -49,7 +49,7 @@ class ImageTooLarge(InputError):
 
 
 class ArtifactError(ModelError):
-    """The artifact cannot be trusted or served; the message says what to do."""
+    """The artifact cannot be written or served; the message says what to do."""
 
 
 class DatasetError(ModelError):
@@ -57,4 +57,4 @@ class DatasetError(ModelError):
 
 
 class TrainingError(ModelError):
-    """The message says what was asked, or what became of it."""
+    """Training cannot start, or has failed; the message says why."""

@@ -1,4 +1,4 @@
-"""The engine that serves: LiteRT runs the compiled twin."""
+"""The engine for serving: LiteRT runs the compiled model."""
 
 import importlib
 from queue import LifoQueue
@@ -12,10 +12,10 @@ from model.errors import ArtifactError
 
 
 class LiteRtClassifier:
-    """LiteRT with XNNPACK: one single-threaded interpreter a core, each used by one thread at a time.
+    """LiteRT with XNNPACK: one single-threaded interpreter per core, each used by one thread at a time.
 
-    Images run one by one, which is as fast as in batches, but for a heavy head, which takes them together.
-    An image's answer is the same to the bit, whatever its neighbours.
+    The network runs once per image, which is as fast as in batches; only a heavy head runs once per call. The
+    output for an image is bit-identical in every batch.
     """
 
     def __init__(self, compiled: bytes, scale: float, interpreters: int) -> None:
@@ -35,13 +35,13 @@ class LiteRtClassifier:
 
 
 class _Network(Protocol):
-    """Warmed, and used by one thread at a time."""
+    """A warmed-up network, used by one thread at a time."""
 
     def answer(self, images: Images, *, with_features: bool) -> Answers: ...
 
 
 class _Whole:
-    """A network that takes one image a call."""
+    """A network that takes one image per call."""
 
     def __init__(self, interpreter: Any, scale: float) -> None:
         self._one_image = _OneImage(interpreter, scale)
@@ -64,7 +64,7 @@ class _Whole:
         return None if index is None else self._interpreter.get_tensor(index)
 
     def _find_outputs(self) -> dict[str, int]:
-        """Each named output's tensor. A twin of one output may leave it without a name."""
+        """Tensor index of each named output. A compiled model with one output may leave it unnamed."""
         details = self._interpreter.get_output_details()
         if len(details) == 1:
             return {"probabilities": details[0]["index"]}
@@ -74,7 +74,7 @@ class _Whole:
 
 
 class _BodyAndHead:
-    """A network of two signatures: one image a call, then what became of n."""
+    """A network with two signatures: the body runs once per image, the head once for n flattened images."""
 
     def __init__(self, interpreter: Any, scale: float) -> None:
         self._body = _OneImage(interpreter, scale)
@@ -83,7 +83,7 @@ class _BodyAndHead:
         self._flattened = flattened["index"]
         self._run_head(np.zeros(flattened["shape"], np.float32))  # the first run packs the weights
 
-    def answer(self, images: Images, *, with_features: bool) -> Answers:  # noqa: ARG002 - it has none
+    def answer(self, images: Images, *, with_features: bool) -> Answers:  # noqa: ARG002 - no features
         return Answers(self._run_head(np.concatenate([self._run_body(image) for image in images])))
 
     def _run_body(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -92,14 +92,14 @@ class _BodyAndHead:
         return flattened
 
     def _run_head(self, flattened: NDArray[np.float32]) -> NDArray[np.float32]:
-        # Asked for anew, for nothing else may run while it is held; it takes 3 microseconds.
+        # Created per call (3 microseconds): while a runner exists, no other signature may run.
         head = self._interpreter.get_signature_runner("head")
         probabilities: NDArray[np.float32] = head(inputs=flattened)["probabilities"]
         return probabilities
 
 
 class _OneImage:
-    """An interpreter's first signature, warmed, with its input found; releases the GIL while it runs."""
+    """An interpreter's first signature, warmed up; releases the GIL while it runs."""
 
     def __init__(self, interpreter: Any, scale: float) -> None:
         interpreter.allocate_tensors()
@@ -111,29 +111,29 @@ class _OneImage:
         interpreter.invoke()  # the first run packs the weights
 
     def run(self, image: NDArray[np.uint8]) -> None:
-        if image.shape != self._input_shape:  # NumPy would stretch some to fit
-            raise ValueError(f"An image must be {self._input_shape}. Received: {image.shape}.")
+        if image.shape != self._input_shape:  # NumPy would broadcast some shapes
+            raise ValueError(f"An image must be of shape {self._input_shape}. Received: {image.shape}.")
         self._scale_into_input(image)
         self._interpreter.invoke()
 
     def _scale_into_input(self, image: NDArray[np.uint8]) -> None:
-        """Straight into the network's own memory, which nothing may hold on to while it runs."""
+        """Write directly to the input tensor. No reference to its memory may exist while the network runs."""
         pixels = self._input()[0]
         if image.shape[2] == 1 or image.strides[2] != 0:
             np.multiply(image, self._scale, out=pixels)
             return
-        grey = np.multiply(image[:, :, 0], self._scale, dtype=np.float32)  # it is all channels
+        grey = np.multiply(image[:, :, 0], self._scale, dtype=np.float32)  # all channels are equal
         for channel in range(image.shape[2]):
             pixels[:, :, channel] = grey
 
 
 def _open_network(compiled: bytes, scale: float) -> _Network:
-    """Raises ArtifactError for what is no LiteRT network."""
-    # By name, for TensorFlow must do where this is not installed, as inside some warehouses.
+    """Open a compiled model. Raises ArtifactError if it is not a LiteRT model."""
+    # Imported lazily: some Snowflake warehouses have TensorFlow only.
     litert = importlib.import_module("ai_edge_litert.interpreter")
     try:
         interpreter = litert.Interpreter(model_content=compiled, num_threads=1)
     except ValueError as error:
-        raise ArtifactError(f"The compiled twin must be a LiteRT network: {error}") from None
+        raise ArtifactError(f"The compiled model must be a LiteRT model: {error}") from None
     kind = _BodyAndHead if "head" in interpreter.get_signature_list() else _Whole
     return kind(interpreter, scale)

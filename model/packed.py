@@ -1,4 +1,4 @@
-"""Arrays inside a JSON card: float32 numbers as base64 text, beside their shape."""
+"""Arrays in a JSON card: a shape, and float32 values as base64."""
 
 import base64
 import math
@@ -12,7 +12,7 @@ Side = Annotated[int, Field(ge=1)]
 
 
 class PackedArray(BaseModel):
-    """`float32` is the base64 text of the array's little-endian numbers, row by row."""
+    """`float32` is the base64 of the array's little-endian values in row-major order."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -30,11 +30,11 @@ class PackedArray(BaseModel):
         return np.frombuffer(content, dtype="<f4").astype(np.float32, copy=False).reshape(self.shape)
 
     @model_validator(mode="after")
-    def _is_whole(self) -> Self:
+    def _check_values(self) -> Self:
         expected = 4 * math.prod(self.shape)
         actual = len(base64.b64decode(self.float32, validate=True))
         if actual != expected:
             raise ValueError(f"an array of shape {self.shape} must have {expected} bytes. Received: {actual}")
         if not np.isfinite(self.unpack()).all():
-            raise ValueError("an array must hold finite numbers only")
+            raise ValueError("an array must have finite values only. Received: NaN or infinity")
         return self

@@ -1,4 +1,4 @@
-"""Write a trained network as an artifact: its .h5, and the card that speaks for it."""
+"""Save a trained network as an artifact: its .h5 and its card."""
 
 import platform
 from importlib.metadata import version
@@ -14,7 +14,7 @@ from model.tensorflow_engine import with_golden_answer
 
 
 def save(network: keras.Model, h5_path: Path, card_parts: dict[str, Any]) -> Artifact:
-    """Write the h5 and its card, golden probabilities included. Raises ArtifactError."""
+    """Write the .h5 and its card, including golden probabilities. Raises ArtifactError."""
     h5_path.parent.mkdir(parents=True, exist_ok=True)
     save_network(network, h5_path)
     card = ArtifactCard(

@@ -1,4 +1,4 @@
-"""The reference engine: TensorFlow runs the h5 itself. Not installed where images are only served."""
+"""The reference engine: TensorFlow runs the .h5. It is not installed where the service only serves."""
 
 import keras
 import numpy as np
@@ -10,17 +10,17 @@ from model.classifier import Answers, Images, join_answers
 from model.networks import load_network, named_outputs, refuse_mismatch
 from model.runtime import verify_golden
 
-# Small enough for a cache, large enough to pay for a call.
+# Small enough for the CPU cache, large enough to amortise the overhead of a call.
 BATCH_SIZE = 8
 
 
 class TensorFlowClassifier:
-    """A Keras network behind the Classifier protocol."""
+    """A Keras network as a Classifier."""
 
     def __init__(self, network: keras.Model, scale: float = 1.0) -> None:
-        answering = keras.Model(network.inputs, named_outputs(network))
+        named = keras.Model(network.inputs, named_outputs(network))
         self._answer = tf.function(
-            lambda images: answering(tf.cast(images, tf.float32) * scale, training=False),
+            lambda images: named(tf.cast(images, tf.float32) * scale, training=False),
             input_signature=[tf.TensorSpec((None, *network.input_shape[1:]), tf.uint8)],
         )
 
@@ -33,19 +33,19 @@ class TensorFlowClassifier:
         return join_answers(answers)
 
     def _answer_batch(self, batch: NDArray[np.uint8], *, with_features: bool) -> Answers:
-        found = {name: output.numpy() for name, output in self._answer(batch).items()}
-        features = found.get("features") if with_features else None
-        return Answers(found["probabilities"], found.get("embedding"), features)
+        outputs = {name: output.numpy() for name, output in self._answer(batch).items()}
+        features = outputs.get("features") if with_features else None
+        return Answers(outputs["probabilities"], outputs.get("embedding"), features)
 
 
 def with_golden_answer(card: ArtifactCard, network: keras.Model) -> ArtifactCard:
-    """The card with what this network answers for its golden image. Raises ArtifactError."""
+    """Return the card with this network's probabilities for its golden image. Raises ArtifactError."""
     golden = verify_golden(TensorFlowClassifier(network, card.scale), card)
     return card.model_copy(update={"golden_probabilities": tuple(golden.tolist())})
 
 
 def open_tensorflow(artifact: Artifact) -> TensorFlowClassifier:
-    """Load the artifact's h5. Raises ArtifactError when it is not what the card says."""
+    """Load the artifact's .h5. Raises ArtifactError if its shapes do not match the card."""
     network = load_network(artifact.h5_path)
     refuse_mismatch(network, artifact.card)
     return TensorFlowClassifier(network, artifact.card.scale)

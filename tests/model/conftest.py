@@ -1,4 +1,4 @@
-"""A tiny artifact, made once, and copies of it to spoil."""
+"""A tiny artifact, created once per session, and copies that tests may change."""
 
 import os
 import shutil
@@ -28,7 +28,7 @@ def tiny_network(
     activation: str = "softmax",
     hidden: Sequence[int] = (),
 ) -> keras.Model:
-    """A convolution and dense layers, of random weights: answers differ between images."""
+    """A convolution and dense layers with random weights, so that outputs differ between images."""
     keras.utils.set_random_seed(seed)
     return keras.Sequential(
         [
@@ -50,7 +50,7 @@ def random_images(count: int, spec: ImageSpec = SPEC, seed: int = 0) -> np.ndarr
 
 @pytest.fixture(scope="session")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    """An h5, its card, its compiled twin and stamp. Not to be changed."""
+    """An .h5, its card, its compiled model and its stamp. Read-only."""
     h5_path = tmp_path_factory.mktemp("pristine") / "tiny.h5"
     artifact = save(tiny_network(), h5_path, {"class_names": CLASS_NAMES, "image": SPEC})
     compile_artifact(artifact)
@@ -59,7 +59,7 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 @pytest.fixture(scope="session")
 def heavy(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    """The like with a heavy head. Not to be changed."""
+    """The same with a heavy head. Read-only."""
     h5_path = tmp_path_factory.mktemp("heavy") / "tiny.h5"
     artifact = save(tiny_network(hidden=[4096]), h5_path, {"class_names": CLASS_NAMES, "image": SPEC})
     compile_artifact(artifact)
@@ -68,7 +68,7 @@ def heavy(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 @pytest.fixture
 def artifact(pristine: Artifact, tmp_path: Path) -> Artifact:
-    """A copy of the tiny artifact, twin included, to change at will."""
+    """A copy of the tiny artifact with its compiled model, for the test to change."""
     folder = tmp_path / "artifact"
     shutil.copytree(pristine.h5_path.parent, folder)
     return load_artifact(folder / pristine.h5_path.name)

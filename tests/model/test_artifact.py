@@ -1,4 +1,4 @@
-"""A card must speak for its h5, or nothing is loaded."""
+"""A card must match its .h5, or loading fails."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ from model.artifact import (
 from model.errors import ArtifactError
 from model.image import ImageSpec
 
-CONTENT = b"not a network, but nobody looks inside while loading a card"
+CONTENT = b"not a network: loading a card only hashes the file"
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 CARD: dict[str, Any] = {
     "class_names": ["crack", "dent"],
@@ -48,7 +48,7 @@ def test_hand_written_card_of_four_fields_is_enough(h5_path: Path) -> None:
     assert artifact.card.golden_probabilities is None
 
 
-def test_saved_card_loads_as_it_was(h5_path: Path) -> None:
+def test_saved_card_round_trips(h5_path: Path) -> None:
     card = ArtifactCard(
         class_names=("Kratzer ⌀", "裂纹"),
         image=ImageSpec(height=3, width=4, channels=3, resample="lanczos"),
@@ -63,14 +63,14 @@ def test_saved_card_loads_as_it_was(h5_path: Path) -> None:
     assert "裂纹" in card_path(h5_path).read_text(encoding="utf-8")
 
 
-def test_name_and_version_are_of_the_file(h5_path: Path) -> None:
+def test_name_and_version_come_from_the_file(h5_path: Path) -> None:
     write_card(h5_path)
     artifact = load_artifact(h5_path)
     assert artifact.name == "mill"
     assert artifact.version == SHA256[:12]
 
 
-def test_version_follows_the_weights(h5_path: Path) -> None:
+def test_version_changes_with_the_weights(h5_path: Path) -> None:
     write_card(h5_path)
     before = load_artifact(h5_path).version
     h5_path.write_bytes(CONTENT + b"!")
@@ -99,8 +99,8 @@ def test_missing_h5_is_named(h5_path: Path) -> None:
         load_artifact(h5_path)
 
 
-def test_file_that_the_system_refuses_is_named_with_its_reason(tmp_path: Path) -> None:
-    """As it does one that a container's user may not read; for root, nothing is easier refused than this."""
+def test_os_error_names_the_file_and_the_reason(tmp_path: Path) -> None:
+    """Opens a file whose name is too long, because root may read a file without read permission."""
     h5_path = tmp_path / f"{'m' * 300}.h5"
     with pytest.raises(
         ArtifactError, match=r"m\.h5 must be readable by the user \d+\. Received: File name too"
@@ -137,7 +137,7 @@ def test_missing_field_is_named(h5_path: Path, missing: str) -> None:
         ({"golden_probabilities": [0.2, 0.3, 0.5]}, "golden_probabilities"),
     ],
 )
-def test_wrong_card_is_refused_and_the_fault_named(
+def test_invalid_card_is_refused_and_the_field_named(
     h5_path: Path, changes: dict[str, Any], named: str
 ) -> None:
     write_card(h5_path, **changes)
@@ -148,7 +148,7 @@ def test_wrong_card_is_refused_and_the_fault_named(
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"class_names": '])
-def test_card_that_is_no_json_object_is_refused(h5_path: Path, text: bytes) -> None:
+def test_card_that_is_not_a_json_object_is_refused(h5_path: Path, text: bytes) -> None:
     card_path(h5_path).write_bytes(text)
     with pytest.raises(ArtifactError, match="a valid card: the"):
         load_artifact(h5_path)
@@ -162,7 +162,7 @@ def test_card_that_is_no_json_object_is_refused(h5_path: Path, text: bytes) -> N
     ],
 )
 def test_golden_image_is_the_same_everywhere(shape: tuple[int, int, int], sha256: str) -> None:
-    """Cards in the field hold answers to this very picture."""
+    """Existing cards contain probabilities for exactly this image."""
     height, width, channels = shape
     image = golden_image(ImageSpec(height=height, width=width, channels=channels))
     assert image.shape == shape

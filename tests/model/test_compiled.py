@@ -1,4 +1,4 @@
-"""A compiled twin is used for the very h5 it was made from, and for no other."""
+"""A compiled model is used only with the .h5 that it was compiled from."""
 
 import importlib.util
 import json
@@ -34,7 +34,7 @@ def cache_dir(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def without_tensorflow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """TensorFlow is not found, and compiling would fail loudly."""
+    """TensorFlow is not found, so that any compilation fails."""
     find_spec = importlib.util.find_spec
 
     def find_all_but_tensorflow(name: str, package: str | None = None) -> Any:
@@ -44,7 +44,7 @@ def without_tensorflow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def retrain(artifact: Artifact, seed: int = 1) -> Artifact:
-    """Put another network in the h5's place, its card updated, the old twin left beside it."""
+    """Replace the network in the .h5 and update its card, but keep the old compiled model."""
     save_network(tiny_network(seed), artifact.h5_path)
     changes = {"sha256": sha256_of(artifact.h5_path), "golden_probabilities": None}
     save_card(artifact.h5_path, artifact.card.model_copy(update=changes))
@@ -58,7 +58,7 @@ def flip_a_bit(path: Path) -> None:
 
 
 class TestCompiling:
-    def test_twin_and_stamp_stand_beside_the_h5(self, artifact: Artifact) -> None:
+    def test_compiled_model_and_stamp_are_next_to_the_h5(self, artifact: Artifact) -> None:
         paths = beside(artifact)
         assert paths == CompiledPaths(artifact.h5_path.with_suffix(".tflite"))
         assert paths.stamp.name == "tiny.tflite.json"
@@ -67,13 +67,13 @@ class TestCompiling:
         assert stamp["sha256"] == sha256_of(paths.tflite)
         assert "tensorflow" in stamp["versions"]
 
-    def test_twin_takes_one_float_image(self, artifact: Artifact) -> None:
-        from ai_edge_litert.interpreter import Interpreter  # noqa: PLC0415 - only to look inside
+    def test_compiled_model_takes_one_float_image(self, artifact: Artifact) -> None:
+        from ai_edge_litert.interpreter import Interpreter  # noqa: PLC0415 - only for this test
 
         interpreter = Interpreter(model_content=beside(artifact).tflite.read_bytes())
-        (given,), (answered,) = interpreter.get_input_details(), interpreter.get_output_details()
-        assert (given["shape"].tolist(), given["dtype"]) == ([1, *artifact.card.image.shape], np.float32)
-        assert (answered["shape"].tolist(), answered["dtype"]) == ([1, 3], np.float32)
+        (image,), (outputs,) = interpreter.get_input_details(), interpreter.get_output_details()
+        assert (image["shape"].tolist(), image["dtype"]) == ([1, *artifact.card.image.shape], np.float32)
+        assert (outputs["shape"].tolist(), outputs["dtype"]) == ([1, 3], np.float32)
 
     @pytest.mark.parametrize("classes", [2, 4])
     def test_network_with_other_classes_than_its_card_is_refused(
@@ -81,15 +81,15 @@ class TestCompiling:
     ) -> None:
         names = tuple("abcd"[:classes])
         card = artifact.card.model_copy(update={"class_names": names, "golden_probabilities": None})
-        with pytest.raises(ArtifactError, match="what its card says"):
+        with pytest.raises(ArtifactError, match="must match its card"):
             compile_artifact(save_card(artifact.h5_path, card))
 
-    def test_command_says_in_one_line_what_is_wrong(self, artifact: Artifact) -> None:
+    def test_command_reports_an_error_in_one_line(self, artifact: Artifact) -> None:
         flip_a_bit(artifact.h5_path)
         with pytest.raises(SystemExit, match="must have the sha256"):
             compiling.main([str(artifact.h5_path)])
 
-    def test_command_compiles_beside_the_h5(self, artifact: Artifact) -> None:
+    def test_command_compiles_next_to_the_h5(self, artifact: Artifact) -> None:
         paths = beside(artifact)
         paths.tflite.unlink()
         compiling.main([str(artifact.h5_path)])
@@ -105,14 +105,16 @@ class TestCompiling:
 
 class TestLoading:
     @pytest.mark.usefixtures("without_tensorflow")
-    def test_twin_beside_the_h5_needs_no_tensorflow(self, artifact: Artifact, cache_dir: Path) -> None:
+    def test_compiled_model_next_to_the_h5_needs_no_tensorflow(
+        self, artifact: Artifact, cache_dir: Path
+    ) -> None:
         assert load_compiled(artifact, cache_dir) == beside(artifact).tflite.read_bytes()
         assert not cache_dir.exists()
 
-    def test_twin_of_a_retrained_h5_is_compiled_anew_into_the_cache(
+    def test_retrained_h5_is_compiled_into_the_cache(
         self, artifact: Artifact, cache_dir: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
-        """From any working directory; the next start reads the cache and compiles nothing."""
+        """From any working directory; the next start reads the cache and does not compile."""
         monkeypatch.chdir(tmp_path)
         stale = beside(artifact).tflite.read_bytes()
         retrained = retrain(artifact)
@@ -133,17 +135,17 @@ class TestLoading:
         )
 
     @pytest.mark.usefixtures("without_tensorflow")
-    @pytest.mark.parametrize("spoilt", ["twin", "stamp", "no-twin", "no-stamp", "bad-stamp", "retrained"])
-    def test_without_tensorflow_the_command_to_run_is_named(
+    @pytest.mark.parametrize("spoilt", ["model", "stamp", "no-model", "no-stamp", "bad-stamp", "retrained"])
+    def test_without_tensorflow_the_error_names_the_command(
         self, artifact: Artifact, cache_dir: Path, spoilt: str
     ) -> None:
         paths = beside(artifact)
         match spoilt:
-            case "twin":
+            case "model":
                 flip_a_bit(paths.tflite)
             case "stamp":
                 paths.stamp.write_text(paths.stamp.read_text().replace(artifact.card.sha256, "0" * 64))
-            case "no-twin":
+            case "no-model":
                 paths.tflite.unlink()
             case "no-stamp":
                 paths.stamp.unlink()
@@ -157,7 +159,7 @@ class TestLoading:
         assert not cache_dir.exists()
 
     @pytest.mark.usefixtures("without_tensorflow")
-    def test_tampered_twin_gives_way_to_the_one_in_the_cache(
+    def test_cached_model_is_used_instead_of_a_tampered_one(
         self, artifact: Artifact, cache_dir: Path
     ) -> None:
         genuine = beside(artifact).tflite.read_bytes()
@@ -165,7 +167,7 @@ class TestLoading:
         flip_a_bit(beside(artifact).tflite)
         assert load_compiled(artifact, cache_dir) == genuine
 
-    def test_tampered_twin_is_compiled_anew(self, artifact: Artifact, cache_dir: Path) -> None:
+    def test_tampered_model_is_recompiled(self, artifact: Artifact, cache_dir: Path) -> None:
         for paths in (beside(artifact), cached(artifact, cache_dir)):
             write_twin(artifact, paths, beside(artifact).tflite.read_bytes(), {})
             flip_a_bit(paths.tflite)
@@ -174,9 +176,7 @@ class TestLoading:
         answers = LiteRtClassifier(compiled, 1.0, 1).predict(IMAGES)
         assert np.abs(answers - open_tensorflow(artifact).predict(IMAGES)).max() <= 1e-5
 
-    def test_h5_that_cannot_be_compiled_says_why_in_one_line(
-        self, artifact: Artifact, cache_dir: Path
-    ) -> None:
+    def test_compilation_error_is_one_line(self, artifact: Artifact, cache_dir: Path) -> None:
         artifact.h5_path.write_bytes(b"no network")
         card = artifact.card.model_copy(update={"sha256": sha256_of(artifact.h5_path)})
         with pytest.raises(ArtifactError, match=r"could not be compiled: .*not a Keras \.h5 model") as caught:
@@ -184,17 +184,17 @@ class TestLoading:
         assert "\n" not in str(caught.value)
         assert not cache_dir.exists()
 
-    def test_written_twin_reads_back(self, artifact: Artifact, cache_dir: Path) -> None:
+    def test_written_model_round_trips(self, artifact: Artifact, cache_dir: Path) -> None:
         paths = CompiledPaths(cache_dir / "deep" / "down.tflite")
-        write_twin(artifact, paths, b"twin", {"tensorflow": "2"})
-        assert read_twin(artifact, paths) == b"twin"
+        write_twin(artifact, paths, b"model", {"tensorflow": "2"})
+        assert read_twin(artifact, paths) == b"model"
         assert sorted(path.name for path in paths.tflite.parent.iterdir()) == [
             "down.tflite",
             "down.tflite.json",
         ]
 
 
-def test_cache_follows_the_xdg_rule(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_cache_follows_the_xdg_specification(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert user_cache_dir() == tmp_path / "ext-classify"
     monkeypatch.setenv("XDG_CACHE_HOME", "")
@@ -212,7 +212,7 @@ def test_serving_modules_import_no_tensorflow() -> None:
     assert finished.stdout.strip() == "set()"
 
 
-def test_artifact_serves_from_a_folder_that_was_moved(artifact: Artifact, tmp_path: Path) -> None:
+def test_artifact_is_served_from_a_moved_folder(artifact: Artifact, tmp_path: Path) -> None:
     moved = tmp_path / "elsewhere"
     shutil.move(artifact.h5_path.parent, moved)
     assert load_compiled(load_artifact(moved / "tiny.h5"), tmp_path / "cache")

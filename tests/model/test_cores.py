@@ -34,7 +34,7 @@ def write(folder: Path, files: dict[str, str]) -> Path:
         ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "0\n"}, 8),
     ],
 )
-def test_container_s_quota_bounds_the_cores(tmp_path: Path, files: dict[str, str], expected: int) -> None:
+def test_container_quota_limits_the_cores(tmp_path: Path, files: dict[str, str], expected: int) -> None:
     assert usable_cores(write(tmp_path, files)) == expected
 
 

@@ -1,4 +1,4 @@
-"""A foreign h5, saved as the published script saves it, is served once its card says what it wants."""
+"""An .h5 saved by the published script can be served once it has a card."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ from model.networks import save_network
 from model.runtime import open_classifier
 from tests.model.conftest import random_images
 
-# The published script gives its first layer an input_shape, which Keras 3 discourages.
+# The published script passes an input_shape to its first layer, of which Keras 3 warns.
 pytestmark = pytest.mark.filterwarnings("ignore:Do not pass an `input_shape`:UserWarning:keras")
 
 NAMES = ("Crazing", "Inclusion", "Patches")
@@ -30,9 +30,9 @@ IMAGES = random_images(20, SPEC)
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
-    """As the published script: trained on pixels divided by 255 outside, saved with its optimizer.
+    """A network trained as in the published script: pixels divided by 255 outside, saved with its optimizer.
 
-    The h5, and what Keras itself predicts with it for IMAGES.
+    Returns the .h5, and Keras's own predictions for IMAGES.
     """
     keras.utils.set_random_seed(5)
     network = keras.Sequential(
@@ -57,7 +57,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarra
 @pytest.fixture
 def h5_path(published: tuple[Path, np.ndarray], tmp_path: Path) -> Path:
     """A copy of the published h5, alone in its folder."""
-    path = tmp_path / "foreign" / "published.h5"
+    path = tmp_path / "elsewhere" / "published.h5"
     path.parent.mkdir()
     path.write_bytes(published[0].read_bytes())
     return path
@@ -69,7 +69,7 @@ def serve(artifact: Artifact, engine: Engine) -> Classifier:
 
 
 @pytest.mark.parametrize("engine", ["litert", "tensorflow"])
-def test_described_network_answers_as_keras_does(
+def test_described_network_predicts_as_keras_does(
     published: tuple[Path, np.ndarray], h5_path: Path, engine: Engine
 ) -> None:
     artifact = describe(h5_path, NAMES, 1 / 255)
@@ -77,13 +77,13 @@ def test_described_network_answers_as_keras_does(
     assert np.abs(probabilities - published[1]).max() <= 1e-5
 
 
-def test_wrong_scale_would_give_other_answers(published: tuple[Path, np.ndarray], h5_path: Path) -> None:
+def test_wrong_scale_changes_the_predictions(published: tuple[Path, np.ndarray], h5_path: Path) -> None:
     compiled = compile_artifact(describe(h5_path, NAMES, 1 / 255)).tflite.read_bytes()
     unscaled = LiteRtClassifier(compiled, 1.0, 1).predict(IMAGES)
     assert np.abs(unscaled - published[1]).max() > 0.01
 
 
-def test_card_states_what_the_network_cannot(h5_path: Path) -> None:
+def test_card_contains_classes_size_and_scale(h5_path: Path) -> None:
     artifact = describe(h5_path, NAMES, 1 / 255)
     assert load_artifact(h5_path) == artifact
     assert artifact.card.class_names == NAMES
@@ -93,7 +93,7 @@ def test_card_states_what_the_network_cannot(h5_path: Path) -> None:
 
 
 @pytest.mark.parametrize("engine", ["litert", "tensorflow"])
-def test_scale_changed_after_describing_is_noticed(h5_path: Path, engine: Engine) -> None:
+def test_scale_changed_after_describing_is_detected(h5_path: Path, engine: Engine) -> None:
     artifact = describe(h5_path, NAMES, 1 / 255)
     card = artifact.card.model_copy(update={"scale": 1.0})
     with pytest.raises(ArtifactError, match="golden image"):
@@ -118,7 +118,7 @@ def test_hand_written_card_of_four_fields_is_enough(
 def test_existing_card_is_not_overwritten(h5_path: Path) -> None:
     describe(h5_path, NAMES, 1 / 255)
     before = card_path(h5_path).read_bytes()
-    with pytest.raises(ArtifactError, match=r"published\.json describes it already"):
+    with pytest.raises(ArtifactError, match=r"Received: .*published\.json"):
         describe(h5_path, NAMES, 1.0)
     assert card_path(h5_path).read_bytes() == before
 
@@ -140,7 +140,7 @@ def test_missing_h5_is_named(tmp_path: Path) -> None:
     ],
     ids=["too-few", "too-many", "twice", "empty-name", "zero-scale", "infinite-scale"],
 )
-def test_what_does_not_fit_is_refused_and_no_card_written(
+def test_invalid_description_is_refused_and_no_card_written(
     h5_path: Path, names: tuple[str, ...], scale: float
 ) -> None:
     with pytest.raises(ArtifactError):
@@ -152,7 +152,7 @@ def test_what_does_not_fit_is_refused_and_no_card_written(
 def test_network_without_probabilities_is_refused_before_it_is_served(
     tmp_path: Path, activation: str | None
 ) -> None:
-    # Of weights drawn at random, one of three sigmoids may be 1 and the others 0.
+    # Constant weights, because with random ones the three sigmoids may happen to sum to 1.
     dense = keras.layers.Dense(3, activation=activation, kernel_initializer="ones")
     network = keras.Sequential([keras.Input(SPEC.shape), keras.layers.Flatten(), dense])
     path = tmp_path / "network.h5"
@@ -163,7 +163,7 @@ def test_network_without_probabilities_is_refused_before_it_is_served(
 
 
 @pytest.mark.parametrize("shape", [(24, 20, 4), (None, None, 3), (50,)])
-def test_network_that_takes_no_images_of_one_size_is_refused(
+def test_network_without_a_fixed_image_shape_is_refused(
     tmp_path: Path, shape: tuple[int | None, ...]
 ) -> None:
     pooling = [layers.GlobalAveragePooling2D()] if len(shape) == 3 else []
@@ -173,7 +173,7 @@ def test_network_that_takes_no_images_of_one_size_is_refused(
         describe(tmp_path / "odd.h5", NAMES, 1.0)
 
 
-def test_describing_leaves_the_h5_alone(published: tuple[Path, np.ndarray], h5_path: Path) -> None:
+def test_describing_does_not_change_the_h5(published: tuple[Path, np.ndarray], h5_path: Path) -> None:
     artifact = describe(h5_path, NAMES, 1 / 255)
     assert h5_path.read_bytes() == published[0].read_bytes()
     assert artifact.version == sha256_of(h5_path)[:12]

@@ -1,4 +1,4 @@
-"""Arrays come out of a card as they went in, or the card is refused."""
+"""Arrays round-trip through a card, or the card is refused."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ NUMBERS = st.floats(allow_nan=False, allow_infinity=False, width=32)
 
 
 @given(arrays(np.float32, array_shapes(max_dims=3, max_side=5), elements=NUMBERS))
-def test_array_comes_back(array: np.ndarray) -> None:
+def test_array_round_trips(array: np.ndarray) -> None:
     packed = PackedArray.model_validate_json(PackedArray.pack(array).model_dump_json())
     assert np.array_equal(packed.unpack(), array)
     assert packed.unpack().dtype == np.float32
@@ -28,6 +28,6 @@ def test_array_comes_back(array: np.ndarray) -> None:
         ((0,), "", "greater than or equal to 1"),
     ],
 )
-def test_what_is_no_array_is_refused(shape: tuple[int, ...], float32: str, fault: str) -> None:
+def test_invalid_array_is_refused(shape: tuple[int, ...], float32: str, fault: str) -> None:
     with pytest.raises(ValidationError, match=fault):
         PackedArray(shape=shape, float32=float32)
