@@ -1,8 +1,8 @@
-"""A network in two parts, where its dense end does not fit a core's cache: the body and the heavy head.
+"""Split a network whose dense layers exceed a core's cache into a body and a heavy head.
 
-A dense layer reads all its weights once a call, however many images it is given, and 13 MB of them take as
-long as a third of the convolutions. So the head takes all images of a call together; the body, which gains
-nothing from that, takes them one by one.
+A dense layer reads all its weights once per call, for any number of images, and reading 13 MB takes as
+long as a third of the convolutions. The head therefore runs once for all images of a call; the body, which
+does not benefit from batches, runs once per image.
 """
 
 from typing import NamedTuple
@@ -12,10 +12,10 @@ from keras import layers
 
 from model.pool_first import calls_of
 
-# A cache of one core holds less; what fits is read quickly, one image a call or many.
+# More than the cache of one core holds. Weights that fit are fast to read at any number of images per call.
 HEAVY_BYTES = 4 << 20
-# Each gives an image's values from that image's alone. Not their subclasses, which may do otherwise.
-_KEEP_IMAGES_APART = {
+# Layers that process each image independently. Subclasses are excluded, as they may mix images.
+_PER_IMAGE_LAYERS = {
     layers.Dense,
     layers.Dropout,
     layers.Activation,
@@ -28,17 +28,17 @@ _KEEP_IMAGES_APART = {
 
 
 class Parts(NamedTuple):
-    """Head after body is the network."""
+    """Two networks; applying `head` to the output of `body` is equivalent to the whole network."""
 
     body: keras.Model
     """Images to flattened values (n, d)."""
     head: keras.Model
-    """Those to the network's output."""
+    """Flattened values to the network's output."""
 
 
 def split_heavy_head(network: keras.Model) -> Parts | None:
-    """The parts of a network that flattens and then is dense and heavy to its end; else None."""
-    # Cloned, its layers know no calls but its own; seen as a graph, a Sequential has calls to follow.
+    """Split a network that ends in Flatten and a heavy chain of dense layers; None for any other network."""
+    # A clone, so that layers have calls in this graph only; functional, as a Sequential shows no calls.
     graph = keras.models.clone_model(keras.Model(network.inputs, network.outputs))
     end = _after_flatten(graph)
     if end is None or sum(layer.count_params() for layer in end) * 4 < HEAVY_BYTES:
@@ -55,13 +55,13 @@ def split_heavy_head(network: keras.Model) -> Parts | None:
 
 
 def _after_flatten(graph: keras.Model) -> list[keras.Layer] | None:
-    """The layers between the flattened values and the one output, where they are a chain of dense ones."""
+    """Layers from Flatten to the single output if they are a chain of per-image layers, else None."""
     if len(graph.outputs) != 1:
         return None
     made_by = {id(layer.output): layer for layer in graph.layers if len(calls_of(layer)) == 1}
     end: list[keras.Layer] = []
     layer = made_by.get(id(graph.outputs[0]))
-    while layer is not None and type(layer) in _KEEP_IMAGES_APART and getattr(layer, "axis", -1) in (-1, 1):
+    while layer is not None and type(layer) in _PER_IMAGE_LAYERS and getattr(layer, "axis", -1) in (-1, 1):
         end.insert(0, layer)
         layer = made_by.get(id(layer.input))
     return end if end and isinstance(layer, layers.Flatten) else None

@@ -1,4 +1,4 @@
-"""What one image costs a network: multiply-accumulate operations of its convolutions and dense layers."""
+"""Cost of a network for one image: multiply-accumulate operations (MACs) of convolutions and dense layers."""
 
 from collections.abc import Iterator
 
@@ -8,13 +8,13 @@ from keras import layers
 
 
 def count_macs(network: keras.Model) -> int:
-    """For one image; what has no kernel (pooling, activations, normalisation) is not counted."""
+    """MACs for one image. Layers without a kernel (pooling, activations, normalisation) are not counted."""
     counted = (layers.Conv2D, layers.DepthwiseConv2D, layers.Dense)
     return sum(_macs_of(layer) for layer in _layers_of(network) if isinstance(layer, counted))
 
 
 def _layers_of(network: keras.Model) -> Iterator[keras.layers.Layer]:
-    """Its layers, and in their place those of networks inside it."""
+    """The network's layers, with nested networks replaced by their layers."""
     for layer in network.layers:
         if isinstance(layer, keras.Model):
             yield from _layers_of(layer)
@@ -23,13 +23,13 @@ def _layers_of(network: keras.Model) -> Iterator[keras.layers.Layer]:
 
 
 def _macs_of(layer: keras.layers.Layer) -> int:
-    """A depthwise kernel (h, w, c, 1) holds no sum over channels, so it counts the same way."""
+    """MACs of a layer. Also correct for a depthwise kernel (h, w, c, 1), which does not sum over channels."""
     places = int(np.prod(layer.output.shape[1:-1]))
     return places * int(np.prod(layer.kernel.shape))
 
 
 def layers_of_weight(network: keras.Model) -> list[tuple[str, tuple[int, ...], int]]:
-    """Kind, output shape and cost of every layer that is counted, in order."""
+    """Kind, output shape and MACs of every counted layer, in order."""
     counted = (layers.Conv2D, layers.DepthwiseConv2D, layers.Dense)
     return [
         (_kind_of(layer), tuple(layer.output.shape[1:]), _macs_of(layer))

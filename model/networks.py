@@ -1,4 +1,4 @@
-"""The networks: plain functions from (image spec, number of classes) to a keras.Model."""
+"""Build, load and save networks. Builders map (image spec, number of classes) to a keras.Model."""
 
 import json
 import logging
@@ -22,8 +22,8 @@ from model.texture_cnn import texture_cnn
 def recipe_cnn(image: ImageSpec, num_classes: int) -> keras.Model:
     """The published recipe: a dilated CNN, 3.45 M parameters and 44 M MACs at 200 x 200 x 3.
 
-    The published script divides pixels by 255 outside the network, and forgets to when it predicts;
-    here the network does it.
+    The published script divides pixels by 255 outside the network, but not when it predicts; here, the
+    network does it.
     """
     return keras.Sequential(
         [
@@ -48,31 +48,31 @@ NETWORKS: dict[str, Callable[[ImageSpec, int], keras.Model]] = {"recipe": recipe
 
 
 def build_network(name: str, image: ImageSpec, num_classes: int) -> keras.Model:
-    """A fresh network by its name. Raises TrainingError when there is none of that name."""
+    """Build an untrained network by name. Raises TrainingError for an unknown name."""
     if name not in NETWORKS:
         raise TrainingError(f"A network must be one of {', '.join(NETWORKS)}. Received: {name}.")
     return NETWORKS[name](image, num_classes)
 
 
 def load_network(h5_path: Path) -> keras.Model:
-    """Open a Keras .h5 for inference.
+    """Load a Keras .h5 for inference.
 
-    Raises ArtifactError when it holds code: Keras ignores safe_mode for .h5 (CVE-2025-9905), so the
-    layers are read before anything is built from them.
+    Raises ArtifactError if the file contains code: Keras ignores safe_mode for .h5 (CVE-2025-9905), so the
+    layers are checked before any of them is built.
     """
     try:
         _refuse_lambda(h5_path)
         return keras.models.load_model(h5_path, compile=False)
     except ArtifactError:
         raise
-    # Keras and h5py raise whatever the broken part of the file leads to.
+    # For a broken file, Keras and h5py raise many types of exceptions.
     except Exception as error:
         raise ArtifactError(f"{h5_path} is not a Keras .h5 model: {error}") from error
 
 
 def save_network(network: keras.Model, h5_path: Path) -> None:
-    """Write a Keras .h5 without the optimizer's state, which serving never reads."""
-    # Keras logs that .h5 is its older format at each save; here that is the point of the file.
+    """Write a Keras .h5 without the state of the optimizer, which inference does not need."""
+    # Keras warns at each save that .h5 is a legacy format.
     logging.disable(logging.WARNING)
     try:
         network.save(h5_path, include_optimizer=False)
@@ -82,18 +82,18 @@ def save_network(network: keras.Model, h5_path: Path) -> None:
 
 @dataclass(frozen=True)
 class Head:
-    """A network's end, where it is global average pooling and one dense layer: scores that add up."""
+    """The end of a network: global average pooling and one dense layer, so scores are sums over positions."""
 
     features: keras.KerasTensor
-    """(n, gh, gw, d), before the pooling."""
+    """(n, gh, gw, d), before pooling."""
     embedding: keras.KerasTensor
-    """(n, d), after it."""
+    """(n, d), after pooling."""
     class_weights: NDArray[np.float32]
     """(d, k)."""
 
 
 def find_head(network: keras.Model) -> Head | None:
-    """The head of a network that ends so, dropout and a separate softmax allowed; else None."""
+    """Head of a network that ends in pooling and a dense layer, dropout and softmax allowed; else None."""
     end = [layer for layer in network.layers if not isinstance(layer, layers.Dropout | layers.Softmax)]
     match end[-2:]:
         case [layers.GlobalAveragePooling2D() as pooling, layers.Dense() as dense]:
@@ -105,7 +105,7 @@ def find_head(network: keras.Model) -> Head | None:
 
 
 def named_outputs(network: keras.Model) -> dict[str, keras.KerasTensor]:
-    """`probabilities` and, where there is a head, `embedding` and `features`."""
+    """`probabilities` and, if the network has a head, `embedding` and `features`."""
     [probabilities] = network.outputs
     head = find_head(network)
     shown = {} if head is None else {"embedding": head.embedding, "features": head.features}
@@ -113,18 +113,18 @@ def named_outputs(network: keras.Model) -> dict[str, keras.KerasTensor]:
 
 
 def class_weights_of(network: keras.Model) -> PackedArray | None:
-    """What a card says of the head (d, k), if there is one."""
+    """The head's weights (d, k) for the card, or None without a head."""
     head = find_head(network)
     return None if head is None else PackedArray.pack(head.class_weights)
 
 
 def refuse_mismatch(network: keras.Model, card: ArtifactCard) -> None:
-    """Raise ArtifactError unless the network takes the card's images and answers its classes."""
+    """Raise ArtifactError if the network's input or output shape differs from the card's."""
     expected = (None, *card.image.shape), (None, len(card.class_names))
     actual = network.input_shape, network.output_shape
     if expected != actual:
         raise ArtifactError(
-            f"The network must take and give what its card says, {expected[0]} and {expected[1]}. "
+            f"The network's input and output shapes must match its card: {expected[0]} and {expected[1]}. "
             f"Received: {actual[0]} and {actual[1]}."
         )
 
@@ -133,7 +133,7 @@ def _refuse_lambda(h5_path: Path) -> None:
     with h5py.File(h5_path, "r") as file:
         config = json.loads(file.attrs["model_config"])
     if "Lambda" in _class_names(config):
-        raise ArtifactError(f"A network must not carry code. Received: a Lambda layer in {h5_path}.")
+        raise ArtifactError(f"A network must not contain code. Received: a Lambda layer in {h5_path}.")
 
 
 def _class_names(config: object) -> set[str]:

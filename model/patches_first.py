@@ -1,7 +1,7 @@
-"""The same network with less work: a first convolution over patches that do not overlap, as one over points.
+"""Graph rewrite: a first convolution over patches that do not overlap becomes a 1 x 1 convolution.
 
-Where the stride is the kernel's size, every pixel is read once, and k x k pixels of c channels may as well be
-one point of k * k * c channels. LiteRT multiplies long rows much quicker than many of 3 numbers.
+If the stride is the kernel's size, every pixel is read once, so k x k pixels of c channels can be rearranged
+to one position of k * k * c channels. LiteRT multiplies long rows much faster than many rows of 3 values.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ from keras import layers
 
 from model.pool_first import calls_of
 
-# With more channels than images have, its rows are long as they are.
+# With more channels, the rows are long already.
 MOST_CHANNELS = 4
 
 
@@ -28,8 +28,8 @@ class SpaceToDepth(layers.Layer):
 
 
 def patches_first(network: keras.Model) -> keras.Model:
-    """A network of the same outputs; the same network where there is nothing to gain."""
-    # Cloned, its layers know no calls but its own; seen as a graph, a Sequential has calls to rewrite.
+    """Return an equivalent network, or the same network if no layer can be rewritten."""
+    # A clone, so that layers have calls in this graph only; functional, as a Sequential shows no calls.
     graph = keras.models.clone_model(keras.Model(network.inputs, network.outputs))
     patches = {layer.name: layer.kernel_size[0] for layer in graph.layers if _reads_patches(layer)}
     if not patches:
@@ -47,10 +47,10 @@ def patches_first(network: keras.Model) -> keras.Model:
         return layer(SpaceToDepth(patches[layer.name], name=f"{layer.name}_patches")(*given, **named))
 
     rewritten = keras.models.clone_model(graph, clone_function=clone, call_function=call)
-    for layer in network.layers:  # by name, for one more layer may change their order
+    for layer in network.layers:  # by name, as the added layer may change the order
         weights = layer.get_weights()
         if layer.name in patches:
-            # (k, k, c, filters): the order of space_to_depth too.
+            # (k, k, c, filters), in the order of space_to_depth.
             weights[0] = weights[0].reshape(1, 1, -1, layer.filters)
         if weights:
             rewritten.get_layer(layer.name).set_weights(weights)
@@ -58,7 +58,7 @@ def patches_first(network: keras.Model) -> keras.Model:
 
 
 def _reads_patches(layer: keras.Layer) -> bool:
-    # Not its subclasses, which multiply otherwise.
+    # Subclasses may compute something else.
     if type(layer) is not layers.Conv2D or len(calls_of(layer)) != 1:
         return False
     _, height, width, channels = layer.input.shape

@@ -1,7 +1,7 @@
-"""The same network with less work: max-pooling before the activation, where the activation only rises.
+"""Graph rewrite: max-pooling moves before an activation that is monotonically increasing.
 
-The largest of f(x) is f of the largest x for every f that never falls, so pooling first leaves f a quarter
-of its work. LiteRT computes ELU and its kind one by one; ReLU costs it nothing.
+For such an f, the maximum of f(x) is f of the maximum of x, so pooling first leaves f a quarter of its
+values. LiteRT computes ELU and similar activations value by value; ReLU is free.
 """
 
 from collections import Counter
@@ -15,8 +15,8 @@ _SUFFIX = "_after_pooling"
 
 
 def pool_first(network: keras.Model) -> keras.Model:
-    """A network of the same weights and outputs; the same network where there is nothing to gain."""
-    # Cloned, its layers know no calls but its own; seen as a graph, a Sequential has calls to rewrite.
+    """Return an equivalent network with the same weights, or the same network if nothing can be rewritten."""
+    # A clone, so that layers have calls in this graph only; functional, as a Sequential shows no calls.
     graph = keras.models.clone_model(keras.Model(network.inputs, network.outputs))
     pairs = {pool.name: activated for activated, pool in _pairs(graph)}
     if not pairs:
@@ -36,25 +36,25 @@ def pool_first(network: keras.Model) -> keras.Model:
         return layers.Activation(pairs[layer.name].activation, name=layer.name + _SUFFIX)(outputs)
 
     rewritten = keras.models.clone_model(graph, clone_function=clone, call_function=call)
-    for layer in network.layers:  # by name, for one more layer may change their order
+    for layer in network.layers:  # by name, as the added layer may change the order
         if layer.weights:
             rewritten.get_layer(layer.name).set_weights(layer.get_weights())
     return rewritten
 
 
 def _pairs(graph: keras.Model) -> list[tuple[keras.Layer, keras.Layer]]:
-    """Each convolution with a rising activation, and the max-pooling that alone takes what it gives."""
-    takers = Counter(
+    """Each convolution with an increasing activation that only a max-pooling consumes, and that pooling."""
+    consumers = Counter(
         id(tensor) for layer in graph.layers for node in calls_of(layer) for tensor in node.input_tensors
     )
-    takers.update(id(tensor) for tensor in graph.outputs)
+    consumers.update(id(tensor) for tensor in graph.outputs)
     called_once = [layer for layer in graph.layers if len(calls_of(layer)) == 1]
     rising = {
         id(layer.output): layer
         for layer in called_once
         if isinstance(layer, layers.Conv2D)
         and keras.activations.serialize(layer.activation) in RISING
-        and takers[id(layer.output)] == 1
+        and consumers[id(layer.output)] == 1
     }
     return [
         (rising[id(layer.input)], layer)
@@ -64,6 +64,6 @@ def _pairs(graph: keras.Model) -> list[tuple[keras.Layer, keras.Layer]]:
 
 
 def calls_of(layer: keras.Layer) -> list[Any]:
-    """The nodes of its graph at which a layer is called."""
-    calls: list[Any] = layer._inbound_nodes  # noqa: SLF001 - Keras shows a layer's calls nowhere else
+    """The graph nodes at which a layer is called."""
+    calls: list[Any] = layer._inbound_nodes  # noqa: SLF001 - Keras has no public API for it
     return calls

@@ -1,4 +1,4 @@
-"""The pretrained network, EfficientNet-Lite0 as far as its eighth block: its weights, whole or in part."""
+"""The pretrained network: the first eight blocks of EfficientNet-Lite0, complete or with fewer filters."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +11,12 @@ Array = NDArray[np.float32]
 WEIGHTS = Path(__file__).parent / "pretrained" / "efficientnet_lite0.npz"
 NORM_EPSILON = 1e-3
 PIXEL_SCALE, PIXEL_OFFSET = 1 / 128, -127 / 128
-"""It was trained on pixels 0..255, so scaled."""
+"""The scaling of pixels 0..255 that it was trained with."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """An inverted residual block. `expanded` is None where it does not expand, as in the first."""
+    """An inverted residual block. `expanded` is None if it does not expand, like the first."""
 
     kernel: int
     strides: int
@@ -26,7 +26,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Convolution:
-    """A kernel as Keras lays it out, and its batch normalisation (4, c): gamma, beta, mean, variance."""
+    """A kernel in Keras's layout, and its batch normalisation (4, c): gamma, beta, mean, variance."""
 
     kernel: Array
     norm: Array
@@ -46,10 +46,10 @@ BLOCKS = (
 
 
 def load_convolutions(channels: int, stem_filters: int, blocks: tuple[Block, ...]) -> list[Convolution]:
-    """The weights, in the order of the layers, of a network of as many or fewer filters within its blocks.
+    """Weights, in the order of the layers, of a network with the same or fewer filters inside its blocks.
 
-    Kept are the filters that the next layer weighs most. A single channel is taken as grey: the stem's
-    kernels are summed over colours.
+    Keeps the filters with the largest weights in the next layer. For a single channel, the stem's kernels are
+    summed over colours.
     """
     with np.load(WEIGHTS) as weights:
         kept = _strongest(np.abs(weights["block0/project/kernel"][0, 0]).sum(axis=1), stem_filters)
@@ -82,5 +82,5 @@ def _load_block(
 
 
 def _strongest(importance: Array, count: int) -> NDArray[np.intp]:
-    """The places of the `count` largest, in ascending order."""
+    """Indices of the `count` largest values, in ascending order."""
     return np.sort(np.argsort(-importance, kind="stable")[:count])

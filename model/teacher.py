@@ -1,7 +1,8 @@
-"""The teacher: what a pretrained network sees in a texture, for a smaller network to imitate.
+"""Teacher for distillation: a pretrained network's texture statistics, which a smaller network imitates.
 
-Means and deviations of its feature maps at three depths, without any class. A linear classifier on these
-alone tells hot-rolled steel's defects apart better than a small network trained from nothing.
+They are means and standard deviations of its feature maps at three depths, without any classes. A linear
+classifier on these alone classifies defects of hot-rolled steel better than a small network trained from
+scratch.
 """
 
 import queue
@@ -26,12 +27,12 @@ from model.pretrained_blocks import (
 )
 
 DEPTHS = (2, 4, 7)
-"""The blocks whose features are summed up."""
+"""The blocks whose feature maps are summarised."""
 DEVIATION_FLOOR = 1e-6
 
 
 class Teacher:
-    """Images (n, h, w, c) to texture statistics (n, STATISTICS), float32, from any thread."""
+    """Map images (n, h, w, c) to texture statistics (n, STATISTICS), float32. Thread-safe."""
 
     STATISTICS = 2 * sum(BLOCKS[depth].filters for depth in DEPTHS)
 
@@ -54,7 +55,7 @@ class Teacher:
 
 
 def teacher_network(image: ImageSpec) -> keras.Model:
-    """The pretrained blocks, normalisation folded in, ending in means and deviations (n, STATISTICS)."""
+    """The pretrained blocks, with folded normalisation, ending in means and deviations (n, STATISTICS)."""
     inputs = keras.Input(image.shape)
     convolutions = iter(load_convolutions(image.channels, STEM_FILTERS, BLOCKS))
 
@@ -88,13 +89,13 @@ def teacher_network(image: ImageSpec) -> keras.Model:
 def _open(compiled: bytes) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
     interpreter = Interpreter(model_content=compiled, num_threads=1)
     interpreter.allocate_tensors()
-    given = interpreter.get_input_details()[0]["index"]
-    answered = interpreter.get_output_details()[0]["index"]
+    input_index = interpreter.get_input_details()[0]["index"]
+    output_index = interpreter.get_output_details()[0]["index"]
 
     def describe(image: NDArray[np.float32]) -> NDArray[np.float32]:
-        interpreter.set_tensor(given, image[np.newaxis])
+        interpreter.set_tensor(input_index, image[np.newaxis])
         interpreter.invoke()
-        statistics: NDArray[np.float32] = interpreter.get_tensor(answered)[0]
+        statistics: NDArray[np.float32] = interpreter.get_tensor(output_index)[0]
         return statistics
 
     return describe

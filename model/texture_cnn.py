@@ -1,7 +1,7 @@
-"""The default network: a pretrained network's first blocks, thinned out, on grey levels made comparable.
+"""The default network: a pretrained network's first blocks with fewer filters, on standardised grey levels.
 
-It is built twice: to be trained, with batch normalisation, and to be saved, with each normalisation
-folded into the convolution before it.
+It has two forms: for training with batch normalisation, and for saving with each normalisation folded into
+the convolution before it.
 """
 
 from typing import Any
@@ -30,16 +30,16 @@ BLOCKS = (
     Block(3, 1, 64, 24),
     Block(5, 2, 64, 40),
     Block(5, 1, 96, 40),
-    Block(3, 1, 96, 80),  # strides 2 in the pretrained network; here evidence wants the finer grid
+    Block(3, 1, 96, 80),  # stride 2 in the pretrained network; stride 1 gives evidence a finer grid
 )
 EMBEDDING = 96
 CONTRAST_FLOOR = 0.004
-"""Added to an image's variance before it is divided by it, so that a blank image's noise stays small."""
+"""Added to an image's variance before the division, so that noise in a blank image is not amplified."""
 DROPOUT = 0.1
 
 
 class FusedBatchNorm(layers.Layer):
-    """Batch normalisation in one operation; Keras's own takes five times as long on a processor."""
+    """Batch normalisation in one operation; on a CPU, Keras's own layer takes five times as long."""
 
     def __init__(self, momentum: float = 0.95, **given: Any) -> None:
         super().__init__(**given)
@@ -53,21 +53,21 @@ class FusedBatchNorm(layers.Layer):
         self.variance = self.add_weight(shape=channels, initializer="ones", trainable=False, name="variance")
 
     def call(self, x: tf.Tensor, *, training: bool = False) -> tf.Tensor:
-        known = {"x": x, "scale": self.gamma, "offset": self.beta, "epsilon": NORM_EPSILON}
+        inputs = {"x": x, "scale": self.gamma, "offset": self.beta, "epsilon": NORM_EPSILON}
         if not training:
             moments = {"mean": self.mean, "variance": self.variance}
-            return tf.raw_ops.FusedBatchNormV3(**known, **moments, is_training=False)[0]
-        y, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(**known, mean=[], variance=[], is_training=True)
-        self._follow(self.mean, mean)
-        self._follow(self.variance, variance)
+            return tf.raw_ops.FusedBatchNormV3(**inputs, **moments, is_training=False)[0]
+        y, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(**inputs, mean=[], variance=[], is_training=True)
+        self._update_average(self.mean, mean)
+        self._update_average(self.variance, variance)
         return y
 
-    def _follow(self, moving: Any, current: tf.Tensor) -> None:
+    def _update_average(self, moving: Any, current: tf.Tensor) -> None:
         moving.assign(self.momentum * moving + (1 - self.momentum) * tf.stop_gradient(current))
 
 
 def texture_cnn(image: ImageSpec, num_classes: int) -> keras.Model:
-    """The network as it is saved and served: 14.6 M MACs, 44,000 parameters at 200 x 200 x 1, 6 classes."""
+    """The network for saving and serving: 14.6 M MACs, 44,000 parameters at 200 x 200 x 1, 6 classes."""
     inputs = keras.Input(image.shape)
     features = _features(inputs, normalised=False)  # (n, h / 16, w / 16, 96)
     embedding = layers.GlobalAveragePooling2D()(features)  # (n, 96)
@@ -76,7 +76,7 @@ def texture_cnn(image: ImageSpec, num_classes: int) -> keras.Model:
 
 
 def trainable_texture_cnn(image: ImageSpec, num_classes: int) -> keras.Model:
-    """The network as it is trained, from the pretrained weights: images to [logits, embedding]."""
+    """The network for training, with pretrained weights: images to [logits, embedding]."""
     inputs = keras.Input(image.shape)
     embedding = layers.GlobalAveragePooling2D()(_features(inputs, normalised=True))
     logits = layers.Dense(num_classes)(layers.Dropout(DROPOUT)(embedding))
@@ -86,7 +86,7 @@ def trainable_texture_cnn(image: ImageSpec, num_classes: int) -> keras.Model:
 
 
 def fold(trained: keras.Model, image: ImageSpec, temperature: float = 1.0) -> keras.Model:
-    """What was trained, as it is saved: the same answers from fewer steps, logits over `temperature`."""
+    """The network for saving: equal outputs in fewer operations, with logits divided by `temperature`."""
     folded = texture_cnn(image, trained.outputs[0].shape[-1])
     pairs = zip(_convolutions(trained), _norms(trained), _convolutions(folded), strict=True)
     for convolution, norm, target in pairs:
@@ -123,10 +123,10 @@ def _features(x: keras.KerasTensor, *, normalised: bool) -> keras.KerasTensor:
 
 
 def _standardise(x: keras.KerasTensor) -> keras.KerasTensor:
-    """Give each image mean 0 and variance 1, which takes brightness and contrast out of what is learned.
+    """Give each image mean 0 and variance 1, so that brightness and contrast have no effect.
 
-    On a flat row of pixels: over several axes, Keras's layer does not survive an .h5, and its group
-    normalisation takes as long as all that follows.
+    Normalises a flat row of pixels: over several axes, Keras's layer normalisation does not survive an .h5,
+    and its group normalisation takes as long as the rest of the network.
     """
     shape = x.shape[1:]
     x = layers.Reshape((-1,))(x)
@@ -135,7 +135,7 @@ def _standardise(x: keras.KerasTensor) -> keras.KerasTensor:
 
 
 def _start_from_pretrained(network: keras.Model, channels: int) -> None:
-    """All but the last convolution, which the pretrained network does not have."""
+    """Set pretrained weights, except in the last convolution, which the pretrained network lacks."""
     pretrained = load_convolutions(channels, STEM_FILTERS, BLOCKS)
     pretrained[0] = Convolution(_enlarge(pretrained[0].kernel), pretrained[0].norm)
     targets = zip(pretrained, _convolutions(network), _norms(network), strict=False)
@@ -145,7 +145,7 @@ def _start_from_pretrained(network: keras.Model, channels: int) -> None:
 
 
 def _enlarge(kernel: NDArray[np.float32]) -> NDArray[np.float32]:
-    """3 x 3 at strides 2 on an image halved by averaging is 6 x 6 at strides 4 on the whole image."""
+    """Convert a kernel 3 x 3 with stride 2, for an image halved by averaging, to 6 x 6 with stride 4."""
     return kernel.repeat(2, axis=0).repeat(2, axis=1) / np.float32(4)
 
 

@@ -1,4 +1,4 @@
-"""Write efficientnet_lite0.npz anew from the published weights; README.md says how to run this."""
+"""Regenerate efficientnet_lite0.npz from the published weights; README.md states how to run this."""
 
 import sys
 from pathlib import Path
@@ -15,7 +15,7 @@ PARTS = {
 
 
 def convert(pth: Path) -> dict[str, np.ndarray]:
-    """The stem and the first eight blocks: kernels as Keras lays them out, batch normalisation beside."""
+    """Weights of the stem and the first eight blocks: kernels in Keras's layout, and batch normalisation."""
     state = {name: tensor.numpy() for name, tensor in torch.load(pth, map_location="cpu").items()}
     arrays = {
         "stem/kernel": state["_conv_stem.weight"].transpose(2, 3, 1, 0),

@@ -14,7 +14,7 @@ from model.pool_first import pool_first
 Tensor = keras.KerasTensor
 RECIPE = DEFAULT_MODEL_PATH.with_name("metal_defects_final.h5")
 IMAGES = np.random.default_rng(0).normal(size=(4, 20, 20, 3)).astype(np.float32)
-# Of 1,200 flattened values: its weights and biases are just heavy, or just not.
+# The fewest units of a dense layer on 1,200 flattened values whose weights and biases are heavy.
 HEAVY = -(-HEAVY_BYTES // 4 // 1201)
 
 
@@ -27,7 +27,7 @@ def dense(units: int) -> Callable[[Tensor], Tensor]:
     return lambda x: layers.Dense(units, "softmax")(layers.Flatten()(x))
 
 
-def test_parts_one_after_the_other_are_the_network() -> None:
+def test_body_and_head_are_equivalent_to_the_network() -> None:
     def end(x: Tensor) -> Tensor:
         x = layers.Dense(HEAVY, "elu")(layers.Flatten()(x))
         x = layers.Dropout(0.5)(layers.BatchNormalization()(x))
@@ -40,10 +40,10 @@ def test_parts_one_after_the_other_are_the_network() -> None:
     assert flattened.shape == (4, 1200)
     answers = parts.head.predict(flattened, verbose=0)
     assert np.array_equal(answers, built.predict(IMAGES, verbose=0))
-    assert len(np.unique(answers)) > 3, "the answers must differ, or this proves nothing"
+    assert len(np.unique(answers)) > 3, "the test requires outputs that differ"
 
 
-def test_head_is_split_off_from_the_first_that_is_heavy() -> None:
+def test_head_is_split_only_if_it_is_heavy() -> None:
     assert split_heavy_head(network(dense(HEAVY - 1))) is None
     assert split_heavy_head(network(dense(HEAVY))) is not None
 
@@ -73,17 +73,17 @@ def test_sequential_network_is_split_too() -> None:
         "two outputs",
         "reshaped",
         "across images",
-        "of another kind",
-        "a layer of one's own",
+        "another layer",
+        "a custom layer",
     ],
 )
-def test_what_is_no_chain_of_dense_layers_after_flattening_stays_whole(
+def test_other_ends_are_not_split(
     end: Callable[[Tensor], Tensor],
 ) -> None:
     assert split_heavy_head(network(end)) is None
 
 
-def test_layer_that_is_called_twice_stays_whole() -> None:
+def test_layer_called_twice_is_not_split() -> None:
     shared = layers.Dense(1200)
     assert split_heavy_head(network(lambda x: shared(shared(layers.Flatten()(x))))) is None
 

@@ -19,7 +19,7 @@ def network(convolution: layers.Layer, channels: int = 3) -> keras.Model:
 
 @pytest.mark.parametrize("patch", [2, 3, 4])
 @pytest.mark.parametrize("given", [{}, {"activation": "elu"}, {"use_bias": False}, {"padding": "same"}])
-def test_patches_become_points_and_nothing_else_changes(patch: int, given: dict[str, Any]) -> None:
+def test_rewritten_network_is_equivalent(patch: int, given: dict[str, Any]) -> None:
     built = network(layers.Conv2D(8, patch, strides=patch, bias_initializer="random_normal", **given))
     rewritten = patches_first(built)
     [convolution] = [layer for layer in rewritten.layers if isinstance(layer, layers.Conv2D)]
@@ -39,23 +39,23 @@ def test_patches_become_points_and_nothing_else_changes(patch: int, given: dict[
         layers.Conv2D(6, 2, strides=2, groups=3),
     ],
 )
-def test_other_convolutions_stay(convolution: layers.Layer) -> None:
+def test_other_convolutions_are_not_rewritten(convolution: layers.Layer) -> None:
     built = network(convolution)
     assert patches_first(built) is built
 
 
-def test_convolution_of_many_channels_stays() -> None:
+def test_convolution_of_many_channels_is_not_rewritten() -> None:
     built = network(layers.Conv2D(8, 2, strides=2), channels=8)
     assert patches_first(built) is built
 
 
-def test_convolution_that_is_called_twice_stays() -> None:
+def test_convolution_called_twice_is_not_rewritten() -> None:
     convolution = layers.Conv2D(3, 2, strides=2)
     built = network(lambda x: convolution(convolution(x)))  # type: ignore[arg-type]
     assert patches_first(built) is built
 
 
-def test_published_recipe_begins_with_points() -> None:
+def test_published_recipe_is_rewritten() -> None:
     recipe = load_network(DEFAULT_MODEL_PATH.with_name("metal_defects_final.h5"))
     rewritten = patches_first(recipe)
     images = np.random.default_rng(0).integers(0, 256, (2, 200, 200, 3)).astype(np.float32)

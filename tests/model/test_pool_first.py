@@ -24,7 +24,7 @@ def kinds(built: keras.Model) -> list[str]:
 
 @pytest.mark.parametrize("activation", RISING)
 @pytest.mark.parametrize("padding", ["valid", "same"])
-def test_pooling_goes_first_and_nothing_else_changes(activation: str, padding: str) -> None:
+def test_pooling_moves_before_the_activation(activation: str, padding: str) -> None:
     built = network(
         lambda x: layers.MaxPooling2D(3, 2, padding=padding)(layers.Conv2D(4, 3, activation=activation)(x))
     )
@@ -35,12 +35,12 @@ def test_pooling_goes_first_and_nothing_else_changes(activation: str, padding: s
 
 
 @pytest.mark.parametrize("activation", ["relu", "gelu", "silu", "linear"])
-def test_activation_that_falls_or_costs_nothing_stays(activation: str) -> None:
+def test_decreasing_or_free_activation_is_not_moved(activation: str) -> None:
     built = network(lambda x: layers.MaxPooling2D()(layers.Conv2D(4, 3, activation=activation)(x)))
     assert pool_first(built) is built
 
 
-def test_activation_that_others_take_too_stays() -> None:
+def test_activation_with_another_consumer_is_not_moved() -> None:
     def body(x: Tensor) -> Tensor:
         activated = layers.Conv2D(4, 3, activation="elu")(x)
         return layers.Add()([layers.MaxPooling2D()(activated), layers.AveragePooling2D(2)(activated)])
@@ -49,20 +49,20 @@ def test_activation_that_others_take_too_stays() -> None:
     assert pool_first(built) is built
 
 
-def test_activation_that_is_an_output_too_stays() -> None:
+def test_activation_that_is_an_output_is_not_moved() -> None:
     inputs = keras.Input((20, 20, 3))
     activated = layers.Conv2D(4, 3, activation="elu")(inputs)
     built = keras.Model(inputs, [layers.MaxPooling2D()(activated), activated])
     assert pool_first(built) is built
 
 
-def test_layer_that_is_called_twice_stays() -> None:
+def test_layer_called_twice_is_not_rewritten() -> None:
     convolution = layers.Conv2D(3, 3, padding="same", activation="elu")
     built = network(lambda x: layers.MaxPooling2D()(convolution(convolution(x))))
     assert pool_first(built) is built
 
 
-def test_activation_that_a_network_within_takes_too_stays() -> None:
+def test_activation_with_a_nested_network_as_consumer_is_not_moved() -> None:
     inner_inputs = keras.Input((18, 18, 4))
     inner = keras.Model(inner_inputs, layers.AveragePooling2D(2)(inner_inputs))
 
@@ -74,20 +74,20 @@ def test_activation_that_a_network_within_takes_too_stays() -> None:
     assert pool_first(built) is built
 
 
-def test_activation_that_a_layer_of_two_calls_takes_too_stays() -> None:
+def test_activation_with_a_shared_layer_as_consumer_is_not_moved() -> None:
     shared = layers.Conv2D(4, 1)
 
     def body(x: Tensor) -> Tensor:
         activated = layers.Conv2D(4, 3, activation="elu")(x)
-        beside = layers.Add()([shared(activated), shared(layers.Conv2D(4, 3)(x))])
-        return layers.Add()([layers.MaxPooling2D()(activated), layers.MaxPooling2D()(beside)])
+        other = layers.Add()([shared(activated), shared(layers.Conv2D(4, 3)(x))])
+        return layers.Add()([layers.MaxPooling2D()(activated), layers.MaxPooling2D()(other)])
 
     built = network(body)
     assert pool_first(built) is built
 
 
 @pytest.mark.parametrize("elu_first", [True, False])
-def test_weights_find_their_layer_when_branches_are_alike(elu_first: bool) -> None:
+def test_weights_are_assigned_correctly_if_branches_have_equal_shapes(elu_first: bool) -> None:
     def body(x: Tensor) -> Tensor:
         pooled = layers.MaxPooling2D()(layers.Conv2D(3, 3, padding="same", activation="elu")(x))
         strided = layers.Conv2D(3, 3, padding="same")(layers.Conv2D(3, 3, strides=2, padding="same")(x))
@@ -99,17 +99,17 @@ def test_weights_find_their_layer_when_branches_are_alike(elu_first: bool) -> No
     assert np.allclose(rewritten.predict(IMAGES, verbose=0), built.predict(IMAGES, verbose=0), atol=1e-6)
 
 
-def test_layer_named_as_keras_names_activations_is_no_hindrance() -> None:
+def test_added_layer_does_not_reuse_an_existing_name() -> None:
     def body(x: Tensor) -> Tensor:
         pooled = layers.MaxPooling2D(name="pool")(layers.Conv2D(4, 3, activation="elu")(x))
         return layers.Activation("tanh", name="activation")(pooled)
 
     built = network(body)
-    keras.backend.clear_session()  # names begin anew, as in a process that only compiles
+    keras.backend.clear_session()  # resets automatic names, as in a fresh process
     assert kinds(pool_first(built)).count("Activation") == 2
 
 
-def test_published_recipe_is_the_same_network_with_a_quarter_of_its_exponentials() -> None:
+def test_published_recipe_is_rewritten_to_an_equivalent_network() -> None:
     recipe = load_network(DEFAULT_MODEL_PATH.with_name("metal_defects_final.h5"))
     rewritten = pool_first(recipe)
     assert kinds(rewritten).count("Activation") == 3

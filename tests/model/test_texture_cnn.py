@@ -1,4 +1,4 @@
-"""The default network costs what was promised, starts from what is pretrained, and survives its .h5."""
+"""The default network has its documented cost, starts from pretrained weights and can be saved as .h5."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ COLOUR = ImageSpec(height=64, width=64, channels=3)
 
 @pytest.fixture(scope="module")
 def trained() -> keras.Model:
-    """Weights that are not those of the start, moments included."""
+    """A network whose weights and moments differ from its initial ones."""
     keras.utils.set_random_seed(0)
     network = trainable_texture_cnn(GREY, 5)
     for seed in range(3):
@@ -38,15 +38,15 @@ def test_it_costs_a_third_of_the_recipe_and_a_tenth_of_its_parameters() -> None:
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
-def test_folded_network_answers_as_the_trained_one(trained: keras.Model, temperature: float) -> None:
+def test_folded_network_predicts_as_the_trained_one(trained: keras.Model, temperature: float) -> None:
     images = random_images(3, GREY).astype(np.float32)
     logits, _ = trained(images, training=False)
     expected = keras.ops.softmax(logits / temperature)
     assert np.allclose(fold(trained, GREY, temperature)(images), expected, atol=1e-5)
 
 
-def test_h5_answers_as_the_network_it_was_saved_from(trained: keras.Model, tmp_path: Path) -> None:
-    """Keras's normalisation over several axes would not: its axes are lost on the way."""
+def test_h5_predicts_as_the_saved_network(trained: keras.Model, tmp_path: Path) -> None:
+    """Keras's normalisation over several axes would fail here, because the .h5 does not keep its axes."""
     folded = fold(trained, GREY)
     save_network(folded, tmp_path / "n.h5")
     images = random_images(3, GREY).astype(np.float32)
@@ -62,7 +62,7 @@ def test_head_shows_features_embedding_and_weights(trained: keras.Model) -> None
     assert np.array_equal(head.class_weights, folded.layers[-1].get_weights()[0])
 
 
-def test_brightness_and_contrast_change_no_answer(trained: keras.Model) -> None:
+def test_brightness_and_contrast_change_no_prediction(trained: keras.Model) -> None:
     folded = fold(trained, GREY)
     images = random_images(4, GREY).astype(np.float32)
     assert np.allclose(folded(images), folded(60 + 0.5 * images), atol=1e-2)
@@ -77,7 +77,7 @@ def test_it_starts_from_the_pretrained_weights(spec: ImageSpec) -> None:
     assert len(compile_network(fold(network, spec), spec.shape)) > 100_000
 
 
-def test_thinned_block_keeps_the_filters_that_weigh_most() -> None:
+def test_smaller_block_keeps_the_filters_of_largest_weight() -> None:
     whole = load_convolutions(1, STEM_FILTERS, WHOLE[:2])
     thin = load_convolutions(1, STEM_FILTERS, (WHOLE[0], type(WHOLE[1])(3, 2, 32, 24)))
     importance = np.linalg.norm(whole[-1].kernel[0, 0], axis=1) * np.abs(whole[-2].norm[0])
@@ -87,21 +87,21 @@ def test_thinned_block_keeps_the_filters_that_weigh_most() -> None:
 
 
 class TestTeacher:
-    def test_compiled_teacher_describes_as_the_network_does(self) -> None:
+    def test_compiled_teacher_gives_the_same_statistics(self) -> None:
         images = random_images(3, GREY)
         expected = teacher_network(GREY)(images.astype(np.float32))["statistics"]
         found = Teacher(GREY, threads=2).describe(images)
         assert found.shape == (3, Teacher.STATISTICS)
         assert np.allclose(found, expected, atol=1e-4)
 
-    def test_grey_is_the_sum_of_equal_colours(self) -> None:
+    def test_grey_and_equal_colours_give_the_same_statistics(self) -> None:
         grey = random_images(2, ImageSpec(height=64, width=64, channels=1))
         one = Teacher(ImageSpec(height=64, width=64, channels=1), 1).describe(grey)
         three = Teacher(COLOUR, 1).describe(np.repeat(grey, 3, axis=-1))
         assert np.allclose(one, three, atol=1e-3)
 
-    def test_it_tells_textures_apart(self) -> None:
-        """Far from chance, or imitating it would teach nothing: stripes against noise."""
+    def test_statistics_distinguish_textures(self) -> None:
+        """Stripes and noise, without which distillation would be useless."""
         random = np.random.default_rng(0)
         noise = random.integers(0, 256, (6, *GREY.shape), dtype=np.uint8)
         stripes = np.zeros_like(noise)
