@@ -1,4 +1,4 @@
-"""A labelled folder, DIR/{train,valid,test}/<class>/<image>, read through the one road to pixels."""
+"""A labelled folder, DIR/{train,valid,test}/<class>/<image>, decoded as the service decodes images."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +19,7 @@ _LIMITS = ImageLimits()
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Images (n, h, w, c), uint8; labels (n,), int64, indices into the class names; their paths."""
+    """Images (n, h, w, c), uint8; labels (n,), int64, indices into the class names; paths of the files."""
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
@@ -29,29 +29,30 @@ class LabelledImages:
         return len(self.paths)
 
     def take(self, chosen: NDArray[np.bool_]) -> "LabelledImages":
-        """Those where `chosen` (n,) is true."""
+        """The images where `chosen` (n,) is true."""
         paths = tuple(path for path, wanted in zip(self.paths, chosen, strict=True) if wanted)
         return LabelledImages(self.images[chosen], self.labels[chosen], paths)
 
 
 def find_class_names(data_dir: Path, split: str = "train") -> tuple[str, ...]:
-    """The classes of a split: its folders, in sorted order, which is the order of the outputs."""
+    """Class names of a split: its subfolders in sorted order, which is the order of the network's outputs."""
     split_dir = data_dir / split
     if not split_dir.is_dir():
-        raise DatasetError(f"A labelled folder must hold {', '.join(SPLITS)}. Missing: {split_dir}")
+        raise DatasetError(f"A labelled folder must contain {', '.join(SPLITS)}. Missing: {split_dir}")
     folders = (folder.name for folder in split_dir.iterdir() if folder.is_dir())
     class_names = tuple(sorted(name for name in folders if not name.startswith(".")))
     if len(class_names) < 2:
-        raise DatasetError(f"{split_dir} must hold a folder for each of two or more classes.")
+        raise DatasetError(f"{split_dir} must contain a folder for each of two or more classes.")
     return class_names
 
 
 def load_split(data_dir: Path, split: str, class_names: tuple[str, ...], spec: ImageSpec) -> LabelledImages:
-    """Decode every image of a split, classes in the order of `class_names`.
+    """Decode every image of a split, with classes in the order of `class_names`.
 
-    Raises DatasetError when a class has no images, a folder is no class, or an image does not decode.
+    Raises DatasetError if a class has no images, the subfolders are not `class_names`, or an image cannot be
+    decoded.
     """
-    _refuse_strange_classes(data_dir / split, class_names)
+    _refuse_other_classes(data_dir / split, class_names)
     labelled = list(_find_images(data_dir / split, class_names))
     with ThreadPoolExecutor() as threads:
         images = list(threads.map(lambda row: _decode_file(row[0], spec), labelled))
@@ -62,11 +63,11 @@ def load_split(data_dir: Path, split: str, class_names: tuple[str, ...], spec: I
     )
 
 
-def _refuse_strange_classes(split_dir: Path, class_names: tuple[str, ...]) -> None:
+def _refuse_other_classes(split_dir: Path, class_names: tuple[str, ...]) -> None:
     found = find_class_names(split_dir.parent, split_dir.name)
-    strange = sorted(set(found).symmetric_difference(class_names))
-    if strange:
-        raise DatasetError(f"{split_dir} must hold the classes {class_names}. Differs: {strange}")
+    differing = sorted(set(found).symmetric_difference(class_names))
+    if differing:
+        raise DatasetError(f"{split_dir} must contain the classes {class_names}. Differs: {differing}")
 
 
 def _find_images(split_dir: Path, class_names: tuple[str, ...]) -> Iterator[tuple[Path, int]]:
@@ -79,7 +80,7 @@ def _find_images(split_dir: Path, class_names: tuple[str, ...]) -> Iterator[tupl
 
 
 def find_files(folder: Path) -> list[Path]:
-    """Every file below a folder in sorted order, but what is hidden."""
+    """All files below a folder in sorted order, except hidden ones."""
     return sorted(
         path
         for path in folder.rglob("*")

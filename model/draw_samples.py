@@ -1,9 +1,9 @@
 """Draw the six sample images: one for each kind of defect on hot-rolled steel.
 
-The drawings imitate how the classes of the NEU surface defect database look, so that a fresh clone has
-something to classify. They hold no photograph and are made from none, only from noise and curves.
+The drawings imitate the classes of the NEU surface defect database, so that a fresh clone has images to
+classify. They are computed from noise and curves and contain no photographic data.
 
-Run `python -m model.draw_samples` to write them again.
+Run `python -m model.draw_samples` to regenerate them.
 """
 
 from collections.abc import Callable
@@ -18,17 +18,17 @@ from model.image import encode_png
 SAMPLES = Path(__file__).parent / "samples"
 SIDE = 200
 SEEDS = {"crazing": 1, "inclusion": 1, "patches": 1, "pitted": 1, "rolled": 1, "scratches": 1}
-# A kernel is cut off where it has fallen to about a hundredth of its peak.
+# A kernel is truncated where it falls to about a hundredth of its peak.
 KERNEL_REACH = 3.0
 TAPER_PIXELS = 10.0
-# In standard deviations of the noise that flecks are cut from.
+# In standard deviations of the noise that is thresholded to flecks.
 FLECK_SOFTNESS = 0.8
 
 Field = NDArray[np.float64]
 
 
 def crazing(random: Generator) -> Field:
-    """A grainy ground in upright bands, under a net of thin dark cracks that run mostly sideways."""
+    """A grainy background with vertical bands, under a net of thin dark cracks that are mostly horizontal."""
     ground = 155.0 + 16.0 * _noise(random, 120.0, 14.0) + 10.0 * _noise(random, 60.0, 60.0)
     grain = 0.09 * _noise(random, 0.8, 0.6) + 0.06 * _noise(random, 2.2, 2.0)
     cracks = _strongest([_crack(random) for _ in range(random.integers(25, 35))])
@@ -38,7 +38,7 @@ def crazing(random: Generator) -> Field:
 
 
 def inclusion(random: Generator) -> Field:
-    """A smooth ground with faint upright streaks and dark upright slivers, gathered along a few of them."""
+    """A smooth background with faint vertical streaks; dark vertical slivers cluster along a few of them."""
     ground = 105.0 + 9.0 * _noise(random, 70.0, 70.0) + 3.0 * _noise(random, 90.0, 4.0)
     grain = 2.0 * _noise(random, 0.6, 0.6) + 1.8 * _noise(random, 4.0, 1.2)
     slivers = _flecks(random, 9.0, 1.8, 2.5 - 0.8 * _noise(random, 35.0, 9.0))
@@ -47,7 +47,7 @@ def inclusion(random: Generator) -> Field:
 
 
 def patches(random: Generator) -> Field:
-    """Large dark blotches with ragged edges on a bright grainy ground."""
+    """Large dark blotches with ragged edges on a bright grainy background."""
     ground = 190.0 + 28.0 * _noise(random, 90.0, 25.0) + 16.0 * _noise(random, 25.0, 25.0)
     shape = _noise(random, 24.0, 14.0) + 0.15 * _noise(random, 5.0, 4.0) + 0.06 * _noise(random, 1.5, 1.2)
     blotches = _step(shape - 0.3, 0.25)
@@ -57,7 +57,7 @@ def patches(random: Generator) -> Field:
 
 
 def pitted(random: Generator) -> Field:
-    """A bright, smoothly lit ground with very many small dark pits, denser here than there."""
+    """A bright, smoothly lit background with very many small dark pits of varying density."""
     ground = 212.0 + 25.0 * _noise(random, 70.0, 70.0) + 3.0 * _noise(random, 90.0, 3.0)
     pits = _flecks(random, 1.4, 1.0, 1.1 + 0.5 * _noise(random, 50.0, 30.0))
     large = _flecks(random, 2.4, 1.8, 3.0 + 0.6 * _noise(random, 40.0, 20.0))
@@ -74,7 +74,7 @@ def rolled(random: Generator) -> Field:
 
 
 def scratches(random: Generator) -> Field:
-    """A smooth dark ground with a few bright lines, long and nearly straight, all along one direction."""
+    """A smooth dark background with a few bright lines, long and nearly straight, all in one direction."""
     ground = 86.0 + 9.0 * _noise(random, 70.0, 70.0) + 3.0 * _noise(random, 3.0, 50.0)
     lines = _strongest([_scratch(random) for _ in range(random.integers(1, 5))])
     bundles = _strongest([_streak(_path(random, 50.0, 3.0), 9.0) for _ in range(2)])
@@ -122,7 +122,7 @@ def _scratch(random: Generator) -> Field:
 
 
 def _streak(path: Field, width: Field | float, strength: Field | float = 1.0) -> Field:
-    """A line from left to right with its middle at the row `path` gives for each column."""
+    """A line from left to right, centred in each column on the row given by `path`."""
     distance = np.abs(np.arange(SIDE)[:, None] - path)
     return strength * np.exp(-((distance / width) ** 3))
 
@@ -132,12 +132,12 @@ def _strongest(fields: list[Field]) -> Field:
 
 
 def _flecks(random: Generator, down: float, across: float, sparseness: Field | float) -> Field:
-    """Small spots of 0..1, where a noise of that grain rises above `sparseness` standard deviations."""
+    """Small spots, 0..1, where noise of the given grain exceeds `sparseness` standard deviations."""
     return _step(_noise(random, down, across) - sparseness, FLECK_SOFTNESS)
 
 
 def _sheared(field: Field, slope: float) -> Field:
-    """Tilt what runs sideways; the rows wrap round, which noise hides."""
+    """Shear a field vertically; rows wrap around, which is invisible in noise."""
     columns = np.arange(SIDE)
     rows = columns[:, None] + np.rint(slope * columns).astype(np.int64)
     return np.asarray(field[rows % SIDE, columns])
@@ -151,7 +151,7 @@ def _span(random: Generator, shortest: float, longest: float) -> Field:
 
 
 def _step(field: Field, softness: float) -> Field:
-    """From 0 to 1 where the field rises through zero."""
+    """A smooth step from 0 to 1 where the field crosses zero."""
     return 0.5 + 0.5 * np.tanh(field / softness)
 
 
@@ -167,13 +167,13 @@ def _wander(random: Generator, grain: float, height: float) -> Field:
 
 
 def _noise(random: Generator, down: float, across: float) -> Field:
-    """Gaussian noise of mean 0 and deviation 1, its grain so many pixels high and wide."""
+    """Gaussian noise of mean 0 and standard deviation 1, with a grain of `down` x `across` pixels."""
     rows, columns = _kernel(down), _kernel(across)
     return rows @ random.standard_normal((rows.shape[1], columns.shape[1])) @ columns.T
 
 
 def _kernel(grain: float) -> Field:
-    """The matrix that blurs white noise and keeps its deviation; noise beyond the edges comes in too."""
+    """Matrix that blurs white noise and preserves its deviation; it reads noise beyond the edges, too."""
     reach = int(np.ceil(KERNEL_REACH * grain))
     offsets = np.arange(-reach, SIDE + reach) - np.arange(SIDE)[:, None]
     weights = np.exp(-0.5 * (offsets / grain) ** 2)

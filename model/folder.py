@@ -1,7 +1,7 @@
-"""Any folder of class folders, checked as a whole before a minute is spent on training.
+"""Load a folder with one subfolder per class, and check it completely before training starts.
 
-DIR/<class>/<image>, or DIR/{train,valid,test}/<class>/<image> where the split is given. Images may be of
-any size and mode that the service reads.
+The layout is DIR/<class>/<image>, or DIR/{train,valid,test}/<class>/<image> if the folder has its own split.
+Images may have any size and mode that the service decodes.
 """
 
 from collections import Counter
@@ -22,13 +22,13 @@ from model.lookalikes import find_copies, find_lookalikes
 
 LEAST_CLASSES, MOST_CLASSES = 2, 1000
 LEAST_IMAGES = 3
-"""In a class: one each to train, to calibrate and to test."""
+"""Per class: one each for training, calibration and testing."""
 FEW_IMAGES = 30
-"""Fewer than this in a class are worth a word of warning."""
+"""Classes with fewer images cause a warning."""
 MOST_NAMED = 10
-"""Faults of one kind that are named; the others are counted."""
+"""Faults of one kind that a message lists; it counts the others."""
 COLOUR_LEVELS = 3.0
-"""Mean difference between colour channels above which pictures count as coloured."""
+"""Mean difference between colour channels, in grey levels, above which images count as coloured."""
 COLOUR_SAMPLE = 64
 
 _LIMITS = ImageLimits()
@@ -36,21 +36,21 @@ _LIMITS = ImageLimits()
 
 @dataclass(frozen=True)
 class Folder:
-    """A labelled folder in memory."""
+    """A labelled folder, loaded."""
 
     class_names: tuple[str, ...]
     data: LabelledImages
     splits: NDArray[np.str_]
-    """(n,): train, valid or test; empty strings where the folder is not split."""
+    """(n,): train, valid or test; empty strings if the folder has no split."""
     groups: NDArray[np.int64]
-    """(n,): images of one number show the same piece and must stay on one side of any split."""
+    """(n,): images with the same number show the same piece and must not be divided between splits."""
     folds: NDArray[np.int64] | None
-    """(n,): the grouped folds that the folder's manifest names, if it does."""
+    """(n,): fold numbers from the folder's manifest, or None."""
     warnings: tuple[str, ...]
 
 
 def load_folder(data_dir: Path, spec: ImageSpec) -> Folder:
-    """Read and check every image. Raises DatasetError that names each fault and what to do about it."""
+    """Load and check every image. Raises DatasetError that lists all faults of a kind and how to fix them."""
     folders = list(_class_folders(data_dir))
     class_names = _class_names(data_dir, {folder.name for _, folder in folders})
     found = list(_find_images(folders))
@@ -71,7 +71,7 @@ def load_folder(data_dir: Path, spec: ImageSpec) -> Folder:
 
 
 def describe_folder(folder: Folder) -> str:
-    """What is in a folder and what is doubtful about it, for whoever waits."""
+    """Summary of a folder: images, groups, classes and warnings."""
     counts = np.bincount(folder.data.labels)
     named = ", ".join(f"{name} {count}" for name, count in zip(folder.class_names, counts, strict=True))
     found = f"{len(folder.data)} images of {len(set(folder.groups.tolist()))} groups: {named}"
@@ -79,7 +79,7 @@ def describe_folder(folder: Folder) -> str:
 
 
 def choose_channels(data_dir: Path) -> int:
-    """3 where the pictures are coloured, judged by some of them, else 1."""
+    """3 if the images are coloured, judged by a sample, else 1."""
     paths = [path for _, path, _ in _find_images(_class_folders(data_dir))]
     spec = ImageSpec(height=32, width=32, channels=3)
     chroma = []
@@ -87,26 +87,26 @@ def choose_channels(data_dir: Path) -> int:
         try:
             pixels = decode(path.read_bytes(), spec, _LIMITS).astype(np.int16)
         except InputError:
-            continue  # load_folder names it
+            continue  # load_folder reports it
         chroma.append(float((pixels.max(axis=2) - pixels.min(axis=2)).mean()))
     return 3 if chroma and float(np.mean(chroma)) > COLOUR_LEVELS else 1
 
 
 def _find_images(folders: Iterable[tuple[str, Path]]) -> Iterator[tuple[str, Path, str]]:
-    """Split, path and class name of every file in class folders, in their order."""
+    """Split, path and class name of every file in the class folders, in order."""
     for split, folder in folders:
         yield from ((split, path, folder.name) for path in find_files(folder))
 
 
 def _class_folders(data_dir: Path) -> Iterator[tuple[str, Path]]:
-    """Split and path of every class folder, in sorted order; files beside them are no images of a class."""
+    """Split and path of every class folder, in sorted order; files next to class folders are ignored."""
     if not data_dir.is_dir():
-        raise DatasetError(f"A labelled folder must hold a folder for each class. Missing: {data_dir}")
+        raise DatasetError(f"A labelled folder must contain a folder for each class. Missing: {data_dir}")
     is_split = (data_dir / "train").is_dir() and any((data_dir / name).is_dir() for name in SPLITS[1:])
     roots = {name: data_dir / name for name in SPLITS} if is_split else {"": data_dir}
     for split, root in roots.items():
         if not root.is_dir():
-            raise DatasetError(f"A folder with {SPLITS[0]} must hold {', '.join(SPLITS)}. Missing: {root}")
+            raise DatasetError(f"A folder with {SPLITS[0]} must contain {', '.join(SPLITS)}. Missing: {root}")
         for folder in sorted(path for path in root.iterdir() if path.is_dir()):
             if not folder.name.startswith("."):
                 yield split, folder
@@ -116,7 +116,7 @@ def _class_names(data_dir: Path, names: set[str]) -> tuple[str, ...]:
     class_names = tuple(sorted(names))
     if not LEAST_CLASSES <= len(class_names) <= MOST_CLASSES:
         raise DatasetError(
-            f"{data_dir} must hold images of {LEAST_CLASSES} to {MOST_CLASSES} classes, a folder each. "
+            f"{data_dir} must contain {LEAST_CLASSES} to {MOST_CLASSES} classes, one folder each. "
             f"Received: {len(class_names)}."
         )
     return class_names
@@ -156,7 +156,11 @@ def _refuse_small_classes(
         ]
     if small:
         raise DatasetError(
-            _list(f"Every class must have images, at least {LEAST_IMAGES}; add some or remove it:", small)
+            _list(
+                f"Every class must have at least {LEAST_IMAGES} images, some of them in every split; "
+                f"add images or remove the class:",
+                small,
+            )
         )
 
 
@@ -167,28 +171,28 @@ def _refuse_contradictions(data: LabelledImages, copies: Sequence[Sequence[int]]
         if len({int(data.labels[place]) for place in same}) > 1
     ]
     if contradictions:
-        raise DatasetError(_list("One picture must be of one class; keep one of each:", contradictions))
+        raise DatasetError(_list("Identical images must be in one class; keep one of each:", contradictions))
 
 
 def _warn_of_leaks(splits: NDArray[np.str_], groups: NDArray[np.int64]) -> Iterator[str]:
-    """Of test images that show what training images show."""
+    """Warn of test images in the same group as training images."""
     trained = set(groups[splits == "train"].tolist())
     for split in ("valid", "test"):
         tested = groups[splits == split]
         leaked = sum(group in trained for group in tested.tolist())
         if leaked:
             yield (
-                f"{leaked} of {len(tested)} {split} images belong to a group that is trained on: "
-                f"what is measured on them flatters."
+                f"{leaked} of {len(tested)} {split} images belong to a group that is in train too, "
+                f"so that metrics on them are too optimistic."
             )
 
 
 def _warn_of_copies(
     splits: NDArray[np.str_], copies: Sequence[Sequence[int]], names: Sequence[str]
 ) -> Iterator[str]:
-    astray = [" = ".join(names[place] for place in same) for same in copies if len(set(splits[same])) > 1]
-    if astray:
-        yield _list("One picture stands in two splits; keep one of each:", astray)
+    divided = [" = ".join(names[place] for place in same) for same in copies if len(set(splits[same])) > 1]
+    if divided:
+        yield _list("Identical images are in different splits; keep one of each:", divided)
 
 
 def _warn_of_lookalikes(
@@ -197,7 +201,7 @@ def _warn_of_lookalikes(
     pairs = find_lookalikes(data.images, data.labels, groups)
     alike = [f"{names[one]} = {names[other]}" for one, other in pairs]
     if alike:
-        rule = "Alike. Remove what is a copy; to what shows one piece, give one group in manifest.csv:"
+        rule = "Images look alike. Remove copies, or give images of one piece the same group in manifest.csv:"
         yield _list(rule, alike)
 
 
@@ -205,7 +209,7 @@ def _warn_of_few(labels: NDArray[np.int64], class_names: tuple[str, ...]) -> Ite
     counts = np.bincount(labels, minlength=len(class_names))
     few = [f"{name}: {count}" for name, count in zip(class_names, counts, strict=True) if count < FEW_IMAGES]
     if few:
-        yield _list(f"Classes of fewer than {FEW_IMAGES} images are learnt badly:", few)
+        yield _list(f"Classes with fewer than {FEW_IMAGES} images tend to have low accuracy:", few)
 
 
 def _list(rule: str, faults: Sequence[str]) -> str:

@@ -1,9 +1,9 @@
-"""Which images show the same piece: crops of one strip must never stand on both sides of a split.
+"""Groups of images that show the same piece, such as crops of one strip. No split may divide a group.
 
-A folder says so in `manifest.csv`: a line an image, its path below the folder in the column `path` (or
-`kaggle_path`, as the published manifest of the NEU images has it), a number or name of its group in
-`group_id`, and perhaps the number of its fold, 0 to 4, in `gfold5`. Without a manifest, only images that
-are the same pixel for pixel are known to belong together.
+A folder states its groups in `manifest.csv`, one line per image: in the column `path` (or `kaggle_path`, as
+in the published manifest of the NEU images) the path below the folder, in `group_id` the number or name of
+the group and, optionally, in `gfold5` the number of the fold, 0 to 4. Without a manifest, only images with
+identical pixels form a group.
 """
 
 import csv
@@ -23,9 +23,9 @@ _PATH_COLUMNS = ("path", "kaggle_path")
 def find_groups(
     data_dir: Path, paths: Sequence[Path], copies: Sequence[Sequence[int]]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
-    """The group of each image (n,), and its fold (n,) where the manifest names one.
+    """Group (n,) of each image, and its fold (n,) if the manifest states one, else None.
 
-    Raises DatasetError when there is a manifest that cannot be used, or that leaves out images.
+    Raises DatasetError if the manifest cannot be used or lacks images.
     """
     manifest = data_dir / MANIFEST
     if not manifest.is_file():
@@ -44,9 +44,9 @@ def find_groups(
 def assign_folds(
     labels: NDArray[np.int64], groups: NDArray[np.int64], folds: int, seed: int = 0
 ) -> NDArray[np.int64]:
-    """A fold (n,), 0 to folds - 1, for each image: whole groups, every class spread as evenly as they allow.
+    """Fold (n,), 0 to folds - 1, of each image: groups stay whole, and classes are spread evenly.
 
-    The largest group goes first, each to the fold that its classes are rarest in.
+    Assigns the largest groups first, each to the fold in which its classes are rarest.
     """
     one_hot = np.eye(int(labels.max()) + 1)[labels]
     names, index = np.unique(groups, return_inverse=True)
@@ -75,14 +75,14 @@ def _read_manifest(manifest: Path) -> dict[str, dict[str, str]]:
             raise DatasetError(f"{manifest} must name a group in every line. Empty: line {number}")
         if row[path_column] in found:
             raise DatasetError(
-                f"{manifest} must name an image once. Again: line {number}, {row[path_column]}"
+                f"{manifest} must list each image once. Repeated: line {number}, {row[path_column]}"
             )
         found[row[path_column]] = row
     return found
 
 
 def read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """The lines of a file with a header, cells that are missing as empty. Raises DatasetError."""
+    """Rows of a CSV file with a header; missing cells are empty strings. Raises DatasetError."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, restval="")
@@ -99,9 +99,9 @@ def _folds_of(rows: Sequence[dict[str, str]], manifest: Path) -> NDArray[np.int6
     if "gfold5" not in rows[0]:
         return None
     given = [row["gfold5"] for row in rows]
-    strange = sorted(set(given) - {str(fold) for fold in range(FOLDS)})
-    if strange:
-        raise DatasetError(f"{manifest} must name folds 0 to {FOLDS - 1} in gfold5. Received: {strange[:5]}")
+    invalid = sorted(set(given) - {str(fold) for fold in range(FOLDS)})
+    if invalid:
+        raise DatasetError(f"{manifest} must name folds 0 to {FOLDS - 1} in gfold5. Received: {invalid[:5]}")
     return np.array(given, dtype=np.int64)
 
 

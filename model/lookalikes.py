@@ -1,8 +1,8 @@
-"""Pictures that stand in a labelled folder twice: the same pixel for pixel, or saved anew.
+"""Find duplicates in a labelled folder: images with identical pixels, and modified copies.
 
-A copy that was saved as JPEG, made smaller or brighter still has the coarse pattern of its original. So has
-the next photograph of a fixed part by a fixed camera: lookalikes are for a person to judge, and nothing is
-left out or joined because of them.
+A copy that was saved as JPEG, reduced in size or brightened keeps the coarse pattern of its original. So does
+the next photograph of a fixed part by a fixed camera, so lookalikes are only reported: no image is removed
+or grouped because of them.
 """
 
 import hashlib
@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 
 PATTERN_SIDE = 32
 LEAST_CORRELATION = 0.992
-"""Copies of the NEU images as JPEG of quality 75 have 0.996 or more, different images 0.990 at most."""
+"""JPEG copies (quality 75) of the NEU images reach 0.996 or more, different images 0.990 at most."""
 _FLAT = 1.0
-"""Patterns that vary by less than this many grey levels are alike whatever they show."""
+"""In grey levels. Patterns that vary less are skipped, because all of them look alike."""
 _ROWS = 512
 
 
 def find_copies(images: NDArray[np.uint8]) -> list[list[int]]:
-    """Places of images (n, h, w, c) that are the same, pixel for pixel."""
+    """Lists of indices of images (n, h, w, c) with identical pixels."""
     places: dict[bytes, list[int]] = defaultdict(list)
     for place, image in enumerate(images):
         places[hashlib.blake2b(image.tobytes(), digest_size=16).digest()].append(place)
@@ -31,9 +31,9 @@ def find_copies(images: NDArray[np.uint8]) -> list[list[int]]:
 def find_lookalikes(
     images: NDArray[np.uint8], labels: NDArray[np.int64], groups: NDArray[np.int64]
 ) -> Iterator[tuple[int, int]]:
-    """Places in images (n, h, w, c) that have the pattern of another of their class, not of their group.
+    """Pairs of indices of images (n, h, w, c) with the same pattern and class, but different groups.
 
-    Each with the first such place after it: at most n pairs.
+    Each image is paired only with the first match after it: at most n pairs.
     """
     patterns, varied = _patterns(images)
     for label in np.unique(labels):
@@ -49,7 +49,7 @@ def find_lookalikes(
 
 
 def _patterns(images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Coarse grey patterns (n, d) of mean 0 and length 1, and whether (n,) they vary at all."""
+    """Coarse grey patterns (n, d) of mean 0 and length 1, and whether each varies (n,)."""
     height, width = images.shape[1:3]
     pooled = (_pool(_pool(image.mean(axis=2), height, 0), width, 1) for image in images)
     coarse = np.stack([field.astype(np.float32).ravel() for field in pooled])
@@ -60,7 +60,7 @@ def _patterns(images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[n
 
 
 def _pool(field: NDArray[np.float64], side: int, axis: int) -> NDArray[np.float64]:
-    """Means of `PATTERN_SIDE` stretches of a side, or of all its pixels where it has fewer."""
+    """Means of `PATTERN_SIDE` segments along an axis, or all its pixels if there are fewer."""
     edges = np.linspace(0, side, min(side, PATTERN_SIDE), endpoint=False).astype(np.intp)
     widths = np.diff([*edges.tolist(), side])
     means: NDArray[np.float64] = np.add.reduceat(field, edges, axis=axis) / np.expand_dims(widths, 1 - axis)

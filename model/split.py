@@ -1,4 +1,4 @@
-"""Train, valid and test: a folder's own split, or one of whole groups."""
+"""Splits into train, valid and test: a folder's own split, or a random split of whole groups."""
 
 from pathlib import Path
 
@@ -11,15 +11,15 @@ from model.folder import Folder, load_folder
 from model.image import ImageSpec
 
 SHARE = 0.1
-"""Of each class, to calibrate on, and as much again to test on."""
+"""Share of each class for calibration, and the same share again for testing."""
 MOST_OVER = 1.5
-"""A group that would bring a class above this times its share is passed over as long as there are others."""
+"""A group that would bring a class above this times its share is skipped while other groups fit."""
 
 
 def split(folder: Folder) -> NDArray[np.str_]:
-    """(n,) of train, valid and test.
+    """Name of the split (n,) of each image: train, valid or test.
 
-    Raises DatasetError when that leaves a class without images to train on, or nothing to test on.
+    Raises DatasetError if a class has no images to train or test on, or there are no images to calibrate on.
     """
     if folder.splits[0]:
         return folder.splits
@@ -31,22 +31,26 @@ def split(folder: Folder) -> NDArray[np.str_]:
         absent = set(range(len(folder.class_names))) - set(labels[names == name].tolist())
         if absent:
             few = ", ".join(folder.class_names[label] for label in sorted(absent))
-            raise DatasetError(f"Every class must have images of several groups, to train and test on: {few}")
+            raise DatasetError(
+                f"Every class must have images of several groups to train and test on. Too few: {few}"
+            )
     if not calibrated.any():
-        raise DatasetError("There must be images to calibrate on beside those to train and to test on.")
+        raise DatasetError("Training needs images to calibrate on, from groups not used to train or test.")
     return names
 
 
 def load_part(data_dir: Path, name: str, class_names: tuple[str, ...], spec: ImageSpec) -> LabelledImages:
-    """The images of one split of a folder, its own or the one that training makes.
+    """Load one split of a folder: its own split, or the one that training makes.
 
-    Raises DatasetError when the folder's classes are not `class_names`.
+    Raises DatasetError if the folder's classes are not `class_names`.
     """
     if (data_dir / name).is_dir():
         return load_split(data_dir, name, class_names, spec)
     folder = load_folder(data_dir, spec)
     if folder.class_names != class_names:
-        raise DatasetError(f"{data_dir} must hold the classes {class_names}. Received: {folder.class_names}")
+        raise DatasetError(
+            f"{data_dir} must contain the classes {class_names}. Received: {folder.class_names}"
+        )
     return folder.data.take(split(folder) == name)
 
 
@@ -57,10 +61,10 @@ def hold_out(
     seed: int,
     share: float = SHARE,
 ) -> NDArray[np.bool_]:
-    """(n,): about that share of each class, whole groups at random out of the free ones.
+    """Select (n,) about `share` of each class at random, in whole groups of the `free` images.
 
-    A class always keeps a group that is not held out; one that is too coarse for its share gives its
-    smallest.
+    At least one group of each class is never selected. If all groups of a class are too large for its share,
+    its smallest group is selected.
     """
     classes = np.unique(labels)
     wanted = {int(label): max(1.0, share * (labels == label).sum()) for label in classes}

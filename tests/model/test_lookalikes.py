@@ -1,4 +1,4 @@
-"""Copies are found whatever they were saved as; what merely looks similar is not."""
+"""Modified copies are found; images that are only similar are not."""
 
 import io
 from collections.abc import Callable
@@ -13,7 +13,7 @@ SIDE = 120
 
 
 def texture(seed: int) -> np.ndarray:
-    """Patches of several sizes, as surfaces have."""
+    """Patches of several sizes, like those of a surface."""
     random = np.random.default_rng(seed)
     coarse, fine = random.integers(60, 190, (12, 12)), random.normal(0, 12, (SIDE, SIDE))
     return np.clip(np.kron(coarse, np.ones((10, 10))) + fine, 0, 255).astype(np.uint8)
@@ -40,7 +40,7 @@ def pairs(images: list[np.ndarray], labels: list[int], groups: list[int]) -> lis
 
 
 @pytest.mark.parametrize("changed", [saved_as_jpeg, made_smaller, made_darker, np.copy])
-def test_copies_saved_anew_look_alike(changed: Callable[[np.ndarray], np.ndarray]) -> None:
+def test_modified_copies_look_alike(changed: Callable[[np.ndarray], np.ndarray]) -> None:
     images = [texture(1), texture(2), changed(texture(1)), texture(3)]
     assert pairs(images, [0, 0, 0, 0], [0, 1, 2, 3]) == [(0, 2)]
 
@@ -48,11 +48,11 @@ def test_copies_saved_anew_look_alike(changed: Callable[[np.ndarray], np.ndarray
 @pytest.mark.parametrize(
     ("labels", "groups"), [([0, 1], [0, 1]), ([0, 0], [5, 5])], ids=["two classes", "one group"]
 )
-def test_only_one_class_and_several_groups_count(labels: list[int], groups: list[int]) -> None:
+def test_only_different_groups_of_one_class_are_compared(labels: list[int], groups: list[int]) -> None:
     assert pairs([texture(1), texture(1)], labels, groups) == []
 
 
-def test_flat_images_have_no_pattern_to_be_alike() -> None:
+def test_flat_images_are_not_compared() -> None:
     faint = np.tile(128 + np.arange(SIDE) // 50, (SIDE, 1)).astype(np.uint8)
     assert pairs([faint, faint + 40], [0, 0], [0, 1]) == []
     assert pairs([10 * (faint - 120), faint], [0, 0], [0, 1]) == []
@@ -67,7 +67,7 @@ def test_any_shape_has_a_pattern(shape: tuple[int, int, int]) -> None:
     assert list(find_lookalikes(images, np.zeros(3, np.int64), np.arange(3))) == [(0, 2)]
 
 
-def test_many_copies_are_at_most_as_many_pairs_as_images() -> None:
+def test_many_copies_give_fewer_pairs_than_images() -> None:
     found = pairs([texture(1)] * 700, [0] * 700, list(range(700)))
     assert found == [(place, place + 1) for place in range(699)]
 

@@ -1,4 +1,4 @@
-"""A folder that is not split gets a split of whole groups that leaves every class something to learn from."""
+"""A folder without a split gets one of whole groups, with images to train on in every class."""
 
 from pathlib import Path
 
@@ -22,14 +22,14 @@ def folder_of(labels: np.ndarray, groups: np.ndarray) -> Folder:
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 30)), min_size=3, max_size=120))
-def test_no_group_is_divided_and_no_class_is_used_up(images: list[tuple[int, int]]) -> None:
+def test_no_group_is_divided_and_no_class_is_held_out_completely(images: list[tuple[int, int]]) -> None:
     labels, groups = (np.array(values) for values in zip(*images, strict=True))
     held_out = hold_out(labels, groups, np.ones(len(labels), dtype=bool), seed=0)
     assert not set(groups[held_out].tolist()) & set(groups[~held_out].tolist())
     assert set(labels[~held_out].tolist()) == set(labels.tolist())
 
 
-def test_shares_are_about_a_tenth_of_every_class() -> None:
+def test_share_is_about_a_tenth_of_every_class() -> None:
     random = np.random.default_rng(0)
     groups = random.integers(0, 300, 2000)
     labels = groups % 4
@@ -40,7 +40,7 @@ def test_shares_are_about_a_tenth_of_every_class() -> None:
 
 
 def test_large_groups_stay_in_training() -> None:
-    """Each class has one group of 50 and some single images, which are what is held out."""
+    """Each class has one group of 50 and some single images, which are held out."""
     labels = np.repeat([0, 1, 2], 58)
     groups = np.concatenate([[100 * c] * 50 + list(range(100 * c + 1, 100 * c + 9)) for c in range(3)])
     names = split(folder_of(labels, groups))
@@ -48,7 +48,7 @@ def test_large_groups_stay_in_training() -> None:
     assert set(labels[names == "test"].tolist()) == set(labels[names == "valid"].tolist()) == {0, 1, 2}
 
 
-def test_three_images_of_a_class_are_one_each() -> None:
+def test_three_images_of_a_class_go_to_three_splits() -> None:
     names = split(folder_of(np.repeat([0, 1], 3), np.arange(6)))
     for label in range(2):
         assert sorted(names[3 * label : 3 * label + 3].tolist()) == ["test", "train", "valid"]
@@ -56,5 +56,5 @@ def test_three_images_of_a_class_are_one_each() -> None:
 
 def test_class_of_one_group_is_named() -> None:
     labels, groups = np.repeat([0, 1], 6), np.array([0, 1, 2, 3, 4, 5] + [9] * 6)
-    with pytest.raises(DatasetError, match="to train and test on: b"):
+    with pytest.raises(DatasetError, match="Too few: b"):
         split(folder_of(labels, groups))
