@@ -1,4 +1,4 @@
-"""Random shear, zoom and flip, one warp an image: what Keras's ImageDataGenerator does, in the graph."""
+"""Random shear, zoom and flip, one warp per image, equivalent to Keras's ImageDataGenerator."""
 
 import math
 from dataclasses import dataclass
@@ -9,17 +9,17 @@ import tensorflow as tf
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Ranges in the meaning of Keras's ImageDataGenerator, which the published recipe used."""
+    """Ranges as defined by Keras's ImageDataGenerator, which the published recipe used."""
 
     shear_degrees: float = 0.2
-    """Keras takes shear_range in degrees: the recipe's 0.2 hardly shears at all."""
+    """Degrees, like Keras's shear_range: the recipe's 0.2 has almost no effect."""
     zoom: float = 0.2
-    """Height and width are zoomed independently by factors in [1 - zoom, 1 + zoom]."""
+    """Height and width are scaled independently, by factors in [1 - zoom, 1 + zoom]."""
     horizontal_flip: bool = True
 
 
 class Warp(NamedTuple):
-    """One warp an image; each field (count,). The shear is in radians and comes after the zoom."""
+    """One warp per image; each field has shape (count,). `shear` is in radians and applied after the zoom."""
 
     zoom_x: tf.Tensor
     zoom_y: tf.Tensor
@@ -28,7 +28,7 @@ class Warp(NamedTuple):
 
 
 def random_warp(augmentation: Augmentation, count: tf.Tensor, seed: tf.Tensor) -> Warp:
-    """Draw `count` warps; the same stateless seed (2,), int64, draws the same."""
+    """Draw `count` warps. `seed` is a stateless seed (2,), int64: equal seeds draw equal warps."""
     draws = tf.random.stateless_uniform((4, count), seed, minval=-1.0, maxval=1.0)
     return Warp(
         zoom_x=1 + augmentation.zoom * draws[0],
@@ -39,7 +39,7 @@ def random_warp(augmentation: Augmentation, count: tf.Tensor, seed: tf.Tensor) -
 
 
 def apply_warp(images: tf.Tensor, warp: Warp) -> tf.Tensor:
-    """Warp images (n, h, w, c), float32, bilinear; beyond the border the nearest pixel is repeated."""
+    """Warp images (n, h, w, c), float32, bilinear; pixels beyond the border repeat the nearest edge pixel."""
     return tf.raw_ops.ImageProjectiveTransformV3(
         images=images,
         transforms=_transforms(warp, images.shape[1], images.shape[2]),
@@ -51,7 +51,7 @@ def apply_warp(images: tf.Tensor, warp: Warp) -> tf.Tensor:
 
 
 def _transforms(warp: Warp, height: int, width: int) -> tf.Tensor:
-    """Projective transforms about the centre (count, 8), from output (x, y) to input (x, y)."""
+    """Projective transforms (count, 8) about the centre, from output (x, y) to input (x, y)."""
     centre_x, centre_y = (width - 1) / 2, (height - 1) / 2
     a0 = tf.where(warp.flip, -warp.zoom_x, warp.zoom_x)
     a1 = -tf.sin(warp.shear) * warp.zoom_y

@@ -1,4 +1,4 @@
-"""Fit what makes a confidence honest, the temperature, and what tells unfamiliar images, the novelty."""
+"""Fit the softmax temperature (calibrated confidence) and the novelty detector (abstention)."""
 
 import math
 
@@ -10,30 +10,30 @@ from model.novelty import Novelty, distances_between, unit_length
 from model.packed import PackedArray
 
 FALSE_ABSTENTION = 0.01
-"""The share of images like those trained on that may be abstained on."""
+"""Target share of in-distribution images on which the service abstains."""
 SHRINKAGE = 0.02
-"""Of the mean variance, added to each: the covariance of few images is never singular."""
+"""Share of the mean variance added to each variance, so that a covariance from few images is not singular."""
 PROTOTYPES = 64
 PROTOTYPES_PER_CLASS = 4
-"""At least so many where there are many classes."""
+"""The number of prototypes is the larger of PROTOTYPES and this value times the number of classes."""
 _ROUNDS = 15
 _LEAST_TEMPERATURE, _MOST_TEMPERATURE, _HALVINGS = 0.05, 20.0, 40
 
 
 def expected_accuracy(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
-    """How often logits (n, k) will be right, by Laplace's rule, (right + 1) / (n + 2).
+    """Expected accuracy of logits (n, k) by Laplace's rule of succession, (correct + 1) / (n + 2).
 
-    Some images without an error are no proof that there will be none.
+    Zero errors in a small sample do not imply an error rate of zero.
     """
     right = int((logits.argmax(axis=1) == labels).sum())
     return (right + 1) / (len(labels) + 2)
 
 
 def fit_temperature(logits: NDArray[np.float32], accuracy: float) -> float:
-    """What logits (n, k) must be divided by for their mean confidence to be `accuracy`.
+    """Temperature at which the mean confidence of logits (n, k) equals `accuracy`.
 
-    One number for all logits, as by C. Guo et al., On Calibration of Modern Neural Networks, ICML 2017;
-    they fit it by likelihood, which is ruled by the few errors, or by the prior where there is none.
+    One scalar for all logits, as in C. Guo et al., On Calibration of Modern Neural Networks, ICML 2017. That
+    paper fits it by likelihood, which depends on the few errors, or on the prior if there are none.
     """
     low, high = _LEAST_TEMPERATURE, _MOST_TEMPERATURE
     for _ in range(_HALVINGS):
@@ -48,10 +48,10 @@ def fit_temperature(logits: NDArray[np.float32], accuracy: float) -> float:
 def fit_novelty(
     embeddings: NDArray[np.float32], labels: NDArray[np.int64], groups: NDArray[np.int64]
 ) -> Novelty:
-    """Fit on training embeddings (n, d); means, prototypes, units and threshold by groups held out.
+    """Fit the detector to training embeddings (n, d), with units and threshold from held-out groups.
 
-    The network itself has seen these groups, so that somewhat more than FALSE_ABSTENTION of new ones are
-    abstained on; cross-validation tells how many.
+    The network was trained on these groups, so it abstains on somewhat more than FALSE_ABSTENTION of unseen
+    groups; cross-validation measures the actual share.
     """
     to_class, to_prototype = _distances_held_out(embeddings, labels, groups)
     class_unit, prototype_unit = (
@@ -59,7 +59,7 @@ def fit_novelty(
         for distances in (to_class, to_prototype)
     )
     scores = to_class / class_unit + to_prototype / prototype_unit
-    whitening, means, prototypes = _fit_places(embeddings, labels)
+    whitening, means, prototypes = _fit_centres(embeddings, labels)
     return Novelty(
         whitening=PackedArray.pack(whitening / class_unit),
         class_means=PackedArray.pack(means / class_unit),
@@ -72,9 +72,10 @@ def fit_novelty(
 def _distances_held_out(
     embeddings: NDArray[np.float32], labels: NDArray[np.int64], groups: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """To the nearest class and prototype, of images whose group was left out and whose class was not.
+    """Distances (m,) to the nearest class mean and prototype, of images whose group was held out of the fit.
 
-    Where no such images are left, of all images to what all were fitted by.
+    Skips images of classes that occur only in the held-out fold. If none remain, returns the distances of all
+    images to a fit on all images.
     """
     to_class, to_prototype = [], []
     folds = assign_folds(labels, groups, FOLDS)
@@ -82,11 +83,11 @@ def _distances_held_out(
         rest = folds != fold
         held_out = ~rest & np.isin(labels, labels[rest])
         if held_out.any():
-            found = _distances(embeddings[held_out], *_fit_places(embeddings[rest], labels[rest]))
+            found = _distances(embeddings[held_out], *_fit_centres(embeddings[rest], labels[rest]))
             to_class.append(found[0])
             to_prototype.append(found[1])
     if not to_class:
-        return _distances(embeddings, *_fit_places(embeddings, labels))
+        return _distances(embeddings, *_fit_centres(embeddings, labels))
     return np.concatenate(to_class), np.concatenate(to_prototype)
 
 
@@ -101,7 +102,7 @@ def _distances(
     return to_class.astype(np.float64), to_prototype.astype(np.float64)
 
 
-def _fit_places(
+def _fit_centres(
     embeddings: NDArray[np.float32], labels: NDArray[np.int64]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
     """Whitening (d, d), whitened class means (k, d) and prototypes (p, d)."""
@@ -118,7 +119,7 @@ def _fit_places(
 
 
 def _find_prototypes(points: NDArray[np.float32], wanted: int) -> NDArray[np.float32]:
-    """Spherical k-means from a fixed start: centres (p, d), p at most `wanted`, of length 1."""
+    """Spherical k-means from a fixed seed: unit-length centres (p, d), with p at most `wanted`."""
     start = np.random.default_rng(0).permutation(len(points))[:wanted]
     centres = points[start]
     for _ in range(_ROUNDS):

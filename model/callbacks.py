@@ -1,4 +1,4 @@
-"""What watches a training: the best epoch so far, and a bar for whoever waits."""
+"""Training callbacks: the best epoch so far, and progress bars."""
 
 import sys
 from typing import Any
@@ -7,11 +7,11 @@ import keras
 from tqdm import tqdm
 
 LOG_INTERVAL_SECONDS = 5.0
-"""A bar that goes to a file or a pipe is written no more often."""
+"""Minimum interval between updates of a bar that is written to a file or a pipe."""
 
 
 class BestEpoch(keras.callbacks.Callback):
-    """Remember the weights of the epoch with the lowest validation loss."""
+    """Keep the weights of the epoch with the lowest validation loss."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class BestEpoch(keras.callbacks.Callback):
 
 
 class ProgressBar(keras.callbacks.Callback):
-    """One bar over all steps: loss, validation accuracy and the time that is left."""
+    """One bar over all steps, with the loss, the validation accuracy and the remaining time."""
 
     def __init__(self, steps: int, title: str) -> None:
         super().__init__()
@@ -48,13 +48,13 @@ class ProgressBar(keras.callbacks.Callback):
 
 
 class StepBar:
-    """One bar over all steps, some of which may be done already: the loss and the time that is left."""
+    """One bar over all steps, starting at `done`, with the loss and the remaining time."""
 
     def __init__(self, steps: int, done: int, title: str) -> None:
         self._bar = _bar(steps, done, title)
 
     def advance(self, loss: float) -> None:
-        """`loss` is shown: the mean of the epoch so far."""
+        """Advance by one step and show `loss`, the mean of the epoch so far."""
         self._bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
         self._bar.update()
 

@@ -1,9 +1,10 @@
-"""Train the default network: labels, and a pretrained teacher to imitate, over ever new views.
+"""Train the default network on labels and, by distillation, on a pretrained network's features.
 
-Beside the views go pictures that are none of the classes. The teacher sees a view as it is; the network
-sees it lit, blurred and disturbed, and learns to say the same of it (G. Hinton et al., Distilling the
-Knowledge in a Neural Network, 2015; here its features are imitated, as by A. Romero et al., FitNets,
-2015). Weights are averaged over the last steps (B. Polyak).
+Every batch consists of augmented views of the images and of synthetic negatives, which are images of no
+class. The teacher sees each view without disturbance; the network sees it with changed light, blur and noise
+and learns to predict the teacher's features (G. Hinton et al., Distilling the Knowledge in a Neural Network,
+2015; features as in A. Romero et al., FitNets, 2015). The final weights are a moving average over the
+last steps (B. Polyak).
 """
 
 import hashlib
@@ -37,48 +38,49 @@ DEFAULT_IMAGE = ImageSpec(height=200, width=200, channels=1)
 
 @dataclass(frozen=True)
 class Knobs:
-    """How the default network is trained."""
+    """Training options of the default network."""
 
     image: ImageSpec = DEFAULT_IMAGE
     epochs: int = 32
     batch_size: int = 24
     learning_rate: float = 0.003
-    """At its peak; it rises over two epochs and falls along a cosine."""
+    """Peak value, after a linear warm-up over two epochs; a cosine decay follows."""
     weight_decay: float = 0.02
     label_smoothing: float = 0.05
     imitation: float = 2.0
-    """Weight of the teacher beside the labels."""
+    """Weight of the distillation loss, relative to the label loss."""
     strange: int = 4
-    """Drawn pictures of no class beside each batch; the network learns to tell them from the folder's."""
+    """Synthetic negatives per batch, which the network learns to separate from the folder's images."""
     familiarity: float = 0.3
-    """Weight of telling them beside the labels."""
+    """Weight of the loss of that separation, relative to the label loss."""
     averaging: float = 0.99
-    """How much of the averaged weights each step keeps."""
+    """Highest decay of the moving average of the weights, per step."""
     most_gradient: float = 2.0
-    """Global norm that gradients are clipped to."""
+    """Global norm to which gradients are clipped."""
     views: Views = field(default_factory=Views)
     accuracy: float | None = None
-    """How often the network is right on groups it has not seen, where cross-validation told; confidence is
-    scaled to it. Else it is told from the images that are held out to calibrate on."""
+    """Accuracy on unseen groups, if known from cross-validation; confidence is calibrated to it. If None, the
+    accuracy is estimated on the held-out calibration images.
+    """
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A network of images to [logits, embedding], at its averaged weights, and how it came there."""
+    """A network from images to [logits, embedding] with averaged weights, and its training history."""
 
     network: keras.Model
     loss: tuple[float, ...]
-    """By epoch, the mean loss on views, the teacher's part included."""
+    """Mean loss on augmented views by epoch, including the distillation loss."""
     accuracy: tuple[float, ...]
-    """By epoch, the accuracy on views, before each step."""
+    """Accuracy on augmented views by epoch, measured before each step."""
 
 
 def fit(data: LabelledImages, num_classes: int, knobs: Knobs, seed: int, checkpoint: Path) -> Fitted:
     """Train on all of `data`.
 
-    After each epoch all is written to `checkpoint`; the same call takes it up again from there, and ends
-    with the same weights. The file is the caller's to remove, once what came of it is saved. Raises
-    TrainingError when the loss is no number.
+    The state is written to `checkpoint` after each epoch; the same call resumes from it and ends with the
+    same weights. The caller deletes the file once the result is saved. Raises TrainingError if the loss is
+    not finite.
     """
     keras.utils.set_random_seed(seed)
     training = Training(data, num_classes, knobs, seed)
@@ -96,7 +98,7 @@ def fit(data: LabelledImages, num_classes: int, knobs: Knobs, seed: int, checkpo
 
 
 class Training:
-    """What changes from step to step, and what one step does."""
+    """The state of a training, and one step of it."""
 
     def __init__(self, data: LabelledImages, num_classes: int, knobs: Knobs, seed: int) -> None:
         self._data, self._knobs, self._seed = data, knobs, seed
@@ -124,44 +126,44 @@ class Training:
         self._average = [tf.Variable(weight) for weight in self.network.weights]
         self._step = tf.Variable(0.0)
         self.loss, self.accuracy = np.zeros(knobs.epochs), np.zeros(knobs.epochs)
-        self._steps_noted = np.zeros(knobs.epochs)
+        self._steps_recorded = np.zeros(knobs.epochs)
 
     def batches(self, first_epoch: int) -> Iterator[tuple[tf.Tensor, tf.Tensor, tf.Tensor]]:
-        """Of all epochs from one on: views and strange (b + x, h, w, c), labels (b,), statistics (b, s)."""
-        # One stream, so that no epoch but the first waits for its first batch.
+        """Batches from an epoch on: views and negatives (b + x, h, w, c), labels (b,), statistics (b, s)."""
+        # One stream for all epochs, so that only the first epoch waits for its first batch.
         steps = np.arange(self._knobs.epochs * self.steps_per_epoch)[first_epoch * self.steps_per_epoch :]
         views = tf.data.Dataset.from_tensor_slices(steps).map(self._view, usable_cores(), deterministic=True)
         return iter(views.prefetch(usable_cores()))
 
     def _view(self, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        images, labels = tf.numpy_function(self._choose, [step], (tf.uint8, tf.int64))
+        images, labels = tf.numpy_function(self._select_batch, [step], (tf.uint8, tf.int64))
         images = tf.ensure_shape(images, (self._batch_size, *self._knobs.image.shape))
         labels = tf.ensure_shape(labels, (self._batch_size,))
         seed = tf.stack([tf.constant(self._seed, tf.int64), step])
         views = tf.round(turn(tf.cast(images, tf.float32), self._knobs.views, seed))
-        strange = tf.numpy_function(self._draw_strange, [seed], tf.float32)
-        strange = tf.ensure_shape(strange, (self._knobs.strange, *self._knobs.image.shape))
-        statistics = tf.numpy_function(self._teach, [views], tf.float32)
+        negatives = tf.numpy_function(self._draw_negatives, [seed], tf.float32)
+        negatives = tf.ensure_shape(negatives, (self._knobs.strange, *self._knobs.image.shape))
+        statistics = tf.numpy_function(self._teacher_statistics, [views], tf.float32)
         statistics = tf.ensure_shape(statistics, (self._batch_size, Teacher.STATISTICS))
         views = disturb(views, self._knobs.views, seed + 1)
-        return tf.concat([views, strange], 0), labels, statistics
+        return tf.concat([views, negatives], 0), labels, statistics
 
-    def _choose(self, step: np.int64) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    def _select_batch(self, step: np.int64) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         epoch, place = divmod(int(step), self.steps_per_epoch)
         order = np.random.default_rng((self._seed, epoch)).permutation(len(self._data))
         chosen = order[place * self._batch_size :][: self._batch_size]
         return self._data.images[chosen], self._data.labels[chosen]
 
-    def _draw_strange(self, seed: NDArray[np.int64]) -> NDArray[np.float32]:
+    def _draw_negatives(self, seed: NDArray[np.int64]) -> NDArray[np.float32]:
         random = np.random.default_rng(seed.tolist())
         return draw_strange(self._knobs.strange, self._knobs.image.shape, random)
 
-    def _teach(self, views: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _teacher_statistics(self, views: NDArray[np.float32]) -> NDArray[np.float32]:
         return np.asarray((self._teacher.describe(views) - self._statistics_mean) / self._statistics_scale)
 
     @tf.function  # type: ignore[untyped-decorator]
     def step(self, views: tf.Tensor, labels: tf.Tensor, statistics: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """One step of the optimizer; the loss and the accuracy before it."""
+        """Run one optimizer step; return the loss and the accuracy from before the step."""
         self._optimizer.learning_rate.assign(self._learning_rate())
         with tf.GradientTape() as tape:
             all_logits, embedding = self.network(views, training=True)
@@ -174,18 +176,18 @@ class Training:
         gradients, _ = tf.clip_by_global_norm(gradients, self._knobs.most_gradient)
         self._optimizer.apply_gradients(zip(gradients, self._trained, strict=True))
         self._step.assign_add(1.0)
-        kept = tf.minimum(self._knobs.averaging, self._step / (9.0 + self._step))
+        decay = tf.minimum(self._knobs.averaging, self._step / (9.0 + self._step))
         for average, weight in zip(self._average, self.network.weights, strict=True):
-            average.assign(kept * average + (1 - kept) * weight.value)
-        right = tf.argmax(logits, axis=1) == labels
-        return loss, tf.reduce_mean(tf.cast(right, tf.float32))
+            average.assign(decay * average + (1 - decay) * weight.value)
+        correct = tf.argmax(logits, axis=1) == labels
+        return loss, tf.reduce_mean(tf.cast(correct, tf.float32))
 
     def note(self, epoch: int, loss: tf.Tensor, accuracy: tf.Tensor) -> None:
-        """Keep the means of an epoch up to date. Raises TrainingError when training has come apart."""
+        """Update the epoch's mean loss and accuracy. Raises TrainingError if the loss is not finite."""
         if not math.isfinite(float(loss)):
-            raise TrainingError("Training must lower the loss. Received: a loss that is no number.")
-        self._steps_noted[epoch] += 1
-        share = 1 / self._steps_noted[epoch]
+            raise TrainingError("The training loss must be finite. Received: NaN or infinity.")
+        self._steps_recorded[epoch] += 1
+        share = 1 / self._steps_recorded[epoch]
         self.loss[epoch] += share * (float(loss) - self.loss[epoch])
         self.accuracy[epoch] += share * (float(accuracy) - self.accuracy[epoch])
 
@@ -197,22 +199,22 @@ class Training:
         return tf.reduce_mean(losses * tf.gather(self._class_weights, labels))
 
     def _familiarity_loss(self, embedding: tf.Tensor) -> tf.Tensor:
-        """Of telling the folder's images from strange pictures, by the embedding alone."""
+        """Loss of separating the folder's images from synthetic negatives by the embedding."""
         familiar = tf.cast(tf.range(tf.shape(embedding)[0]) < self._batch_size, tf.float32)
         scores = self._recognise(embedding)[:, 0]
         return tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(familiar, scores))
 
     def _learning_rate(self) -> tf.Tensor:
-        rise = tf.minimum(1.0, (self._step + 1) / (2.0 * self.steps_per_epoch))
-        share = self._step / (self._knobs.epochs * self.steps_per_epoch)
-        return self._knobs.learning_rate * rise * 0.5 * (1 + tf.cos(math.pi * share))
+        warm_up = tf.minimum(1.0, (self._step + 1) / (2.0 * self.steps_per_epoch))
+        progress = self._step / (self._knobs.epochs * self.steps_per_epoch)
+        return self._knobs.learning_rate * warm_up * 0.5 * (1 + tf.cos(math.pi * progress))
 
     def use_average(self) -> None:
         for average, weight in zip(self._average, self.network.weights, strict=True):
             weight.assign(average)
 
     def save(self, checkpoint: Path, finished_epochs: int) -> None:
-        """The file appears whole or not at all."""
+        """Write the state to `checkpoint` atomically."""
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
         arrays = {f"v{number}": np.asarray(value) for number, value in enumerate(self._state())}
         unfinished = checkpoint.with_name(checkpoint.name + ".part")
@@ -226,11 +228,11 @@ class Training:
         unfinished.replace(checkpoint)
 
     def load(self, checkpoint: Path) -> int:
-        """The epochs that are finished; 0 unless the file is of this very training."""
+        """Restore the state and return the number of finished epochs, or 0 if the file does not match."""
         try:
             with checkpoint.open("rb") as file, np.load(file) as saved:
                 arrays = dict(saved)
-        except (OSError, ValueError, EOFError, BadZipFile, zlib.error):  # none, or none that can be read
+        except (OSError, ValueError, EOFError, BadZipFile, zlib.error):  # missing or unreadable
             return 0
         if str(arrays.get("fingerprint")) != self._fingerprint:
             return 0
@@ -263,7 +265,7 @@ def _fingerprint_of(data: LabelledImages, num_classes: int, knobs: Knobs, seed: 
 
 
 def class_weights(labels: NDArray[np.int64], num_classes: int) -> NDArray[np.float32]:
-    """(k,): rarer classes weigh more, by the root of how rare they are; 1 on average over the images."""
+    """Weights (k,), inverse to the root of a class's frequency, with mean 1 over the images."""
     counts = np.bincount(labels, minlength=num_classes)
     weights = 1 / np.sqrt(np.maximum(counts, 1))
     normed: NDArray[np.float32] = (weights * len(labels) / (weights * counts).sum()).astype(np.float32)

@@ -1,12 +1,12 @@
-"""How unlike the training images an image is, told from its embedding by two distances.
+"""Novelty score: the distance of an image's embedding from those of the training images, by two measures.
 
 - The Mahalanobis distance to the nearest class mean, under one covariance shared by all classes
   (K. Lee et al., A Simple Unified Framework for Detecting Out-of-Distribution Samples, NeurIPS 2018).
 - The distance, on the unit sphere, to the nearest of some prototypes of the training images
   (Y. Sun et al., Out-of-Distribution Detection with Deep Nearest Neighbors, ICML 2022).
 
-Each misses what the other sees: a blank image's embedding has the length of none, a photograph's the
-direction of none. Their sum, each in units of its own 99 % quantile over training images, misses least.
+They complement each other: the embedding of a blank image has an unusual length, that of a photograph an
+unusual direction. Their sum, each in units of its own 99 % quantile over training images, detects the most.
 """
 
 import math
@@ -20,20 +20,20 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from model.packed import PackedArray
 
 OUT_OF_DISTRIBUTION = "out_of_distribution"
-"""The reason that is given for abstaining."""
+"""Reason that the service reports when it abstains."""
 
-# Keeps the embedding of a blank image, all zeros, from being divided by nothing.
+# Prevents a division by zero: the embedding of a blank image is all zeros.
 _EPSILON = 1e-6
 
 
 class Points(NamedTuple):
-    """Places (n, r), and their squared distances (n,) from the origin."""
+    """Points (n, r), and their squared distances (n,) from the origin."""
 
     places: NDArray[np.float32]
     squares: NDArray[np.float32]
 
     def nearest(self, place: NDArray[np.float32]) -> float:
-        """The Euclidean distance from a place (r,)."""
+        """Euclidean distance from `place` (r,) to the nearest point."""
         return math.sqrt(max(0.0, float((self.squares - 2 * (self.places @ place)).min() + place @ place)))
 
 
@@ -44,7 +44,7 @@ class Arrays(NamedTuple):
 
 
 class Novelty(BaseModel):
-    """Fitted once, at the end of training; scores embeddings (n, d) ever after."""
+    """A fitted detector that scores embeddings (n, d). Training fits it once, at the end."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -53,33 +53,35 @@ class Novelty(BaseModel):
     class_means: PackedArray
     """(k, r), whitened."""
     prototypes: PackedArray
-    """(p, d), of length 1."""
+    """(p, d), of unit length."""
     prototype_unit: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    """The quantile of the distances to them."""
+    """Quantile of the distances to the prototypes."""
     threshold: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    """Images that score above it are abstained on."""
+    """The service abstains on images with a higher score."""
 
     def score(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Embeddings (n, d) to scores (n,); the larger, the less familiar."""
-        # One by one: what a matrix product gives for a row depends, in its last bits, on the rows beside it.
+        """Scores (n,) of embeddings (n, d); a higher score is less familiar."""
+        # Row by row: in a matrix product, the last bits of a row depend on the other rows of the batch.
         return np.array([self._score_one(row) for row in embeddings], dtype=np.float32)
 
     def _score_one(self, embedding: NDArray[np.float32]) -> float:
-        """Of an embedding (d,)."""
+        """Score of one embedding (d,)."""
         whitening, class_means, prototypes = self._arrays
         to_class = class_means.nearest(embedding @ whitening)
         to_prototype = prototypes.nearest(embedding / (math.sqrt(embedding @ embedding) + _EPSILON))
         return to_class + to_prototype / self.prototype_unit
 
     @model_validator(mode="after")
-    def _agrees_with_itself(self) -> Self:
+    def _check_shapes(self) -> Self:
         size, rank = self.whitening.shape if len(self.whitening.shape) == 2 else (0, 0)
         for name, array, width in (
             ("class_means", self.class_means, rank),
             ("prototypes", self.prototypes, size),
         ):
             if len(array.shape) != 2 or array.shape[1] != width:
-                raise ValueError(f"{name} must fit a whitening of {self.whitening.shape}: {array.shape}")
+                raise ValueError(
+                    f"{name} must match the whitening, {self.whitening.shape}. Received: {array.shape}"
+                )
         return self
 
     @cached_property
@@ -92,7 +94,7 @@ class Novelty(BaseModel):
 def reasons_to_abstain(
     novelty: Novelty | None, embeddings: NDArray[np.float32] | None, images: int
 ) -> list[str | None]:
-    """For each of so many images, why its label must not be trusted; None where it may be."""
+    """For each of `images` images, the reason to abstain, or None."""
     if novelty is None or embeddings is None:
         return [None] * images
     return [OUT_OF_DISTRIBUTION if score > novelty.threshold else None for score in novelty.score(embeddings)]

@@ -1,6 +1,6 @@
-"""Pictures drawn at random that are none of the classes, to train against: noise, gradients, shapes.
+"""Synthetic negatives: random images that show none of the classes (noise, gradients, shapes), to train with.
 
-They need no photograph, so that any folder of classes can be trained with them.
+They need no photographs, so they work for any folder of classes.
 """
 
 from collections.abc import Callable
@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 Field = NDArray[np.float64]
 GRAINS = (0.0, 0.0, 0.7, 1.5, 4.0, 12.0, 30.0)
-"""Pixels that noise is smoothed over; not at all twice as often."""
+"""Standard deviations, in pixels, of the blur of noise; 0 is listed twice, to be drawn twice as often."""
 
 
 def draw_strange(count: int, shape: tuple[int, int, int], random: Generator) -> NDArray[np.float32]:
-    """Pictures (count, h, w, c), float32, whole numbers 0..255."""
+    """Synthetic negatives (count, h, w, c), float32, integers 0..255."""
     height, width, channels = shape
     pictures = np.zeros((count, *shape), dtype=np.float32)
     for picture in pictures:
@@ -29,7 +29,7 @@ def draw_strange(count: int, shape: tuple[int, int, int], random: Generator) -> 
 
 
 def noise(height: int, width: int, random: Generator) -> Field:
-    """Of one of three distributions, perhaps smoothed."""
+    """Noise of one of three distributions, sometimes blurred."""
     fields = (
         random.normal(size=(height, width)),
         random.uniform(-1, 1, (height, width)),
@@ -39,7 +39,7 @@ def noise(height: int, width: int, random: Generator) -> Field:
 
 
 def gradient(height: int, width: int, random: Generator) -> Field:
-    """From one side to another, with the faint noise of a sensor; nearly blank frames are among them."""
+    """A linear gradient with sensor noise; some are almost blank."""
     return _along(height, width, random) + random.normal(0, random.uniform(0, 60), (height, width))
 
 
@@ -49,7 +49,7 @@ def grating(height: int, width: int, random: Generator) -> Field:
 
 
 def shapes(height: int, width: int, random: Generator) -> Field:
-    """Discs and boxes laid over each other."""
+    """Overlapping discs and boxes."""
     y, x = np.mgrid[0:height, 0:width]
     field = np.zeros((height, width))
     for _ in range(random.integers(1, 12)):
@@ -65,14 +65,14 @@ DRAWINGS: tuple[Callable[[int, int, Generator], Field], ...] = (noise, noise, gr
 
 
 def _along(height: int, width: int, random: Generator) -> Field:
-    """How far each pixel lies in some direction, in pixels."""
+    """Coordinate of each pixel along a random direction, in pixels."""
     angle = random.uniform(0, 2 * np.pi)
     y, x = np.mgrid[0:height, 0:width]
     return np.asarray(x * np.cos(angle) + y * np.sin(angle))
 
 
 def _smoothed(field: Field, grain: float) -> Field:
-    """Under a Gaussian, by way of the frequencies; the picture wraps round, which noise hides."""
+    """Gaussian blur by FFT; the image wraps around, which is invisible in noise."""
     if grain == 0:
         return field
     down, across = np.fft.fftfreq(field.shape[0])[:, None], np.fft.rfftfreq(field.shape[1])[None, :]

@@ -29,10 +29,10 @@ from model.texture_cnn import fold
 
 
 def train(data_dir: Path, h5_path: Path, knobs: Knobs, seed: int = 0) -> Artifact:
-    """Train one network and write its artifact, and a report on the test images beside it.
+    """Train one network, and write its artifact and, next to it, a report on the test images.
 
-    Interrupted, it is taken up again by the same call. Raises DatasetError when the folder cannot be
-    used, TrainingError when the artifact cannot be written there.
+    After an interruption, the same call resumes. Raises DatasetError if the folder cannot be used,
+    TrainingError if the artifact cannot be written.
     """
     refuse_output(h5_path, data_dir)
     knobs = with_channels(knobs, choose_channels(data_dir))
@@ -45,7 +45,7 @@ def train(data_dir: Path, h5_path: Path, knobs: Knobs, seed: int = 0) -> Artifac
         trained = fit_calibrated(folder, splits, knobs, seed, checkpoint)
     except KeyboardInterrupt:
         if checkpoint.is_file():
-            print("The same command goes on after the last whole epoch.", file=sys.stderr)
+            print("Run the same command again to resume after the last complete epoch.", file=sys.stderr)
         raise
     seconds = round(time.monotonic() - started, 1)
     classifier = TensorFlowClassifier(trained.network)
@@ -65,7 +65,7 @@ def train(data_dir: Path, h5_path: Path, knobs: Knobs, seed: int = 0) -> Artifac
 
 
 def refuse_output(h5_path: Path, data_dir: Path) -> None:
-    """Raise TrainingError before anything is spent on a network that could not be saved there."""
+    """Raise TrainingError, before training starts, if the network cannot be saved as `h5_path`."""
     if h5_path.suffix != ".h5":
         raise TrainingError(f"The network must be saved as an .h5. Received: {h5_path}")
     if h5_path.resolve().is_relative_to(data_dir.resolve()):
@@ -75,28 +75,28 @@ def refuse_output(h5_path: Path, data_dir: Path) -> None:
 
 
 def report_dir_of(h5_path: Path) -> Path:
-    """Where training writes its report. It shows images of the folder."""
+    """Folder of training's report, which contains images of the dataset."""
     return h5_path.with_name(f"{h5_path.stem}-report")
 
 
 def resized(knobs: Knobs, height: int, width: int) -> Knobs:
-    """The same training on images of another size."""
+    """Return the options for images of another size."""
     return replace(knobs, image=knobs.image.model_copy(update={"height": height, "width": width}))
 
 
 def with_channels(knobs: Knobs, channels: int) -> Knobs:
-    """The same training on grey or coloured images."""
+    """Return the options for grey or coloured images."""
     return replace(knobs, image=knobs.image.model_copy(update={"channels": channels}))
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A network as it is saved, its temperature folded in, and what tells it unfamiliar images."""
+    """A network to save, with its temperature folded in, and its novelty detector."""
 
     network: keras.Model
     temperature: float
     accuracy: float
-    """What mean confidence was brought to."""
+    """The mean confidence after calibration."""
     novelty: Novelty
     fitted: Fitted
 
@@ -104,7 +104,7 @@ class Trained:
 def fit_calibrated(
     folder: Folder, splits: NDArray[np.str_], knobs: Knobs, seed: int, checkpoint: Path
 ) -> Trained:
-    """Fit on the images of the split `train`; the temperature is found on those of `valid`."""
+    """Train on the split `train`, and fit the temperature to the split `valid`."""
     fitted_on, held_out = splits == "train", splits == "valid"
     fitted = fit(folder.data.take(fitted_on), len(folder.class_names), knobs, seed, checkpoint)
     trainable = fitted.network

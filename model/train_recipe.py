@@ -1,4 +1,4 @@
-"""Train the published recipe on a labelled folder, as it was published, and save it as an artifact."""
+"""Train the published recipe on a labelled folder, with its published options, and save it as an artifact."""
 
 import statistics
 import sys
@@ -28,7 +28,7 @@ from model.tensorflow_engine import TensorFlowClassifier
 
 @dataclass(frozen=True)
 class Knobs:
-    """How a network is trained; the defaults are the published recipe's."""
+    """Training options; the defaults are those of the published recipe."""
 
     network: str = "recipe"
     image: ImageSpec = field(default_factory=lambda: ImageSpec(height=200, width=200, channels=3))
@@ -40,7 +40,7 @@ class Knobs:
 
 @dataclass(frozen=True)
 class TrainedNetwork:
-    """One seed's network at its best epoch, and how it does on images it was not trained on."""
+    """The network of one seed at its best epoch, and its metrics on images it was not trained on."""
 
     network: keras.Model
     seed: int
@@ -53,10 +53,10 @@ class TrainedNetwork:
 
 
 def train(knobs: Knobs, data_dir: Path, h5_path: Path, seeds: Sequence[int]) -> Artifact:
-    """Train once a seed, then save and compile the network of the lowest validation loss.
+    """Train once per seed, then save and compile the network with the lowest validation loss.
 
-    Ctrl-C ends training and keeps the best epoch so far. Raises DatasetError when the folder cannot be
-    used, TrainingError when training comes to nothing, KeyboardInterrupt when no epoch has finished.
+    Ctrl-C stops training and keeps the best epoch so far. Raises DatasetError if the folder cannot be used,
+    TrainingError if the loss is not finite, KeyboardInterrupt if no epoch has finished.
     """
     if h5_path.suffix != ".h5":
         raise TrainingError(f"The network must be saved as an .h5. Received: {h5_path}")
@@ -73,9 +73,9 @@ def train(knobs: Knobs, data_dir: Path, h5_path: Path, seeds: Sequence[int]) -> 
 def train_one_seed(
     knobs: Knobs, splits: dict[str, LabelledImages], num_classes: int, seed: int
 ) -> TrainedNetwork:
-    """Train one network and bring it back to its best epoch.
+    """Train one network and restore the weights of its best epoch.
 
-    Raises KeyboardInterrupt when it is interrupted before the first epoch has finished.
+    Raises KeyboardInterrupt if interrupted before the first epoch has finished.
     """
     keras.utils.set_random_seed(seed)
     network = build_network(knobs.network, knobs.image, num_classes)
@@ -94,7 +94,7 @@ def train_one_seed(
                 steps_per_epoch=steps,
                 epochs=knobs.epochs,
                 validation_data=_validation_batches(splits["valid"], num_classes, knobs),
-                shuffle=False,  # the batches are shuffled
+                shuffle=False,  # the batches are shuffled already
                 callbacks=[best, bar],
                 verbose=0,
             )
@@ -104,7 +104,7 @@ def train_one_seed(
     if best.weights is None:
         if interrupted:
             raise KeyboardInterrupt
-        raise TrainingError("Training must lower the loss. Received: a loss that is no number.")
+        raise TrainingError("The validation loss must be finite. Received: NaN or infinity.")
     network.set_weights(best.weights)
     classifier = TensorFlowClassifier(network)
     return TrainedNetwork(
@@ -131,7 +131,7 @@ def _train_seeds(
                 raise
             break
         trained.append(result)
-        # On stderr, like the bar: whatever becomes of stdout, the network is saved first.
+        # On stderr, like the bar: a closed stdout must not prevent the network from being saved.
         print(_describe(result), file=sys.stderr)
         if result.interrupted:
             break
@@ -141,7 +141,7 @@ def _train_seeds(
 def training_batches(data: LabelledImages, num_classes: int, knobs: Knobs, seed: int) -> tf.data.Dataset:
     """Endless augmented batches, images (b, h, w, c), float32 0..255, and one-hot labels (b, k)."""
     channels = data.images.shape[-1]
-    # Warping one channel and copying it gives the same pixels as warping three that are alike.
+    # If all channels are equal, warping one and copying it gives the same pixels as warping three.
     is_grey = bool((data.images == data.images[..., :1]).all())
     images = tf.constant(data.images[..., :1] if is_grey else data.images)
     labels = tf.constant(data.labels)

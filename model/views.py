@@ -1,6 +1,6 @@
-"""Random views of training images: turned, zoomed and shifted, then lit, blurred and disturbed anew.
+"""Random augmentation: geometric transforms, then changes of contrast and brightness, blur, noise and JPEG.
 
-All draws are stateless: the same seed gives the same views, wherever training was taken up again.
+All draws are stateless: the same seed gives the same views, even after training has been resumed.
 """
 
 import math
@@ -13,18 +13,18 @@ BLUR_REACH_PIXELS = 5
 
 @dataclass(frozen=True)
 class Views:
-    """How far views may stray from the image."""
+    """Ranges of the augmentation."""
 
     tilt_degrees: float = 12.0
-    """Beyond quarter turns and mirror images, which all occur."""
+    """In addition to quarter turns and mirroring."""
     least_zoom: float = 0.65
     most_zoom: float = 1.5
     stretch: float = 0.08
-    """Natural logarithm of the most that one side is zoomed beyond the other."""
+    """Maximum natural logarithm of the zoom of one side relative to the other."""
     shift: float = 0.15
-    """Of the image's sides."""
+    """Share of the image's sides."""
     contrast: float = 0.5
-    """Natural logarithm of the most that contrast is raised or lowered."""
+    """Maximum natural logarithm of the contrast factor, up or down."""
     brightness: float = 36.0
     """Grey levels."""
     blur_share: float = 0.32
@@ -37,7 +37,7 @@ class Views:
 
 
 def turn(images: tf.Tensor, views: Views, seed: tf.Tensor) -> tf.Tensor:
-    """Quarter turns, mirroring, tilt, zoom and shift of images (n, h, w, c), float32; edges reflect."""
+    """Turn by quarters, mirror, tilt, zoom and shift images (n, h, w, c), float32; edges are reflected."""
     count, height, width = tf.shape(images)[0], images.shape[1], images.shape[2]
     draw = tf.unstack(tf.random.stateless_uniform((9, count), seed), 9)
     tilt = tf.where(draw[0] < 0.7, _between(draw[1], -1.0, 1.0), 0.0) * math.radians(views.tilt_degrees)
@@ -46,7 +46,7 @@ def turn(images: tf.Tensor, views: Views, seed: tf.Tensor) -> tf.Tensor:
     zoom = tf.where(draw[4] < 0.3, 1.0, zoom)
     along = zoom * tf.exp(_between(draw[5], -views.stretch, views.stretch))
     mirror = tf.where(draw[6] < 0.5, -1.0, 1.0)
-    # A quarter turn of an oblong image fills the frame again.
+    # Scaled by the aspect ratio, so that an oblong image fills the frame after a quarter turn.
     a0, a1 = mirror * tf.cos(angle) / along, -tf.sin(angle) / zoom * (width / height)
     b0, b1 = mirror * tf.sin(angle) / along * (height / width), tf.cos(angle) / zoom
     centre_x, centre_y = (width - 1) / 2, (height - 1) / 2
@@ -64,7 +64,7 @@ def turn(images: tf.Tensor, views: Views, seed: tf.Tensor) -> tf.Tensor:
 
 
 def disturb(images: tf.Tensor, views: Views, seed: tf.Tensor) -> tf.Tensor:
-    """Contrast, brightness, blur, noise and JPEG over images (n, h, w, c), float32 0..255."""
+    """Vary contrast and brightness of images (n, h, w, c), float32 0..255, and add blur, noise and JPEG."""
     draw = tf.unstack(tf.random.stateless_uniform((9, tf.shape(images)[0], 1, 1, 1), seed), 9)
     mean = tf.reduce_mean(images, axis=(1, 2, 3), keepdims=True)
     images = (images - mean) * tf.exp(_between(draw[0], -views.contrast, views.contrast))
@@ -83,8 +83,8 @@ def _between(draw: tf.Tensor, least: float, most: float) -> tf.Tensor:
 
 
 def blur(images: tf.Tensor, sigma: tf.Tensor) -> tf.Tensor:
-    """Images (n, h, w, c), float32, each under a Gaussian of its own deviation (n,) in pixels."""
-    # The batch is laid out as channels: one depthwise convolution blurs all images, each by its kernel.
+    """Blur images (n, h, w, c), float32, each with its own standard deviation (n,) in pixels."""
+    # Images become channels, so that one depthwise convolution blurs each image with its own kernel.
     _, height, width, channels = images.shape
     offsets = tf.range(-BLUR_REACH_PIXELS, BLUR_REACH_PIXELS + 1.0)[:, None]
     kernels = tf.exp(-(offsets**2) / (2 * (sigma + 1e-2) ** 2))
@@ -98,7 +98,7 @@ def blur(images: tf.Tensor, sigma: tf.Tensor) -> tf.Tensor:
 
 
 def compress(images: tf.Tensor, quality: tf.Tensor) -> tf.Tensor:
-    """Each image (n, h, w, c) through JPEG of its quality (n,) and back; 0 leaves it as it is."""
+    """Encode and decode images (n, h, w, c) as JPEG, each with its quality (n,); 0 leaves it unchanged."""
     return tf.map_fn(_compress_one, (images, quality), fn_output_signature=tf.float32)
 
 

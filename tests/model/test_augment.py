@@ -1,4 +1,4 @@
-"""Our one-warp augmentation must be what Keras's ImageDataGenerator did for the published recipe."""
+"""The augmentation must match Keras's ImageDataGenerator, which the published recipe used."""
 
 import math
 
@@ -9,7 +9,7 @@ from keras.src.legacy.preprocessing.image import apply_affine_transform
 
 from model.augment import Augmentation, Warp, apply_warp, random_warp
 
-# Keras's legacy module still calls SciPy by its former name.
+# Keras's legacy module still imports a deprecated name from SciPy.
 pytestmark = pytest.mark.filterwarnings("ignore:Please import `affine_transform`:DeprecationWarning:keras")
 
 DRAWS = 4000
@@ -32,7 +32,7 @@ def smooth_image(height: int, width: int, channels: int) -> np.ndarray:
 def keras_warp(
     image: np.ndarray, zoom_x: float, zoom_y: float, shear_degrees: float, flip: bool
 ) -> np.ndarray:
-    """As ImageDataGenerator.apply_transform: the affine warp, then the flip."""
+    """Like ImageDataGenerator.apply_transform: the affine warp, then the flip."""
     warped = apply_affine_transform(
         image,
         shear=shear_degrees,
@@ -63,7 +63,7 @@ class TestAgainstKeras:
     def test_warp_of_an_oblong_image_is_about_its_centre(
         self, margin: tuple[int, int], zoom_x: float, zoom_y: float, shear_degrees: float, flip: bool
     ) -> None:
-        """Keras mistakes height for width there; in a square with the border repeated it is right."""
+        """Keras swaps height and width of an oblong image, so the reference is padded to a square."""
         rows, columns = margin
         image = smooth_image(30 - 2 * rows, 30 - 2 * columns, 3)
         ours = apply_warp(image[np.newaxis], warp_of(zoom_x, zoom_y, shear_degrees, flip))[0].numpy()
@@ -89,7 +89,7 @@ def test_defaults_are_those_of_the_recipe() -> None:
     assert Augmentation() == Augmentation(shear_degrees=0.2, zoom=0.2, horizontal_flip=True)
 
 
-def test_draws_fill_their_ranges_and_keep_them() -> None:
+def test_draws_cover_exactly_their_ranges() -> None:
     warp = random_warp(Augmentation(shear_degrees=10, zoom=0.3), DRAWS, tf.constant([1, 2], tf.int64))
     for drawn, low, high in (
         (warp.zoom_x, 0.7, 1.3),
@@ -111,12 +111,12 @@ def test_height_and_width_are_zoomed_independently() -> None:
     assert np.abs(correlations).max() < 0.06
 
 
-def test_nothing_is_flipped_unless_asked_for() -> None:
+def test_flip_can_be_disabled() -> None:
     warp = random_warp(Augmentation(horizontal_flip=False), DRAWS, tf.constant([1, 2], tf.int64))
     assert not warp.flip.numpy().any()
 
 
-def test_same_seed_draws_the_same_and_another_does_not() -> None:
+def test_only_equal_seeds_draw_equal_warps() -> None:
     first, again, other_seed, other_step = (
         np.stack(random_warp(Augmentation(), 9, tf.constant(seed, tf.int64))[:3])
         for seed in ([3, 4], [3, 4], [5, 4], [3, 5])

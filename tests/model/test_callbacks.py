@@ -1,4 +1,4 @@
-"""What watches a training must remember the right epoch and say what is shown."""
+"""Callbacks keep the best epoch and show the progress of training."""
 
 import io
 import re
@@ -23,7 +23,7 @@ def test_weights_of_the_lowest_validation_loss_are_kept() -> None:
     assert all((weights == 1).all() for weights in best.weights)
 
 
-def test_loss_that_is_no_number_is_never_the_best() -> None:
+def test_nan_loss_is_never_the_best() -> None:
     best = BestEpoch()
     best.set_model(tiny_network())
     best.on_epoch_end(0, {"val_loss": float("nan")})
@@ -51,7 +51,7 @@ def written(steps: int, done: int) -> list[str]:
     return log.getvalue().split("\r")[1:]
 
 
-def test_bar_in_a_log_is_written_at_its_beginning_and_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bar_in_a_log_is_written_only_at_start_and_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(callbacks, "LOG_INTERVAL_SECONDS", 3600.0)
     first, last = written(400, 0)
     assert "0/400" in first
@@ -59,11 +59,11 @@ def test_bar_in_a_log_is_written_at_its_beginning_and_its_end(monkeypatch: pytes
     assert "loss 0.500" in last
 
 
-def test_bar_begins_at_what_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bar_starts_at_the_finished_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(callbacks, "LOG_INTERVAL_SECONDS", 3600.0)
     assert "300/400" in written(400, 300)[0]
 
 
-def test_bar_is_written_at_every_step_where_there_is_no_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bar_without_an_interval_is_written_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(callbacks, "LOG_INTERVAL_SECONDS", 0.0)
     assert len(written(40, 0)) > 20

@@ -1,4 +1,4 @@
-"""Familiar images are answered, foreign ones abstained on, at the rate that was asked for."""
+"""The service abstains on out-of-distribution images, and at its target rate on familiar ones."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def novelty() -> Novelty:
     return fit_novelty(embeddings, labels, np.arange(2000))
 
 
-def test_false_abstention_is_what_was_asked_for(novelty: Novelty) -> None:
+def test_false_abstention_matches_its_target(novelty: Novelty) -> None:
     embeddings, _ = embeddings_of(5000, 1)
     abstained = (novelty.score(embeddings) > novelty.threshold).mean()
     assert FALSE_ABSTENTION / 3 < abstained < 3 * FALSE_ABSTENTION
@@ -33,31 +33,29 @@ def test_foreign_embedding_is_abstained_on(novelty: Novelty, foreign: np.ndarray
     assert reasons_to_abstain(novelty, foreign[None].astype(np.float32), 1) == [OUT_OF_DISTRIBUTION]
 
 
-def test_familiar_embedding_is_not(novelty: Novelty) -> None:
+def test_familiar_embedding_is_not_abstained_on(novelty: Novelty) -> None:
     embeddings, labels = embeddings_of(200, 2)
     centres = np.stack([embeddings[labels == label].mean(axis=0) for label in range(CLASSES)])
     assert reasons_to_abstain(novelty, centres, CLASSES) == [None] * CLASSES
 
 
-def test_threshold_allows_for_groups_that_lie_together() -> None:
-    """Related images flatter each other: holding out whole groups must move the threshold out."""
+def test_holding_out_groups_raises_the_threshold() -> None:
+    """Related images are close together, so distances from held-out single images are too small."""
     random = np.random.default_rng(3)
     embeddings, labels = embeddings_of(40, 4)
     related = np.repeat(embeddings, 20, axis=0) + 0.01 * random.normal(size=(800, SIZE)).astype(np.float32)
     groups = np.repeat(np.arange(40), 20)
-    honest = fit_novelty(related, np.repeat(labels, 20), groups)
-    flattered = fit_novelty(related, np.repeat(labels, 20), np.arange(800))
+    grouped = fit_novelty(related, np.repeat(labels, 20), groups)
+    single = fit_novelty(related, np.repeat(labels, 20), np.arange(800))
     fresh, _ = embeddings_of(2000, 5)
-    assert (honest.score(fresh) > honest.threshold).mean() < (
-        flattered.score(fresh) > flattered.threshold
-    ).mean()
+    assert (grouped.score(fresh) > grouped.threshold).mean() < (single.score(fresh) > single.threshold).mean()
 
 
 def test_network_without_a_head_abstains_on_nothing() -> None:
     assert reasons_to_abstain(None, np.zeros((2, SIZE), np.float32), 2) == [None, None]
 
 
-def test_score_survives_the_card(novelty: Novelty) -> None:
+def test_score_is_equal_after_a_json_round_trip(novelty: Novelty) -> None:
     embeddings, _ = embeddings_of(50, 6)
     again = Novelty.model_validate_json(novelty.model_dump_json())
     assert np.array_equal(again.score(embeddings), novelty.score(embeddings))
@@ -71,7 +69,7 @@ def test_distances_are_euclidean() -> None:
 
 
 class TestTemperature:
-    def test_confidence_equals_how_often_it_is_right(self) -> None:
+    def test_confidence_equals_accuracy(self) -> None:
         random = np.random.default_rng(0)
         logits = 9 * random.normal(size=(4000, 4)).astype(np.float32)
         labels = np.where(random.random(4000) < 0.8, logits.argmax(axis=1), random.integers(0, 4, 4000))
@@ -80,7 +78,7 @@ class TestTemperature:
         confidence = (shifted.max(axis=1) / shifted.sum(axis=1)).mean()
         assert confidence == pytest.approx((logits.argmax(axis=1) == labels).mean(), abs=0.002)
 
-    def test_few_images_without_an_error_do_not_make_it_sure(self) -> None:
+    def test_few_images_without_an_error_do_not_give_full_confidence(self) -> None:
         logits = 5 * np.eye(2, dtype=np.float32)[[0, 1] * 5]
         temperature = fit_temperature(logits, expected_accuracy(logits, np.array([0, 1] * 5)))
         assert 1 / (1 + np.exp(-5 / temperature)) == pytest.approx(11 / 12, abs=1e-3)

@@ -1,4 +1,4 @@
-"""Any folder becomes an artifact that is calibrated, abstains and is served; interruptions cost nothing."""
+"""Any folder can be trained to a calibrated artifact that abstains; an interrupted training resumes."""
 
 import io
 from contextlib import redirect_stderr
@@ -28,7 +28,7 @@ CLASSES = ("checked", "grainy", "striped")
 
 
 def draw_class(class_name: str, random: np.random.Generator, side: int = 60) -> np.ndarray:
-    """Textures that differ in structure, not in brightness."""
+    """A texture; classes differ in structure, not in brightness."""
     y, x = np.mgrid[0:side, 0:side] + random.integers(0, 8, 2)[:, None, None]
     field = {
         "striped": np.sign(np.sin(2 * np.pi * y / 8)),
@@ -41,7 +41,7 @@ def draw_class(class_name: str, random: np.random.Generator, side: int = 60) -> 
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An unsplit folder, unbalanced, of several sizes."""
+    """A folder without a split, with unbalanced classes and images of several sizes."""
     folder = tmp_path_factory.mktemp("data")
     random = np.random.default_rng(0)
     for class_name, count in zip(CLASSES, (40, 24, 32), strict=True):
@@ -66,13 +66,13 @@ def labelled(data_dir: Path) -> LabelledImages:
     return LabelledImages(images, labels, tuple(Path(str(n)) for n in range(24)))
 
 
-def test_classes_are_learnt(trained: Artifact) -> None:
+def test_classes_are_learned(trained: Artifact) -> None:
     assert trained.card.class_names == CLASSES
     assert trained.card.metrics["test"]["accuracy"] >= 0.8
     assert trained.card.metrics["test"]["images"] + trained.card.metrics["valid"]["images"] < 40
 
 
-def test_card_tells_how_it_was_trained(trained: Artifact) -> None:
+def test_card_describes_the_training(trained: Artifact) -> None:
     facts = trained.card.training
     network = load_network(trained.h5_path)
     assert facts["network"] == "texture"
@@ -83,8 +83,8 @@ def test_card_tells_how_it_was_trained(trained: Artifact) -> None:
     assert facts["loss_by_epoch"][-1] < facts["loss_by_epoch"][0]
     assert facts["knobs"]["epochs"] == 12
     names = {path.name for path in trained.h5_path.parent.iterdir()}
-    twin = {f"textures.{suffix}" for suffix in ("h5", "json", "tflite", "tflite.json")}
-    assert names == {*twin, "textures-report"}
+    files = {f"textures.{suffix}" for suffix in ("h5", "json", "tflite", "tflite.json")}
+    assert names == {*files, "textures-report"}
     assert (trained.h5_path.parent / "textures-report" / "report.html").is_file()
 
 
@@ -100,7 +100,7 @@ def test_artifact_is_served_and_shows_evidence(trained: Artifact) -> None:
     assert set(outcome["evidence"]) == {"box", "heatmap_png"}
 
 
-def test_same_seed_gives_the_same_weights_and_another_others(data_dir: Path, tmp_path: Path) -> None:
+def test_only_equal_seeds_give_equal_weights(data_dir: Path, tmp_path: Path) -> None:
     data = labelled(data_dir)
     knobs = replace(KNOBS, epochs=1)
     first, again, other = (fit(data, 3, knobs, seed, tmp_path / "c.npz") for seed in (1, 1, 2))
@@ -109,18 +109,18 @@ def test_same_seed_gives_the_same_weights_and_another_others(data_dir: Path, tmp
     assert not all(np.array_equal(a, b) for a, b in zip(weights[0], weights[2], strict=True))
 
 
-def test_batches_are_the_same_wherever_training_is_taken_up(data_dir: Path) -> None:
+def test_resumed_training_has_the_same_batches(data_dir: Path) -> None:
     training = fitting.Training(labelled(data_dir), 3, KNOBS, 5)
     whole = list(training.batches(0))
-    taken_up = list(training.batches(1))
+    resumed = list(training.batches(1))
     assert len(whole) == KNOBS.epochs * training.steps_per_epoch
-    assert len(whole) - len(taken_up) == training.steps_per_epoch
-    for batch, again in zip(whole[training.steps_per_epoch :], taken_up, strict=True):
+    assert len(whole) - len(resumed) == training.steps_per_epoch
+    for batch, again in zip(whole[training.steps_per_epoch :], resumed, strict=True):
         assert all(np.array_equal(a, b) for a, b in zip(batch, again, strict=True))
     assert not list(training.batches(KNOBS.epochs))
 
 
-def test_each_epoch_shows_the_images_in_an_order_of_its_seed(data_dir: Path) -> None:
+def test_order_of_images_depends_on_seed_and_epoch(data_dir: Path) -> None:
     data = labelled(data_dir)
     training = fitting.Training(data, 3, KNOBS, 5)
     labels = np.concatenate([labels for _, labels, _ in training.batches(0)])
@@ -128,7 +128,7 @@ def test_each_epoch_shows_the_images_in_an_order_of_its_seed(data_dir: Path) -> 
     assert np.array_equal(labels, data.labels[np.concatenate(orders)])
 
 
-def test_interrupted_training_ends_as_if_it_had_not_been(
+def test_resumed_training_equals_an_uninterrupted_one(
     data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, checkpoint = labelled(data_dir), tmp_path / "deep" / "c.npz"
@@ -147,13 +147,13 @@ def test_interrupted_training_ends_as_if_it_had_not_been(
     assert checkpoint.is_file()
     with redirect_stderr(io.StringIO()) as bar:
         resumed = fit(data, 3, KNOBS, 5, checkpoint)
-    assert "67%" in bar.getvalue(), "it must go on from the second epoch, not begin anew"
+    assert "67%" in bar.getvalue(), "training must resume after the second epoch"
     pairs = zip(whole.network.get_weights(), resumed.network.get_weights(), strict=True)
     assert all(np.array_equal(a, b) for a, b in pairs)
     assert resumed.loss == whole.loss
 
 
-def test_interrupted_command_says_how_to_go_on(
+def test_interrupted_command_says_how_to_resume(
     data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupt(*_: object) -> None:
@@ -163,11 +163,11 @@ def test_interrupted_command_says_how_to_go_on(
     command = ["train", "--data", str(data_dir), "--output", str(h5), "--epochs", "2", "--size", "48x48"]
     monkeypatch.setattr(fitting.Training, "use_average", interrupt)
     assert main(command) == 130
-    assert "The same command goes on after the last whole epoch." in capsys.readouterr().err
+    assert "Run the same command again to resume" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["n.checkpoint.npz"]
 
 
-def test_checkpoint_of_another_training_is_not_taken_up(data_dir: Path, tmp_path: Path) -> None:
+def test_checkpoint_of_another_training_is_ignored(data_dir: Path, tmp_path: Path) -> None:
     data, checkpoint = labelled(data_dir), tmp_path / "c.npz"
     training = fitting.Training(data, 3, KNOBS, 5)
     training.save(checkpoint, 2)
@@ -181,7 +181,7 @@ def test_rare_classes_weigh_more() -> None:
     assert (0.9 * weights[0] + 0.1 * weights[1]) == pytest.approx(1.0)
 
 
-def test_class_of_one_piece_cannot_be_trained_and_tested(data_dir: Path, tmp_path: Path) -> None:
+def test_class_of_one_group_is_refused(data_dir: Path, tmp_path: Path) -> None:
     folder = tmp_path / "few"
     for class_name in CLASSES[:2]:
         (folder / class_name).mkdir(parents=True)
@@ -190,7 +190,7 @@ def test_class_of_one_piece_cannot_be_trained_and_tested(data_dir: Path, tmp_pat
             (folder / class_name / f"{number}.png").write_bytes(picture)
     rows = [f"{name}/{number}.png,{name}" for name in CLASSES[:2] for number in range(3)]
     (folder / "manifest.csv").write_text("\n".join(["path,group_id", *rows]) + "\n")
-    with pytest.raises(DatasetError, match="several groups, to train and test on: checked, grainy"):
+    with pytest.raises(DatasetError, match="Too few: checked, grainy"):
         train(folder, tmp_path / "n.h5", KNOBS)
 
 
@@ -205,12 +205,12 @@ def test_output_must_be_a_file_that_can_be_written(data_dir: Path, tmp_path: Pat
             train(data_dir, output, KNOBS)
 
 
-def test_training_that_comes_apart_says_so(data_dir: Path, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="a loss that is no number"):
+def test_diverged_training_is_an_error(data_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="must be finite"):
         fit(labelled(data_dir), 3, replace(KNOBS, imitation=float("nan")), 0, tmp_path / "c.npz")
 
 
-def test_damaged_checkpoint_is_no_checkpoint(data_dir: Path, tmp_path: Path) -> None:
+def test_damaged_checkpoint_is_ignored(data_dir: Path, tmp_path: Path) -> None:
     training = fitting.Training(labelled(data_dir), 3, KNOBS, 5)
     for damaged in (b"PK\x03\x04 cut off", b""):
         (tmp_path / "c.npz").write_bytes(damaged)
@@ -223,7 +223,7 @@ def test_flags_that_would_be_ignored_are_refused(data_dir: Path, tmp_path: Path,
     assert not (tmp_path / "n.h5").exists()
 
 
-def test_size_is_the_networks() -> None:
+def test_resized_changes_the_image_spec() -> None:
     assert resized(KNOBS, 64, 96).image.shape == (64, 96, 1)
 
 

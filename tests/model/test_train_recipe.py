@@ -1,4 +1,4 @@
-"""Training ends in one artifact that says truly how good it is; Ctrl-C ends it early, not badly."""
+"""Training ends in one artifact with correct metrics, even if Ctrl-C ends it early."""
 
 import io
 import os
@@ -29,7 +29,7 @@ from model.runtime import open_classifier
 from model.train_recipe import Knobs, train
 
 CLASSES = ("bright", "dark", "striped")
-# The recipe's layers leave nothing of images below 61 pixels.
+# The recipe's layers need images of at least 61 pixels.
 SPEC = ImageSpec(height=64, width=64, channels=1)
 KNOBS = Knobs(image=SPEC, epochs=2, batch_size=8)
 SEEDS = (0, 1)
@@ -46,7 +46,7 @@ def draw_class(class_name: str, side: int, rng: np.random.Generator) -> np.ndarr
 
 
 def draw_folder(data_dir: Path, train_images: int, side: int) -> Path:
-    """A labelled folder of classes that no network should confuse."""
+    """A labelled folder of classes that are easy to distinguish."""
     rng = np.random.default_rng(0)
     for split, count in (("train", train_images), ("valid", 2), ("test", 3)):
         for class_name in CLASSES:
@@ -70,7 +70,7 @@ def trained(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifac
 
 @pytest.fixture(scope="module")
 def trained_again(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Artifact, str, str]:
-    """The same training once more, after other random draws; with its stdout and stderr."""
+    """The same training after other random draws, with its stdout and stderr."""
     keras.utils.set_random_seed(99)
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err):
@@ -89,7 +89,7 @@ class TestArtifact:
             augmentation=Augmentation(shear_degrees=0.2, zoom=0.2, horizontal_flip=True),
         )
 
-    def test_h5_card_twin_and_stamp_are_written_and_agree(self, trained: Artifact) -> None:
+    def test_artifact_and_compiled_model_are_written_and_match(self, trained: Artifact) -> None:
         assert sorted(path.name for path in trained.h5_path.parent.iterdir()) == [
             "net.h5",
             "net.json",
@@ -113,7 +113,7 @@ class TestArtifact:
             assert stated["accuracy"] == again.accuracy
             assert stated["loss"] == pytest.approx(again.loss, abs=1e-5)
 
-    def test_card_tells_how_it_was_trained(self, trained: Artifact) -> None:
+    def test_card_describes_the_training(self, trained: Artifact) -> None:
         card = trained.card
         assert card.class_names == CLASSES
         assert card.image == SPEC
@@ -142,7 +142,7 @@ class TestArtifact:
         assert again.card.metrics == trained.card.metrics
         assert again.card.golden_probabilities == trained.card.golden_probabilities
 
-    def test_easy_classes_are_learnt(self, data_dir: Path, tmp_path: Path) -> None:
+    def test_easy_classes_are_learned(self, data_dir: Path, tmp_path: Path) -> None:
         knobs = Knobs(image=SPEC, epochs=8, batch_size=8)
         artifact = train(knobs, data_dir, tmp_path / "net.h5", [0])
         assert artifact.card.metrics["test"]["accuracy"] == 1.0
@@ -158,7 +158,7 @@ class TestBatches:
         batches = training.training_batches(data, 3, Knobs(batch_size=4), seed)
         return [(images.numpy(), labels.numpy()) for images, labels in batches.take(6)]
 
-    def test_same_seed_gives_the_same_and_another_others(self, data: LabelledImages) -> None:
+    def test_only_equal_seeds_give_equal_batches(self, data: LabelledImages) -> None:
         first, again, other = (self.two_epochs(data, seed) for seed in (1, 1, 2))
         assert [len(images) for images, _ in first] == [4, 4, 3, 4, 4, 3]
         for one, two in zip(first, again, strict=True):
@@ -183,7 +183,7 @@ class TestTerminal:
         assert re.search(r"seed 0: .*\d+/10 \[\d\d:\d\d<\d\d:\d\d, .*step.*, loss \d\.\d{3}", err)
         assert re.search(r"seed 1: 100%.* 10/10 .*after epoch 1 valid accuracy \d\.\d{3}", err)
 
-    def test_results_are_a_line_a_seed_and_one_for_all(
+    def test_results_are_a_line_per_seed_and_a_summary(
         self, trained_again: tuple[Artifact, str, str]
     ) -> None:
         artifact, out, err = trained_again
@@ -197,21 +197,19 @@ class TestTerminal:
         assert spread.startswith("2 seed(s): test accuracy mean ")
 
 
-def test_network_is_saved_before_anything_is_said_to_a_reader_who_has_gone(
-    data_dir: Path, tmp_path: Path
-) -> None:
-    class Gone(io.StringIO):
+def test_network_is_saved_even_if_stdout_is_closed(data_dir: Path, tmp_path: Path) -> None:
+    class ClosedStdout(io.StringIO):
         def write(self, text: str) -> int:
             raise BrokenPipeError
 
-    with redirect_stdout(Gone()), pytest.raises(BrokenPipeError):
+    with redirect_stdout(ClosedStdout()), pytest.raises(BrokenPipeError):
         train(KNOBS, data_dir, tmp_path / "net.h5", SEEDS[:1])
     artifact = load_artifact(tmp_path / "net.h5")
     assert read_twin(artifact, beside(artifact)) is not None
 
 
-def test_diverged_training_is_an_error_of_ours(data_dir: Path, tmp_path: Path) -> None:
-    """A loss of NaN is never the lowest: there is no best epoch to save."""
+def test_diverged_training_raises_a_model_error(data_dir: Path, tmp_path: Path) -> None:
+    """With a loss of NaN in every epoch, there is no best epoch to save."""
     knobs = Knobs(image=SPEC, epochs=1, learning_rate=1e38)
     with pytest.raises(ModelError):
         train(knobs, data_dir, tmp_path / "net.h5", [0])
@@ -219,7 +217,7 @@ def test_diverged_training_is_an_error_of_ours(data_dir: Path, tmp_path: Path) -
 
 
 class InterruptingBar(ProgressBar):
-    """A progress bar whose user presses Ctrl-C after `steps_left` more steps, whatever the seed."""
+    """A progress bar that simulates Ctrl-C after `steps_left` more steps, counted over all seeds."""
 
     steps_left = 0
 
@@ -231,7 +229,7 @@ class InterruptingBar(ProgressBar):
 
 
 class TestInterruptedSeeds:
-    """36 images in batches of 8 make 5 steps an epoch, 10 a seed."""
+    """36 images in batches of 8 give 5 steps per epoch, and 10 per seed."""
 
     @pytest.fixture
     def interrupted_after(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,7 +238,7 @@ class TestInterruptedSeeds:
 
     @pytest.mark.usefixtures("interrupted_after")
     @pytest.mark.parametrize("interrupted_after", [3], indirect=True)
-    def test_in_the_first_epoch_of_all_nothing_is_saved(self, data_dir: Path, tmp_path: Path) -> None:
+    def test_interruption_in_the_very_first_epoch_saves_nothing(self, data_dir: Path, tmp_path: Path) -> None:
         with pytest.raises(KeyboardInterrupt):
             train(KNOBS, data_dir, tmp_path / "net.h5", SEEDS)
         assert not list(tmp_path.iterdir())
@@ -252,7 +250,7 @@ class TestInterruptedSeeds:
         indirect=["interrupted_after"],
         ids=["first-seed", "second-seed-first-epoch", "second-seed-second-epoch"],
     )
-    def test_later_what_has_finished_is_kept_and_no_further_seed_begun(
+    def test_later_interruption_keeps_finished_epochs_and_starts_no_further_seed(
         self, data_dir: Path, tmp_path: Path, seeds_reported: set[str], finished_epochs: int | None
     ) -> None:
         artifact = train(KNOBS, data_dir, tmp_path / "net.h5", (*SEEDS, 2))
@@ -263,7 +261,7 @@ class TestInterruptedSeeds:
 
 
 class TerminalTraining:
-    """`ext-classify train --network recipe` in a process of its own, its stderr read while it runs."""
+    """`ext-classify train --network recipe` in a subprocess, with its stderr read while it runs."""
 
     def __init__(self, data_dir: Path, h5_path: Path) -> None:
         command = [sys.executable, "-m", "app.cli", "train", "--network", "recipe", "--epochs", "500"]
@@ -279,10 +277,10 @@ class TerminalTraining:
         self.deadline = time.monotonic() + DEADLINE_SECONDS
 
     def interrupt_at(self, shown: str) -> None:
-        """Press Ctrl-C once stderr shows a pattern, and read on until the end."""
+        """Press Ctrl-C once stderr matches a pattern, then read until the process ends."""
         while not re.search(shown, self.stderr):
             assert time.monotonic() < self.deadline, self.stderr
-            self._read() or pytest.fail(f"it ended before it was interrupted: {self.stderr}")
+            self._read() or pytest.fail(f"the process ended before it was interrupted: {self.stderr}")
         self.process.send_signal(signal.SIGINT)
         while self._read():
             assert time.monotonic() < self.deadline, self.stderr
@@ -308,7 +306,7 @@ def training_in_terminal(data_dir: Path, h5_path: Path) -> Iterator[TerminalTrai
 
 
 class TestControlC:
-    def test_after_an_epoch_it_ends_well_with_the_best_so_far(self, tmp_path: Path) -> None:
+    def test_interruption_after_an_epoch_saves_the_best_epoch(self, tmp_path: Path) -> None:
         data_dir = draw_folder(tmp_path / "data", train_images=3, side=16)
         h5_path = tmp_path / "out" / "net.h5"
         with training_in_terminal(data_dir, h5_path) as run:
@@ -325,7 +323,7 @@ class TestControlC:
         assert measured.accuracy == artifact.card.metrics["test"]["accuracy"]
         assert not (tmp_path / "cache").exists()
 
-    def test_before_an_epoch_has_finished_it_ends_with_nothing_saved(self, tmp_path: Path) -> None:
+    def test_interruption_before_an_epoch_has_finished_saves_nothing(self, tmp_path: Path) -> None:
         data_dir = draw_folder(tmp_path / "data", train_images=400, side=4)
         h5_path = tmp_path / "out" / "net.h5"
         with training_in_terminal(data_dir, h5_path) as run:

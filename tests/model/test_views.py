@@ -1,4 +1,4 @@
-"""Views are what they say: stateless, within bounds, and unlike each other."""
+"""Views are reproducible, within their ranges, and varied."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from tests.model.conftest import random_images
 
 SPEC = ImageSpec(height=40, width=60, channels=1)
 SEED = tf.constant([1, 2], tf.int64)
-STILL = Views(
+NEUTRAL = Views(
     tilt_degrees=0,
     least_zoom=1,
     most_zoom=1,
@@ -41,23 +41,23 @@ def test_same_seed_gives_the_same_views(change: object) -> None:
     assert first.shape == images.shape
 
 
-def test_still_views_are_the_image_turned_by_quarters_or_mirrored() -> None:
+def test_neutral_views_are_quarter_turns_and_mirror_images() -> None:
     square = ImageSpec(height=32, width=32, channels=1)
     image = random_images(1, square)[0]
-    turned = turn(tf.repeat(tf.constant(image[None], tf.float32), 64, axis=0), STILL, SEED).numpy()
+    turned = turn(tf.repeat(tf.constant(image[None], tf.float32), 64, axis=0), NEUTRAL, SEED).numpy()
     orientations = [np.rot90(m, k) for m in (image, image[:, ::-1]) for k in range(4)]
-    met = {int(np.argmin([np.abs(view - o).max() for o in orientations])) for view in turned}
-    assert met == set(range(8))
+    found = {int(np.argmin([np.abs(view - o).max() for o in orientations])) for view in turned}
+    assert found == set(range(8))
     for view in turned:
         assert min(np.abs(view - o).max() for o in orientations) < 0.01
 
 
-def test_still_views_are_not_disturbed() -> None:
+def test_neutral_views_are_not_disturbed() -> None:
     images = tf.constant(random_images(3, SPEC), tf.float32)
-    assert np.allclose(disturb(images, STILL, SEED), images, atol=0.01)
+    assert np.allclose(disturb(images, NEUTRAL, SEED), images, atol=0.01)
 
 
-def test_disturbed_pixels_stay_pixels() -> None:
+def test_disturbed_pixels_stay_in_range() -> None:
     images = tf.constant(random_images(16, SPEC), tf.float32)
     views = disturb(images, Views(contrast=2, brightness=200, noise_share=1, most_noise=200), SEED).numpy()
     assert views.min() >= 0
@@ -75,7 +75,7 @@ def test_each_image_is_blurred_by_its_own_deviation() -> None:
         assert np.sqrt((profile * offsets**2).sum()) == pytest.approx(sigma, rel=0.05)
 
 
-def test_jpeg_changes_pixels_by_its_quality_and_0_none() -> None:
+def test_lower_jpeg_quality_changes_more_pixels_and_0_none() -> None:
     images = tf.clip_by_value(smooth_images(3), 0, 255)
     low, high, none = compress(images, tf.constant([5.0, 95.0, 0.0])).numpy()
     difference = [np.abs(a - b).mean() for a, b in zip((low, high, none), images.numpy(), strict=True)]
@@ -84,7 +84,7 @@ def test_jpeg_changes_pixels_by_its_quality_and_0_none() -> None:
 
 
 class TestCorruptions:
-    def test_every_one_keeps_shape_and_changes_pixels(self) -> None:
+    def test_every_corruption_keeps_the_shape_and_changes_pixels(self) -> None:
         images = np.clip(smooth_images(2), 0, 255).astype(np.uint8)
         for severities in corruptions().values():
             for corrupt in severities.values():
@@ -101,7 +101,7 @@ class TestCorruptions:
         assert sizes["x 0.7"] == pytest.approx(121 * 0.7**2, rel=0.2)
 
 
-class TestStrange:
+class TestSyntheticNegatives:
     @pytest.mark.parametrize("draw", DRAWINGS)
     def test_each_drawing_varies(self, draw: object) -> None:
         random = np.random.default_rng(0)
@@ -110,7 +110,7 @@ class TestStrange:
         assert np.isfinite(first).all()
         assert not np.array_equal(first, second)
 
-    def test_pictures_are_pixels_and_repeatable(self) -> None:
+    def test_negatives_are_pixels_and_reproducible(self) -> None:
         pictures = draw_strange(20, (16, 24, 3), np.random.default_rng(1))
         assert pictures.shape == (20, 16, 24, 3)
         assert pictures.min() >= 0
@@ -119,7 +119,7 @@ class TestStrange:
         assert np.array_equal(pictures, draw_strange(20, (16, 24, 3), np.random.default_rng(1)))
 
 
-def test_foreign_folder_joins_what_is_drawn(tmp_path) -> None:  # noqa: ANN001
+def test_folder_is_added_to_the_generated_sets(tmp_path) -> None:  # noqa: ANN001
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.png").write_bytes(encode_png(random_images(1, SPEC)[0]))
     (tmp_path / "photos" / "b.txt").write_text("no image")
