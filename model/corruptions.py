@@ -1,4 +1,4 @@
-"""What happens to photographs between camera and service, at fixed severities, to measure robustness."""
+"""Image corruptions at fixed severities, to measure robustness."""
 
 import math
 from collections.abc import Callable
@@ -13,7 +13,7 @@ Images = NDArray[np.uint8]
 
 
 def corruptions() -> dict[str, dict[str, Callable[[Images], Images]]]:
-    """By kind and severity: images (n, h, w, c), uint8, to images of the same shape."""
+    """Functions by kind and severity, from images (n, h, w, c), uint8, to images of the same shape."""
     return {
         "noise": {f"deviation {d}": _noise(d) for d in (5, 10, 20)},
         "blur": {f"sigma {s}": _blur(s) for s in (0.5, 1.0, 1.5, 2.0)},
@@ -56,7 +56,7 @@ def _jpeg(quality: int) -> Callable[[Images], Images]:
 
 
 def _warp(degrees: float, zoom: float) -> Callable[[Images], Images]:
-    """About the centre, bilinear; edges reflect."""
+    """Rotate and zoom about the centre, bilinear; edges are reflected."""
 
     def warp(images: Images) -> Images:
         height, width = images.shape[1:3]

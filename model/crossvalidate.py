@@ -1,7 +1,7 @@
-"""Measure networks honestly: grouped cross-validation, corrupted images, foreign images, side by side.
+"""Grouped cross-validation of networks, including corrupted and out-of-distribution images.
 
-Every image is predicted once by a network that has seen no image of its group. What each fold answers is
-kept, so that an interrupted run is taken up again.
+Each image is predicted once, by a network that was not trained on its group. The predictions of each fold
+are saved, so an interrupted run resumes.
 """
 
 import hashlib
@@ -32,12 +32,12 @@ from model.train_recipe import Knobs as RecipeKnobs
 from model.train_recipe import train_one_seed
 
 VALID_SHARE = 0.04
-"""Of each class, whole groups that a fold calibrates or stops by; as much as in the customary split."""
+"""Share of each class, in whole groups, for calibration or early stopping; as in the dataset's own split."""
 
 
 @dataclass(frozen=True)
 class Answers:
-    """Of one network, every image by the fold that had not seen its group."""
+    """Predictions of one network for all images, each by the fold that was not trained on its group."""
 
     network: str
     parameters: int
@@ -51,9 +51,9 @@ class Answers:
     corrupted: dict[tuple[str, str], NDArray[np.float32]]
     """Probabilities (n, k) by kind and severity."""
     novelty: NDArray[np.float32] | None
-    """Novelty scores (n,), in units of the threshold of the image's fold."""
+    """Novelty scores (n,), divided by the threshold of the image's fold."""
     foreign: dict[str, NDArray[np.float32]]
-    """Novelty scores (folds * m,) by set of foreign images."""
+    """Novelty scores (folds * m,) by set of out-of-distribution images, divided by the fold's threshold."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def fit_texture(folder: Folder, splits: NDArray[np.str_], fold: int, checkpoint:
 def fit_recipe(folder: Folder, splits: NDArray[np.str_], fold: int, _: Path) -> FoldNetwork:
     parts = {name: folder.data.take(splits == name) for name in ("train", "valid", "test")}
     trained = train_one_seed(RecipeKnobs(), parts, len(folder.class_names), fold)
-    if trained.interrupted:  # half a training is no measurement
+    if trained.interrupted:  # an incomplete training must not be measured
         raise KeyboardInterrupt
     return FoldNetwork(trained.network, None)
 
@@ -86,7 +86,7 @@ NETWORKS: dict[str, tuple[ImageSpec, FitFold]] = {
 
 
 def cross_validate(name: str, data_dir: Path, foreign_dirs: Sequence[Path], work_dir: Path) -> Answers:
-    """All folds of one network. Raises DatasetError when a folder cannot be used."""
+    """Run all folds of one network. Raises DatasetError if a folder cannot be used."""
     spec, fit_fold = NETWORKS[name]
     if name == "texture":
         spec = spec.model_copy(update={"channels": choose_channels(data_dir)})
@@ -102,7 +102,7 @@ def cross_validate(name: str, data_dir: Path, foreign_dirs: Sequence[Path], work
 
 @dataclass(frozen=True)
 class _Study:
-    """One network to be measured, and what with."""
+    """A network, the data to measure it on, and the folder of saved predictions."""
 
     name: str
     folder: Folder
@@ -111,14 +111,14 @@ class _Study:
     work_dir: Path
 
     def answers_of_fold(self, fold: int, tested: NDArray[np.bool_]) -> dict[str, NDArray[np.generic]]:
-        """By name, what one fold answers: from `work_dir`, or fitted now."""
+        """Predictions of one fold by name: loaded from `work_dir`, or computed by training now."""
         path = self.work_dir / f"{self.name}-fold{fold}-{self._fingerprint(tested)}.npz"
         if path.is_file():
             with np.load(path) as saved:
                 return dict(saved)
         splits = _splits_of_fold(self.folder, tested)
         fitted = self.fit_fold(self.folder, splits, fold, path.with_suffix(".checkpoint.npz"))
-        answers = _answer_all(fitted, self.folder.data.take(tested), self.foreign)
+        answers = _predict_all(fitted, self.folder.data.take(tested), self.foreign)
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(".part.npz")
         np.savez(unfinished, **answers)  # type: ignore[arg-type]
@@ -127,7 +127,7 @@ class _Study:
         return answers
 
     def _fingerprint(self, tested: NDArray[np.bool_]) -> str:
-        """Of all that a fold's answers depend on, but the code."""
+        """Hash of everything that a fold's predictions depend on, except the code."""
         knobs = Knobs() if self.name == "texture" else RecipeKnobs()
         digest = hashlib.sha256(json.dumps(repr(knobs)).encode())
         data, groups = self.folder.data, self.folder.groups
@@ -138,20 +138,22 @@ class _Study:
 
 
 def _refuse_unusable_folds(folder: Folder, folds: NDArray[np.int64]) -> None:
-    """Raise DatasetError unless every fold can be tested on by what the others teach."""
+    """Raise DatasetError if a fold is empty, divides a group, or leaves a class without training images."""
     if len(np.unique(folds)) < FOLDS:
-        raise DatasetError(f"Cross-validation needs images of {FOLDS} groups or more, in every fold.")
+        raise DatasetError(f"Cross-validation needs images in {FOLDS} folds, from {FOLDS} groups or more.")
     for group in np.unique(folder.groups):
         if len(np.unique(folds[folder.groups == group])) > 1:
             first = folder.data.paths[int(np.flatnonzero(folder.groups == group)[0])]
-            raise DatasetError(f"A group must lie in one fold. Divided: the group of {first}")
+            raise DatasetError(
+                f"A group must be in one fold. Received: several folds for the group of {first}"
+            )
     for fold in range(FOLDS):
         splits = _splits_of_fold(folder, folds == fold)
-        taught = set(folder.data.labels[splits == "train"].tolist())
-        untaught = [name for label, name in enumerate(folder.class_names) if label not in taught]
-        if untaught:
+        trained = set(folder.data.labels[splits == "train"].tolist())
+        untrained = [name for label, name in enumerate(folder.class_names) if label not in trained]
+        if untrained:
             raise DatasetError(
-                f"Every class must have images of several groups. Too few: {', '.join(untaught)}"
+                f"Every class must have images of several groups. Too few: {', '.join(untrained)}"
             )
 
 
@@ -160,7 +162,7 @@ def _splits_of_fold(folder: Folder, tested: NDArray[np.bool_]) -> NDArray[np.str
     return np.where(tested, "test", np.where(valid, "valid", "train"))
 
 
-def _answer_all(
+def _predict_all(
     fitted: FoldNetwork, data: LabelledImages, foreign: dict[str, NDArray[np.uint8]]
 ) -> dict[str, NDArray[np.generic]]:
     classifier = TensorFlowClassifier(fitted.network)

@@ -1,4 +1,4 @@
-"""How well a classifier does on labelled images, and how closely two engines agree."""
+"""Accuracy of engines on labelled images, and the agreement between engines."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +22,7 @@ _BATCH_SIZE = 8
 
 @dataclass(frozen=True)
 class Parity:
-    """How far two engines differ over the same images."""
+    """Difference between two engines' predictions for the same images."""
 
     images: int
     labels_equal: int
@@ -31,49 +31,49 @@ class Parity:
     def __str__(self) -> str:
         return (
             f"{self.labels_equal} of {self.images} labels equal, "
-            f"largest difference of a probability {self.max_difference:.1e}"
+            f"largest probability difference {self.max_difference:.1e}"
         )
 
 
 def compare(a: NDArray[np.float32], b: NDArray[np.float32]) -> Parity:
-    """Parity of two engines' probabilities (n, k)."""
+    """Compare two engines' probabilities (n, k)."""
     labels_equal = int((a.argmax(axis=1) == b.argmax(axis=1)).sum())
     return Parity(len(a), labels_equal, float(np.abs(a - b).max()))
 
 
 def predict_all(classifier: Classifier, data: LabelledImages, threads: int) -> NDArray[np.float32]:
-    """Probabilities (n, k) of a whole split, predicted from `threads` threads."""
+    """Probabilities (n, k) for all images of a split, computed in `threads` threads."""
     batches = np.array_split(data.images, -(-len(data) // _BATCH_SIZE))
     with ThreadPoolExecutor(threads) as pool:
         return np.concatenate(list(pool.map(classifier.predict, batches)))
 
 
 def answer_all(classifier: Classifier, images: NDArray[np.uint8]) -> Answers:
-    """All that the network says of images (n, h, w, c), feature maps included."""
+    """All outputs for images (n, h, w, c), including feature maps."""
     batches = np.array_split(images, -(-len(images) // _BATCH_SIZE))
     return join_answers([classifier.answer(batch, with_features=True) for batch in batches])
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What one engine makes of a split; `parity` is with the first engine, None for that one itself."""
+    """Metrics of one engine on a split, and its parity with the first engine (None for the first engine)."""
 
     engine: Engine
     metrics: Metrics
     parity: Parity | None
 
     def __str__(self) -> str:
-        right = f"{self.metrics.correct} of {self.metrics.images} right"
-        said = f"{right}, accuracy {self.metrics.accuracy:.1%}, loss {self.metrics.loss:.3f}"
+        correct = f"{self.metrics.correct} of {self.metrics.images} right"
+        summary = f"{correct}, accuracy {self.metrics.accuracy:.1%}, loss {self.metrics.loss:.3f}"
         if self.parity is None:
-            return f"{self.engine}: {said}"
-        return f"{self.engine}: {said}; against the first, {self.parity}"
+            return f"{self.engine}: {summary}"
+        return f"{self.engine}: {summary}; compared with the first engine, {self.parity}"
 
 
 def evaluate(
     artifact: Artifact, data_dir: Path, split: str, engines: Sequence[Engine]
 ) -> Iterator[Evaluation]:
-    """Each engine's metrics on a split, as they come."""
+    """Yield the metrics of each engine on a split as soon as they are computed."""
     card = artifact.card
     data = load_part(data_dir, split, card.class_names, card.image)
     reference = None

@@ -1,11 +1,11 @@
-"""Where in an image the network saw its class: a heatmap, its strongest place, and a box.
+"""Where in an image the network sees a class: a heatmap and a bounding box.
 
-A network that ends in global average pooling and one dense layer scores a class by the mean, over all
-places, of its features there times the class's weights: the summands of that mean are the class activation
-(B. Zhou et al., Learning Deep Features for Discriminative Localization, CVPR 2016). Its grid is coarse, and
-every place sees much of its surroundings; so it is weighed by how far the pixels there stand out from
-theirs, as guided maps are by gradients (R. R. Selvaraju et al., Grad-CAM, ICCV 2017). Towards the border
-the network sees more and more padding and less of the defect, and so the map fades out there.
+In a network that ends in global average pooling and one dense layer, a class's score is the mean, over
+positions, of features times class weights. The summands form the class activation map (B. Zhou et al.,
+Learning Deep Features for Discriminative Localization, CVPR 2016). This map is coarse, because each position
+has a large receptive field. It is therefore multiplied by the local contrast of the pixels, as guided maps
+are multiplied by gradients (R. R. Selvaraju et al., Grad-CAM, ICCV 2017). Near the border, receptive fields
+contain mostly padding, so the map fades out there.
 """
 
 from dataclasses import dataclass
@@ -17,16 +17,16 @@ from numpy.typing import NDArray
 from model.image import encode_png, stretch
 
 HEATMAP_SIDE_PIXELS = 96
-"""The longer side of a heatmap; it is to be laid over the whole image."""
+"""Longer side of a heatmap, which clients scale to the size of the image."""
 BOX_LEVEL = 0.1
-"""The box holds every place of at least this share of the strongest, once they are smoothed."""
+"""The box contains every position whose smoothed heat is at least this share of the maximum."""
 
-# In shares of the image's side; found on the boxes that the NEU images' annotators drew.
+# Shares of the image's side, tuned on the annotated boxes of the NEU images.
 _ACTIVATION_BLUR, _SURROUNDINGS, _DETAIL_BLUR, _BOX_BLUR = 0.04, 0.10, 0.01, 0.03
 _BORDER = 0.2
 _KERNEL_REACH = 3.0
 _ROUNDING = 1e-3
-"""Grey levels: less detail than this is arithmetic, not an image."""
+"""Grey levels. Contrast below this value is rounding error."""
 
 Field = NDArray[np.float32]
 Box = tuple[int, int, int, int]
@@ -34,38 +34,38 @@ Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Evidence:
-    """Where one class was seen in one image."""
+    """Location of one class in one image."""
 
     box: Box
-    """x0, y0, x1, y1 in pixels of the upright source image, x1 and y1 exclusive."""
+    """x0, y0, x1, y1 in pixels of the upright source image; x1 and y1 are exclusive."""
     heatmap_png: bytes
-    """A grey PNG of the source's proportions, 255 where the evidence is strongest."""
+    """Greyscale PNG with the source's aspect ratio; 255 is the strongest evidence."""
 
 
 def find_evidence(
     pixels: NDArray[np.uint8], features: Field, class_weights: Field, source_size: tuple[int, int]
 ) -> Evidence:
-    """Evidence for one class in an image that came from a source of (width, height).
+    """Locate one class in an image whose source has the size (width, height).
 
-    `pixels` (h, w, c) are what the network saw, `features` (gh, gw, d) its last maps and `class_weights`
-    (d,) what one class makes of them.
+    `pixels` (h, w, c) are the network's input, `features` (gh, gw, d) its last feature maps and
+    `class_weights` (d,) the class's weights for them.
     """
     heat = heat_of(pixels, features, class_weights)
     return Evidence(box_around(heat, source_size), _draw(heat, source_size))
 
 
 def heat_of(pixels: NDArray[np.uint8], features: Field, class_weights: Field) -> Field:
-    """(h, w), 0 to 1; all 0 where nothing speaks for the class."""
+    """Heatmap (h, w), 0 to 1; all 0 if there is no evidence for the class."""
     height, width = pixels.shape[:2]
     activation = stretch(np.maximum(features @ class_weights, 0), (width, height))
     grey = pixels.mean(axis=2, dtype=np.float32)
     detail = _blur(np.abs(grey - _blur(grey, _SURROUNDINGS)), _DETAIL_BLUR)
     detail[detail < _ROUNDING] = 0
-    return _to_one(_blur(activation, _ACTIVATION_BLUR) ** 2 * detail * _trust(height, width))
+    return _to_one(_blur(activation, _ACTIVATION_BLUR) ** 2 * detail * _border_weight(height, width))
 
 
 def box_around(heat: Field, source_size: tuple[int, int]) -> Box:
-    """The box around all strong places, in pixels of the source; the whole image where none is."""
+    """Bounding box of all strong positions, in source pixels; the whole image if the heatmap is all 0."""
     smooth = _blur(heat, _BOX_BLUR)
     strong = smooth >= BOX_LEVEL * smooth.max()
     rows, columns = np.flatnonzero(strong.any(axis=1)), np.flatnonzero(strong.any(axis=0))
@@ -79,7 +79,7 @@ def box_around(heat: Field, source_size: tuple[int, int]) -> Box:
 
 
 def against_the_others(class_weights: Field) -> Field:
-    """Weights (d, k) less their mean over classes: what speaks for all classes speaks for none."""
+    """Weights (d, k) minus their mean over classes, which removes evidence common to all classes."""
     centred: Field = class_weights - class_weights.mean(axis=1, keepdims=True)
     return centred
 
@@ -97,23 +97,23 @@ def _to_one(field: Field) -> Field:
 
 
 def _blur(field: Field, share_of_side: float) -> Field:
-    """A Gaussian whose deviation is a share of each side; edges reflect."""
+    """Gaussian blur with a standard deviation relative to each side; edges are reflected."""
     height, width = field.shape
-    blurred = _blurring(height, share_of_side) @ field @ _blurring(width, share_of_side).T
+    blurred = _blur_matrix(height, share_of_side) @ field @ _blur_matrix(width, share_of_side).T
     return np.asarray(blurred, dtype=np.float32)
 
 
 @lru_cache(maxsize=4)
-def _trust(height: int, width: int) -> Field:
-    """(height, width): from nearly 0 at the border up to 1 inside it."""
+def _border_weight(height: int, width: int) -> Field:
+    """Weight (height, width), rising from nearly 0 at the border to 1 inside."""
     down, across = ((np.arange(side) + 0.5) / side for side in (height, width))
     to_border = np.minimum(np.minimum(down, 1 - down)[:, np.newaxis], np.minimum(across, 1 - across))
     return np.minimum(to_border / _BORDER, 1).astype(np.float32)
 
 
 @lru_cache(maxsize=16)
-def _blurring(side: int, share_of_side: float) -> Field:
-    """The matrix (side, side) that blurs a column."""
+def _blur_matrix(side: int, share_of_side: float) -> Field:
+    """Matrix (side, side) that blurs a column."""
     deviation = max(share_of_side * side, 1e-3)
     reach = min(int(_KERNEL_REACH * deviation) + 1, side - 1)
     offsets = np.arange(-reach, reach + 1)

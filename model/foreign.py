@@ -1,6 +1,6 @@
-"""Images of what no network here was trained on, to measure abstention: blank, noisy and drawn frames.
+"""Out-of-distribution images to measure abstention: blank frames, noise and drawn shapes.
 
-They are made by code, so that anybody can measure with them; photographs come from a folder that is given.
+They are generated, so the measurement needs no dataset; photographs can be added from a folder.
 """
 
 from collections.abc import Sequence
@@ -20,24 +20,26 @@ _LIMITS = ImageLimits()
 
 
 def foreign_sets(spec: ImageSpec, foreign_dirs: Sequence[Path]) -> dict[str, Images]:
-    """Named sets of images (m, h, w, c), uint8. Raises DatasetError when a folder holds none."""
+    """Named sets of images (m, h, w, c), uint8. Raises DatasetError for an empty folder or a name in use."""
     made = {"blank": blank(spec), "noise": noise(spec), "shapes": shapes(spec)}
     for folder in foreign_dirs:
         if folder.name in made:
-            raise DatasetError(f"Folders of foreign images must have names of their own: {folder.name}")
+            raise DatasetError(
+                f"Folders of out-of-distribution images must have distinct names. Received: {folder.name}"
+            )
         made[folder.name] = load(spec, folder)
     return made
 
 
 def blank(spec: ImageSpec) -> Images:
-    """Frames of one grey, bare and under the faint noise of a sensor."""
+    """Frames of uniform grey, without and with faint sensor noise."""
     random = np.random.default_rng(0)
     flat = np.stack([np.full(spec.shape, grey, dtype=np.float64) for grey in GREYS])
     return _to_pixels(np.concatenate([flat, flat + random.normal(0, 1, flat.shape)]))
 
 
 def noise(spec: ImageSpec) -> Images:
-    """Pure noise: uniform, and normal of several deviations around a middle grey."""
+    """Uniform noise, and normal noise of several standard deviations around mid-grey."""
     random = np.random.default_rng(1)
     uniform = random.uniform(0, 255, (8, *spec.shape))
     normal = [128 + random.normal(0, deviation, (8, *spec.shape)) for deviation in (5, 20, 60)]
@@ -45,7 +47,7 @@ def noise(spec: ImageSpec) -> Images:
 
 
 def shapes(spec: ImageSpec) -> Images:
-    """Smooth gradients, gratings and discs: synthetic pictures with structure."""
+    """Smooth gradients, gratings and discs: synthetic images with structure."""
     random = np.random.default_rng(2)
     y, x = np.mgrid[0 : spec.height, 0 : spec.width]
     pictures = []
@@ -63,14 +65,16 @@ def shapes(spec: ImageSpec) -> Images:
 
 
 def load(spec: ImageSpec, folder: Path) -> Images:
-    """Every image below a folder; other files are passed over."""
+    """Decode every image below a folder; other files are skipped."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     with ThreadPoolExecutor() as threads:
         pictures = [
             picture for picture in threads.map(lambda p: _decode(p, spec), paths) if picture is not None
         ]
     if not pictures:
-        raise DatasetError(f"A folder of foreign images must hold images. Received: none in {folder}")
+        raise DatasetError(
+            f"A folder of out-of-distribution images must contain images. Received: none in {folder}"
+        )
     return np.stack(pictures)
 
 

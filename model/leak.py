@@ -1,4 +1,4 @@
-"""How much a customary split flatters: test images whose piece was trained on, and those that are clean."""
+"""Bias of a dataset's own split: accuracy on test images with and without their group in the train split."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,9 +22,9 @@ SHIPPED = {
 
 
 def leak_table(studied: Sequence[Answers], folder: Folder, data_dir: Path) -> str | None:
-    """The shipped artifacts on the folder's own test split, beside the same network by grouped folds.
+    """Markdown table of the shipped artifacts on the folder's own test split, compared with grouped folds.
 
-    None where the folder is not split, or its classes are not theirs.
+    None if the folder has no split, or its classes are not those of the artifacts.
     """
     if not folder.splits[0]:
         return None
@@ -33,24 +33,24 @@ def leak_table(studied: Sequence[Answers], folder: Folder, data_dir: Path) -> st
         return None
     test = folder.splits == "test"
     trained = set(folder.groups[folder.splits == "train"].tolist())
-    known = np.array([group in trained for group in folder.groups[test].tolist()])
+    leaked = np.array([group in trained for group in folder.groups[test].tolist()])
     lines = [
-        "Customary test split, shipped artifacts, beside grouped folds",
+        "Shipped artifacts on the dataset's own test split, compared with grouped folds",
         "",
-        "| network | test images | group trained on | group unseen | grouped folds | the split flatters by |",
+        "| network | test images | group trained on | group unseen | grouped folds | overestimated by |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for answers in studied:
-        right = _right_on(artifacts[answers.network], data_dir)
-        honest = float((answers.clean.argmax(axis=1) == answers.labels).mean())
-        cells = [_share(right), _share(right[known]), _share(right[~known])]
-        gap = f"{100 * (right.mean() - honest):+.1f} points"
-        lines.append(f"| {answers.network} | {' | '.join(cells)} | {honest:.2%} | {gap} |")
+        correct = _correct_on_test(artifacts[answers.network], data_dir)
+        grouped = float((answers.clean.argmax(axis=1) == answers.labels).mean())
+        cells = [_share(correct), _share(correct[leaked]), _share(correct[~leaked])]
+        gap = f"{100 * (correct.mean() - grouped):+.1f} points"
+        lines.append(f"| {answers.network} | {' | '.join(cells)} | {grouped:.2%} | {gap} |")
     return "\n".join(lines)
 
 
-def _right_on(artifact: Artifact, data_dir: Path) -> NDArray[np.bool_]:
-    """Whether the artifact is right, by test image, in the order of the folder."""
+def _correct_on_test(artifact: Artifact, data_dir: Path) -> NDArray[np.bool_]:
+    """Whether the artifact classifies each test image correctly (n,), in the order of the folder."""
     folder = load_folder(data_dir, artifact.card.image)
     tested = folder.data.take(folder.splits == "test")
     classifier = open_classifier(artifact, "litert", usable_cores(), user_cache_dir())
@@ -58,8 +58,8 @@ def _right_on(artifact: Artifact, data_dir: Path) -> NDArray[np.bool_]:
     return np.asarray(probabilities.argmax(axis=1) == tested.labels)
 
 
-def _share(right: NDArray[np.bool_]) -> str:
-    if not len(right):
+def _share(correct: NDArray[np.bool_]) -> str:
+    if not len(correct):
         return "none"
-    low, high = wilson_interval(int(right.sum()), len(right))
-    return f"{right.mean():.1%} of {len(right)} ({low:.1%} to {high:.1%})"
+    low, high = wilson_interval(int(correct.sum()), len(correct))
+    return f"{correct.mean():.1%} of {len(correct)} ({low:.1%} to {high:.1%})"

@@ -1,9 +1,9 @@
-"""How well evidence agrees with the boxes that people drew around defects.
+"""Agreement of the evidence with the boxes that annotators drew around defects.
 
-The pointing game (J. Zhang et al., Top-Down Neural Attention by Excitation Backprop, ECCV 2016): a hit is
-a strongest place that lies in a box of the image's class. The second figure is the overlap, intersection
-over union, of the evidence's box with the smallest box around all of the class's boxes, or the best of
-them, whichever is more.
+The pointing game (J. Zhang et al., Top-Down Neural Attention by Excitation Backprop, ECCV 2016) counts a hit
+if the strongest position lies in a box of the image's class. The overlap is the intersection over union of
+the evidence's box with the bounding box of all boxes of the class, or with the best single box, whichever is
+higher.
 """
 
 from collections import defaultdict
@@ -25,7 +25,7 @@ _COLUMNS = ("path", "label", "xmin", "ymin", "xmax", "ymax")
 
 @dataclass(frozen=True)
 class Localisation:
-    """Over `images` images that have boxes of their class."""
+    """Results for the `images` images that have boxes of their class."""
 
     images: int
     pointing_accuracy: float
@@ -33,9 +33,9 @@ class Localisation:
 
 
 def read_boxes(data_dir: Path, class_names: Sequence[str]) -> dict[str, list[tuple[int, Box]]]:
-    """By path below the folder, boxes with the number of their class; empty without a boxes.csv.
+    """Boxes with the index of their class, by path below the folder; empty without a boxes.csv.
 
-    A label stands for the class whose name it begins with, whatever the case: `pitted_surface` for Pitted.
+    A label belongs to the class whose name it starts with, ignoring case: `pitted_surface` to Pitted.
     """
     file_path = data_dir / BOXES
     if not file_path.is_file():
@@ -54,10 +54,9 @@ def judge(
     class_weights: NDArray[np.float32],
     boxes: Sequence[Sequence[Box]],
 ) -> Localisation | None:
-    """Features (n, gh, gw, d), weights (d, k), and for each image its own class's boxes in its pixels.
+    """Measure evidence of features (n, gh, gw, d) and weights (d, k) against each image's boxes of its class.
 
-    Boxes are in pixels of the images as the network sees them. Images without a box of their class do not
-    count; None where no image has one.
+    Boxes are in pixels of the network's input. Images without a box are skipped; None if no image has one.
     """
     hits, overlaps = [], []
     for image, label in enumerate(data.labels):
@@ -82,7 +81,7 @@ def overlap(a: Box, b: Box) -> float:
 
 
 def _class_of(label: str, class_names: Sequence[str]) -> int | None:
-    """The class whose name the label begins with; the longest of several."""
+    """Index of the class whose name the label starts with (the longest such name), or None."""
     found = [name for name in class_names if label.lower().startswith(name.lower())]
     return class_names.index(max(found, key=len)) if found else None
 
@@ -91,7 +90,7 @@ def _box_of(row: dict[str, str], place: str) -> Box:
     try:
         x0, y0, x1, y1 = (round(float(row[column])) for column in _COLUMNS[2:])
     except ValueError:
-        raise DatasetError(f"A box must have four numbers. Received: something else in {place}") from None
+        raise DatasetError(f"A box must have four numbers. Received: other values in {place}") from None
     if x0 >= x1 or y0 >= y1:
         raise DatasetError(f"A box must have an area. Received: {x0}, {y0}, {x1}, {y1} in {place}")
     return x0, y0, x1, y1

@@ -1,4 +1,4 @@
-"""Figures of merit, each from its definition: arrays in, numbers out."""
+"""Evaluation metrics, computed from arrays."""
 
 import math
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-# Keras clips probabilities the same way before taking the logarithm.
+# Keras clips probabilities to the same range before it takes the logarithm.
 _EPSILON = 1e-7
 RELIABILITY_BINS = 15
 
@@ -36,7 +36,7 @@ def measure(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> Me
 
 
 def wilson_interval(correct: int, images: int) -> Interval:
-    """The 95 % confidence interval of a share (E. B. Wilson, 1927)."""
+    """The 95 % confidence interval of a proportion (E. B. Wilson, 1927)."""
     z = 1.959964
     share = correct / images
     centre = share + z * z / (2 * images)
@@ -46,7 +46,7 @@ def wilson_interval(correct: int, images: int) -> Interval:
 
 
 def group_interval(right: NDArray[np.bool_], groups: NDArray[np.int64], draws: int = 2000) -> Interval:
-    """The 95 % interval of the accuracy when whole groups are drawn anew: related images err together."""
+    """The 95 % bootstrap interval of the accuracy. Resamples whole groups, as errors in a group correlate."""
     _, index = np.unique(groups, return_inverse=True)
     size = np.bincount(index).astype(np.float64)
     hits = np.bincount(index, weights=right)
@@ -65,7 +65,7 @@ def confusion_matrix(
 
 
 class Reliability(NamedTuple):
-    """By bins of confidence: images, mean confidence and accuracy in each (b,)."""
+    """Number of images, mean confidence and accuracy (b,) by bin of confidence."""
 
     images: NDArray[np.int64]
     confidence: NDArray[np.float64]
@@ -73,12 +73,12 @@ class Reliability(NamedTuple):
 
     @property
     def expected_calibration_error(self) -> float:
-        """Mean gap of confidence and accuracy, each bin by its images (M. P. Naeini et al., AAAI 2015)."""
+        """Mean gap between confidence and accuracy, weighted by images (M. P. Naeini et al., AAAI 2015)."""
         return float((self.images * np.abs(self.confidence - self.accuracy)).sum() / self.images.sum())
 
 
 def reliability(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> Reliability:
-    """Of probabilities (n, k) in bins of equal width."""
+    """Reliability of probabilities (n, k) in bins of equal width."""
     confidence = probabilities.max(axis=1).astype(np.float64)
     right = probabilities.argmax(axis=1) == labels
     bins = np.minimum((confidence * RELIABILITY_BINS).astype(np.int64), RELIABILITY_BINS - 1)
@@ -92,7 +92,7 @@ def reliability(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -
 
 
 def area_under_roc(familiar: NDArray[np.floating], foreign: NDArray[np.floating]) -> float:
-    """The share of pairs in which the foreign image scores higher; ties count half."""
+    """The share of pairs in which the out-of-distribution image scores higher; ties count half."""
     scores = np.concatenate([familiar, foreign]).astype(np.float64)
     _, index, counts = np.unique(scores, return_inverse=True, return_counts=True)
     ranks = (np.cumsum(counts) - (counts - 1) / 2)[index]

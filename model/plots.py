@@ -1,4 +1,4 @@
-"""The report's figures: each function draws one and gives it back as PNG."""
+"""The report's figures; each function draws one and returns it as PNG."""
 
 import io
 import itertools
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from model.metrics import Reliability, RiskCoverage
 
 INK, GRID, BLUE, ORANGE, GREY = "#1f2933", "#d5dbe1", "#2166ac", "#d9730d", "#8a949e"
-STYLE: Any = {  # matplotlib names every key in its type
+STYLE: Any = {  # Any, as matplotlib's type is a literal of all keys
     "axes.axisbelow": True,
     "axes.edgecolor": GRID,
     "axes.grid": True,
@@ -36,7 +36,7 @@ Images = NDArray[np.uint8]
 
 
 def sample_grid(images: Images, titles: Sequence[str], wrong: Sequence[bool], columns: int) -> bytes:
-    """Images (n, h, w, c) with a line below each; those that went wrong in orange."""
+    """Images (n, h, w, c), each with its title; titles of misclassified images are orange."""
     rows = -(-len(images) // columns)
     figure, axes = _figure(1.55 * columns, 1.85 * rows, rows, columns)
     for axis in axes.flat:
@@ -48,7 +48,7 @@ def sample_grid(images: Images, titles: Sequence[str], wrong: Sequence[bool], co
 
 
 def mistakes(images: Images, heats: Sequence[NDArray[np.float32] | None], titles: Sequence[str]) -> bytes:
-    """Each image above, and below it under the evidence for what was answered."""
+    """Images in the upper row; in the lower row, the same images under the evidence for their prediction."""
     figure, axes = _figure(1.9 * max(len(images), 1), 4.3, 2, max(len(images), 1))
     for axis in axes.flat:
         axis.axis("off")
@@ -67,7 +67,10 @@ def mistakes(images: Images, heats: Sequence[NDArray[np.float32] | None], titles
 def training_curves(loss: Sequence[float], accuracy: Sequence[float]) -> bytes:
     figure, axes = _figure(7.2, 2.6, 1, 2)
     epochs = np.arange(1, len(loss) + 1)
-    for axis, values, name in ((axes[0, 0], loss, "loss"), (axes[0, 1], accuracy, "accuracy on views")):
+    for axis, values, name in (
+        (axes[0, 0], loss, "loss"),
+        (axes[0, 1], accuracy, "accuracy on augmented images"),
+    ):
         axis.plot(epochs, values, color=BLUE)
         axis.set_title(name)
         axis.set_xlabel("epoch")
@@ -75,7 +78,7 @@ def training_curves(loss: Sequence[float], accuracy: Sequence[float]) -> bytes:
 
 
 def confusion(matrix: NDArray[np.int64], class_names: Sequence[str]) -> bytes:
-    """Rows the true class; shaded by the row's share."""
+    """Rows are true classes; a cell's shade is its share of the row."""
     classes = len(class_names)
     side = min(2.2 + 0.55 * classes, 12)
     figure, axes = _figure(side, side, 1, 1)
@@ -103,7 +106,12 @@ def reliability_diagram(found: Reliability) -> bytes:
     axis.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="perfect")
     area = 20 + 260 * found.images[some] / found.images.max()
     axis.scatter(
-        found.confidence[some], found.accuracy[some], s=area, color=BLUE, alpha=0.75, label="bin, by images"
+        found.confidence[some],
+        found.accuracy[some],
+        s=area,
+        color=BLUE,
+        alpha=0.75,
+        label="bin, area by images",
     )
     axis.set(xlim=(0, 1.03), ylim=(0, 1.05), xlabel="confidence", ylabel="accuracy")
     axis.set_title(f"expected calibration error {found.expected_calibration_error:.2%}")
@@ -118,14 +126,14 @@ def risk_coverage_curve(found: RiskCoverage) -> bytes:
     axis.set(
         xlim=(0, 100),
         ylim=(0, max(1.0, 110 * float(found.risk.max()))),
-        xlabel="% of images answered, surest first",
-        ylabel="% of answers wrong",
+        xlabel="coverage: % of images, most confident first",
+        ylabel="risk: % of them misclassified",
     )
     return _png(figure)
 
 
 def novelty_histogram(scores: dict[str, NDArray[np.float32]], threshold: float) -> bytes:
-    """Scores by set of images, the first in blue, with the threshold."""
+    """Histogram of scores by set of images, with the threshold; the first set is blue."""
     figure, axes = _figure(7.2, 3.2, 1, 1)
     axis = axes[0, 0]
     most = max(float(np.quantile(values, 0.98)) for values in scores.values())
@@ -143,7 +151,7 @@ def novelty_histogram(scores: dict[str, NDArray[np.float32]], threshold: float) 
 
 
 def robustness_chart(accuracies: dict[tuple[str, str], float], clean: float) -> bytes:
-    """Accuracy by kind and severity, as bars beside the clean figure."""
+    """A bar of accuracy per kind and severity, with a line at the accuracy on clean images."""
     figure, axes = _figure(7.2, 0.5 + 0.21 * len(accuracies), 1, 1)
     axis = axes[0, 0]
     names = [f"{kind}, {severity}" for kind, severity in accuracies]
@@ -155,12 +163,12 @@ def robustness_chart(accuracies: dict[tuple[str, str], float], clean: float) -> 
     axis.set_yticks(places, names, fontsize=7)
     axis.invert_yaxis()
     axis.grid(visible=False, axis="y")
-    axis.set(xlim=(0, 108), xlabel="% right (dashed: clean images)")
+    axis.set(xlim=(0, 108), xlabel="accuracy in % (dashed: clean images)")
     return _png(figure)
 
 
 def architecture(steps: Sequence[tuple[str, tuple[int, ...], int]]) -> bytes:
-    """A bar a layer with weights: its name, the shape it gives, its share of the multiplications."""
+    """A bar per layer with weights: its name, output shape and MACs."""
     figure, axes = _figure(7.2, 0.6 + 0.24 * len(steps), 1, 1)
     axis = axes[0, 0]
     macs = np.array([step[2] for step in steps]) / 1e6
@@ -174,7 +182,7 @@ def architecture(steps: Sequence[tuple[str, tuple[int, ...], int]]) -> bytes:
     axis.invert_yaxis()
     axis.grid(visible=False, axis="y")
     axis.set(
-        xlim=(0, 1.25 * macs.max()), xlabel="million multiply-accumulate operations an image; output shape"
+        xlim=(0, 1.25 * macs.max()), xlabel="million multiply-accumulate operations per image; output shape"
     )
     return _png(figure)
 
@@ -193,7 +201,7 @@ def _png(figure: Figure) -> bytes:
 
 
 def _plain(text: str) -> str:
-    """Text that matplotlib takes as it stands, not as mathematics."""
+    """Escape text that matplotlib would parse as mathematics."""
     return text.replace("$", r"\$")
 
 

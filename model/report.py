@@ -1,4 +1,4 @@
-"""One self-contained page, and its figures as PNG files, on what an artifact can and cannot do."""
+"""The report on an artifact: one self-contained HTML page, and its figures as PNG files."""
 
 import base64
 from collections.abc import Iterator, Sequence
@@ -30,9 +30,9 @@ from model.runtime import open_classifier
 PAGE = "report.html"
 _TRAINING_FACTS = {
     "parameters": "parameters",
-    "macs": "multiply-accumulate operations an image",
+    "macs": "multiply-accumulate operations per image",
     "temperature": "temperature of the softmax",
-    "train_seconds": "seconds of training",
+    "train_seconds": "training time in seconds",
 }
 _TEMPLATE = Path(__file__).with_name("report.html.jinja")
 _SAMPLES, _COLUMNS, _MISTAKES = 24, 8, 6
@@ -40,7 +40,7 @@ _SAMPLES, _COLUMNS, _MISTAKES = 24, 8, 6
 
 @dataclass(frozen=True)
 class Studied:
-    """An artifact, what it answered on labelled images, and on foreign ones by set."""
+    """An artifact, its outputs on labelled images, and its novelty scores on out-of-distribution images."""
 
     artifact: Artifact
     classifier: Classifier
@@ -49,7 +49,7 @@ class Studied:
     split: str
     answers: Answers
     foreign: dict[str, NDArray[np.float32]]
-    """Novelty scores (m,)."""
+    """Novelty scores (m,) by set of images."""
 
     @property
     def predicted(self) -> NDArray[np.int64]:
@@ -62,7 +62,7 @@ class Studied:
 
 @dataclass(frozen=True)
 class Drawn:
-    """One figure of the report."""
+    """A figure of the report."""
 
     name: str
     heading: str
@@ -76,7 +76,7 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Labelled:
-    """The images to report on: one split of a folder."""
+    """The images of a report: one split of a folder."""
 
     data: LabelledImages
     data_dir: Path
@@ -84,7 +84,7 @@ class Labelled:
 
 
 def report_on(artifact: Artifact, given: Labelled, foreign_dirs: Sequence[Path], report_dir: Path) -> Path:
-    """Measure an artifact, and write the page and its figures; the page."""
+    """Measure an artifact, write the page and its figures, and return the path of the page."""
     classifier = open_classifier(artifact, "litert", usable_cores(), user_cache_dir())
     studied = Studied(
         artifact=artifact,
@@ -99,7 +99,7 @@ def report_on(artifact: Artifact, given: Labelled, foreign_dirs: Sequence[Path],
 
 
 def write_report(studied: Studied, report_dir: Path) -> Path:
-    """Write report.html and a PNG a figure into a folder; the page."""
+    """Write report.html and one PNG per figure to a folder, and return the path of the page."""
     report_dir.mkdir(parents=True, exist_ok=True)
     figures = list(_figures(studied))
     for figure in figures:
@@ -123,16 +123,16 @@ def write_report(studied: Studied, report_dir: Path) -> Path:
 def _facts(studied: Studied) -> Iterator[tuple[str, str]]:
     metrics = measure(studied.answers.probabilities, studied.data.labels)
     low, high = wilson_interval(metrics.correct, metrics.images)
-    yield "right", f"{metrics.correct} of {metrics.images}, {metrics.accuracy:.1%}"
-    yield "95 % interval, if the images were independent", f"{low:.1%} to {high:.1%}"
+    yield "correct", f"{metrics.correct} of {metrics.images}, {metrics.accuracy:.1%}"
+    yield "95 % interval, for independent images", f"{low:.1%} to {high:.1%}"
     yield "cross-entropy", f"{metrics.loss:.4f}"
     training = studied.artifact.card.training
     for name, words in _TRAINING_FACTS.items():
         if isinstance(training.get(name), int | float):
             yield words, f"{training[name]:,}"
     if (localised := _localisation(studied)) is not None:
-        yield "strongest evidence inside a drawn box", localised[0]
-        yield "median overlap with drawn boxes", localised[1]
+        yield "strongest evidence inside an annotated box", localised[0]
+        yield "median overlap with annotated boxes", localised[1]
 
 
 def _figures(studied: Studied) -> Iterator[Drawn]:
@@ -142,22 +142,22 @@ def _figures(studied: Studied) -> Iterator[Drawn]:
     if "loss_by_epoch" in training:
         curves = plots.training_curves(training["loss_by_epoch"], training["accuracy_by_epoch"])
         yield Drawn(
-            "training", "Training", "Over disturbed views, which are harder than photographs.", curves
+            "training", "Training", "On augmented images, which are harder than the originals.", curves
         )
     matrix = confusion_matrix(studied.predicted, studied.data.labels, len(names))
-    words = "Rows are what the image is, columns what was answered."
+    words = "Rows are true classes, columns are predicted classes."
     yield Drawn("confusion", "Confusion", words, plots.confusion(matrix, names))
     found = reliability(studied.answers.probabilities, studied.data.labels)
-    words = "How often answers of a confidence are right: below the line is too sure, above it too timid."
+    words = "Accuracy by confidence. Below the line, the network is overconfident; above it, underconfident."
     yield Drawn("reliability", "Reliability", words, plots.reliability_diagram(found))
     curve = risk_coverage(studied.answers.probabilities.max(axis=1), studied.right)
-    words = "The price of answering more: errors among the surest share of images."
+    words = "The error rate among the most confident share of the images."
     yield Drawn("risk_coverage", "Risk and coverage", words, plots.risk_coverage_curve(curve))
     yield from _novelty(studied)
     yield _robustness(studied)
     steps = layers_of_weight(load_network(studied.artifact.h5_path))
     if steps:
-        words = "Every layer that has weights, from the pixels down, by what it costs."
+        words = "Every layer with weights, from input to output, with its cost."
         yield Drawn("architecture", "Architecture", words, plots.architecture(steps))
     yield _worst(studied)
 
@@ -167,7 +167,7 @@ def _samples(studied: Studied) -> Drawn:
     titles = [_caption(studied, place) for place in chosen]
     wrong = (~studied.right[chosen]).tolist()
     grid = plots.sample_grid(studied.data.images[chosen], titles, wrong, _COLUMNS)
-    return Drawn("samples", "Samples", "Drawn at random; what is wrong is orange.", grid)
+    return Drawn("samples", "Samples", "A random sample; misclassified images have orange titles.", grid)
 
 
 def _novelty(studied: Studied) -> Iterator[Drawn]:
@@ -191,9 +191,7 @@ def _robustness(studied: Studied) -> Drawn:
         for severity, corrupt in severities.items()
     }
     chart = plots.robustness_chart(accuracies, float(studied.right.mean()))
-    return Drawn(
-        "robustness", "Robustness", "The same images, disturbed; nothing is abstained on here.", chart
-    )
+    return Drawn("robustness", "Robustness", "Accuracy on corrupted images, without abstention.", chart)
 
 
 def _worst(studied: Studied) -> Drawn:
@@ -202,7 +200,7 @@ def _worst(studied: Studied) -> Drawn:
     heats = [_heat(studied, int(place)) for place in chosen]
     titles = [_caption(studied, int(place)) for place in chosen]
     figure = plots.mistakes(studied.data.images[chosen], heats, titles)
-    words = "The images whose true class was thought least likely, right or wrong, and the evidence below."
+    words = "Images with the lowest probability of their true class; below, the evidence for the prediction."
     return Drawn("worst", "Worst answers", words, figure)
 
 
@@ -219,11 +217,11 @@ def _caption(studied: Studied, place: int) -> str:
     answer = f"{names[studied.predicted[place]]} {studied.answers.probabilities[place].max():.2f}"
     if studied.right[place]:
         return answer
-    return f"{answer}\nis {names[studied.data.labels[place]]}"
+    return f"{answer}\ntrue: {names[studied.data.labels[place]]}"
 
 
 def _localisation(studied: Studied) -> tuple[str, str] | None:
-    """Against boxes.csv, where there is one and the network shows evidence."""
+    """Pointing accuracy and median overlap; None without a boxes.csv, or if the network shows no evidence."""
     card = studied.artifact.card
     boxes = read_boxes(studied.data_dir, card.class_names)
     if not boxes or card.class_weights is None or studied.answers.features is None:
@@ -245,7 +243,7 @@ def _localisation(studied: Studied) -> tuple[str, str] | None:
 
 
 def _scaled(boxes: Sequence[Box], path: Path, spec: ImageSpec) -> list[Box]:
-    """Boxes in pixels of a file, in pixels of what the network sees of it."""
+    """Convert boxes from pixels of a file to pixels of the network's input."""
     if not boxes:
         return []
     width, height = decode_sized(path.read_bytes(), spec, ImageLimits()).source_size

@@ -1,4 +1,4 @@
-"""What the commands evaluate and crossvalidate do: a report, and tables."""
+"""Implementation of the commands evaluate and crossvalidate: a report, and tables."""
 
 import sys
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from model.tables import tables
 def report(
     artifact: Artifact, data_dir: Path, split: str, foreign_dirs: Sequence[Path], report_dir: Path
 ) -> Path:
-    """Measure an artifact on a split of a folder and write its report; the page."""
+    """Measure an artifact on a split of a folder, write its report and return the path of the page."""
     data = load_part(data_dir, split, artifact.card.class_names, artifact.card.image)
     return report_on(artifact, Labelled(data, data_dir, split), foreign_dirs, report_dir)
 

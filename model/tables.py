@@ -1,4 +1,4 @@
-"""The figures of a cross-validation as Markdown tables, networks side by side."""
+"""Results of a cross-validation as Markdown tables, with a column per network."""
 
 from collections.abc import Iterator, Sequence
 
@@ -16,11 +16,11 @@ from model.metrics import (
 )
 
 SURE = 0.9
-"""The confidence from which an answer may pass without a person, in the tables."""
+"""In the tables, confidence from which a prediction needs no manual review."""
 
 
 def tables(studied: Sequence[Answers], class_names: Sequence[str]) -> Iterator[str]:
-    """Each table with its heading."""
+    """Yield each table with its heading."""
     yield "Grouped 5-fold cross-validation\n\n" + _markdown(_overview(studied))
     yield "Recall by class\n\n" + _markdown(_recall(studied, class_names))
     yield "Robust accuracy, every image of every fold\n\n" + _markdown(_robustness(studied))
@@ -31,13 +31,13 @@ def tables(studied: Sequence[Answers], class_names: Sequence[str]) -> Iterator[s
 
 
 def robust_accuracy(answers: Answers) -> float:
-    """The mean over kinds of the mean over severities."""
+    """Mean over kinds of corruption of the mean over severities."""
     kinds = sorted({kind for kind, _ in answers.corrupted})
     return float(np.mean([_kind_accuracy(answers, kind) for kind in kinds]))
 
 
 def cross_calibrated(answers: Answers) -> NDArray[np.float32]:
-    """Probabilities (n, k), each fold's at the temperature that the answers of the other folds ask for."""
+    """Probabilities (n, k), each fold's with the temperature fitted to the predictions of the other folds."""
     logits = np.log(np.maximum(answers.clean, 1e-12))
     found = np.zeros_like(answers.clean)
     for fold in np.unique(answers.folds):
@@ -60,15 +60,17 @@ def _overview(studied: Sequence[Answers]) -> list[list[str]]:
     wilson = [wilson_interval(int(r.sum()), len(r)) for r in right]
     rows.append(["95 % interval, images independent", *(f"{w.low:.2%} to {w.high:.2%}" for w in wilson)])
     grouped = [group_interval(r, answers.groups) for r, answers in zip(right, studied, strict=True)]
-    rows.append(["95 % interval, groups drawn anew", *(f"{g.low:.2%} to {g.high:.2%}" for g in grouped)])
+    rows.append(["95 % interval, groups resampled", *(f"{g.low:.2%} to {g.high:.2%}" for g in grouped)])
     for fold in np.unique(studied[0].folds):
         by_fold = [r[answers.folds == fold].mean() for r, answers in zip(right, studied, strict=True)]
         rows.append([f"fold {fold}", *(f"{accuracy:.2%}" for accuracy in by_fold)])
     errors = [reliability(a.clean, a.labels).expected_calibration_error for a in studied]
     rows.append(["expected calibration error", *(f"{error:.2%}" for error in errors)])
     errors = [reliability(cross_calibrated(a), a.labels).expected_calibration_error for a in studied]
-    rows.append(["the same, temperature by the other folds", *(f"{error:.2%}" for error in errors)])
-    rows.append([f"so calibrated, answers of {SURE} or more, and errors among them", *map(_sure, studied)])
+    rows.append(["the same, temperature fitted to other folds", *(f"{error:.2%}" for error in errors)])
+    rows.append(
+        [f"confidence {SURE} or more at that temperature, and errors among them", *map(_sure, studied)]
+    )
     rows.append(["robust accuracy, mean", *(f"{robust_accuracy(answers):.2%}" for answers in studied)])
     return rows
 

@@ -1,4 +1,4 @@
-"""Every image is answered once, by a network that saw nothing of its group; what was answered is kept."""
+"""Each image is predicted once, by a network not trained on its group; the predictions are saved."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +20,7 @@ GROUPS = 10
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three images of each of ten groups a class, as a manifest says."""
+    """Ten groups of three images per class, stated in a manifest."""
     folder = tmp_path_factory.mktemp("grouped")
     random = np.random.default_rng(0)
     lines = ["path,group_id"]
@@ -36,7 +36,7 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def fitted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Folder, np.ndarray]]:
-    """The folds that were really fitted, by a training too short to be good."""
+    """Records the folds that are trained, with a training too short to be accurate."""
     calls: list[tuple[Folder, np.ndarray]] = []
 
     def fit_briefly(folder: Folder, splits: np.ndarray, fold: int, checkpoint: Path) -> FoldNetwork:
@@ -48,7 +48,7 @@ def fitted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Folder, np.ndarray]]:
     return calls
 
 
-def test_folds_share_no_group_and_are_fitted_once(
+def test_folds_share_no_group_and_are_trained_once(
     data_dir: Path,
     fitted: list[tuple[Folder, np.ndarray]],
     tmp_path: Path,
@@ -67,7 +67,7 @@ def test_folds_share_no_group_and_are_fitted_once(
     assert answers.novelty is not None
 
     again = cross_validate("texture", data_dir, [], tmp_path)
-    assert len(fitted) == 5, "what was answered is kept"
+    assert len(fitted) == 5, "saved predictions must be reused"
     assert np.array_equal(again.clean, answers.clean)
 
     output = tmp_path / "tables.md"
@@ -77,7 +77,7 @@ def test_folds_share_no_group_and_are_fitted_once(
     written = output.read_text(encoding="utf-8")
     printed = capsys.readouterr()
     assert written in printed.out
-    assert " groups: " in printed.err, "whoever reads grouped folds must see how many groups there are"
+    assert " groups: " in printed.err, "the number of groups must be printed"
     for heading in ("Grouped 5-fold", "Recall by class", "Robust accuracy", "Abstention", "Confusion"):
         assert heading in written
 
@@ -102,7 +102,7 @@ def answers_of(
 def test_robust_accuracy_is_the_mean_of_kinds_not_of_severities() -> None:
     labels = np.arange(10) % 2
     right, wrong = np.eye(2)[labels], np.eye(2)[1 - labels]
-    # Severity 3 of blur is right on all: a mean over severities would weigh blur three times.
+    # A mean over severities would count blur three times.
     corrupted = {("noise", "1"): right, ("blur", "1"): wrong, ("blur", "2"): wrong, ("blur", "3"): right}
     answers = answers_of(right, labels, corrupted)
     assert robust_accuracy(answers) == pytest.approx((1 + 1 / 3) / 2)
@@ -111,18 +111,18 @@ def test_robust_accuracy_is_the_mean_of_kinds_not_of_severities() -> None:
     assert "| robust accuracy, mean | 66.67% |" in overview
 
 
-def test_cross_calibration_takes_the_temperature_from_other_folds() -> None:
+def test_cross_calibration_uses_the_temperature_of_other_folds() -> None:
     random = np.random.default_rng(0)
     labels = random.integers(0, 2, 4000)
-    sure = np.where(random.random(4000) < 0.8, labels, 1 - labels)
-    clean = np.where(np.eye(2)[sure] == 1, 0.99, 0.01).astype(np.float32)
+    predicted = np.where(random.random(4000) < 0.8, labels, 1 - labels)
+    clean = np.where(np.eye(2)[predicted] == 1, 0.99, 0.01).astype(np.float32)
     found = cross_calibrated(answers_of(clean, labels, {}))
     assert np.allclose(found.sum(axis=1), 1, atol=1e-5)
     assert found.max(axis=1).mean() == pytest.approx(0.8, abs=0.02)
     assert np.array_equal(found.argmax(axis=1), clean.argmax(axis=1))
 
 
-def test_errors_among_sure_answers_are_counted() -> None:
+def test_errors_among_confident_predictions_are_counted() -> None:
     labels = np.arange(1000) // 500
     clean = np.where(np.eye(2)[labels] == 1, 0.98, 0.02)
     clean[:20] = [0.02, 0.98]

@@ -1,4 +1,4 @@
-"""Metrics by hand, and the printed report of a whole split."""
+"""Metrics computed by hand, and the printed evaluation of a whole split."""
 
 import math
 import re
@@ -25,7 +25,7 @@ def test_metrics_are_those_computed_by_hand() -> None:
 
 
 @pytest.mark.parametrize(("label", "loss"), [(0, 1e-7), (1, -math.log(1e-7))])
-def test_certainty_costs_what_keras_says(label: int, loss: float) -> None:
+def test_loss_of_a_certain_prediction_is_clipped_like_keras(label: int, loss: float) -> None:
     metrics = measure(np.array([[1.0, 0.0]], np.float32), np.array([label]))
     assert metrics == Metrics(1, 1 - label, 1.0 - label, pytest.approx(loss, rel=1e-3))
 
@@ -39,7 +39,7 @@ def test_parity_is_that_computed_by_hand() -> None:
 
 
 class FirstPixel:
-    """A classifier that answers each image's first pixel, and remembers its batches."""
+    """A classifier that returns each image's first pixel and records the batch sizes."""
 
     def __init__(self) -> None:
         self.batch_sizes: list[int] = []
@@ -68,8 +68,8 @@ def test_report_names_accuracy_of_both_engines_and_their_parity(artifact: Artifa
             (folder / f"{number}.png").write_bytes(encode_png(pictures[2 * label + number]))
     first, second = map(str, evaluate(artifact, tmp_path, "test", ("tensorflow", "litert")))
     assert re.fullmatch(r"tensorflow: \d of 6 right, accuracy \d+\.\d%, loss \d\.\d{3}", first)
-    litert, _, parity = second.partition("; against the first, ")
+    litert, _, parity = second.partition("; compared with the first engine, ")
     assert litert.removeprefix("litert") == first.removeprefix("tensorflow")
-    equal, difference = parity.split(", largest difference of a probability ")
+    equal, difference = parity.split(", largest probability difference ")
     assert equal == "6 of 6 labels equal"
     assert float(difference) <= 1e-5

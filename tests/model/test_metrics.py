@@ -1,4 +1,4 @@
-"""Figures of merit against values worked out by hand, or by their definition."""
+"""Metrics against values computed by hand or by their definition."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def test_wilson_interval_is_the_published_one() -> None:
     assert wilson_interval(0, 10).low == 0.0
 
 
-def test_group_interval_is_wider_where_related_images_err_together() -> None:
+def test_group_interval_is_wider_if_errors_correlate_within_groups() -> None:
     right = np.ones(100, dtype=bool)
     right[:10] = False
     alone = group_interval(right, np.arange(100))
@@ -34,7 +34,7 @@ def test_confusion_matrix_has_truth_in_rows() -> None:
     assert matrix.tolist() == [[1, 1, 0], [0, 1, 0], [0, 0, 1]]
 
 
-def test_calibration_error_is_the_gap_by_images() -> None:
+def test_calibration_error_is_weighted_by_images() -> None:
     probabilities = np.array([[0.9, 0.1]] * 4 + [[0.6, 0.4]] * 6, np.float32)
     labels = np.array([0, 0, 0, 1] + [0] * 3 + [1] * 3)
     found = reliability(probabilities, labels)
@@ -49,7 +49,7 @@ def test_area_under_roc_counts_pairs() -> None:
     assert area_under_roc(familiar, familiar + 10) == 1.0
 
 
-def test_risk_rises_from_the_surest() -> None:
+def test_risk_accumulates_from_the_most_confident() -> None:
     found = risk_coverage(np.array([0.9, 0.5, 0.7, 0.6]), np.array([True, False, True, False]))
     assert found.coverage.tolist() == [0.25, 0.5, 0.75, 1.0]
     assert found.risk == pytest.approx([0, 0, 1 / 3, 1 / 2])
