@@ -195,7 +195,7 @@ class TestSelfTest:
     ) -> None:
         image = artifact.card.image.model_copy(update=changes)
         card = artifact.card.model_copy(update={"image": image})
-        with pytest.raises(ArtifactError, match="^The network"):
+        with pytest.raises(ArtifactError, match=r"^The network"):
             open_engine(save_card(artifact.h5_path, card), engine)
 
     def test_compiled_model_that_is_not_litert_is_refused(self, artifact: Artifact) -> None:
