@@ -1,4 +1,4 @@
-"""ext-classify demo, the first minute: serve, classify a folder by SQL as Snowflake would, keep serving."""
+"""ext-classify demo: start the service, classify a folder with SQL on an emulated Snowflake, keep serving."""
 
 from collections import Counter
 from pathlib import Path
@@ -12,8 +12,8 @@ FROM (SELECT relative_path, ext_classify(file_url) AS answer FROM DIRECTORY(@ima
 ORDER BY relative_path"""
 
 _INTRODUCTION = """
-{images} images of {folder} stand for the stage @images of an emulated Snowflake, which calls
-POST {url}/classify as Snowflake would:
+An emulated Snowflake has {images} images of {folder} on its stage @images. For this query, it calls
+POST {url}/classify as Snowflake does:
 
 {statement};
 """
@@ -21,16 +21,16 @@ POST {url}/classify as Snowflake would:
 _NEXT = """
 Serving on {url} until Ctrl-C. In another terminal, try:
 
-  .venv/bin/ext-classify sql --images YOUR_FOLDER     (a shell for SQL like the above)
+  .venv/bin/ext-classify sql --images YOUR_FOLDER     (an interactive SQL shell)
   curl -s -H 'Content-Type: image/png' --data-binary @{example} {url}/classify
   curl -s -F file=@{example} {url}/classify
 
-and drop images of your own on {url}/ in a browser
+or open {url}/ in a browser and drop images of your own on the page
 """
 
 
 def demo(images: Path, port: int | None) -> None:
-    """Return at Ctrl-C. Raises ClientError when the port is taken or the service does not start."""
+    """Serve until Ctrl-C. Raises ClientError if the port is in use or the service does not start."""
     settings = Settings() if port is None else Settings(port=port)
     end_well_when_stopped()
     local = import_local("app.snowflake.local.shell")
@@ -48,11 +48,13 @@ def demo(images: Path, port: int | None) -> None:
 
 
 def add_commands(add: Add) -> None:
-    command = add("demo", demo, "serve, classify sample images by SQL, and keep serving")
+    command = add("demo", demo, "start the service, classify sample images with SQL, and keep serving")
     command.add_argument("--port", type=parse_port, help="port to listen on (default 8000)")
-    command.add_argument("--images", type=Path, default=SAMPLES, help="a folder (default: the samples)")
+    command.add_argument(
+        "--images", type=Path, default=SAMPLES, help="folder to classify (default: the samples)"
+    )
 
 
 def _shortest(path: Path) -> Path:
-    """As it is named from here, if it lies below."""
+    """The path relative to the working directory, if it is inside it."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

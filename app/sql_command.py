@@ -1,4 +1,4 @@
-"""ext-classify sql: Snowflake's SQL without an account."""
+"""ext-classify sql: run SQL on an emulated Snowflake, without an account."""
 
 import importlib
 from contextlib import suppress
@@ -26,7 +26,8 @@ def sql(
     port: int,
 ) -> None:
     if serve and (local or statement is not None):
-        raise ClientError("With --serve, others bring the statements. Received: a statement, or --local.")
+        received = "`--local`" if local else "a statement"
+        raise ClientError(f"`--serve` takes neither a statement nor `--local`. Received: {received}.")
     shell = import_local("app.snowflake.local.shell")
     end_well_when_stopped()
     reach_loopback_directly()
@@ -48,28 +49,32 @@ def add_commands(add: Add) -> None:
         "sql", sql, "run SQL on an emulation of Snowflake that calls the service; no account needed"
     )
     command.add_argument(
-        "statement", nargs="?", metavar="SQL", help="one statement (default: read them one by one)"
+        "statement", nargs="?", metavar="SQL", help="statement to run (default: read statements from stdin)"
     )
-    command.add_argument("--images", type=Path, default=SAMPLES, help="the folder that is @images")
-    command.add_argument("--url", help="a service that runs already (default: start one)")
-    command.add_argument("--json", action="store_true", dest="as_json", help="one row a line")
+    command.add_argument("--images", type=Path, default=SAMPLES, help="folder to mount as @images")
+    command.add_argument("--url", help="URL of a running service (default: start one)")
     command.add_argument(
-        "--chaos", action="store_true", help="repeat, delay, drop and reorder batches on their way"
+        "--json", action="store_true", dest="as_json", help="print each row as a line of JSON"
     )
-    command.add_argument("--seed", type=int, default=0, help="of the chaos (default %(default)s)")
-    command.add_argument("--serve", action="store_true", help="let other clients log in, on --port")
-    command.add_argument("--local", action="store_true", help="ask the server that --serve runs, on --port")
-    command.add_argument("--port", type=int, default=LOCAL_PORT, help="(default %(default)s)")
+    command.add_argument(
+        "--chaos", action="store_true", help="repeat, delay, drop and reorder batches at random"
+    )
+    command.add_argument("--seed", type=int, default=0, help="random seed of --chaos (default %(default)s)")
+    command.add_argument("--serve", action="store_true", help="accept other clients on --port")
+    command.add_argument("--local", action="store_true", help="connect to the server of --serve on --port")
+    command.add_argument(
+        "--port", type=int, default=LOCAL_PORT, help="port of the emulator (default %(default)s)"
+    )
 
 
 def connect_locally(port: int) -> Console:
-    """To the server of `sql --serve`. Raises ClientError."""
+    """Connect to the server of `sql --serve`. Raises ClientError."""
     reach_loopback_directly()
     return connect(
         advice="Start one: ext-classify sql --serve" + (f" --port {port}." if port != LOCAL_PORT else "."),
         account="local",
         user="LOCAL",
-        password="any",  # noqa: S106 - it lets everyone in
+        password="any",  # noqa: S106 - the emulator accepts any password
         protocol="http",
         host="127.0.0.1",
         port=port,
@@ -83,5 +88,5 @@ def import_local(module: str) -> Any:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise ClientError(
-            f"This takes the sql extra ({error.name} is missing): make setup installs it."
+            f"This command needs the sql extra, which make setup installs. Missing: {error.name}."
         ) from None

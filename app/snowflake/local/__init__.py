@@ -1,1 +1,1 @@
-"""Local SQL: Snowflake emulated on fakesnow and DuckDB, calling the real service in the real wire format."""
+"""Local SQL: a Snowflake emulator on fakesnow and DuckDB that calls the service as Snowflake does."""

@@ -1,4 +1,4 @@
-"""The table that a statement answers with."""
+"""The result table of a statement."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Answer:
-    """`types` are Arrow's, of the columns that are no text."""
+    """Column names and rows; `types` maps each column that is not text to its Arrow type."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[Any]]

@@ -1,6 +1,6 @@
-"""Arguments of a call as Snowflake passes them on: of the types that the function declares.
+"""Convert the arguments of a call to the types that the external function declares, as Snowflake does.
 
-Source: Snowflake documentation, "Data type conversion", for what is coerced to what.
+Source: Snowflake documentation, "Data type conversion".
 """
 
 import json
@@ -21,13 +21,13 @@ _SCALE = re.compile(r"\(\s*\d+\s*,\s*(\d+)\s*\)")
 
 
 def read_arguments(row: str) -> list[Any]:
-    """A row that DuckDB wrote as a JSON array. Raises ProgrammingError for NaN and infinity."""
+    """Parse a row that DuckDB wrote as a JSON array. Raises ProgrammingError for NaN and infinity."""
     arguments: list[Any] = json.loads(row, parse_constant=_refuse_constant)
     return arguments
 
 
 def coerce(function: ExternalFunction, row: Sequence[Any]) -> list[Any]:
-    """Raises ProgrammingError for what Snowflake would not coerce."""
+    """The row in the declared types. Raises ProgrammingError for a value that Snowflake does not coerce."""
     return [
         None if value is None else _coerce_one(value, kind, function)
         for value, (_, kind) in zip(row, function.arguments, strict=True)
@@ -42,12 +42,12 @@ def _coerce_one(value: Any, kind: str, function: ExternalFunction) -> Any:
 
 
 def _to_text(value: Any, _: str) -> str:
-    """Of a VARIANT its text; JSON where it holds more."""
+    """Return a string unchanged, and JSON for any other VARIANT."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def _to_number(value: Any, kind: str) -> int | float:
-    """Rounded to the declared scale, which is 0 by default."""
+    """Round to the declared scale, 0 by default."""
     if isinstance(value, dict | list):
         raise TypeError
     try:

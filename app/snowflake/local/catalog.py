@@ -1,4 +1,4 @@
-"""What local SQL knows beside DuckDB's tables: stages, API integrations, external functions."""
+"""The emulated objects that DuckDB does not hold: stages, API integrations, external functions and grants."""
 
 import hashlib
 import os
@@ -14,7 +14,7 @@ from app.image_files import IMAGE_SUFFIXES
 from app.snowflake.identifier import quote_identifier
 from app.snowflake.local.refusals import invalid
 
-# What is there from the start.
+# They exist from the start.
 DATABASE = "LOCAL"
 SCHEMA = "PUBLIC"
 
@@ -24,7 +24,7 @@ Name: TypeAlias = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class StagedFile:
-    """A line of a directory table."""
+    """A row of a directory table."""
 
     relative_path: str
     size: int
@@ -33,13 +33,13 @@ class StagedFile:
 
     @property
     def etag(self) -> str:
-        """Another one when the file has changed."""
+        """A value that changes with the file: its MD5, or else its modification time and size."""
         return self.md5 or f"{self.last_modified.timestamp():.6f}-{self.size}"
 
 
 @dataclass
 class Stage:
-    """`folder` holds the files; `metadata` the headers that encrypting clients stored with them, by path."""
+    """`folder` holds the files; `metadata` maps a path to the headers that an encrypting client stored."""
 
     name: Name
     folder: Path
@@ -49,45 +49,45 @@ class Stage:
     comment: str = ""
     directory: list[StagedFile] = field(default_factory=list)
     metadata: dict[str, dict[str, str]] = field(default_factory=dict)
-    # What Snowflake's clients encrypt with: its server hands it to those who may read the stage.
+    # Clients encrypt and decrypt files with it; Snowflake sends it to clients that may use the stage.
     master_key: str = field(default_factory=lambda: b64encode(os.urandom(16)).decode())
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def refresh(self) -> list[StagedFile]:
-        """Bring the directory table up to date, as ALTER STAGE … REFRESH does."""
+        """Update the directory table and return it, as ALTER STAGE … REFRESH does."""
         self.directory = list(self.list_files())
         return self.directory
 
     def list_files(self, prefix: str = "") -> Iterator[StagedFile]:
-        """What is there now, whatever the directory table says."""
+        """The files that exist now under `prefix`; the directory table may be older."""
         for found in sorted(self.folder.rglob("*")):
             relative_path = found.relative_to(self.folder).as_posix()
             if relative_path.startswith(prefix) and (path := self.path_of(relative_path)):
                 yield self._describe(path, relative_path)
 
     def path_of(self, relative_path: str) -> Path | None:
-        """The file, or None where there is none inside the folder."""
+        """The path of a file that the stage shows, or None if there is no such file."""
         try:
             path = self.place_of(relative_path)
             return path if path.is_file() and self._holds(relative_path) else None
-        except (ValueError, OSError):  # no file system has such a name
+        except (ValueError, OSError):  # not a valid file name
             return None
 
     def place_of(self, relative_path: str) -> Path:
-        """Where a file of this path belongs. Raises ValueError for a path that has another spelling here.
+        """The path at which the stage stores a file. Raises ValueError for names that a folder cannot hold.
 
-        To a store of objects `a//b` and `a/../b` are names like any others; to a folder they are not.
+        In an object store `a//b` and `a/../b` are ordinary names; in a folder they are not.
         """
         parts = relative_path.split("/")
         path = (self.folder / relative_path).resolve()
         if {"", ".", ".."} & set(parts) or not path.is_relative_to(self.folder.resolve()):
             raise ValueError(
-                f"A path in a stage must be names joined by single slashes. Received: {relative_path!r}."
+                f"A path in a stage must be names separated by single slashes. Received: {relative_path!r}."
             )
         return path
 
     def _holds(self, relative_path: str) -> bool:
-        """Of a folder of the user's, the stage shows the images, as `upload` would have put them."""
+        """Whether the stage shows this file: a mounted folder shows only the images that `upload` selects."""
         path = PurePosixPath(relative_path)
         return not self.is_users_folder or (
             path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
@@ -95,7 +95,7 @@ class Stage:
 
     def _describe(self, path: Path, relative_path: str) -> StagedFile:
         status = path.stat()
-        # Hashing a folder of any size would take its time; a stage of our own is small.
+        # A mounted folder may be too large to hash; a stage that clients PUT to is small.
         md5 = None if self.is_users_folder else hashlib.md5(path.read_bytes()).hexdigest()  # noqa: S324 - Snowflake's
         return StagedFile(relative_path, status.st_size, datetime.fromtimestamp(status.st_mtime, UTC), md5)
 
@@ -107,7 +107,7 @@ class Stage:
 class ApiIntegration:
     name: str
     options: dict[str, Any]
-    # Made once, as in Snowflake: another one would break the trust that was set up with it.
+    # Constant, as in Snowflake: a new id would break the trust policy that contains it.
     external_id: str = field(default_factory=lambda: f"LOCAL_SFCRole={b64encode(os.urandom(18)).decode()}=")
 
     @property
@@ -115,7 +115,7 @@ class ApiIntegration:
         return str(self.options.get("ENABLED", "TRUE")).upper() == "TRUE"
 
     def check_url(self, url: str) -> None:
-        """Raises ProgrammingError for a URL outside of the allowed prefixes, or within the blocked ones."""
+        """Raises ProgrammingError for a URL outside the allowed prefixes, or under a blocked one."""
         if not self.is_enabled:
             raise invalid(f"API integration {self.name} is not enabled.")
         allowed = self.options.get("API_ALLOWED_PREFIXES", ())
@@ -129,7 +129,7 @@ class ApiIntegration:
 
 @dataclass(frozen=True)
 class ExternalFunction:
-    """`arguments` are pairs of name and type; types are as declared, NUMBER(10,2) and not NUMBER."""
+    """`arguments` are (name, type) pairs, with types as declared: NUMBER(10,2), not NUMBER."""
 
     name: Name
     arguments: tuple[tuple[str, str], ...]
@@ -143,7 +143,7 @@ class ExternalFunction:
 
     @property
     def argument_types(self) -> tuple[str, ...]:
-        """As Snowflake tells overloads apart."""
+        """The types without sizes, by which Snowflake distinguishes overloads."""
         return tuple(kind.partition("(")[0] for _, kind in self.arguments)
 
     @property
@@ -158,7 +158,7 @@ class ExternalFunction:
 
 
 class Grant(NamedTuple):
-    """A privilege of a role on a thing, by its kind and full name."""
+    """A privilege of a role on an object, identified by the object's kind and full name."""
 
     privilege: str
     kind: str
@@ -167,7 +167,7 @@ class Grant(NamedTuple):
 
 
 class Catalog:
-    """Shared by all sessions."""
+    """The emulated objects, shared by all sessions."""
 
     def __init__(self) -> None:
         self.stages: dict[Name, Stage] = {}
@@ -178,7 +178,7 @@ class Catalog:
         self.lock = threading.RLock()
 
     def drop_function(self, key: tuple[Name, tuple[str, ...]]) -> None:
-        """With what was granted on it."""
+        """Drop an overload and its grants."""
         name, types = key
         self.functions.pop(key, None)
         granted_on = f"{quote_identifier(*name)}({', '.join(types)})"
@@ -189,13 +189,13 @@ class Catalog:
         with self.lock:
             return [function for (known, _), function in self.functions.items() if known == name]
 
-    def forget_grants(self, kind: str, name: str) -> None:
-        """Whoever drops or replaces a thing drops what was granted on it."""
+    def drop_grants(self, kind: str, name: str) -> None:
+        """Drop all grants on an object that a statement drops or replaces."""
         for grant in [grant for grant in self.grants if (grant.kind, grant.name) == (kind, name)]:
             del self.grants[grant]
 
-    def forget_schema(self, database: str, schema: str) -> None:
-        """Its stages and functions go with it."""
+    def drop_schema_objects(self, database: str, schema: str) -> None:
+        """Drop the stages, functions and grants of a schema."""
         with self.lock:
             for stage in [name for name in self.stages if name[:2] == (database, schema)]:
                 del self.stages[stage]

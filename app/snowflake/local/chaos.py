@@ -1,4 +1,4 @@
-"""What a network may do to batches: repeat, delay, drop and reorder them."""
+"""Network faults for testing: batches are repeated, delayed, dropped and reordered at random."""
 
 import random
 import threading
@@ -16,15 +16,15 @@ _KINDS: tuple[Kind, ...] = ("none", "repeated", "delayed", "dropped")
 
 @dataclass(frozen=True)
 class Accident:
-    """What happens to one batch on its way."""
+    """The network fault of one batch."""
 
     kind: Kind = "none"
     delay_seconds: float = 0.0
 
-    def befall(self, send: Send) -> bytes:
-        """The answer that arrives: the last one, if the batch was sent more than once.
+    def apply(self, send: Send) -> bytes:
+        """Send the batch under this fault and return the response, the second one if it was sent twice.
 
-        Raises ValueError when the service answers the same batch differently.
+        Raises ValueError if the service answers a repeated batch differently.
         """
         if self.kind == "delayed":
             time.sleep(self.delay_seconds)
@@ -37,14 +37,14 @@ class Accident:
 
 
 class Chaos:
-    """Decides by chance, alike for the same seed and the same order of decisions."""
+    """Chooses faults at random; the same seed and the same sequence of calls give the same faults."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)  # noqa: S311 - no secrets
         self._lock = threading.Lock()
 
     def plan(self, count: int) -> tuple[list[int], list[Accident]]:
-        """The order in which to send so many batches, and what happens to each."""
+        """The order in which to send `count` batches, and the fault of each."""
         with self._lock:
             order = self._random.sample(range(count), count)
             return order, [self._accident() for _ in range(count)]

@@ -1,4 +1,4 @@
-"""Where a statement goes: to our own page of statements, to DuckDB, or back as unsupported."""
+"""Executes a statement: in the emulator itself, in DuckDB through fakesnow, or not at all if unsupported."""
 
 import re
 from typing import TYPE_CHECKING, Any
@@ -32,9 +32,9 @@ _NEEDS_WAREHOUSE = (
     exp.TruncateTable,
 )
 _OTHERS = (exp.Describe, exp.Set, exp.Transaction, exp.Commit, exp.Rollback)
-# For some statements that it does not know, fakesnow leaves macros behind; only known kinds reach it.
+# Only these kinds of object reach fakesnow: for some others it leaves macros behind.
 _KINDS = frozenset({"TABLE", "VIEW", "DATABASE", "SCHEMA", "SEQUENCE"})
-# And it makes a plain table of a dynamic or external one.
+# Only these properties reach fakesnow: it creates a dynamic or external table as a plain one.
 _PROPERTIES = (
     exp.ClusterProperty,
     exp.CopyGrantsProperty,
@@ -46,12 +46,15 @@ _PROPERTIES = (
 _SHOWN = frozenset({"TABLES", "VIEWS", "OBJECTS", "COLUMNS", "DATABASES", "SCHEMAS", "SEQUENCES"})
 _ANSWER = "_LOCAL_ANSWER"
 _NO_FUNCTION = re.compile(r"Catalog Error: (?:\w+ )?Function with name (\S+) does not exist")
-# fakesnow's number for what it does not do.
+# fakesnow's error number for a feature that it does not implement.
 _NOT_IMPLEMENTED = 9999
 
 
 class LocalCursor(FakeSnowflakeCursor):
-    """fakesnow's, with directory tables, signed URLs and external functions, and no statement half done."""
+    """fakesnow's cursor, with directory tables, signed URLs and external functions.
+
+    It refuses a statement that fakesnow would execute only in part.
+    """
 
     def __init__(self, session: "LocalConnection", duck_conn: duckdb.DuckDBPyConnection) -> None:
         super().__init__(session, duck_conn)
@@ -59,7 +62,7 @@ class LocalCursor(FakeSnowflakeCursor):
         self._session = session
 
     def execute(self, command: str, params: Any = None, *arguments: Any, **options: Any) -> "LocalCursor":
-        """Raises the connector's Error, and no other exception: the client would repeat the statement."""
+        """Raises only the connector's Error: after any other exception the client repeats the statement."""
         query = Query(self._session.context())
         self._query_id = query.id
         self._session.local.start(query)
@@ -70,8 +73,8 @@ class LocalCursor(FakeSnowflakeCursor):
             else:
                 expression, sql = self._prepare(command, query)
                 super().execute(sql, params, *arguments, **options)
-                self._follow(expression)
-            self._remember(query)
+                self._apply_to_session(expression)
+            self._file_result(query)
         except Exception as error:  # noqa: BLE001 - of DuckDB, fakesnow and sqlglot
             raise query.error or _translate(error) from None
         finally:
@@ -79,14 +82,14 @@ class LocalCursor(FakeSnowflakeCursor):
         return self
 
     def _describe_only(self, command: str) -> list[Any]:
-        """What fakesnow cannot describe, it would carry out."""
+        """Raises ProgrammingError for a statement that fakesnow would execute instead of describe."""
         described = super()._describe_only(command)
         if described is None:
             raise unsupported("description of this statement")
         return described
 
     def _prepare(self, command: str, query: Query) -> tuple[Any, str]:
-        """The statement as fakesnow can run it. Raises ProgrammingError for what it would get wrong."""
+        """The parsed statement, and SQL that fakesnow can run. Raises ProgrammingError if unsupported."""
         expression = parse_one(quote_stage_arguments(command))
         before = _text(expression)
         _refuse_unsupported(expression)
@@ -108,40 +111,40 @@ class LocalCursor(FakeSnowflakeCursor):
 
     @property
     def sfqid(self) -> str | None:
-        """What the client, the headers and the service's log know the query by."""
+        """The query id that the client, the request headers and the service's log share."""
         return self._query_id
 
-    def _remember(self, query: Query) -> None:
-        """An id from fakesnow comes when the query is done, which is too late for the headers."""
+    def _file_result(self, query: Query) -> None:
+        """File the result under our query id: fakesnow's id comes after execution, too late for headers."""
         results, fakesnows_id = self._conn.results_cache, super().sfqid
         if fakesnows_id in results:
             results[query.id] = results[fakesnows_id]
-            if fakesnows_id not in self._session.local.queries:  # not RESULT_SCAN's
+            if fakesnows_id not in self._session.local.queries:  # else RESULT_SCAN returned an older result
                 del results[fakesnows_id]
 
-    def _follow(self, expression: Any) -> None:
-        """What goes with a database or a schema, and what becomes current."""
+    def _apply_to_session(self, expression: Any) -> None:
+        """Apply what a new or dropped database or schema changes in the catalog and the session."""
         kind, name, session = _kind(expression), expression.find(exp.Table), self._session
         if kind == "DATABASE" and isinstance(expression, exp.Create):
             [database] = _stored(name)
-            with self._duck_conn.cursor() as duck_conn:  # the answer is still in the other one
+            with self._duck_conn.cursor() as duck_conn:  # the session's connection holds the result
                 duck_conn.execute(f'CREATE SCHEMA IF NOT EXISTS "{database}".{SCHEMA}')
             session.use(database, SCHEMA)
         elif kind == "SCHEMA" and (isinstance(expression, exp.Drop) or expression.args.get("replace")):
             database, schema = (str(session.database), *_stored(name))[-2:]
-            session.local.catalog.forget_schema(database, schema)
+            session.local.catalog.drop_schema_objects(database, schema)
             if isinstance(expression, exp.Drop) and not session.has_schema(database, str(session.schema)):
                 session.use(str(session.database), None)
 
 
 def _refuse_unsupported(expression: Any) -> None:
-    """Raises ProgrammingError, rather than letting through what may look right and be wrong."""
+    """Raises ProgrammingError for a statement that fakesnow might execute wrongly without an error."""
     if not _is_supported(expression):
         words = expression.sql(dialect="snowflake").split()
         raise unsupported(" ".join(words[:3]).upper())
     for function in expression.find_all(exp.Anonymous):
         if function.name.upper() == "RESULT_SCAN" and not _is_whole_result(expression):
-            raise unsupported("RESULT_SCAN but by SELECT * FROM TABLE(RESULT_SCAN('<query id>'))")
+            raise unsupported("RESULT_SCAN other than SELECT * FROM TABLE(RESULT_SCAN('<query id>'))")
 
 
 def _is_supported(expression: Any) -> bool:
@@ -161,14 +164,14 @@ def _is_supported(expression: Any) -> bool:
 
 
 def _is_whole_result(expression: Any) -> bool:
-    """Whether it asks for no more than a whole result, which is what fakesnow answers with."""
+    """Whether a query with RESULT_SCAN selects the whole result, which fakesnow returns in any case."""
     clauses = {name for name, value in expression.args.items() if value}
     return isinstance(expression, exp.Select) and clauses <= {"expressions", "from_"} and expression.is_star
 
 
 def _text(expression: Any) -> str:
     if isinstance(expression, exp.Describe) and isinstance(expression.this, exp.Query):
-        return f"DESCRIBE {_text(expression.this)}"  # sqlglot would have it be a table's
+        return f"DESCRIBE {_text(expression.this)}"  # sqlglot writes DESCRIBE TABLE
     return str(expression.sql(dialect="snowflake"))
 
 

@@ -1,4 +1,4 @@
-"""Everything that sessions of local SQL share: one DuckDB, one catalog, one storage, one way out."""
+"""The state that all sessions share: DuckDB, the catalog, the storage and the HTTP client for functions."""
 
 import functools
 import json
@@ -23,14 +23,14 @@ from app.snowflake.local.session import LocalConnection
 from app.snowflake.local.storage import Storage
 from app.snowflake.local.urls import file_url, scoped_url
 
-MAX_REMEMBERED_QUERIES = 1000
+MAX_FINISHED_QUERIES = 1000
 
-# fakesnow asks DuckDB for Arrow in a way that DuckDB would have it do otherwise.
+# DuckDB warns about the way in which fakesnow fetches Arrow results.
 warnings.filterwarnings("ignore", "Arrow output on a DB-API result", UserWarning)
 
 
 class LocalSnowflake(FakeSnow):
-    """`storage` signs the URLs that SQL hands out, `uploads` those that clients PUT and GET by."""
+    """The emulator. `storage` signs the URLs that SQL returns, `uploads` those of clients' PUT and GET."""
 
     def __init__(self, storage_origin: str, uploads_origin: str, remote: RemoteService) -> None:
         super().__init__()
@@ -41,10 +41,10 @@ class LocalSnowflake(FakeSnow):
         self.queries: OrderedDict[str, Query] = OrderedDict()
         self._running: dict[str, Query] = {}
         self._folders = tempfile.TemporaryDirectory(prefix="ext-classify-stages-")
-        # Its readers of files and its extensions are none of Snowflake's.
+        # Snowflake has neither DuckDB's file readers nor its extensions.
         self.duck_conn.execute("SET enable_external_access = false")
         self._register_functions()
-        # fakesnow's sessions set up a database that is not there; ours shall not.
+        # A connection of fakesnow creates its database if it is missing; LocalConnection does not.
         FakeSnowflakeConnection(self.duck_conn.cursor(), self.results_cache, DATABASE, SCHEMA)
 
     def connect(
@@ -58,7 +58,7 @@ class LocalSnowflake(FakeSnow):
             self,
             self.duck_conn.cursor(),
             self.results_cache,
-            database or DATABASE,  # as a user's default namespace would
+            database or DATABASE,  # the user's default namespace
             schema or SCHEMA,
             **options,
         )
@@ -72,12 +72,12 @@ class LocalSnowflake(FakeSnow):
             self._running[query.id] = query
 
     def finish(self, query: Query) -> None:
-        """From now on it is remembered for a while, with what it came to."""
+        """Keep the counts and the result of a finished query; evict the oldest ones."""
         with self.catalog.lock:
             self.queries[query.id] = self._running.pop(query.id)
-            while len(self.queries) > MAX_REMEMBERED_QUERIES:
+            while len(self.queries) > MAX_FINISHED_QUERIES:
                 self.queries.popitem(last=False)
-            while len(self.results_cache) > MAX_REMEMBERED_QUERIES:
+            while len(self.results_cache) > MAX_FINISHED_QUERIES:
                 del self.results_cache[next(iter(self.results_cache))]
 
     def cancel_queries(self) -> None:
@@ -90,7 +90,7 @@ class LocalSnowflake(FakeSnow):
         self._folders.cleanup()
 
     def _register_functions(self) -> None:
-        """What rewritten statements call, with their query's id first; DuckDB runs them on columns."""
+        """Create the functions that rewritten statements call: on columns, with the query id first."""
         text = pa.string()
         self._register("_local_call", self._call, ["BIGINT", "VARCHAR"], "JSON", pa.json_(text))
         self._register("_local_sign", self._sign, ["VARCHAR", "VARCHAR", "BIGINT"], "VARCHAR", text)
@@ -105,7 +105,7 @@ class LocalSnowflake(FakeSnow):
         returns: Any,
         arrow_type: Any,
     ) -> None:
-        @functools.wraps(function)  # DuckDB counts its parameters
+        @functools.wraps(function)  # DuckDB inspects the signature
         def on_columns(query_ids: Any, *columns: Any) -> Any:
             query = self._running.get(query_ids[0].as_py())
             if query is None:
@@ -120,7 +120,7 @@ class LocalSnowflake(FakeSnow):
                 answers if arrow_type == pa.string() else pa.ExtensionArray.from_storage(arrow_type, answers)
             )
 
-        create: Any = self.duck_conn.create_function  # its stubs know no names of types
+        create: Any = self.duck_conn.create_function  # its stubs do not accept type names
         create(
             name,
             on_columns,

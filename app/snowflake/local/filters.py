@@ -1,4 +1,4 @@
-"""What a SHOW statement is to show: LIKE a pattern, IN a scope."""
+"""The filters of a SHOW statement: LIKE '<pattern>' and IN <scope>."""
 
 import re
 from collections.abc import Callable
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def take_filter(tokens: Tokens, session: "LocalConnection") -> Callable[[Name], bool]:
-    """To the end of the statement. Raises ProgrammingError for what is neither."""
+    """Read the filters up to the end of the statement. Raises ProgrammingError for any other clause."""
     pattern = _take_pattern(tokens)
     scope = _take_scope(tokens, session)
     tokens.require_end()
@@ -20,7 +20,7 @@ def take_filter(tokens: Tokens, session: "LocalConnection") -> Callable[[Name], 
 
 
 def _take_pattern(tokens: Tokens) -> re.Pattern[str]:
-    """% is anything and _ one character, unless escaped; case does not matter."""
+    """Unless escaped, % matches any text and _ one character. Case is ignored."""
     if not tokens.take("LIKE"):
         return re.compile(".*", re.DOTALL)
     special = {"%": ".*", "_": "."}
@@ -32,7 +32,7 @@ def _take_pattern(tokens: Tokens) -> re.Pattern[str]:
 
 
 def _take_scope(tokens: Tokens, session: "LocalConnection") -> tuple[str, ...]:
-    """The database, or the database and schema, that things must be in."""
+    """The database, or database and schema, to list; () for the whole account."""
     if not tokens.take("IN") or tokens.take("ACCOUNT"):
         return ()
     if tokens.take("DATABASE"):

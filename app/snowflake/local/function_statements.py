@@ -1,4 +1,4 @@
-"""External functions: create, describe, show, drop.
+"""Statements on external functions: create, describe, show, drop.
 
 Source: Snowflake documentation, CREATE EXTERNAL FUNCTION, DESCRIBE FUNCTION and SHOW EXTERNAL FUNCTIONS.
 """
@@ -75,7 +75,7 @@ def create_external_function(tokens: Tokens, session: "LocalConnection") -> Answ
     key = name, function.argument_types
     if key in known and not replace:
         raise already_exists(name[-1])
-    session.local.catalog.drop_function(key)  # and its grants, as a replacement does
+    session.local.catalog.drop_function(key)  # and its grants, as in Snowflake
     known[key] = function
     return status(f"Function {name[-1]} successfully created.")
 
@@ -123,7 +123,7 @@ def show_external_functions(tokens: Tokens, session: "LocalConnection") -> Answe
             function.name[-1],
             function.name[1],
             function.name[0],
-            f"{function.name[-1]}({', '.join(function.argument_types)}) RETURN {_main(function.returns)}",
+            f"{function.name[-1]}({', '.join(function.argument_types)}) RETURN {_unsized(function.returns)}",
             function.options.get("COMMENT", ""),
             "Y",
         ]
@@ -135,8 +135,8 @@ def show_external_functions(tokens: Tokens, session: "LocalConnection") -> Answe
 
 
 def take_types(tokens: Tokens) -> tuple[str, ...]:
-    """The types in a signature, as Snowflake tells overloads apart."""
-    return tuple(_main(kind) for kind in tokens.take_list(lambda: _take_type(tokens)))
+    """The argument types of a signature without sizes, by which Snowflake distinguishes overloads."""
+    return tuple(_unsized(kind) for kind in tokens.take_list(lambda: _take_type(tokens)))
 
 
 def _take_argument(tokens: Tokens) -> tuple[str, str]:
@@ -144,12 +144,12 @@ def _take_argument(tokens: Tokens) -> tuple[str, str]:
     return name, _take_type(tokens)
 
 
-def _main(kind: str) -> str:
+def _unsized(kind: str) -> str:
     return kind.partition("(")[0]
 
 
 def _take_type(tokens: Tokens) -> str:
-    """As declared, NUMBER(10,2), by its main name."""
+    """The declared type under its canonical name, with its sizes: NUMBER(10,2) for DECIMAL(10, 2)."""
     word = tokens.take_token().text.upper()
     if word not in _TYPES:
         raise unsupported(f"type {word} in an external function")
@@ -160,7 +160,7 @@ def _take_type(tokens: Tokens) -> str:
 
 
 def _take_clauses(tokens: Tokens) -> tuple[bool, bool, dict[str, Any]]:
-    """Whether it is strict and immutable, and its options, up to AS."""
+    """Read the clauses up to AS: whether the function is strict, whether it is immutable, its options."""
     is_strict = is_immutable = False
     options: dict[str, Any] = {}
     while not tokens.take("AS"):

@@ -1,4 +1,4 @@
-"""Read statements that fakesnow does not know, token by token."""
+"""Reads statements that fakesnow does not support, token by token."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -11,13 +11,13 @@ from sqlglot.tokenizer_core import Token, TokenType
 from app.snowflake.identifier import MAX_PARTS, parse_identifier, quote_string
 from app.snowflake.local.refusals import empty_statement, several_statements, syntax_error
 
-# It warns of every statement that it leaves to us.
+# sqlglot warns about every statement that it does not parse itself.
 logging.getLogger("sqlglot").setLevel(logging.ERROR)
 
-# Their first argument is a stage as it stands.
+# Functions whose first argument is an unquoted stage, such as @images.
 STAGE_FUNCTIONS = frozenset({"GET_PRESIGNED_URL", "BUILD_STAGE_FILE_URL", "BUILD_SCOPED_FILE_URL"})
 _STRINGS = frozenset({TokenType.STRING, TokenType.RAW_STRING, TokenType.HEREDOC_STRING})
-# They spell no keyword, whatever they hold.
+# Never keywords, whatever their text.
 _LITERALS = _STRINGS | {TokenType.IDENTIFIER}
 _OPENING = frozenset({TokenType.L_PAREN, TokenType.L_BRACKET, TokenType.L_BRACE})
 _CLOSING = frozenset({TokenType.R_PAREN, TokenType.R_BRACKET, TokenType.R_BRACE})
@@ -37,12 +37,12 @@ _Item = TypeVar("_Item")
 
 
 class Tokens:
-    """A statement's tokens, taken one after the other."""
+    """The tokens of one statement, consumed from left to right."""
 
     def __init__(self, sql: str) -> None:
         self.sql = sql
         tokens = _tokenize(sql)
-        if tokens and tokens[0].token_type is TokenType.COMMAND:  # whose rest would be one token
+        if tokens and tokens[0].token_type is TokenType.COMMAND:  # the rest is a single token
             self.sql = sql[tokens[0].end + 1 :]
             tokens[1:] = _tokenize(self.sql)
         self._tokens = _one_statement(tokens)
@@ -53,12 +53,12 @@ class Tokens:
         return self._next >= len(self._tokens)
 
     def words(self, count: int) -> tuple[str, ...]:
-        """The next words in upper case, without taking them; strings and quoted names are none."""
+        """The next words in upper case, without consuming them; "" for a string or a quoted name."""
         tokens = self._tokens[self._next : self._next + count]
         return tuple("" if token.token_type in _LITERALS else token.text.upper() for token in tokens)
 
     def take(self, *words: str) -> bool:
-        """Take these words if they come next, and say whether they did."""
+        """Consume these words if they come next; return whether they did."""
         if self.words(len(words)) != words:
             return False
         self._next += len(words)
@@ -79,7 +79,7 @@ class Tokens:
         return self._tokens[self._next - 1]
 
     def take_name(self, *, max_parts: int = MAX_PARTS) -> tuple[str, ...]:
-        """A name in parts, as stored."""
+        """Consume a name; return its parts in the form that Snowflake stores."""
         parts = [self._take_part()]
         while self.take("."):
             parts.append(self._take_part())
@@ -96,7 +96,7 @@ class Tokens:
         return token.text
 
     def take_value(self) -> Any:
-        """A word, a number, a string, a list of strings, or nested options."""
+        """Consume a word, a number, a string, a list of strings, or nested options."""
         if not self.take("("):
             return self.take_token().text
         values: list[Any] = []
@@ -110,11 +110,11 @@ class Tokens:
                 values.append(token.text)
             self.take(",")
         if options and values:
-            raise syntax_error("a list holds values or options, not both")
+            raise syntax_error("a list must hold either values or options, not both")
         return options or values
 
     def take_list(self, take_item: Callable[[], _Item]) -> list[_Item]:
-        """What stands in parentheses, with a comma between any two."""
+        """Consume a list in parentheses, with commas between its items."""
         self.require("(")
         if self.take(")"):
             return []
@@ -125,20 +125,20 @@ class Tokens:
         return items
 
     def take_options(self, known: Mapping[str, str]) -> dict[str, Any]:
-        """`NAME = value` pairs to the end. Raises ProgrammingError for a name that is not in `known`."""
+        """Consume `NAME = value` pairs up to the end. Raises ProgrammingError for a name not in `known`."""
         options: dict[str, Any] = {}
         while not self.at_end:
             name = self.take_token().text.upper()
             if name not in known:
                 self._next -= 1
-                raise self.unexpected(f"known are {', '.join(known)}")
+                raise self.unexpected(f"expected one of {', '.join(known)}")
             self.require("=")
             options[name] = self.take_value()
             self.take(",")
         return options
 
     def take_location(self) -> str:
-        """A stage location, `@name/path`, as it stands or in quotes."""
+        """Consume a stage location, `@name/path`, with or without quotes."""
         token = self.take_token()
         if token.token_type in _STRINGS:
             return token.text
@@ -148,7 +148,7 @@ class Tokens:
         return self._take_to_blank(token)
 
     def take_file_url(self) -> str:
-        """A `file://` URL, as it stands or in quotes; what stands runs to the next blank."""
+        """Consume a `file://` URL, in quotes or up to the next blank."""
         token = self.take_token()
         if token.token_type in _STRINGS:
             return token.text
@@ -179,7 +179,7 @@ def _tokenize(sql: str) -> list[Token]:
 
 
 def _one_statement(tokens: Sequence[Token]) -> list[Token]:
-    """Without semicolons at the end. Raises ProgrammingError for several statements, or none."""
+    """The tokens without trailing semicolons. Raises ProgrammingError for no or several statements."""
     kept = list(tokens)
     while kept and kept[-1].token_type is TokenType.SEMICOLON:
         kept.pop()
@@ -191,10 +191,10 @@ def _one_statement(tokens: Sequence[Token]) -> list[Token]:
 
 
 def split_statements(text: str) -> tuple[list[str], str]:
-    """The statements that end with a semicolon, and what follows them, "" if it is nothing yet."""
+    """The statements that end with a semicolon, and the unfinished text after them, "" if blank."""
     try:
         tokens = sqlglot.tokenize(text, read="snowflake")
-    except TokenError:  # a string goes on in the next line
+    except TokenError:  # a string continues on the next line
         return [], text
     statements: list[str] = []
     start, is_empty = 0, True
@@ -208,7 +208,7 @@ def split_statements(text: str) -> tuple[list[str], str]:
 
 
 def quote_stage_arguments(sql: str) -> str:
-    """`GET_PRESIGNED_URL(@stage, …)` with its stage in quotes, for the parser to leave it alone."""
+    """Quote the stage in `GET_PRESIGNED_URL(@stage, …)`, so that sqlglot can parse the statement."""
     tokens = _tokenize(sql)
     pieces: list[str] = []
     done = 0
@@ -231,7 +231,7 @@ def quote_stage_arguments(sql: str) -> str:
 
 
 def column_texts(sql: str) -> list[str]:
-    """What a query selects, as it stands, by which Snowflake calls the columns that have no name."""
+    """The source text of each selected column, which Snowflake uses as the name of an unnamed column."""
     texts: list[str] = []
     depth, start = 0, None
     tokens = _tokenize(sql)

@@ -1,4 +1,4 @@
-"""Grants: kept for SHOW GRANTS, though roles have no effect here: everyone may do everything.
+"""Grants: recorded for SHOW GRANTS but not enforced; every role has every privilege here.
 
 Source: Snowflake documentation, GRANT <privileges>, REVOKE <privileges> and SHOW GRANTS.
 """
@@ -29,7 +29,7 @@ def revoke(tokens: Tokens, session: "LocalConnection") -> Answer:
 
 
 def show_grants(tokens: Tokens, session: "LocalConnection") -> Answer:
-    kind, name = _take_thing(tokens, session)
+    kind, name = _take_object(tokens, session)
     tokens.require_end()
     rows = [
         [grant.privilege, kind, name, "ROLE", grant.role]
@@ -44,7 +44,7 @@ def _take_grants(tokens: Tokens, session: "LocalConnection", preposition: str) -
     while tokens.take(","):
         privileges.append(tokens.take_token().text.upper())
     tokens.require("ON")
-    kind, name = _take_thing(tokens, session)
+    kind, name = _take_object(tokens, session)
     tokens.require(preposition)
     tokens.require("ROLE")
     [role] = tokens.take_name(max_parts=1)
@@ -52,19 +52,19 @@ def _take_grants(tokens: Tokens, session: "LocalConnection", preposition: str) -
     return [Grant(privilege, kind, name, role) for privilege in privileges]
 
 
-def _take_thing(tokens: Tokens, session: "LocalConnection") -> tuple[str, str]:
-    """What is granted: its kind, and its name in full, with the types of a function's arguments."""
+def _take_object(tokens: Tokens, session: "LocalConnection") -> tuple[str, str]:
+    """The kind and full name of the granted object; a function's name includes its argument types."""
     kind = tokens.take_token().text.upper()
     names = tokens.take_name()
     if kind == "WAREHOUSE":
         return kind, quote_identifier(*names)
     if kind in {"DATABASE", "INTEGRATION"}:
-        is_there = (
+        exists = (
             session.has_schema(names[0])
             if kind == "DATABASE"
             else names[0] in session.local.catalog.integrations
         )
-        return kind, _require(is_there, kind, quote_identifier(*names))
+        return kind, _require(exists, kind, quote_identifier(*names))
     if kind == "SCHEMA":
         database, schema, _ = session.qualify((*names, ""))
         return kind, _require(session.has_schema(database, schema), kind, quote_identifier(database, schema))
@@ -73,12 +73,12 @@ def _take_thing(tokens: Tokens, session: "LocalConnection") -> tuple[str, str]:
         return kind, _require(name in session.local.catalog.stages, kind, quote_identifier(*name))
     if kind == "FUNCTION":
         types = take_types(tokens)
-        is_there = (name, types) in session.local.catalog.functions
-        return kind, _require(is_there, kind, f"{quote_identifier(*name)}({', '.join(types)})")
+        exists = (name, types) in session.local.catalog.functions
+        return kind, _require(exists, kind, f"{quote_identifier(*name)}({', '.join(types)})")
     raise unsupported(f"privileges on {kind}")
 
 
-def _require(is_there: bool, kind: str, name: str) -> str:
-    if not is_there:
+def _require(exists: bool, kind: str, name: str) -> str:
+    if not exists:
         raise not_found(kind.capitalize(), name)
     return name

@@ -1,4 +1,4 @@
-"""The headers and the body's encoding of a call to an external function.
+"""The headers and the body encoding of a call to an external function.
 
 Source: Snowflake documentation, "Remote service input and output data formats" and CREATE EXTERNAL FUNCTION.
 """
@@ -14,12 +14,12 @@ from app.snowflake.local.query import Query
 from app.snowflake.local.refusals import invalid
 
 MAX_CUSTOM_BYTES = 8192
-_CUSTOM_NAME = re.compile(r"[!#$%&'*+.^`|~0-9A-Za-z-]+")  # what HTTP allows, but for the underscore
+_CUSTOM_NAME = re.compile(r"[!#$%&'*+.^`|~0-9A-Za-z-]+")  # an HTTP token without underscores
 _CUSTOM_VALUE = re.compile(r"[!-~]+(?: [!-~]+)*")
 
 
 def check_custom_headers(headers: Any) -> None:
-    """Raises ProgrammingError for what HEADERS must not hold."""
+    """Raises ProgrammingError for an invalid name, value or total size."""
     if not isinstance(headers, dict):
         raise invalid("HEADERS must be a list of 'name' = 'value'.")
     for name, value in headers.items():
@@ -34,7 +34,7 @@ def check_custom_headers(headers: Any) -> None:
 
 
 def headers_of(function: ExternalFunction, query: Query, batch_id: str) -> dict[str, str]:
-    """All but those that tell the body's encoding."""
+    """The headers of a call, without those of the body's encoding."""
     returns = "VARCHAR(134217728)" if function.returns == "VARCHAR" else function.returns
     described = {"name": function.name[-1], "signature": function.signature, "return-type": returns}
     headers = {
@@ -47,17 +47,17 @@ def headers_of(function: ExternalFunction, query: Query, batch_id: str) -> dict[
         "sf-external-function-query-batch-id": batch_id,
     }
     for key, text in described.items():
-        headers |= _twice(f"sf-external-function-{key}", text)
+        headers |= _plain_and_base64(f"sf-external-function-{key}", text)
     for name, value in function.options.get("HEADERS", {}).items():
         headers[f"sf-custom-{name}"] = value
     for name in function.options.get("CONTEXT_HEADERS", ()):
         key = name.lower().replace("_", "-")
-        headers |= _twice(f"sf-context-{key}", query.context[name.upper()])
+        headers |= _plain_and_base64(f"sf-context-{key}", query.context[name.upper()])
     return headers
 
 
 def compress(body: bytes, compression: str) -> tuple[bytes, dict[str, str]]:
-    """The body and its headers. AUTO is gzip with API Gateway, which is what local SQL stands in for."""
+    """The encoded body and its headers. AUTO means gzip, as Snowflake does for Amazon API Gateway."""
     kind = compression.upper()
     if kind == "NONE":
         return body, {}
@@ -70,7 +70,7 @@ def without_body(headers: dict[str, str]) -> dict[str, str]:
     return {name: value for name, value in headers.items() if not name.startswith("Content-")}
 
 
-def _twice(name: str, text: str) -> dict[str, str]:
-    """Plain, with a blank for each run of what no header may hold, and exactly, in base64."""
+def _plain_and_base64(name: str, text: str) -> dict[str, str]:
+    """Two headers: ASCII with a blank for each run of other characters, and the exact text in base64."""
     plain = re.sub(r"[^ -~]+", " ", text)
     return {name: plain, f"{name}-base64": base64.b64encode(text.encode()).decode()}

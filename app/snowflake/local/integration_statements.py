@@ -1,4 +1,4 @@
-"""API integrations: create, alter, describe, show, drop.
+"""Statements on API integrations: create, alter, describe, show, drop.
 
 Source: Snowflake documentation, CREATE, ALTER, DESCRIBE, SHOW and DROP API INTEGRATION.
 """
@@ -24,7 +24,7 @@ _COMMON = {
     "API_BLOCKED_PREFIXES": "List",
     "COMMENT": "String",
 }
-# What each provider's integration must say, and what Snowflake adds for the other side's trust.
+# The options that each provider requires.
 _REQUIRED = {
     "aws": ("API_AWS_ROLE_ARN",),
     "azure": ("AZURE_TENANT_ID", "AZURE_AD_APPLICATION_ID"),
@@ -52,7 +52,7 @@ def create_integration(tokens: Tokens, session: "LocalConnection") -> Answer:
     _refuse_incomplete(options)
     _refuse_wrong(options)
     known[name] = ApiIntegration(name, options)
-    session.local.catalog.forget_grants("INTEGRATION", quote_identifier(name))
+    session.local.catalog.drop_grants("INTEGRATION", quote_identifier(name))
     return status(f"Integration {name} successfully created.")
 
 
@@ -74,7 +74,7 @@ def drop_integration(tokens: Tokens, session: "LocalConnection") -> Answer:
     if integration is None:
         return status("Drop statement executed successfully (it was not there).")
     del session.local.catalog.integrations[integration.name]
-    session.local.catalog.forget_grants("INTEGRATION", quote_identifier(integration.name))
+    session.local.catalog.drop_grants("INTEGRATION", quote_identifier(integration.name))
     return status(f"{integration.name} successfully dropped.")
 
 
@@ -109,7 +109,7 @@ def show_integrations(tokens: Tokens, session: "LocalConnection") -> Answer:
 
 
 def _find(tokens: Tokens, session: "LocalConnection") -> ApiIntegration | None:
-    """After IF EXISTS, None where there is none; else that is an error."""
+    """The integration; None if it does not exist after IF EXISTS, otherwise raises ProgrammingError."""
     if not tokens.take("IF", "EXISTS"):
         return _require(tokens, session)
     [name] = tokens.take_name(max_parts=1)
@@ -141,7 +141,7 @@ def _refuse_incomplete(options: dict[str, Any]) -> None:
 def _refuse_wrong(options: dict[str, Any]) -> None:
     for name, value in options.items():
         if isinstance(value, list) != (_OPTIONS[name] == "List") or isinstance(value, dict):
-            raise invalid(f"invalid value for parameter '{name}'")  # it may be a secret
+            raise invalid(f"invalid value for parameter '{name}'")  # the value may be a secret
     if str(options.get("ENABLED", "TRUE")).upper() not in {"TRUE", "FALSE"}:
         raise invalid(f"invalid value [{options['ENABLED']}] for parameter 'ENABLED'")
 

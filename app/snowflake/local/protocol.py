@@ -1,4 +1,4 @@
-"""Snowflake's protocol over http: fakesnow's, with logins, transfers and failures as its clients expect."""
+"""Snowflake's protocol over HTTP: fakesnow's server, with the logins, transfers and errors of Snowflake."""
 
 import gzip
 import json
@@ -23,7 +23,7 @@ from app.snowflake.local.refusals import unsupported
 from app.snowflake.local.session import LocalConnection
 from app.snowflake.local.transfer import answer_transfer, failed_put, is_put
 
-# Clients of 5.x want to know all of it.
+# Connector 5.x requires every key.
 _LOGIN = {
     "serverVersion": SERVER_VERSION,
     "validityInSeconds": 3600,
@@ -32,12 +32,17 @@ _LOGIN = {
     "firstLogin": False,
     "healthCheckInterval": 45,
 }
-logging.getLogger("fakesnow.server").setLevel(logging.CRITICAL)  # clients get its errors anyway
-_FAKESNOWS = ("/session", "/session/heartbeat", "/queries/v1/abort-request", "/monitoring/queries/{sfqid}")
+logging.getLogger("fakesnow.server").setLevel(logging.CRITICAL)  # its errors are in the responses
+_FAKESNOW_ROUTES = (
+    "/session",
+    "/session/heartbeat",
+    "/queries/v1/abort-request",
+    "/monitoring/queries/{sfqid}",
+)
 
 
 def create_protocol_app(local: LocalSnowflake) -> Starlette:
-    """Sessions are in fakesnow's module, whoever serves them."""
+    """The ASGI application. Sessions are in fakesnow's module, shared by all servers of the process."""
 
     async def log_in(request: Request) -> Response:
         return await _log_in(request, local)
@@ -51,16 +56,16 @@ def create_protocol_app(local: LocalSnowflake) -> Starlette:
             Route("/session/v1/login-request", log_in, methods=["POST"]),
             Route("/queries/v1/query-request", _answer_query, methods=["POST"]),
             Route("/local/queries/{query_id}", describe_query),
-            *(route for route in routes if route.path in _FAKESNOWS),
+            *(route for route in routes if route.path in _FAKESNOW_ROUTES),
             Mount("/", local.uploads.app()),
         ],
-        # No page of the web, by a name of its own for this address, reads what is staged here.
+        # Prevents DNS rebinding: a web page must not read staged files under its own host name.
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])],
     )
 
 
-def forget_sessions(local: LocalSnowflake) -> None:
-    """Log its clients out."""
+def close_sessions(local: LocalSnowflake) -> None:
+    """Close the sessions of this emulator."""
     for token, session in list(sessions.items()):
         if isinstance(session, LocalConnection) and session.local is local:
             session.close()
@@ -68,16 +73,16 @@ def forget_sessions(local: LocalSnowflake) -> None:
 
 
 async def _log_in(request: Request, local: LocalSnowflake) -> Response:
-    asked, query = (await _read_json(request))["data"], request.query_params
-    parameters = asked.get("SESSION_PARAMETERS") or {}
+    login, query = (await _read_json(request))["data"], request.query_params
+    parameters = login.get("SESSION_PARAMETERS") or {}
     autocommit = parameters.get("AUTOCOMMIT", True)
     session = local.connect(
         _stored(query.get("databaseName")), _stored(query.get("schemaName")), autocommit=autocommit
     )
-    session.user = str(asked.get("LOGIN_NAME") or session.user).upper()
+    session.user = str(login.get("LOGIN_NAME") or session.user).upper()
     session.role = _stored(query.get("roleName")) or session.role
     session.warehouse = _stored(query.get("warehouse")) or session.warehouse
-    session.repeats_puts = str(asked.get("CLIENT_APP_VERSION", "")).startswith(("3.", "4."))
+    session.repeats_puts = str(login.get("CLIENT_APP_VERSION", "")).startswith(("3.", "4."))
     token = secrets.token_urlsafe(32)
     sessions[token] = session
     data = {
@@ -87,7 +92,7 @@ async def _log_in(request: Request, local: LocalSnowflake) -> Response:
         "parameters": [
             {"name": "AUTOCOMMIT", "value": autocommit},
             {"name": "CLIENT_SESSION_KEEP_ALIVE_HEARTBEAT_FREQUENCY", "value": 3600},
-            {"name": "CLIENT_STAGE_ARRAY_BINDING_THRESHOLD", "value": 0},  # arrays come within the request
+            {"name": "CLIENT_STAGE_ARRAY_BINDING_THRESHOLD", "value": 0},  # send arrays in the request
         ],
         "sessionInfo": {
             "databaseName": session.database,
@@ -102,7 +107,7 @@ async def _log_in(request: Request, local: LocalSnowflake) -> Response:
 async def _answer_query(request: Request) -> Response:
     session = sessions.get(_token(request))
     if not isinstance(session, LocalConnection):
-        return await query_request(request)  # which asks for a login
+        return await query_request(request)  # answers 390104: log in again
     sql = str((await _read_json(request))["sqlText"])
     try:
         transfer = await run_in_threadpool(answer_transfer, sql, session)
@@ -112,13 +117,13 @@ async def _answer_query(request: Request) -> Response:
             response = await query_request(request)
     except Error as error:
         return _failure(error, failed_put(error, session) if is_put(sql) else {})
-    except Exception as error:  # noqa: BLE001 - clients repeat what ends in HTTP 500, for minutes
+    except Exception as error:  # noqa: BLE001 - clients retry an HTTP 500 for minutes
         return _failure(unsupported(f"{type(error).__name__} {error}"))
     return response if response.status_code < 500 else _failure(unsupported("this statement"))
 
 
 def _stored(name: str | None) -> str | None:
-    """A name that a client asks for, as it is stored."""
+    """A client's name of an object in the form that Snowflake stores."""
     try:
         return parse_identifier(name, max_parts=1)[0] if name else None
     except ValueError:
@@ -126,7 +131,7 @@ def _stored(name: str | None) -> str | None:
 
 
 def _token(request: Request) -> str:
-    """Of `Authorization: Snowflake Token="…"`."""
+    """The token of `Authorization: Snowflake Token="…"`."""
     return request.headers.get("Authorization", "").partition('"')[2].rstrip('"')
 
 

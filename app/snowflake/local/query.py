@@ -1,4 +1,4 @@
-"""One query's account of its external calls, from its start to its answer."""
+"""The state of one query: its calls to external functions, their counts, and its error."""
 
 import threading
 import uuid
@@ -13,10 +13,10 @@ from app.snowflake.local.catalog import ExternalFunction
 
 @dataclass
 class Query:
-    """`id` is what the client, the service's log and the headers all know it by.
+    """`id` is the query id that the client, the request headers and the service's log share.
 
-    `error` is what ended it, which DuckDB would pass on as no more than a text; from then on, or once it has
-    been cancelled, `is_over` is set and nothing more is sent.
+    `error` is the error that ended the query; DuckDB would pass on only its text. `is_over` is set when the
+    query fails or is cancelled: no request is sent after that.
     """
 
     context: dict[str, str]
@@ -24,13 +24,13 @@ class Query:
     functions: list[ExternalFunction] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     row_errors: Counter[str] = field(default_factory=Counter)
-    """By code: of rows that were answered, and with an error of their own."""
+    """Number of answered rows with an error, by error code."""
     error: Error | None = None
     is_over: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def fail(self, error: Error) -> None:
-        """The first error is the one to tell of; what follows from it is not."""
+        """Keep the first error and end the query; later errors are its consequences."""
         self.error = self.error or error
         self.is_over.set()
 
@@ -43,13 +43,13 @@ class Query:
             self.row_errors.update(codes)
 
     def next_batch_id(self) -> str:
-        """Opaque, and the same for every repetition of a batch."""
+        """An opaque id, which every attempt of the batch reuses."""
         with self.lock:
             self.counts["batches"] += 1
             return f"{self.id}:{self.counts['batches']}:0:0"
 
     def place_of(self, function: ExternalFunction) -> int:
-        """Its number in this query: alike for all its calls, so that DuckDB knows them to be alike."""
+        """The function's index in this query, the same for all its calls, so that DuckDB sees equal calls."""
         if function not in self.functions:
             self.functions.append(function)
         return self.functions.index(function)

@@ -1,10 +1,10 @@
-"""Snowflake's own errors, as its clients know them: number, SQL state and text."""
+"""Snowflake's errors with their number, SQL state and message."""
 
 from snowflake.connector.errors import ProgrammingError
 
 
 def unsupported(feature: str) -> ProgrammingError:
-    """What local SQL does not do fails here, rather than answering something that looks right."""
+    """A feature that the emulator lacks: it fails instead of returning a result that may be wrong."""
     return ProgrammingError(
         msg=f"Unsupported feature '{feature}' (in local SQL; Snowflake may have it).",
         errno=2,
@@ -37,7 +37,7 @@ def unknown_function(name: str) -> ProgrammingError:
 def invalid_arguments(function: str, given: str, known: str) -> ProgrammingError:
     return ProgrammingError(
         msg=f"SQL compilation error:\nInvalid argument types for function '{function}': ({given}); "
-        f"known are {known}",
+        f"known signatures: {known}",
         errno=1044,
         sqlstate="42P13",
     )
@@ -80,6 +80,6 @@ def invalid(message: str) -> ProgrammingError:
 
 
 def refuse_both(replace: bool, keep: bool) -> None:
-    """Raises ProgrammingError for a CREATE that is to replace a thing, and to leave it alone."""
+    """Raises ProgrammingError for a CREATE with both OR REPLACE and IF NOT EXISTS."""
     if replace and keep:
         raise invalid("options IF NOT EXISTS and OR REPLACE are incompatible.")

@@ -1,7 +1,7 @@
-"""Call an external function over HTTP, as Snowflake does: batches, headers, retries, polling, checks.
+"""Calls external functions over HTTP as Snowflake does: batches, headers, retries, polling, checks.
 
 Source: Snowflake documentation, "Remote service input and output data formats", "Remote service
-implementation" and CREATE EXTERNAL FUNCTION. The messages are Snowflake's, as its users have quoted them.
+implementation" and CREATE EXTERNAL FUNCTION. The error messages are Snowflake's, as quoted by its users.
 """
 
 import json
@@ -20,11 +20,11 @@ from app.snowflake.local.headers import compress, headers_of, without_body
 from app.snowflake.local.query import Query
 from app.snowflake.local.refusals import unsupported
 
-# Where MAX_BATCH_ROWS is not set. Snowflake estimates; of what was observed, this is the upper end.
+# Default of MAX_BATCH_ROWS. Snowflake estimates a size for each query; this is the largest one observed.
 DEFAULT_BATCH_ROWS = 4096
 MAX_RESPONSE_BYTES = 10_000_000
 CONCURRENT_BATCHES = 8
-# Snowflake states neither; the polling limit is its own.
+# Snowflake documents the polling limit, but neither how long it retries nor how long a request may take.
 RETRY_SECONDS = 60.0
 REQUEST_SECONDS = 30.0
 POLLING_SECONDS = 600.0
@@ -33,7 +33,7 @@ _LONGEST_PAUSE_SECONDS = 5.0
 
 
 class RemoteService:
-    """The client's side of external functions; safe to use from several threads."""
+    """The HTTP client for external functions. Thread-safe."""
 
     def __init__(self, chaos: Chaos | None = None, *, retry_seconds: float = RETRY_SECONDS) -> None:
         self.retry_seconds = retry_seconds
@@ -44,9 +44,9 @@ class RemoteService:
     def call(
         self, function: ExternalFunction, rows: Sequence[Sequence[Any]], query: Query
     ) -> list[str | None]:
-        """One value a row of arguments, in order, as JSON. Raises ProgrammingError, as Snowflake would.
+        """The value of each row as JSON, in order. Raises ProgrammingError with Snowflake's error numbers.
 
-        The first batch that fails ends the others.
+        The first batch that fails cancels the others.
         """
         size = function.max_batch_rows or DEFAULT_BATCH_ROWS
         starts = range(0, len(rows), size)
@@ -65,7 +65,7 @@ class RemoteService:
         )
 
     def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)  # an answer may be long in coming
+        self._threads.shutdown(wait=False, cancel_futures=True)  # a response may take minutes
         self._http.clear()
 
     def _plan(self, count: int) -> tuple[Sequence[int], Sequence[Accident]]:
@@ -73,7 +73,7 @@ class RemoteService:
 
 
 def _wait_for_all(calls: Sequence["Future[list[str | None]]"], query: Query) -> None:
-    """Raises what the first one to fail raised."""
+    """Raises the exception of the first call that fails, and cancels the others."""
     finished, pending = wait(calls, return_when=FIRST_EXCEPTION)
     error = next((error for call in finished if (error := call.exception())), None)
     if error is not None:
@@ -84,7 +84,7 @@ def _wait_for_all(calls: Sequence["Future[list[str | None]]"], query: Query) -> 
 
 
 class _Batch:
-    """One batch: the same id and the same bytes, however often it is sent."""
+    """One batch. Every attempt sends the same id and the same bytes."""
 
     def __init__(
         self,
@@ -112,7 +112,7 @@ class _Batch:
             raise self._failure(604, "57014", "SQL execution canceled")
         self._query.count(rows=self._rows)
         try:
-            values = self._values(self._accident.befall(self._send))
+            values = self._values(self._accident.apply(self._send))
         except (ValueError, RecursionError) as error:
             raise self._failure(100287, "22P02", f"Error parsing JSON response: {error}") from None
         if self._accident.kind != "none":
@@ -121,12 +121,12 @@ class _Batch:
         return values
 
     def _send(self) -> bytes:
-        """The body of a 200, after as many retries and polls as it takes."""
+        """Send the batch, retry and poll; return the body of the 200 response."""
         pauses = _pauses()
         deadline = time.monotonic() + self._service.retry_seconds
         method, body = "POST", self._body
         while True:
-            status, answer = self._ask(method, body)
+            status, answer = self._request(method, body)
             if status == 200:
                 return answer
             if status == 202:
@@ -139,12 +139,12 @@ class _Batch:
             else:
                 self._query.count(retries=1)
             if time.monotonic() >= deadline:
-                raise self._too_late(status)
+                raise self._timed_out(status)
             if self._query.is_over.wait(min(next(pauses), max(0.0, deadline - time.monotonic()))):
                 raise self._failure(604, "57014", "SQL execution canceled")
 
-    def _ask(self, method: str, body: bytes) -> tuple[int, bytes]:
-        """Status and body; status 0 when there is no answer. Raises ValueError for one that is garbled."""
+    def _request(self, method: str, body: bytes) -> tuple[int, bytes]:
+        """Status and body; status 0 without a response. Raises ValueError if the body cannot be decoded."""
         self._query.count(requests=1)
         headers = self._headers if method == "POST" else without_body(self._headers)
         try:
@@ -156,7 +156,7 @@ class _Batch:
         return response.status, response.data
 
     def _values(self, answer: bytes) -> list[str | None]:
-        """Raises ProgrammingError for an answer that Snowflake would not accept, ValueError for no JSON."""
+        """The values as JSON. Raises ValueError if it is not JSON, ProgrammingError for other faults."""
         if len(answer) > MAX_RESPONSE_BYTES:
             raise self._failure(100351, "22023", f"with a response of more than {MAX_RESPONSE_BYTES} bytes")
         document = json.loads(answer, parse_constant=_refuse_constant, parse_float=_finite)
@@ -177,7 +177,7 @@ class _Batch:
             raise self._failure(100353, "22023", "Row numbers out of order")
         return [None if value is None else _to_json(value) for _, value in rows]
 
-    def _too_late(self, status: int) -> ProgrammingError:
+    def _timed_out(self, status: int) -> ProgrammingError:
         if status == 0:
             message = "Remote service cannot be reached. Check the endpoint URL and try again."
             return self._failure(100350, "P0000", message)
@@ -200,11 +200,11 @@ def _pauses() -> Iterator[float]:
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not valid JSON")
 
 
 def _finite(digits: str) -> float:
-    """JSON knows no infinity, but 1e999 reads like one."""
+    """Raises ValueError for a number such as 1e999, which Python reads as infinity."""
     value = float(digits)
     if math.isinf(value):
         raise ValueError(f"{digits[:20]} is out of range")
@@ -212,14 +212,14 @@ def _finite(digits: str) -> float:
 
 
 def _to_json(value: Any) -> str:
-    """Raises ValueError for half a surrogate pair, which JSON can escape and no text can hold."""
+    """Raises ValueError for a lone surrogate, which JSON can escape but UTF-8 cannot encode."""
     text = json.dumps(value, ensure_ascii=False)
     text.encode()
     return text
 
 
 def _error_code(value: str | None) -> str | None:
-    """Of an outcome of ours; any other function's answer has none."""
+    """The error code of an outcome of our service; None for any other value."""
     if value is None or '"error"' not in value:
         return None
     outcome = json.loads(value)

@@ -1,4 +1,4 @@
-"""Rewrite what only Snowflake knows in a statement to what DuckDB can run."""
+"""Rewrites the parts of a statement that only Snowflake supports into SQL that DuckDB can run."""
 
 import json
 from typing import TYPE_CHECKING, Any
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from app.snowflake.local.session import LocalConnection
 
 DEFAULT_SIGNED_SECONDS = 3600
-_OURS = "_LOCAL_"
+_INTERNAL = "_LOCAL_"
 _SEMI_STRUCTURED = frozenset({"VARIANT", "OBJECT", "ARRAY"})
-_BY_ORDER = (exp.Ordered, exp.Min, exp.Max, exp.Between, exp.Greatest, exp.Least)
-_OF_TEXT = (
+_ORDERING = (exp.Ordered, exp.Min, exp.Max, exp.Between, exp.Greatest, exp.Least)
+_TEXT_FUNCTIONS = (
     exp.Like,
     exp.ILike,
     exp.DPipe,
@@ -55,48 +55,48 @@ _DIRECTORY_SCHEMA = pa.schema(
 
 
 def is_built_in(name: str) -> bool:
-    """Whether a call of this name would never come to a function of the user's."""
-    return name in Snowflake.Parser.FUNCTIONS or name in STAGE_FUNCTIONS or name.startswith(_OURS)
+    """Whether a call of this name never reaches a function that a user created."""
+    return name in Snowflake.Parser.FUNCTIONS or name in STAGE_FUNCTIONS or name.startswith(_INTERNAL)
 
 
 def rewrite(expression: Any, session: "LocalConnection", query: Query, names: list[str]) -> dict[str, Any]:
-    """Change the expression in place; `names` are for the columns that have none.
+    """Change the expression in place; return the tables that it reads, by name.
 
-    Returns the tables that it needs, by name.
+    `names` become the names of the columns without an alias.
     """
-    _refuse_ours(expression)
+    _refuse_internal(expression)
     _cast_variants(expression)
-    before, columns = expression.sql(dialect="snowflake"), _answer_of(expression)
+    before, columns = expression.sql(dialect="snowflake"), _selected(expression)
     texts = [column.sql(dialect="snowflake") for column in columns]
     names = names if len(names) == len(texts) else texts
     is_named = [isinstance(column, exp.Alias | exp.Column | exp.Star) for column in columns]
     tables: dict[str, Any] = {}
     for node in list(expression.find_all(exp.DirectoryStage)):
-        name = f"{_OURS}DIRECTORY_{len(tables)}"
+        name = f"{_INTERNAL}DIRECTORY_{len(tables)}"
         tables[name] = _directory_table(_whole_stage(node.this.name, session))
         node.replace(exp.to_identifier(name))
     for node in list(expression.find_all(exp.Func)):
         _replace_function(node, session, query)
     if expression.sql(dialect="snowflake") != before:
         _refuse_stored(expression)
-        for column, text, name, has_name in zip(_answer_of(expression), texts, names, is_named, strict=True):
+        for column, text, name, has_name in zip(_selected(expression), texts, names, is_named, strict=True):
             if not has_name and column.sql(dialect="snowflake") != text:
                 column.replace(exp.alias_(column.copy(), name.upper(), quoted=True))
     return tables
 
 
 def _cast_variants(expression: Any) -> None:
-    """Compare a part of a VARIANT by its value, as Snowflake does; DuckDB would by its JSON."""
+    """Cast VARIANT parts in comparisons: Snowflake compares their values, DuckDB their JSON texts."""
     for node in list(expression.find_all(exp.JSONExtract)):
         user = node.parent.parent if isinstance(node.parent, exp.Paren) else node.parent
-        if isinstance(user, _BY_ORDER):
-            raise unsupported("order of VARIANT values: cast them")
-        if isinstance(user, _OF_TEXT):
+        if isinstance(user, _ORDERING):
+            raise unsupported("ordering of VARIANT values without a cast")
+        if isinstance(user, _TEXT_FUNCTIONS):
             node.replace(exp.cast(node.copy(), "VARCHAR"))
         elif isinstance(user, exp.Predicate | exp.In) and not isinstance(user, exp.Is):
             kinds = {_type_of(other) for other in _operands(user) if not other.find(exp.JSONExtract)}
             if len(kinds) > 1 or None in kinds:
-                raise unsupported("comparison of a VARIANT with anything but constants: cast it")
+                raise unsupported("comparison of a VARIANT with anything but a constant, without a cast")
             if kinds:
                 node.replace(exp.cast(node.copy(), str(*kinds)))
 
@@ -115,10 +115,10 @@ def _type_of(constant: Any) -> str | None:
     return None
 
 
-def _refuse_ours(expression: Any) -> None:
-    """What rewritten statements use is not for others: it has no checks of its own."""
+def _refuse_internal(expression: Any) -> None:
+    """Raises ProgrammingError for internal functions and tables, which do not check their arguments."""
     for node in expression.find_all(exp.Anonymous, exp.Table):
-        if node.name.upper().startswith(_OURS):
+        if node.name.upper().startswith(_INTERNAL):
             raise (
                 unknown_function(node.name)
                 if isinstance(node, exp.Anonymous)
@@ -127,14 +127,14 @@ def _refuse_ours(expression: Any) -> None:
 
 
 def _refuse_stored(expression: Any) -> None:
-    """A view or a default would keep what is true of this query alone."""
+    """Raises ProgrammingError for a view or a default: it would store values of this query only."""
     makes_rows = isinstance(expression, exp.Create) and str(expression.args["kind"]).upper() == "TABLE"
     if isinstance(expression, exp.Create | exp.Alter) and not (makes_rows and expression.expression):
         kind = str(expression.args["kind"]).upper()
-        raise unsupported(f"{kind} with functions of the session, its stages or external functions")
+        raise unsupported(f"{kind} with context functions, stages or external functions")
 
 
-def _answer_of(expression: Any) -> list[Any]:
+def _selected(expression: Any) -> list[Any]:
     holder = "this" if isinstance(expression, exp.Describe) else "expression"
     query = expression if isinstance(expression, exp.Query) else expression.args.get(holder)
     return list(query.selects) if isinstance(query, exp.Query) else []
@@ -162,16 +162,16 @@ def _stage_function(name: str, arguments: list[Any], session: "LocalConnection",
     path, *rest = arguments[1:]
     if name == "GET_PRESIGNED_URL":
         seconds = rest[0] if rest else exp.Literal.number(DEFAULT_SIGNED_SECONDS)
-        return _call(f"{_OURS}SIGN", query_id, stage_name, path, seconds)
+        return _call(f"{_INTERNAL}SIGN", query_id, stage_name, path, seconds)
     if name == "BUILD_STAGE_FILE_URL":
-        return _call(f"{_OURS}FILE_URL", query_id, stage_name, path)
-    return _call(f"{_OURS}SCOPED_URL", query_id, stage_name, path)
+        return _call(f"{_INTERNAL}FILE_URL", query_id, stage_name, path)
+    return _call(f"{_INTERNAL}SCOPED_URL", query_id, stage_name, path)
 
 
 def _whole_stage(location: str, session: "LocalConnection") -> Stage:
     stage, path = session.find_stage(location)
     if path:
-        raise invalid(f"A stage must be named without a path here. Received: {location}.")
+        raise invalid(f"The stage must be given without a path. Received: {location}.")
     return stage
 
 
@@ -184,7 +184,7 @@ def _replace_external(node: Any, session: "LocalConnection", query: Query) -> No
     if not overloads and is_qualified:
         raise unknown_function(".".join(names))
     if not overloads:
-        return  # of Snowflake's own
+        return  # a built-in function
     function = _choose(overloads, node.expressions)
     integration = session.local.catalog.integrations.get(function.integration)
     if integration is None:
@@ -195,12 +195,12 @@ def _replace_external(node: Any, session: "LocalConnection", query: Query) -> No
         for argument, kind in zip(node.expressions, function.argument_types, strict=True)
     ]
     place = exp.Literal.number(query.place_of(function))
-    call = _call(f"{_OURS}CALL", exp.Literal.string(query.id), place, _call("JSON_ARRAY", *arguments))
+    call = _call(f"{_INTERNAL}CALL", exp.Literal.string(query.id), place, _call("JSON_ARRAY", *arguments))
     outermost.replace(_convert(call, function.returns, is_cast=_is_cast(outermost)))
 
 
 def _qualified_name(node: Any) -> tuple[tuple[str, ...], Any]:
-    """A function's name in parts as stored, and the node that holds all of it."""
+    """The parts of a function's name as stored, and the node of the whole qualified name."""
     dot = node.parent
     if not isinstance(dot, exp.Dot) or dot.expression is not node:
         return (_stored(node.this),), node
@@ -218,7 +218,7 @@ def _stored(part: Any) -> str:
 
 
 def _choose(overloads: list[ExternalFunction], arguments: list[Any]) -> ExternalFunction:
-    """By the number of arguments; DuckDB tells their types when it is too late."""
+    """The overload with this number of arguments: their types are known only while DuckDB runs."""
     possible = [function for function in overloads if len(function.arguments) == len(arguments)]
     if not possible:
         given = ", ".join(argument.sql(dialect="snowflake") for argument in arguments)
@@ -230,7 +230,7 @@ def _choose(overloads: list[ExternalFunction], arguments: list[Any]) -> External
 
 
 def _convert(call: Any, returns: str, *, is_cast: bool) -> Any:
-    """JSON as it is for semi-structured types, unpacked for the others, and where it is cast to one."""
+    """The call itself for a semi-structured type; for other types and casts, the value in its JSON."""
     if returns in _SEMI_STRUCTURED and not is_cast:
         return call
     text = _call("JSON_EXTRACT_STRING", call, exp.Literal.string("$"))
@@ -240,7 +240,7 @@ def _convert(call: Any, returns: str, *, is_cast: bool) -> Any:
 
 
 def _is_cast(node: Any) -> bool:
-    """To a type that is no longer JSON."""
+    """Whether the value is cast to a type that is not semi-structured."""
     cast = node.parent
     return isinstance(cast, exp.Cast) and cast.to.sql(dialect="snowflake").upper() not in _SEMI_STRUCTURED
 

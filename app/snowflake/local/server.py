@@ -1,4 +1,4 @@
-"""The server of local SQL: Snowflake's protocol over http, its stages over https, both on loopback."""
+"""The emulator's two servers on loopback: Snowflake's protocol over HTTP, its storage over HTTPS."""
 
 import asyncio
 import socket
@@ -15,7 +15,7 @@ from starlette.applications import Starlette
 from app.snowflake.local.catalog import DATABASE, SCHEMA, Stage
 from app.snowflake.local.chaos import Chaos
 from app.snowflake.local.emulation import LocalSnowflake
-from app.snowflake.local.protocol import create_protocol_app, forget_sessions
+from app.snowflake.local.protocol import close_sessions, create_protocol_app
 from app.snowflake.local.remote import RETRY_SECONDS, RemoteService
 from app.snowflake.local.urls import ACCOUNT
 
@@ -23,7 +23,7 @@ HOST = "127.0.0.1"
 
 
 class LocalServer:
-    """Runs in threads of this process while its context lasts; both ports are free ones unless given."""
+    """Runs both servers in threads until the context exits. Port 0 selects a free port."""
 
     def __init__(
         self, port: int = 0, *, chaos: Chaos | None = None, retry_seconds: float = RETRY_SECONDS
@@ -44,17 +44,17 @@ class LocalServer:
         self.authority_file = folder / "authority.pem"
         certificate, key = _issue_certificate(self.authority_file)
         self._exit.callback(self.local.close)
-        self._exit.callback(forget_sessions, self.local)
+        self._exit.callback(close_sessions, self.local)
         self._serve(create_protocol_app(self.local), self._protocol_socket)
         self._serve(self.local.storage.app(), self._storage_socket, ssl_certfile=certificate, ssl_keyfile=key)
-        self._exit.callback(self.local.cancel_queries)  # first, or stopping would wait for them
+        self._exit.callback(self.local.cancel_queries)  # runs first: a stop waits for running queries
         return self
 
     def __exit__(self, *_: object) -> None:
         self._exit.close()
 
     def mount(self, folder: Path, name: str = "IMAGES") -> Stage:
-        """Let a folder of the user's stand for a stage, its directory table up to date."""
+        """Mount a folder as a stage with a current directory table."""
         stage = Stage(
             (DATABASE, SCHEMA, name),
             folder,
@@ -68,7 +68,7 @@ class LocalServer:
 
     @property
     def connect_arguments(self) -> dict[str, Any]:
-        """For the connector's connect()."""
+        """Arguments of the connector's connect()."""
         return {
             "account": ACCOUNT,
             "user": "LOCAL",
@@ -83,7 +83,7 @@ class LocalServer:
 
     @property
     def service_environment(self) -> dict[str, str]:
-        """For a service that is to read these stages."""
+        """Environment variables for a service that reads these stages."""
         settings = {
             "ALLOWED_URL_HOSTS": self.storage_host,
             "ALLOW_PRIVATE_ADDRESSES": "true",
@@ -115,7 +115,7 @@ class LocalServer:
 
 def _listen(port: int) -> socket.socket:
     listening = socket.create_server((HOST, port))
-    # asyncio leaves sockets alone that name no protocol, and each answer would wait 40 ms.
+    # asyncio does not set it on sockets created without a protocol; without it an answer takes 40 ms more.
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listening
 

@@ -1,4 +1,4 @@
-"""One client's session: who it is, what is current, and its cursors."""
+"""A client's session: its user, role, warehouse, current schema, and cursors."""
 
 import asyncio
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class LocalConnection(FakeSnowflakeConnection):
-    """fakesnow's, with stages and functions of its own."""
+    """fakesnow's connection, with stages and external functions."""
 
     def __init__(
         self,
@@ -28,34 +28,34 @@ class LocalConnection(FakeSnowflakeConnection):
         schema: str,
         **options: Any,
     ) -> None:
-        """A database that is not there leaves the session without one, as in Snowflake."""
+        """If the database does not exist, the session has no current database, as in Snowflake."""
         super().__init__(duck_conn, results_cache, **options)
         self.local = local
         self.user = "LOCAL"
         self.role = "PUBLIC"
         self.warehouse = "LOCAL"
-        self.repeats_puts = False  # before each file of a PUT, as the connector of 4.x does
-        # One statement after the other: DuckDB's connection holds one result at a time.
+        self.repeats_puts = False  # connector 4.x sends the PUT again for each file
+        # Serializes the statements: a DuckDB connection holds one result at a time.
         self.turn = asyncio.Lock()
         if self.has_schema(database):
             self.use(database, schema if self.has_schema(database, schema) else None)
 
     def has_schema(self, database: str, schema: str | None = None) -> bool:
-        """Without a schema, whether there is the database."""
+        """Whether the schema exists; without `schema`, whether the database does."""
         found = self._duck_conn.execute(
             "SELECT 1 FROM information_schema.schemata "
             "WHERE catalog_name = ? AND coalesce(schema_name = ?, true)",
             [database, schema],
         )
-        return found.fetchall() != []  # all, or the connection waits for the rest
+        return found.fetchall() != []  # unread rows would block the connection
 
     def require_schema(self, database: str, schema: str) -> None:
-        """Raises ProgrammingError where there is none to create something in."""
+        """Raises ProgrammingError if the schema does not exist."""
         if not self.has_schema(database, schema):
             raise not_found("Schema", quote_identifier(database, schema))
 
     def use(self, database: str, schema: str | None) -> None:
-        """Make them current; both must be there."""
+        """Make the database and schema current; both must exist."""
         self._duck_conn.execute(f"SET schema = {quote_string(quote_identifier(database, schema or 'main'))}")
         self.database, self.database_set = database, True
         self._schema, self.schema_set = schema, schema is not None
@@ -64,7 +64,7 @@ class LocalConnection(FakeSnowflakeConnection):
         return LocalCursor(self, self._duck_conn)
 
     def qualify(self, names: tuple[str, ...]) -> Name:
-        """With the current database and schema in front, where a name lacks them."""
+        """The full name, completed by the current database and schema. Raises ProgrammingError."""
         current = (self.database, self.schema)
         missing = 3 - len(names)
         if missing < 0:
@@ -75,7 +75,7 @@ class LocalConnection(FakeSnowflakeConnection):
         return database, schema, name
 
     def find_stage(self, location: str) -> tuple[Stage, str]:
-        """The stage and the path of a location. Raises ProgrammingError."""
+        """The stage and the path of a location. Raises ProgrammingError if there is no such stage."""
         try:
             names, path = parse_location(location)
         except ValueError as error:
@@ -87,7 +87,7 @@ class LocalConnection(FakeSnowflakeConnection):
         return stage, path
 
     def context(self) -> dict[str, str]:
-        """What CONTEXT_HEADERS and the functions of the same names say."""
+        """The values of CONTEXT_HEADERS and of the context functions with the same names."""
         return {
             "CURRENT_ACCOUNT": ACCOUNT.upper(),
             "CURRENT_ACCOUNT_NAME": ACCOUNT.upper(),

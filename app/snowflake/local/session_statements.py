@@ -1,4 +1,4 @@
-"""What is current in a session: USE and ALTER SESSION.
+"""Statements on the session: USE and ALTER SESSION.
 
 Source: Snowflake documentation, USE <object> and ALTER SESSION.
 """
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from app.snowflake.local.session import LocalConnection
 
 _DONE = "Statement executed successfully."
-# Without them everything would be as it is.
+# Accepted without effect.
 _PARAMETERS = frozenset({"USE_CACHED_RESULT", "QUERY_TAG", "STATEMENT_TIMEOUT_IN_SECONDS"})
 
 
@@ -37,7 +37,7 @@ def use(tokens: Tokens, session: "LocalConnection") -> Answer:
 
 
 def _use_database(name: str, session: "LocalConnection") -> None:
-    """And its schema PUBLIC, if it has one."""
+    """Make the database current, with its schema PUBLIC if it has one."""
     if not session.has_schema(name):
         raise not_found("Database", quote_identifier(name))
     session.use(name, SCHEMA if session.has_schema(name, SCHEMA) else None)

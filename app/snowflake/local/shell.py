@@ -1,4 +1,4 @@
-"""Local SQL at the terminal: one statement, or one after the other."""
+"""Local SQL at the terminal: runs one statement, or reads statements interactively."""
 
 import contextlib
 import importlib
@@ -26,17 +26,17 @@ from app.snowflake.register import Registration, register
 from app.terminal import open_screen
 
 MAX_BATCH_ROWS = 32
-# So that even a few images travel in several.
+# Small, so that a few images make several batches.
 MAX_BATCH_ROWS_IN_CHAOS = 4
 WIDEST_CELL = 80
 _ACCIDENTS = ("repeated", "delayed", "dropped")
 _BANNER = """
-Local SQL: an emulation of Snowflake on DuckDB, calling the real service at {url}.
-@images holds the {images} images of {folder}. Try:
+Local SQL: an emulation of Snowflake on DuckDB that calls the service at {url}.
+The stage @images holds the {images} images of {folder}. Try:
 
   SELECT relative_path, ext_classify(file_url):label::string FROM DIRECTORY(@images);
 
-A statement ends with a semicolon; Ctrl-D or exit; leaves.
+End each statement with a semicolon. To quit, press Ctrl-D or type exit;
 """
 
 
@@ -49,14 +49,16 @@ def local_sql(
     port: int = 0,
     service_port: int | None = None,
 ) -> Iterator[tuple["Shell", str, "subprocess.Popen[bytes] | None"]]:
-    """A shell, the service's URL, and its process if it is our own. Raises ClientError."""
+    """A shell, the service's URL, and its process unless `url` is given. Raises ClientError."""
     find_images([images])
     with ExitStack() as stack:
         chaos = None if chaos_seed is None else Chaos(chaos_seed)
         server = stack.enter_context(LocalServer(port, chaos=chaos))
         stage = server.mount(images.resolve())
         if not stage.directory:
-            raise ClientError(f"There are no images in {images}; links that lead out of it do not count.")
+            raise ClientError(
+                f"There are no images in {images}; links that lead out of the folder are ignored."
+            )
         service = None
         if url is None:
             url, service = stack.enter_context(
@@ -70,7 +72,7 @@ def local_sql(
 
 
 class Shell:
-    """Runs statements and prints what they answer."""
+    """Runs statements and prints their results."""
 
     def __init__(self, console: Console, server: LocalServer | None = None, images: int = 0) -> None:
         self._console = console
@@ -78,7 +80,7 @@ class Shell:
         self.images = images
 
     def run(self, sql: str, *, as_json: bool) -> list[list[Any]]:
-        """Print the answer, and how it came about on stderr. Raises StatementFailed."""
+        """Print and return the rows; print the counts of service calls to stderr. Raises StatementFailed."""
         started = time.perf_counter()
         columns, rows, query_id = self._console.table(sql)
         seconds = time.perf_counter() - started
@@ -93,20 +95,20 @@ class Shell:
             print(f"({_describe_calls(query.counts)}, {seconds:.1f} s)", file=sys.stderr)
             if query.row_errors:
                 errors = ", ".join(f"{count} {code}" for code, count in query.row_errors.most_common())
-                print(f"(answered with an error, which answer:error tells of: {errors})", file=sys.stderr)
+                print(f"(rows with an error, see answer:error: {errors})", file=sys.stderr)
         return rows
 
     def answer(self, statement: str | None, *, as_json: bool, banner: str = "") -> None:
-        """One statement, or those that are typed. Raises ClientError."""
+        """Run the statement, or read statements interactively if it is None. Raises ClientError."""
         if statement is not None:
             self.run(statement, as_json=as_json)
         else:
             self.converse(as_json=as_json, banner=banner)
 
     def converse(self, *, as_json: bool, banner: str = "", read: Callable[[str], str] = input) -> None:
-        """Until exit or the end of the input. Raises ClientError in the end for statements that failed."""
+        """Run statements until exit or the end of input. Raises ClientError at the end if any failed."""
         with contextlib.suppress(ImportError):
-            importlib.import_module("readline")  # lets input() edit and remember lines
+            importlib.import_module("readline")  # gives input() line editing and a history
         if sys.stdin.isatty():
             print(banner)
         failed = 0
@@ -117,15 +119,15 @@ class Shell:
                 failed += 1
                 print(f"{error}", file=sys.stderr)
             except KeyboardInterrupt:
-                print("(not waited for)", file=sys.stderr)
+                print("(interrupted; the statement may still be running)", file=sys.stderr)
         if failed and not sys.stdin.isatty():
             raise ClientError(f"Statements that failed: {failed}.")
 
 
 def serve(server: LocalServer, url: str) -> None:
-    """Let other clients log in until Ctrl-C."""
-    print(f"Local SQL on 127.0.0.1:{server.port}, calling the service at {url}, until Ctrl-C.")
-    print(f"Clients log in by:\n\n  {server.connect_arguments}\n\nIn another terminal, try:\n")
+    """Accept logins of other clients until Ctrl-C."""
+    print(f"Local SQL listens on 127.0.0.1:{server.port} and calls the service at {url}. Ctrl-C stops it.")
+    print(f"Clients connect with:\n\n  {server.connect_arguments}\n\nIn another terminal, try:\n")
     print(
         f"  ext-classify register --local --port {server.port} --provider aws --stage photos --verify \\\n"
         f"    --url {url}/classify --role-arn arn:aws:iam::000000000000:role/local",
@@ -153,14 +155,14 @@ def _cell(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """JSON for what it has no form of: numbers stay numbers."""
+    """Convert a value that has no JSON type: a Decimal to a number, any other value to text."""
     if isinstance(value, Decimal):
         return int(value) if value == value.to_integral_value() else float(value)
     return str(value)
 
 
 def _describe_calls(counts: Counter[str]) -> str:
-    """`6 rows in 1 batch`, and what went wrong on the way."""
+    """`6 rows to the service in 1 batch`, then the faults, retries and polls."""
     batches = f"{counts['batches']} batch{'es' if counts['batches'] != 1 else ''}"
     events = [f"{counts[name]} {name}" for name in (*_ACCIDENTS, "retries", "polls") if counts[name]]
     rows = f"{counts['rows']} row{'s' if counts['rows'] != 1 else ''}"
@@ -168,7 +170,7 @@ def _describe_calls(counts: Counter[str]) -> str:
 
 
 def _statements(read: Callable[[str], str]) -> Iterator[str]:
-    """One statement at a time, each up to its semicolon; an error message may follow each."""
+    """Yield each statement as soon as its semicolon is read."""
     first, next_one = ("sql> ", "..> ") if sys.stdin.isatty() else ("", "")
     text = ""
     while True:
@@ -180,7 +182,7 @@ def _statements(read: Callable[[str], str]) -> Iterator[str]:
             if not sys.stdin.isatty():
                 raise
             print()
-            text = ""  # what was typed so far is dropped
+            text = ""  # discard the unfinished statement
             continue
         text += f"{line}\n"
         if text.strip().rstrip(";").strip().lower() in {"exit", "quit"}:
@@ -192,7 +194,7 @@ def _statements(read: Callable[[str], str]) -> Iterator[str]:
 
 
 def _registration(url: str, max_batch_rows: int) -> Registration:
-    """What local SQL sets up before the first statement, as `register` would."""
+    """The objects to create before the first statement, as `register` does."""
     return Registration(
         "aws",
         {

@@ -1,4 +1,4 @@
-"""Stages: create, alter, describe, show, list, remove, drop.
+"""Statements on stages: create, alter, describe, show, list, remove, drop.
 
 Source: Snowflake documentation, CREATE, ALTER, DESCRIBE, SHOW and DROP STAGE, LIST and REMOVE.
 """
@@ -37,7 +37,7 @@ def create_stage(tokens: Tokens, session: "LocalConnection") -> Answer:
     if name in known and not replace:
         raise already_exists(name[-1])
     known[name] = session.local.new_stage(name, **properties)
-    session.local.catalog.forget_grants("STAGE", quote_identifier(*name))
+    session.local.catalog.drop_grants("STAGE", quote_identifier(*name))
     return status(f"Stage area {name[-1]} successfully created.")
 
 
@@ -74,7 +74,7 @@ def drop_stage(tokens: Tokens, session: "LocalConnection") -> Answer:
     tokens.require_end()
     if session.local.catalog.stages.pop(name, None) is None and not optional:
         raise not_found("Stage", quote_identifier(*name))
-    session.local.catalog.forget_grants("STAGE", quote_identifier(*name))
+    session.local.catalog.drop_grants("STAGE", quote_identifier(*name))
     return status(f"{name[-1]} successfully dropped.")
 
 
@@ -138,7 +138,7 @@ def remove_files(tokens: Tokens, session: "LocalConnection") -> Answer:
     if not tokens.at_end:
         raise unsupported("REMOVE with PATTERN")
     if stage.is_users_folder:
-        raise invalid(f"Stage {stage} stands for a folder, whose files are not removed.")
+        raise invalid(f"REMOVE is not allowed on stage {stage}, a mounted folder.")
     paths = [file.relative_path for file in stage.list_files(prefix)]
     for path in paths:
         (stage.folder / path).unlink()
@@ -147,7 +147,7 @@ def remove_files(tokens: Tokens, session: "LocalConnection") -> Answer:
 
 
 def _properties(options: dict[str, Any], *, is_new: bool = True) -> dict[str, Any]:
-    """What a stage's options mean here. Raises ProgrammingError for what is not emulated, or not possible."""
+    """The stage attributes that the options set. Raises ProgrammingError if unsupported or invalid."""
     if "URL" in options:
         raise unsupported("external stage")
     properties: dict[str, Any] = {}
@@ -169,7 +169,7 @@ def _properties(options: dict[str, Any], *, is_new: bool = True) -> dict[str, An
 
 
 def _suboption(options: dict[str, Any], name: str, key: str) -> Any:
-    """The one that there must be, and no other that would matter."""
+    """The value of `key`. Raises ProgrammingError if it is missing, or if there are other keys."""
     given = options[name]
     if not isinstance(given, dict) or key not in given:
         raise invalid(f"{name} must be ({key} = …).")

@@ -1,4 +1,4 @@
-"""The statements that local SQL carries out itself; fakesnow does all others."""
+"""The statements that the emulator executes itself; fakesnow executes all others."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
@@ -18,7 +18,7 @@ Statement: TypeAlias = Callable[[Tokens, "LocalConnection"], Answer]
 
 
 def answer_statement(sql: str, session: "LocalConnection") -> Answer | None:
-    """The answer of a statement of ours, None for another one. Raises ProgrammingError."""
+    """The result of a statement that the emulator executes, None for others. Raises ProgrammingError."""
     tokens = Tokens(sql)
     find = _create_statement if tokens.words(1) == ("CREATE",) else _other_statement
     statement = find(tokens)
@@ -29,7 +29,7 @@ def answer_statement(sql: str, session: "LocalConnection") -> Answer | None:
 
 
 def _create_statement(tokens: Tokens) -> Statement | None:
-    """What a CREATE creates is said behind its modifiers; the statement reads them again."""
+    """Find the kind of object after CREATE's modifiers, which the statement itself reads again."""
     words = [
         word
         for word in tokens.words(8)

@@ -1,4 +1,4 @@
-"""Where stages keep their files: signed URLs over https that expire, with answers like S3's."""
+"""The storage of stages: signed URLs that expire, with error responses like those of Amazon S3."""
 
 import hashlib
 import hmac
@@ -18,14 +18,14 @@ from app.snowflake.local.refusals import invalid
 
 MAX_SIGNED_SECONDS = 604_800
 _TIME = "%Y%m%dT%H%M%SZ"
-# Snowflake's clients know two stores; they speak to this one as to Google's.
+# Snowflake's clients use this storage as they use Google Cloud Storage.
 METADATA_PREFIX = "x-goog-meta-"
 DIGEST = f"{METADATA_PREFIX}sfc-digest"
-_EXISTS = "Another file of this name is there; PUT it with OVERWRITE = TRUE"
+_EXISTS = "A different file of this name exists; PUT it with OVERWRITE = TRUE"
 
 
 class Storage:
-    """Signs URLs of one origin, and serves what they name."""
+    """Signs URLs of one origin, and serves them."""
 
     def __init__(self, catalog: Catalog, origin: str) -> None:
         self._catalog = catalog
@@ -41,9 +41,9 @@ class Storage:
         method: str = "GET",
         overwrite: bool = False,
     ) -> str:
-        """A URL that is good for `seconds`, whether or not the file is there, as Snowflake's are.
+        """A URL that is valid for `seconds`. As in Snowflake, the file need not exist.
 
-        A PUT by it replaces another file only if it may `overwrite`.
+        A PUT replaces a different file only with `overwrite`.
         """
         if not 0 < seconds <= MAX_SIGNED_SECONDS:
             raise invalid(f"Expiration time must be 1 to {MAX_SIGNED_SECONDS} seconds. Received: {seconds}.")
@@ -55,7 +55,7 @@ class Storage:
 
     @property
     def refused_url(self) -> str:
-        """One that nothing can be sent to."""
+        """A URL that the storage always refuses."""
         return f"{self._origin}/refused"
 
     def app(self) -> Starlette:
@@ -103,7 +103,7 @@ def _metadata(request: Request) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class _Upload:
-    """A file on its way into a stage."""
+    """A file to store in a stage."""
 
     stage: Stage
     relative_path: str
@@ -111,20 +111,20 @@ class _Upload:
     metadata: dict[str, str]
 
     def store(self, *, overwrite: bool) -> Response:
-        """The same file again leaves the stage as it is, though its encryption be another."""
+        """Store the file. A file with the digest of the stored one, however encrypted, changes nothing."""
         with self.stage.lock:
             try:
                 path = self.stage.place_of(self.relative_path)
                 if path.exists() and not overwrite:
-                    return Response() if self._is_there() else _error(412, "PreconditionFailed", _EXISTS)
+                    return Response() if self._is_stored() else _error(412, "PreconditionFailed", _EXISTS)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(self.content)
             except (ValueError, OSError):
-                return _error(403, "InvalidURI", "No file of this path can be stored")
+                return _error(403, "InvalidURI", "A file of this path cannot be stored")
             self.stage.metadata[self.relative_path] = self.metadata
         return Response()
 
-    def _is_there(self) -> bool:
+    def _is_stored(self) -> bool:
         stored = self.stage.metadata.get(self.relative_path, {})
         return DIGEST in self.metadata and stored.get(DIGEST) == self.metadata[DIGEST]
 

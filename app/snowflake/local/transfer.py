@@ -1,7 +1,7 @@
-"""PUT and GET: the answers that let Snowflake's clients move files to and from a stage.
+"""PUT and GET: the responses with which Snowflake's clients upload and download the files of a stage.
 
-The clients do the moving. They speak to this storage as to Google's, the one that they reach by signed
-URLs alone. A stage without server-side encryption makes them encrypt, as Snowflake's do.
+The clients use this storage as Google Cloud Storage, the only kind that they access by signed URLs alone.
+They encrypt the files of a stage without server-side encryption, as they do in Snowflake.
 """
 
 import re
@@ -20,7 +20,7 @@ _SIGNED_SECONDS = 3600
 _PUT_OPTIONS = dict.fromkeys(("AUTO_COMPRESS", "OVERWRITE", "PARALLEL", "SOURCE_COMPRESSION"), "")
 _GET_OPTIONS = dict.fromkeys(("PARALLEL", "PATTERN"), "")
 _COMMENT = r"--[^\n]*|//[^\n]*|/\*.*?\*/"
-# Not by tokens: the connector of 4.x asks again for each file, with its bare name between the quotes.
+# Not by tokens: connector 4.x repeats the PUT for each file, with the unescaped name between the quotes.
 _PUT = re.compile(
     rf"(?:\s|{_COMMENT})*PUT\s+(?:'(?:file://)?(?P<quoted>.*?)'|(?:file://)?(?P<bare>\S+))\s+(?P<rest>'?@.*)",
     re.IGNORECASE | re.DOTALL,
@@ -29,7 +29,7 @@ _PATTERN = re.compile(r"[*?\[]")
 
 
 def answer_transfer(sql: str, session: LocalConnection) -> dict[str, Any] | None:
-    """The data of the answer to a PUT or GET, None for another statement. Raises ProgrammingError."""
+    """The response data of a PUT or GET, None for other statements. Raises ProgrammingError."""
     if put := _PUT.fullmatch(sql):
         return _answer_put(put, session)
     tokens = Tokens(sql)
@@ -43,7 +43,10 @@ def is_put(sql: str) -> bool:
 
 
 def failed_put(error: Error, session: LocalConnection) -> dict[str, Any]:
-    """The data of a PUT's failure. Whoever asks for one file more looks for no error, but for a URL."""
+    """The response data of a failed PUT. Connector 4.x ignores the error when it repeats a PUT for a file.
+
+    It uses the URL of the response in any case, so this one refuses the upload.
+    """
     refused = {"presignedUrl": session.local.uploads.refused_url}
     return {"errorCode": f"{error.errno:06d}", "sqlState": error.sqlstate, "stageInfo": _STAGE_INFO | refused}
 
@@ -53,25 +56,25 @@ def _answer_put(put: re.Match[str], session: LocalConnection) -> dict[str, Any]:
     stage, folder = session.find_stage(tokens.take_location())
     options = tokens.take_options(_PUT_OPTIONS)
     if stage.is_users_folder:
-        raise invalid(f"Cannot PUT to stage {stage}: it stands for a folder, like an external stage.")
+        raise invalid(f"PUT is not allowed on stage {stage}, a mounted folder.")
     source = put["bare"] or re.sub(r"\\\\|''|\\'", lambda match: match[0][1], put["quoted"])
     compresses = _flag(options, "AUTO_COMPRESS", default=True)
-    is_one_as_it_is = not compresses and not _PATTERN.search(source)
-    if not is_one_as_it_is and not session.repeats_puts:
-        raise unsupported("PUT with AUTO_COMPRESS = TRUE or a pattern, by this client")
-    if "''" in (put["quoted"] or "") and not is_one_as_it_is:
-        raise unsupported("PUT with AUTO_COMPRESS = TRUE or a pattern, of a name with a quote")
+    is_single_uncompressed = not compresses and not _PATTERN.search(source)
+    if not is_single_uncompressed and not session.repeats_puts:
+        raise unsupported("PUT with AUTO_COMPRESS = TRUE or a pattern from this client")
+    if "''" in (put["quoted"] or "") and not is_single_uncompressed:
+        raise unsupported("PUT with AUTO_COMPRESS = TRUE or a pattern for a name with a quote")
     data = {
         "command": "UPLOAD",
         "src_locations": [source],
         "autoCompress": compresses,
         "sourceCompression": str(options.get("SOURCE_COMPRESSION", "auto_detect")).lower(),
-        "overwrite": True,  # the storage sees to it
+        "overwrite": True,  # the storage enforces OVERWRITE
         "parallel": _parallel(options),
         "stageInfo": {
             **_STAGE_INFO,
-            # With a token the client keeps to the URL; without one it asks again, by each file's name.
-            "creds": {"GCS_ACCESS_TOKEN": "none"} if is_one_as_it_is else {},
+            # With a token the client uses the URL; without one it repeats the PUT with each file's name.
+            "creds": {"GCS_ACCESS_TOKEN": "none"} if is_single_uncompressed else {},
             "location": f"{stage.name[-1]}/{folder}",
             "presignedUrl": session.local.uploads.sign(
                 stage,
@@ -89,7 +92,7 @@ def _answer_put(put: re.Match[str], session: LocalConnection) -> dict[str, Any]:
 
 
 def _target(stage: Stage, folder: str, source: str) -> str:
-    """Where the file goes in the stage. Raises ProgrammingError for a path that a folder cannot hold."""
+    """The file's path in the stage. Raises ProgrammingError for a path that a folder cannot hold."""
     target = (folder.removesuffix("/") + "/" if folder else "") + PurePosixPath(source).name
     try:
         stage.place_of(target)
@@ -144,7 +147,7 @@ def _parallel(options: dict[str, Any]) -> int:
 
 
 def _key_of(stage: Stage) -> dict[str, Any]:
-    """Clients of 5.x insist on texts."""
+    """The encryption material of a stage. Connector 5.x requires strings."""
     return {"queryStageMasterKey": stage.master_key, "queryId": "local", "smkId": "1"}
 
 

@@ -1,4 +1,4 @@
-"""The URLs by which Snowflake names staged files."""
+"""Snowflake's URLs of staged files."""
 
 import re
 import secrets
@@ -7,14 +7,14 @@ from urllib.parse import quote
 
 from app.snowflake.local.catalog import Name, Stage
 
-# What the service is told its account is. One for each emulation, so that a service which reads from another
-# refuses its file URLs, rather than answer for files of the same names.
+# The account in the service's settings. Random, so that a service which reads from another emulator refuses
+# these file URLs instead of classifying its own files of the same names.
 ACCOUNT = f"local-{secrets.token_hex(4)}"
 ACCOUNT_HOST = f"{ACCOUNT}.snowflakecomputing.com"
 
 
 def file_url(stage: Stage, relative_path: str) -> str:
-    """Encoded as in directory tables, down to dots and slashes."""
+    """The file URL of a directory table, in which dots and slashes are percent-encoded too."""
     return f"https://{ACCOUNT_HOST}/api/files/{_encode_name(stage.name)}/{_encode(relative_path)}"
 
 

@@ -1,4 +1,4 @@
-"""Local SQL and a service for it to call: one of each a module, a session and a schema a test."""
+"""Fixtures: an emulator and a service per module, a session in a new schema per test."""
 
 import itertools
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ def running_service() -> Iterator[RemoteService]:
 
 @pytest.fixture
 def service(running_service: RemoteService) -> RemoteService:
-    """It echoes, and has received nothing."""
+    """The service, set to echo and without recorded requests."""
     running_service.respond = echo
     running_service.received.clear()
     return running_service
@@ -43,7 +43,7 @@ def sql(server: LocalServer) -> Iterator[Sql]:
 
 @pytest.fixture
 def numbers(sql: Sql) -> int:
-    """How many rows there are in NUMBERS, more than DuckDB takes at a time."""
+    """The number of rows of the table NUMBERS, more than one batch of DuckDB."""
     sql.rows("CREATE TABLE numbers AS SELECT seq4() AS number FROM TABLE(GENERATOR(ROWCOUNT => 5000))")
     return 5000
 

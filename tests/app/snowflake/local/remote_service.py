@@ -1,4 +1,4 @@
-"""A real HTTP service on loopback that answers as a test wishes and remembers what it was sent."""
+"""An HTTP service on loopback that answers as the test configures it, and records the requests."""
 
 import base64
 import gzip
@@ -14,7 +14,7 @@ from typing import Any, Self
 
 @dataclass(frozen=True)
 class Received:
-    """One request as it came; `body` is not decompressed."""
+    """One request; `body` is still compressed."""
 
     method: str
     headers: Message
@@ -35,7 +35,7 @@ class Received:
         return str(self.headers["sf-external-function-query-batch-id"])
 
     def exact(self, name: str) -> str:
-        """The header's base64 twin, decoded."""
+        """The decoded value of the header's base64 variant."""
         return base64.b64decode(self.headers[f"{name}-base64"]).decode()
 
 
@@ -46,7 +46,7 @@ class Reply:
     headers: dict[str, str] = field(default_factory=dict)
 
 
-DROP = Reply(0)  # the connection, without a word
+DROP = Reply(0)  # close the connection without a response
 Respond = Callable[[Received], Reply]
 
 
@@ -55,7 +55,7 @@ def answer(values: list[Any]) -> Reply:
 
 
 def echo(received: Received) -> Reply:
-    """Each row's arguments; the only one, if there is one."""
+    """Answer each row with its arguments, or with its only argument."""
     return answer([row[1] if len(row) == 2 else row[1:] for row in received.rows])
 
 
@@ -64,7 +64,7 @@ class _Server(ThreadingHTTPServer):
 
 
 class RemoteService:
-    """A context manager; `respond` may be replaced, `received` cleared."""
+    """Serves while the context is open. Tests may replace `respond` and clear `received`."""
 
     def __init__(self) -> None:
         self.respond: Respond = echo

@@ -1,4 +1,4 @@
-"""Statements to local SQL through Snowflake's own connector."""
+"""Runs statements on the emulator through Snowflake's connector."""
 
 from collections.abc import Sequence
 from typing import Any, Self
@@ -9,12 +9,12 @@ from snowflake.connector.errors import Error
 
 from app.snowflake.local.server import LocalServer
 
-# What ends in HTTP 500 the connector would repeat for ever, and fail with 290500 after this time.
+# The connector retries an HTTP 500 for this long, then fails with 290500.
 NETWORK_TIMEOUT_SECONDS = 5
 
 
 class Sql:
-    """One session; a context manager that logs out."""
+    """One session. The context manager logs out."""
 
     def __init__(self, server: LocalServer, **arguments: Any) -> None:
         self.connection = snowflake.connector.connect(
@@ -47,7 +47,7 @@ class Sql:
         return value
 
     def column(self, sql: str) -> list[Any]:
-        """The first one."""
+        """The values of the first column."""
         return [row[0] for row in self.rows(sql)]
 
     def error(self, sql: str, parameters: Sequence[Any] | None = None) -> Error:

@@ -1,4 +1,4 @@
-"""Batches that are repeated, delayed, dropped and reordered, over real HTTP."""
+"""Batches are repeated, delayed, dropped and reordered over HTTP."""
 
 import itertools
 import json
@@ -29,7 +29,7 @@ def f(function: Function) -> None:
 
 
 @pytest.mark.usefixtures("f")
-def test_rows_are_as_without_accidents(
+def test_faults_do_not_change_the_result(
     sql: Sql, service: RemoteService, server: LocalServer, numbers: int
 ) -> None:
     rows = sql.rows("SELECT number, f('row ' || number) FROM numbers")
@@ -42,7 +42,7 @@ def test_rows_are_as_without_accidents(
 
 
 @pytest.mark.usefixtures("f")
-def test_repeated_batch_is_the_same_to_the_byte(
+def test_repeated_batch_has_the_same_bytes(
     sql: Sql, service: RemoteService, server: LocalServer, numbers: int
 ) -> None:
     sql.rows("SELECT f(number) FROM numbers")
@@ -54,10 +54,10 @@ def test_repeated_batch_is_the_same_to_the_byte(
 
 
 @pytest.mark.usefixtures("f", "numbers")
-def test_batches_arrive_in_another_order_than_they_are_numbered(
+def test_batches_are_sent_in_random_order(
     sql: Sql, service: RemoteService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Eight threads alone would swap neighbours: by a place or so, where it is twelve by chance."""
+    """Eight threads alone move a batch by about one place, a random order by twelve on average."""
     monkeypatch.setattr(app.snowflake.local.chaos, "MAX_DELAY_SECONDS", 0.0)
     sql.rows("SELECT f(number) FROM numbers")
     arrived = list(dict.fromkeys(received.batch_id for received in service.received))
@@ -67,9 +67,7 @@ def test_batches_arrive_in_another_order_than_they_are_numbered(
 
 
 @pytest.mark.usefixtures("f", "numbers")
-def test_service_that_answers_a_repeated_batch_differently_is_found_out(
-    sql: Sql, service: RemoteService
-) -> None:
+def test_different_answer_to_a_repeated_batch_ends_the_query(sql: Sql, service: RemoteService) -> None:
     count = itertools.count()
 
     def respond(received: object) -> Reply:
@@ -81,30 +79,30 @@ def test_service_that_answers_a_repeated_batch_differently_is_found_out(
     assert "a repeated batch must get the same answer" in str(error)
 
 
-def test_same_seed_means_the_same_accidents() -> None:
+def test_same_seed_gives_the_same_faults() -> None:
     plans = [Chaos(seed).plan(200) for seed in (1, 1, 2)]
     assert plans[0] == plans[1]
     assert plans[0] != plans[2]
 
 
-def test_each_kind_of_accident_happens_and_none_to_some() -> None:
+def test_plan_contains_each_kind_of_fault_and_batches_without() -> None:
     order, accidents = Chaos(1).plan(200)
     assert sorted(order) == list(range(200))
     assert order != list(range(200))
     assert {accident.kind for accident in accidents} == {"none", *ACCIDENTS}
 
 
-def test_dropped_answer_is_lost_whatever_it_was() -> None:
+def test_dropped_answer_is_ignored() -> None:
     answers = iter([b"first", b"second"])
-    assert Accident("dropped").befall(lambda: next(answers)) == b"second"
+    assert Accident("dropped").apply(lambda: next(answers)) == b"second"
 
 
 def test_repeated_answer_must_be_the_same() -> None:
     answers = iter([b"first", b"second"])
     with pytest.raises(ValueError, match="same answer"):
-        Accident("repeated").befall(lambda: next(answers))
+        Accident("repeated").apply(lambda: next(answers))
 
 
-def test_plain_batch_is_sent_once() -> None:
+def test_batch_without_fault_is_sent_once() -> None:
     answers = iter([json.dumps({"data": []}).encode()])
-    assert Accident().befall(lambda: next(answers)) == b'{"data": []}'
+    assert Accident().apply(lambda: next(answers)) == b'{"data": []}'

@@ -1,4 +1,4 @@
-"""Statements token by token, and the names and filters in them."""
+"""The tokenizer: names, strings, options, stage locations, and splitting of statements."""
 
 import re
 
@@ -20,28 +20,28 @@ def failure(sql: str) -> ProgrammingError:
 
 
 @given(st.lists(names, min_size=1, max_size=3))
-def test_quoted_name_is_taken_as_it_is_stored(parts: list[str]) -> None:
+def test_quoted_name_keeps_its_text(parts: list[str]) -> None:
     tokens = Tokens(f"{quote_identifier(*parts)} rest")
     assert tokens.take_name() == tuple(parts)
     assert tokens.take("REST")
 
 
 @given(names)
-def test_string_is_taken_as_it_was_quoted(text: str) -> None:
+def test_quoted_string_keeps_its_text(text: str) -> None:
     assert Tokens(quote_string(text)).take_string() == text
 
 
-def test_bare_name_is_taken_in_upper_case() -> None:
+def test_unquoted_name_becomes_upper_case() -> None:
     assert Tokens("db.Schema_1.t$").take_name() == ("DB", "SCHEMA_1", "T$")
 
 
 @pytest.mark.parametrize("text", ["'CREATE'", '"CREATE"'])
-def test_literal_spells_no_keyword(text: str) -> None:
+def test_literal_is_not_a_keyword(text: str) -> None:
     assert not Tokens(text).take("CREATE")
 
 
 @pytest.mark.parametrize("sql", ["create", "Create ", "/* x */ CREATE -- y", "CREATE;", "CREATE ; ;\n"])
-def test_keyword_may_be_written_in_any_way(sql: str) -> None:
+def test_keyword_ignores_case_and_comments(sql: str) -> None:
     tokens = Tokens(sql)
     assert tokens.take("CREATE")
     tokens.require_end()
@@ -59,7 +59,7 @@ def test_several_statements_are_an_error(sql: str, count: int) -> None:
     assert f"Actual statement count {count} did not match" in str(error)
 
 
-def test_semicolon_in_a_string_ends_nothing() -> None:
+def test_semicolon_in_a_string_does_not_end_the_statement() -> None:
     assert Tokens("'a;b'").take_string() == "a;b"
 
 
@@ -89,13 +89,13 @@ def test_value_is_a_word_a_string_a_list_or_options(text: str, value: object) ->
 
 
 @pytest.mark.parametrize("text", ["('a', 'b' = 'c')", "('a'"])
-def test_value_that_is_neither_is_an_error(text: str) -> None:
+def test_mixed_or_unclosed_list_is_an_error(text: str) -> None:
     with pytest.raises(ProgrammingError):
         Tokens(text).take_value()
 
 
 def test_unknown_option_is_an_error_that_names_the_known_ones() -> None:
-    with pytest.raises(ProgrammingError, match="known are COMMENT, URL"):
+    with pytest.raises(ProgrammingError, match="COMMENT, URL"):
         Tokens("COMENT = 'x'").take_options({"COMMENT": "", "URL": ""})
 
 
@@ -112,7 +112,7 @@ def test_unknown_option_is_an_error_that_names_the_known_ones() -> None:
         "'@s/a b'",
     ],
 )
-def test_location_is_taken_as_it_stands(word: str, location: str) -> None:
+def test_location_keeps_its_text(word: str, location: str) -> None:
     tokens = Tokens(f"{word} {location} -- all of it\n;")
     assert tokens.take(word)
     assert tokens.take_location() == location.strip("'")
@@ -139,7 +139,7 @@ def test_location_ends_at_a_blank() -> None:
         ("SELECT 1", "SELECT 1"),
     ],
 )
-def test_stages_are_quoted_where_a_url_is_made(sql: str, quoted: str) -> None:
+def test_stages_are_quoted_in_url_functions(sql: str, quoted: str) -> None:
     assert quote_stage_arguments(sql) == quoted
 
 
@@ -155,7 +155,7 @@ def test_stages_are_quoted_where_a_url_is_made(sql: str, quoted: str) -> None:
         ("DROP TABLE t", []),
     ],
 )
-def test_columns_are_told_by_their_text(sql: str, texts: list[str]) -> None:
+def test_column_texts_are_the_source_of_each_column(sql: str, texts: list[str]) -> None:
     assert column_texts(sql) == texts
 
 
@@ -174,7 +174,7 @@ def test_statements_are_split_at_semicolons(text: str, statements: list[str], re
     assert split_statements(text) == (statements, rest)
 
 
-def test_error_names_what_came_and_what_was_expected() -> None:
+def test_error_names_the_unexpected_and_the_expected_token() -> None:
     with pytest.raises(ProgrammingError, match=re.escape("unexpected 'b'; expected the end")):
         Tokens("b").require_end()
     tokens = Tokens("a")

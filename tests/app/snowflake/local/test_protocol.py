@@ -1,4 +1,4 @@
-"""Clients and sessions: logins, binds, threads, failures, and the end of it all."""
+"""Clients and sessions: logins, binds, threads, failures, and shutdown."""
 
 import contextlib
 import gzip
@@ -14,7 +14,7 @@ import pytest
 from snowflake.connector.errors import Error
 
 from app.snowflake.console import StatementFailed, connect
-from app.snowflake.local.emulation import MAX_REMEMBERED_QUERIES
+from app.snowflake.local.emulation import MAX_FINISHED_QUERIES
 from app.snowflake.local.query import Query
 from app.snowflake.local.server import LocalServer
 from tests.app.snowflake.local.conftest import Function
@@ -50,7 +50,7 @@ def ask(server: LocalServer, token: str, statement: str) -> Any:
 # Logins.
 
 
-def test_session_is_who_logged_in(server: LocalServer) -> None:
+def test_session_has_the_user_role_and_warehouse_of_the_login(server: LocalServer) -> None:
     with Sql(server, user="anna", role='"An alyst"', warehouse="small") as sql:
         row = sql.row("SELECT CURRENT_USER(), CURRENT_ROLE(), CURRENT_WAREHOUSE()")
         assert row == ("ANNA", "An alyst", "SMALL")
@@ -58,7 +58,7 @@ def test_session_is_who_logged_in(server: LocalServer) -> None:
         assert sql.connection.database == "LOCAL"
 
 
-def test_session_without_a_name_space_gets_the_users_own(server: LocalServer) -> None:
+def test_login_without_a_database_gets_the_default_one(server: LocalServer) -> None:
     with Sql(server, database=None, schema=None) as sql:
         assert sql.row("SELECT CURRENT_DATABASE(), CURRENT_SCHEMA()") == ("LOCAL", "PUBLIC")
 
@@ -71,14 +71,14 @@ def test_session_without_a_name_space_gets_the_users_own(server: LocalServer) ->
         ("LOCAL", "public", ("LOCAL", "PUBLIC")),
     ],
 )
-def test_session_has_only_what_is_there(
+def test_missing_database_or_schema_is_not_current(
     server: LocalServer, database: str, schema: str, current: tuple[str | None, str | None]
 ) -> None:
     with Sql(server, database=database, schema=schema) as sql:
         assert sql.row("SELECT CURRENT_DATABASE(), CURRENT_SCHEMA()") == current
 
 
-def test_session_without_a_database_has_no_short_names(server: LocalServer, tmp_path: Path) -> None:
+def test_unqualified_names_need_a_current_database(server: LocalServer, tmp_path: Path) -> None:
     server.mount(tmp_path)
     with Sql(server, database="nope") as sql:
         for statement in ("LIST @images", "CREATE TABLE t (a INT)", "SELECT * FROM DIRECTORY(@images)"):
@@ -89,18 +89,18 @@ def test_session_without_a_database_has_no_short_names(server: LocalServer, tmp_
         assert sql.value("SELECT 1") == 1
 
 
-def test_what_a_client_asks_of_the_emulator_itself_is_not_heard(server: LocalServer, tmp_path: Path) -> None:
+def test_session_parameters_of_fakesnow_are_ignored(server: LocalServer, tmp_path: Path) -> None:
     token = log_in(server, FAKESNOW_DB_PATH=str(tmp_path), nop_regexes=["^CREATE"])
     assert not ask(server, token, "CREATE FUNCTION g() RETURNS INT AS '1'")["success"]
     assert list(tmp_path.iterdir()) == []
 
 
-def test_stranger_is_asked_to_log_in(server: LocalServer) -> None:
-    status, answer = post(server, "/queries/v1/query-request", {"sqlText": "SELECT 1"}, "stranger")
+def test_unknown_token_requires_a_login(server: LocalServer) -> None:
+    status, answer = post(server, "/queries/v1/query-request", {"sqlText": "SELECT 1"}, "unknown")
     assert (status, answer["code"]) == (401, "390104")
 
 
-def test_session_ends_with_its_logout(server: LocalServer) -> None:
+def test_logout_ends_the_session(server: LocalServer) -> None:
     token = log_in(server)
     assert ask(server, token, "SELECT 1")["success"]
     assert post(server, "/session?delete=true", {}, token)[0] == 200
@@ -116,7 +116,7 @@ def qmark(server: LocalServer, sql: Sql) -> Any:
         yield session
 
 
-def test_binds_of_each_type_come_through(qmark: Sql) -> None:
+def test_binds_of_each_type_arrive(qmark: Sql) -> None:
     given = ("it's ? \\ \n 猫", 12, True, None)
     assert qmark.row("SELECT ?, ?, ?, ?", given) == given
 
@@ -135,7 +135,7 @@ def test_binds_are_arguments_of_signed_urls(qmark: Sql, server: LocalServer, tmp
     assert "/IMAGES/a%20b.png?" in url
 
 
-def test_rows_are_bound_one_after_the_other(qmark: Sql) -> None:
+def test_executemany_binds_each_row(qmark: Sql) -> None:
     qmark.rows("CREATE TABLE t (a VARCHAR, n NUMBER)")
     with qmark.connection.cursor() as cursor:
         cursor.executemany("INSERT INTO t VALUES (?, ?)", [("x", 1), ("y", 2)])
@@ -149,7 +149,7 @@ def test_missing_bind_is_an_error(qmark: Sql) -> None:
 # Sessions and threads.
 
 
-def test_sessions_do_not_share_what_is_current(server: LocalServer, sql: Sql) -> None:
+def test_sessions_do_not_share_role_and_schema(server: LocalServer, sql: Sql) -> None:
     with Sql(server) as other:
         other.rows("USE ROLE another")
         other.rows("CREATE SCHEMA LOCAL.of_the_other")
@@ -157,7 +157,7 @@ def test_sessions_do_not_share_what_is_current(server: LocalServer, sql: Sql) ->
         assert sql.value("SELECT CURRENT_SCHEMA()") != "OF_THE_OTHER"
 
 
-def test_sessions_at_once_get_their_own_answers(
+def test_concurrent_sessions_get_their_own_answers(
     server: LocalServer, function: Function, service: RemoteService, sql: Sql
 ) -> None:
     function("f(a VARCHAR)", "VARCHAR", "MAX_BATCH_ROWS = 10")
@@ -174,7 +174,7 @@ def test_sessions_at_once_get_their_own_answers(
 
 
 def test_threads_of_one_session_get_their_own_answers(sql: Sql, server: LocalServer, tmp_path: Path) -> None:
-    """One connection, as `upload` uses it: DuckDB's holds one result at a time."""
+    """As in `upload`, they share one connection, which holds one result of DuckDB at a time."""
     (tmp_path / "a.png").write_bytes(b"x")
     server.mount(tmp_path)
     stage = "LOCAL.PUBLIC.IMAGES"
@@ -192,7 +192,7 @@ def test_threads_of_one_session_get_their_own_answers(sql: Sql, server: LocalSer
 def test_session_answers_while_another_waits_for_the_service(
     sql: Sql, server: LocalServer, function: Function, service: RemoteService
 ) -> None:
-    """As it must: the service itself asks local SQL for signed URLs."""
+    """During the call the service requests signed URLs from the emulator."""
 
     def respond(received: Received) -> Reply:
         with Sql(server) as inner:
@@ -203,13 +203,13 @@ def test_session_answers_while_another_waits_for_the_service(
     assert sql.value("SELECT f('x')") == "x"
 
 
-def test_running_query_is_not_forgotten(
+def test_running_query_is_not_evicted(
     sql: Sql, server: LocalServer, function: Function, service: RemoteService
 ) -> None:
-    """However many others end meanwhile."""
+    """Even when more queries finish meanwhile than the emulator keeps."""
 
     def respond(received: Received) -> Reply:
-        for _ in range(MAX_REMEMBERED_QUERIES):
+        for _ in range(MAX_FINISHED_QUERIES):
             query = Query({})
             server.local.start(query)
             server.local.finish(query)
@@ -220,10 +220,10 @@ def test_running_query_is_not_forgotten(
     answers = sql.column("SELECT f(seq4()) FROM TABLE(GENERATOR(ROWCOUNT => 4000))")
     assert answers == [str(number) for number in range(4000)]
     assert server.local.queries[sql.query_id].counts["rows"] == 4000
-    assert len(server.local.queries) <= MAX_REMEMBERED_QUERIES
+    assert len(server.local.queries) <= MAX_FINISHED_QUERIES
 
 
-def test_calls_of_a_query_are_told(
+def test_calls_of_a_query_are_counted(
     sql: Sql, server: LocalServer, function: Function, service: RemoteService
 ) -> None:
     function("f(a VARCHAR)", clauses="MAX_BATCH_ROWS = 2")
@@ -235,7 +235,7 @@ def test_calls_of_a_query_are_told(
 # Results and failures.
 
 
-def test_whole_result_is_there_again(sql: Sql) -> None:
+def test_result_scan_returns_the_whole_result(sql: Sql) -> None:
     rows = sql.rows("SELECT 1 AS a, 'x' AS b UNION ALL SELECT 2, 'y' ORDER BY a")
     query_id = sql.query_id
     sql.rows("SELECT 3 AS c")
@@ -254,7 +254,7 @@ def test_whole_result_is_there_again(sql: Sql) -> None:
         "CREATE TABLE t AS SELECT * FROM TABLE(RESULT_SCAN('{}'))",
     ],
 )
-def test_part_of_a_result_is_refused(sql: Sql, query: str) -> None:
+def test_result_scan_of_a_part_is_refused(sql: Sql, query: str) -> None:
     sql.rows("SELECT 1 AS a, 'x' AS b UNION ALL SELECT 2, 'y'")
     assert sql.error(query.format(sql.query_id)).errno in {2, 1003}
 
@@ -300,8 +300,8 @@ def test_result_may_be_fetched_later(sql: Sql, function: Function, service: Remo
     ],
     ids=range(26),
 )
-def test_no_statement_is_an_error_of_http(server: LocalServer, statement: str) -> None:
-    """The connector would repeat what ends in HTTP 500."""
+def test_no_statement_causes_an_http_error(server: LocalServer, statement: str) -> None:
+    """The connector retries an HTTP 500."""
     token = log_in(server)
     answer = ask(server, token, statement)
     assert answer["success"] is False
@@ -314,7 +314,7 @@ def test_no_statement_is_an_error_of_http(server: LocalServer, statement: str) -
 @pytest.mark.parametrize(
     "statement", ["DROP STAGE s", "REMOVE @s", "DROP TABLE t", "USE SCHEMA public", "LIST @s"]
 )
-def test_statement_is_described_without_being_carried_out(sql: Sql, statement: str) -> None:
+def test_describe_does_not_execute_the_statement(sql: Sql, statement: str) -> None:
     sql.rows("CREATE STAGE s")
     sql.rows("CREATE TABLE t (a INT)")
     before = sql.value("SELECT CURRENT_SCHEMA()")
@@ -347,10 +347,10 @@ def test_console_gets_names_and_json(
             console.rows("SELECT nope()")
 
 
-# The end.
+# Shutdown.
 
 
-def test_server_may_be_started_again_and_knows_nothing_of_before(server: LocalServer) -> None:
+def test_two_servers_are_independent(server: LocalServer) -> None:
     with LocalServer() as another, Sql(another) as sql:
         sql.rows("CREATE TABLE only_here (a INT)")
         sql.rows("CREATE STAGE only_here")
@@ -363,8 +363,8 @@ def test_server_may_be_started_again_and_knows_nothing_of_before(server: LocalSe
         assert before.value("SELECT 1") == 1
 
 
-def test_server_does_not_wait_for_a_query_that_is_retried(service: RemoteService) -> None:
-    """The service would be asked for ten minutes more."""
+def test_shutdown_does_not_wait_for_a_query_that_retries(service: RemoteService) -> None:
+    """The retries would last for ten minutes."""
     asked = threading.Event()
 
     def respond(_: Received) -> Reply:
@@ -387,6 +387,6 @@ def test_server_does_not_wait_for_a_query_that_is_retried(service: RemoteService
     assert [failure.errno for failure in failures] == [604]
 
 
-def test_port_may_be_chosen(server: LocalServer) -> None:
+def test_port_in_use_is_an_error(server: LocalServer) -> None:
     with pytest.raises(OSError, match="in use"):
         LocalServer(server.port)

@@ -1,4 +1,4 @@
-"""What an external function sends and accepts, over real HTTP and through Snowflake's connector."""
+"""Requests and responses of external functions, over HTTP and through Snowflake's connector."""
 
 import gzip
 import json
@@ -29,7 +29,7 @@ def test_body_is_numbered_rows_compressed_with_gzip(
     ("compression", "encoding"),
     [("AUTO", "gzip"), ("gzip", "gzip"), ("DEFLATE", "deflate"), ("NONE", None)],
 )
-def test_compression_is_the_functions(
+def test_compression_is_an_option_of_the_function(
     sql: Sql, service: RemoteService, function: Function, compression: str, encoding: str | None
 ) -> None:
     function("f(a VARCHAR)", clauses=f"COMPRESSION = {compression}")
@@ -76,7 +76,7 @@ def test_every_header_of_snowflake_is_sent(sql: Sql, service: RemoteService, fun
     assert headers["sf-context-current-schema"] == received.exact("sf-context-current-schema") == schema
 
 
-def test_what_no_header_may_hold_is_exact_in_base64(
+def test_name_that_is_not_ascii_is_exact_in_base64(
     sql: Sql, service: RemoteService, function: Function
 ) -> None:
     function('"Größe 1\n2"(a VARCHAR)')
@@ -86,13 +86,13 @@ def test_what_no_header_may_hold_is_exact_in_base64(
     assert received.exact("sf-external-function-name") == "Größe 1\n2"
 
 
-def test_length_of_text_is_in_the_return_type(sql: Sql, service: RemoteService, function: Function) -> None:
+def test_return_type_header_includes_the_length(sql: Sql, service: RemoteService, function: Function) -> None:
     function("f(a VARCHAR)", "VARCHAR")
     sql.rows("SELECT f('x')")
     assert service.received[0].headers["sf-external-function-return-type"] == "VARCHAR(134217728)"
 
 
-def test_rows_are_answered_once_and_in_place(
+def test_each_row_is_sent_once_and_answered_in_order(
     sql: Sql, service: RemoteService, function: Function, numbers: int
 ) -> None:
     function("f(a VARCHAR)", "VARCHAR", "MAX_BATCH_ROWS = 100")
@@ -132,7 +132,7 @@ def test_null_is_sent_as_null(sql: Sql, service: RemoteService, function: Functi
     assert service.received[0].rows == [[0, None]]
 
 
-def test_strict_function_is_not_asked_about_null(
+def test_strict_function_does_not_send_rows_with_null(
     sql: Sql, service: RemoteService, function: Function
 ) -> None:
     function("f(a VARCHAR, b VARCHAR)", "ARRAY", "RETURNS NULL ON NULL INPUT")
@@ -241,7 +241,9 @@ def test_declared_scale_of_an_answer_is_kept(sql: Sql, service: RemoteService, f
     assert float(sql.value("SELECT f('x')")) == 0.9512
 
 
-def test_answer_that_is_no_number_is_an_error(sql: Sql, service: RemoteService, function: Function) -> None:
+def test_answer_that_is_not_a_number_is_an_error(
+    sql: Sql, service: RemoteService, function: Function
+) -> None:
     service.respond = lambda _: answer(["abc"])
     function("f(a VARCHAR)", "NUMBER")
     assert "abc" in str(sql.error("SELECT f('x')"))
@@ -258,7 +260,7 @@ def test_overload_is_chosen_by_the_number_of_arguments(
     assert signatures == ["(A VARCHAR)", "(A VARCHAR, B OBJECT)"]
 
 
-def test_overloads_that_only_types_tell_apart_are_refused(
+def test_overloads_that_differ_only_in_types_are_refused(
     sql: Sql, service: RemoteService, function: Function
 ) -> None:
     function("f(a VARCHAR)")
@@ -289,7 +291,7 @@ def test_function_without_arguments_is_called_for_each_row(
 
 
 @pytest.mark.parametrize("failure", [Reply(429), Reply(500), Reply(503), DROP])
-def test_passing_failure_is_retried_with_the_same_batch(
+def test_transient_failure_is_retried_with_the_same_batch(
     sql: Sql, service: RemoteService, function: Function, server: LocalServer, failure: Reply
 ) -> None:
     failures = iter([failure, failure])
@@ -339,7 +341,7 @@ def test_unreachable_service_ends_the_query(sql: Sql, function: Function) -> Non
     assert "Remote service cannot be reached" in str(error)
 
 
-def test_unfinished_batch_is_polled_without_a_body(
+def test_deferred_batch_is_polled_without_a_body(
     sql: Sql, service: RemoteService, function: Function, server: LocalServer
 ) -> None:
     replies = iter([Reply(202), Reply(202), answer(["done"])])
@@ -356,7 +358,7 @@ def test_unfinished_batch_is_polled_without_a_body(
     assert server.local.queries[sql.query_id].counts["polls"] == 2
 
 
-def test_throttled_poll_is_repeated_as_a_poll(sql: Sql, service: RemoteService, function: Function) -> None:
+def test_throttled_poll_is_retried_as_a_poll(sql: Sql, service: RemoteService, function: Function) -> None:
     replies = iter([Reply(202), Reply(429), DROP, answer(["done"])])
     service.respond = lambda _: next(replies)
     function("f(a VARCHAR)", "VARCHAR")
@@ -402,7 +404,7 @@ def test_error_while_polling_ends_the_query(
     ],
     ids=range(20),
 )
-def test_answer_that_snowflake_would_not_accept_ends_the_query(
+def test_answer_that_snowflake_rejects_ends_the_query(
     sql: Sql, function: Function, body: bytes, errno: int, message: str
 ) -> None:
     function.service.respond = lambda _: Reply(body=body)
@@ -414,7 +416,7 @@ def test_answer_that_snowflake_would_not_accept_ends_the_query(
     assert len(function.service.received) == 1
 
 
-def test_answer_in_a_false_encoding_ends_the_query(
+def test_answer_with_a_wrong_content_encoding_ends_the_query(
     sql: Sql, service: RemoteService, function: Function
 ) -> None:
     service.respond = lambda received: Reply(body=echo(received).body, headers={"Content-Encoding": "gzip"})
@@ -439,7 +441,7 @@ def test_rows_in_another_order_are_refused(sql: Sql, service: RemoteService, fun
 def test_first_failure_ends_the_other_batches(
     sql: Sql, service: RemoteService, function: Function, server: LocalServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One batch is refused when all are under way; the others would be repeated for ten minutes."""
+    """One batch is refused while all are in flight; without cancellation the others retry for ten minutes."""
     monkeypatch.setattr(server.local.remote, "retry_seconds", 600.0)
     all_sent = threading.Event()
 

@@ -1,4 +1,4 @@
-"""Where external functions, signed URLs and directory tables may stand in a statement."""
+"""Where a statement may use external functions, signed URLs and directory tables."""
 
 import json
 import re
@@ -17,7 +17,7 @@ from tests.app.snowflake.local.sql import Sql
 
 @pytest.fixture(autouse=True)
 def f(sql: Sql, function: Function, service: RemoteService) -> None:
-    """F makes an object of its argument; WORDS holds two."""
+    """F returns an object with its argument and its length; WORDS holds three words."""
     service.respond = lambda received: answer(
         [{"label": row[1], "length": len(row[1] or "")} for row in received.rows]
     )
@@ -50,26 +50,26 @@ def f(sql: Sql, function: Function, service: RemoteService) -> None:
         ("select F(word):label::varchar from words", ["oak", "rose", "tulip"]),
     ],
 )
-def test_function_may_stand_wherever_a_value_may(sql: Sql, statement: str, expected: list[object]) -> None:
+def test_function_is_allowed_wherever_a_value_is(sql: Sql, statement: str, expected: list[object]) -> None:
     assert sorted(sql.column(statement)) == expected
 
 
-def test_rows_come_in_the_order_asked_for(sql: Sql) -> None:
+def test_rows_are_ordered_by_a_call(sql: Sql) -> None:
     statement = "SELECT word FROM words ORDER BY f(word):length::INT DESC"
     assert sql.column(statement) == ["tulip", "rose", "oak"]
 
 
-def test_group_by_a_call_as_it_is_selected(sql: Sql) -> None:
+def test_group_by_a_selected_call(sql: Sql) -> None:
     statement = "SELECT f(kind):label::VARCHAR, COUNT(*) FROM words GROUP BY f(kind):label::VARCHAR"
     assert sorted(sql.rows(statement)) == [("x", 2), ("y", 1)]
 
 
-def test_group_by_the_name_of_a_call(sql: Sql) -> None:
+def test_group_by_the_alias_of_a_call(sql: Sql) -> None:
     statement = "SELECT f(kind):label::VARCHAR AS label, COUNT(*) FROM words GROUP BY label ORDER BY label"
     assert sql.rows(statement) == [("x", 2), ("y", 1)]
 
 
-def test_table_is_made_of_answers(sql: Sql) -> None:
+def test_table_is_created_from_answers(sql: Sql) -> None:
     sql.rows("CREATE TABLE answers AS SELECT word, f(word) AS answer FROM words")
     assert sql.value("SELECT answer:length::INT FROM answers WHERE word = 'tulip'") == 5
 
@@ -112,7 +112,7 @@ def test_name_of_too_many_parts_is_an_error(sql: Sql) -> None:
     assert sql.error("SELECT a.b.c.f('a')").errno == 1008
 
 
-def test_quoted_name_is_told_apart_by_case(sql: Sql, function: Function) -> None:
+def test_quoted_name_is_case_sensitive(sql: Sql, function: Function) -> None:
     function('"f"(a VARCHAR, b VARCHAR)')
     assert json.loads(sql.value("SELECT \"f\"('a', 'b')"))["label"] == "a"
     assert sql.error("SELECT \"f\"('a')").errno == 1044
@@ -124,12 +124,12 @@ def test_name_of_a_system_function_is_refused(sql: Sql, function: Function) -> N
         function("upper(a VARCHAR)")
 
 
-def test_columns_without_names_are_called_by_their_text(sql: Sql) -> None:
+def test_unnamed_columns_are_named_by_their_text(sql: Sql) -> None:
     sql.rows("SELECT f('a'), word, f(word):label::string, f(word) AS answer, CURRENT_ROLE() FROM words")
     assert sql.columns == ["F('A')", "WORD", "F(WORD):LABEL::STRING", "ANSWER", "CURRENT_ROLE()"]
 
 
-def test_description_comes_without_a_call(sql: Sql, service: RemoteService) -> None:
+def test_description_does_not_call_the_service(sql: Sql, service: RemoteService) -> None:
     with sql.connection.cursor() as cursor:
         names = [column.name for column in cursor.describe("SELECT word, f(word) FROM words")]
     assert names == ["WORD", "F(WORD)"]
@@ -145,7 +145,7 @@ def test_description_comes_without_a_call(sql: Sql, service: RemoteService) -> N
         "ALTER TABLE words ADD COLUMN answer VARIANT DEFAULT f('a')",
     ],
 )
-def test_what_would_outlive_the_query_is_refused(sql: Sql, statement: str) -> None:
+def test_call_in_a_view_or_default_is_refused(sql: Sql, statement: str) -> None:
     assert sql.error(statement).errno == 2
     assert sql.error("SELECT * FROM v").errno == 2003
     assert sql.error("SELECT * FROM t").errno == 2003
@@ -161,7 +161,7 @@ def test_what_would_outlive_the_query_is_refused(sql: Sql, statement: str) -> No
         "SELECT word FROM words WHERE f(word):label = word",
     ],
 )
-def test_order_of_json_texts_is_not_taken_for_that_of_values(sql: Sql, statement: str) -> None:
+def test_ordering_of_variants_without_a_cast_is_refused(sql: Sql, statement: str) -> None:
     error = sql.error(statement)
     assert error.errno == 2
     assert "cast" in str(error)
@@ -175,12 +175,12 @@ def test_variants_are_compared_by_value(sql: Sql) -> None:
     assert row == (True, True, True, True, "1x", False)
 
 
-def test_function_cast_to_text_gives_the_text(sql: Sql, service: RemoteService) -> None:
+def test_function_cast_to_text_returns_the_text(sql: Sql, service: RemoteService) -> None:
     service.respond = lambda _: answer(["text"])
     assert sql.value("SELECT f('a')::VARCHAR") == "text"
 
 
-def test_disabled_integration_lets_nothing_through(sql: Sql, service: RemoteService) -> None:
+def test_disabled_integration_blocks_calls(sql: Sql, service: RemoteService) -> None:
     sql.rows("ALTER API INTEGRATION gateway SET ENABLED = FALSE")
     try:
         assert "not enabled" in str(sql.error("SELECT f('a')"))
@@ -189,7 +189,7 @@ def test_disabled_integration_lets_nothing_through(sql: Sql, service: RemoteServ
     assert service.received == []
 
 
-def test_prefix_that_was_taken_away_lets_nothing_through(sql: Sql, service: RemoteService) -> None:
+def test_removed_prefix_blocks_calls(sql: Sql, service: RemoteService) -> None:
     sql.rows("ALTER API INTEGRATION gateway SET API_ALLOWED_PREFIXES = ('https://other.example/')")
     try:
         assert "allowed prefixes" in str(sql.error("SELECT f('a')"))
@@ -203,7 +203,7 @@ def test_prefix_that_was_taken_away_lets_nothing_through(sql: Sql, service: Remo
 
 @pytest.fixture
 def images(sql: Sql, server: LocalServer, tmp_path: Path) -> str:
-    """A stage with two images, by the name of its schema."""
+    """A stage with two images; returns the name of its schema."""
     schema = sql.value("SELECT CURRENT_SCHEMA()")
     for name in ("b.png", "a dir/é.1.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -222,7 +222,7 @@ def test_directory_table_has_snowflakes_columns(sql: Sql, images: str) -> None:
     assert all(isinstance(row[2], datetime) for row in rows)
 
 
-def test_directory_table_may_have_an_alias_and_stand_twice(sql: Sql, images: str) -> None:
+def test_directory_table_may_have_an_alias_and_appear_twice(sql: Sql, images: str) -> None:
     rows = sql.rows(
         "SELECT one.relative_path, two.size FROM DIRECTORY(@pictures) AS one "
         "JOIN DIRECTORY(@pictures) two ON one.relative_path = two.relative_path ORDER BY 2"
@@ -245,19 +245,19 @@ def test_file_url_is_encoded_down_to_dots_and_slashes(sql: Sql, images: str) -> 
 @pytest.mark.parametrize(
     "path", ["a.png", "a/b c/ü.png", "100%.png", "a%2fb.png", "q'\"?#&+.png", "猫/😀.png"]
 )
-def test_file_url_is_read_back_as_it_was(sql: Sql, images: str, path: str) -> None:
+def test_file_url_can_be_parsed(sql: Sql, images: str, path: str) -> None:
     url = sql.value("SELECT BUILD_STAGE_FILE_URL(@pictures, %s)", (path,))
     assert parse_file_url(url) == StageFile(("LOCAL", images, "PICTURES"), path, ACCOUNT_HOST)
 
 
-def test_file_url_of_a_quoted_stage_is_read_back(sql: Sql) -> None:
+def test_file_url_of_a_quoted_stage_can_be_parsed(sql: Sql) -> None:
     schema = sql.value("SELECT CURRENT_SCHEMA()")
     sql.rows('CREATE STAGE "My, (st)age" DIRECTORY = (ENABLE = TRUE)')
     url = sql.value("SELECT BUILD_STAGE_FILE_URL(@\"My, (st)age\", 'a.png')")
     assert parse_file_url(url) == StageFile(("LOCAL", schema, "My, (st)age"), "a.png", ACCOUNT_HOST)
 
 
-def test_scoped_url_is_of_this_query(sql: Sql, images: str) -> None:
+def test_scoped_url_contains_the_query_id(sql: Sql, images: str) -> None:
     urls = sql.column("SELECT BUILD_SCOPED_FILE_URL(@pictures, relative_path) FROM DIRECTORY(@pictures)")
     assert all(f"/api/files/{sql.query_id}/" in url for url in urls)
     assert len(set(urls)) == 2
@@ -266,13 +266,15 @@ def test_scoped_url_is_of_this_query(sql: Sql, images: str) -> None:
 @pytest.mark.parametrize(
     ("seconds", "expected"), [("", "3600"), (", 60", "60"), (", 604800", "604800"), (", 30 + 30", "60")]
 )
-def test_signed_url_is_good_for_so_many_seconds(sql: Sql, images: str, seconds: str, expected: str) -> None:
+def test_signed_url_expires_after_the_given_seconds(
+    sql: Sql, images: str, seconds: str, expected: str
+) -> None:
     url = sql.value(f"SELECT GET_PRESIGNED_URL(@pictures, 'b.png'{seconds})")
     assert re.search(r"X-Amz-Expires=(\d+)", url)[1] == expected  # type: ignore[index]
 
 
 @pytest.mark.parametrize("seconds", ["0", "-1", "604801"])
-def test_signed_url_of_no_such_time_is_refused(sql: Sql, images: str, seconds: str) -> None:
+def test_signed_url_with_an_invalid_expiration_is_refused(sql: Sql, images: str, seconds: str) -> None:
     error = sql.error(f"SELECT GET_PRESIGNED_URL(@pictures, 'b.png', {seconds})")
     assert error.errno == 1008
     assert f"Received: {seconds}." in str(error)
@@ -311,12 +313,12 @@ def test_view_of_a_directory_table_is_refused(sql: Sql, images: str) -> None:
     assert sql.error("CREATE VIEW v AS SELECT relative_path FROM DIRECTORY(@pictures)").errno == 2
 
 
-def test_table_of_a_directory_table_is_kept(sql: Sql, images: str) -> None:
+def test_table_may_be_created_from_a_directory_table(sql: Sql, images: str) -> None:
     sql.rows("CREATE TABLE files AS SELECT relative_path, file_url FROM DIRECTORY(@pictures)")
     assert sql.value("SELECT COUNT(*) FROM files") == 2
 
 
-def test_offsets_hold_behind_characters_of_several_bytes(sql: Sql, images: str) -> None:
+def test_stage_after_multibyte_characters_is_quoted(sql: Sql, images: str) -> None:
     text, url = sql.row("SELECT 'é猫😀', /* ü */ GET_PRESIGNED_URL(@pictures, '😀.png', 60)")
     assert text == "é猫😀"
     assert "/PICTURES/%F0%9F%98%80.png?" in url
@@ -332,12 +334,12 @@ def test_offsets_hold_behind_characters_of_several_bytes(sql: Sql, images: str) 
         "SELECT \"_local_scoped_url\"('id', 'x', 'x')",
     ],
 )
-def test_own_functions_are_not_for_others(sql: Sql, statement: str) -> None:
+def test_internal_functions_are_refused(sql: Sql, statement: str) -> None:
     assert sql.error(statement).errno == 2140
 
 
 @pytest.mark.parametrize("table", ["_local_answer", "_LOCAL_DIRECTORY_0", '"_LOCAL_DIRECTORY_0"'])
-def test_own_tables_are_not_for_others(sql: Sql, images: str, table: str) -> None:
+def test_internal_tables_are_refused(sql: Sql, images: str, table: str) -> None:
     sql.rows("SELECT * FROM DIRECTORY(@pictures)")
     sql.rows("SHOW STAGES")
     assert sql.error("SELECT * FROM " + table).errno == 2003  # noqa: S608

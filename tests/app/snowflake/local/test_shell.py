@@ -1,4 +1,4 @@
-"""Statements at the terminal."""
+"""The SQL shell: printed rows, counts of service calls, and reading of statements."""
 
 import json
 from collections.abc import Iterator
@@ -45,7 +45,7 @@ def test_table_is_aligned(capsys: pytest.CaptureFixture[str]) -> None:
     ]
 
 
-def test_answer_is_printed_and_its_calls_are_told(
+def test_run_prints_the_rows_and_counts_of_calls(
     shell: Shell, function: Function, service: RemoteService, capsys: pytest.CaptureFixture[str]
 ) -> None:
     function("f(a VARCHAR)", clauses="MAX_BATCH_ROWS = 2")
@@ -60,10 +60,10 @@ def test_answer_is_printed_and_its_calls_are_told(
     assert err.startswith("(3 rows to the service in 2 batches, ")
 
 
-def test_rows_with_errors_are_told_of(
+def test_run_counts_rows_with_errors_by_code(
     shell: Shell, function: Function, service: RemoteService, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of whichever column is selected: a label alone would be NULL without a word."""
+    """The selected column may hide the error: a label is only NULL."""
     function("f(a VARCHAR)")
     errors = [{"code": "wrong_account"}, {"code": "corrupt_image"}, {"code": "wrong_account"}, None]
     service.respond = lambda received: answer(
@@ -71,14 +71,13 @@ def test_rows_with_errors_are_told_of(
     )
     statement = "SELECT f(seq4()):label::string AS label FROM TABLE(GENERATOR(ROWCOUNT => 4))"
     shell.run(statement, as_json=True)
-    told = "(answered with an error, which answer:error tells of: 2 wrong_account, 1 corrupt_image)"
-    assert told in capsys.readouterr().err
+    assert "2 wrong_account, 1 corrupt_image" in capsys.readouterr().err
     service.respond = lambda received: answer([{"error": "text", "label": 1} for _ in received.rows])
     shell.run(statement, as_json=True)
-    assert "answered with an error" not in capsys.readouterr().err
+    assert "error" not in capsys.readouterr().err
 
 
-def test_one_row_is_told_as_one(
+def test_one_row_is_in_the_singular(
     shell: Shell, function: Function, service: RemoteService, capsys: pytest.CaptureFixture[str]
 ) -> None:
     function("f(a VARCHAR)")
@@ -86,7 +85,7 @@ def test_one_row_is_told_as_one(
     assert capsys.readouterr().err.startswith("(1 row to the service in 1 batch, ")
 
 
-def test_statement_without_calls_tells_of_none(shell: Shell, capsys: pytest.CaptureFixture[str]) -> None:
+def test_statement_without_calls_prints_no_counts(shell: Shell, capsys: pytest.CaptureFixture[str]) -> None:
     shell.run("SELECT 1 AS a", as_json=False)
     assert capsys.readouterr() == ("A\n-\n1\n", "")
 
@@ -97,8 +96,8 @@ def test_statement_runs_to_its_semicolon(shell: Shell, capsys: pytest.CaptureFix
     assert out == ["X", "----", "a;", "b", "Y", "-", "2", "Z", "-", "3", "W", "-", "4"]
 
 
-def test_mistake_does_not_end_the_conversation(shell: Shell, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ClientError, match="failed: 1"):  # nobody would have seen it
+def test_failed_statement_does_not_end_the_shell(shell: Shell, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ClientError, match="failed: 1"):  # without a terminal, the exit status reports it
         converse(shell, "SELECT nope();", "SELECT 1 AS a;")
     out, err = capsys.readouterr()
     assert out == "A\n-\n1\n"
@@ -106,6 +105,6 @@ def test_mistake_does_not_end_the_conversation(shell: Shell, capsys: pytest.Capt
 
 
 @pytest.mark.parametrize("word", ["exit", "exit;", "QUIT;"])
-def test_conversation_ends_with_a_word(shell: Shell, capsys: pytest.CaptureFixture[str], word: str) -> None:
+def test_exit_ends_the_shell(shell: Shell, capsys: pytest.CaptureFixture[str], word: str) -> None:
     converse(shell, word, "SELECT 1;")
     assert capsys.readouterr().out == ""

@@ -1,4 +1,4 @@
-"""The statements that local SQL carries out itself, through Snowflake's connector."""
+"""The statements that the emulator executes itself, through Snowflake's connector."""
 
 from typing import Any
 
@@ -35,7 +35,7 @@ def test_integration_is_created_once(sql: Sql) -> None:
     assert (error.errno, error.sqlstate) == (2002, "42710")
 
 
-def test_integration_is_not_kept_and_replaced(sql: Sql) -> None:
+def test_or_replace_with_if_not_exists_is_refused(sql: Sql) -> None:
     error = sql.error(f"CREATE OR REPLACE API INTEGRATION IF NOT EXISTS api {AWS}")
     assert "incompatible" in str(error)
 
@@ -61,7 +61,7 @@ def test_key_of_an_integration_is_never_shown(sql: Sql) -> None:
     assert "secret" not in str(sql.error("ALTER API INTEGRATION api SET API_KEY = ('top secret')"))
 
 
-def test_alter_keeps_the_external_id_and_replace_makes_another(sql: Sql) -> None:
+def test_alter_keeps_the_external_id_and_replace_changes_it(sql: Sql) -> None:
     create(sql, AWS)
     before = properties(sql, "api")
     sql.rows("ALTER API INTEGRATION IF EXISTS api SET API_ALLOWED_PREFIXES = ('https://c.example/')")
@@ -125,7 +125,7 @@ def test_integration_is_dropped(sql: Sql) -> None:
 # External functions.
 
 
-def test_prefixes_say_which_urls_may_be_called(sql: Sql) -> None:
+def test_function_url_must_match_the_allowed_prefixes(sql: Sql) -> None:
     create(sql, AWS + " API_BLOCKED_PREFIXES = ('https://a.example/no')")
     statement = "CREATE EXTERNAL FUNCTION f(a VARCHAR) RETURNS VARIANT API_INTEGRATION = api AS "
     for url in ("https://c.example/", "http://a.example/", "https://a.example/no/f"):
@@ -134,7 +134,7 @@ def test_prefixes_say_which_urls_may_be_called(sql: Sql) -> None:
     assert [row[0] for row in sql.rows("SHOW EXTERNAL FUNCTIONS IN SCHEMA")] == ["F"]
 
 
-def test_function_is_described_as_it_was_created(sql: Sql, function: Function) -> None:
+def test_function_is_described(sql: Sql, function: Function) -> None:
     function(
         "f(file_url STRING, n INTEGER)",
         "NUMBER(10, 2)",
@@ -169,7 +169,7 @@ def test_functions_are_shown_by_pattern_and_scope(sql: Sql, function: Function) 
     assert sql.error("SHOW EXTERNAL FUNCTIONS LIMIT 1").errno == 1003
 
 
-def test_function_is_replaced_only_if_told_to(sql: Sql, function: Function) -> None:
+def test_function_is_replaced_only_with_or_replace(sql: Sql, function: Function) -> None:
     function("f(a VARCHAR)")
     again = (
         f"EXTERNAL FUNCTION f(b STRING) RETURNS VARIANT API_INTEGRATION = gateway AS '{function.service.url}'"
@@ -191,9 +191,7 @@ def test_function_is_dropped_by_its_signature(sql: Sql, function: Function, serv
     assert service.received == []
 
 
-def test_dropped_integration_takes_its_functions_calls_along(
-    sql: Sql, function: Function, service: RemoteService
-) -> None:
+def test_dropped_integration_blocks_calls(sql: Sql, function: Function, service: RemoteService) -> None:
     function("f(a VARCHAR)")
     sql.rows("DROP API INTEGRATION gateway")
     assert sql.error("SELECT f('a')").errno == 2003
@@ -232,7 +230,7 @@ def test_function_with_wrong_clauses_is_refused(
     assert sql.error("SELECT f('a')").errno == 2140
 
 
-def test_function_needs_an_integration_that_is_there(sql: Sql) -> None:
+def test_function_needs_an_existing_integration(sql: Sql) -> None:
     statement = "CREATE EXTERNAL FUNCTION f(a VARCHAR) RETURNS VARIANT API_INTEGRATION = nope AS 'https://a/'"
     assert sql.error(statement).errno == 2003
 
@@ -285,7 +283,7 @@ def test_replacing_or_dropping_drops_grants(sql: Sql, function: Function) -> Non
         "SCHEMA nope.public",
     ],
 )
-def test_nothing_is_granted_on_what_is_not_there(sql: Sql, thing: str) -> None:
+def test_grant_on_a_missing_object_is_an_error(sql: Sql, thing: str) -> None:
     assert sql.error(f"GRANT USAGE ON {thing} TO ROLE r").errno == 2003
     assert sql.error(f"SHOW GRANTS ON {thing}").errno == 2003
 
@@ -313,7 +311,7 @@ def test_database_schema_and_warehouse_may_be_granted(sql: Sql) -> None:
 # Sessions.
 
 
-def test_use_makes_current(sql: Sql) -> None:
+def test_use_sets_the_current_objects(sql: Sql) -> None:
     schema = sql.value("SELECT CURRENT_SCHEMA()")
     for statement, database, current in (
         ("USE DATABASE local", "LOCAL", "PUBLIC"),
@@ -331,7 +329,7 @@ def test_use_makes_current(sql: Sql) -> None:
 
 
 @pytest.mark.parametrize("statement", ["USE nope", "USE DATABASE nope", "USE SCHEMA nope", "USE nope.public"])
-def test_what_is_not_there_cannot_become_current(sql: Sql, statement: str) -> None:
+def test_use_of_a_missing_object_is_an_error(sql: Sql, statement: str) -> None:
     before = sql.row("SELECT CURRENT_DATABASE(), CURRENT_SCHEMA()")
     assert sql.error(statement).errno == 2003
     assert sql.row("SELECT CURRENT_DATABASE(), CURRENT_SCHEMA()") == before
@@ -356,7 +354,7 @@ def test_new_database_has_a_public_schema_and_becomes_current(sql: Sql) -> None:
     assert ("S", "OTHER", "PUBLIC") in [row[:3] for row in sql.rows("SHOW STAGES IN DATABASE other")]
 
 
-def test_dropped_schema_takes_its_stages_and_functions_along(sql: Sql, function: Function) -> None:
+def test_dropped_schema_loses_its_stages_and_functions(sql: Sql, function: Function) -> None:
     schema = sql.value("SELECT CURRENT_SCHEMA()")
     sql.rows("CREATE STAGE s")
     function("f(a VARCHAR)")
@@ -416,7 +414,7 @@ def test_suspended_warehouse_runs_no_query(sql: Sql) -> None:
     assert sql.value("SELECT 1") == 1
 
 
-def test_functions_of_the_session_say_what_is_current(sql: Sql) -> None:
+def test_context_functions_return_the_session(sql: Sql) -> None:
     row = sql.row("SELECT CURRENT_USER(), CURRENT_ACCOUNT(), CURRENT_REGION(), CURRENT_DATABASE()")
     assert row == ("LOCAL", ACCOUNT.upper(), "LOCAL", "LOCAL")
 
@@ -425,7 +423,7 @@ def test_allowlist_names_the_accounts_host(sql: Sql) -> None:
     assert f'"host": "{ACCOUNT_HOST}"' in sql.value("SELECT SYSTEM$ALLOWLIST()")
 
 
-# What fails.
+# Errors.
 
 UNSUPPORTED = [
     "CREATE FUNCTION g(a VARCHAR) RETURNS VARCHAR AS 'a'",
@@ -474,7 +472,7 @@ UNSUPPORTED = [
 
 
 @pytest.mark.parametrize("statement", UNSUPPORTED)
-def test_unsupported_statement_fails_and_leaves_nothing_behind(sql: Sql, statement: str) -> None:
+def test_unsupported_statement_fails_without_effect(sql: Sql, statement: str) -> None:
     sql.rows("CREATE TABLE t (a INT)")
     sql.rows("CREATE STAGE s")
     assert sql.error(statement).errno in {2, 8, 1003}
@@ -495,7 +493,7 @@ def test_unsupported_statement_fails_and_leaves_nothing_behind(sql: Sql, stateme
         "LIST @s; SELECT 1",
     ],
 )
-def test_of_several_statements_none_is_carried_out(sql: Sql, statement: str) -> None:
+def test_several_statements_fail_without_effect(sql: Sql, statement: str) -> None:
     sql.rows("CREATE TABLE t (a INT)")
     sql.rows("CREATE STAGE s")
     error = sql.error(statement)
@@ -526,14 +524,14 @@ def test_of_several_statements_none_is_carried_out(sql: Sql, statement: str) -> 
         ("CREATE STAGE nowhere.public.s", 2003),
     ],
 )
-def test_mistake_is_an_error_of_sql(sql: Sql, statement: str, errno: int) -> None:
+def test_invalid_statement_is_an_sql_error(sql: Sql, statement: str, errno: int) -> None:
     error = sql.error(statement)
     assert error.errno == errno
     assert "Traceback" not in str(error)
     assert sql.value("SELECT 1") == 1
 
 
-def test_error_of_a_running_query_is_an_error_of_sql(sql: Sql) -> None:
+def test_runtime_error_is_an_sql_error(sql: Sql) -> None:
     digits = "9" * 38
     assert sql.error(f"SELECT {digits} * {digits}").errno == 100000
     assert sql.value("SELECT 1") == 1

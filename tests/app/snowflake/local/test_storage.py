@@ -1,4 +1,4 @@
-"""Signed URLs over https, and the answers of the store behind them."""
+"""Signed URLs over HTTPS, and the responses of the storage."""
 
 import ssl
 import urllib.error
@@ -18,7 +18,7 @@ Fetch = Callable[..., tuple[int, bytes]]
 
 @pytest.fixture
 def stage(server: LocalServer, tmp_path: Path) -> Stage:
-    """A folder of the user's: two images, a text, and links that lead out of it."""
+    """A mounted folder with two images, a text file, and links that lead out of it."""
     folder = tmp_path / "images"
     (folder / "sub dir").mkdir(parents=True)
     (folder / "a.png").write_bytes(b"bytes of a")
@@ -54,7 +54,7 @@ def sign(sql: Sql, path: str, seconds: int = 60) -> str:
 @pytest.mark.parametrize(
     ("path", "content"), [("a.png", b"bytes of a"), ("sub dir/é%41 #1.png", b"bytes of b")]
 )
-def test_signed_url_gives_the_file(sql: Sql, stage: Stage, fetch: Fetch, path: str, content: bytes) -> None:
+def test_signed_url_returns_the_file(sql: Sql, stage: Stage, fetch: Fetch, path: str, content: bytes) -> None:
     assert fetch(sign(sql, path)) == (200, content)
 
 
@@ -62,7 +62,7 @@ def test_head_is_answered_without_a_body(sql: Sql, stage: Stage, fetch: Fetch) -
     assert fetch(sign(sql, "a.png"), "HEAD") == (200, b"")
 
 
-def test_only_the_local_authority_vouches_for_the_store(sql: Sql, stage: Stage) -> None:
+def test_storage_certificate_is_untrusted_by_default(sql: Sql, stage: Stage) -> None:
     with pytest.raises(urllib.error.URLError, match="CERTIFICATE_VERIFY_FAILED"):
         urllib.request.urlopen(sign(sql, "a.png"), timeout=10)  # noqa: S310
 
@@ -106,13 +106,13 @@ def test_tampered_url_is_refused(sql: Sql, stage: Stage, fetch: Fetch, old: str,
 
 
 @pytest.mark.parametrize("method", ["PUT", "DELETE", "POST", "PATCH"])
-def test_url_to_read_by_is_good_for_nothing_else(sql: Sql, stage: Stage, fetch: Fetch, method: str) -> None:
+def test_signed_get_url_refuses_other_methods(sql: Sql, stage: Stage, fetch: Fetch, method: str) -> None:
     status, _ = fetch(sign(sql, "a.png"), method, b"other bytes")
     assert status == (403 if method == "PUT" else 405)
     assert (stage.folder / "a.png").read_bytes() == b"bytes of a"
 
 
-def test_url_of_one_store_is_not_good_for_the_other(server: LocalServer, stage: Stage, fetch: Fetch) -> None:
+def test_storage_refuses_urls_of_the_other_storage(server: LocalServer, stage: Stage, fetch: Fetch) -> None:
     url = urlsplit(server.local.storage.sign(stage, "a.png", 60))
     assert fetch(f"http://127.0.0.1:{server.port}{url.path}?{url.query}")[0] == 403
 
@@ -146,7 +146,9 @@ def test_nothing_but_the_images_of_the_folder_is_served(
     assert fetch(url)[0] == 404
 
 
-def test_encoded_dots_lead_nowhere(server: LocalServer, stage: Stage, fetch: Fetch, tmp_path: Path) -> None:
+def test_absolute_paths_and_encoded_dots_are_refused(
+    server: LocalServer, stage: Stage, fetch: Fetch, tmp_path: Path
+) -> None:
     absolute = server.local.storage.sign(stage, str(tmp_path / "secret.png"), 60)
     assert fetch(absolute)[0] == 404
     url = server.local.storage.sign(stage, "a.png", 60)
@@ -154,7 +156,7 @@ def test_encoded_dots_lead_nowhere(server: LocalServer, stage: Stage, fetch: Fet
         assert fetch(url.replace("a.png", path))[0] == 403
 
 
-def test_of_a_folder_the_images_are_listed_and_no_links_out_of_it(sql: Sql, stage: Stage) -> None:
+def test_mounted_folder_lists_only_images_inside_it(sql: Sql, stage: Stage) -> None:
     assert sql.column("LIST @local.public.images") == ["images/a.png", "images/sub dir/é%41 #1.png"]
     paths = sql.column("SELECT relative_path FROM DIRECTORY(@local.public.images)")
     assert paths == ["a.png", "sub dir/é%41 #1.png"]
@@ -176,7 +178,9 @@ def test_dropped_stage_serves_nothing(sql: Sql, server: LocalServer, tmp_path: P
     assert (tmp_path / "a.png").exists()
 
 
-def test_stranger_gets_no_word_of_what_is_there(server: LocalServer, stage: Stage, fetch: Fetch) -> None:
+def test_unsigned_request_does_not_reveal_which_files_exist(
+    server: LocalServer, stage: Stage, fetch: Fetch
+) -> None:
     for origin in (f"https://{server.storage_host}", f"http://127.0.0.1:{server.port}"):
         answers = {fetch(f"{origin}/LOCAL/PUBLIC/IMAGES/{name}") for name in ("a.png", "nothing.png")}
         assert [status for status, _ in answers] == [403]

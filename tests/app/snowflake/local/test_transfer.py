@@ -1,4 +1,4 @@
-"""PUT and GET by Snowflake's connector, and what stages show of it."""
+"""PUT and GET through Snowflake's connector, and the files that stages list."""
 
 import io
 import urllib.request
@@ -36,7 +36,7 @@ def stage(sql: Sql) -> str:
 
 
 def put(sql: Sql, content: bytes, name: str, target: str = "@s", options: str = "") -> str:
-    """As the console does, from a stream. Returns the status."""
+    """PUT from a stream, as the console does; returns the status."""
     path = name.replace("\\", "\\\\").replace("'", "''")
     statement = f"PUT 'file://{path}' '{target}' AUTO_COMPRESS = FALSE {options}"
     [row] = sql.rows(statement, file_stream=io.BytesIO(content))
@@ -53,7 +53,7 @@ def get(sql: Sql, location: str, folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_file_of_any_name_comes_back_as_it_was(sql: Sql, stage: str, tmp_path: Path, name: str) -> None:
+def test_file_of_any_name_is_downloaded_unchanged(sql: Sql, stage: str, tmp_path: Path, name: str) -> None:
     assert put(sql, b"bytes", name, "@s/some folder") == "UPLOADED"
     assert sql.column("LIST @s") == [f"s/some folder/{name}"]
     assert get(sql, "@s", tmp_path) == {name: b"bytes"}
@@ -66,17 +66,17 @@ def test_name_with_a_quote_may_be_put_from_a_file(sql: Sql, stage: str, tmp_path
 
 
 def test_compressed_name_with_a_quote_is_refused(sql: Sql, stage: str, tmp_path: Path) -> None:
-    """The connector would ask for a URL of a garbled name."""
+    """The connector would repeat the PUT with a garbled name."""
     (tmp_path / "it's.png").write_bytes(b"bytes")
     assert sql.error(f"PUT 'file://{tmp_path}/it''s.png' @s").errno == 2
     assert sql.rows("LIST @s") == []
 
 
-def test_file_is_compressed_unless_told_otherwise(sql: Sql, stage: str, tmp_path: Path) -> None:
+def test_file_is_compressed_by_default(sql: Sql, stage: str, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"a" * 1000)
     sql.rows(f"PUT file://{tmp_path}/a.txt @s")
-    sql.rows(f"put file://{tmp_path}/a.txt @s/as_it_is/ auto_compress = false;")
-    assert [row[:2] for row in sql.rows("LIST @s/as_it_is")] == [("s/as_it_is/a.txt", 1000)]
+    sql.rows(f"put file://{tmp_path}/a.txt @s/raw/ auto_compress = false;")
+    assert [row[:2] for row in sql.rows("LIST @s/raw")] == [("s/raw/a.txt", 1000)]
     [name, size, *_] = sql.row("LIST @s/a.txt")
     assert name == "s/a.txt.gz"
     assert size < 100
@@ -92,10 +92,8 @@ def test_pattern_puts_each_file_under_its_name(sql: Sql, stage: str, tmp_path: P
     assert get(sql, "@s", folder) == {name: name.encode() for name in names}
 
 
-def test_client_that_does_not_ask_for_each_file_may_put_no_pattern(
-    sql: Sql, stage: str, server: LocalServer
-) -> None:
-    """As the connector of 5.x: all files would go to the place of the first."""
+def test_pattern_is_refused_for_connector_5(sql: Sql, stage: str, server: LocalServer) -> None:
+    """Connector 5.x does not repeat the PUT for each file: all files would go to the path of the first."""
     [session] = [
         session for session in sessions.values() if session.schema == sql.value("SELECT CURRENT_SCHEMA()")
     ]
@@ -104,7 +102,7 @@ def test_client_that_does_not_ask_for_each_file_may_put_no_pattern(
     assert sql.error("PUT file:///tmp/a.png @s").errno == 2
 
 
-def test_another_file_is_overwritten_only_if_told_to(sql: Sql, stage: str, tmp_path: Path) -> None:
+def test_different_file_is_replaced_only_with_overwrite(sql: Sql, stage: str, tmp_path: Path) -> None:
     put(sql, b"first", "a.png")
     with pytest.raises(Error, match="412"):
         put(sql, b"other", "a.png")
@@ -116,7 +114,7 @@ def test_another_file_is_overwritten_only_if_told_to(sql: Sql, stage: str, tmp_p
 
 
 @pytest.mark.parametrize("encryption", ["SNOWFLAKE_SSE", "SNOWFLAKE_FULL"])
-def test_same_file_again_leaves_the_stage_as_it_is(sql: Sql, encryption: str, tmp_path: Path) -> None:
+def test_same_file_again_does_not_change_the_stage(sql: Sql, encryption: str, tmp_path: Path) -> None:
     sql.rows(f"CREATE STAGE s ENCRYPTION = (TYPE = '{encryption}')")
     put(sql, b"bytes", "a.png")
     before = sql.rows("LIST @s")
@@ -125,7 +123,7 @@ def test_same_file_again_leaves_the_stage_as_it_is(sql: Sql, encryption: str, tm
     assert get(sql, "@s", tmp_path) == {"a.png": b"bytes"}
 
 
-def test_stage_without_server_side_encryption_holds_what_its_clients_encrypted(
+def test_stage_without_server_side_encryption_holds_encrypted_files(
     sql: Sql, server: LocalServer, tmp_path: Path
 ) -> None:
     sql.rows("CREATE STAGE s")
@@ -150,7 +148,7 @@ def test_stage_with_server_side_encryption_holds_the_bytes(sql: Sql, stage: str,
         assert "x-goog-meta-encryptiondata" not in response.headers
 
 
-def test_get_takes_its_path_for_a_prefix(sql: Sql, stage: str, tmp_path: Path) -> None:
+def test_get_path_is_a_prefix(sql: Sql, stage: str, tmp_path: Path) -> None:
     for target, name in (("@s/a", "1.png"), ("@s/ab", "2.png"), ("@s/b", "3.png")):
         put(sql, name.encode(), name, target)
     assert get(sql, "@s/a", tmp_path) == {"1.png": b"1.png", "2.png": b"2.png"}
@@ -158,7 +156,7 @@ def test_get_takes_its_path_for_a_prefix(sql: Sql, stage: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("statement", ["LIST @s/a", "LS @s/a;", "list '@s/a'", "LIST @s/a -- those"])
-def test_list_takes_its_path_for_a_prefix(sql: Sql, stage: str, statement: str) -> None:
+def test_list_path_is_a_prefix(sql: Sql, stage: str, statement: str) -> None:
     for target, name in (("@s/a", "1.png"), ("@s/ab", "2.png"), ("@s/b", "3.png")):
         put(sql, b"x", name, target)
     assert sql.column(statement) == ["s/a/1.png", "s/ab/2.png"]
@@ -168,14 +166,14 @@ def test_list_takes_its_path_for_a_prefix(sql: Sql, stage: str, statement: str) 
 @pytest.mark.parametrize(
     "statement", ["REMOVE @s/a/", "rm '@s/a/';", "RM @s/a/ -- those\n", "remove @s/a/1.png"]
 )
-def test_remove_takes_files_away(sql: Sql, stage: str, statement: str) -> None:
+def test_remove_deletes_files(sql: Sql, stage: str, statement: str) -> None:
     for target, name in (("@s/a", "1.png"), ("@s/ab", "2.png")):
         put(sql, b"x", name, target)
     assert sql.rows(statement) == [("s/a/1.png", "removed")]
     assert sql.column("LIST @s") == ["s/ab/2.png"]
 
 
-def test_directory_table_changes_when_it_is_refreshed(sql: Sql, stage: str) -> None:
+def test_directory_table_changes_only_on_refresh(sql: Sql, stage: str) -> None:
     listed = "SELECT relative_path FROM DIRECTORY(@s)"
     put(sql, b"x", "b.png")
     put(sql, b"x", "a.png")
@@ -189,7 +187,7 @@ def test_directory_table_changes_when_it_is_refreshed(sql: Sql, stage: str) -> N
     assert sql.column(listed) == ["b.png", "c.png"]
 
 
-def test_directory_table_tells_md5_and_size(sql: Sql, stage: str) -> None:
+def test_directory_table_has_md5_and_size(sql: Sql, stage: str) -> None:
     put(sql, b"hello", "a.png")
     sql.rows("ALTER STAGE s REFRESH")
     row = sql.row("SELECT size, md5, etag FROM DIRECTORY(@s)")
@@ -230,7 +228,7 @@ def test_signed_target_outside_of_the_stage_is_refused(
     ):
         url = server.local.uploads.sign(stored(server, sql), path, 60, method="PUT")
         request = urllib.request.Request(url, method="PUT", data=b"x")  # noqa: S310 - http
-        if path.startswith("%"):  # a name like any other
+        if path.startswith("%"):  # an ordinary name
             with urllib.request.urlopen(request, timeout=10) as response:  # noqa: S310
                 assert response.status == 200
             continue
@@ -242,16 +240,14 @@ def test_signed_target_outside_of_the_stage_is_refused(
     assert sql.column("LIST @s") == ["s/%2e%2e/x.png"]
 
 
-def test_file_and_folder_of_one_name_are_refused_not_mixed_up(sql: Sql, stage: str, tmp_path: Path) -> None:
+def test_folder_with_the_name_of_a_file_is_refused(sql: Sql, stage: str, tmp_path: Path) -> None:
     put(sql, b"file", "a")
     with pytest.raises(Error):
         put(sql, b"in a folder", "b", "@s/a")
     assert get(sql, "@s", tmp_path) == {"a": b"file"}
 
 
-def test_folder_of_the_users_is_neither_put_to_nor_removed_from(
-    sql: Sql, server: LocalServer, tmp_path: Path
-) -> None:
+def test_mounted_folder_refuses_put_and_remove(sql: Sql, server: LocalServer, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"x")
     server.mount(tmp_path, "USERS")
     location = "@local.public.users"
@@ -279,14 +275,14 @@ def test_folder_of_the_users_is_neither_put_to_nor_removed_from(
         ("GET @s", 1003),
     ],
 )
-def test_transfer_with_mistakes_is_an_error_of_sql(sql: Sql, stage: str, statement: str, errno: int) -> None:
+def test_invalid_transfer_is_an_sql_error(sql: Sql, stage: str, statement: str, errno: int) -> None:
     assert sql.error(statement).errno == errno
 
 
-def test_failed_put_has_a_url_that_leads_nowhere(
+def test_failed_put_returns_a_url_that_refuses_uploads(
     sql: Sql, stage: str, server: LocalServer, tmp_path: Path
 ) -> None:
-    """The connector of 4.x, which asks for a URL of each file, looks at no errors; it would go to Google."""
+    """Connector 4.x ignores errors when it repeats the PUT; without a URL it would connect to Google."""
     (tmp_path / "a.png").write_bytes(b"x")
     statement = f"PUT file://{tmp_path}/a* @s/../x AUTO_COMPRESS = FALSE"
     with sql.connection.cursor() as cursor:
@@ -295,17 +291,15 @@ def test_failed_put_has_a_url_that_leads_nowhere(
     assert answer["data"]["stageInfo"]["presignedUrl"] == f"http://127.0.0.1:{server.port}/refused"
 
 
-def test_key_of_a_stage_is_told_in_texts(sql: Sql) -> None:
-    """Clients of 5.x read nothing else."""
+def test_encryption_material_contains_only_strings(sql: Sql) -> None:
+    """Connector 5.x requires strings."""
     sql.rows("CREATE STAGE s")
     with sql.connection.cursor() as cursor:
         answer = cursor._execute_helper("PUT file:///tmp/a.png @s AUTO_COMPRESS = FALSE")  # noqa: SLF001
     assert all(isinstance(value, str) for value in answer["data"]["encryptionMaterial"].values())
 
 
-def test_images_of_a_folder_are_uploaded_with_their_folders(
-    sql: Sql, stage: str, server: LocalServer, tmp_path: Path
-) -> None:
+def test_upload_keeps_subfolders(sql: Sql, stage: str, server: LocalServer, tmp_path: Path) -> None:
     for place in ("1/a.png", "2/a.png", "2/it's b.png"):
         (tmp_path / place).parent.mkdir(exist_ok=True)
         (tmp_path / place).write_bytes((SAMPLES / "scratches.png").read_bytes() + place.encode())
@@ -329,7 +323,7 @@ def test_stage_is_created_once(sql: Sql, stage: str, tmp_path: Path) -> None:
     assert sql.value("CREATE STAGE IF NOT EXISTS s") == "S already exists, statement succeeded."
     assert sql.column("LIST @s") == ["s/a.png"]
     assert "incompatible" in str(sql.error("CREATE OR REPLACE STAGE IF NOT EXISTS s"))
-    sql.rows("create or replace temporary stage s -- anew\n;")
+    sql.rows("create or replace temporary stage s -- again\n;")
     assert sql.rows("LIST @s") == []
 
 
@@ -377,7 +371,7 @@ def test_stage_with_wrong_options_is_refused(sql: Sql, options: str) -> None:
     assert sql.error("LIST @s").errno == 2003
 
 
-def test_dropped_stage_takes_its_files_along(sql: Sql, stage: str) -> None:
+def test_dropped_stage_loses_its_files(sql: Sql, stage: str) -> None:
     put(sql, b"x", "a.png")
     sql.rows("DROP STAGE s")
     assert sql.error("LIST @s").errno == 2003
