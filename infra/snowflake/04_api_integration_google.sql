@@ -1,8 +1,8 @@
--- The API integration for Google Cloud API Gateway: Snowflake's identity towards the gateway.
+-- Creates the API integration for Google Cloud API Gateway: the identity with which Snowflake calls it.
 -- Run by a role with CREATE INTEGRATION, such as ACCOUNTADMIN. The audience cannot be changed later.
 
--- Never replaced: the gateway's configuration names this very integration's service account. So it is created
--- once, and altered ever after.
+-- IF NOT EXISTS: OR REPLACE would create a new service account, which the gateway's configuration does not
+-- name. Change an existing integration with ALTER.
 CREATE API INTEGRATION IF NOT EXISTS <% integration %>
     API_PROVIDER = google_api_gateway
     GOOGLE_AUDIENCE = '<% google_audience %>'
@@ -10,8 +10,8 @@ CREATE API INTEGRATION IF NOT EXISTS <% integration %>
     ENABLED = TRUE
     COMMENT = 'The gateway of ext_classify';
 
--- ENABLED is left alone: whoever disabled the integration had a reason. SET replaces the whole list of
--- prefixes: add those that DESC INTEGRATION shows and that other functions need, as `register` does.
+-- ALTER does not set ENABLED: an administrator may have disabled the integration. SET replaces the whole list
+-- of prefixes: include those that DESC INTEGRATION shows and other functions need, as `register` does.
 ALTER API INTEGRATION <% integration %> SET -- noqa: PRS
     API_ALLOWED_PREFIXES = ('<% allowed_prefix %>');
 

@@ -1,4 +1,4 @@
--- For a role that creates the functions and is not the one that owns the integration.
+-- Lets a role that does not own the integration create functions with it.
 -- Run by the integration's owner.
 
 GRANT USAGE ON INTEGRATION <% integration %> TO ROLE <% owner_role %>;

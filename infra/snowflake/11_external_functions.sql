@@ -1,16 +1,15 @@
--- The function, as an external function: Snowflake calls the service through a gateway.
--- Run by a role with CREATE FUNCTION on the schema and USAGE on the integration. To replace a function drops
--- its grants, and external functions cannot keep them: run 21_grant_callers.sql again right after this.
--- `register` adds a mark to each COMMENT, by which it knows later whether anything has changed.
+-- Creates the function as an external function: Snowflake calls the service through a gateway.
+-- Run by a role with CREATE FUNCTION on the schema and USAGE on the integration. OR REPLACE drops the grants
+-- of a function, and external functions do not support COPY GRANTS: run 21_grant_callers.sql after this file.
+-- `register` adds a fingerprint to each COMMENT, by which it later detects changes.
 
 USE SCHEMA <% database %>.<% schema %>;
 
--- RETURNS NULL ON NULL INPUT: a NULL is not sent, and its answer is NULL.
--- VOLATILE: what a URL leads to can change, and what failed today can succeed tomorrow. IMMUTABLE would let
--- Snowflake give an old answer again.
--- MAX_BATCH_ROWS: where it is left to Snowflake's estimate, a batch of images can take longer than a gateway
--- waits.
--- COMPRESSION = AUTO: gzip towards Amazon, none towards Azure and Google.
+-- RETURNS NULL ON NULL INPUT: Snowflake returns NULL for a NULL without a call.
+-- VOLATILE: the image behind a URL can change, and a failed row can succeed later. With IMMUTABLE, Snowflake
+-- may return an old outcome.
+-- MAX_BATCH_ROWS: with Snowflake's own estimate, a batch of images can exceed the gateway's timeout.
+-- COMPRESSION = AUTO: gzip for Amazon, none for Azure and Google.
 CREATE OR REPLACE EXTERNAL FUNCTION <% function %>(file_url VARCHAR)
     RETURNS VARIANT
     RETURNS NULL ON NULL INPUT
@@ -21,7 +20,7 @@ CREATE OR REPLACE EXTERNAL FUNCTION <% function %>(file_url VARCHAR)
     COMPRESSION = AUTO
     AS '<% url %>';
 
--- CALLED ON NULL INPUT: options of NULL are no options, and the service answers a file_url of NULL with NULL.
+-- CALLED ON NULL INPUT: NULL options mean the defaults. The service returns NULL for a NULL file_url.
 CREATE OR REPLACE EXTERNAL FUNCTION <% function %>(file_url VARCHAR, options OBJECT)
     RETURNS VARIANT
     CALLED ON NULL INPUT

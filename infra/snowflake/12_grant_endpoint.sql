@@ -1,4 +1,4 @@
--- For a role that creates the service functions and is not the one that owns the service.
+-- Lets a role that does not own the service create service functions.
 -- Run by the service's owner.
 
 GRANT SERVICE ROLE <% service %>!ALL_ENDPOINTS_USAGE TO ROLE <% owner_role %>; -- noqa: PRS

@@ -1,14 +1,14 @@
--- The function, as a service function: the service runs in Snowpark Container Services, without a gateway.
--- Run by a role with CREATE FUNCTION on the schema that owns the service or was granted its endpoint
--- (12_grant_endpoint.sql). To replace a function drops its grants: run 21_grant_callers.sql right after this.
--- `register` adds a mark to each COMMENT, by which it knows later whether anything has changed.
+-- Creates the function as a service function: the service runs in Snowpark Container Services, no gateway.
+-- Run by a role with CREATE FUNCTION on the schema that owns the service or has its endpoint
+-- (12_grant_endpoint.sql). OR REPLACE drops a function's grants: run 21_grant_callers.sql after this file.
+-- `register` adds a fingerprint to each COMMENT, by which it later detects changes.
 
 USE SCHEMA <% database %>.<% schema %>;
 
--- VOLATILE: what a URL leads to can change, and what failed today can succeed tomorrow.
+-- VOLATILE: the image behind a URL can change, and a failed row can succeed later.
 -- ENDPOINT is the name in the service's specification.
--- MAX_BATCH_ROWS: a call of more than 30 seconds is sent again, and so never ends.
--- ON_BATCH_FAILURE = ABORT: NULLs in place of a failed batch would look like answers to NULL.
+-- MAX_BATCH_ROWS: Snowflake sends a call again after 30 seconds; a batch that takes longer never completes.
+-- ON_BATCH_FAILURE = ABORT: otherwise the rows of a failed batch return NULL, like rows without a file_url.
 CREATE OR REPLACE FUNCTION <% function %>(file_url VARCHAR)
     RETURNS VARIANT
     RETURNS NULL ON NULL INPUT
@@ -22,7 +22,7 @@ CREATE OR REPLACE FUNCTION <% function %>(file_url VARCHAR)
     BATCH_TIMEOUT_SECS = 600
     AS '/classify';
 
--- CALLED ON NULL INPUT: options of NULL are no options, and the service answers a file_url of NULL with NULL.
+-- CALLED ON NULL INPUT: NULL options mean the defaults. The service returns NULL for a NULL file_url.
 CREATE OR REPLACE FUNCTION <% function %>(file_url VARCHAR, options OBJECT)
     RETURNS VARIANT
     CALLED ON NULL INPUT

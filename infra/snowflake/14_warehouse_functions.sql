@@ -1,23 +1,23 @@
--- The function, as a Python function inside the warehouse: no service and no gateway. It reads scoped URLs.
+-- Creates the function as a Python function in the warehouse: no service, no gateway. It reads scoped URLs.
 -- Run by a role with CREATE STAGE and CREATE FUNCTION on the schema, from a client that can upload (not
 -- Snowsight). `files` is the folder that `python -m app.snowflake.udf_bundle FOLDER` wrote, with forward
 -- slashes; `network` is the name of the network in it, without .h5.
 
 USE SCHEMA <% database %>.<% schema %>;
 
--- The code and the network, apart from the images. Deleting a file there breaks the functions.
+-- A stage for the code and the network, separate from the images. The functions need all of its files.
 CREATE STAGE IF NOT EXISTS <% code_stage %>
     COMMENT = 'What ext_classify runs inside a warehouse';
 
--- As they are: Snowflake would gzip them, and Python would find no network.
+-- AUTO_COMPRESS = FALSE: Python cannot import gzipped files.
 PUT 'file://<% files %>/*' '@<% code_stage %>'
     AUTO_COMPRESS = FALSE
     OVERWRITE = TRUE;
 
--- VOLATILE: a file can change, and what failed today can succeed tomorrow.
--- RUNTIME_VERSION: 3.11 or newer. PACKAGES: what the handler imports, from PyPI. ai-edge-litert has wheels
--- for x86 and for ARM, so any warehouse will do. To run the .h5 itself with TensorFlow, put 'tensorflow',
--- 'keras' and 'h5py' in its place.
+-- VOLATILE: a file can change, and a failed row can succeed later.
+-- RUNTIME_VERSION: 3.11 or newer. PACKAGES: the handler's imports, from PyPI. ai-edge-litert has wheels for
+-- x86 and ARM, so any warehouse works. To run the .h5 file with TensorFlow, replace ai-edge-litert by
+-- 'tensorflow', 'keras' and 'h5py'.
 CREATE OR REPLACE FUNCTION <% function %>(file_url VARCHAR)
     COPY GRANTS
     RETURNS VARIANT
@@ -47,7 +47,7 @@ CREATE OR REPLACE FUNCTION <% function %>(file_url VARCHAR)
     )
     HANDLER = 'ext_classify_udf.classify';
 
--- CALLED ON NULL INPUT: options of NULL are no options, and a file_url of NULL is answered with NULL.
+-- CALLED ON NULL INPUT: NULL options mean the defaults. The function returns NULL for a NULL file_url.
 CREATE OR REPLACE FUNCTION <% function %>(file_url VARCHAR, options OBJECT)
     COPY GRANTS
     RETURNS VARIANT

@@ -1,5 +1,5 @@
 -- Lets a role call the function on the images of the stage.
--- Run by the owner of the function and the stage, after each time that the function was replaced.
+-- Run by the owner of the function and the stage, each time after the function is replaced.
 
 GRANT USAGE ON DATABASE <% database %> TO ROLE <% caller_role %>;
 GRANT USAGE ON SCHEMA <% database %>.<% schema %> TO ROLE <% caller_role %>;
@@ -9,6 +9,6 @@ USE SCHEMA <% database %>.<% schema %>;
 GRANT USAGE ON FUNCTION <% function %>(VARCHAR) TO ROLE <% caller_role %>;
 GRANT USAGE ON FUNCTION <% function %>(VARCHAR, OBJECT) TO ROLE <% caller_role %>;
 
--- To list the images, and to make URLs of them. An external stage has USAGE in place of READ; one in another
--- schema needs what 22_grant_service.sql grants, with that schema.
+-- To list the images and create their URLs. For an external stage, grant USAGE instead of READ. For a stage
+-- in another schema, grant the role what 22_grant_service.sql grants, with that schema.
 GRANT READ ON STAGE <% stage %> TO ROLE <% caller_role %>;

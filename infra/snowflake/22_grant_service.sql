@@ -1,5 +1,5 @@
--- Lets the service read the images of the stage under its own name, so that callers may pass file URLs.
--- Run by the owner of the stage, with the stage's own database and schema. Not needed where callers pass
+-- Lets the service read the stage with its own role, so that callers can pass file URLs.
+-- Run by the owner of the stage, with the database and schema of the stage. Not needed if callers pass
 -- pre-signed or scoped URLs.
 
 GRANT USAGE ON DATABASE <% database %> TO ROLE <% service_role %>;
@@ -7,5 +7,5 @@ GRANT USAGE ON SCHEMA <% database %>.<% schema %> TO ROLE <% service_role %>;
 
 USE SCHEMA <% database %>.<% schema %>;
 
--- To read, and no more. An external stage has USAGE in place of READ.
+-- Read access only. For an external stage, grant USAGE instead of READ.
 GRANT READ ON STAGE <% stage %> TO ROLE <% service_role %>;

@@ -1,20 +1,21 @@
--- How the function is used: classify a stage, keep the answers, count them, and find those to look at.
--- The first three queries show the three kinds of URL; all others use file URLs.
+-- Examples: classify a stage, store the answers, count them, and find the images to inspect.
+-- The first three queries show the three kinds of URL; the others use file URLs.
 
 USE SCHEMA <% database %>.<% schema %>;
 
--- After each upload: a directory table lists the files of its last refresh.
+-- Run after each upload: a directory table lists the files as of its last refresh.
 ALTER STAGE <% stage %> REFRESH;
 
--- Classify every image of the stage. These are file URLs: the service reads the stage under its own name
+-- File URLs: classify every image of the stage. The service reads the stage with its own role
 -- (22_grant_service.sql).
 SELECT
     relative_path,
     <% function %>(file_url) AS answer
 FROM DIRECTORY(@<% stage %>);
 
--- Pre-signed URLs: whoever holds one reads the file, for so many seconds. The service needs no name, but the
--- stage's host on its allowlist. To classify a few, choose them first: a LIMIT outside is applied last.
+-- Pre-signed URLs: anyone with the URL can read the file until it expires, here after 3600 seconds. The
+-- service needs no Snowflake role, but the storage host must be on its allowlist. To classify a few images,
+-- apply LIMIT in a subquery: Snowflake applies an outer LIMIT after the calls.
 SELECT
     images.relative_path,
     <% function %>(GET_PRESIGNED_URL(@<% stage %>, images.relative_path, 3600)) AS answer
@@ -25,8 +26,8 @@ FROM (
     LIMIT 10
 ) AS images;
 
--- Scoped URLs: only the user who made one reads the file. They are for the Python function inside the
--- warehouse (14_warehouse_functions.sql), and for no service.
+-- Scoped URLs: only the user who created the URL can read the file. They work with the Python function inside
+-- the warehouse (14_warehouse_functions.sql), but not with a service.
 SELECT
     images.relative_path,
     <% function %>(BUILD_SCOPED_FILE_URL(@<% stage %>, images.relative_path)) AS answer
@@ -37,7 +38,7 @@ FROM (
     LIMIT 10
 ) AS images;
 
--- Keep the answers: a view would classify every image again each time it is read.
+-- Store the answers in a table: a view would classify every image at each query.
 CREATE TABLE IF NOT EXISTS image_answers (
     relative_path VARCHAR NOT NULL,
     etag VARCHAR NOT NULL,
@@ -45,7 +46,7 @@ CREATE TABLE IF NOT EXISTS image_answers (
     answered_at TIMESTAMP_LTZ NOT NULL DEFAULT CURRENT_TIMESTAMP()
 );
 
--- Forget the answers that may turn out better now, and those to images that have changed since.
+-- Delete the answers with a retryable error, and those of images that have changed.
 DELETE FROM image_answers
 WHERE answer:error:retryable::BOOLEAN;
 
@@ -60,7 +61,7 @@ WHERE
     image_answers.relative_path = images.relative_path
     AND image_answers.etag != images.etag;
 
--- Classify what has no answer. Run these three, after a refresh, as often as images arrive.
+-- Classify the images without an answer. Run these three statements after each refresh.
 INSERT INTO image_answers (relative_path, etag, answer)
 SELECT
     images.relative_path,
@@ -75,7 +76,7 @@ WHERE NOT EXISTS (
         AND known.etag = images.etag
 );
 
--- Defects by class, and how sure the network is of them. No label: abstained on, or failed.
+-- Images per class, with the mean confidence. A NULL label: the network abstained, or the row failed.
 SELECT
     answer:label::VARCHAR AS label,
     COUNT(*) AS number_of_images,
@@ -84,7 +85,7 @@ FROM image_answers
 GROUP BY answer:label::VARCHAR
 ORDER BY number_of_images DESC;
 
--- To look at: images unlike all that the network was trained on. Their confidence means nothing.
+-- To inspect: images unlike the training images. The network abstained; ignore their confidence.
 SELECT
     relative_path,
     answer:reason::VARCHAR AS reason,
@@ -93,7 +94,7 @@ FROM image_answers
 WHERE answer:abstained::BOOLEAN
 ORDER BY relative_path;
 
--- To look at: answers that the network is unsure of, the least sure first.
+-- To inspect: images with a low confidence, lowest first.
 SELECT
     relative_path,
     answer:label::VARCHAR AS label,
@@ -105,8 +106,8 @@ WHERE
     AND NOT answer:abstained::BOOLEAN
 ORDER BY confidence;
 
--- To look at: images that could not be classified. `answer:error IS NOT NULL` would be true of all, since a
--- null in JSON is no NULL of SQL; a cast makes it one.
+-- To inspect: images that could not be classified. The cast is required: `answer:error IS NOT NULL` is true
+-- for every row, because a JSON null is not a SQL NULL until it is cast.
 SELECT
     answer:error:code::VARCHAR AS code,
     answer:error:message::VARCHAR AS message,
@@ -119,7 +120,7 @@ GROUP BY
     answer:error:message::VARCHAR
 ORDER BY number_of_images DESC;
 
--- Where the defect is: box is [x0, y0, x1, y1] in pixels, heatmap_png the base64 of a grey PNG.
+-- Locate the defect: box is [x0, y0, x1, y1] in pixels, heatmap_png is a grayscale PNG in base64.
 SELECT
     images.relative_path,
     <% function %>(images.file_url, OBJECT_CONSTRUCT('evidence', TRUE)):evidence AS evidence

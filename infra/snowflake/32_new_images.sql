@@ -1,20 +1,20 @@
--- Classifies images as they arrive: a stream tells which are new, a task sends them to the function.
--- After 31_queries.sql has made image_answers. Run by a role with CREATE STREAM and CREATE TASK on the
--- schema, EXECUTE TASK on the account, READ and WRITE on the stage, SELECT and INSERT on image_answers, and
--- USAGE on the function and the warehouse.
+-- Classifies new images every five minutes: a stream records the new files, a task classifies them. Requires
+-- image_answers of 31_queries.sql. Run by a role with CREATE STREAM and CREATE TASK on the schema, EXECUTE
+-- TASK on the account, READ and WRITE on the stage, SELECT and INSERT on image_answers, and USAGE on the
+-- function and the warehouse.
 
 USE SCHEMA <% database %>.<% schema %>;
 
--- Of the stage's directory table: what has changed since the task last read it. What is there already, the
--- INSERT of 31_queries.sql classifies.
+-- The changes of the stage's directory table since the task last read them. For files that exist already, run
+-- the INSERT of 31_queries.sql.
 CREATE STREAM IF NOT EXISTS new_images ON STAGE <% stage %>
     COMMENT = 'Images that no task has seen';
 
--- No task that follows another is altered while that one runs; RESUME, below, lets it go on.
+-- A child task cannot be altered while its root task is running: suspend the root task, and resume it below.
 ALTER TASK IF EXISTS refresh_images SUSPEND;
 
--- A directory table lists the files of its last refresh. An external stage that refreshes itself
--- (AUTO_REFRESH) does without this task, and classify_new_images then has a SCHEDULE in place of AFTER.
+-- A directory table lists the files as of its last refresh. An external stage with AUTO_REFRESH does not need
+-- this task: give classify_new_images a SCHEDULE instead of AFTER.
 CREATE TASK IF NOT EXISTS refresh_images
     WAREHOUSE = <% warehouse %>
     SCHEDULE = '5 MINUTE'
@@ -22,11 +22,10 @@ CREATE TASK IF NOT EXISTS refresh_images
 AS
 ALTER STAGE <% stage %> REFRESH;
 
--- A stream moves on only when its INSERT is done: if the service cannot be reached, the next run has the same
--- images again, as it has if there were more than it can classify in its time, which is half a day. A stage
--- that is full already is for the INSERT of 31_queries.sql. An image whose own outcome may turn out better
--- later (answer:error:retryable) is classified again by the DELETE and INSERT of that file, and what these
--- have classified is left out here.
+-- The stream advances only when the INSERT commits: if the service is unreachable, or the images take longer
+-- than the task's timeout of 12 hours, the next run processes the same images again. For a stage with many
+-- files, run the INSERT of 31_queries.sql first. The DELETE and INSERT of that file also retry images with a
+-- retryable error (answer:error:retryable); this task skips images that already have an answer.
 CREATE TASK IF NOT EXISTS classify_new_images
     WAREHOUSE = <% warehouse %>
     USER_TASK_TIMEOUT_MS = 43200000
@@ -50,7 +49,7 @@ WHERE
             AND known.etag = images.etag
     );
 
--- A task is made suspended. The one that follows first, for it cannot be altered once the other one runs.
+-- Tasks are created suspended. Resume the child first: it cannot be altered once the root task runs.
 ALTER TASK classify_new_images RESUME;
 
 ALTER TASK refresh_images RESUME;

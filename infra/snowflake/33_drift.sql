@@ -1,11 +1,12 @@
--- Whether the mill, or the camera, has come to show something else than the network was trained on: what it
--- answers day by day, and an alert. After 31_queries.sql has made image_answers. The alert is made by a role
--- with CREATE ALERT on the schema, EXECUTE ALERT on the account and USAGE on the warehouse.
+-- Monitors drift: daily statistics of the answers, and an alert when the images differ from the training
+-- images, for example after a change of the mill or the camera. Requires image_answers of 31_queries.sql. For
+-- the alert, run by a role with CREATE ALERT on the schema, EXECUTE ALERT on the account and USAGE on the
+-- warehouse.
 
 USE SCHEMA <% database %>.<% schema %>;
 
--- How sure it was, and how often it abstained or failed. What failed is no answer, and is in no other share.
--- Days are those of UTC, wherever somebody looks.
+-- Confidence, and the shares of abstentions and failures. Failed rows count only in share_failed. Days are in
+-- UTC, independent of the session's time zone.
 CREATE VIEW IF NOT EXISTS image_answers_by_day
 COMMENT = 'How sure the network was of its answers, day by day'
 AS
@@ -32,7 +33,7 @@ GROUP BY
     answered_on,
     model_version;
 
--- The mix of classes: a share that moves is a change of the steel, of the camera, or of the network's mind.
+-- The share of each class. A change means that the steel, the camera or the network changed.
 CREATE VIEW IF NOT EXISTS image_labels_by_day
 COMMENT = 'The mix of classes, day by day'
 AS
@@ -57,8 +58,9 @@ GROUP BY
     model_version,
     label;
 
--- Each day against the four weeks before it, of days with a hundred images or more and the same network:
--- three times as many abstentions or failures, or a mean confidence five points lower.
+-- Compares each day with the four weeks before it, using days of the same network with at least 100 images. A
+-- day is listed if its share of abstentions or failures exceeds 0.01 plus three times the usual share, or its
+-- mean confidence is more than 0.05 below the usual one.
 CREATE VIEW IF NOT EXISTS image_drift
 COMMENT = 'Days that are unlike the four weeks before them'
 AS
@@ -104,7 +106,7 @@ WHERE
         OR this_day.mean_confidence < usual.mean_confidence - 0.05
     );
 
--- What the alert has noticed, and when: once a day and network.
+-- The days for which the alert has fired, one row per day and network.
 CREATE TABLE IF NOT EXISTS image_drift_noticed (
     answered_on DATE NOT NULL,
     model_version VARCHAR NOT NULL,
@@ -128,7 +130,7 @@ WHERE
             AND known.model_version = drift.model_version
     );
 
--- To tell a person, put a CALL of SYSTEM$SEND_EMAIL or SYSTEM$SEND_SNOWFLAKE_NOTIFICATION behind THEN.
+-- To notify a person, add a CALL of SYSTEM$SEND_EMAIL or SYSTEM$SEND_SNOWFLAKE_NOTIFICATION after THEN.
 CREATE ALERT IF NOT EXISTS image_drift_alert
     SCHEDULE = '60 MINUTE'
     WAREHOUSE = <% warehouse %>
@@ -141,5 +143,5 @@ SELECT
     model_version
 FROM image_drift_unnoticed;
 
--- An alert is made suspended.
+-- Alerts are created suspended.
 ALTER ALERT image_drift_alert RESUME;

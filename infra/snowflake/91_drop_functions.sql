@@ -1,4 +1,4 @@
--- Takes the function away, of whichever kind. Images, answers and the integration stay.
+-- Drops the function, of any kind. Images, answers and the integration remain.
 -- Run by the function's owner.
 
 USE SCHEMA <% database %>.<% schema %>;

@@ -1,5 +1,5 @@
--- Takes the API integration away, once no function uses it: it belongs to the account, and each function of
--- any schema that calls through it fails from then on. A new one has a new identity: the gateway's trust must
--- then be set up again. Run by the integration's owner.
+-- Drops the API integration. It belongs to the account: functions of any schema that use it fail afterwards.
+-- A new integration has a new identity, for which the gateway's trust must be configured again.
+-- Run by the integration's owner.
 
 DROP API INTEGRATION IF EXISTS <% integration %>;

@@ -1,5 +1,5 @@
--- Takes away what 14_warehouse_functions.sql uploaded, once its functions are dropped. No file here drops the
--- stage of the images. Run by the stage's owner.
+-- Drops the code stage of 14_warehouse_functions.sql; drop its functions first. No file in this folder drops
+-- the stage of the images. Run by the stage's owner.
 
 USE SCHEMA <% database %>.<% schema %>;
 

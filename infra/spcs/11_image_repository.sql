@@ -1,6 +1,6 @@
--- Where the image is pushed to, and a stage for the specifications.
--- Run by a role with CREATE IMAGE REPOSITORY and CREATE STAGE on the schema; docker pushes to the
--- repository_url that the last statement names.
+-- Creates the repository for the container image, and a stage for the specifications.
+-- Run by a role with CREATE IMAGE REPOSITORY and CREATE STAGE on the schema. Push the image to the
+-- repository_url that the last statement shows.
 
 USE SCHEMA <% database %>.<% schema %>;
 

@@ -1,6 +1,7 @@
--- The machines: none while nothing runs on them. Run by a role with CREATE COMPUTE POOL on the account.
+-- Creates the compute pool, which suspends itself when no service or job runs on it. Run by a role with
+-- CREATE COMPUTE POOL on the account.
 
--- A node of CPU_X64_S has room for one instance of the service.
+-- One node of CPU_X64_S fits one instance of the service.
 CREATE COMPUTE POOL IF NOT EXISTS <% compute_pool %> -- noqa: PRS
     MIN_NODES = 1
     MAX_NODES = <% max_instances %>

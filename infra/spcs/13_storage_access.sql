@@ -1,6 +1,6 @@
--- Lets the containers reach the storage behind the stages, to which signed URLs lead, and nothing else.
+-- Allows the containers to connect to the stages' storage, for signed URLs, and to no other host.
 -- Run by a role with CREATE NETWORK RULE on the schema and CREATE INTEGRATION on the account.
--- The hosts of type STAGE are named by: SELECT SYSTEM$ALLOWLIST();
+-- SELECT SYSTEM$ALLOWLIST(); lists the storage hosts, with type STAGE.
 
 USE SCHEMA <% database %>.<% schema %>;
 

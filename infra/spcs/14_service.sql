@@ -1,6 +1,6 @@
--- The service. Run by the role that is to own it, the one that reads the stage: 22_grant_service.sql
--- of infra/snowflake gives it that, and 23_grant_warehouse.sql the warehouse. Not ACCOUNTADMIN.
--- For a new image, ALTER SERVICE … FROM with the same specification replaces the instances one by one.
+-- Creates the service. Run by the role that owns the service and reads the stage, not ACCOUNTADMIN.
+-- 22_grant_service.sql of infra/snowflake grants it the stage, 23_grant_warehouse.sql the warehouse.
+-- To deploy a new image, run ALTER SERVICE … FROM with the same specification: a rolling upgrade.
 
 USE SCHEMA <% database %>.<% schema %>;
 

@@ -1,10 +1,10 @@
--- All files of a stage, once, into a table: after a new network, or for the photographs of ten years.
--- Run by the role that owns the service. It returns at once. Run again once it has ended, it goes on with
--- what is missing; while it still runs, that would end it.
+-- Runs a job that classifies all files of a stage into a table, for example with a new network.
+-- Run by the role that owns the service. The statement returns immediately. Run the file again after the job
+-- has ended to classify the files without an outcome. Do not run it while the job runs: it drops the job.
 
 USE SCHEMA <% database %>.<% schema %>;
 
--- The directory table lists the files of its last refresh.
+-- A directory table lists the files as of its last refresh.
 ALTER STAGE <% stage %> REFRESH;
 
 PUT 'file://<% folder %>/job.yaml' '@<% specifications %>' AUTO_COMPRESS = FALSE OVERWRITE = TRUE;

@@ -1,5 +1,5 @@
--- Takes the service and its machines away; the images of containers stay in their repository.
--- 91_drop_functions.sql of infra/snowflake comes first.
+-- Drops the service and its compute pool; the container images remain in their repository.
+-- Run 91_drop_functions.sql of infra/snowflake first.
 
 USE SCHEMA <% database %>.<% schema %>;
 

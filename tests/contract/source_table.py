@@ -1,6 +1,6 @@
-"""What becomes of each kind of source in each state: `python -m tests.contract.source_table` prints it.
+"""The outcome of each kind of source in each state: `python -m tests.contract.source_table` prints the table.
 
-A real service answers, reading the stages of local SQL.
+A service classifies the sources and reads the stages of the emulator.
 """
 
 import base64
@@ -30,7 +30,7 @@ _STAGED = {
     "not an image": "unsupported_format",
 }
 _INLINE = {"ok": "Scratches", "too large": "image_too_large", "not an image": "unsupported_format"}
-# The label or the error's code; a state that a kind does not know is left out.
+# The label or the error code; a state that does not apply to a kind is omitted.
 CELLS: dict[str, dict[str, str]] = {
     "stage-file URL": _STAGED,
     "stage path": _STAGED,
@@ -58,7 +58,7 @@ SCOPED = "BUILD_SCOPED_FILE_URL"
 
 
 def make_sources(server: LocalServer) -> dict[tuple[str, str], str]:
-    """A source for each cell, by kind and state; takes the two seconds in which a URL expires."""
+    """A source for each (kind, state); waits two seconds until the expired URL has expired."""
     with snowflake.connector.connect(**server.connect_arguments) as connection, connection.cursor() as cursor:
         _make_stages(cursor)
         sources = {
@@ -90,22 +90,22 @@ def _source(cursor: Any, kind: str, state: str) -> str:
     if kind == "stage path":
         return f"@local.public.{'forbidden' if state == 'forbidden' else stage}/{name}"
     if kind == "stage-file URL":
-        url = _ask(cursor, f"{FILE_URL}(@{stage}, '{name}')")
+        url = _evaluate(cursor, f"{FILE_URL}(@{stage}, '{name}')")
         return url.replace(f"/{stage.upper()}/", "/FORBIDDEN/") if state == "forbidden" else url
     if kind == "scoped URL":
-        return _ask(cursor, f"{SCOPED}(@{stage}, '{name}')")
+        return _evaluate(cursor, f"{SCOPED}(@{stage}, '{name}')")
     seconds = 1 if state == "expired" else 600
-    url = _ask(cursor, f"{PRESIGNED}(@{stage}, '{name}', {seconds})")
+    url = _evaluate(cursor, f"{PRESIGNED}(@{stage}, '{name}', {seconds})")
     return f"{url}0" if state == "forbidden" else url
 
 
-def _ask(cursor: Any, expression: str) -> str:
+def _evaluate(cursor: Any, expression: str) -> str:
     answer: str = cursor.execute(f"SELECT {expression}").fetchone()[0]
     return answer
 
 
 def classify(service: str, sources: list[Any], *, timeout_seconds: float = 120) -> list[Any]:
-    """The outcomes of a batch in Snowflake's form, whose order is checked; asked again while it is busy."""
+    """The outcomes of a batch in Snowflake's format; retries on 429 and checks the order of the rows."""
     rows = [[number, source] for number, source in enumerate(sources)]
     deadline = time.monotonic() + timeout_seconds
     while True:
@@ -120,7 +120,7 @@ def classify(service: str, sources: list[Any], *, timeout_seconds: float = 120) 
 
 
 def answer_of(outcome: Any) -> str | None:
-    """The label, or the error's code; None for NULL."""
+    """The label or the error code; None for NULL."""
     if outcome is None:
         return None
     answer: str = outcome["error"]["code"] if outcome["error"] else outcome["label"]

@@ -1,4 +1,4 @@
-"""The next line of Snowflake's connector, in an environment of its own: what serves, and what sets up."""
+"""Version 5 of Snowflake's connector, in its own environment: the service, and registration."""
 
 import os
 import subprocess
@@ -41,7 +41,7 @@ def console(server: LocalServer) -> Iterator[Console]:
 
 
 def command(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    """ext-classify, in the environment of connector 5."""
+    """Run ext-classify in the environment of connector 5."""
     return subprocess.run(
         [PYTHON, "-m", "app.cli", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -53,7 +53,7 @@ def outcome(service: str, source: str) -> dict[str, object]:
     return found
 
 
-def test_it_is_the_next_line() -> None:
+def test_version_is_5() -> None:
     program = "import snowflake.connector as c; print(c.__version__)"
     finished = subprocess.run([PYTHON, "-c", program], capture_output=True, text=True, check=True)
     assert finished.stdout.startswith("5.")
@@ -75,7 +75,7 @@ def test_files_that_clients_encrypted_are_classified(service: str, console: Cons
     assert error["code"] == "file_missing"
 
 
-def test_unknown_stage_has_its_own_error(service: str) -> None:
+def test_unknown_stage_is_stage_not_authorized(service: str) -> None:
     error = outcome(service, "@local.public.nowhere/a.png")["error"]
     assert isinstance(error, dict)
     assert error["code"] == "stage_not_authorized"
@@ -83,15 +83,15 @@ def test_unknown_stage_has_its_own_error(service: str) -> None:
 
 def test_function_is_registered_verified_and_unregistered(server: LocalServer, service: str) -> None:
     local = ["--local", "--port", str(server.port), "--stage", "steel"]
-    asked = ["register", *local, "--provider", "aws", "--url", f"{service}/classify"]
-    asked += ["--role-arn", "arn:aws:iam::123456789012:role/gateway", "--caller-role", "analyst"]
-    first = command(*asked)
+    arguments = ["register", *local, "--provider", "aws", "--url", f"{service}/classify"]
+    arguments += ["--role-arn", "arn:aws:iam::123456789012:role/gateway", "--caller-role", "analyst"]
+    first = command(*arguments)
     assert first.returncode == 0, first.stderr
     assert first.stdout.count("created ") == 4
     uploaded = command("upload", str(SAMPLES), *local, "--folder", "2026/july")
     assert uploaded.returncode == 0, uploaded.stderr
     assert uploaded.stdout == "6 uploaded\n"
-    second = command(*asked, "--verify")
+    second = command(*arguments, "--verify")
     assert second.returncode == 0, second.stderr
     assert "created" not in second.stdout
     assert '"label": "Scratches"' in second.stdout

@@ -1,4 +1,4 @@
-"""The views of 33_drift.sql on local SQL: a month of answers, and a day that is unlike them."""
+"""The views of 33_drift.sql on the emulator: a month of answers, and a day that differs from it."""
 
 import json
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ def server() -> Iterator[LocalServer]:
 
 @pytest.fixture(scope="module")
 def made(server: LocalServer) -> Iterator[Sql]:
-    """With the table of 31_queries.sql, and all of 33_drift.sql but the alert, for local SQL knows none."""
+    """A session after the statements of 33_drift.sql, without the alert, which the emulator lacks."""
     with Sql(server, paramstyle="qmark") as sql:
         queries = load("31_queries.sql", NAMES | {"function": "f", "stage": "images"})
         [table] = [statement for statement in queries if statement.startswith("CREATE TABLE")]
@@ -34,7 +34,7 @@ def made(server: LocalServer) -> Iterator[Sql]:
 
 @pytest.fixture
 def sql(made: Sql) -> Sql:
-    """Without answers."""
+    """The session with empty tables."""
     made.rows("DELETE FROM image_answers")
     made.rows("DELETE FROM image_drift_noticed")
     return made
@@ -42,7 +42,7 @@ def sql(made: Sql) -> Sql:
 
 @dataclass(frozen=True)
 class Day:
-    """So many images, of which the first were abstained on, and the next failed."""
+    """The answers of one day: `abstained` abstentions, then `failed` failures, then labels."""
 
     days_ago: int
     images: int = IMAGES_A_DAY
@@ -83,39 +83,39 @@ def drifted(sql: Sql) -> list[tuple[object, ...]]:
     return sql.rows("SELECT model_version, share_abstained, mean_confidence FROM image_drift")
 
 
-def test_usual_day_is_none_to_look_at(sql: Sql) -> None:
+def test_usual_day_is_not_listed(sql: Sql) -> None:
     add_usual_days(sql)
     add(sql, Day(0))
     assert drifted(sql) == []
 
 
-def test_day_of_many_abstentions_is_noticed(sql: Sql) -> None:
+def test_day_with_many_abstentions_is_listed(sql: Sql) -> None:
     add_usual_days(sql)
     add(sql, Day(0, abstained=12))
     [(version, abstained, _)] = drifted(sql)
     assert (version, round(abstained, 2)) == ("v1", 0.1)
 
 
-def test_day_of_little_confidence_is_noticed(sql: Sql) -> None:
+def test_day_with_low_confidence_is_listed(sql: Sql) -> None:
     add_usual_days(sql)
     add(sql, Day(0, confidence=0.9))
     [(version, _, confidence)] = drifted(sql)
     assert (version, round(confidence, 2)) == ("v1", 0.9)
 
 
-def test_day_on_which_all_failed_is_noticed(sql: Sql) -> None:
+def test_day_on_which_every_row_failed_is_listed(sql: Sql) -> None:
     add_usual_days(sql)
     add(sql, Day(0, abstained=0, failed=IMAGES_A_DAY))
     assert drifted(sql) == [("v1", None, None)]
 
 
-def test_day_of_few_images_is_not_judged(sql: Sql) -> None:
+def test_day_with_few_images_is_not_listed(sql: Sql) -> None:
     add_usual_days(sql)
     add(sql, Day(0, images=99, confidence=0.5))
     assert drifted(sql) == []
 
 
-def test_days_longer_ago_than_four_weeks_are_not_held_against_it(sql: Sql) -> None:
+def test_days_before_the_last_four_weeks_do_not_count(sql: Sql) -> None:
     add(sql, Day(29))
     add(sql, Day(0, confidence=0.5))
     assert drifted(sql) == []
@@ -123,13 +123,13 @@ def test_days_longer_ago_than_four_weeks_are_not_held_against_it(sql: Sql) -> No
     assert len(drifted(sql)) == 1
 
 
-def test_new_network_is_not_held_against_the_old_one(sql: Sql) -> None:
+def test_day_is_not_compared_with_another_network(sql: Sql) -> None:
     add_usual_days(sql)
     add(sql, Day(0, confidence=0.8, version="v2"))
     assert drifted(sql) == []
 
 
-def test_day_gone_by_is_found_and_its_images_are_counted_by_what_became_of_them(sql: Sql) -> None:
+def test_shares_of_a_day_count_labels_abstentions_and_failures(sql: Sql) -> None:
     add_usual_days(sql, 5)
     add(sql, Day(0, images=200, abstained=20, failed=100, confidence=0.85))
     shares = sql.rows(
@@ -140,7 +140,7 @@ def test_day_gone_by_is_found_and_its_images_are_counted_by_what_became_of_them(
     assert len(drifted(sql)) == 1
 
 
-def test_alert_notices_a_day_once(sql: Sql) -> None:
+def test_alert_fires_once_per_day(sql: Sql) -> None:
     add_usual_days(sql)
     add(sql, Day(0, confidence=0.5))
     [alert] = [s for s in load("33_drift.sql", NAMES) if s.startswith("CREATE ALERT")]
@@ -151,7 +151,7 @@ def test_alert_notices_a_day_once(sql: Sql) -> None:
     assert sql.rows("SELECT * FROM image_drift_unnoticed") == []
 
 
-def test_mix_of_classes_is_shares_of_a_day(sql: Sql) -> None:
+def test_class_shares_of_a_day_sum_to_one(sql: Sql) -> None:
     add(sql, Day(0))
     shares = dict(sql.rows("SELECT label, share_of_images FROM image_labels_by_day"))
     assert sum(map(float, shares.values())) == pytest.approx(1)

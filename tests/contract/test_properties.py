@@ -1,4 +1,4 @@
-"""Snowflake's contract over HTTP, whatever the rows: numbers, order, row failures, statuses, retries."""
+"""Snowflake's contract over HTTP for random rows: numbers, order, row errors, statuses, retries."""
 
 import gzip
 import json
@@ -51,9 +51,7 @@ def post(client: TestClient, body: bytes, **headers: str) -> Any:
 
 @few
 @given(batches)
-def test_each_row_is_answered_under_its_number_in_its_place(
-    client: TestClient, batch: list[list[Any]]
-) -> None:
+def test_each_row_is_answered_with_its_number_in_order(client: TestClient, batch: list[list[Any]]) -> None:
     answer = post(client, json.dumps({"data": batch}).encode())
     assert answer.status_code == 200
     data = answer.json()["data"]
@@ -73,7 +71,7 @@ def test_each_row_is_answered_under_its_number_in_its_place(
 
 @few
 @given(batches, st.sampled_from(IMAGES), st.data())
-def test_image_is_answered_alike_whatever_is_beside_it(
+def test_image_has_the_same_outcome_in_any_batch(
     client: TestClient, batch: list[list[Any]], image: str, data: st.DataObject
 ) -> None:
     place = data.draw(st.integers(0, len(batch)))
@@ -84,7 +82,7 @@ def test_image_is_answered_alike_whatever_is_beside_it(
 
 @few
 @given(batches, st.sampled_from(["identity", "gzip", "deflate"]))
-def test_batch_that_is_sent_again_gets_the_same_bytes(
+def test_repeated_batch_gets_the_same_bytes(
     client: TestClient, batch: list[list[Any]], encoding: str
 ) -> None:
     body = json.dumps({"data": batch}).encode()
@@ -104,7 +102,7 @@ def test_batch_that_is_sent_again_gets_the_same_bytes(
     | st.text(max_size=200).map(str.encode)
     | st.builds(json.dumps, junk).map(str.encode)
 )
-def test_what_is_no_batch_is_refused_as_the_caller_s_fault(client: TestClient, body: bytes) -> None:
+def test_invalid_batch_is_a_client_error(client: TestClient, body: bytes) -> None:
     answer = post(client, body)
     assert answer.status_code in {400, 413, 422}
     [error] = answer.json().values()

@@ -1,4 +1,4 @@
-"""The shipped artifact over every real test image, through a real server, in each form of request."""
+"""The shipped artifact on every test image, through a running service, in each form of request."""
 
 import json
 from collections.abc import Iterator
@@ -60,9 +60,7 @@ def test_three_forms_agree_on_every_test_image(
     assert sum(bool(outcome["abstained"]) for outcome in batch) <= 2
 
 
-def test_ten_broken_rows_among_64_change_no_other(
-    service: httpx.Client, images: list[tuple[str, bytes]]
-) -> None:
+def test_broken_rows_do_not_change_other_rows(service: httpx.Client, images: list[tuple[str, bytes]]) -> None:
     good = [text_of(image) for _, image in images[:54]]
     mixed: list[object] = list(good)
     for place, source in enumerate(BROKEN):
@@ -74,7 +72,7 @@ def test_ten_broken_rows_among_64_change_no_other(
     assert len(answers) - len(answered) == 10
 
 
-def test_original_bmp_is_answered_as_its_png(service: httpx.Client, images: list[tuple[str, bytes]]) -> None:
+def test_bmp_has_the_outcome_of_its_png(service: httpx.Client, images: list[tuple[str, bytes]]) -> None:
     for _, png in images[::12]:
         file = BytesIO()
         Image.open(BytesIO(png)).save(file, "BMP")
@@ -84,7 +82,7 @@ def test_original_bmp_is_answered_as_its_png(service: httpx.Client, images: list
 def test_same_image_has_the_same_answer_in_any_batch_and_place(
     service: httpx.Client, images: list[tuple[str, bytes]]
 ) -> None:
-    """So that SQL may declare the function IMMUTABLE."""
+    """The outcome of an image does not depend on its batch."""
     sources: list[object] = [text_of(image) for _, image in images]
     alone = [batch_outcomes(service, [source])[0] for source in sources]
     for size in (3, 16, 72):

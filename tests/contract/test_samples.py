@@ -1,4 +1,4 @@
-"""A newcomer's first sight: the shipped artifact and the drawn samples."""
+"""The shipped artifact recognizes the sample images."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from tests.app.forms import post_source, text_of
 from tests.conftest import SAMPLES
 
 
-def test_there_is_one_sample_a_class(client: TestClient) -> None:
+def test_each_class_has_one_sample(client: TestClient) -> None:
     class_names = client.get("/model").json()["class_names"]
     assert sorted(path.stem for path in SAMPLES.glob("*.png")) == sorted(n.lower() for n in class_names)
 
@@ -25,7 +25,7 @@ def test_sample_is_recognised(client: TestClient, path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", SEEDS)
-def test_sample_is_what_the_code_draws(name: str) -> None:
+def test_sample_equals_the_drawing(name: str) -> None:
     shipped = np.asarray(Image.open(SAMPLES / f"{name}.png"), dtype=np.int16)
     # Another processor may round a pixel the other way.
     assert np.abs(shipped - draw(name, SEEDS[name])).max() <= 1

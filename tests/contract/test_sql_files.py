@@ -1,4 +1,4 @@
-"""The numbered SQL files, run statement by statement against the emulation and a real service."""
+"""The numbered SQL files, executed on the emulator with a running service."""
 
 import shutil
 from collections.abc import Iterator
@@ -43,7 +43,7 @@ SETUP = [
 
 @pytest.fixture(scope="module")
 def variables() -> Iterator[tuple[dict[str, str], Console]]:
-    """Everything set up twice, and images of every fate on the stage."""
+    """The variables and a session, after the setup files ran twice."""
     with (
         LocalServer() as server,
         own_service(environment=server.service_environment) as (url, _),
@@ -59,7 +59,7 @@ def run(console: Console, name: str, variables: dict[str, str]) -> list[list[dic
     return [console.rows(statement) for statement in load(name, variables)]
 
 
-def test_queries_classify_keep_count_and_find(
+def test_queries_classify_store_and_find_images(
     variables: tuple[dict[str, str], Console], tmp_path: Path
 ) -> None:
     names, console = variables
@@ -81,7 +81,7 @@ def test_queries_classify_keep_count_and_find(
     assert len(boxes["july/patches.png"]) == 4
 
 
-def test_what_is_known_is_not_classified_again(variables: tuple[dict[str, str], Console]) -> None:
+def test_stored_answers_are_not_classified_again(variables: tuple[dict[str, str], Console]) -> None:
     names, console = variables
     run(console, "31_queries.sql", names)
     before = console.rows("SELECT COUNT(*) AS n FROM image_answers")
@@ -89,8 +89,8 @@ def test_what_is_known_is_not_classified_again(variables: tuple[dict[str, str], 
     assert console.rows("SELECT COUNT(*) AS n FROM image_answers") == before
 
 
-def test_task_classifies_what_the_stream_holds_once(variables: tuple[dict[str, str], Console]) -> None:
-    """A table stands for the stream, and the task's INSERT is run by hand: local SQL has neither."""
+def test_task_classifies_new_images_once(variables: tuple[dict[str, str], Console]) -> None:
+    """The emulator has no streams and tasks: a table replaces the stream, and the test runs the INSERT."""
     names, console = variables
     run(console, "31_queries.sql", names)
     console.rows(
@@ -109,7 +109,7 @@ def test_task_classifies_what_the_stream_holds_once(variables: tuple[dict[str, s
     assert patches["answer"]["label"] == "Patches"
 
 
-def test_dropping_takes_all_but_the_images(variables: tuple[dict[str, str], Console]) -> None:
+def test_drop_files_keep_the_images(variables: tuple[dict[str, str], Console]) -> None:
     names, console = variables
     for name in ["91_drop_functions.sql", "92_drop_integration.sql"] * 2:
         run(console, name, names)

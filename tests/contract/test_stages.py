@@ -1,4 +1,4 @@
-"""Staged files through a real service, from a Snowflake that is local SQL and a door in front of it."""
+"""Staged files through a running service, from the emulator behind a recording proxy (`door`)."""
 
 import importlib
 import json
@@ -52,7 +52,7 @@ def door(server: LocalServer) -> Iterator[Front]:
 
 @contextmanager
 def service_behind(server: LocalServer, door: Front, **settings: object) -> Iterator[str]:
-    """A service that has logged in through the door, unless it cannot."""
+    """A service that connects through the proxy, after its first login attempt."""
     given = {f"EXT_CLASSIFY_{name.upper()}": str(value) for name, value in settings.items()}
     with running_service(**server.service_environment | door.environment | given) as service:
         while not door.logins:
@@ -75,9 +75,9 @@ def put(cursor: Any, stage: str, name: str, *, folder: str = "", sample: str = "
 
 
 def signed_paths(door: Front) -> list[list[str]]:
-    """What each statement asked URLs for."""
-    asked = [asked for asked in door.asked if asked.path == QUERY and asked.sql.startswith(SIGNING)]
-    return [json.loads(one.body["bindings"]["1"]["value"]) for one in asked]
+    """The paths of each statement that requests signed URLs."""
+    signing = [request for request in door.asked if request.path == QUERY and request.sql.startswith(SIGNING)]
+    return [json.loads(request.body["bindings"]["1"]["value"]) for request in signing]
 
 
 # Each kind of source in each state.
@@ -85,7 +85,7 @@ def signed_paths(door: Front) -> list[list[str]]:
 
 @pytest.fixture(scope="module")
 def found(server: LocalServer) -> dict[tuple[str, str], list[Any]]:
-    """The outcomes of each cell, in two batches: the second knows which stages signed URLs do not serve."""
+    """The outcomes of each source in two batches: in the second, the encryption of each stage is cached."""
     sources = make_sources(server)
     with running_service(**server.service_environment | ENVIRONMENT) as service:
         batches = [classify(service, list(sources.values())) for _ in range(2)]
@@ -105,13 +105,13 @@ def test_each_source_has_the_outcome_of_its_state(
             assert not outcome["error"]["retryable"]
 
 
-def test_one_image_has_one_outcome_by_whatever_way(found: dict[tuple[str, str], list[Any]]) -> None:
+def test_image_has_the_same_outcome_by_every_kind_of_source(found: dict[tuple[str, str], list[Any]]) -> None:
     outcomes = [found[kind, "ok"][0] for kind, states in CELLS.items() if states["ok"] == "Scratches"]
     assert len(outcomes) > 5
     assert all(outcome == outcomes[0] for outcome in outcomes)
 
 
-# How often Snowflake is asked.
+# The number of statements.
 
 
 def test_batch_of_one_stage_is_one_statement(server: LocalServer, door: Front) -> None:
@@ -134,13 +134,15 @@ def test_batch_of_two_stages_is_two_statements(server: LocalServer, door: Front)
     assert len(door.statements) == 2
 
 
-def test_file_that_a_batch_names_twice_is_asked_for_once(server: LocalServer, door: Front) -> None:
+def test_repeated_file_of_a_batch_is_signed_once(server: LocalServer, door: Front) -> None:
     with service_behind(server, door) as service:
         assert answers(service, ["@images/pitted.png"] * 50) == ["Pitted"] * 50
     assert signed_paths(door) == [["pitted.png"]]
 
 
-def test_batch_without_staged_files_asks_nothing(server: LocalServer, door: Front, sample: bytes) -> None:
+def test_batch_without_staged_files_runs_no_statement(
+    server: LocalServer, door: Front, sample: bytes
+) -> None:
     with service_behind(server, door) as service:
         assert answers(service, [text_of(sample), sample.hex(), None]) == ["Scratches", "Scratches", None]
     assert door.statements == []
@@ -173,7 +175,7 @@ def test_burst_of_batches_shares_few_connections_and_blocks_nothing(server: Loca
     assert len(door.statements) == 50
 
 
-# Accounts and stages that are not the service's.
+# Other accounts and stages that are not allowed.
 
 
 def test_files_of_other_accounts_are_refused_after_one_question(server: LocalServer, door: Front) -> None:
@@ -188,7 +190,7 @@ def test_files_of_other_accounts_are_refused_after_one_question(server: LocalSer
     assert signed_paths(door) == [["pitted.png"]] * 2
 
 
-def test_account_is_known_by_its_other_name(server: LocalServer, door: Front) -> None:
+def test_account_alias_is_accepted(server: LocalServer, door: Front) -> None:
     with service_behind(server, door, snowflake_account="org-steel") as service:
         for _ in range(2):
             assert answers(service, [f"{FILES}/IMAGES/{name}" for name in NAMES]) == list(LABELS.values())
@@ -198,7 +200,7 @@ def test_account_is_known_by_its_other_name(server: LocalServer, door: Front) ->
     assert door.statements.count("SELECT SYSTEM$ALLOWLIST()") == 1
 
 
-def test_accounts_are_asked_for_again_if_the_question_failed(server: LocalServer, door: Front) -> None:
+def test_failed_allowlist_query_is_retried(server: LocalServer, door: Front) -> None:
     refusals = iter([failure(1003)])
     door.answer = lambda asked: next(refusals, None) if asked.path == QUERY else None
     with service_behind(server, door, snowflake_account="org-steel") as service:
@@ -218,7 +220,7 @@ def test_only_listed_stages_are_read(server: LocalServer, door: Front) -> None:
     assert "IMAGES" in statement
 
 
-def test_service_without_an_account_says_what_to_do(sample: bytes) -> None:
+def test_service_without_an_account_names_the_setting(sample: bytes) -> None:
     with running_service() as service:
         outcomes = classify(service, [f"{FILES}/IMAGES/a.png", text_of(sample), "@images/a.png"])
     assert list(map(answer_of, outcomes)) == [
@@ -229,10 +231,10 @@ def test_service_without_an_account_says_what_to_do(sample: bytes) -> None:
     assert "EXT_CLASSIFY_SNOWFLAKE_ACCOUNT" in outcomes[0]["error"]["message"]
 
 
-# A Snowflake that does not do what it is asked.
+# Failures of Snowflake.
 
 
-def test_warehouse_that_is_suspended_is_named(server: LocalServer, door: Front, cursor: Any) -> None:
+def test_suspended_warehouse_is_warehouse_unavailable(server: LocalServer, door: Front, cursor: Any) -> None:
     with service_behind(server, door, snowflake_warehouse="small") as service:
         cursor.execute("ALTER WAREHOUSE small SUSPEND")
         try:
@@ -261,7 +263,7 @@ def test_refused_login_is_tried_once_for_a_burst(server: LocalServer, door: Fron
     assert len(door.logins) == 1
 
 
-def test_snowflake_that_is_down_costs_its_own_rows_only(server: LocalServer, sample: bytes) -> None:
+def test_unreachable_snowflake_fails_only_its_rows(server: LocalServer, sample: bytes) -> None:
     with front() as gone:
         pass
     environment = server.service_environment | gone.environment
@@ -280,10 +282,10 @@ def test_snowflake_that_is_down_costs_its_own_rows_only(server: LocalServer, sam
 
 
 @pytest.mark.parametrize("path", [LOGIN, QUERY])
-def test_snowflake_that_hangs_costs_its_own_rows_and_no_more_than_the_timeout(
+def test_hanging_snowflake_fails_only_its_rows_within_the_timeout(
     server: LocalServer, door: Front, sample: bytes, path: str
 ) -> None:
-    """The connector by itself would wait for a minute and more, and each caller once again."""
+    """Without the timeout, the connector waits for more than a minute, for each caller in turn."""
     door.answer = lambda asked: door.hang() if asked.path == path else None
     limits = {"snowflake_timeout_seconds": 2, "snowflake_max_connections": 1}
     with service_behind(server, door, **limits) as service, ThreadPoolExecutor(10) as callers:
@@ -297,7 +299,7 @@ def test_snowflake_that_hangs_costs_its_own_rows_and_no_more_than_the_timeout(
 
 
 @pytest.mark.parametrize("number", [390104, 390111, 390114])
-def test_session_that_is_over_is_followed_by_another(server: LocalServer, door: Front, number: int) -> None:
+def test_expired_session_is_replaced(server: LocalServer, door: Front, number: int) -> None:
     with service_behind(server, door) as service:
         assert answers(service, ["@images/pitted.png"]) == ["Pitted"]
         over = iter([failure(number)])
@@ -308,7 +310,7 @@ def test_session_that_is_over_is_followed_by_another(server: LocalServer, door: 
     assert len(door.statements) == 4
 
 
-def test_session_that_the_server_forgot_is_followed_by_another(server: LocalServer, door: Front) -> None:
+def test_session_that_the_server_lost_is_replaced(server: LocalServer, door: Front) -> None:
     sessions = importlib.import_module("fakesnow.server").sessions
     known = set(sessions)
     with service_behind(server, door) as service:
@@ -320,19 +322,19 @@ def test_session_that_the_server_forgot_is_followed_by_another(server: LocalServ
     assert len(door.logins) == 2
 
 
-# Files that signed URLs do not serve.
+# Files without usable signed URLs.
 
 
 @pytest.fixture(scope="module")
 def sealed(cursor: Any) -> str:
-    """A stage whose files are encrypted by clients."""
+    """A stage with client-side encrypted files."""
     cursor.execute("CREATE STAGE encrypted")
     for name in NAMES:
         put(cursor, "encrypted", name, folder="2026/a b", sample=name)
     return "@local.public.encrypted/2026/a b"
 
 
-def test_encrypted_files_are_downloaded_once_that_is_known(
+def test_encrypted_files_are_downloaded_without_signed_urls(
     server: LocalServer, door: Front, sealed: str
 ) -> None:
     sources = [f"{sealed}/{name}" for name in NAMES]
@@ -350,7 +352,7 @@ def test_encrypted_files_are_downloaded_once_that_is_known(
 def test_files_are_downloaded_where_urls_are_not_signed(
     server: LocalServer, door: Front, refused: dict[str, int]
 ) -> None:
-    """By the service's settings, or by the account's."""
+    """Signed URLs are disabled in the service's settings, or refused by the account."""
     if refused:
         door.answer = lambda asked: (
             failure(**refused) if asked.path == QUERY and asked.sql.startswith(SIGNING) else None
@@ -433,7 +435,7 @@ def test_files_of_any_name_are_read(server: LocalServer, door: Front, cursor: An
 @pytest.mark.parametrize(
     ("kind", "answer"), [("SNOWFLAKE_SSE", "Scratches"), ("SNOWFLAKE_FULL", "snowflake_refused")]
 )
-def test_longest_names_are_too_long_for_the_connector_alone(
+def test_longest_names_exceed_only_the_connector_s_limit(
     server: LocalServer, door: Front, cursor: Any, kind: str, answer: str
 ) -> None:
     cursor.execute(f"CREATE OR REPLACE STAGE lengthy ENCRYPTION = (TYPE = '{kind}')")
@@ -452,7 +454,7 @@ def test_composed_and_decomposed_names_are_two_files(server: LocalServer, door: 
         assert answers(service, sources) == ["Pitted", "Rolled"] * 2
 
 
-def test_name_that_cannot_be_costs_its_neighbours_nothing(server: LocalServer, door: Front) -> None:
+def test_invalid_name_does_not_affect_other_rows(server: LocalServer, door: Front) -> None:
     bad = ["@images/a\0.png", f"{FILES}/IMAGES/%00.png", f"{FILES}/IMAGES/%ff.png", '@"a\0"/b.png']
     odd = ["@images//pitted.png", "@images/../secret.png", "@images/" + "a/" * 2000 + "a.png"]
     sources = [*bad, *odd, "@images/pitted.png", f"{FILES}/IMAGES/pitted.png"]
@@ -464,7 +466,7 @@ def test_name_that_cannot_be_costs_its_neighbours_nothing(server: LocalServer, d
 
 
 def make_stage(server: LocalServer, cursor: Any, names: Name, kind: str) -> None:
-    """By SQL where fakesnow can have such a schema."""
+    """Create the stage by SQL, or directly if fakesnow does not support the schema's name."""
     if names[:2] == ("LOCAL", "PUBLIC"):
         stage = quote_identifier(*names)
         cursor.execute(f"CREATE OR REPLACE STAGE {stage} ENCRYPTION = (TYPE = '{kind}')")
@@ -479,7 +481,7 @@ def build_file_url(cursor: Any, stage: str, path: str) -> str:
     return url
 
 
-# What callers and logs do not get to know.
+# Secrets.
 
 
 def test_no_secret_leaves_the_service(

@@ -1,4 +1,4 @@
-"""Images by URL, through a real service, from a real https store on loopback."""
+"""Images by URL: a service fetches them from an HTTPS server on loopback."""
 
 import ssl
 import threading
@@ -16,12 +16,12 @@ from tests.running import running_service
 
 
 class Store(BaseHTTPRequestHandler):
-    """Signed files of the samples folder, and one of each thing that goes wrong."""
+    """Serves the samples under signed URLs, and one URL for each kind of failure."""
 
-    asked: list[str] = []  # noqa: RUF012 - one store a module
+    requests: list[str] = []  # noqa: RUF012 - one store a module
 
     def do_GET(self) -> None:
-        self.asked.append(self.path)
+        self.requests.append(self.path)
         name, _, signature = self.path.removeprefix("/").partition("?")
         if name == "moved":
             self._answer(302, b"", Location="/scratches.png?sig=a%2Fb")
@@ -51,7 +51,7 @@ class Store(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
-    """The store's host and port, and the certificate to trust."""
+    """The server's host and port, and the path of its CA certificate."""
     authority = trustme.CA()
     certificate = tmp_path_factory.mktemp("ca") / "ca.pem"
     authority.cert_pem.write_to_path(str(certificate))
@@ -72,7 +72,7 @@ def classify(sources: list[str], **environment: str) -> list[Any]:
     return [outcome for _, outcome in data]
 
 
-def test_each_url_has_the_outcome_of_what_lies_behind_it(store: tuple[str, Path]) -> None:
+def test_each_url_has_its_outcome(store: tuple[str, Path]) -> None:
     host, certificate = store
     expected = {
         f"https://{host}/scratches.png?sig=a%2Fb": "Scratches",
@@ -103,17 +103,17 @@ def test_nothing_is_fetched_from_a_host_that_is_not_allowed(
     store: tuple[str, Path], environment: dict[str, str]
 ) -> None:
     host, certificate = store
-    Store.asked.clear()
+    Store.requests.clear()
     [outcome] = classify([f"https://{host}/page"], SSL_CERT_FILE=str(certificate), **environment)
     assert outcome["error"]["code"] == "url_not_allowed"
-    assert Store.asked == []
+    assert Store.requests == []
 
 
 def test_nothing_is_fetched_from_a_private_address_by_default(store: tuple[str, Path]) -> None:
     host, certificate = store
-    Store.asked.clear()
+    Store.requests.clear()
     environment = {"EXT_CLASSIFY_ALLOWED_URL_HOSTS": host, "SSL_CERT_FILE": str(certificate)}
     [outcome] = classify([f"https://{host}/page"], **environment)
     assert outcome["error"]["code"] == "url_not_allowed"
     assert "public" in outcome["error"]["message"]
-    assert Store.asked == []
+    assert Store.requests == []
