@@ -51,7 +51,9 @@ def add_commands(add: Add) -> None:
     command.add_argument(
         "statement", nargs="?", metavar="SQL", help="statement to run (default: read statements from stdin)"
     )
-    command.add_argument("--images", type=Path, default=SAMPLES, help="folder to mount as @images")
+    command.add_argument(
+        "--images", type=Path, default=SAMPLES, help="folder to mount as @images (default: the samples)"
+    )
     command.add_argument("--url", help="URL of a running service (default: start one)")
     command.add_argument(
         "--json", action="store_true", dest="as_json", help="print each row as a line of JSON"

@@ -27,5 +27,5 @@ def test_sample_is_recognised(client: TestClient, path: Path) -> None:
 @pytest.mark.parametrize("name", SEEDS)
 def test_sample_equals_the_drawing(name: str) -> None:
     shipped = np.asarray(Image.open(SAMPLES / f"{name}.png"), dtype=np.int16)
-    # Another processor may round a pixel the other way.
+    # The rounding of a pixel may differ between processors.
     assert np.abs(shipped - draw(name, SEEDS[name])).max() <= 1

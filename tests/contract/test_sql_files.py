@@ -69,7 +69,7 @@ def test_queries_classify_store_and_find_images(
     refreshed, all_files, presigned, scoped, *_, unsure, failed, evidence = run(
         console, "31_queries.sql", names
     )[1:]
-    assert refreshed == []  # the upload has done it
+    assert refreshed == []  # `upload` has refreshed the stage
     assert len(all_files) == len(presigned) == len(scoped) == 7
     labels = {row["relative_path"]: row["answer"]["label"] for row in all_files}
     assert labels["july/scratches.png"] == "Scratches"

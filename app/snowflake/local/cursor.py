@@ -75,7 +75,7 @@ class LocalCursor(FakeSnowflakeCursor):
                 super().execute(sql, params, *arguments, **options)
                 self._apply_to_session(expression)
             self._file_result(query)
-        except Exception as error:  # noqa: BLE001 - of DuckDB, fakesnow and sqlglot
+        except Exception as error:  # noqa: BLE001 - DuckDB, fakesnow and sqlglot raise many
             raise query.error or _translate(error) from None
         finally:
             self._session.local.finish(query)

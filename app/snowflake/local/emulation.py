@@ -51,7 +51,7 @@ class LocalSnowflake(FakeSnow):
         self,
         database: str | None = None,
         schema: str | None = None,
-        nop_regexes: list[str] | None = None,  # noqa: ARG002 - fakesnow's
+        nop_regexes: list[str] | None = None,  # noqa: ARG002 - fakesnow's signature
         **options: Any,
     ) -> LocalConnection:
         return LocalConnection(

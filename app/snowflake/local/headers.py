@@ -21,7 +21,7 @@ _CUSTOM_VALUE = re.compile(r"[!-~]+(?: [!-~]+)*")
 def check_custom_headers(headers: Any) -> None:
     """Raises ProgrammingError for an invalid name, value or total size."""
     if not isinstance(headers, dict):
-        raise invalid("HEADERS must be a list of 'name' = 'value'.")
+        raise invalid("HEADERS must be a list of 'name' = 'value' pairs.")
     for name, value in headers.items():
         if (
             not _CUSTOM_NAME.fullmatch(name)

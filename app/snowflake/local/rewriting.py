@@ -251,7 +251,9 @@ def _call(name: str, *arguments: Any) -> Any:
 
 def _directory_table(stage: Stage) -> Any:
     if not stage.has_directory:
-        raise invalid(f"Stage {stage} has no directory table; ALTER STAGE … SET DIRECTORY = (ENABLE = TRUE).")
+        raise invalid(
+            f"Stage {stage} has no directory table: run ALTER STAGE … SET DIRECTORY = (ENABLE = TRUE)."
+        )
     rows = [
         {
             "RELATIVE_PATH": file.relative_path,

@@ -60,7 +60,7 @@ class LocalConnection(FakeSnowflakeConnection):
         self.database, self.database_set = database, True
         self._schema, self.schema_set = schema, schema is not None
 
-    def cursor(self, cursor_class: Any = None) -> LocalCursor:  # noqa: ARG002 - fakesnow's
+    def cursor(self, cursor_class: Any = None) -> LocalCursor:  # noqa: ARG002 - fakesnow's signature
         return LocalCursor(self, self._duck_conn)
 
     def qualify(self, names: tuple[str, ...]) -> Name:

@@ -314,7 +314,7 @@ def test_upload_keeps_subfolders(sql: Sql, stage: str, server: LocalServer, tmp_
     ]
 
 
-# Stages themselves.
+# Stages.
 
 
 def test_stage_is_created_once(sql: Sql, stage: str, tmp_path: Path) -> None:
@@ -327,7 +327,7 @@ def test_stage_is_created_once(sql: Sql, stage: str, tmp_path: Path) -> None:
     assert sql.rows("LIST @s") == []
 
 
-def test_stages_are_shown(sql: Sql, stage: str) -> None:
+def test_show_stages(sql: Sql, stage: str) -> None:
     sql.rows("CREATE STAGE \"My 'st.age'\" COMMENT = 'say \"x\" (y)'")
     rows = sql.rows("SHOW STAGES IN SCHEMA")
     assert [(row[0], row[3], row[4], row[5]) for row in rows] == [
@@ -348,7 +348,7 @@ def test_stage_with_a_quoted_name_is_used(sql: Sql) -> None:
     assert sql.rows("SHOW STAGES IN SCHEMA") == []
 
 
-def test_stage_is_altered(sql: Sql, stage: str) -> None:
+def test_alter_stage(sql: Sql, stage: str) -> None:
     sql.rows("ALTER STAGE s SET COMMENT = 'new' DIRECTORY = (ENABLE = FALSE)")
     assert sql.row("SHOW STAGES IN SCHEMA")[4:] == ("N", "new")
     assert sql.error("ALTER STAGE s SET ENCRYPTION = (TYPE = 'SNOWFLAKE_FULL')").errno == 1008
