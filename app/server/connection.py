@@ -317,9 +317,11 @@ class HttpConnection(asyncio.Protocol):
             self._discard(self._position - start)
         elif self._position > start:
             cycle.more_body = not body.is_complete
-            if len(cycle.body) > HIGH_WATER_LIMIT:
+            is_full = len(cycle.body) > HIGH_WATER_LIMIT
+            if is_full:
                 self.flow.pause_reading()
-            cycle.message_event.set()
+            if is_full or body.is_complete or self._position == len(self._data):
+                cycle.message_event.set()
         if cycle.response_complete and body.is_complete:
             self._become_idle()
 

@@ -13,9 +13,9 @@ from app.server.request_errors import BadRequest, FramingTooLarge, TrailersTooLa
 MAX_TRAILER_BYTES = 8 * 1024
 # A signature in a chunk extension, as aws-chunked uses, has about 90 bytes.
 MAX_CHUNK_LINE_BYTES = 1024
-# Size lines of one-byte chunks take five bytes for each byte of the body.
-_FRAMING_BYTES_A_BODY_BYTE = 8
-_FREE_FRAMING_BYTES = 64 * 1024
+# Enough for 200,000 chunks of any size; beyond it, chunks must carry ten bytes each. Each takes a microsecond.
+_FREE_FRAMING_BYTES = 1024 * 1024
+_BODY_BYTES_A_FRAMING_BYTE = 2
 # Less than a tenth of a millisecond of work; other connections are served between two calls.
 MAX_CHUNKS_A_CALL = 64
 
@@ -127,7 +127,7 @@ class ChunkedBody:
 
     def _count_framing(self, more_bytes: int) -> None:
         self._framing_bytes += more_bytes
-        most = _FREE_FRAMING_BYTES + _FRAMING_BYTES_A_BODY_BYTE * self._body_bytes
+        most = _FREE_FRAMING_BYTES + self._body_bytes // _BODY_BYTES_A_FRAMING_BYTE
         if self._framing_bytes > most:
             raise FramingTooLarge(
                 f"A chunked body of {self._body_bytes} bytes may have {most} bytes of chunk sizes and "

@@ -103,7 +103,7 @@ def test_chunk_that_two_parsers_could_frame_differently_is_refused(sent: bytes) 
 def test_framing_without_end_is_refused_before_it_takes_memory(
     sent: bytes, refusal: type[BadRequest]
 ) -> None:
-    stream = sent * (1 + 300_000 // len(sent))
+    stream = sent * (1 + 3_000_000 // len(sent))
     packets = [stream[start : start + 1000] for start in range(0, len(stream), 1000)]
     with pytest.raises(refusal):
         take_all(ChunkedBody(), packets)
