@@ -13,7 +13,7 @@ from app.server.request_errors import BadRequest, FramingTooLarge, TrailersTooLa
 MAX_TRAILER_BYTES = 8 * 1024
 # A signature in a chunk extension, as aws-chunked uses, has about 90 bytes.
 MAX_CHUNK_LINE_BYTES = 1024
-# Enough for 200,000 chunks of any size; beyond it, chunks must carry ten bytes each. Each takes a microsecond.
+# Enough for 200,000 chunks of any size, a microsecond each; beyond it, chunks must carry ten bytes each.
 _FREE_FRAMING_BYTES = 1024 * 1024
 _BODY_BYTES_A_FRAMING_BYTE = 2
 # Less than a tenth of a millisecond of work; other connections are served between two calls.

@@ -26,7 +26,7 @@ _MAX_SCALAR_BYTES = STEP_BYTES
 # The cost of a token, in bytes of a string.
 _TOKEN_BYTES = 1024
 # A short string costs little, and the windows of a long one grow.
-_FIRST_WINDOW_BYTES = 512
+_FIRST_WINDOW_BYTES = 64
 # A window loses its incomplete end, and must not become empty.
 _MIN_WINDOW_BYTES = 32
 _HEAD_BYTES = 16 * 1024

@@ -61,7 +61,8 @@ def read_json(data: bytes) -> None:
         _compare_parsers(repeated, STEP_BYTES)
         seen = seen_in_steps(repeated, STEP_BYTES)
         assert max(seen) <= 5 * STEP_BYTES or LONG_SCALAR.search(repeated)
-        assert sum(seen) <= 5 * len(repeated)
+        # A string of one escape takes a whole first window.
+        assert sum(seen) <= 40 * len(repeated)
 
 
 def decode_image(data: bytes) -> None:
