@@ -2,23 +2,27 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from time import perf_counter
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, cast
 
+from app.bulk import BulkTurn
 from app.classifiers.frames import Image, ServedModel, WaitingRow
 from app.images.fetcher import Fetcher
 from app.images.source import Remote, Url
 from app.images.stage import StageBatch, StageReader
 from app.images.stage_file import StageFile
-from app.outcome import Outcome, outcome_of_error
+from app.outcome import ModelIdentity, Outcome, outcome_of_error
 from app.row import Fetched, Row
 from app.row_queue import FEW_ROWS, QueuedRequest, RowQueue
 from app.settings import Settings
-from app.steps import Step, Steps
+from app.steps import Steps
 from app.summary import ImageStatistics
 from model.errors import InputError
+
+# Half a millisecond's work.
+PIECE_ROWS = 256
 
 
 def max_fetched_rows(settings: Settings) -> int:
@@ -59,6 +63,7 @@ class Pipeline:
     ) -> None:
         self._served = served
         self.queue = queue
+        self.bulk_turn = BulkTurn()
         self._fetcher = fetcher
         self._stages = stages
         self._max_fetched_rows = max_fetched_rows
@@ -71,64 +76,79 @@ class Pipeline:
         """The network that answers now."""
         return self._served.model
 
-    async def classify_rows(self, rows: Sequence[Row]) -> ClassifiedRows:
-        """A bad row costs its neighbours nothing.
+    async def classify_rows(
+        self, rows: Sequence[Row], drop: Callable[[int], None] = lambda _: None
+    ) -> ClassifiedRows:
+        """A bad row costs its neighbours nothing. Each row loses its source once it is answered.
 
-        When this is cancelled, rows that wait for a process are dropped.
+        `drop` is then called with the bytes that the source took. When this is cancelled, rows that wait for
+        a process are dropped.
         """
         with self.queue.request(len(rows)) as request:
-            batch = _Batch(rows, [None] * len(rows), request)
-            remote = {
-                place: row.source for place, row in enumerate(rows) if isinstance(row.source, Url | StageFile)
-            }
+            batch = _Batch(rows, [None] * len(rows), request, drop)
+            held: list[int] = []
+            remote: list[int] = []
+            for place, row in enumerate(rows):
+                (remote if isinstance(row.source, Url | StageFile) else held).append(place)
             if remote:
-                await self._fetch_and_classify(batch, remote)
+                await self._fetch_and_classify(batch, held, remote)
             else:
-                await self._classify_held(batch)
+                await self._classify_held(batch, held)
             return ClassifiedRows(batch.outcomes, request.steps, request.statistics)
 
-    async def _fetch_and_classify(self, batch: "_Batch", remote: Mapping[int, Remote]) -> None:
-        staged = self._stages.open_batch(file for file in remote.values() if isinstance(file, StageFile))
+    async def _fetch_and_classify(self, batch: "_Batch", held: Sequence[int], remote: Sequence[int]) -> None:
+        staged = self._stages.open_batch(
+            source for place in remote if isinstance(source := batch.rows[place].source, StageFile)
+        )
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._classify_held(batch))
-            for places in _grouped_by_stage(remote):
-                remaining = iter(places.items())
+            group.create_task(self._classify_held(batch, held))
+            for places in _grouped_by_stage(batch.rows, remote):
+                remaining = iter(places)
                 for _ in range(min(len(places), self._max_fetched_rows)):
                     group.create_task(self._fetch_and_classify_each(batch, remaining, staged))
 
-    async def _classify_held(self, batch: "_Batch") -> None:
+    async def _classify_held(self, batch: "_Batch", places: Sequence[int]) -> None:
         """The rows that hold their image, an error, or NULL."""
-        held: dict[int, Fetched] = {
-            place: outcome_of_error(row.source, self.model.identity)
-            if isinstance(row.source, InputError)
-            else row.source
-            for place, row in enumerate(batch.rows)
-            if not isinstance(row.source, Url | StageFile)
-        }
-        self.queue.capacity.note_fetched(len(held), 0.0)
-        await batch.classify(held)
+        self.queue.capacity.note_fetched(len(places), 0.0)
+        answered: list[asyncio.Future[list[Outcome | None]]] = []
+        async with self.bulk_turn.of_rows(len(places)):
+            for start in range(0, len(places), PIECE_ROWS):
+                if start:
+                    await asyncio.sleep(0)
+                piece = places[start : start + PIECE_ROWS]
+                answered.append(batch.classify([(place, self._held(batch, place)) for place in piece]))
+        await (answered[0] if len(answered) == 1 else asyncio.gather(*answered))
+
+    def _held(self, batch: "_Batch", place: int) -> Fetched:
+        source = batch.rows[place].source
+        if isinstance(source, Url | StageFile):
+            raise TypeError(f"The row's image is elsewhere: {source!r}")
+        return batch.outcome_of(source, self.model.identity) if isinstance(source, InputError) else source
 
     async def _fetch_and_classify_each(
-        self, batch: "_Batch", remaining: Iterator[tuple[int, Remote]], staged: StageBatch
+        self, batch: "_Batch", remaining: Iterator[int], staged: StageBatch
     ) -> None:
         """One after the other, beside others that take from the same rows."""
-        for place, source in remaining:
+        for place in remaining:
+            source = cast(Remote, batch.rows[place].source)
             if isinstance(source, StageFile):
                 await staged.settle([source])
             async with self._fetched_rows_of_few if len(batch.rows) <= FEW_ROWS else self._fetched_rows:
-                await batch.classify({place: await self._fetch(source, staged, batch.request.steps.fetch)})
+                # Otherwise thousands of URLs that are refused at once would be one step of the event loop.
+                await asyncio.sleep(0)
+                await batch.classify([(place, await self._fetch(batch, source, staged))])
 
-    async def _fetch(self, source: Remote, staged: StageBatch, step: Step) -> Fetched:
+    async def _fetch(self, batch: "_Batch", source: Remote, staged: StageBatch) -> Fetched:
         started = perf_counter()
         try:
             if isinstance(source, StageFile):
                 return await staged.fetch(source)
             return await self._fetcher.fetch(source)
         except InputError as error:
-            return outcome_of_error(error, self.model.identity)
+            return batch.outcome_of(error, self.model.identity)
         finally:
             ended = perf_counter()
-            step.note(ended - started, started, ended)
+            batch.request.steps.fetch.note(ended - started, started, ended)
             self.queue.capacity.note_fetched(1, ended - started)
 
 
@@ -139,24 +159,41 @@ class _Batch:
     rows: Sequence[Row]
     outcomes: list[Outcome | None]
     request: QueuedRequest
+    drop: Callable[[int], None]
+    _errors: dict[tuple[str, str, bool, str], Outcome] = field(default_factory=dict)
 
-    async def classify(self, images: Mapping[int, Fetched]) -> None:
-        """Images by their place among the rows; their outcomes, and those known already, take it."""
-        waiting: dict[int, WaitingRow] = {}
-        for place, image in images.items():
+    def outcome_of(self, error: InputError, model: ModelIdentity) -> Outcome:
+        """Equal errors share one outcome: a small body can hold thousands of rows with the same error."""
+        key = (error.code, error.message, error.retryable, model["version"])
+        outcome = self._errors.get(key)
+        if outcome is None:
+            outcome = self._errors[key] = outcome_of_error(error, model)
+        return outcome
+
+    def classify(self, fetched: Iterable[tuple[int, Fetched]]) -> "asyncio.Future[list[Outcome | None]]":
+        """Images, and outcomes that are known already, by their place among the rows."""
+        places: list[int] = []
+        waiting: list[WaitingRow] = []
+        answered_rows = 0
+        for place, image in fetched:
             if isinstance(image, Image):
-                waiting[place] = WaitingRow(image, self.rows[place].evidence)
+                places.append(place)
+                waiting.append(WaitingRow(image, self.rows[place].evidence))
             else:
-                self.outcomes[place] = image
-        self.request.note_answered(len(images) - len(waiting))
-        outcomes = await self.request.classify(list(waiting.values()))
-        for place, outcome in zip(waiting, outcomes, strict=True):
-            self.outcomes[place] = outcome
+                self._answer(place, image)
+                answered_rows += 1
+        self.request.note_answered(answered_rows)
+        return self.request.classify(waiting, lambda number, outcome: self._answer(places[number], outcome))
+
+    def _answer(self, place: int, outcome: Outcome | None) -> None:
+        self.outcomes[place] = outcome
+        self.drop(self.rows[place].release_source())
 
 
-def _grouped_by_stage(remote: Mapping[int, Remote]) -> Iterable[Mapping[int, Remote]]:
-    """Groups of which none waits until the stage of another is signed."""
-    groups: dict[tuple[str, ...], dict[int, Remote]] = defaultdict(dict)
-    for place, source in remote.items():
-        groups[source.stage if isinstance(source, StageFile) else ()][place] = source
+def _grouped_by_stage(rows: Sequence[Row], places: Iterable[int]) -> Iterable[Sequence[int]]:
+    """Places of rows in groups of which none waits until the stage of another is signed."""
+    groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for place in places:
+        source = rows[place].source
+        groups[source.stage if isinstance(source, StageFile) else ()].append(place)
     return groups.values()

@@ -1,9 +1,11 @@
 """One row of a batch, whichever form of request it came in."""
 
+import sys
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from app.images.source import InlineText, Source
+from app.images.stage_file import StageFile
 from app.outcome import Outcome
 from model.errors import InputError
 
@@ -11,8 +13,11 @@ from model.errors import InputError
 # where they are caught: an exception that is kept keeps the frames it passed, and their pixels, alive.
 Fetched: TypeAlias = bytes | InlineText | Outcome | None
 
+# A row without its source, its outcome, and the outcome in JSON, as measured for rows that all fail.
+ROW_BYTES = 1536
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True)
 class Row:
     """`source` is None for SQL's NULL, and an InputError when the row names no image at all."""
 
@@ -20,3 +25,19 @@ class Row:
     source: Source | InputError | None
     evidence: bool = False
     """Whether the outcome is to show where in the image the label was seen."""
+
+    @property
+    def source_bytes(self) -> int:
+        """Memory that the source takes beyond ROW_BYTES, which includes the message of an error."""
+        source = self.source
+        if source is None or isinstance(source, InputError):
+            return 0
+        if isinstance(source, StageFile):
+            return sum(map(sys.getsizeof, (*source.stage, source.path)))
+        # A str takes up to four bytes for each of its characters.
+        return sys.getsizeof(source if isinstance(source, bytes) else source.text)
+
+    def release_source(self) -> int:
+        """Drop the source of a row that is answered. Returns the bytes that it took."""
+        released_bytes, self.source = self.source_bytes, None
+        return released_bytes

@@ -42,6 +42,8 @@ class AwaitedRows:
     outcomes: list[Outcome | None]
     unanswered: int
     request: "QueuedRequest"
+    on_answered: Callable[[int, Outcome | None], None]
+    """Called with each row's place and outcome."""
     answered_places: set[int] = field(default_factory=set)
 
     @property
@@ -55,6 +57,7 @@ class AwaitedRows:
             return False
         self.answered_places.add(place)
         self.outcomes[place] = outcome
+        self.on_answered(place, outcome)
         self.request.note_answered(1)
         self.unanswered -= 1
         if self.unanswered == 0 and not self.is_over:
@@ -103,10 +106,14 @@ class QueuedRequest:
         self._unanswered -= rows
         self.queue.note_answered(self, rows)
 
-    def classify(self, rows: Sequence[WaitingRow]) -> "asyncio.Future[list[Outcome | None]]":
+    def classify(
+        self,
+        rows: Sequence[WaitingRow],
+        on_answered: Callable[[int, Outcome | None], None] = lambda *_: None,
+    ) -> "asyncio.Future[list[Outcome | None]]":
         """One outcome a row, in order, once all of them have been classified."""
         answered: asyncio.Future[list[Outcome | None]] = asyncio.get_running_loop().create_future()
-        awaited = AwaitedRows(answered, [None] * len(rows), len(rows), self)
+        awaited = AwaitedRows(answered, [None] * len(rows), len(rows), self, on_answered)
         if not rows:
             answered.set_result([])
         self.queue.put(self, [QueuedRow(row, place, awaited) for place, row in enumerate(rows)])

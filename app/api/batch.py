@@ -11,11 +11,10 @@ from app.answer_store import SentBatch
 from app.api.answer import MAX_ANSWER_BYTES_WITHOUT_ID
 from app.api.body import arriving_within, encoding_of, inflate, length_of, read_body
 from app.api.query import wants_evidence
-from app.images.source import InlineText, Url
 from app.pending import PendingBody
 from app.pipeline import Pipeline
 from app.record import record_abandoned, record_answer
-from app.row import Row
+from app.row import ROW_BYTES, Row
 from app.settings import Settings
 from app.snowflake.wire import (
     BATCH_ID_HEADER,
@@ -61,28 +60,40 @@ class BatchClassifier:
         self._admission.refuse_rows(len(rows))
         started = perf_counter()
         try:
-            classified = await self._pipeline.classify_rows(rows)
+            classified = await self._pipeline.classify_rows(rows, batch.pending.drop)
         except asyncio.CancelledError:
             record_abandoned(batch.query_id, batch.batch_id, len(rows), self._pipeline.queue.abandoned_rows)
             raise
-        record_answer(batch.query_id, batch.batch_id, classified, perf_counter() - started)
+        total_seconds = perf_counter() - started
         # A batch without an id is not Snowflake's.
         max_bytes = MAX_ANSWER_BYTES_WITHOUT_ID if batch.batch_id is None else MAX_ANSWER_BYTES
-        return await format_batch(rows, classified.outcomes, max_bytes)
+        async with self._pipeline.bulk_turn.of_rows(len(rows)):
+            record_answer(batch.query_id, batch.batch_id, classified, total_seconds)
+            return await format_batch(rows, classified.outcomes, max_bytes)
 
     async def _parse(self, batch: SentBatch) -> list[Row]:
         """The body itself is let go of here; its rows hold copies of what they need."""
         encoding, max_bytes = batch.content_encoding, self._settings.max_body_bytes
         content = batch.take_content()
         sent_bytes = len(content)
-        content = await inflate(content, encoding, max_bytes, batch.pending)
         settings = self._settings
-        rows = await parse_batch(content, settings.max_rows, settings.image_limits, evidence=batch.evidence)
+        async with self._pipeline.bulk_turn.of_body(content, encoding):
+            content = await inflate(content, encoding, max_bytes, batch.pending)
+            rows = await parse_batch(
+                content, settings.max_rows, settings.image_limits, evidence=batch.evidence
+            )
+            _hold_rows(rows, len(content), batch.pending)
         self._admission.note_rows(encoding, sent_bytes, len(rows))
-        # A body may be blanks and other keys for the most part, while its rows wait for a slow host.
-        batch.pending.drop(max(0, len(content) - _held_bytes(rows)))
         return rows
 
 
-def _held_bytes(rows: Sequence[Row]) -> int:
-    return sum(len(row.source.text) for row in rows if isinstance(row.source, InlineText | Url))
+def _hold_rows(rows: Sequence[Row], content_bytes: int, pending: PendingBody) -> None:
+    """Count the rows in place of the body. Raises Overloaded.
+
+    A body may be blanks and other keys for the most part, or a few bytes for each row.
+    """
+    rows_bytes = sum(ROW_BYTES + row.source_bytes for row in rows)
+    if rows_bytes > content_bytes:
+        pending.take(rows_bytes - content_bytes)
+    else:
+        pending.drop(content_bytes - rows_bytes)

@@ -1,6 +1,6 @@
 """POST /classify: three forms of request, chosen by Content-Type, one way through. GET asks for a batch."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import perf_counter
 
 from fastapi import APIRouter, Request, Response
@@ -21,7 +21,7 @@ from app.outcome import Outcome
 from app.pending import PendingBody
 from app.pipeline import Pipeline
 from app.record import record_abandoned, record_answer
-from app.row import Row
+from app.row import ROW_BYTES, Row
 from app.settings import Settings
 from app.snowflake.wire import BATCH_ID_HEADER, format_array, ids_of
 
@@ -101,12 +101,16 @@ async def _classify_files(request: Request) -> Response:
         files = await arriving_within(settings.body_timeout_seconds, reading, pending)
         pending.complete()
         admission.note_rows(_MULTIPART, pending.held_bytes, len(files))
+        pending.take(ROW_BYTES * len(files))
         admission.refuse_rows(len(files))
-        outcomes = await _classify_rows(
-            request, [Row(number, content, evidence) for number, (_, content) in enumerate(files)]
-        )
-        results = list(zip((filename for filename, _ in files), outcomes, strict=True))
-        answer = await format_array("results", results, _format_results, MAX_ANSWER_BYTES_WITHOUT_ID)
+        names = [filename for filename, _ in files]
+        rows = [Row(number, content, evidence) for number, (_, content) in enumerate(files)]
+        del files
+        outcomes = await _classify_rows(request, rows, pending.drop)
+        pipeline: Pipeline = request.app.state.pipeline
+        async with pipeline.bulk_turn.of_rows(len(names)):
+            results = list(zip(names, outcomes, strict=True))
+            answer = await format_array("results", results, _format_results, MAX_ANSWER_BYTES_WITHOUT_ID)
         return json_answer(answer, pending)
 
 
@@ -120,12 +124,14 @@ def _format_results(results: Sequence[tuple[str, Outcome | None]]) -> bytes:
     )
 
 
-async def _classify_rows(request: Request, rows: Sequence[Row]) -> list[Outcome | None]:
+async def _classify_rows(
+    request: Request, rows: Sequence[Row], drop: Callable[[int], None] = lambda _: None
+) -> list[Outcome | None]:
     pipeline: Pipeline = request.app.state.pipeline
     query_id, batch_id = ids_of(request.headers)
     started = perf_counter()
     try:
-        classified = await while_caller_waits(request, pipeline.classify_rows(rows))
+        classified = await while_caller_waits(request, pipeline.classify_rows(rows, drop))
     except ClientDisconnect:
         record_abandoned(query_id, batch_id, len(rows), pipeline.queue.abandoned_rows)
         raise

@@ -8,13 +8,15 @@ import pytest
 from numpy.typing import NDArray
 
 from app.capacity import Capacity
+from app.classifiers.frames import ServedModel
+from app.errors import InvalidSource
 from app.image_classifier import ImageClassifier
 from app.images.http import ImageFetcher
 from app.images.source import Base64Text, HexText, Url
 from app.images.stage import StageReader
 from app.images.stage_file import StageFile
-from app.outcome import Outcome
-from app.pipeline import ClassifiedRows, Pipeline, max_fetched_rows
+from app.outcome import ModelIdentity, Outcome
+from app.pipeline import PIECE_ROWS, ClassifiedRows, Pipeline, max_fetched_rows
 from app.row import Row
 from app.row_queue import RowQueue
 from app.settings import Settings
@@ -27,7 +29,7 @@ from model.defaults import DEFAULT_MODEL_PATH
 from model.image_limits import ImageLimits
 from model.litert_engine import LiteRtClassifier
 from model.runtime import open_classifier
-from tests.app.classifiers.in_thread import classifying, served
+from tests.app.classifiers.in_thread import Served, classifying, served
 from tests.app.forms import text_of
 from tests.app.images.https_server import FixedResolver, HttpsServer, answer
 from tests.model.pictures import encode_array
@@ -230,3 +232,41 @@ def test_images_that_wait_to_be_decoded_are_bounded(sample: bytes) -> None:
                 return fetched
 
     assert asyncio.run(run()) == 10
+
+
+def test_equal_errors_share_one_outcome() -> None:
+    """A few compressed bytes can hold thousands of rows without a source."""
+    outcomes, _ = classify([Row(n, InvalidSource("No source.")) for n in range(2000)])
+    assert len(outcomes) == 2000
+    assert len(set(map(id, outcomes))) == 1
+    outcomes, _ = classify([Row(n, InvalidSource(f"No source {n % 2}.")) for n in range(2000)])
+    assert [outcome and outcome["error"] and outcome["error"]["message"] for outcome in outcomes] == [
+        "No source 0.",
+        "No source 1.",
+    ] * 1000
+
+
+@pytest.mark.parametrize("source", [Url("http://a"), InvalidSource("No source."), None])
+def test_other_requests_are_served_while_rows_fail(source: Any) -> None:
+    """Rows that fail without a wait take several turns of the event loop."""
+    turns = 0
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def check() -> None:
+        async with ImageFetcher(SETTINGS) as fetcher, SnowflakeSession(SETTINGS) as session:
+            queue = RowQueue(Capacity(1, 64))
+            network = Served(ServedModel(ModelIdentity(name="m", version="v"), {}))
+            pipeline = Pipeline(network, queue, fetcher, StageReader(SETTINGS, session, fetcher), 66)
+            rows = [Row(n, source) for n in range(4096)]
+            answering = asyncio.ensure_future(pipeline.classify_rows(rows))
+            counting = asyncio.ensure_future(count_turns())
+            await answering
+            counting.cancel()
+
+    asyncio.run(check())
+    assert turns >= 4096 // PIECE_ROWS

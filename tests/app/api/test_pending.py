@@ -8,9 +8,10 @@ import select
 import socket
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from sys import getsizeof
 from threading import Barrier
 from traceback import walk_tb
 from typing import cast
@@ -25,11 +26,13 @@ from app.api import classify
 from app.api.answer import PIECE_BYTES, LargeAnswer, json_answer
 from app.api.batch import BatchClassifier
 from app.api.body import arriving_within, inflate
+from app.bulk import BulkTurn
 from app.capacity import Capacity
 from app.errors import AnswerTooLarge, BodyTimeout, MalformedBody, Overloaded, ServiceError
+from app.images.source import Url
 from app.pending import PendingBody, PendingBytes
 from app.pipeline import ClassifiedRows, Pipeline
-from app.row import Row
+from app.row import ROW_BYTES, Row
 from app.row_queue import RowQueue
 from app.settings import Settings
 from app.snowflake.wire import format_batch
@@ -161,24 +164,50 @@ class WaitingPipeline:
 
     def __init__(self, admission: Admission) -> None:
         self.queue = QUEUE
+        self.bulk_turn = BulkTurn()
         self.held_bytes: list[int] = []
         self._admission = admission
 
-    async def classify_rows(self, rows: Sequence[Row]) -> ClassifiedRows:
+    async def classify_rows(self, rows: Sequence[Row], _: Callable[[int], None]) -> ClassifiedRows:
         self.held_bytes.append(self._admission.pending_bytes)
         return ClassifiedRows([None] * len(rows), Steps(), [])
+
+
+async def classify_batch(admission: Admission, content: bytes, encoding: str = "identity") -> list[int]:
+    """The bytes that are held while the rows of this body are classified."""
+    pipeline = WaitingPipeline(admission)
+    with admission.reserve(len(content)) as body:
+        body.take(len(content))
+        batch = SentBatch(None, None, content, encoding, evidence=False, pending=body)
+        await BatchClassifier(Settings(), cast("Pipeline", pipeline), admission)(batch)
+    return pipeline.held_bytes
 
 
 @pytest.mark.parametrize("padding", [b" " * 500_000, b'"other": "%b", ' % (b"x" * 500_000)])
 def test_rows_that_wait_hold_no_more_than_they_have(padding: bytes) -> None:
     admission = Admission(QUEUE, 1.0, MAX_BYTES)
-    pipeline = WaitingPipeline(admission)
-    classify_batch = BatchClassifier(Settings(), cast("Pipeline", pipeline), admission)
     content = b'{%b"data": [[0, null], [1, "%b"], [2, "https://a.b/c"]]}' % (padding, b"aaaa" * 100)
-    body = admission.reserve(len(content))
-    body.take(len(content))
-    asyncio.run(classify_batch(SentBatch(None, None, content, "identity", evidence=False, pending=body)))
-    assert pipeline.held_bytes == [400 + len("https://a.b/c")]
+    [held_bytes] = asyncio.run(classify_batch(admission, content))
+    assert held_bytes == 3 * ROW_BYTES + getsizeof(b"aaaa" * 100) + getsizeof("https://a.b/c")
+
+
+@pytest.mark.parametrize("value", ["null", '""', '"a:"', '"AAAA"', '"", {"x": 1}'])
+def test_rows_of_a_small_body_are_counted(value: str) -> None:
+    rows = 2000
+    content = gzip.compress(b'{"data": [%b]}' % b",".join([b"[0, %b]" % value.encode()] * rows))
+    admission = Admission(QUEUE, 1.0, 2 * rows * ROW_BYTES)
+    [held_bytes] = asyncio.run(classify_batch(admission, content, "gzip"))
+    assert held_bytes >= rows * ROW_BYTES
+    with admission.reserve() as others:
+        others.take(rows * ROW_BYTES + 1)
+        with pytest.raises(Overloaded):
+            asyncio.run(classify_batch(admission, content, "gzip"))
+    assert admission.pending_bytes == 0
+
+
+def test_url_of_wide_characters_is_counted_by_the_memory_it_takes() -> None:
+    url = "https://a.b/\N{PILE OF POO}" + "c" * 4000
+    assert Row(0, Url(url)).source_bytes > 4 * len(url)
 
 
 class Client:
