@@ -58,7 +58,14 @@ class AnswerStore(Protocol):
         """At hand."""
         ...
 
-    async def find(self, batch_id: str) -> Remembered | None: ...
+    async def find(
+        self, batch_id: str, pending: PendingBody | None = None, digest: bytes | None = None
+    ) -> Remembered | None:
+        """The answer to a batch, and where `digest` is given, to one with that digest.
+
+        `pending` takes the bytes of a large answer in addition to what it holds. Raises Overloaded.
+        """
+        ...
 
     async def keep(self, batch_id: str, remembered: Remembered) -> None: ...
 

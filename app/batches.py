@@ -13,6 +13,7 @@ from traceback import clear_frames
 
 from app.answer_store import AnswerStore, Remembered, SentBatch
 from app.errors import BatchUnknown, InvalidBatch, Overloaded, ServiceError, Stopped
+from app.pending import PendingBody
 from app.snowflake.wire import MAX_ID_CHARACTERS
 
 # Whoever cut the connection asks again within seconds; a query that was cancelled does not.
@@ -73,8 +74,8 @@ class Batches:
 
     async def _answer(self, batch_id: str, batch: SentBatch) -> bytes | None:
         digest = await _digest_of(batch)
-        remembered = await self.store.find(batch_id)
-        if remembered is not None and remembered.digest == digest:
+        remembered = await self.store.find(batch_id, batch.pending, digest)
+        if remembered is not None:
             return remembered.answer
         running = self._running.get(batch_id)
         if running is None or running.has_failed or running.is_given_up:
@@ -86,28 +87,33 @@ class Batches:
             batch.pending.drop()
         return await self._wait(running)
 
-    async def poll(self, batch_id: str) -> bytes | None:
-        """The answer, or None while it is not there. Raises BatchUnknown, or what classifying has raised."""
+    async def poll(self, batch_id: str, pending: PendingBody | None = None) -> bytes | None:
+        """The answer, or None while it is not there.
+
+        Raises BatchUnknown, what classifying has raised, or Overloaded where `pending` finds no room.
+        """
         try:
-            answer = await self._poll(batch_id)
+            answer = await self._poll(batch_id, pending)
         except Exception:
             self._owed.pop(batch_id, None)
             raise
         self._note_owed(batch_id, is_owed=answer is None)
         return answer
 
-    async def _poll(self, batch_id: str) -> bytes | None:
+    async def _poll(self, batch_id: str, pending: PendingBody | None) -> bytes | None:
         running = self._running.get(batch_id)
         if running is not None:
             return running.result() if running.task.done() else None
-        if (remembered := await self.store.find(batch_id)) is not None:
+        if (remembered := await self.store.find(batch_id, pending)) is not None:
             return remembered.answer
         if (batch := await self.store.find_unfinished(batch_id)) is not None:
             self._begin_anew(batch_id, batch)
             return None
         if await self.store.is_claimed(batch_id):
             return None
-        if (remembered := await self.store.find(batch_id)) is not None:  # answered while it was looked for
+        if (
+            remembered := await self.store.find(batch_id, pending)
+        ) is not None:  # answered while it was looked for
             return remembered.answer
         raise BatchUnknown(
             "A batch must have been sent before it is asked for, and not too long before. "

@@ -22,7 +22,8 @@ from redis.exceptions import RedisError
 from app.admission import Admission
 from app.answer_store import Remembered, SentBatch
 from app.log import log_event
-from app.remembered import MemoryStore, compress, decompress
+from app.pending import PendingBody
+from app.remembered import MemoryStore, compress
 
 T = TypeVar("T")
 
@@ -77,13 +78,16 @@ class RedisStore:
     def has(self, batch_id: str) -> bool:
         return self._local.has(batch_id)
 
-    async def find(self, batch_id: str) -> Remembered | None:
-        if (remembered := await self._local.find(batch_id)) is not None:
+    async def find(
+        self, batch_id: str, pending: PendingBody | None = None, digest: bytes | None = None
+    ) -> Remembered | None:
+        if (remembered := await self._local.find(batch_id, pending, digest)) is not None:
             return remembered
         stored = await self._ask(lambda: self._redis.get(_key(batch_id, "answer")), None)
-        if not stored:
+        if not stored or (digest is not None and stored[:_DIGEST_BYTES] != digest):
             return None
-        return Remembered(stored[:_DIGEST_BYTES], await decompress(stored[_DIGEST_BYTES:]))
+        answer = await self._local.decompress(stored[_DIGEST_BYTES:], pending)
+        return Remembered(stored[:_DIGEST_BYTES], answer)
 
     async def keep(self, batch_id: str, remembered: Remembered) -> None:
         await self._local.keep(batch_id, remembered)

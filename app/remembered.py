@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from time import monotonic
 
 from app.answer_store import Remembered, SentBatch
+from app.pending import PendingBody
 
 # JSON of a thousand outcomes says the same thing a thousand times; the fastest level sees that.
 _ZLIB_LEVEL = 1
 # Less than this is done before a thread could have begun.
 _COMPRESSED_IN_PLACE_BYTES = 256 * 1024
-# Outcomes are some ten to a hundred times as large.
-_DECOMPRESSED_IN_PLACE_BYTES = 8 * 1024
+# A fifth of a millisecond's work, and about what a connection buffers.
+_DECOMPRESSED_IN_PLACE_BYTES = 128 * 1024
+_MAX_CONCURRENT_DECOMPRESSIONS = 2
 # What an entry takes beside its answer, about.
 _OVERHEAD_BYTES = 600
 
@@ -24,6 +26,8 @@ _OVERHEAD_BYTES = 600
 class _Entry:
     digest: bytes
     compressed: bytes
+    answer_bytes: int
+    """Before compression."""
     forgotten_at: float
 
     @property
@@ -41,6 +45,7 @@ class MemoryStore:
         self.held_bytes = 0
         self._remembered_seconds = remembered_seconds
         self._max_bytes = max_bytes
+        self._decompressions = asyncio.Semaphore(_MAX_CONCURRENT_DECOMPRESSIONS)
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
 
     def __len__(self) -> int:
@@ -53,15 +58,37 @@ class MemoryStore:
         self._forget_old()
         return batch_id in self._entries
 
-    async def find(self, batch_id: str) -> Remembered | None:
+    async def find(
+        self, batch_id: str, pending: PendingBody | None = None, digest: bytes | None = None
+    ) -> Remembered | None:
         self._forget_old()
         entry = self._entries.get(batch_id)
-        return None if entry is None else Remembered(entry.digest, await decompress(entry.compressed))
+        if entry is None or (digest is not None and entry.digest != digest):
+            return None
+        if pending is not None and entry.answer_bytes > _DECOMPRESSED_IN_PLACE_BYTES:
+            pending.take(entry.answer_bytes)
+        return Remembered(entry.digest, await self.decompress(entry.compressed))
+
+    async def decompress(self, compressed: bytes, pending: PendingBody | None = None) -> bytes:
+        """Undo `compress`; of a large answer in a thread, two at a time.
+
+        Raises Overloaded where `pending` finds no room for an answer whose length was not known before.
+        """
+        beginning = zlib.decompressobj()
+        answer = beginning.decompress(compressed, _DECOMPRESSED_IN_PLACE_BYTES)
+        if beginning.eof:
+            return answer
+        async with self._decompressions:
+            answer = await asyncio.to_thread(zlib.decompress, compressed)
+            if pending is not None:
+                pending.take(len(answer))
+            return answer
 
     async def keep(self, batch_id: str, remembered: Remembered) -> None:
         entry = _Entry(
             remembered.digest,
             await compress(remembered.answer),
+            len(remembered.answer),
             monotonic() + self._remembered_seconds,
         )
         self._forget(batch_id)
@@ -107,10 +134,3 @@ async def compress(answer: bytes) -> bytes:
     if len(answer) <= _COMPRESSED_IN_PLACE_BYTES:
         return zlib.compress(answer, _ZLIB_LEVEL)
     return await asyncio.to_thread(zlib.compress, answer, _ZLIB_LEVEL)
-
-
-async def decompress(compressed: bytes) -> bytes:
-    """Undo `compress`; of a large answer in a thread."""
-    if len(compressed) <= _DECOMPRESSED_IN_PLACE_BYTES:
-        return zlib.decompress(compressed)
-    return await asyncio.to_thread(zlib.decompress, compressed)

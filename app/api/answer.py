@@ -49,5 +49,7 @@ class LargeAnswer(Response):
             piece = self.body[start : start + PIECE_BYTES]
             await send({"type": "http.response.body", "body": piece, "more_body": True})
             self._pending.note_progress(len(piece))
+            # A client that reads at once would otherwise be sent all of it in one step of the event loop.
+            await asyncio.sleep(0)
         # It is sent once the client has read all but a little of the rest.
         await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -55,7 +55,7 @@ async def poll(request: Request) -> Response:
         raise InvalidBatch(f"A GET must name its batch in the header {BATCH_ID_HEADER}. Received: none.")
     admission: Admission = request.app.state.admission
     with admission.reserve() as pending:
-        return _answer_or_later(await batches.poll(check_batch_id(batch_id)), pending)
+        return _answer_or_later(await batches.poll(check_batch_id(batch_id), pending), pending)
 
 
 async def _classify_batch(request: Request) -> Response:

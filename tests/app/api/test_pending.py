@@ -246,6 +246,25 @@ def test_answer_is_counted_in_place_of_its_body_until_it_is_sent() -> None:
     asyncio.run(check())
 
 
+def test_other_requests_are_served_between_the_pieces_of_an_answer() -> None:
+    turns = 0
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def check() -> None:
+        client, answer = Client(reads=1000), json_answer(bytes(20 * PIECE_BYTES), pending_bytes().reserve())
+        counting = asyncio.ensure_future(count_turns())
+        await answer({"type": "http"}, client.receive, client.send)
+        counting.cancel()
+
+    asyncio.run(check())
+    assert turns >= 20
+
+
 def test_answer_that_a_connection_buffers_is_not_counted() -> None:
     pending = pending_bytes()
     with pending.reserve() as body:
