@@ -8,7 +8,7 @@ import math
 
 from app.errors import Overloaded
 from app.pending import PendingBody, PendingBytes
-from app.row_queue import FEW_ROWS, RowQueue
+from app.row_queue import FEW_ROWS, QueuedRequest, RowQueue
 
 # Of the mean of rows a byte; requests of one kind and sender are much alike.
 _WEIGHT_OF_LATEST = 0.2
@@ -34,6 +34,7 @@ class Admission:
         )
         self._queue = queue
         self._max_wait_seconds = max_wait_seconds
+        queue.on_look = self._shed
         self._rows_a_byte: dict[str, float] = {}
 
     def refuse(self, body_bytes: int, rows: int) -> None:
@@ -53,15 +54,30 @@ class Admission:
 
     def refuse_rows(self, rows: int) -> None:
         """Raises Overloaded when so many rows would wait longer than any may before the first is served."""
-        wait_seconds, max_wait_seconds = self._queue.wait_seconds(rows), self._max_wait_seconds
+        wait_seconds, max_wait_seconds = self._queue.wait_seconds(rows), self._max_wait_of(rows)
         if rows <= FEW_ROWS:
-            max_wait_seconds = min(max_wait_seconds, MAX_WAIT_SECONDS_OF_FEW)
+            wait_seconds = max(wait_seconds, self._queue.overdue[True].longest_wait_seconds)
         if wait_seconds > max_wait_seconds:
             raise _overloaded(
                 f"{rows} rows may wait for at most {max_wait_seconds:g} seconds. "
                 f"Received: rows that would wait for {wait_seconds:.1f}.",
                 wait_seconds - max_wait_seconds,
             )
+
+    def _max_wait_of(self, rows: int) -> float:
+        return min(self._max_wait_seconds, MAX_WAIT_SECONDS_OF_FEW if rows <= FEW_ROWS else math.inf)
+
+    def _shed(self) -> None:
+        for overdue, rows in zip(self._queue.overdue, (FEW_ROWS + 1, FEW_ROWS), strict=True):
+            overdue.shed(self._max_wait_of(rows), self._waited_for_too_long)
+
+    def _waited_for_too_long(self, request: QueuedRequest) -> Overloaded:
+        max_wait_seconds = self._max_wait_of(request.rows)
+        return _overloaded(
+            f"{request.rows} rows may wait for at most {max_wait_seconds:g} seconds. "
+            "Received: rows behind others that have waited for longer.",
+            max_wait_seconds,
+        )
 
     def reserve(self, declared_bytes: int = 0) -> PendingBody:
         """A body that holds nothing yet; 0 where its length is not declared."""

@@ -14,6 +14,11 @@ class Capacity:
         self._fetch_seconds = _MeanOfLatest()
 
     @property
+    def classify_seconds(self) -> float:
+        """That a process takes for a row; 0 at first."""
+        return self._classify_seconds.mean
+
+    @property
     def row_seconds(self) -> float:
         """From one row to the next while all that classify, or all that fetch, are busy; 0 at first."""
         return max(
@@ -21,8 +26,14 @@ class Capacity:
             self._fetch_seconds.mean / self._max_concurrent_fetches,
         )
 
-    def note_classified(self, rows: int, seconds: float) -> None:
-        """Rows that a process has decoded and predicted, one after the other, in so many seconds."""
+    def note_classified(self, rows: int, seconds: float, failed_rows: int = 0) -> None:
+        """Rows that a process has decoded and predicted, one after the other, in so many seconds.
+
+        Rows that fail count only where a row takes as long as one that is classified. Most fail in a few
+        microseconds, and would hide what an image costs.
+        """
+        if seconds < rows * self._classify_seconds.mean:
+            rows -= failed_rows
         self._classify_seconds.add(rows, seconds)
 
     def note_fetched(self, rows: int, seconds: float) -> None:

@@ -17,6 +17,7 @@ from typing import NamedTuple
 from app.capacity import Capacity
 from app.classifiers.frames import WaitingRow
 from app.outcome import Outcome
+from app.overdue import Overdue
 from app.request_line import RequestLine
 from app.steps import Steps
 from app.summary import ImageStatistics
@@ -25,6 +26,8 @@ from app.summary import ImageStatistics
 MAX_ROWS_AT_ONCE = 8
 # A small request waits for the calls that are out, so large ones have short calls while small ones come.
 ROWS_AT_ONCE_BESIDE_SMALL = 1
+# Rows that a process has been given wait behind each other, and can no longer be refused.
+MAX_CALL_SECONDS = 0.2
 SMALL_REMEMBERED_SECONDS = 1.0
 # Images of so many bytes take long enough for a call, and memory enough.
 MAX_BYTES_AT_ONCE = 1024 * 1024
@@ -59,6 +62,7 @@ class AwaitedRows:
         self.outcomes[place] = outcome
         self.on_answered(place, outcome)
         self.request.note_answered(1)
+        self.request.queue.overdue[self.request.rows <= FEW_ROWS].note_served(1)
         self.unanswered -= 1
         if self.unanswered == 0 and not self.is_over:
             self.answered.set_result(self.outcomes)
@@ -90,6 +94,8 @@ class QueuedRequest:
     steps: Steps = field(default_factory=Steps)
     statistics: list[ImageStatistics] = field(default_factory=list)
     """Of its images, in whatever order they were answered."""
+    is_begun: bool = False
+    """A process has been given one of its rows, or the request has ended."""
     is_costly: bool = False
     """One of its rows has proved slow."""
 
@@ -99,6 +105,10 @@ class QueuedRequest:
     @property
     def is_small(self) -> bool:
         return self.rows <= FEW_ROWS and not self.is_costly
+
+    def fail(self, error: Exception) -> None:
+        """For a request of which a row waits."""
+        self.waiting[0].awaited.fail(error)
 
     def note_answered(self, rows: int) -> None:
         """Their outcomes are known, or awaited no more."""
@@ -129,6 +139,10 @@ class RowQueue:
         """Rows that were dropped, unclassified: whoever asked has left, or their request has failed."""
         self.on_put: Callable[[], None] = lambda: None
         """Called when there are more rows."""
+        self.on_look: Callable[[], None] = lambda: None
+        """Called several times a second while rows are being classified."""
+        self.overdue = (Overdue[QueuedRequest](), Overdue[QueuedRequest]())
+        """Requests of more than FEW_ROWS rows, and of at most as many, whose first row waits."""
         self._unanswered = [0] * _SIZES
         self._waiting = 0
         self._small_came_at = -SMALL_REMEMBERED_SECONDS
@@ -176,6 +190,7 @@ class RowQueue:
         size_bytes = 0
         while len(rows) < wanted and size_bytes < MAX_BYTES_AT_ONCE and (request := self._next_request()):
             rows.append(request.waiting.popleft())
+            self._note_begun(request)
             size_bytes += rows[-1].row.size_bytes
         self._waiting -= len(rows)
         return rows
@@ -196,28 +211,38 @@ class RowQueue:
             return []
         rows = list(request.waiting)
         request.waiting.clear()
+        self._note_begun(request)
         self._waiting -= len(rows)
         return rows
 
     def fail_waiting(self, error: Exception) -> None:
         """All requests with rows that wait; the rows are dropped when their requests end."""
         for request in self._lines[0].all():
-            request.waiting[0].awaited.fail(error)
+            request.fail(error)
 
     def _most_rows_at_once(self) -> int:
         large = any(self._unanswered[FEW_ROWS.bit_length() + 1 :])
-        return ROWS_AT_ONCE_BESIDE_SMALL if large and self.has_small_lately else MAX_ROWS_AT_ONCE
+        if large and self.has_small_lately:
+            return ROWS_AT_ONCE_BESIDE_SMALL
+        return min(MAX_ROWS_AT_ONCE, int(MAX_CALL_SECONDS / max(self.capacity.classify_seconds, 1e-9)))
 
     def put(self, request: QueuedRequest, rows: Sequence[QueuedRow]) -> None:
         self._waiting += len(rows)
         self._note_small(request.rows)
         request.waiting.extend(rows)
         if rows:
+            if not request.is_begun:
+                self.overdue[request.rows <= FEW_ROWS].enter(request)
             for line in self._lines:
                 line.enter(request)
             if request.is_small:
                 self._small.enter(request)
         self.on_put()
+
+    def _note_begun(self, request: QueuedRequest) -> None:
+        if not request.is_begun:
+            request.is_begun = True
+            self.overdue[request.rows <= FEW_ROWS].leave(request)
 
     def _note_small(self, rows: int) -> None:
         """That there is one, for it may come again, or still has images to fetch."""
@@ -232,6 +257,7 @@ class RowQueue:
         self.abandoned_rows += len(request.waiting)
         self._waiting -= len(request.waiting)
         request.waiting.clear()
+        self._note_begun(request)
         for line in (*self._lines, self._small):
             line.tidy()
 

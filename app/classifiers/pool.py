@@ -118,7 +118,9 @@ class ClassifierPool:
 
     def answered(self, classifier: Classifier, rows: list[QueuedRow], answers: Answers) -> None:
         self._starter.pace.note_answers()
-        self._queue.capacity.note_classified(len(rows), answers.decode_seconds + answers.predict_seconds)
+        failed_rows = sum(outcome is None or outcome["error"] is not None for outcome in answers.outcomes)
+        call_seconds = answers.decode_seconds + answers.predict_seconds
+        self._queue.capacity.note_classified(len(rows), call_seconds, failed_rows)
         if classifier in self._retired:
             self._leave_when_idle(classifier)
         elif classifier.is_spare:
@@ -220,6 +222,7 @@ class ClassifierPool:
         self._look_timer = None
         self._looks += 1
         self._spare.look(self._ready)
+        self._queue.on_look()
         if self._looks % _LOOKS_A_SECOND == 0:
             for classifier in self._connected | self._retired:
                 if classifier.has_stalled(self._max_image_cpu_seconds):

@@ -1,11 +1,13 @@
+import asyncio
 from contextlib import ExitStack
 
 import pytest
 
-from app.admission import Admission
+from app.admission import MAX_WAIT_SECONDS_OF_FEW, Admission
 from app.capacity import Capacity
+from app.classifiers.frames import WaitingRow
 from app.errors import Overloaded
-from app.row_queue import RowQueue
+from app.row_queue import FEW_ROWS, RowQueue
 
 
 def queue_of_a_thousand_rows_a_second() -> RowQueue:
@@ -67,6 +69,64 @@ def test_small_request_waits_for_no_large_one_and_is_let_in_beside_it() -> None:
         admission.refuse_rows(1)
         with pytest.raises(Overloaded):
             admission.refuse_rows(100_000)
+
+
+def test_small_request_is_refused_while_another_waits_longer_than_any_may(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever the estimate says: the rows before it may cost more than any that were measured."""
+    now = 100.0
+    monkeypatch.setattr("app.overdue.monotonic", lambda: now)
+
+    async def check() -> None:
+        nonlocal now
+        queue = queue_of_a_thousand_rows_a_second()
+        admission = admission_of(queue, max_wait_seconds=5.0)
+        with queue.request(1) as small:
+            small.classify([WaitingRow(b"", evidence=False)])
+            now += MAX_WAIT_SECONDS_OF_FEW
+            admission.refuse_rows(1)
+            now += 0.1
+            with pytest.raises(Overloaded):
+                admission.refuse_rows(1)
+            admission.refuse_rows(FEW_ROWS + 1)
+            queue.next_rows()
+            admission.refuse_rows(1)
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize(("rows", "wait_seconds"), [(1, MAX_WAIT_SECONDS_OF_FEW), (FEW_ROWS + 1, 5.0)])
+def test_youngest_of_those_who_wait_too_long_are_refused(
+    rows: int, wait_seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr("app.overdue.monotonic", lambda: now)
+
+    async def check() -> list[BaseException | None]:
+        nonlocal now
+        queue = queue_of_a_thousand_rows_a_second()
+        admission_of(queue, max_wait_seconds=5.0)
+        with ExitStack() as burst:
+            answers = [
+                burst.enter_context(queue.request(rows)).classify([WaitingRow(b"", evidence=False)] * rows)
+                for _ in range(10)
+            ]
+            queue.on_look()
+            now += wait_seconds
+            queue.on_look()
+            assert not any(answer.done() for answer in answers)
+            now += 0.1
+            queue.on_look()
+            errors = [answer.exception() if answer.done() else None for answer in answers]
+            assert answers[0].cancel()
+        return errors
+
+    first, *others = asyncio.run(check())
+    assert first is None
+    rule = f"{rows} rows may wait for at most {wait_seconds:g} seconds."
+    reason = f"{rule} Received: rows behind others that have waited for longer."
+    assert {str(error) for error in others} == {reason}
 
 
 def test_body_is_refused_before_it_is_read_by_what_others_of_its_kind_held() -> None:

@@ -42,3 +42,22 @@ def test_batch_of_no_rows_says_nothing() -> None:
     capacity.note_fetched(0, 0.0)
     capacity.note_classified(1, 0.25)
     assert capacity.row_seconds == 0.25
+
+
+def test_rows_that_fail_do_not_hide_what_an_image_costs() -> None:
+    capacity = Capacity(1, 1)
+    capacity.note_classified(10, 1.0)
+    for _ in range(1000):
+        capacity.note_classified(8, 0.0001, failed_rows=8)
+    assert capacity.row_seconds == pytest.approx(0.1)
+    for _ in range(100):
+        capacity.note_classified(8, 0.1, failed_rows=7)
+    assert capacity.row_seconds == pytest.approx(0.1)
+
+
+def test_rows_that_fail_count_where_they_take_long() -> None:
+    capacity = Capacity(1, 1)
+    capacity.note_classified(1, 0.001)
+    for _ in range(1000):
+        capacity.note_classified(8, 8.0, failed_rows=8)
+    assert capacity.row_seconds > 0.9

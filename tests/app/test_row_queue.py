@@ -91,6 +91,19 @@ def test_turns_of_large_images_are_short(image_bytes: int, turn: int, kind: type
     on_loop(check)
 
 
+@pytest.mark.parametrize(("row_seconds", "turn"), [(0.001, 8), (0.1, 2), (0.3, 1), (10.0, 1)])
+def test_turns_are_short_where_images_take_long(row_seconds: float, turn: int) -> None:
+    """Rows that a process has been given can no longer be refused."""
+
+    def check(queue: RowQueue) -> None:
+        queue.capacity.note_classified(1, row_seconds)
+        with queue.request(64) as request:
+            request.classify(rows("L", 64))
+            assert len(queue.next_rows()) == turn
+
+    on_loop(check)
+
+
 def test_oldest_request_has_half_of_the_rows_whatever_comes_after_it() -> None:
     def check(queue: RowQueue) -> None:
         with queue.request(400) as oldest:

@@ -5,8 +5,8 @@ import socket
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
-from threading import Thread
-from typing import Any
+from threading import Event, Thread
+from typing import Any, cast
 
 import pytest
 
@@ -123,6 +123,38 @@ def test_outcomes_come_back_to_their_requests() -> None:
     requests = [" ".join(names[begin : begin + 20]) for begin in (0, 20, 40)]
     answers = in_pool(ScriptedHost(), *requests, processes=2)
     assert [name for answer in answers for name in answer] == names
+
+
+def test_rows_that_fail_do_not_change_what_a_row_is_expected_to_take() -> None:
+    """The processes of these tests answer every row with an error."""
+
+    async def run() -> float:
+        queue = RowQueue(Capacity(1, 64))
+        queue.capacity.note_classified(1, 0.5)
+        pool = ClassifierPool(queue, ScriptedHost(), MODEL, 10)
+        await pool.connect(ScriptedHost().connect(), has_greeted=False)
+        await classify(queue, " ".join(map(str, range(100))))
+        pool.close()
+        return queue.capacity.classify_seconds
+
+    assert asyncio.run(run()) == 0.5
+
+
+def test_requests_that_wait_are_looked_at_while_rows_are_classified() -> None:
+    async def run() -> None:
+        queue, looked = RowQueue(Capacity(1, 64)), asyncio.Event()
+        queue.on_look = looked.set
+        host, ended = ScriptedHost(), Event()
+        host.on_call = lambda _: cast("None", ended.wait(20))
+        pool = ClassifierPool(queue, host, MODEL, 10)
+        await pool.connect(host.connect(), has_greeted=False)
+        classifying = asyncio.ensure_future(classify(queue, "a"))
+        await asyncio.wait_for(looked.wait(), 20)
+        ended.set()
+        await classifying
+        pool.close()
+
+    asyncio.run(run())
 
 
 def test_image_that_kills_costs_its_neighbours_nothing() -> None:
