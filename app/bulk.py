@@ -29,5 +29,17 @@ class BulkTurn:
     def of_body(self, body: bytes, encoding: str) -> AbstractAsyncContextManager[None]:
         """Decompression and parsing of a JSON body. A few compressed bytes can hold thousands of rows."""
         is_compressed = encoding != "identity" or body.startswith(_GZIP_MAGIC)
-        is_small = len(body) <= _MAX_SMALL_BYTES and body.count(b",") <= _COMMAS_PER_ROW * MAX_SMALL_ROWS
+        is_small = len(body) <= _MAX_SMALL_BYTES and not _has_more_commas(
+            body, _COMMAS_PER_ROW * MAX_SMALL_ROWS
+        )
         return nullcontext() if is_small and not is_compressed else self._turn
+
+
+def _has_more_commas(body: bytes, most: int) -> bool:
+    """Base64 has none, and `find` passes over it several times faster than `count` does."""
+    at = -1
+    for _ in range(most + 1):
+        at = body.find(b",", at + 1)
+        if at < 0:
+            return False
+    return True
