@@ -52,9 +52,10 @@ class Admission:
         before = self._rows_a_byte.get(kind, latest)
         self._rows_a_byte[kind] = before + (latest - before) * _WEIGHT_OF_LATEST
 
-    def refuse_rows(self, rows: int) -> None:
+    def refuse_rows(self, rows: int, unfetched_rows: int = 0) -> None:
         """Raises Overloaded when so many rows would wait longer than any may before the first is served."""
-        wait_seconds, max_wait_seconds = self._queue.wait_seconds(rows), self._max_wait_of(rows)
+        wait_seconds = self._queue.wait_seconds(rows, unfetched_rows)
+        max_wait_seconds = self._max_wait_of(rows)
         if rows <= FEW_ROWS:
             wait_seconds = max(wait_seconds, self._queue.overdue[True].longest_wait_seconds)
         if wait_seconds > max_wait_seconds:

@@ -19,12 +19,19 @@ class Capacity:
         return self._classify_seconds.mean
 
     @property
+    def classified_row_seconds(self) -> float:
+        """From one row to the next while all processes are busy; 0 at first."""
+        return self._classify_seconds.mean / self.classifiers
+
+    @property
+    def fetched_row_seconds(self) -> float:
+        """From one row to the next while as many are fetched as may be; 0 at first."""
+        return self._fetch_seconds.mean / self._max_concurrent_fetches
+
+    @property
     def row_seconds(self) -> float:
         """From one row to the next while all that classify, or all that fetch, are busy; 0 at first."""
-        return max(
-            self._classify_seconds.mean / self.classifiers,
-            self._fetch_seconds.mean / self._max_concurrent_fetches,
-        )
+        return max(self.classified_row_seconds, self.fetched_row_seconds)
 
     def note_classified(self, rows: int, seconds: float, failed_rows: int = 0) -> None:
         """Rows that a process has decoded and predicted, one after the other, in so many seconds.
@@ -36,9 +43,9 @@ class Capacity:
             rows -= failed_rows
         self._classify_seconds.add(rows, seconds)
 
-    def note_fetched(self, rows: int, seconds: float) -> None:
-        """Rows that hold their image are there in no time, and count too."""
-        self._fetch_seconds.add(rows, seconds)
+    def note_fetched(self, seconds: float) -> None:
+        """One row, whether or not there was an image."""
+        self._fetch_seconds.add(1, seconds)
 
 
 class _MeanOfLatest:

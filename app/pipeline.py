@@ -84,12 +84,14 @@ class Pipeline:
         `drop` is then called with the bytes that the source took. When this is cancelled, rows that wait for
         a process are dropped.
         """
-        with self.queue.request(len(rows)) as request:
+        held: list[int] = []
+        remote: list[int] = []
+        for place, row in enumerate(rows):
+            (remote if row.is_remote else held).append(place)
+        with self.queue.request(len(rows), len(remote)) as request:
             batch = _Batch(rows, [None] * len(rows), request, drop)
-            held: list[int] = []
-            remote: list[int] = []
-            for place, row in enumerate(rows):
-                (remote if isinstance(row.source, Url | StageFile) else held).append(place)
+            # They need no process, and nobody waits for them.
+            request.note_answered(sum(row.is_settled for row in rows))
             if remote:
                 await self._fetch_and_classify(batch, held, remote)
             else:
@@ -109,7 +111,6 @@ class Pipeline:
 
     async def _classify_held(self, batch: "_Batch", places: Sequence[int]) -> None:
         """The rows that hold their image, an error, or NULL."""
-        self.queue.capacity.note_fetched(len(places), 0.0)
         answered: list[asyncio.Future[list[Outcome | None]]] = []
         async with self.bulk_turn.of_rows(len(places)):
             for start in range(0, len(places), PIECE_ROWS):
@@ -136,7 +137,11 @@ class Pipeline:
             async with self._fetched_rows_of_few if len(batch.rows) <= FEW_ROWS else self._fetched_rows:
                 # Otherwise thousands of URLs that are refused at once would be one step of the event loop.
                 await asyncio.sleep(0)
-                await batch.classify([(place, await self._fetch(batch, source, staged))])
+                fetched = await self._fetch(batch, source, staged)
+                batch.request.note_fetched(1)
+                if not isinstance(fetched, Image):
+                    batch.request.note_answered(1)
+                await batch.classify([(place, fetched)])
 
     async def _fetch(self, batch: "_Batch", source: Remote, staged: StageBatch) -> Fetched:
         started = perf_counter()
@@ -149,7 +154,7 @@ class Pipeline:
         finally:
             ended = perf_counter()
             batch.request.steps.fetch.note(ended - started, started, ended)
-            self.queue.capacity.note_fetched(1, ended - started)
+            self.queue.capacity.note_fetched(ended - started)
 
 
 @dataclass(frozen=True)
@@ -174,15 +179,12 @@ class _Batch:
         """Images, and outcomes that are known already, by their place among the rows."""
         places: list[int] = []
         waiting: list[WaitingRow] = []
-        answered_rows = 0
         for place, image in fetched:
             if isinstance(image, Image):
                 places.append(place)
                 waiting.append(WaitingRow(image, self.rows[place].evidence))
             else:
                 self._answer(place, image)
-                answered_rows += 1
-        self.request.note_answered(answered_rows)
         return self.request.classify(waiting, lambda number, outcome: self._answer(places[number], outcome))
 
     def _answer(self, place: int, outcome: Outcome | None) -> None:

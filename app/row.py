@@ -4,7 +4,7 @@ import sys
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from app.images.source import InlineText, Source
+from app.images.source import InlineText, Source, Url
 from app.images.stage_file import StageFile
 from app.outcome import Outcome
 from model.errors import InputError
@@ -27,15 +27,26 @@ class Row:
     """Whether the outcome is to show where in the image the label was seen."""
 
     @property
+    def is_remote(self) -> bool:
+        """The image is still to be fetched."""
+        return isinstance(self.source, Url | StageFile)
+
+    @property
+    def is_settled(self) -> bool:
+        """NULL, or an error: there is nothing to classify."""
+        return self.source is None or isinstance(self.source, InputError)
+
+    @property
     def source_bytes(self) -> int:
         """Memory that the source takes beyond ROW_BYTES, which includes the message of an error."""
         source = self.source
-        if source is None or isinstance(source, InputError):
-            return 0
+        if isinstance(source, InlineText | Url):
+            return sys.getsizeof(source.text)  # a str takes up to four bytes for each of its characters
+        if isinstance(source, bytes):
+            return sys.getsizeof(source)
         if isinstance(source, StageFile):
             return sum(map(sys.getsizeof, (*source.stage, source.path)))
-        # A str takes up to four bytes for each of its characters.
-        return sys.getsizeof(source if isinstance(source, bytes) else source.text)
+        return 0
 
     def release_source(self) -> int:
         """Drop the source of a row that is answered. Returns the bytes that it took."""

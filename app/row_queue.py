@@ -19,6 +19,7 @@ from app.classifiers.frames import WaitingRow
 from app.outcome import Outcome
 from app.overdue import Overdue
 from app.request_line import RequestLine
+from app.rows_by_size import RowsBySize
 from app.steps import Steps
 from app.summary import ImageStatistics
 
@@ -33,8 +34,6 @@ SMALL_REMEMBERED_SECONDS = 1.0
 MAX_BYTES_AT_ONCE = 1024 * 1024
 # Requests of up to so many are small.
 FEW_ROWS = 4
-# Requests are told apart by the power of two that they have rows of.
-_SIZES = 64
 
 
 @dataclass(eq=False)
@@ -88,6 +87,7 @@ class QueuedRequest:
     """One request's place in the queue."""
 
     rows: int
+    unfetched_rows: int
     arrival: int
     queue: "RowQueue"
     waiting: deque[QueuedRow] = field(default_factory=deque)
@@ -116,6 +116,11 @@ class QueuedRequest:
         self._unanswered -= rows
         self.queue.note_answered(self, rows)
 
+    def note_fetched(self, rows: int) -> None:
+        """Their images are there, or will not come."""
+        self.unfetched_rows -= rows
+        self.queue.note_fetched(self, rows)
+
     def classify(
         self,
         rows: Sequence[WaitingRow],
@@ -143,7 +148,9 @@ class RowQueue:
         """Called several times a second while rows are being classified."""
         self.overdue = (Overdue[QueuedRequest](), Overdue[QueuedRequest]())
         """Requests of more than FEW_ROWS rows, and of at most as many, whose first row waits."""
-        self._unanswered = [0] * _SIZES
+        self._unfetched = RowsBySize()
+        self._unclassified = RowsBySize()
+        """Rows whose image has arrived, and that are not answered yet."""
         self._waiting = 0
         self._small_came_at = -SMALL_REMEMBERED_SECONDS
         self._arrivals = count()
@@ -151,37 +158,45 @@ class RowQueue:
         self._small = RequestLine(_arrival, lambda request: _has_waiting(request) and request.is_small)
 
     @contextmanager
-    def request(self, rows: int) -> Iterator[QueuedRequest]:
+    def request(self, rows: int, unfetched_rows: int = 0) -> Iterator[QueuedRequest]:
         """A place for a request of so many rows; those that still wait at its end are dropped.
 
         Of tasks that fail together, it raises what the first of them has raised.
         """
-        request = QueuedRequest(rows, next(self._arrivals), self)
-        self._unanswered[rows.bit_length()] += rows
+        request = QueuedRequest(rows, unfetched_rows, next(self._arrivals), self)
+        self._unfetched.add(rows, unfetched_rows)
+        self._unclassified.add(rows, rows - unfetched_rows)
         self._note_small(rows)
         try:
             yield request
         except ExceptionGroup as group:
             raise _first_of(group) from group
         finally:
+            request.note_fetched(request.unfetched_rows)
             request.note_answered(rows)
             self._drop(request)
 
-    def wait_seconds(self, rows: int) -> float:
+    def wait_seconds(self, rows: int, unfetched_rows: int = 0) -> float:
         """How long a request of so many would wait for its first, should it come now.
 
-        For all who are here, or those of its size and below twice, as it takes turns with the oldest.
+        A request whose images are all there does not wait for the images of others to be fetched.
         """
-        before = sum(self._unanswered[: rows.bit_length() + 1])
-        return min(2 * before, sum(self._unanswered)) * self.capacity.row_seconds
+        wait_seconds = self._unclassified.before(rows) * self.capacity.classified_row_seconds
+        if not unfetched_rows:
+            return wait_seconds
+        return max(wait_seconds, self._unfetched.before(rows) * self.capacity.fetched_row_seconds)
 
     def note_answered(self, request: QueuedRequest, rows: int) -> None:
-        self._unanswered[request.rows.bit_length()] -= rows
+        self._unclassified.add(request.rows, -rows)
+
+    def note_fetched(self, request: QueuedRequest, rows: int) -> None:
+        self._unfetched.add(request.rows, -rows)
+        self._unclassified.add(request.rows, rows)
 
     @property
     def unanswered_rows(self) -> int:
         """Of all requests, those that are still to be fetched among them."""
-        return sum(self._unanswered)
+        return self._unfetched.total + self._unclassified.total
 
     def next_rows(self) -> list[QueuedRow]:
         """The rows that are next, few where few wait, so that all processes end together."""
@@ -221,8 +236,8 @@ class RowQueue:
             request.fail(error)
 
     def _most_rows_at_once(self) -> int:
-        large = any(self._unanswered[FEW_ROWS.bit_length() + 1 :])
-        if large and self.has_small_lately:
+        has_large = self._unfetched.has_larger(FEW_ROWS) or self._unclassified.has_larger(FEW_ROWS)
+        if has_large and self.has_small_lately:
             return ROWS_AT_ONCE_BESIDE_SMALL
         return min(MAX_ROWS_AT_ONCE, int(MAX_CALL_SECONDS / max(self.capacity.classify_seconds, 1e-9)))
 

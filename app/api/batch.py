@@ -57,7 +57,7 @@ class BatchClassifier:
     async def __call__(self, batch: SentBatch) -> bytes:
         """Raises ServiceError. Logs what became of its rows, also when it is cancelled."""
         rows = await self._parse(batch)
-        self._admission.refuse_rows(len(rows))
+        self._admission.refuse_rows(len(rows), sum(row.is_remote for row in rows))
         started = perf_counter()
         try:
             classified = await self._pipeline.classify_rows(rows, batch.pending.drop)

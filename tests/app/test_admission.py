@@ -129,6 +129,25 @@ def test_youngest_of_those_who_wait_too_long_are_refused(
     assert {str(error) for error in others} == {reason}
 
 
+def test_request_that_holds_its_images_does_not_wait_for_those_that_others_fetch() -> None:
+    queue = queue_of_a_thousand_rows_a_second()
+    queue.capacity.note_fetched(10.0)
+    admission = admission_of(queue)
+    with queue.request(1, unfetched_rows=1) as slow:
+        admission.refuse_rows(1)
+        admission.refuse_rows(64)
+        with pytest.raises(Overloaded):
+            admission.refuse_rows(1, unfetched_rows=1)
+        slow.note_fetched(1)
+        admission.refuse_rows(1, unfetched_rows=1)
+    with queue.request(2000, unfetched_rows=500):
+        with pytest.raises(Overloaded):
+            admission.refuse_rows(2000)
+        with pytest.raises(Overloaded):
+            admission.refuse_rows(2000, unfetched_rows=1)
+    admission.refuse_rows(1, unfetched_rows=1)
+
+
 def test_body_is_refused_before_it_is_read_by_what_others_of_its_kind_held() -> None:
     queue = queue_of_a_thousand_rows_a_second()
     admission = admission_of(queue, max_pending_bytes=10**9)

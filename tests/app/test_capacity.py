@@ -17,16 +17,9 @@ def test_slow_fetches_are_what_rows_wait_for() -> None:
     capacity = Capacity(classifiers=2, max_concurrent_fetches=10)
     capacity.note_classified(10, 0.02)
     for _ in range(10):
-        capacity.note_fetched(1, 0.5)
-    assert capacity.row_seconds == pytest.approx(0.05)
-
-
-def test_rows_that_hold_their_image_make_fetches_count_for_less() -> None:
-    capacity = Capacity(classifiers=1, max_concurrent_fetches=1)
-    for _ in range(10):
-        capacity.note_fetched(1, 0.5)
-        capacity.note_fetched(9, 0.0)
-    assert capacity.row_seconds == pytest.approx(0.05)
+        capacity.note_fetched(0.5)
+    assert capacity.row_seconds == capacity.fetched_row_seconds == pytest.approx(0.05)
+    assert capacity.classified_row_seconds == pytest.approx(0.001)
 
 
 def test_latest_rows_count_most_once_there_are_many() -> None:
@@ -39,7 +32,7 @@ def test_latest_rows_count_most_once_there_are_many() -> None:
 
 def test_batch_of_no_rows_says_nothing() -> None:
     capacity = Capacity(1, 1)
-    capacity.note_fetched(0, 0.0)
+    capacity.note_classified(0, 0.0)
     capacity.note_classified(1, 0.25)
     assert capacity.row_seconds == 0.25
 

@@ -1,6 +1,7 @@
 import asyncio
 import gc
 import weakref
+from sys import getsizeof
 from typing import Any
 
 import numpy as np
@@ -234,16 +235,22 @@ def test_images_that_wait_to_be_decoded_are_bounded(sample: bytes) -> None:
     assert asyncio.run(run()) == 10
 
 
+async def classify_without_processes(rows: list[Row]) -> list[Outcome | None]:
+    """For rows that need none."""
+    async with ImageFetcher(SETTINGS) as fetcher, SnowflakeSession(SETTINGS) as session:
+        network = Served(ServedModel(ModelIdentity(name="m", version="v"), {}))
+        queue = RowQueue(Capacity(1, 64))
+        pipeline = Pipeline(network, queue, fetcher, StageReader(SETTINGS, session, fetcher), 66)
+        return (await pipeline.classify_rows(rows)).outcomes
+
+
 def test_equal_errors_share_one_outcome() -> None:
     """A few compressed bytes can hold thousands of rows without a source."""
-    outcomes, _ = classify([Row(n, InvalidSource("No source.")) for n in range(2000)])
-    assert len(outcomes) == 2000
-    assert len(set(map(id, outcomes))) == 1
-    outcomes, _ = classify([Row(n, InvalidSource(f"No source {n % 2}.")) for n in range(2000)])
-    assert [outcome and outcome["error"] and outcome["error"]["message"] for outcome in outcomes] == [
-        "No source 0.",
-        "No source 1.",
-    ] * 1000
+    rows = [Row(n, InvalidSource(f"No source {n % 2}.")) for n in range(2000)]
+    outcomes = asyncio.run(classify_without_processes(rows))
+    messages = [outcome and outcome["error"] and outcome["error"]["message"] for outcome in outcomes]
+    assert messages == ["No source 0.", "No source 1."] * 1000
+    assert len(set(map(id, outcomes))) == 2
 
 
 @pytest.mark.parametrize("source", [Url("http://a"), InvalidSource("No source."), None])
@@ -258,15 +265,51 @@ def test_other_requests_are_served_while_rows_fail(source: Any) -> None:
             await asyncio.sleep(0)
 
     async def check() -> None:
-        async with ImageFetcher(SETTINGS) as fetcher, SnowflakeSession(SETTINGS) as session:
-            queue = RowQueue(Capacity(1, 64))
-            network = Served(ServedModel(ModelIdentity(name="m", version="v"), {}))
-            pipeline = Pipeline(network, queue, fetcher, StageReader(SETTINGS, session, fetcher), 66)
-            rows = [Row(n, source) for n in range(4096)]
-            answering = asyncio.ensure_future(pipeline.classify_rows(rows))
-            counting = asyncio.ensure_future(count_turns())
-            await answering
-            counting.cancel()
+        counting = asyncio.ensure_future(count_turns())
+        await classify_without_processes([Row(n, source) for n in range(4096)])
+        counting.cancel()
 
     asyncio.run(check())
     assert turns >= 4096 // PIECE_ROWS
+
+
+def test_row_gives_its_room_back_once_it_is_answered() -> None:
+    """Its neighbours may wait for a slow host."""
+
+    async def check() -> None:
+        async with ImageFetcher(SETTINGS) as fetcher, SnowflakeSession(SETTINGS) as session:
+            network = Served(ServedModel(ModelIdentity(name="m", version="v"), {}))
+            queue = RowQueue(Capacity(1, 64))
+            pipeline = Pipeline(network, queue, fetcher, StageReader(SETTINGS, session, fetcher), 66)
+            refused, *texts = Url("http://a/" + "b" * 1000), *[Base64Text(b"?" * 1000)] * 2
+            rows = [Row(n, source) for n, source in enumerate([refused, *texts])]
+            dropped: list[int] = []
+            answering = asyncio.ensure_future(pipeline.classify_rows(rows, dropped.append))
+            for _ in range(20):
+                await asyncio.sleep(0)
+            [queued] = queue.next_rows()
+            assert dropped == [getsizeof(refused.text)]
+            queued.awaited.answer(queued.place, None)
+            assert dropped == [getsizeof(refused.text), getsizeof(texts[0].text)]
+            assert [row.source for row in rows] == [None, None, texts[1]]
+            answering.cancel()
+
+    asyncio.run(asyncio.wait_for(check(), 20))
+
+
+@pytest.mark.parametrize("source", [InvalidSource("No source."), None])
+def test_rows_that_need_no_process_keep_nobody_out(source: Any) -> None:
+    async def check() -> None:
+        async with ImageFetcher(SETTINGS) as fetcher, SnowflakeSession(SETTINGS) as session:
+            network = Served(ServedModel(ModelIdentity(name="m", version="v"), {}))
+            queue = RowQueue(Capacity(1, 64))
+            pipeline = Pipeline(network, queue, fetcher, StageReader(SETTINGS, session, fetcher), 66)
+            rows = [Row(n, source) for n in range(4095)] + [Row(4095, Base64Text(b"?"))]
+            answering = asyncio.ensure_future(pipeline.classify_rows(rows))
+            await asyncio.sleep(0)
+            assert queue.unanswered_rows == 1
+            answering.cancel()
+            await asyncio.wait({answering})
+            assert queue.unanswered_rows == 0
+
+    asyncio.run(check())
