@@ -1,7 +1,6 @@
 """The whole way of a batch: fetch → decode → predict → format, one outcome a row, in order."""
 
 import asyncio
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -11,7 +10,7 @@ from app.bulk import BulkTurn
 from app.classifiers.frames import Image, ServedModel, WaitingRow
 from app.images.fetcher import Fetcher
 from app.images.source import Remote, Url
-from app.images.stage import StageBatch, StageReader
+from app.images.stage import MAX_STAGES_IN_BATCH, StageBatch, StageReader
 from app.images.stage_file import StageFile
 from app.outcome import ModelIdentity, Outcome, outcome_of_error
 from app.row import Fetched, Row
@@ -194,8 +193,11 @@ class _Batch:
 
 def _grouped_by_stage(rows: Sequence[Row], places: Iterable[int]) -> Iterable[Sequence[int]]:
     """Places of rows in groups of which none waits until the stage of another is signed."""
-    groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    groups: dict[tuple[str, ...], list[int]] = {(): []}
     for place in places:
         source = rows[place].source
-        groups[source.stage if isinstance(source, StageFile) else ()].append(place)
+        stage = source.stage if isinstance(source, StageFile) else ()
+        if stage not in groups and len(groups) > MAX_STAGES_IN_BATCH:
+            stage = ()  # not signed, but refused at once; a group for each would be a task for each row
+        groups.setdefault(stage, []).append(place)
     return groups.values()

@@ -9,7 +9,6 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import islice
 from typing import TypeAlias
 
 from pydantic_core import from_json, to_json
@@ -63,10 +62,10 @@ class StageReader:
         """Start presigning the URLs of a batch's files. Must be called on the event loop."""
         stages: dict[Stage, dict[Host, dict[str, None]]] = defaultdict(lambda: defaultdict(dict))
         for file in files:
-            stages[file.stage][file.host][file.path] = None
-        few = islice(stages.items(), MAX_STAGES_IN_BATCH)
+            if file.stage in stages or len(stages) < MAX_STAGES_IN_BATCH:
+                stages[file.stage][file.host][file.path] = None
         return StageBatch(
-            self, {stage: asyncio.ensure_future(self._sign(stage, paths)) for stage, paths in few}
+            self, {stage: asyncio.ensure_future(self._sign(stage, paths)) for stage, paths in stages.items()}
         )
 
     async def fetch(self, file: StageFile, signed: Signed) -> bytes:

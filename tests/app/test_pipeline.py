@@ -1,6 +1,7 @@
 import asyncio
 import gc
 import weakref
+from collections import Counter
 from sys import getsizeof
 from typing import Any
 
@@ -14,7 +15,7 @@ from app.errors import InvalidSource
 from app.image_classifier import ImageClassifier
 from app.images.http import ImageFetcher
 from app.images.source import Base64Text, HexText, Url
-from app.images.stage import StageReader
+from app.images.stage import MAX_STAGES_IN_BATCH, StageReader
 from app.images.stage_file import StageFile
 from app.outcome import ModelIdentity, Outcome
 from app.pipeline import PIECE_ROWS, ClassifiedRows, Pipeline, max_fetched_rows
@@ -271,6 +272,29 @@ def test_other_requests_are_served_while_rows_fail(source: Any) -> None:
 
     asyncio.run(check())
     assert turns >= 4096 // PIECE_ROWS
+
+
+def test_stages_beyond_the_limit_take_no_task_each() -> None:
+    rows = [Row(n, StageFile(("DB", "S", f"STAGE{n}"), "a.png")) for n in range(4096)]
+    rows += [Row(4096, Url("http://a"))]
+
+    async def check() -> tuple[int, list[Outcome | None]]:
+        answering = asyncio.ensure_future(classify_without_processes(rows))
+        most_tasks = 0
+        while not answering.done():
+            most_tasks = max(most_tasks, len(asyncio.all_tasks()))
+            await asyncio.sleep(0)
+        return most_tasks, await answering
+
+    most_tasks, outcomes = asyncio.run(check())
+    assert most_tasks < 200
+    codes = Counter(outcome and outcome["error"] and outcome["error"]["code"] for outcome in outcomes)
+    refused = 4096 - MAX_STAGES_IN_BATCH
+    assert codes == {
+        "snowflake_not_configured": MAX_STAGES_IN_BATCH,
+        "stage_not_allowed": refused,
+        "url_not_allowed": 1,
+    }
 
 
 def test_row_gives_its_room_back_once_it_is_answered() -> None:
