@@ -1,7 +1,7 @@
 """The whole way of a batch: fetch → decode → predict → format, one outcome a row, in order."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import NamedTuple, Protocol, cast
@@ -13,6 +13,7 @@ from app.images.source import Remote, Url
 from app.images.stage import MAX_STAGES_IN_BATCH, StageBatch, StageReader
 from app.images.stage_file import StageFile
 from app.outcome import ModelIdentity, Outcome, outcome_of_error
+from app.pending import PendingBody
 from app.row import Fetched, Row
 from app.row_queue import FEW_ROWS, QueuedRequest, RowQueue
 from app.settings import Settings
@@ -75,12 +76,11 @@ class Pipeline:
         """The network that answers now."""
         return self._served.model
 
-    async def classify_rows(
-        self, rows: Sequence[Row], drop: Callable[[int], None] = lambda _: None
-    ) -> ClassifiedRows:
+    async def classify_rows(self, rows: Sequence[Row], pending: PendingBody | None = None) -> ClassifiedRows:
         """A bad row costs its neighbours nothing. Each row loses its source once it is answered.
 
-        `drop` is then called with the bytes that the source took. When this is cancelled, rows that wait for
+        `pending` gives back the bytes of the source then, and takes those of the evidence. Raises Overloaded
+        where it finds no room for them. When this is cancelled, rows that wait for
         a process are dropped.
         """
         held: list[int] = []
@@ -88,13 +88,16 @@ class Pipeline:
         for place, row in enumerate(rows):
             (remote if row.is_remote else held).append(place)
         with self.queue.request(len(rows), len(remote)) as request:
-            batch = _Batch(rows, [None] * len(rows), request, drop)
+            batch = _Batch(rows, [None] * len(rows), request, pending)
             # They need no process, and nobody waits for them.
             request.note_answered(sum(row.is_settled for row in rows))
-            if remote:
-                await self._fetch_and_classify(batch, held, remote)
-            else:
-                await self._classify_held(batch, held)
+            try:
+                if remote:
+                    await self._fetch_and_classify(batch, held, remote)
+                else:
+                    await self._classify_held(batch, held)
+            finally:
+                batch.pending = None  # a process may still answer rows of a request that has ended
             return ClassifiedRows(batch.outcomes, request.steps, request.statistics)
 
     async def _fetch_and_classify(self, batch: "_Batch", held: Sequence[int], remote: Sequence[int]) -> None:
@@ -156,14 +159,14 @@ class Pipeline:
             self.queue.capacity.note_fetched(ended - started)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Batch:
     """The rows of a request, and the outcomes that there are."""
 
     rows: Sequence[Row]
     outcomes: list[Outcome | None]
     request: QueuedRequest
-    drop: Callable[[int], None]
+    pending: PendingBody | None
     _errors: dict[tuple[str, str, bool, str], Outcome] = field(default_factory=dict)
 
     def outcome_of(self, error: InputError, model: ModelIdentity) -> Outcome:
@@ -188,7 +191,11 @@ class _Batch:
 
     def _answer(self, place: int, outcome: Outcome | None) -> None:
         self.outcomes[place] = outcome
-        self.drop(self.rows[place].release_source())
+        source_bytes = self.rows[place].release_source()
+        if self.pending is not None:
+            self.pending.drop(source_bytes)
+            if outcome is not None and outcome["evidence"] is not None:
+                self.pending.take(len(outcome["evidence"]["heatmap_png"]))
 
 
 def _grouped_by_stage(rows: Sequence[Row], places: Iterable[int]) -> Iterable[Sequence[int]]:

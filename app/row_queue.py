@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from app.capacity import Capacity
 from app.classifiers.frames import WaitingRow
+from app.errors import Overloaded
 from app.outcome import Outcome
 from app.overdue import Overdue
 from app.request_line import RequestLine
@@ -45,7 +46,7 @@ class AwaitedRows:
     unanswered: int
     request: "QueuedRequest"
     on_answered: Callable[[int, Outcome | None], None]
-    """Called with each row's place and outcome."""
+    """Called with each row's place and outcome; raises Overloaded where there is no room for it."""
     answered_places: set[int] = field(default_factory=set)
 
     @property
@@ -59,7 +60,10 @@ class AwaitedRows:
             return False
         self.answered_places.add(place)
         self.outcomes[place] = outcome
-        self.on_answered(place, outcome)
+        try:
+            self.on_answered(place, outcome)
+        except Overloaded as error:
+            self.fail(error)
         self.request.note_answered(1)
         self.request.queue.overdue[self.request.rows <= FEW_ROWS].note_served(1)
         self.unanswered -= 1

@@ -60,7 +60,7 @@ class BatchClassifier:
         self._admission.refuse_rows(len(rows), sum(row.is_remote for row in rows))
         started = perf_counter()
         try:
-            classified = await self._pipeline.classify_rows(rows, batch.pending.drop)
+            classified = await self._pipeline.classify_rows(rows, batch.pending)
         except asyncio.CancelledError:
             record_abandoned(batch.query_id, batch.batch_id, len(rows), self._pipeline.queue.abandoned_rows)
             raise

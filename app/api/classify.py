@@ -1,6 +1,6 @@
 """POST /classify: three forms of request, chosen by Content-Type, one way through. GET asks for a batch."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from time import perf_counter
 
 from fastapi import APIRouter, Request, Response
@@ -106,7 +106,7 @@ async def _classify_files(request: Request) -> Response:
         names = [filename for filename, _ in files]
         rows = [Row(number, content, evidence) for number, (_, content) in enumerate(files)]
         del files
-        outcomes = await _classify_rows(request, rows, pending.drop)
+        outcomes = await _classify_rows(request, rows, pending)
         pipeline: Pipeline = request.app.state.pipeline
         async with pipeline.bulk_turn.of_rows(len(names)):
             results = list(zip(names, outcomes, strict=True))
@@ -125,13 +125,13 @@ def _format_results(results: Sequence[tuple[str, Outcome | None]]) -> bytes:
 
 
 async def _classify_rows(
-    request: Request, rows: Sequence[Row], drop: Callable[[int], None] = lambda _: None
+    request: Request, rows: Sequence[Row], pending: PendingBody | None = None
 ) -> list[Outcome | None]:
     pipeline: Pipeline = request.app.state.pipeline
     query_id, batch_id = ids_of(request.headers)
     started = perf_counter()
     try:
-        classified = await while_caller_waits(request, pipeline.classify_rows(rows, drop))
+        classified = await while_caller_waits(request, pipeline.classify_rows(rows, pending))
     except ClientDisconnect:
         record_abandoned(query_id, batch_id, len(rows), pipeline.queue.abandoned_rows)
         raise

@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 
 from app.capacity import Capacity
 from app.classifiers.frames import ServedModel
-from app.errors import InvalidSource
+from app.errors import InvalidSource, Overloaded
 from app.image_classifier import ImageClassifier
 from app.images.http import ImageFetcher
 from app.images.source import Base64Text, HexText, Url
 from app.images.stage import MAX_STAGES_IN_BATCH, StageReader
 from app.images.stage_file import StageFile
-from app.outcome import ModelIdentity, Outcome
+from app.outcome import EvidenceDetail, ModelIdentity, Outcome, blank_outcome
+from app.pending import PendingBytes
 from app.pipeline import PIECE_ROWS, ClassifiedRows, Pipeline, max_fetched_rows
 from app.row import Row
 from app.row_queue import RowQueue
@@ -307,14 +308,15 @@ def test_row_gives_its_room_back_once_it_is_answered() -> None:
             pipeline = Pipeline(network, queue, fetcher, StageReader(SETTINGS, session, fetcher), 66)
             refused, *texts = Url("http://a/" + "b" * 1000), *[Base64Text(b"?" * 1000)] * 2
             rows = [Row(n, source) for n, source in enumerate([refused, *texts])]
-            dropped: list[int] = []
-            answering = asyncio.ensure_future(pipeline.classify_rows(rows, dropped.append))
+            pending = PendingBytes(100_000).reserve()
+            pending.take(sum(row.source_bytes for row in rows))
+            answering = asyncio.ensure_future(pipeline.classify_rows(rows, pending))
             for _ in range(20):
                 await asyncio.sleep(0)
             [queued] = queue.next_rows()
-            assert dropped == [getsizeof(refused.text)]
+            assert pending.held_bytes == 2 * getsizeof(texts[0].text)
             queued.awaited.answer(queued.place, None)
-            assert dropped == [getsizeof(refused.text), getsizeof(texts[0].text)]
+            assert pending.held_bytes == getsizeof(texts[1].text)
             assert [row.source for row in rows] == [None, None, texts[1]]
             answering.cancel()
 
@@ -337,3 +339,59 @@ def test_rows_that_need_no_process_keep_nobody_out(source: Any) -> None:
             assert queue.unanswered_rows == 0
 
     asyncio.run(check())
+
+
+@pytest.mark.parametrize("room_bytes", [1000, 999])
+def test_evidence_takes_room_until_the_request_is_answered(room_bytes: int) -> None:
+    async def check() -> None:
+        async with ImageFetcher(SETTINGS) as fetcher, SnowflakeSession(SETTINGS) as session:
+            network = Served(ServedModel(ModelIdentity(name="m", version="v"), {}))
+            queue = RowQueue(Capacity(1, 64))
+            pipeline = Pipeline(network, queue, fetcher, StageReader(SETTINGS, session, fetcher), 66)
+            room = PendingBytes(room_bytes)
+            others, pending = room.reserve(), room.reserve()
+            others.take(1)
+            answering = asyncio.ensure_future(pipeline.classify_rows([Row(0, b""), Row(1, b"")], pending))
+            await asyncio.sleep(0)
+            outcome = blank_outcome(network.model.identity)
+            outcome["evidence"] = EvidenceDetail(box=(0, 0, 1, 1), heatmap_png="A" * 999)
+            [first], [second] = queue.next_rows(), queue.next_rows()
+            first.awaited.answer(first.place, outcome)
+            assert pending.held_bytes == (999 if room_bytes == 1000 else 0)
+            second.awaited.answer(second.place, None)
+            if room_bytes == 1000:
+                assert (await answering).outcomes == [outcome, None]
+            else:
+                with pytest.raises(Overloaded):
+                    await answering
+            assert queue.unanswered_rows == 0
+
+    asyncio.run(asyncio.wait_for(check(), 20))
+
+
+@pytest.mark.parametrize("end", ["cancel", "fail"])
+def test_row_that_is_answered_after_its_request_has_ended_takes_no_room(end: str) -> None:
+    async def check() -> None:
+        async with ImageFetcher(SETTINGS) as fetcher, SnowflakeSession(SETTINGS) as session:
+            network = Served(ServedModel(ModelIdentity(name="m", version="v"), {}))
+            queue = RowQueue(Capacity(1, 64))
+            pipeline = Pipeline(network, queue, fetcher, StageReader(SETTINGS, session, fetcher), 66)
+            pending = PendingBytes(10_000).reserve()
+            rows = [Row(n, b"") for n in range(2 * PIECE_ROWS)]
+            answering = asyncio.ensure_future(pipeline.classify_rows(rows, pending))
+            for _ in range(5):
+                await asyncio.sleep(0)
+            taken = [queued for _ in range(2 * PIECE_ROWS) for queued in queue.next_rows()]
+            if end == "cancel":
+                answering.cancel()
+            else:
+                taken[0].awaited.fail(ValueError("broken"))
+            await asyncio.wait({answering})
+            assert answering.cancelled() or answering.exception()
+            outcome = blank_outcome(network.model.identity)
+            outcome["evidence"] = EvidenceDetail(box=(0, 0, 1, 1), heatmap_png="A" * 999)
+            taken[-1].awaited.answer(taken[-1].place, outcome)
+            assert pending.held_bytes == 0
+            assert queue.unanswered_rows == 0
+
+    asyncio.run(asyncio.wait_for(check(), 20))

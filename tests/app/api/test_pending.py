@@ -8,7 +8,7 @@ import select
 import socket
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from sys import getsizeof
@@ -168,7 +168,7 @@ class WaitingPipeline:
         self.held_bytes: list[int] = []
         self._admission = admission
 
-    async def classify_rows(self, rows: Sequence[Row], _: Callable[[int], None]) -> ClassifiedRows:
+    async def classify_rows(self, rows: Sequence[Row], _: PendingBody) -> ClassifiedRows:
         self.held_bytes.append(self._admission.pending_bytes)
         return ClassifiedRows([None] * len(rows), Steps(), [])
 
