@@ -14,9 +14,9 @@ from itertools import count
 from time import monotonic
 from typing import NamedTuple
 
+from app.awaited_rows import AwaitedRows
 from app.capacity import Capacity
 from app.classifiers.frames import WaitingRow
-from app.errors import Overloaded
 from app.outcome import Outcome
 from app.overdue import Overdue
 from app.request_line import RequestLine
@@ -35,45 +35,6 @@ SMALL_REMEMBERED_SECONDS = 1.0
 MAX_BYTES_AT_ONCE = 1024 * 1024
 # Requests of up to so many are small.
 FEW_ROWS = 4
-
-
-@dataclass(eq=False)
-class AwaitedRows:
-    """Rows of one request that are awaited together, and answered one by one."""
-
-    answered: "asyncio.Future[list[Outcome | None]]"
-    outcomes: list[Outcome | None]
-    unanswered: int
-    request: "QueuedRequest"
-    on_answered: Callable[[int, Outcome | None], None]
-    """Called with each row's place and outcome; raises Overloaded where there is no room for it."""
-    answered_places: set[int] = field(default_factory=set)
-
-    @property
-    def is_over(self) -> bool:
-        """All are answered, one has failed, or whoever asked has left."""
-        return self.answered.done()
-
-    def answer(self, place: int, outcome: Outcome | None) -> bool:
-        """False for a row that another process has answered before."""
-        if place in self.answered_places:
-            return False
-        self.answered_places.add(place)
-        self.outcomes[place] = outcome
-        try:
-            self.on_answered(place, outcome)
-        except Overloaded as error:
-            self.fail(error)
-        self.request.note_answered(1)
-        self.request.queue.overdue[self.request.rows <= FEW_ROWS].note_served(1)
-        self.unanswered -= 1
-        if self.unanswered == 0 and not self.is_over:
-            self.answered.set_result(self.outcomes)
-        return True
-
-    def fail(self, error: Exception) -> None:
-        if not self.is_over:
-            self.answered.set_exception(error)
 
 
 class QueuedRow(NamedTuple):
@@ -119,6 +80,11 @@ class QueuedRequest:
         rows = min(rows, self._unanswered)  # a process may still be at one when the request has ended
         self._unanswered -= rows
         self.queue.note_answered(self, rows)
+
+    def note_classified(self) -> None:
+        """One more row."""
+        self.note_answered(1)
+        self.queue.overdue[self.rows <= FEW_ROWS].note_served(1)
 
     def note_fetched(self, rows: int) -> None:
         """Their images are there, or will not come."""
