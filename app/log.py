@@ -1,22 +1,168 @@
-"""The service's log: one line an event, as JSON, so that nothing a caller sends can break out of it."""
+"""The service's log: one JSON line an event, written by a thread, so that a slow log never delays a request.
 
+Whatever reads standard error may stall: a full pipe, a stopped terminal, a slow disk. Lines then wait in a
+bounded queue, and those that exceed it are dropped and counted.
+"""
+
+import atexit
 import logging
+import os
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import TextIO
 
 from pydantic_core import to_json
 
 logger = logging.getLogger("ext_classify")
 
+MAX_QUEUED_BYTES = 4 * 1024 * 1024
+# How long a start or a shutdown waits for a log that nobody reads.
+FLUSH_SECONDS = 1.0
+_MAX_WRITE_BYTES = 64 * 1024
+# Another process may have made the shared descriptor non-blocking.
+_RETRY_SECONDS = 0.05
+_FORMATTER = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+
+
+class LogWriter:
+    """Writes lines in order from a thread of its own. Safe in threads and in signal handlers."""
+
+    def __init__(self, stream: TextIO, max_queued_bytes: int = MAX_QUEUED_BYTES) -> None:
+        self.is_serving = False
+        """If true, `write` returns at once; otherwise it waits briefly, as the process may end abruptly."""
+        self._stream = stream
+        self._max_queued_bytes = max_queued_bytes
+        lock = threading.RLock()
+        self._line_queued = threading.Condition(lock)
+        self._chunk_written = threading.Condition(lock)
+        self._lines: deque[bytes] = deque()
+        self._queued_bytes = 0
+        self._dropped_lines = 0
+        self._is_stalled = False
+        self._thread: threading.Thread | None = None
+
+    def switch_to(self, stream: TextIO) -> None:
+        """Write further lines to `stream`."""
+        self.flush(FLUSH_SECONDS)
+        self._stream = stream
+
+    def write(self, line: str) -> None:
+        """Queue a line, or drop it while the queue is full."""
+        with self._line_queued:
+            if self._has_room():
+                self._report_dropped()
+                self._append(line)
+            else:
+                self._dropped_lines += 1
+            must_wait = not self.is_serving and not self._is_stalled
+        if must_wait:
+            self.flush(FLUSH_SECONDS)
+
+    def flush(self, timeout_seconds: float) -> bool:
+        """Wait until every queued line is written. Returns whether it is."""
+        with self._chunk_written:
+            is_written = self._chunk_written.wait_for(lambda: not self._queued_bytes, timeout_seconds)
+            self._is_stalled = not is_written
+            return is_written
+
+    def _has_room(self) -> bool:
+        # Once lines are dropped, half of the queue must drain first: one count then covers many lines.
+        limit = self._max_queued_bytes // 2 if self._dropped_lines else self._max_queued_bytes
+        return self._queued_bytes < limit
+
+    def _report_dropped(self) -> None:
+        if self._dropped_lines:
+            message = to_json({"event": "log_lines_dropped", "lines": self._dropped_lines}).decode()
+            record = logger.makeRecord(logger.name, logging.WARNING, "", 0, message, (), None)
+            self._dropped_lines = 0
+            self._append(_FORMATTER.format(record))
+
+    def _append(self, line: str) -> None:
+        encoded = (line + "\n").encode("utf-8", "backslashreplace")
+        self._lines.append(encoded)
+        self._queued_bytes += len(encoded)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
+            self._thread.start()
+            atexit.register(self.flush, FLUSH_SECONDS)
+        self._line_queued.notify()
+
+    def _run(self) -> None:
+        while True:
+            chunk = self._next_chunk()
+            with suppress(OSError, ValueError):  # the reader has gone, the disk is full, the stream is closed
+                _write_all(self._stream, chunk)
+            with self._chunk_written:
+                self._queued_bytes -= len(chunk)
+                self._is_stalled = False
+                self._chunk_written.notify_all()
+
+    def _next_chunk(self) -> bytes:
+        with self._line_queued:
+            if not self._lines:
+                self._report_dropped()
+            self._line_queued.wait_for(lambda: self._lines)
+            chunk = bytearray(self._lines.popleft())
+            while self._lines and len(chunk) + len(self._lines[0]) <= _MAX_WRITE_BYTES:
+                chunk += self._lines.popleft()
+            return bytes(chunk)
+
+
+class BackgroundHandler(logging.Handler):
+    """Formats records where they arise, and hands the lines to the process's one writer."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            _WRITER.write(self.format(record))
+        except Exception:  # noqa: BLE001 - logging never fails its caller
+            self.handleError(record)
+
 
 def configure(level: str) -> None:
     """Write to standard error, as it is now, from `level` on; once, however many apps are made."""
-    for earlier in [handler for handler in logger.handlers if type(handler) is logging.StreamHandler]:
+    _WRITER.switch_to(sys.stderr)
+    handler = BackgroundHandler()
+    handler.setFormatter(_FORMATTER)
+    for earlier in [one for one in logger.handlers if type(one) is BackgroundHandler]:
         logger.removeHandler(earlier)
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.addHandler(handler)
     logger.propagate = False
     logger.setLevel(level.upper())
+    logging.lastResort = BackgroundHandler(logging.WARNING)  # asyncio and aiohttp log from the event loop
+
+
+@contextmanager
+def serving() -> Iterator[None]:
+    """Inside, no log line waits to be written."""
+    _WRITER.is_serving = True
+    try:
+        yield
+    finally:
+        _WRITER.is_serving = False
+        _WRITER.flush(FLUSH_SECONDS)
 
 
 def log_event(event: str, **fields: object) -> None:
     logger.info("%s", to_json({"event": event, **fields}).decode())
+
+
+def _write_all(stream: TextIO, content: bytes) -> None:
+    """Past the stream's buffer: a thread that holds its lock would abort the interpreter's shutdown."""
+    try:
+        descriptor = stream.fileno()
+    except (OSError, ValueError):  # not a file, as under a test's capture
+        stream.write(content.decode("utf-8"))
+        stream.flush()
+        return
+    while content:
+        try:
+            content = content[os.write(descriptor, content) :]
+        except BlockingIOError:
+            time.sleep(_RETRY_SECONDS)
+
+
+_WRITER = LogWriter(sys.stderr)

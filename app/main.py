@@ -28,7 +28,7 @@ from app.classifiers.live import LiveClassifiers
 from app.deadline import within
 from app.images.fetcher import open_fetcher
 from app.images.stage import StageReader
-from app.log import configure, log_event, logger
+from app.log import configure, log_event, logger, serving
 from app.pipeline import Pipeline, max_fetched_rows
 from app.record import Flood
 from app.reloading import ignore_until_ready, reloaded_by_signal
@@ -97,7 +97,7 @@ def _lifespan(
             _open_state(app.state, pipeline, classifiers)
             noting = asyncio.create_task(app.state.gauges.keep_noting())
             log_event("ready", **model.identity)
-            with app.state.stopping.heard(), reloaded_by_signal(classifiers):
+            with app.state.stopping.heard(), reloaded_by_signal(classifiers), serving():
                 yield
                 noting.cancel()
                 await app.state.batches.close()

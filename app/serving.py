@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
-from uvicorn.config import STARTUP_FAILURE
+from uvicorn.config import LOGGING_CONFIG, STARTUP_FAILURE
 
 from app import metrics_files
 from app.classifiers.host import ClassifierProcesses
@@ -25,6 +25,10 @@ from model.errors import ModelError
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
+
+# uvicorn's own lines, tracebacks among them, do not wait for the log's reader either.
+_LOG_HANDLERS = {"default": {"class": "app.log.BackgroundHandler", "formatter": "default"}}
+_LOG_CONFIG = {**LOGGING_CONFIG, "handlers": {**LOGGING_CONFIG["handlers"], **_LOG_HANDLERS}}
 
 # Gateways hold idle connections for a minute or so; closing first would race their next request.
 KEEP_ALIVE_SECONDS = 75
@@ -113,6 +117,7 @@ def _options(settings: Settings) -> dict[str, Any]:
         "host": settings.host,
         "port": settings.port,
         "log_level": settings.log_level,
+        "log_config": _LOG_CONFIG,
         "access_log": False,
         "proxy_headers": False,  # nothing here asks for a caller's address
         "timeout_keep_alive": KEEP_ALIVE_SECONDS,
