@@ -30,7 +30,7 @@ from app.images.fetcher import open_fetcher
 from app.images.stage import StageReader
 from app.log import configure, log_event, logger, serving
 from app.pipeline import Pipeline, max_fetched_rows
-from app.record import Flood
+from app.record import RefusalLog
 from app.reloading import ignore_until_ready, reloaded_by_signal
 from app.remembered import MemoryStore
 from app.row_queue import RowQueue
@@ -67,6 +67,7 @@ def create_app(settings: Settings, processes: ClassifierProcesses | None = None)
     app.state.settings = settings
     app.state.guards = open_guards(settings)
     app.state.stopping = Stopping(settings.stop_delay_seconds, settings.stop_grace_seconds)
+    app.state.refusals = RefusalLog()
     app.include_router(classify.router)
     app.include_router(health.router)
     app.include_router(metrics.router)
@@ -101,6 +102,7 @@ def _lifespan(
                 yield
                 noting.cancel()
                 await app.state.batches.close()
+                app.state.refusals.close()
         TRACING.close()
 
     return lifespan
@@ -110,7 +112,6 @@ def _open_state(state: State, pipeline: Pipeline, classifiers: LiveClassifiers) 
     """What requests find."""
     settings: Settings = state.settings
     state.gauges = Gauges(state)
-    state.flood = Flood()
     state.classifiers = classifiers
     state.pipeline = pipeline
     state.admission = Admission(

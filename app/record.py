@@ -1,15 +1,18 @@
 """What is kept of each request: a line in the log, its share of the figures, its steps in a trace."""
 
 import asyncio
+from collections.abc import Mapping
 
 from app import metrics
-from app.errors import Overloaded
+from app.errors import ServiceError
 from app.log import log_event
 from app.pipeline import ClassifiedRows
+from app.snowflake.wire import ids_of
 from app.summary import summarise
 from app.tracing import TRACING
 
-_FLOOD_SECONDS = 1.0
+MAX_REFUSAL_LINES_A_SECOND = 20
+_WINDOW_SECONDS = 1.0
 
 
 def record_answer(
@@ -35,26 +38,34 @@ def record_answer(
     )
 
 
-def record_refusal(query_id: str | None, batch_id: str | None, status: int, code: str) -> None:
-    """A request that was answered with an error of its own, not with rows."""
-    log_event("refused", query_id=query_id, batch_id=batch_id, status=status, code=code)
+class RefusalLog:
+    """Logs requests that failed as a whole: of each code, the first of a second, and a count of the rest.
 
-
-class Flood:
-    """Of single images that were refused at once: one line a second, for a line each would feed the flood."""
+    A client without a key can send thousands of them a second, with ids of its choice.
+    """
 
     def __init__(self) -> None:
-        self._requests = 0
+        self._counts: dict[tuple[int, str], int] = {}
 
-    def note(self) -> None:
-        self._requests += 1
-        if self._requests == 1:
-            asyncio.get_running_loop().call_later(_FLOOD_SECONDS, self._tell)
+    def note(self, error: ServiceError, headers: Mapping[str, str]) -> None:
+        kind = error.status, error.code
+        if kind not in self._counts:
+            asyncio.get_running_loop().call_later(_WINDOW_SECONDS, self._end_window, kind)
+        count = self._counts[kind] = self._counts.get(kind, 0) + 1
+        if count <= MAX_REFUSAL_LINES_A_SECOND:
+            query_id, batch_id = ids_of(headers)
+            log_event("refused", query_id=query_id, batch_id=batch_id, status=error.status, code=error.code)
 
-    def _tell(self) -> None:
-        ids = {"query_id": None, "batch_id": None}
-        log_event("refused", **ids, status=Overloaded.status, code=Overloaded.code, requests=self._requests)
-        self._requests = 0
+    def close(self) -> None:
+        """Log what is counted and not logged yet."""
+        for kind in list(self._counts):
+            self._end_window(kind)
+
+    def _end_window(self, kind: tuple[int, str]) -> None:
+        unlogged = self._counts.pop(kind, 0) - MAX_REFUSAL_LINES_A_SECOND
+        if unlogged > 0:
+            status, code = kind
+            log_event("refused", query_id=None, batch_id=None, status=status, code=code, requests=unlogged)
 
 
 def record_abandoned(query_id: str | None, batch_id: str | None, rows: int, since_start: int) -> None:

@@ -4,6 +4,7 @@ import asyncio
 from time import perf_counter
 
 from fastapi import FastAPI, Response
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import Message, Receive, Scope, Send
 
@@ -13,8 +14,6 @@ from app.api.classify import classify
 from app.api.refusal import FORESEEN, refusal_of
 from app.deadline import Deadline
 from app.errors import DeadlineExceeded, Overloaded, ServiceError, Stopped
-from app.record import record_refusal
-from app.snowflake.wire import ids_of
 from app.stopping import Stopping
 from app.tracing import TRACING
 
@@ -55,7 +54,7 @@ class DirectFastAPI(FastAPI):
             self.state.admission.refuse_rows(1)
         except Overloaded as error:
             metrics.count_request(error.status, 0.0)
-            self.state.flood.note()
+            self.state.refusals.note(error, Headers(scope=scope))
             response = refusal_of(error)
             response.raw_headers.extend(_NO_PAGE)
             return response
@@ -65,6 +64,7 @@ class DirectFastAPI(FastAPI):
         if scope["type"] != "http":
             await super().__call__(scope, receive, send)
             return
+        scope["app"] = self
         with TRACING.request(scope, send) as send_traced:
             await self._answer_in_time(scope, receive, send_traced)
 
@@ -88,7 +88,6 @@ class DirectFastAPI(FastAPI):
         if guards is not None and not await _admit(guards, scope, receive, send):
             return
         if (scope["method"], scope["path"]) == _CLASSIFY:
-            scope["app"] = self
             await _classify(scope, receive, send, self.state.stopping)
         else:
             await super().__call__(_without_cookies_and_query(scope), receive, _securing(send))
@@ -168,9 +167,9 @@ async def _classify(scope: Scope, receive: Receive, send: Send, stopping: Stoppi
 
 
 def record_if_refused(error: Exception, request: Request) -> None:
-    """A line in the log for whoever was answered with an error of the whole request."""
+    """Log a request that failed as a whole, unless the framework logs it."""
     if isinstance(error, ServiceError):
-        record_refusal(*ids_of(request.headers), error.status, error.code)
+        request.app.state.refusals.note(error, request.headers)
 
 
 def _no_time() -> Stopped:
