@@ -2,18 +2,21 @@
 
 import asyncio
 import contextlib
+import functools
 import socket
 import ssl
 from dataclasses import replace
-from typing import Self
+from typing import Any, Self
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.client_proto import ResponseHandler
 from aiohttp.resolver import ThreadedResolver
 
 from app.errors import FetchFailed, FetchTimeout
 from app.images.allowlist import Allowlist
 from app.images.refusals import MAX_REFUSAL_BYTES, explain_refusal, refuse_encrypted
+from app.images.response_handler import BoundedResponseHandler
 from app.images.source import Url
 from app.settings import Settings
 from model.errors import ImageTooLarge, InputError
@@ -48,7 +51,7 @@ class ImageFetcher:
 
     async def __aenter__(self) -> Self:
         # aiohttp's DNS cache is safe: it holds only addresses that _CheckedResolver has accepted.
-        connector = aiohttp.TCPConnector(limit=0, resolver=self._resolver, ssl=self._ssl_context)
+        connector = _BoundedConnector(limit=0, resolver=self._resolver, ssl=self._ssl_context)
         self._session = aiohttp.ClientSession(
             connector=connector,
             auto_decompress=False,
@@ -115,6 +118,15 @@ class ImageFetcher:
             raise ImageTooLarge(
                 f"An image must have at most {self._max_bytes} bytes. Received: more than that."
             )
+
+
+class _BoundedConnector(aiohttp.TCPConnector):
+    """Connections whose responses have limits; aiohttp takes no other handler by argument."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        handler: type[ResponseHandler] = BoundedResponseHandler
+        self._factory = functools.partial(handler, loop=self._loop)
 
 
 class _CheckedResolver(AbstractResolver):
