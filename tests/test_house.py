@@ -40,7 +40,10 @@ TRAINING = {
 HOMES = {
     "PIL": {"model/image.py"},
     "ai_edge_litert": {"model/litert_engine.py", "model/teacher.py"},
-    "aiohttp": {"app/images/http.py", "app/images/response_handler.py", "app/client/asynchronous.py"},
+    "aiohttp": {
+        *(f"app/images/{name}.py" for name in ("http", "resolver", "response_handler")),
+        "app/client/asynchronous.py",
+    },
     "yarl": {"app/images/http.py", "app/images/allowlist.py"},
     "pybase64": {"app/images/source.py"},
     "python_multipart": {"app/api/multipart.py"},

@@ -11,11 +11,11 @@ from typing import Any, Self
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.client_proto import ResponseHandler
-from aiohttp.resolver import ThreadedResolver
 
 from app.errors import FetchFailed, FetchTimeout
 from app.images.allowlist import Allowlist
 from app.images.refusals import MAX_REFUSAL_BYTES, explain_refusal, refuse_encrypted
+from app.images.resolver import SystemResolver
 from app.images.response_handler import BoundedResponseHandler
 from app.images.source import Url
 from app.settings import Settings
@@ -46,7 +46,8 @@ class ImageFetcher:
         self._max_redirects = settings.max_redirects
         self._timeout_seconds = settings.fetch_timeout_seconds
         self._slots = asyncio.Semaphore(settings.max_concurrent_fetches)
-        self._resolver = _CheckedResolver(resolver or ThreadedResolver(), self._allowlist)
+        resolver = resolver or SystemResolver(self._timeout_seconds)
+        self._resolver = _CheckedResolver(resolver, self._allowlist)
         self._ssl_context = ssl_context or ssl.create_default_context()
 
     async def __aenter__(self) -> Self:
