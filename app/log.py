@@ -5,6 +5,7 @@ bounded queue, and those that exceed it are dropped and counted.
 """
 
 import atexit
+import json
 import logging
 import os
 import sys
@@ -76,7 +77,7 @@ class LogWriter:
 
     def _report_dropped(self) -> None:
         if self._dropped_lines:
-            message = to_json({"event": "log_lines_dropped", "lines": self._dropped_lines}).decode()
+            message = _format_json({"event": "log_lines_dropped", "lines": self._dropped_lines})
             record = logger.makeRecord(logger.name, logging.WARNING, "", 0, message, (), None)
             self._dropped_lines = 0
             self._append(_FORMATTER.format(record))
@@ -147,7 +148,14 @@ def serving() -> Iterator[None]:
 
 
 def log_event(event: str, **fields: object) -> None:
-    logger.info("%s", to_json({"event": event, **fields}).decode())
+    logger.info("%s", _format_json({"event": event, **fields}))
+
+
+def _format_json(fields: dict[str, object]) -> str:
+    try:
+        return to_json(fields).decode()
+    except ValueError:  # half of a surrogate pair, which UTF-8 has no bytes for
+        return json.dumps(fields, default=repr)
 
 
 def _write_all(stream: TextIO, content: bytes) -> None:

@@ -20,6 +20,7 @@ _FETCH_SECONDS = 5
 # An unknown key is looked up anew, but no faster than this, whoever asks with however many.
 _LOOK_UP_AGAIN_SECONDS = 10.0
 _MOST_REMEMBERED = 1000
+_MAX_REASON_CHARACTERS = 200
 MAX_TOKEN_BYTES = 16 * 1024
 # Whose it is: of Azure AD's v1.0 tokens, of its v2.0 and Google's, and of any.
 _CALLER_CLAIMS = ("appid", "azp", "sub")
@@ -66,13 +67,16 @@ class TokenVerifier:
                 options={"require": ["exp", "iss", "aud"]},
             )
         except (jwt.PyJWTError, UnicodeError) as error:
-            raise Unauthorized(f"A token must be valid. Received: one that fails with {error}.") from None
+            reason = _printable(str(error))
+            raise Unauthorized(f"A token must be valid. Received: one that fails with {reason}.") from None
         self._refuse_others(claims)
         return str(claims.get("sub", "")), float(claims["exp"])
 
     def _refuse_others(self, claims: dict[str, Any]) -> None:
         if self._callers and self._callers.isdisjoint(str(claims.get(name)) for name in _CALLER_CLAIMS):
-            said = (f"{name} {str(claims[name])[:80]}" for name in _CALLER_CLAIMS if name in claims)
+            said = (
+                f"{name} {_printable(str(claims[name]), 80)}" for name in _CALLER_CLAIMS if name in claims
+            )
             raise Unauthorized(
                 f"A token must be of a caller that is let in. Received: one of {', '.join(said)}."
             )
@@ -107,3 +111,8 @@ class TokenVerifier:
 
     def _age_seconds(self) -> float:
         return time.monotonic() - self._fetched_at
+
+
+def _printable(text: str, max_characters: int = _MAX_REASON_CHARACTERS) -> str:
+    """Text that quotes a token, in ASCII: JSON may hold half of a surrogate pair, which no answer can."""
+    return ascii(text)[1:-1][:max_characters]

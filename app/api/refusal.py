@@ -49,5 +49,7 @@ def _refusal(
     retryable: bool = False,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
+    # A message may quote half of a surrogate pair, which UTF-8 has no bytes for.
+    message = message.encode("utf-8", "backslashreplace").decode()
     detail = ErrorDetail(code=code, message=message, retryable=retryable)
     return Response(to_json({"error": detail}), status, headers, media_type="application/json")

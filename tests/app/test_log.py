@@ -12,7 +12,7 @@ from typing import TextIO
 import pytest
 
 from app.client import is_ready
-from app.log import LogWriter
+from app.log import LogWriter, log_event, logger
 from tests.running import CLI, exchange, free_port, wait_until
 
 LINE_BYTES = 1000
@@ -112,6 +112,13 @@ def test_lone_surrogate_is_escaped() -> None:
     stream = StringIO()
     LogWriter(stream).write("a\ud800b")
     assert stream.getvalue() == "a\\ud800b\n"
+
+
+def test_event_with_a_lone_surrogate_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
+    messages: list[str] = []
+    monkeypatch.setattr(logger, "info", lambda form, message: messages.append(form % message))
+    log_event("refused", query_id="\ud800")
+    assert [json.loads(message) for message in messages] == [{"event": "refused", "query_id": "\ud800"}]
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])

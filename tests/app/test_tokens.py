@@ -1,6 +1,7 @@
 """Tokens signed with real keys, verified against a real JWKS over HTTP."""
 
 import asyncio
+import base64
 import json
 import threading
 import time
@@ -190,3 +191,30 @@ def test_keys_that_are_known_outlast_the_issuer(issuer: Issuer, monkeypatch: pyt
     subject_of(verifier, token_of())
     issuer.is_broken = True
     assert subject_of(verifier, token_of(sub="other")) == "other"
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"alg": "RS256", "kid": "key-1", "crit": ["\ud800"]},
+        {"alg": "RS256", "kid": "key-1", "crit": ["\n" + "x" * 5000]},
+        {"alg": "RS256", "kid": "\ud800"},
+        {"alg": "\ud800", "kid": "key-1"},
+        {"alg": ["RS256"], "kid": "key-1"},
+    ],
+)
+def test_header_of_a_token_is_quoted_in_short_ascii(issuer: Issuer, header: dict[str, Any]) -> None:
+    encoded = base64.urlsafe_b64encode(json.dumps(header).encode()).rstrip(b"=").decode()
+    with pytest.raises(Unauthorized) as raised:
+        subject_of(TokenVerifier(ISSUER, AUDIENCE, issuer.url), f"{encoded}.e30.c2ln")
+    assert raised.value.message.isascii()
+    assert raised.value.message.isprintable()
+    assert len(raised.value.message) < 300
+
+
+def test_claims_of_another_caller_are_quoted_in_ascii(issuer: Issuer) -> None:
+    verifier = TokenVerifier(ISSUER, AUDIENCE, issuer.url, ["us"])
+    with pytest.raises(Unauthorized) as raised:
+        subject_of(verifier, token_of(sub="\ud800" * 500))
+    assert raised.value.message.isascii()
+    assert len(raised.value.message) < 300
