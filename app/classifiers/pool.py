@@ -6,6 +6,7 @@ All of it happens on the event loop, except for what blocks in the host.
 import asyncio
 import socket
 from collections.abc import Iterable
+from itertools import chain
 
 from app.classifiers.availability import Availability, no_classifier
 from app.classifiers.connection import Classifier, deliver
@@ -210,8 +211,12 @@ class ClassifierPool:
                 break
             min(classifiers, key=lambda classifier: len(classifier.calls)).call(rows)
         self._spare.feed(self._ready)
-        if self._look_timer is None and any(classifier.calls for classifier in self._connected):
+        if self._look_timer is None and self._has_calls():
             self._look_timer = asyncio.get_running_loop().call_later(_LOOK_SECONDS, self._look)
+
+    def _has_calls(self) -> bool:
+        """Retired processes count: one that is stopped at a call would otherwise never be killed."""
+        return any(classifier.calls for classifier in chain(self._connected, self._retired))
 
     def _calls_at_once(self, classifier: Classifier) -> int:
         """Behind a slow call, a small request would wait for longer than a core does for the event loop."""

@@ -4,7 +4,9 @@ import json
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -48,6 +50,7 @@ class Service:
     def __init__(self, process: "subprocess.Popen[bytes]", port: int, log: Path, model_path: Path) -> None:
         self.family = Family(process.pid)
         self.model_path = model_path
+        self._pid = process.pid
         self._port = port
         self._log = log
 
@@ -64,6 +67,9 @@ class Service:
 
     def lines(self, text: str) -> int:
         return self._log.read_text(encoding="utf-8").count(text)
+
+    def reload(self) -> None:
+        os.kill(self._pid, signal.SIGUSR1)
 
     def spoil(self) -> None:
         for suffix in (".h5", ".tflite"):
@@ -129,6 +135,20 @@ def test_stopped_processes_are_replaced_and_their_rows_are_answered(service: Ser
     assert {outcome["label"] for _, outcome in json.loads(answer.body)["data"]} == {"Scratches"}
     wait_until(lambda: not set(stopped) & {*service.family.forks})
     assert not any(map(command_of, stopped))
+
+
+def test_reload_does_not_wait_for_processes_that_are_stopped_at_a_call(
+    service: Service, sample: bytes
+) -> None:
+    stopped = service.family.forks
+    service.family.signal(signal.SIGSTOP, stopped)
+    with ThreadPoolExecutor() as callers:
+        answer = callers.submit(service.classify, sample)
+        time.sleep(0.2)  # for the call to reach a stopped process
+        service.reload()
+        wait_until(lambda: service.lines('"event":"reloaded"') == 1)
+        assert answer.result().status == 200
+    wait_until(lambda: not any(map(command_of, stopped)))
 
 
 def test_stopped_host_is_replaced(service: Service, sample: bytes) -> None:
