@@ -6,12 +6,13 @@ also while it is still running; 202 makes Snowflake ask for it by GET, as often 
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from copy import copy
 from time import monotonic
 from traceback import clear_frames
 
 from app.answer_store import AnswerStore, Remembered, SentBatch
+from app.deadline import Deadline
 from app.errors import BatchUnknown, InvalidBatch, Overloaded, ServiceError, Stopped
 from app.pending import PendingBody
 from app.snowflake.wire import MAX_ID_CHARACTERS
@@ -41,8 +42,11 @@ class Batches:
         classify: Callable[[SentBatch], Awaitable[bytes]],
         store: AnswerStore,
         sync_deadline_seconds: float | None,
+        request_timeout_seconds: float | None = None,
     ) -> None:
+        """`request_timeout_seconds` also limits how long a batch waits for another replica's lease."""
         self.store = store
+        self._request_timeout_seconds = request_timeout_seconds
         self._classify = classify
         self._sync_deadline_seconds = sync_deadline_seconds
         self._running: dict[str, _Running] = {}
@@ -173,12 +177,16 @@ class Batches:
         return running
 
     async def _answer_anew(self, batch_id: str, batch: SentBatch, digest: bytes) -> bytes:
-        async with self.store.claim(batch_id) as remembered:
+        async with self._deadline(), self.store.claim(batch_id) as remembered:
             if remembered is not None and remembered.digest == digest:
                 return remembered.answer
             answer = await self._classify_or_forget(batch_id, batch)
             await self.store.keep(batch_id, Remembered(digest, answer))
             return answer
+
+    def _deadline(self) -> AbstractAsyncContextManager[None]:
+        seconds = self._request_timeout_seconds
+        return nullcontext() if seconds is None else Deadline(seconds)
 
     async def _classify_or_forget(self, batch_id: str, batch: SentBatch) -> bytes:
         try:

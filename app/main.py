@@ -128,7 +128,7 @@ def _open_state(state: State, pipeline: Pipeline, classifiers: LiveClassifiers) 
     has_one_memory = settings.workers == 1 or settings.redis_url is not None
     deadline_seconds = settings.sync_deadline_seconds if has_one_memory else None
     classify_batch = within(settings.request_timeout_seconds, state.classify_batch)
-    state.batches = Batches(classify_batch, store, deadline_seconds)
+    state.batches = Batches(classify_batch, store, deadline_seconds, settings.request_timeout_seconds)
     state.stopping.owes_answers = lambda: state.batches.owes
 
 
