@@ -8,20 +8,22 @@ import asyncio
 import hashlib
 import math
 import secrets
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from time import monotonic
 from typing import Any, TypeVar
 
 import redis.asyncio
-from pydantic_core import from_json, to_json
+from pydantic import BaseModel
+from pydantic_core import to_json
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from app.admission import Admission
 from app.answer_store import Remembered, SentBatch
-from app.log import log_event
+from app.log import log_event, logger
 from app.pending import PendingBody
 from app.remembered import MemoryStore, compress
 
@@ -35,9 +37,20 @@ ANSWER_SECONDS = 0.5
 ASK_AGAIN_SECONDS = 2.0
 _MOST_CONNECTIONS = 64
 _DIGEST_BYTES = 32
+# What PTTL answers (Redis documentation).
+_NO_KEY, _NO_EXPIRY = -2, -1
 # Only whoever holds a lease may prolong or end it.
 _RENEW = "return redis.call('get', KEYS[1]) == ARGV[1] and redis.call('pexpire', KEYS[1], ARGV[2])"
 _RELEASE = "return redis.call('get', KEYS[1]) == ARGV[1] and redis.call('del', KEYS[1])"
+
+
+class _Head(BaseModel, strict=True, extra="forbid"):
+    """The first line of a batch that is kept until it is answered; its content follows."""
+
+    batch_id: str
+    query_id: str | None
+    content_encoding: str
+    evidence: bool
 
 
 class RedisStore:
@@ -86,7 +99,11 @@ class RedisStore:
         stored = await self._ask(lambda: self._redis.get(_key(batch_id, "answer")), None)
         if not stored or (digest is not None and stored[:_DIGEST_BYTES] != digest):
             return None
-        answer = await self._local.decompress(stored[_DIGEST_BYTES:], pending)
+        try:
+            answer = await self._local.decompress(stored[_DIGEST_BYTES:], pending)
+        except (zlib.error, ValueError, TypeError) as error:
+            _warn_of_corrupt_entry("answer", error)
+            return None
         return Remembered(stored[:_DIGEST_BYTES], answer)
 
     async def keep(self, batch_id: str, remembered: Remembered) -> None:
@@ -133,14 +150,30 @@ class RedisStore:
                 return stored, leases
 
         stored, leases = await self._ask(look, (None, 0))
-        return self._parse(stored) if stored and not leases else None
+        if not stored or leases:
+            return None
+        try:
+            return self._parse(batch_id, stored)
+        except (ValueError, TypeError) as error:
+            _warn_of_corrupt_entry("batch", error)
+            return None
 
     async def is_claimed(self, batch_id: str) -> bool:
-        """Perhaps, if Redis cannot be asked: an error would end the query, to ask once more does not."""
-        return bool(await self._ask(lambda: self._redis.exists(_key(batch_id, "lease")), default=1))
+        """Whether a replica holds the lease; true if Redis does not say, as an error would end the query."""
+        return bool(await self._ask(lambda: self._is_held(_key(batch_id, "lease")), default=True))
 
     async def _take(self, lease: str, token: bytes) -> bool:
-        return bool(await self._redis.set(lease, token, nx=True, px=round(1000 * LEASE_SECONDS)))
+        if await self._redis.set(lease, token, nx=True, px=round(1000 * LEASE_SECONDS)):
+            return True
+        await self._is_held(lease)
+        return False
+
+    async def _is_held(self, lease: str) -> bool:
+        """Whether the lease exists. One that no replica can have written gets the expiry of a lease."""
+        milliseconds = await self._redis.pttl(lease)
+        if milliseconds == _NO_EXPIRY or milliseconds > 1000 * LEASE_SECONDS:
+            await self._redis.pexpire(lease, round(1000 * LEASE_SECONDS))
+        return bool(milliseconds != _NO_KEY)
 
     async def _renew(self, lease: str, token: bytes) -> None:
         milliseconds = str(round(1000 * LEASE_SECONDS))
@@ -156,6 +189,9 @@ class RedisStore:
             async with asyncio.timeout(2 * ANSWER_SECONDS):
                 answer = await command()
         except (RedisError, OSError, TimeoutError) as error:
+            if isinstance(error, ResponseError) and "WRONGTYPE" in str(error):
+                _warn_of_corrupt_entry("mistyped", error)
+                return default
             self._ask_again_at = max(self._ask_again_at, monotonic() + ASK_AGAIN_SECONDS)
             self._note(is_available=False, reason=type(error).__name__)
             return default
@@ -167,9 +203,13 @@ class RedisStore:
             self.is_available = is_available
             log_event("redis_back" if is_available else "redis_gone", reason=reason)
 
-    def _parse(self, stored: bytes) -> SentBatch:
+    def _parse(self, batch_id: str, stored: bytes) -> SentBatch:
+        """Raises ValueError for an entry that no replica has written."""
         head, _, content = stored.partition(b"\n")
-        return SentBatch(content=content, pending=self._admission.reserve(), **from_json(head))
+        parsed = _Head.model_validate_json(head)
+        if parsed.batch_id != batch_id:
+            raise ValueError("another batch's id")
+        return SentBatch(content=content, pending=self._admission.reserve(), **parsed.model_dump())
 
 
 async def ping(url: str) -> float:
@@ -185,6 +225,10 @@ async def ping(url: str) -> float:
     finally:
         await client.aclose()
     return monotonic() - began
+
+
+def _warn_of_corrupt_entry(kind: str, error: Exception) -> None:
+    logger.warning("Redis has a corrupt %s entry, which counts as absent: %s", kind, type(error).__name__)
 
 
 def _format(batch: SentBatch) -> bytes:

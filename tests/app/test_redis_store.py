@@ -1,23 +1,27 @@
 """Against a real Redis server, which `make system-deps` installs."""
 
 import asyncio
+import hashlib
+import json
 import shutil
 import signal
 import socket
 import subprocess
 import time
+import zlib
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
+import redis
 
 from app import batches, redis_store
 from app.admission import Admission
 from app.answer_store import SentBatch
 from app.batches import Batches
 from app.capacity import Capacity
-from app.errors import AnswerTooLarge, BatchUnknown, ServiceError, Stopped
+from app.errors import AnswerTooLarge, BatchUnknown, DeadlineExceeded, ServiceError, Stopped
 from app.redis_store import RedisStore
 from app.remembered import MemoryStore
 from app.row_queue import RowQueue
@@ -59,12 +63,19 @@ def port() -> Iterator[int]:
 class Replica:
     """What one replica has, but for its HTTP; its answers name it."""
 
-    def __init__(self, name: str, port: int, *, deadline_seconds: float = 5.0) -> None:
+    def __init__(
+        self,
+        name: str,
+        port: int,
+        *,
+        deadline_seconds: float = 5.0,
+        request_timeout_seconds: float | None = None,
+    ) -> None:
         self.admission = Admission(RowQueue(Capacity(1, 1)), 1.0, 10_000)
         self.store = RedisStore(
             f"redis://127.0.0.1:{port}/0", MemoryStore(600, 1_000_000), 600, self.admission
         )
-        self.batches = Batches(self._classify, self.store, deadline_seconds)
+        self.batches = Batches(self._classify, self.store, deadline_seconds, request_timeout_seconds)
         self.started = 0
         self.failure: ServiceError | None = None
         self.ended = asyncio.Event()
@@ -351,5 +362,122 @@ def test_replica_that_ends_lets_go_of_what_it_could_not_end(
         assert await heir.answer("let go") == b"heir: q gzip True rows"
         assert time.monotonic() - began < redis_store.LEASE_SECONDS / 2
         asked.cancel()
+
+    run(check)
+
+
+def key_of(batch_id: str, kind: str) -> str:
+    return f"ext-classify:{{{hashlib.sha256(batch_id.encode()).hexdigest()}}}:{kind}"
+
+
+def put_entry(port: int, *command: bytes | str) -> None:
+    """Run a command that no replica would."""
+    with redis.Redis(port=port) as client:
+        client.execute_command(*command)
+
+
+HEAD = {"batch_id": "corrupt", "query_id": "q", "content_encoding": "gzip", "evidence": True}
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        b"x",
+        b"d" * 31,
+        b"d" * 32,
+        b"d" * 32 + b"no zlib",
+        b"d" * 32 + zlib.compress(b"answer" * 100)[:-1],
+        b"d" * 32 + zlib.compress(b"answer" * 100_000)[:-5],
+    ],
+)
+def test_corrupt_answer_counts_as_absent(port: int, stored: bytes) -> None:
+    async def check() -> None:
+        put_entry(port, "SET", key_of("corrupt", "answer"), stored)
+        replica = Replica("first", port)
+        with pytest.raises(BatchUnknown):
+            await replica.batches.poll("corrupt")
+        replica.ended.set()
+        assert await replica.answer("corrupt") == b"first: q gzip True rows"
+        assert replica.store.is_available
+        assert await Replica("second", port).batches.poll("corrupt") == b"first: q gzip True rows"
+        put_entry(port, "DEL", key_of("corrupt", "answer"))
+
+    run(check)
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        b"x",
+        b"\n",
+        b"null\nrows",
+        b"[]\nrows",
+        b"{}\nrows",
+        json.dumps(HEAD | {"more": 1}).encode() + b"\nrows",
+        json.dumps(HEAD | {"batch_id": "other"}).encode() + b"\nrows",
+        json.dumps(HEAD | {"batch_id": 5}).encode() + b"\nrows",
+        json.dumps(HEAD | {"content_encoding": None}).encode() + b"\nrows",
+        json.dumps(HEAD | {"evidence": "yes"}).encode() + b"\nrows",
+        b"\xff" * 100,
+    ],
+)
+def test_corrupt_batch_counts_as_absent(port: int, stored: bytes) -> None:
+    async def check() -> None:
+        put_entry(port, "SET", key_of("corrupt", "unfinished"), stored)
+        replica = Replica("first", port)
+        with pytest.raises(BatchUnknown):
+            await replica.batches.poll("corrupt")
+        assert replica.started == 0
+        assert replica.store.is_available
+
+    run(check)
+
+
+@pytest.mark.parametrize("kind", ["answer", "unfinished"])
+def test_entry_of_another_type_counts_as_absent(port: int, kind: str) -> None:
+    async def check() -> None:
+        put_entry(port, "DEL", key_of("mistyped", kind))
+        put_entry(port, "LPUSH", key_of("mistyped", kind), "a")
+        replica = Replica("first", port)
+        with pytest.raises(BatchUnknown):
+            await replica.batches.poll("mistyped")
+        assert replica.store.is_available
+
+    run(check)
+
+
+@pytest.mark.parametrize("expiry", [[], ["PX", "100000000"]], ids=["none", "too late"])
+def test_lease_that_nobody_ends_expires(
+    port: int, monkeypatch: pytest.MonkeyPatch, expiry: list[str]
+) -> None:
+    monkeypatch.setattr(redis_store, "LEASE_SECONDS", 0.5)
+    monkeypatch.setattr(redis_store, "LOOK_SECONDS", 0.02)
+
+    async def check() -> None:
+        put_entry(port, "SET", key_of("leased for ever", "lease"), "nobody", *expiry)
+        polled, sent = Replica("polled", port), Replica("sent", port)
+        assert await polled.batches.poll("leased for ever") is None
+        sent.ended.set()
+        assert await sent.answer("leased for ever") == b"sent: q gzip True rows"
+        put_entry(port, "DEL", key_of("leased for ever", "answer"))
+
+    run(check)
+
+
+def test_batch_waits_for_a_lease_no_longer_than_a_request_may_take(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_store, "LOOK_SECONDS", 0.02)
+
+    async def check() -> None:
+        put_entry(port, "SET", key_of("held", "lease"), "another replica", "PX", "9000")
+        replica = Replica("first", port, deadline_seconds=0.05, request_timeout_seconds=0.2)
+        assert await replica.answer("held") is None
+        assert len(replica.batches) == 1
+        while len(replica.batches):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        with pytest.raises(DeadlineExceeded):
+            await replica.batches.poll("held")
+        assert replica.started == 0
 
     run(check)
