@@ -161,3 +161,28 @@ def test_workers_add_up_what_images_are_like(sample: bytes, tmp_path: Path) -> N
             "mean_brightness": pytest.approx(mean(grown, "brightness"), abs=1e-4),
             "mean_sharpness": pytest.approx(mean(grown, "sharpness"), abs=1e-6),
         }
+
+
+def test_flood_of_scrapes_reads_the_files_of_the_workers_a_tenth_of_the_time(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    now, reads = 100.0, 0
+
+    def read(_: Path) -> bytes:
+        nonlocal now, reads
+        now += 0.02
+        reads += 1
+        return b"%d" % reads
+
+    monkeypatch.setattr(metrics, "_read_files", read)
+    monkeypatch.setattr(metrics, "monotonic", lambda: now)
+    monkeypatch.setattr(metrics, "_EXPOSED", metrics._ExposedByWorkers())  # noqa: SLF001
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    assert [metrics.expose() for _ in range(10)] == [b"%d" % number for number in range(1, 11)]
+    for _ in range(10_000):
+        now += 0.001
+        assert metrics.expose() == b"%d" % reads
+    assert 0.1 * 10 / 0.02 <= reads <= 0.1 * 12 / 0.02 + 30
+    now += 15.0
+    earlier = reads
+    assert metrics.expose() == b"%d" % (earlier + 1)
