@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import threading
 from collections.abc import Awaitable, Callable, Collection, Coroutine
 from typing import Any
 
@@ -66,6 +67,10 @@ class Starter:
         self._missing = 0
         self._starting: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._lock = threading.Lock()
+        self._is_closed = False
+        # Connected by a thread, and not taken by the task that waits for it yet.
+        self._opened: set[socket.socket] = set()
 
     def start_one(self) -> None:
         """Until one has been started, however often it takes."""
@@ -80,6 +85,11 @@ class Starter:
     def close(self) -> None:
         for task in self._tasks:
             task.cancel()
+        with self._lock:
+            self._is_closed = True
+            for connection in self._opened:
+                connection.close()
+            self._opened.clear()
 
     def _run(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         """Until it is done, or this is closed."""
@@ -101,13 +111,20 @@ class Starter:
         return True
 
     async def _open(self) -> socket.socket:
-        """A connection that comes when this has been closed is closed too."""
-        opening = asyncio.ensure_future(asyncio.to_thread(self._host.connect))
-        try:
-            return await asyncio.shield(opening)
-        except asyncio.CancelledError:
-            opening.add_done_callback(_close_result)
-            raise
+        connection = await asyncio.to_thread(self._connect_to_host)
+        with self._lock:
+            self._opened.discard(connection)
+        return connection
+
+    def _connect_to_host(self) -> socket.socket:
+        """In a thread, which outlasts the task that waits for it. Raises OSError."""
+        connection = self._host.connect()
+        with self._lock:
+            if self._is_closed:
+                connection.close()
+                raise ConnectionAbortedError("The service does not need this process any more.")
+            self._opened.add(connection)
+        return connection
 
     async def _start_spare(self) -> None:
         await self._start(is_spare=True)
@@ -131,8 +148,3 @@ class Starter:
                 await asyncio.to_thread(self._host.kill_others, healthy)
                 classifier.disconnect("It did not come up in time.")
                 return
-
-
-def _close_result(opening: "asyncio.Future[socket.socket]") -> None:
-    if not opening.cancelled() and opening.exception() is None:
-        opening.result().close()
