@@ -26,7 +26,7 @@ class AwaitedRows:
 
     @property
     def is_over(self) -> bool:
-        """All are answered, one has failed, or whoever asked has left."""
+        """All rows are answered, one has failed, or the client has disconnected."""
         return self.answered.done()
 
     def answer(self, place: int, outcome: Outcome | None) -> bool:

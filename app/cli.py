@@ -74,7 +74,9 @@ def serve(**given: Any) -> None:
     end_well_when_stopped()  # after a graceful shutdown, uvicorn raises the signal again
     gc.disable()  # collecting garbage takes 10% of the startup time and frees almost nothing
     try:
-        importlib.import_module("app.serving").serve(settings, _without_none(given))
+        from app.serving import serve as serve_http  # noqa: PLC0415 - other commands need no server
+
+        serve_http(settings, _without_none(given))
     finally:
         gc.enable()
 

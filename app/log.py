@@ -21,7 +21,7 @@ from pydantic_core import to_json
 logger = logging.getLogger("ext_classify")
 
 MAX_QUEUED_BYTES = 4 * 1024 * 1024
-# How long a start or a shutdown waits for a log that nobody reads.
+# How long startup and shutdown wait for a log that is not read.
 FLUSH_SECONDS = 1.0
 _MAX_WRITE_BYTES = 64 * 1024
 # Another process may have made the shared descriptor non-blocking.

@@ -202,7 +202,7 @@ class PendingBytes:
 
 
 class PendingBody:
-    """What one body, or the answer to it, has of the memory for all, until all its holders have let go."""
+    """The pending bytes of one body, or of the answer to it, until its last holder releases them."""
 
     def __init__(self, pending: PendingBytes, group: _Group, declared_bytes: int) -> None:
         self.held_bytes = 0
@@ -224,7 +224,7 @@ class PendingBody:
         self._pending.take(self, more_bytes)
 
     def drop(self, fewer_bytes: float = math.inf) -> None:
-        """Give so many back, or everything, whoever holds it."""
+        """Release `fewer_bytes`, or everything, regardless of the holders."""
         self._pending.release(self, fewer_bytes)
 
     def note_progress(self, moved_bytes: int) -> None:
@@ -252,7 +252,7 @@ class PendingBody:
         self.group.untrack(self)
 
     def hold(self) -> None:
-        """For one more holder, who must let go of it too."""
+        """Add a holder, which must call `let_go` too."""
         self._holders += 1
 
     def let_go(self) -> None:

@@ -89,7 +89,7 @@ class Pipeline:
             (remote if row.is_remote else held).append(place)
         with self.queue.request(len(rows), len(remote)) as request:
             batch = _Batch(rows, [None] * len(rows), request, pending)
-            # They need no process, and nobody waits for them.
+            # They need no process and delay no other request.
             request.note_answered(sum(row.is_settled for row in rows))
             try:
                 if remote:

@@ -111,7 +111,7 @@ class RowQueue:
     def __init__(self, capacity: Capacity) -> None:
         self.capacity = capacity
         self.abandoned_rows = 0
-        """Rows that were dropped, unclassified: whoever asked has left, or their request has failed."""
+        """Rows dropped without being classified: their client disconnected, or their request failed."""
         self.on_put: Callable[[], None] = lambda: None
         """Called when there are more rows."""
         self.on_look: Callable[[], None] = lambda: None

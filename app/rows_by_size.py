@@ -1,6 +1,6 @@
 """Counts of rows by the size of their requests, from which the wait of one more request follows."""
 
-# Requests are told apart by the power of two that they have rows of.
+# Requests are grouped by the power of two of their number of rows.
 _SIZES = 64
 
 

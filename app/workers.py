@@ -132,7 +132,7 @@ class Workers(Multiprocess):
 def stop_with_supervisor(folder: Path) -> None:
     """In a worker: drain, as at SIGTERM, when the supervisor has died without a word to its workers.
 
-    Nobody else then removes the folder of metrics; what is mapped from it stays usable.
+    No other process would then remove the folder of metrics; what is mapped from it stays usable.
     """
     supervisor = multiprocessing.parent_process()
     if supervisor is None:

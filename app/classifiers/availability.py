@@ -1,4 +1,4 @@
-"""Whether the service can classify at all, and what callers are told while it cannot."""
+"""Whether a classifier process is ready, and the 503 that requests receive while none is."""
 
 import asyncio
 from collections.abc import Callable

@@ -29,7 +29,7 @@ class Call:
 
 
 class Owner(Protocol):
-    """What is told of a process's life."""
+    """Log lines about classifier processes that die or cannot start, limited in number."""
 
     def connected(self, classifier: "Classifier") -> None: ...
 

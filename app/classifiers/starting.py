@@ -79,7 +79,7 @@ class Starter:
             self._starting = self._run(self._start_missing())
 
     def start_spare(self) -> None:
-        """Once: nobody depends on it."""
+        """Start the spare process; a failure is not retried."""
         self._run(self._start_spare())
 
     def close(self) -> None:

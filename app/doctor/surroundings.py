@@ -1,7 +1,6 @@
 """Check the services outside Snowflake that this one needs: Redis, the token issuer, image hosts."""
 
 import asyncio
-import importlib
 import json
 import socket
 import ssl
@@ -26,7 +25,8 @@ def check_redis(findings: Findings, settings: Settings) -> None:
     if settings.redis_url is None:
         return
     advice = "Until Redis answers, each instance caches outcomes in its own memory."
-    ping = importlib.import_module("app.redis_store").ping  # imported lazily: Redis is optional
+    from app.redis_store import ping  # noqa: PLC0415 - Redis is optional
+
     with findings.expecting("Redis", advice, OSError, ValueError):
         seconds = asyncio.run(ping(settings.redis_url.get_secret_value()))
         findings.ok("Redis", f"answers in {seconds * 1000:.0f} ms")

@@ -1,6 +1,5 @@
 """Selects the image fetcher: the HTTP client, or NoFetcher if the settings allow no URL."""
 
-import importlib
 from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Protocol
 
@@ -20,10 +19,9 @@ def open_fetcher(settings: Settings) -> AbstractAsyncContextManager[Fetcher]:
     """The HTTP client, or NoFetcher if no URL is allowed: importing the client is a fifth of startup time."""
     if not settings.allowed_url_hosts and not is_configured(settings):
         return nullcontext(NoFetcher(settings))
-    client: AbstractAsyncContextManager[Fetcher] = importlib.import_module("app.images.http").ImageFetcher(
-        settings
-    )
-    return client
+    from app.images.http import ImageFetcher  # noqa: PLC0415 - a fifth of the time to ready
+
+    return ImageFetcher(settings)
 
 
 class NoFetcher:

@@ -1,7 +1,6 @@
 """Local SQL at the terminal: runs one statement, or reads statements interactively."""
 
 import contextlib
-import importlib
 import json
 import subprocess
 import sys
@@ -108,7 +107,7 @@ class Shell:
     def converse(self, *, as_json: bool, banner: str = "", read: Callable[[str], str] = input) -> None:
         """Run statements until exit or the end of input. Raises ClientError at the end if any failed."""
         with contextlib.suppress(ImportError):
-            importlib.import_module("readline")  # gives input() line editing and a history
+            import readline  # noqa: F401, PLC0415 - gives input() line editing and a history
         if sys.stdin.isatty():
             print(banner)
         failed = 0

@@ -27,12 +27,21 @@ async def application(scope: Any, receive: Any, send: Any) -> None:
     """Answers with the length of the body, or with as many bytes as it is asked for."""
     if scope["type"] != "http":
         return
+    body = await read_body(receive)
+    answer = b"x" * int(body[4:]) if body.startswith(b"send") else b"%d" % len(body)
+    await send_answer(send, answer)
+
+
+async def read_body(receive: Any) -> bytes:
     body, more = b"", True
     while more:
         message = await receive()
         body += message.get("body", b"")
         more = message.get("more_body", False)
-    answer = b"x" * int(body[4:]) if body.startswith(b"send") else b"%d" % len(body)
+    return body
+
+
+async def send_answer(send: Any, answer: bytes) -> None:
     headers = [(b"content-length", b"%d" % len(answer))]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": answer})
@@ -384,18 +393,10 @@ def test_many_small_requests_in_one_piece_are_no_long_head(port: int) -> None:
 
 async def echo(scope: Any, receive: Any, send: Any) -> None:
     """Answers with the path, the names of the headers and the body."""
-    if scope["type"] != "http":
-        return
-    body, more = b"", True
-    while more:
-        message = await receive()
-        body += message.get("body", b"")
-        more = message.get("more_body", False)
-    names = b",".join(name for name, _ in scope["headers"])
-    answer = b"<%b|%b|%b>" % (scope["raw_path"], names, body)
-    headers = [(b"content-length", b"%d" % len(answer))]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": answer})
+    if scope["type"] == "http":
+        body = await read_body(receive)
+        names = b",".join(name for name, _ in scope["headers"])
+        await send_answer(send, b"<%b|%b|%b>" % (scope["raw_path"], names, body))
 
 
 @pytest.fixture(scope="module")
