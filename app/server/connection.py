@@ -167,7 +167,7 @@ class HttpConnection(asyncio.Protocol):
             self.loop.call_later(SHUTDOWN_IDLE_SECONDS, self._close_unless_answering)
 
     def evict(self) -> None:
-        """Close without an answer: no request has begun."""
+        """Close at once: no request is in progress, or only its client keeps the connection open."""
         self._limits.note_busy(self)
         self.transport.abort()
 

@@ -18,7 +18,7 @@ _OTHER_FILES_SHARE = 4
 
 class Connection(Protocol):
     def evict(self) -> None:
-        """Close at once; no request is in progress."""
+        """Close at once."""
         ...
 
 
