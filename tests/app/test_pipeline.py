@@ -35,6 +35,7 @@ from model.runtime import open_classifier
 from tests.app.classifiers.in_thread import Served, classifying, served
 from tests.app.forms import text_of
 from tests.app.images.https_server import FixedResolver, HttpsServer, answer
+from tests.app.turns import turns_during
 from tests.model.pictures import encode_array
 
 SETTINGS = Settings()
@@ -258,20 +259,7 @@ def test_equal_errors_share_one_outcome() -> None:
 @pytest.mark.parametrize("source", [Url("http://a"), InvalidSource("No source."), None])
 def test_other_requests_are_served_while_rows_fail(source: Any) -> None:
     """Rows that fail without a wait take several turns of the event loop."""
-    turns = 0
-
-    async def count_turns() -> None:
-        nonlocal turns
-        while True:
-            turns += 1
-            await asyncio.sleep(0)
-
-    async def check() -> None:
-        counting = asyncio.ensure_future(count_turns())
-        await classify_without_processes([Row(n, source) for n in range(4096)])
-        counting.cancel()
-
-    asyncio.run(check())
+    turns = asyncio.run(turns_during(classify_without_processes([Row(n, source) for n in range(4096)])))
     assert turns >= 4096 // PIECE_ROWS
 
 

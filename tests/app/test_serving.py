@@ -80,18 +80,20 @@ def test_workers_stop_when_the_terminal_is_lost(tmp_path: Path) -> None:
     assert len(workers_in(log)) == 2
 
 
-def test_fault_of_the_workers_ends_the_service_in_one_line(tmp_path: Path) -> None:
-    ran = subprocess.run(
-        [*CLI, "serve", "--workers", "2", "--port", str(free_port()), "--model", str(tmp_path / "m.h5")],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+def start_without_model(workers: int, folder: Path) -> str:
+    """What a service prints that cannot start, for there is no model."""
+    model = str(folder / "m.h5")
+    command = [*CLI, "serve", "--workers", str(workers), "--port", str(free_port()), "--model", model]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert ran.returncode == 1
-    assert "ext-classify: " in ran.stderr
-    assert "m.h5" in ran.stderr
-    assert "Traceback" not in ran.stderr
+    return ran.stderr
+
+
+def test_fault_of_the_workers_ends_the_service_in_one_line(tmp_path: Path) -> None:
+    stderr = start_without_model(2, tmp_path)
+    assert "ext-classify: " in stderr
+    assert "m.h5" in stderr
+    assert "Traceback" not in stderr
 
 
 def fault_lines(stderr: str) -> list[str]:
@@ -99,15 +101,8 @@ def fault_lines(stderr: str) -> list[str]:
 
 
 def test_fault_is_said_once_however_many_workers_meet_it(tmp_path: Path) -> None:
-    ran = subprocess.run(
-        [*CLI, "serve", "--workers", "4", "--port", str(free_port()), "--model", str(tmp_path / "m.h5")],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-    assert ran.returncode == 1
-    assert ran.stderr.count("ext-classify: ") == 1
+    stderr = start_without_model(4, tmp_path)
+    assert stderr.count("ext-classify: ") == 1
 
 
 @pytest.mark.parametrize("room", ["16k", "300k"])

@@ -38,6 +38,7 @@ from app.settings import Settings
 from app.snowflake.wire import format_batch
 from app.steps import Steps
 from tests.app.forms import text_of
+from tests.app.turns import turns_during
 from tests.running import exchange, running_service, wait_until
 
 MAX_BYTES = 1_000_000
@@ -247,21 +248,11 @@ def test_answer_is_counted_in_place_of_its_body_until_it_is_sent() -> None:
 
 
 def test_other_requests_are_served_between_the_pieces_of_an_answer() -> None:
-    turns = 0
-
-    async def count_turns() -> None:
-        nonlocal turns
-        while True:
-            turns += 1
-            await asyncio.sleep(0)
-
-    async def check() -> None:
+    async def check() -> int:
         client, answer = Client(reads=1000), json_answer(bytes(20 * PIECE_BYTES), pending_bytes().reserve())
-        counting = asyncio.ensure_future(count_turns())
-        await answer({"type": "http"}, client.receive, client.send)
-        counting.cancel()
+        return await turns_during(answer({"type": "http"}, client.receive, client.send))
 
-    asyncio.run(check())
+    turns = asyncio.run(check())
     assert turns >= 20
 
 

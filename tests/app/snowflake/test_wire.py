@@ -1,6 +1,6 @@
 import asyncio
 import json
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -17,6 +17,7 @@ from app.snowflake import strict_json, wire
 from model.errors import CorruptImage, ImageTooLarge, InputError
 from model.image_limits import ImageLimits
 from tests.app.snowflake.watched import WatchedBytes
+from tests.app.turns import turns_during
 
 NUMBERS = st.integers(min_value=-(2**63), max_value=2**63 - 1)
 JSON_VALUES = st.recursive(
@@ -197,22 +198,6 @@ def test_too_many_rows_are_rejected(padding: int) -> None:
     body = b'{"data": [%b]%b}' % (b",".join([b"[0, null]"] * 101), b" " * padding)
     with pytest.raises(PayloadTooLarge, match=r"at most 100 rows\. Received: 101\."):
         parse_batch(body, 100)
-
-
-async def turns_during(work: Coroutine[Any, Any, object]) -> int:
-    """How often another task ran during `work`."""
-    turns = 0
-
-    async def count() -> None:
-        nonlocal turns
-        while True:
-            turns += 1
-            await asyncio.sleep(0)
-
-    counting = asyncio.ensure_future(count())
-    await work
-    counting.cancel()
-    return turns
 
 
 def test_event_loop_is_not_blocked_by_a_large_batch() -> None:
