@@ -78,6 +78,7 @@ class Replica:
         self.batches = Batches(self._classify, self.store, deadline_seconds, request_timeout_seconds)
         self.started = 0
         self.failure: ServiceError | None = None
+        self.begun = asyncio.Event()
         self.ended = asyncio.Event()
         self._name = name
         REPLICAS.append(self)
@@ -90,6 +91,7 @@ class Replica:
 
     async def _classify(self, batch: SentBatch) -> bytes:
         self.started += 1
+        self.begun.set()
         said = f"{self._name}: {batch.query_id} {batch.content_encoding} {batch.evidence} ".encode()
         said += batch.take_content()
         await self.ended.wait()
@@ -99,6 +101,15 @@ class Replica:
 
 
 REPLICAS: list[Replica] = []
+
+
+async def stop_renewing(replica: Replica) -> None:
+    """Leave its lease to expire: a process that is killed renews no lease and releases none."""
+    await replica.begun.wait()  # it renews from when it holds the lease
+    renewing = [task for task in asyncio.all_tasks() if "_renew" in repr(task)]
+    assert renewing
+    for task in renewing:
+        task.cancel()
 
 
 def run(check: Callable[[], Awaitable[Any]]) -> None:
@@ -162,10 +173,7 @@ def test_death_of_a_replica_costs_only_to_classify_anew(port: int, monkeypatch: 
     async def check() -> None:
         dying = Replica("dying", port, deadline_seconds=0.05)
         assert await dying.answer("inherited") is None
-        # A process that is killed renews no lease and releases none.
-        for task in asyncio.all_tasks() - {asyncio.current_task()}:
-            if "_renew" in repr(task):
-                task.cancel()
+        await stop_renewing(dying)
         heir = Replica("heir", port)
         heir.ended.set()
         assert await heir.batches.poll("inherited") is None
@@ -278,9 +286,7 @@ def test_batch_that_is_taken_over_takes_its_room(port: int, monkeypatch: pytest.
     async def check() -> None:
         dying, heir = Replica("dying", port, deadline_seconds=0.05), Replica("heir", port)
         assert await dying.batches.answer("large", dying.batch("large", bytes(8_000))) is None
-        for task in asyncio.all_tasks() - {asyncio.current_task()}:
-            if "_renew" in repr(task):
-                task.cancel()
+        await stop_renewing(dying)
         await asyncio.sleep(0.3)
         with heir.admission.reserve() as other:
             other.take(5_000)
