@@ -37,9 +37,10 @@ run: setup ## set up, serve, classify the samples by SQL, keep serving (IMAGES=D
 test: .venv-dev/.installed .venv-connector5/.installed ## set up, run all tests (NEU_DATA_DIR=… adds the real images)
 	$(DEV)/pytest
 
-lint: .venv-dev/.installed ## formatting, rules, SQL, types
+lint: .venv-dev/.installed ## formatting, rules, directions of imports, SQL, types
 	$(DEV)/ruff format --check .
 	$(DEV)/ruff check .
+	$(DEV)/lint-imports
 	$(DEV)/sqlfluff lint --disable-progress-bar infra/snowflake infra/spcs
 	$(DEV)/hadolint Dockerfile
 	$(DEV)/mypy
@@ -85,7 +86,7 @@ crossvalidate: .venv-dev/.installed ## both networks by grouped folds on DATA=DI
 		$(if $(FOREIGN),--foreign $(FOREIGN))
 
 samples: .venv-dev/.installed ## draw the sample images anew
-	$(DEV)/python -m model.draw_samples
+	$(DEV)/python -m tests.draw_samples
 
 system-deps: ## install the Debian packages that the whole test suite wants, as root
 	apt-get update -qq
@@ -134,7 +135,7 @@ lock: .venv-dev/.installed ## write the locked requirements anew from pyproject.
 		-o $(PEERS)/requirements-pytriton.txt $(PEERS)/requirements-pytriton.in
 
 clean: ## remove the environments and caches
-	rm -rf dist .venv .venv-build .venv-dev .venv-connector5 .venv-fuzz .venv-bench-peers .venv-bench-pytriton .bench .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf dist .import_linter_cache .venv .venv-build .venv-dev .venv-connector5 .venv-fuzz .venv-bench-peers .venv-bench-pytriton .bench .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 .venv/.installed: requirements-sql.txt pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -1,14 +1,274 @@
-"""Whether a request is let in: 429 at once, before its body is read, while others fill what there is.
+"""The memory that request bodies and large answers share, and which of them gives way when it is full.
 
-To Snowflake, 429 means to slow down and to send the batch again. Two things can be full: the time that rows
-would wait for those before them, as measured, and the memory that bodies may take.
+A body takes room as it arrives and as it is inflated: a length that is only declared holds none. When a body
+finds no room for more,
+
+1. bodies that arrive, and answers that are sent, below `min_bytes_per_second` are evicted, the longest
+   without progress first;
+2. then the youngest incomplete body gives way, be it the one that asks. So the oldest always completes.
+
+Complete bodies, whose rows wait or are classified, are never evicted.
 """
 
 import math
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import chain, count, islice
+from time import monotonic
+from traceback import clear_frames
+from types import TracebackType
+from typing import Self
 
 from app.errors import Overloaded
-from app.pending import PendingBody, PendingBytes
-from app.row_queue import FEW_ROWS, QueuedRequest, RowQueue
+from app.workers.queue import FEW_ROWS, QueuedRequest, RowQueue
+
+# How long a body or an answer may move too slowly before it may be evicted for that.
+GRACE_SECONDS = 1.0
+# A body that holds less weighs no more than its connection: to evict it would free next to nothing.
+MIN_EVICTABLE_BYTES = 4096
+# Where more are slow, a body may begin: it takes room piece by piece, and gets it or not.
+MAX_SLOW_COUNTED = 1000
+_RETRY_AFTER_SECONDS = 1
+
+
+def _do_nothing() -> None: ...
+
+
+@dataclass(eq=False)
+class _Group:
+    """Small bodies, or large ones."""
+
+    held_bytes: int = 0
+    by_age: "OrderedDict[PendingBody, None]" = field(default_factory=OrderedDict)
+    """The incomplete ones, the youngest last."""
+    by_progress: "OrderedDict[PendingBody, None]" = field(default_factory=OrderedDict)
+    """Those in transit, by when they become slow."""
+
+    def slow(self, now: float) -> "Iterator[PendingBody]":
+        for body in self.by_progress:
+            if body.slow_at >= now:
+                return
+            yield body
+
+    def youngest(self) -> "PendingBody | None":
+        return next((body for body in reversed(self.by_age) if body.is_evictable), None)
+
+    def untrack(self, body: "PendingBody") -> None:
+        self.by_age.pop(body, None)
+        self.by_progress.pop(body, None)
+
+
+class PendingBytes:
+    """All bodies and large answers of one process. A body that has the memory to itself always finds room.
+
+    Bodies of at most `reserve_bytes`, as declared and as received, are small. Together they have as much
+    beyond `max_bytes`, where large bodies find no room.
+    """
+
+    def __init__(
+        self,
+        max_bytes: int,
+        *,
+        reserve_bytes: int = 0,
+        min_bytes_per_second: float = 0.0,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self._max_bytes = max_bytes
+        self._reserve_bytes = reserve_bytes
+        self._min_bytes_per_second = min_bytes_per_second
+        self._clock = clock
+        self._small, self._large = _Group(), _Group()
+        self._numbers = count()
+
+    @property
+    def held_bytes(self) -> int:
+        return self._small.held_bytes + self._large.held_bytes
+
+    def reserve(self, declared_bytes: int = 0) -> "PendingBody":
+        """A body that holds nothing yet; 0 where no length is declared."""
+        return PendingBody(self, self._group_of(declared_bytes), declared_bytes)
+
+    def refuse(self, body_bytes: int) -> None:
+        """Raises Overloaded for a body that would find no room even if all that is slow were evicted."""
+        if self._fits(body_bytes, self._small.held_bytes, self._large.held_bytes):
+            return
+        held_bytes = {self._small: self._small.held_bytes, self._large: self._large.held_bytes}
+        now = self._clock()
+        slow = chain(self._large.slow(now), self._small.slow(now))
+        for body in islice(slow, MAX_SLOW_COUNTED):
+            held_bytes[body.group] -= body.held_bytes
+            if self._fits(body_bytes, held_bytes[self._small], held_bytes[self._large]):
+                return
+        if next(slow, None) is None:
+            raise self._no_room(body_bytes)
+
+    def take(self, body: "PendingBody", more_bytes: int) -> None:
+        """Raises Overloaded. An incomplete body that is refused loses the room that it has."""
+        if body.eviction is not None:
+            raise body.eviction
+        while not self._has_room(body, more_bytes):
+            if not self._evict_for(body):
+                body.eviction = self._no_room(more_bytes)
+                if body.is_evictable:
+                    self.release(body)  # at once: others take theirs before the error is handled
+                raise body.eviction
+        if body.group is self._small and self._group_of(body.held_bytes + more_bytes) is self._large:
+            more_bytes += body.held_bytes
+            self.release(body)
+            body.group = self._large
+        body.group.held_bytes += more_bytes
+        body.held_bytes += more_bytes
+        # Most bodies are small and arrive as a whole: they need no place among those that may be evicted.
+        if body.is_evictable and MIN_EVICTABLE_BYTES <= body.held_bytes != body.declared_bytes:
+            if body not in body.group.by_age:
+                body.number = next(self._numbers)
+                body.group.by_age[body] = None
+            self.note_progress(body, more_bytes)
+
+    def note_progress(self, body: "PendingBody", moved_bytes: int) -> None:
+        """Each second's worth of bytes gives what is in transit another second."""
+        if not body.is_in_transit:
+            return
+        by_progress = body.group.by_progress
+        body.moved_bytes += moved_bytes
+        if body not in by_progress or body.moved_bytes >= self._min_bytes_per_second * GRACE_SECONDS:
+            body.moved_bytes = 0
+            body.slow_at = self._clock() + GRACE_SECONDS
+            by_progress[body] = None
+            by_progress.move_to_end(body)
+
+    @staticmethod
+    def release(body: "PendingBody", fewer_bytes: float = math.inf) -> None:
+        """All that it holds, unless told otherwise."""
+        released_bytes = int(min(fewer_bytes, body.held_bytes))
+        body.group.held_bytes -= released_bytes
+        body.held_bytes -= released_bytes
+        if not body.held_bytes:
+            body.group.untrack(body)
+
+    def _group_of(self, body_bytes: int) -> _Group:
+        return self._large if body_bytes > self._reserve_bytes else self._small
+
+    def _has_room(self, body: "PendingBody", more_bytes: int) -> bool:
+        is_large = body.group is self._large
+        return self._fits(
+            body.held_bytes + more_bytes,
+            self._small.held_bytes - (0 if is_large else body.held_bytes),
+            self._large.held_bytes - (body.held_bytes if is_large else 0),
+            is_large=is_large,
+        )
+
+    def _fits(self, body_bytes: int, small_bytes: int, large_bytes: int, *, is_large: bool = False) -> bool:
+        """Beside so many bytes of others."""
+        if not small_bytes + large_bytes:
+            return True
+        if is_large or body_bytes > self._reserve_bytes:
+            large_bytes += body_bytes
+        elif (small_bytes := small_bytes + body_bytes) <= self._reserve_bytes:
+            return True
+        return large_bytes + max(0, small_bytes - self._reserve_bytes) <= self._max_bytes
+
+    def _evict_for(self, body: "PendingBody") -> bool:
+        """Evict what gives way to a body; False where nothing does but that body itself."""
+        # To evict small bodies that fit into their reserve makes no room for large ones.
+        is_small_in_the_way = body.group is self._small or self._small.held_bytes > self._reserve_bytes
+        groups = (self._large, self._small) if is_small_in_the_way else (self._large,)
+        now = self._clock()
+        slow = [first for group in groups if (first := next(group.slow(now), None))]
+        if slow:
+            victim = min(slow, key=lambda one: one.slow_at)
+            return victim is not body and self._evict(victim, self._too_slow())
+        young = [last for group in groups if (last := group.youngest())]
+        victim = max(young, key=lambda one: one.number, default=body)
+        return victim.number > body.number and self._evict(victim, self._no_room(victim.held_bytes))
+
+    def _evict(self, body: "PendingBody", reason: Overloaded) -> bool:
+        body.eviction = reason
+        self.release(body)
+        body.wake()
+        return True
+
+    def _no_room(self, body_bytes: int) -> Overloaded:
+        rule = f"Bodies that wait for their answer may have {self._max_bytes} bytes together."
+        return Overloaded(f"{rule} Received: {body_bytes} beside {self.held_bytes}.", _RETRY_AFTER_SECONDS)
+
+    def _too_slow(self) -> Overloaded:
+        rate = f"{self._min_bytes_per_second:.0f} bytes a second"
+        rule = f"While others find no room, a body must arrive at {rate} or more."
+        refusal = Overloaded(f"{rule} Received: fewer.", _RETRY_AFTER_SECONDS)
+        refusal.headers = {**refusal.headers, "connection": "close"}  # the rest would arrive as slowly
+        return refusal
+
+
+class PendingBody:
+    """The pending bytes of one body, or of the answer to it, until its last holder releases them."""
+
+    def __init__(self, pending: PendingBytes, group: _Group, declared_bytes: int) -> None:
+        self.held_bytes = 0
+        self.declared_bytes = declared_bytes
+        self.group = group
+        self.number: float = math.inf
+        """Its place by age; a body that has only begun is the youngest."""
+        self.slow_at = math.inf
+        self.moved_bytes = 0  # since `slow_at` was put off last
+        self.is_in_transit = False
+        self.is_evictable = False
+        self.wake: Callable[[], None] = _do_nothing
+        self.eviction: Overloaded | None = None
+        self._pending = pending
+        self._holders = 1
+
+    def take(self, more_bytes: int) -> None:
+        """Raises Overloaded, also when the body was evicted."""
+        self._pending.take(self, more_bytes)
+
+    def drop(self, fewer_bytes: float = math.inf) -> None:
+        """Release `fewer_bytes`, or everything, regardless of the holders."""
+        self._pending.release(self, fewer_bytes)
+
+    def note_progress(self, moved_bytes: int) -> None:
+        """Of an answer that is sent; a body makes progress as it takes."""
+        self._pending.note_progress(self, moved_bytes)
+
+    @contextmanager
+    def evictable(
+        self, wake: Callable[[], None] = _do_nothing, *, is_in_transit: bool = False
+    ) -> Iterator[None]:
+        """It may be evicted inside, and `wake` is called then. Raises Overloaded at the end if it was."""
+        self.is_evictable, self.is_in_transit, self.wake = True, is_in_transit, wake
+        if self.held_bytes:
+            self.note_progress(0)
+        try:
+            yield
+        finally:
+            self.is_evictable, self.is_in_transit, self.wake = False, False, _do_nothing
+            self.group.by_progress.pop(self, None)
+        if self.eviction is not None:
+            raise self.eviction
+
+    def complete(self) -> None:
+        """It takes no more."""
+        self.group.untrack(self)
+
+    def hold(self) -> None:
+        """Add a holder, which must call `let_go` too."""
+        self._holders += 1
+
+    def let_go(self) -> None:
+        self._holders -= 1
+        if self._holders == 0:
+            self.drop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _: object, error: object, traceback: TracebackType | None) -> None:
+        if traceback is not None:
+            clear_frames(traceback)  # they would keep what was received until the error is answered
+        self.let_go()
+
 
 # Of the mean of rows a byte; requests of one kind and sender are much alike.
 _WEIGHT_OF_LATEST = 0.2

@@ -256,3 +256,15 @@ class TracesUnavailable(OSError):
 
 class ApiKeysUnreadable(OSError):
     """The file of API keys; the message says where it is wrong."""
+
+
+class CommandError(Exception):
+    """The command failed; the message gives the reason in one line."""
+
+    exit_code = 1
+
+
+class Incomplete(CommandError):
+    """Part of the work failed. The exit code is 3, because argparse uses 2 for usage errors."""
+
+    exit_code = 3

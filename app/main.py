@@ -10,34 +10,32 @@ from starlette.datastructures import State
 
 from app import __version__
 from app.admission import Admission
-from app.answer_store import AnswerStore
-from app.api import classify, health, metrics
+from app.api import classify, health
+from app.api.answers import FORESEEN, methods_at, refusal_of
+from app.api.asgi import DirectFastAPI, record_if_refused
 from app.api.auth import open_guards
 from app.api.batch import BatchClassifier
-from app.api.direct import DirectFastAPI, record_if_refused
-from app.api.docs import add_docs
-from app.api.metrics import Gauges
+from app.api.health import Gauges
 from app.api.openapi import add_answer_examples
-from app.api.pages import add_playground
-from app.api.refusal import FORESEEN, methods_at, refusal_of
-from app.batches import Batches
-from app.capacity import Capacity
-from app.classifiers.frames import ServedModel
-from app.classifiers.host import ClassifierProcesses
-from app.classifiers.live import LiveClassifiers
-from app.deadline import within
+from app.api.pages import add_docs, add_playground
+from app.api.shutdown import Stopping
+from app.batches.batches import Batches
+from app.batches.store import AnswerStore, MemoryStore
+from app.event_loop import within
 from app.images.fetcher import open_fetcher
-from app.images.stage import StageReader
-from app.log import configure, log_event, logger, serving
 from app.pipeline import Pipeline, max_fetched_rows
-from app.record import RefusalLog
-from app.reloading import ignore_until_ready, reloaded_by_signal
-from app.remembered import MemoryStore
-from app.row_queue import RowQueue
 from app.settings import Settings, unknown_variables
 from app.snowflake.session import SnowflakeSession
-from app.stopping import Stopping
-from app.tracing import TRACING
+from app.snowflake.stage import StageReader
+from app.telemetry.log import configure, log_event, logger, serving
+from app.telemetry.record import RefusalLog
+from app.telemetry.tracing import TRACING
+from app.workers.capacity import Capacity
+from app.workers.host import ClassifierProcesses
+from app.workers.pool import LiveClassifiers
+from app.workers.protocol import ServedModel
+from app.workers.queue import RowQueue
+from app.workers.reload import ignore_until_ready, reloaded_by_signal
 
 
 def create_app(settings: Settings, processes: ClassifierProcesses | None = None) -> FastAPI:
@@ -70,7 +68,6 @@ def create_app(settings: Settings, processes: ClassifierProcesses | None = None)
     app.state.refusals = RefusalLog()
     app.include_router(classify.router)
     app.include_router(health.router)
-    app.include_router(metrics.router)
     add_answer_examples(app)
     if settings.show_playground:
         add_playground(app)
@@ -136,7 +133,7 @@ def _open_store(settings: Settings, admission: Admission) -> AnswerStore:
     local = MemoryStore(settings.remembered_seconds, settings.max_remembered_bytes)
     if settings.redis_url is None:
         return local
-    from app.redis_store import RedisStore  # noqa: PLC0415 - Redis is optional, and slow to import
+    from app.batches.redis_store import RedisStore  # noqa: PLC0415 - Redis is optional, and slow to import
 
     return RedisStore(settings.redis_url.get_secret_value(), local, settings.remembered_seconds, admission)
 

@@ -4,21 +4,18 @@ import asyncio
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import NamedTuple, Protocol, cast
+from typing import Protocol, cast
 
-from app.bulk import BulkTurn
-from app.classifiers.frames import Image, ServedModel, WaitingRow
+from app.admission import PendingBody
+from app.event_loop import BulkTurn
 from app.images.fetcher import Fetcher
-from app.images.source import Remote, Url
-from app.images.stage import MAX_STAGES_IN_BATCH, StageBatch, StageReader
-from app.images.stage_file import StageFile
-from app.outcome import ModelIdentity, Outcome, outcome_of_error
-from app.pending import PendingBody
+from app.images.source import Remote, StageFile, Url
+from app.outcome import ClassifiedRows, ModelIdentity, Outcome, outcome_of_error
 from app.row import Fetched, Row
-from app.row_queue import FEW_ROWS, QueuedRequest, RowQueue
 from app.settings import Settings
-from app.steps import Steps
-from app.summary import ImageStatistics
+from app.snowflake.stage import MAX_STAGES_IN_BATCH, StageBatch, StageReader
+from app.workers.protocol import Image, ServedModel, WaitingRow
+from app.workers.queue import FEW_ROWS, QueuedRequest, RowQueue
 from model.errors import InputError
 
 # Half a millisecond's work.
@@ -38,16 +35,6 @@ class Served(Protocol):
 
     @property
     def model(self) -> ServedModel: ...
-
-
-class ClassifiedRows(NamedTuple):
-    """What became of a batch."""
-
-    outcomes: list[Outcome | None]
-    """One a row, in order, NULL for NULL."""
-    steps: Steps
-    statistics: Sequence[ImageStatistics]
-    """Of its images, in no order; none unless they are measured."""
 
 
 class Pipeline:

@@ -4,8 +4,7 @@ import sys
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from app.images.source import InlineText, Source, Url
-from app.images.stage_file import StageFile
+from app.images.source import InlineText, Source, StageFile, Url
 from app.outcome import Outcome
 from model.errors import InputError
 

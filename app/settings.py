@@ -18,8 +18,8 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from app.snowflake.identifier import parse_identifier
-from app.snowflake.spcs import is_inside_spcs
+from app.names import parse_identifier
+from app.spcs import is_inside_spcs
 from model.cores import usable_cores
 from model.defaults import DEFAULT_MODEL_PATH, Engine, user_cache_dir
 from model.image_limits import ImageLimits
@@ -250,6 +250,11 @@ class Settings(BaseSettings):
     @property
     def image_limits(self) -> ImageLimits:
         return ImageLimits(self.max_image_bytes, self.max_image_pixels, self.max_image_side_pixels)
+
+    @property
+    def reads_stages(self) -> bool:
+        """Whether the service has a Snowflake account to read stages from."""
+        return self.snowflake_account is not None or is_inside_spcs()
 
 
 def unknown_variables() -> list[str]:

@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from model.array_json import PackedArray
 from model.errors import ArtifactError
 from model.image import ImageSpec
 from model.novelty import Novelty
-from model.packed import PackedArray
 
 ClassName = Annotated[str, Field(pattern=r"\S")]
 

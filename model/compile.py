@@ -11,10 +11,8 @@ import tensorflow as tf
 from model.artifact import Artifact, load_artifact
 from model.compiled import CompiledPaths, beside, write_twin
 from model.errors import ArtifactError
-from model.heavy_head import split_heavy_head
-from model.networks import load_network, named_outputs, refuse_mismatch
-from model.patches_first import patches_first
-from model.pool_first import pool_first
+from model.graph_rewrites import patches_first, pool_first, split_heavy_head
+from model.networks.registry import load_network, named_outputs, refuse_mismatch
 
 
 def compile_artifact(artifact: Artifact, paths: CompiledPaths | None = None) -> CompiledPaths:

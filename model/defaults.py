@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import Literal
 
+SAMPLES = Path(__file__).parent / "samples"
 DEFAULT_MODEL_PATH = Path(__file__).parent / "saved" / "steel_defects.h5"
 
 Engine = Literal["litert", "tensorflow"]

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from model import jpeg_segments, png_chunks, tiff_directory
 from model.errors import ImageTooLarge
-from model.orientation import Metadata
+from model.formats import jpeg, png, tiff
+from model.formats.orientation import Metadata
 
 # Pillow decodes run-length BMPs byte by byte in Python and holds the GIL.
 MAX_RLE_PIXELS = 1_000_000
@@ -66,11 +66,11 @@ def strip_metadata(data: bytes) -> tuple[bytes, Metadata]:
     ImageTooLarge.
     """
     if data.startswith(_JPEG_SIGNATURE):
-        return jpeg_segments.strip(data)
+        return jpeg.strip(data)
     if data.startswith(_PNG_SIGNATURE):
-        return png_chunks.strip(data)
+        return png.strip(data)
     if data.startswith(_TIFF_SIGNATURES):
-        return tiff_directory.strip(data), Metadata()
+        return tiff.strip(data), Metadata()
     return data, Metadata()
 
 
@@ -82,7 +82,7 @@ def refuse_costly_content(image: OpenedImage, data: bytes, limits: ImageLimits) 
     elif image.format == "TIFF":
         _refuse_tile(image.size, getattr(image, "tag_v2", {}))
     elif image.format == "JPEG":
-        jpeg_segments.refuse_scans(data, image.size[0] * image.size[1])
+        jpeg.refuse_scans(data, image.size[0] * image.size[1])
 
 
 def _refuse_size(size: tuple[int, int], limits: ImageLimits) -> None:

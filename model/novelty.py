@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from model.packed import PackedArray
+from model.array_json import PackedArray
 
 OUT_OF_DISTRIBUTION = "out_of_distribution"
 """Reason that the service reports when it abstains."""

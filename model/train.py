@@ -3,29 +3,25 @@
 import os
 import sys
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 from numpy.typing import NDArray
 
 from model.artifact import Artifact
-from model.calibrate import expected_accuracy, fit_novelty, fit_temperature
 from model.compile import compile_artifact
-from model.dataset import SPLITS, LabelledImages
 from model.errors import TrainingError
-from model.fit import Fitted, Knobs, fit
-from model.folder import Folder, choose_channels, describe_folder, load_folder
-from model.metrics import Metrics, measure
-from model.network_cost import count_macs
-from model.novelty import Novelty
-from model.report import Labelled, report_on
-from model.save import save
-from model.split import split
+from model.evaluation.report import Labelled, report_on
 from model.tensorflow_engine import TensorFlowClassifier
-from model.texture_cnn import fold
+from model.training.dataset import SPLITS, LabelledImages
+from model.training.fit import Knobs, Trained, fit_calibrated, with_channels
+from model.training.folder import Folder, choose_channels, describe_folder, load_folder
+from model.training.metrics import Metrics, measure
+from model.training.network_cost import count_macs
+from model.training.save import save
+from model.training.split import split
 
 
 def train(data_dir: Path, h5_path: Path, knobs: Knobs, seed: int = 0) -> Artifact:
@@ -79,57 +75,8 @@ def report_dir_of(h5_path: Path) -> Path:
     return h5_path.with_name(f"{h5_path.stem}-report")
 
 
-def resized(knobs: Knobs, height: int, width: int) -> Knobs:
-    """Return the options for images of another size."""
-    return replace(knobs, image=knobs.image.model_copy(update={"height": height, "width": width}))
-
-
-def with_channels(knobs: Knobs, channels: int) -> Knobs:
-    """Return the options for grey or coloured images."""
-    return replace(knobs, image=knobs.image.model_copy(update={"channels": channels}))
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A network to save, with its temperature folded in, and its novelty detector."""
-
-    network: keras.Model
-    temperature: float
-    accuracy: float
-    """The mean confidence after calibration."""
-    novelty: Novelty
-    fitted: Fitted
-
-
-def fit_calibrated(
-    folder: Folder, splits: NDArray[np.str_], knobs: Knobs, seed: int, checkpoint: Path
-) -> Trained:
-    """Train on the split `train`, and fit the temperature to the split `valid`."""
-    fitted_on, held_out = splits == "train", splits == "valid"
-    fitted = fit(folder.data.take(fitted_on), len(folder.class_names), knobs, seed, checkpoint)
-    trainable = fitted.network
-    logits, _ = _answer(trainable, folder.data.images[held_out])
-    accuracy = knobs.accuracy or expected_accuracy(logits, folder.data.labels[held_out])
-    temperature = fit_temperature(logits, accuracy)
-    _, embeddings = _answer(trainable, folder.data.images[fitted_on])
-    novelty = fit_novelty(embeddings, folder.data.labels[fitted_on], folder.groups[fitted_on])
-    return Trained(fold(trainable, knobs.image, temperature), temperature, accuracy, novelty, fitted)
-
-
 def measure_part(classifier: TensorFlowClassifier, data: LabelledImages) -> Metrics:
     return measure(classifier.predict(data.images), data.labels)
-
-
-def _answer(
-    trainable: keras.Model, images: NDArray[np.uint8]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Logits (n, k) and embeddings (n, d)."""
-    batches = np.array_split(images, -(-len(images) // 64))
-    answers = [trainable(batch.astype(np.float32), training=False) for batch in batches]
-    logits, embeddings = zip(*answers, strict=True)
-    return np.concatenate([part.numpy() for part in logits]), np.concatenate(
-        [part.numpy() for part in embeddings]
-    )
 
 
 def _nearest_folder(path: Path) -> Path:

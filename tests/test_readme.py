@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from app.cli import main, parse_arguments
+from app.cli.main import main, parse_arguments
 from app.settings import Settings
 from model.errors import InputError
 from tests.running import free_port, running_demo, running_service

@@ -28,7 +28,7 @@ def test_serving_imports_no_tensorflow() -> None:
     """Neither what answers HTTP, nor what classifies."""
     program = (
         "import sys; from app.main import create_app; from app.settings import Settings;"
-        "from app.classifiers.host import options_of; from app.classifiers.process import Opening;"
+        "from app.workers.host import options_of; from app.workers.process import Opening;"
         "create_app(Settings()); Opening(options_of(Settings())).images();"
         "print(sorted({'tensorflow', 'keras', 'h5py', 'tqdm', 'scipy'} & set(sys.modules)))"
     )

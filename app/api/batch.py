@@ -6,23 +6,16 @@ from time import perf_counter
 
 from starlette.requests import Request
 
-from app.admission import Admission
-from app.answer_store import SentBatch
-from app.api.answer import MAX_ANSWER_BYTES_WITHOUT_ID
-from app.api.body import arriving_within, encoding_of, inflate, length_of, read_body
-from app.api.query import wants_evidence
-from app.pending import PendingBody
+from app.admission import Admission, PendingBody
+from app.api.answers import MAX_ANSWER_BYTES_WITHOUT_ID
+from app.api.body import arriving_within, encoding_of, inflate, length_of, read_body, wants_evidence
+from app.batches.store import SentBatch
+from app.names import BATCH_ID_HEADER, ids_of
 from app.pipeline import Pipeline
-from app.record import record_abandoned, record_answer
 from app.row import ROW_BYTES, Row
 from app.settings import Settings
-from app.snowflake.wire import (
-    BATCH_ID_HEADER,
-    MAX_ANSWER_BYTES,
-    format_batch,
-    ids_of,
-    parse_batch,
-)
+from app.snowflake.wire import MAX_ANSWER_BYTES, format_batch, parse_batch
+from app.telemetry.record import record_abandoned, record_answer
 
 
 def refuse_early(request: Request, admission: Admission) -> None:

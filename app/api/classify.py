@@ -1,29 +1,57 @@
 """POST /classify: three forms of request, chosen by Content-Type, one way through. GET asks for a batch."""
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Coroutine, Sequence
 from time import perf_counter
+from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request, Response
 from pydantic_core import to_json
 from starlette.requests import ClientDisconnect
 
-from app.admission import Admission
-from app.api.answer import MAX_ANSWER_BYTES_WITHOUT_ID, json_answer
+from app.admission import Admission, PendingBody
+from app.api.answers import MAX_ANSWER_BYTES_WITHOUT_ID, json_answer
 from app.api.batch import BatchClassifier, read_batch, refuse_early
-from app.api.body import arriving_within, capped_stream, length_of, read_body, refuse_encoded
-from app.api.caller import while_caller_waits
-from app.api.multipart import parse_files
+from app.api.body import (
+    arriving_within,
+    capped_stream,
+    length_of,
+    parse_files,
+    read_body,
+    refuse_encoded,
+    wants_evidence,
+)
 from app.api.openapi import CLASSIFY_DOCUMENTATION, POLL_DOCUMENTATION
-from app.api.query import wants_evidence
-from app.batches import Batches, check_batch_id
+from app.batches.batches import Batches, check_batch_id
 from app.errors import InvalidBatch, UnsupportedMediaType
+from app.names import BATCH_ID_HEADER, ids_of
 from app.outcome import Outcome
-from app.pending import PendingBody
 from app.pipeline import Pipeline
-from app.record import record_abandoned, record_answer
 from app.row import ROW_BYTES, Row
 from app.settings import Settings
-from app.snowflake.wire import BATCH_ID_HEADER, format_array, ids_of
+from app.snowflake.wire import format_array
+from app.telemetry.record import record_abandoned, record_answer
+
+T = TypeVar("T")
+
+
+async def while_caller_waits(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """What the work returns. Cancels it, and raises ClientDisconnect, when the caller leaves before.
+
+    The request's body must have been read to its end.
+    """
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(request.receive())  # after the body comes nothing but the disconnect
+    leaving.add_done_callback(lambda _: working.cancel())
+    try:
+        return await working
+    except asyncio.CancelledError:
+        if leaving.done() and not leaving.cancelled():
+            raise ClientDisconnect from None
+        raise
+    finally:
+        leaving.cancel()
+
 
 router = APIRouter()
 

@@ -6,8 +6,8 @@ from fastapi import FastAPI
 from pydantic import Field
 from typing_extensions import TypedDict
 
+from app.names import BATCH_ID_HEADER
 from app.outcome import ErrorDetail, Outcome
-from app.snowflake.wire import BATCH_ID_HEADER
 
 # An 8 x 8 grey PNG, so that "Try it out" works as it stands.
 _EXAMPLE_IMAGE = (

@@ -1,11 +1,73 @@
-"""The playground at /: static files that send requests only to this service."""
+"""The files of the pages, from memory: no path reaches the file system, and slow clients hold no copies."""
 
+import base64
+import functools
+import hashlib
+import mimetypes
+import re
+from collections.abc import Mapping
+from importlib.resources import files
 from pathlib import Path
+from typing import NamedTuple
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Request
+from fastapi.openapi.docs import get_swagger_ui_html
+from pydantic_core import to_json
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.types import Receive, Scope, Send
 
-from app.api.static_files import StaticFiles
-from app.command_line import SAMPLES
+from model.defaults import SAMPLES
+
+# A client may send a list of many; those that are longer get the file.
+_MAX_CONDITION_BYTES = 256
+
+
+class _File(NamedTuple):
+    content: bytes
+    media_type: str
+    etag: str
+
+
+class StaticFiles:
+    """An ASGI application that answers GET and HEAD for the files of one folder, without subfolders.
+
+    Raises HTTPException for other methods and paths.
+    """
+
+    def __init__(self, folder: Path, headers: Mapping[str, str] | None = None) -> None:
+        self._files = {path.name: _read(path) for path in sorted(folder.iterdir()) if _is_page_file(path)}
+        self._headers = dict(headers or {})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] not in ("GET", "HEAD"):
+            raise HTTPException(405, headers={"Allow": "GET, HEAD"})
+        name = scope["path"].removeprefix(scope.get("root_path", "")).removeprefix("/")
+        if name not in self._files:
+            raise HTTPException(404)
+        await self.response(name, Headers(scope=scope))(scope, receive, send)
+
+    def response(self, name: str, request_headers: Mapping[str, str]) -> Response:
+        """A file, or 304 where the client has it (RFC 9110, section 13.1.2)."""
+        file = self._files[name]
+        headers = {**self._headers, "etag": file.etag}
+        condition = request_headers.get("if-none-match", "")
+        if len(condition) <= _MAX_CONDITION_BYTES and file.etag in condition:
+            return Response(status_code=304, headers=headers)
+        return Response(file.content, headers=headers, media_type=file.media_type)
+
+
+def _is_page_file(path: Path) -> bool:
+    return path.is_file() and path.suffix != ".py"
+
+
+def _read(path: Path) -> _File:
+    content = path.read_bytes()
+    media_type, _ = mimetypes.guess_type(path.name)
+    digest = hashlib.sha256(content).hexdigest()[:32]
+    return _File(content, media_type or "application/octet-stream", f'"{digest}"')
+
 
 FOLDER = Path(__file__).parent / "playground"
 # Content Security Policy Level 3. Images are the user's files (blob:) and heatmaps from responses (data:).
@@ -28,3 +90,53 @@ def add_playground(app: FastAPI) -> None:
         response = files.response("index.html", request.headers)
         response.headers["content-security-policy"] = POLICY
         return response
+
+
+_INLINE_SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
+
+
+def add_docs(app: FastAPI) -> None:
+    """At /docs, and where there is nothing else at /, it leads there."""
+    app.mount("/docs/assets", StaticFiles(Path(str(files("fastapi_swagger"))) / "resources"))
+    html = _page()
+    headers = {"content-security-policy": _policy_of(html)}
+
+    @functools.cache
+    def document() -> bytes:
+        return to_json(app.openapi())
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def openapi() -> Response:
+        return Response(document(), media_type="application/json")
+
+    @app.get("/", include_in_schema=False)
+    async def index() -> RedirectResponse:
+        return RedirectResponse("docs")
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return HTMLResponse(html, headers=headers)
+
+
+def _page() -> str:
+    page = get_swagger_ui_html(
+        openapi_url="openapi.json",
+        title="ext-classify",
+        swagger_js_url="docs/assets/swagger-ui-bundle.js",
+        swagger_css_url="docs/assets/swagger-ui.css",
+        swagger_favicon_url="docs/assets/favicon-32x32.png",
+    )
+    return bytes(page.body).decode()
+
+
+def _policy_of(html: str) -> str:
+    """Its own scripts run and no others (Content Security Policy Level 3); nothing comes from elsewhere."""
+    hashes = " ".join(
+        f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+        for script in _INLINE_SCRIPT.findall(html)
+    )
+    return (
+        f"default-src 'none'; script-src 'self' {hashes}; style-src 'self' 'unsafe-inline'; "
+        "img-src 'self' data:; font-src 'self'; connect-src 'self'; base-uri 'none'; "
+        "form-action 'none'; frame-ancestors 'none'"
+    )

@@ -20,15 +20,18 @@ from app.client.conversation import (
     PATIENCE_SECONDS,
     TIMEOUT_SECONDS,
     Conversation,
+    Image,
     NoReply,
     Reply,
     Request,
+    Rows,
     Service,
     ask_batch,
     ask_model_version,
+    in_batches,
     is_loopback,
+    rows_of,
 )
-from app.client.rows import Image, Rows, in_batches, rows_of
 from app.outcome import Outcome
 
 _Result = TypeVar("_Result")

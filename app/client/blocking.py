@@ -1,5 +1,7 @@
 """The blocking client, for threads."""
 
+import http.client
+import ssl
 import threading
 import time
 import urllib.error
@@ -7,9 +9,11 @@ import urllib.request
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from http.client import HTTPException
 from itertools import islice
-from typing import Self, TypeVar
+from socket import EAI_NONAME, gaierror
+from typing import Any, Self, TypeVar
 
 from app.client.conversation import (
     BATCH_ROWS,
@@ -19,16 +23,64 @@ from app.client.conversation import (
     TIMEOUT_SECONDS,
     ClientError,
     Conversation,
+    Image,
     NoReply,
     Reply,
     Request,
+    Rows,
     Service,
     ask_batch,
     ask_model_version,
+    in_batches,
+    is_loopback,
+    rows_of,
 )
-from app.client.opening import is_final, opener_for
-from app.client.rows import Image, Rows, in_batches, rows_of
 from app.outcome import Outcome
+
+
+def opener_for(url: str) -> urllib.request.OpenerDirector:
+    """An opener that uses the environment's proxy, except for this machine, and follows no redirects.
+
+    A redirect must not forward the API key to another host: the caller gets the redirect as the response.
+    """
+    proxies = urllib.request.ProxyHandler({} if is_loopback(url) else None)
+    return urllib.request.build_opener(proxies, _NoRedirects, _Handler, _SecureHandler)
+
+
+def is_final(error: Exception) -> bool:
+    """Whether a retry would fail the same way."""
+    reason = getattr(error, "reason", error)
+    if isinstance(reason, gaierror):
+        return reason.errno == EAI_NONAME
+    return isinstance(reason, ssl.SSLCertVerificationError | http.client.InvalidURL | ValueError)
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_: Any) -> None:
+        """Return None, so that urllib raises the redirect as an HTTPError."""
+
+
+class _EarlyResponseConnection(http.client.HTTPConnection):
+    """Reads the response even if the server rejects the body and closes before it has read all of it."""
+
+    def send(self, data: Any) -> None:
+        with suppress(BrokenPipeError, ConnectionResetError):
+            super().send(data)
+
+
+class _EarlyResponseHTTPSConnection(_EarlyResponseConnection, http.client.HTTPSConnection):
+    pass
+
+
+class _Handler(urllib.request.HTTPHandler):
+    def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_EarlyResponseConnection, request)
+
+
+class _SecureHandler(urllib.request.HTTPSHandler):
+    def https_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_EarlyResponseHTTPSConnection, request)
+
 
 # How often a pause checks whether the caller has stopped iterating.
 _CHECK_SECONDS = 0.1

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from yarl import URL
 
 from app.errors import UrlNotAllowed
-from app.images.source import MAX_REFERENCE_CHARACTERS
-from app.images.stage_file import percent_decode
+from app.images.source import MAX_REFERENCE_CHARACTERS, percent_decode
 
 HTTPS_PORT = 443
 _MAX_PORT = 65535

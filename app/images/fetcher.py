@@ -6,7 +6,6 @@ from typing import Protocol
 from app.images.allowlist import Allowlist
 from app.images.source import Url
 from app.settings import Settings
-from app.snowflake.credentials import is_configured
 
 
 class Fetcher(Protocol):
@@ -17,7 +16,7 @@ class Fetcher(Protocol):
 
 def open_fetcher(settings: Settings) -> AbstractAsyncContextManager[Fetcher]:
     """The HTTP client, or NoFetcher if no URL is allowed: importing the client is a fifth of startup time."""
-    if not settings.allowed_url_hosts and not is_configured(settings):
+    if not settings.allowed_url_hosts and not settings.reads_stages:
         return nullcontext(NoFetcher(settings))
     from app.images.http import ImageFetcher  # noqa: PLC0415 - a fifth of the time to ready
 

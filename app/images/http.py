@@ -14,10 +14,10 @@ from aiohttp.client_proto import ResponseHandler
 
 from app.errors import FetchFailed, FetchTimeout
 from app.images.allowlist import Allowlist
-from app.images.refusals import MAX_REFUSAL_BYTES, explain_refusal, refuse_encrypted
 from app.images.resolver import SystemResolver
 from app.images.response_handler import BoundedResponseHandler
 from app.images.source import Url
+from app.images.storage_errors import MAX_REFUSAL_BYTES, explain_refusal, refuse_encrypted
 from app.settings import Settings
 from model.errors import ImageTooLarge, InputError
 

@@ -5,20 +5,14 @@ import os
 from pathlib import Path
 from typing import Any
 
+from app import spcs
 from app.settings import Settings
-from app.snowflake import spcs
-from app.snowflake.spcs import is_inside_spcs
 
 _RENAMED_IN_5 = {
     "private_key_file_pwd": "private_key_password",
     "network_timeout": "query_timeout",
     "socket_timeout": "request_timeout",
 }
-
-
-def is_configured(settings: Settings) -> bool:
-    """Whether the service has a Snowflake account to read stages from."""
-    return settings.snowflake_account is not None or is_inside_spcs()
 
 
 def account_and_host(settings: Settings) -> tuple[str, str | None]:

@@ -8,19 +8,22 @@ import asyncio
 import contextlib
 import importlib
 import logging
+import re
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from app.errors import SnowflakeUnavailable
-from app.log import logger
+from app.errors import FileMissing, SnowflakeRefused, SnowflakeUnavailable
+from app.names import quote_identifier, quote_string
 from app.settings import Settings
-from app.snowflake.credentials import connect_arguments, is_configured
-from app.snowflake.download import download_file
-from app.snowflake.failures import is_session_over, login_failure, no_answer, statement_failure
-from model.errors import InputError
+from app.snowflake.credentials import connect_arguments
+from app.snowflake.errors import is_session_over, login_failure, no_answer, statement_failure
+from app.telemetry.log import logger
+from model.errors import ImageTooLarge, InputError
 
 # Pause after a failed login: Snowflake locks users after too many failures.
 LOGIN_PAUSE_SECONDS = 15.0
@@ -50,7 +53,7 @@ class SnowflakeSession:
         self._failed_login: tuple[float, InputError] | None = None
 
     async def query(self, statement: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
-        """All rows of one statement, in one round trip. Raises the InputErrors of app.snowflake.failures."""
+        """All rows of one statement, in one round trip. Raises the InputErrors of app.snowflake.errors."""
         return await self._with_connection(lambda connection: _fetch_all(connection, statement, parameters))
 
     async def download(self, stage: tuple[str, ...], path: str, max_bytes: int) -> bytes:
@@ -61,7 +64,7 @@ class SnowflakeSession:
 
     async def __aenter__(self) -> Self:
         """Start to log in if there is an account; neither batches nor readiness wait for it."""
-        if is_configured(self._settings):
+        if self._settings.reads_stages:
             self._warming = asyncio.ensure_future(self._warm())
         return self
 
@@ -183,3 +186,57 @@ def _fetch_all(connection: Any, statement: str, parameters: Sequence[object]) ->
     with connection.cursor() as cursor:
         rows: list[tuple[Any, ...]] = cursor.execute(statement, tuple(parameters) or None).fetchall()
         return rows
+
+
+# AES in CBC mode pads each file by 1 to 16 bytes.
+_BLOCK_BYTES = 16
+
+
+def download_file(connection: Any, stage: tuple[str, ...], path: str, max_bytes: int) -> bytes:
+    """The decrypted content. Raises FileMissing, ImageTooLarge, or the connector's errors.
+
+    GET treats its path as a prefix, so the matching files are listed first.
+    """
+    location = quote_string(f"@{quote_identifier(*stage)}/{path}")
+    name = path.rpartition("/")[2]
+    with connection.cursor() as cursor, tempfile.TemporaryDirectory(prefix="ext-classify-") as folder:
+        listed = cursor.execute(f"LIST {location}").fetchall()
+        _refuse_bytes(_listed_bytes(listed, path) - _BLOCK_BYTES, max_bytes)
+        pattern = f" PATTERN = {quote_string(f'.*{re.escape(name)}')}" if len(listed) > 1 else ""
+        cursor.execute(f"GET {location} {quote_string(f'file://{folder}/')}{pattern}")
+        content = _read(Path(folder) / name)
+        _refuse_bytes(len(content), max_bytes)
+        return content
+
+
+def _read(path: Path) -> bytes:
+    """The connector lengthens file names while it decrypts, and fails silently if they get too long."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise SnowflakeRefused(
+            "A staged file that is not fetched by a presigned URL must have a name of at most 200 bytes. "
+            f"Received: {len(path.name.encode())} bytes."
+        ) from None
+
+
+def _listed_bytes(listed: list[tuple[Any, ...]], path: str) -> int:
+    """The size of the file at exactly `path`. Names in LIST begin with the stage's name or URL."""
+    behind = f"/{path}"
+    sizes = [int(size) for name, size, *_ in listed if name.partition(behind)[1:] == (behind, "")]
+    if len(sizes) != 1:
+        raise FileMissing(
+            "A staged file must exist. Received: none at this path; check the path, and run "
+            "ALTER STAGE … REFRESH if a directory table still lists it."
+        )
+    if sum(name.rpartition("/")[2] == path.rpartition("/")[2] for name, *_ in listed) > 1:
+        raise SnowflakeRefused(
+            "A staged file must not share its path with a folder that contains a file of the same name: GET "
+            "would confuse them."
+        )
+    return sizes[0]
+
+
+def _refuse_bytes(image_bytes: int, max_bytes: int) -> None:
+    if image_bytes > max_bytes:
+        raise ImageTooLarge(f"An image must have at most {max_bytes} bytes. Received: more than that.")

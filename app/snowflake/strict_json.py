@@ -7,11 +7,12 @@ event loop serves other requests between two steps, for any content.
 import asyncio
 import re
 from collections.abc import Generator
-from dataclasses import dataclass
 from io import BytesIO
 from typing import Any, TypeAlias, TypeVar
 
 from pydantic_core import from_json
+
+from app.images.source import LongText
 
 T = TypeVar("T")
 # A computation that yields after each step, so that other requests can run, and returns a T.
@@ -42,15 +43,6 @@ _CUT_OFF = re.compile(
     rb"(?:\\u[dD][89abAB][0-9a-fA-F]{2})?\\[^\\]{0,11}\Z|[\xc0-\xff][\x80-\xbf]{0,2}\Z", re.DOTALL
 )
 _CUT_OFF_BYTES = 18
-
-
-@dataclass(frozen=True, slots=True)
-class LongText:
-    """A string too long to be decoded in one step, in UTF-8."""
-
-    text: bytes
-    """Only its beginning if the string is longer than the reader keeps."""
-    characters: int
 
 
 async def has_more_values(text: bytes, most: int) -> bool:

@@ -7,28 +7,22 @@ would otherwise wait for a whole batch of thousands of rows.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import TypeVar
 
 from pydantic_core import to_json
 
 from app.errors import AnswerTooLarge, InvalidBatch, InvalidOptions, MalformedBody, PayloadTooLarge
+from app.event_loop import join_pieces
 from app.images.source import max_text_characters, parse_source
 from app.outcome import Outcome
-from app.pieces import join_pieces
 from app.row import Row
 from app.snowflake.strict_json import STEP_BYTES, JsonReader, Steps, has_more_values, parse_json
 from model.image_limits import ImageLimits
 
-QUERY_ID_HEADER = "sf-external-function-current-query-id"
-BATCH_ID_HEADER = "sf-external-function-query-batch-id"
-
 # Documentation, "Introduction to external functions": a larger response fails the query with a less specific
 # error.
 MAX_ANSWER_BYTES = 10 * 1024 * 1024
-
-# Snowflake's ids are shorter. Any client can send ids, and the service logs them.
-MAX_ID_CHARACTERS = 512
 
 KNOWN_OPTIONS = ("evidence",)
 
@@ -70,12 +64,6 @@ async def parse_batch(
     except ValueError as error:
         raise MalformedBody(f"A JSON body must be valid JSON (RFC 8259): {error}.") from None
     return batch.rows()
-
-
-def ids_of(headers: Mapping[str, str]) -> tuple[str | None, str | None]:
-    """The query id and the batch id, truncated for the log."""
-    query_id, batch_id = (headers.get(name) for name in (QUERY_ID_HEADER, BATCH_ID_HEADER))
-    return query_id and query_id[:MAX_ID_CHARACTERS], batch_id and batch_id[:MAX_ID_CHARACTERS]
 
 
 def parse_rows(

@@ -14,4 +14,4 @@ find . -type f \( -name '*.pyi' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.c'
 # What debuggers read, half of such a library; those in *.libs were moved about once and stand no second time.
 find . -name '*.so' ! -path '*.libs/*' -exec strip --strip-debug {} +
 # Ours: what only training reads, and the published recipe's network, which a volume can bring.
-rm -r model/pretrained model/saved/metal_defects_final.*
+rm -r model/networks/pretrained model/saved/metal_defects_final.*

@@ -1,6 +1,6 @@
 -- Creates the function as a Python function in the warehouse: no service, no gateway. It reads scoped URLs.
 -- Run by a role with CREATE STAGE and CREATE FUNCTION on the schema, from a client that can upload (not
--- Snowsight). `files` is the folder that `python -m app.snowflake.udf_bundle FOLDER` wrote, with forward
+-- Snowsight). `files` is the folder that `python -m app.provisioning.udf_bundle FOLDER` wrote, with forward
 -- slashes; `network` is the name of the network in it, without .h5.
 
 USE SCHEMA <% database %>.<% schema %>;

@@ -4,10 +4,10 @@ from contextlib import ExitStack
 import pytest
 
 from app.admission import MAX_WAIT_SECONDS_OF_FEW, Admission
-from app.capacity import Capacity
-from app.classifiers.frames import WaitingRow
 from app.errors import Overloaded
-from app.row_queue import FEW_ROWS, RowQueue
+from app.workers.capacity import Capacity
+from app.workers.protocol import WaitingRow
+from app.workers.queue import FEW_ROWS, RowQueue
 
 
 def queue_of_a_thousand_rows_a_second() -> RowQueue:
@@ -76,7 +76,7 @@ def test_small_request_is_refused_while_another_waits_longer_than_any_may(
 ) -> None:
     """Whatever the estimate says: the rows before it may cost more than any that were measured."""
     now = 100.0
-    monkeypatch.setattr("app.overdue.monotonic", lambda: now)
+    monkeypatch.setattr("app.workers.turns.monotonic", lambda: now)
 
     async def check() -> None:
         nonlocal now
@@ -101,7 +101,7 @@ def test_youngest_of_those_who_wait_too_long_are_refused(
     rows: int, wait_seconds: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 100.0
-    monkeypatch.setattr("app.overdue.monotonic", lambda: now)
+    monkeypatch.setattr("app.workers.turns.monotonic", lambda: now)
 
     async def check() -> list[BaseException | None]:
         nonlocal now

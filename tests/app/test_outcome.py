@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from app.image_classifier import outcome_of_probabilities
 from app.outcome import ModelIdentity
+from app.workers.classify import outcome_of_probabilities
 
 MODEL = ModelIdentity(name="m", version="v")
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
+from app.admission import GRACE_SECONDS, MIN_EVICTABLE_BYTES, PendingBody, PendingBytes
 from app.errors import Overloaded
-from app.pending import GRACE_SECONDS, MIN_EVICTABLE_BYTES, PendingBody, PendingBytes
 
 MAX_BYTES = 1_000_000
 RESERVE_BYTES = 50_000
@@ -245,7 +245,7 @@ def test_body_is_refused_by_its_length_only_where_slow_bodies_leave_no_room(room
 
 
 def test_length_is_held_against_so_many_slow_bodies_only(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.pending.MAX_SLOW_COUNTED", 50)
+    monkeypatch.setattr("app.admission.MAX_SLOW_COUNTED", 50)
     room.complete(MAX_BYTES - 51 * MIN_EVICTABLE_BYTES)
     for _ in range(50):
         room.arriving(MIN_EVICTABLE_BYTES)

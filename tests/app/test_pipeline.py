@@ -9,33 +9,29 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from app.capacity import Capacity
-from app.classifiers.frames import ServedModel
+from app.admission import PendingBytes
 from app.errors import InvalidSource, Overloaded
-from app.image_classifier import ImageClassifier
 from app.images.http import ImageFetcher
-from app.images.source import Base64Text, HexText, Url
-from app.images.stage import MAX_STAGES_IN_BATCH, StageReader
-from app.images.stage_file import StageFile
-from app.outcome import EvidenceDetail, ModelIdentity, Outcome, blank_outcome
-from app.pending import PendingBytes
-from app.pipeline import PIECE_ROWS, ClassifiedRows, Pipeline, max_fetched_rows
+from app.images.source import Base64Text, HexText, StageFile, Url
+from app.outcome import ClassifiedRows, EvidenceDetail, ModelIdentity, Outcome, Step, Steps, blank_outcome
+from app.pipeline import PIECE_ROWS, Pipeline, max_fetched_rows
 from app.row import Row
-from app.row_queue import RowQueue
 from app.settings import Settings
 from app.snowflake.session import SnowflakeSession
-from app.steps import Step, Steps
+from app.snowflake.stage import MAX_STAGES_IN_BATCH, StageReader
+from app.workers.capacity import Capacity
+from app.workers.classify import ImageClassifier
+from app.workers.protocol import ServedModel
+from app.workers.queue import RowQueue
 from model import image as image_module
 from model.artifact import load_artifact
-from model.classifier import Answers
 from model.defaults import DEFAULT_MODEL_PATH
+from model.engines import Answers, LiteRtClassifier, open_classifier
 from model.image_limits import ImageLimits
-from model.litert_engine import LiteRtClassifier
-from model.runtime import open_classifier
-from tests.app.classifiers.in_thread import Served, classifying, served
 from tests.app.forms import text_of
 from tests.app.images.https_server import FixedResolver, HttpsServer, answer
 from tests.app.turns import turns_during
+from tests.app.workers.in_thread import Served, classifying, served
 from tests.model.pictures import encode_array
 
 SETTINGS = Settings()

@@ -1,5 +1,12 @@
-from app.outcome import ModelIdentity, Outcome, blank_outcome, outcome_of_error
-from app.summary import ImageStatistics, Summary, summarise
+from app.outcome import (
+    ImageStatistics,
+    ModelIdentity,
+    Outcome,
+    Summary,
+    blank_outcome,
+    outcome_of_error,
+    summarise,
+)
 from model.errors import CorruptImage
 
 MODEL = ModelIdentity(name="m", version="v")

@@ -16,12 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.artifact import Artifact, load_artifact
-from model.classifier import Classifier
 from model.cores import usable_cores
 from model.defaults import user_cache_dir
+from model.engines import Classifier, open_classifier
 from model.image import ImageSpec, decode
 from model.image_limits import ImageLimits
-from model.runtime import open_classifier
 from tests.benchmarks.window import quantile
 
 Work = Literal[

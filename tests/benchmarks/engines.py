@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from model.artifact import Artifact, load_artifact
 from model.cores import usable_cores
 from model.defaults import DEFAULT_MODEL_PATH, user_cache_dir
-from model.draw_samples import SEEDS, draw
-from model.networks import load_network
-from model.runtime import open_classifier
+from model.engines import open_classifier
+from model.networks.registry import load_network
 from tests.benchmarks.tables import write_table
+from tests.draw_samples import SEEDS, draw
 
 Images = NDArray[np.uint8]
 BASELINE = "model.predict, 1 row a call"

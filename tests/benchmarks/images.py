@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from model.draw_samples import SEEDS, draw
 from model.image import encode_png
+from tests.draw_samples import SEEDS, draw
 
 # Images that no network was trained on.
 SPLITS = ("test", "valid")

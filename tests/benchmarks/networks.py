@@ -21,15 +21,14 @@ from model.artifact import load_artifact
 from model.compile import compile_network
 from model.cores import usable_cores
 from model.defaults import DEFAULT_MODEL_PATH
-from model.draw_samples import SEEDS, draw
-from model.litert_engine import LiteRtClassifier
-from model.network_cost import count_macs
-from model.networks import load_network, named_outputs
-from model.patches_first import patches_first
-from model.pool_first import pool_first
+from model.engines import LiteRtClassifier
+from model.graph_rewrites import patches_first, pool_first
+from model.networks.registry import load_network, named_outputs
+from model.training.network_cost import count_macs
 from tests.benchmarks.engines import Images, images_per_second
 from tests.benchmarks.served import Mislabelled
 from tests.benchmarks.tables import write_table
+from tests.draw_samples import SEEDS, draw
 
 ROWS = (1, 8, 64)
 NETWORKS = ("metal_defects_final", "steel_defects")

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from model.plots import INK
-from model.plots import STYLE as PAGE_STYLE
+from model.evaluation.plots import INK
+from model.evaluation.plots import STYLE as PAGE_STYLE
 from tests.benchmarks.cells import OURS, PUBLISHED, closed_cells, open_loop
 from tests.benchmarks.measurements import Measurements, median, read_csv
 from tests.benchmarks.serving_tables import compared_cells, cpu_ms, faster_engine

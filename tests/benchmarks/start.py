@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from app.client import Client, is_ready
-from app.image_files import find_images
+from app.images.files import find_images
 from tests.benchmarks.contenders import NETWORKS, ext_classify
 from tests.benchmarks.footprint import memory, server_processes
 from tests.benchmarks.served import require_label

@@ -23,11 +23,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from model import train_recipe
-from model.dataset import LabelledImages, find_class_names, load_split
-from model.fit import Knobs, Training
 from model.image import ImageSpec
-from model.networks import build_network
+from model.networks.registry import build_network
+from model.training import recipe as train_recipe
+from model.training.dataset import LabelledImages, find_class_names, load_split
+from model.training.fit import Knobs, Training
 from tests.benchmarks.networks import drawn_images
 from tests.benchmarks.tables import write_table
 

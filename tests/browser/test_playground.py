@@ -12,7 +12,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from app.api_keys import line_of, make_key
+from app.api.auth import line_of, make_key
 from app.client import is_ready
 from tests.app.forms import text_of
 from tests.conftest import SAMPLES

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from app.client import is_ready
-from app.snowflake.wire import BATCH_ID_HEADER
+from app.names import BATCH_ID_HEADER
 from model.defaults import DEFAULT_MODEL_PATH
 from tests.benchmarks.connection import Connection, ConnectionLost
 from tests.conftest import SAMPLES
@@ -85,10 +85,10 @@ def test_images_that_take_all_memory_cost_no_row_beside_them() -> None:
 
 
 def test_health_check_tells_a_service_that_is_ready_from_one_that_is_not(container: Container) -> None:
-    assert container.run("python3", "-m", "app.probe") == ""
+    assert container.run("python3", "-m", "app.server.probe") == ""
     at_another_port = f"EXT_CLASSIFY_PORT={container.port + 1}"
     probed = run_engine(
-        "exec", "--env", at_another_port, container.name, "python3", "-m", "app.probe", check=False
+        "exec", "--env", at_another_port, container.name, "python3", "-m", "app.server.probe", check=False
     )
     assert probed.returncode == 1
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from app.api_keys import line_of, make_key
+from app.api.auth import line_of, make_key
 from tests.conftest import SAMPLES
 from tests.infra.manifests import DEPLOYMENT, PROBES, container_of, documents
 

@@ -13,8 +13,8 @@ from typing import Any
 import httpx2 as httpx
 import snowflake.connector
 
-from app.snowflake.identifier import quote_string
-from app.snowflake.local.server import LocalServer
+from app.emulator.server import LocalServer
+from app.names import quote_string
 from tests.conftest import SAMPLES
 from tests.running import running_service
 

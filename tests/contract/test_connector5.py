@@ -8,9 +8,9 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 
-from app.own_service import own_service
-from app.snowflake.console import Console, connect
-from app.snowflake.local.server import LocalServer
+from app.cli.service_process import own_service
+from app.emulator.server import LocalServer
+from app.provisioning.console import Console, connect
 from tests.conftest import SAMPLES
 
 ROOT = Path(__file__).parent.parent.parent

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from app.snowflake.ddl import load
-from app.snowflake.local.server import LocalServer
-from tests.app.snowflake.local.sql import Sql
+from app.emulator.server import LocalServer
+from app.provisioning.ddl import load
+from tests.app.emulator.sql import Sql
 
 NAMES = {"database": "LOCAL", "schema": "PUBLIC", "warehouse": "small"}
 IMAGES_A_DAY = 120

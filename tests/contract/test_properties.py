@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
+from app.names import BATCH_ID_HEADER
 from app.outcome import Outcome
-from app.snowflake.wire import BATCH_ID_HEADER
 from tests.app.forms import text_of
 from tests.conftest import SAMPLES
 

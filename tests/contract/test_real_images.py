@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 from model.artifact import load_artifact
-from model.dataset import load_split
 from model.defaults import DEFAULT_MODEL_PATH, user_cache_dir
-from model.evaluate import compare, predict_all
-from model.metrics import measure
-from model.runtime import open_classifier
+from model.engines import open_classifier
+from model.evaluation.evaluate import compare, predict_all
+from model.training.dataset import load_split
+from model.training.metrics import measure
 from tests.app.forms import text_of
 from tests.running import running_service
 

@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from model.draw_samples import SEEDS, draw
 from tests.app.forms import post_source, text_of
 from tests.conftest import SAMPLES
+from tests.draw_samples import SEEDS, draw
 
 
 def test_each_class_has_one_sample(client: TestClient) -> None:

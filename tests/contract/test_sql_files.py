@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from app.own_service import own_service
-from app.snowflake.console import Console, connect
-from app.snowflake.ddl import load
-from app.snowflake.local.server import LocalServer
-from app.snowflake.upload import find_files, upload
+from app.cli.service_process import own_service
+from app.emulator.server import LocalServer
+from app.provisioning.console import Console, connect
+from app.provisioning.ddl import load
+from app.provisioning.upload import find_files, upload
 from tests.conftest import SAMPLES
 
 NAMES = {

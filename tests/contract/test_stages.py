@@ -13,10 +13,10 @@ import httpx2 as httpx
 import pytest
 import snowflake.connector
 
-from app.snowflake.identifier import quote_identifier, quote_string
-from app.snowflake.local.catalog import Name
-from app.snowflake.local.server import LocalServer
-from app.snowflake.local.urls import ACCOUNT_HOST
+from app.emulator.catalog import Name
+from app.emulator.server import LocalServer
+from app.emulator.urls import ACCOUNT_HOST
+from app.names import quote_identifier, quote_string
 from tests.app.forms import text_of
 from tests.conftest import SAMPLES
 from tests.contract.source_table import CELLS, ENVIRONMENT, answer_of, classify, make_sources

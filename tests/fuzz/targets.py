@@ -8,15 +8,14 @@ from typing import Any, TypeVar
 import numpy as np
 
 from app.admission import Admission
-from app.api.body import inflate
-from app.api.multipart import parse_files
-from app.capacity import Capacity
+from app.api.body import inflate, parse_files
 from app.errors import ServiceError
 from app.outcome import Outcome, blank_outcome
 from app.row import Row
-from app.row_queue import RowQueue
 from app.snowflake import strict_json, wire
 from app.snowflake.strict_json import parse_json
+from app.workers.capacity import Capacity
+from app.workers.queue import RowQueue
 from model.errors import InputError
 from model.image import ImageSpec, decode_sized
 from model.image_limits import ImageLimits

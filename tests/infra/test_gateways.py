@@ -18,10 +18,9 @@ from cfnlint.decode import decode
 from openapi_spec_validator import OpenAPIV2SpecValidator
 from pycep import BicepParser
 
-from app.api.auth import API_KEY_HEADER
-from app.api_keys import ApiKeys
-from app.cli import main
-from app.serving import _ANSWERING_SECONDS
+from app.api.auth import API_KEY_HEADER, ApiKeys
+from app.cli.main import main
+from app.server.run import _ANSWERING_SECONDS
 from app.settings import Settings
 from tests.test_house import ROOT
 

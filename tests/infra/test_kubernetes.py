@@ -10,9 +10,10 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from app import batches, serving
-from app.classifiers import host
+from app.batches import batches
+from app.server import run as serving
 from app.settings import Settings
+from app.workers import host
 from tests.infra.manifests import (
     DEPLOYMENT,
     FOLDER,

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from app.names import BATCH_ID_HEADER
 from app.settings import Settings
-from app.snowflake.wire import BATCH_ID_HEADER
 from tests.running import Exchanged, exchange, free_port, wait_until
 from tests.test_house import ROOT
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from prometheus_client import REGISTRY
 
-from app import metrics  # noqa: F401 - registers what is counted
+from app.telemetry import metrics  # noqa: F401 - registers what is counted
 from tests.test_house import ROOT
 
 FOLDER = ROOT / "infra" / "observability"

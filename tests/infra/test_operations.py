@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from app.cli import parse_arguments
+from app.cli.main import parse_arguments
 from app.errors import ServiceError
 from app.server.request_errors import BadRequest
 from app.settings import Settings

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from sqlfluff.core import FluffConfig, Linter
 
-from app.cli import parse_arguments
+from app.cli.main import parse_arguments
 from app.settings import Settings
 
 FOLDER = Path(__file__).parents[2] / "infra" / "spcs"

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from sqlfluff.core import FluffConfig, Linter
 
-from app.snowflake.ddl import FOLDER, VARIABLES, file_names, load, variables_of
-from tests.app.snowflake.test_ddl import PLAIN
+from app.provisioning.ddl import FOLDER, VARIABLES, file_names, load, variables_of
+from tests.app.provisioning.test_ddl import PLAIN
 
 ROOT = Path(__file__).parent.parent.parent
 README = (FOLDER / "README.md").read_text(encoding="utf-8")

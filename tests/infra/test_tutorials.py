@@ -12,8 +12,8 @@ import pytest
 from cfnlint.decode import decode
 from sqlfluff.core import FluffConfig, Linter
 
-from app.cli import parse_arguments
-from app.plan.prices import PROVIDERS
+from app.cli.main import parse_arguments
+from app.cli.plan.prices import PROVIDERS
 from tests.infra.tutorials import FOLDER, ROOT, PageIsWrong, blocks_of, copy_clone, follow
 
 PAGES = sorted(path.stem for path in FOLDER.glob("*.md"))

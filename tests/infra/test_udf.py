@@ -15,15 +15,15 @@ from typing import Any
 
 import pytest
 
-from app.image_classifier import ImageClassifier
-from app.snowflake.ddl import load
-from app.snowflake.udf_bundle import HANDLER, write_bundle
+from app.provisioning.ddl import load
+from app.provisioning.udf_bundle import HANDLER, write_bundle
+from app.workers.classify import ImageClassifier
 from model.artifact import load_artifact
 from model.defaults import DEFAULT_MODEL_PATH
+from model.engines import open_classifier
 from model.errors import ArtifactError
 from model.image_limits import ImageLimits
-from model.runtime import open_classifier
-from tests.app.snowflake.test_ddl import PLAIN
+from tests.app.provisioning.test_ddl import PLAIN
 from tests.conftest import SAMPLES
 
 ROOT = Path(__file__).parent.parent.parent
@@ -166,7 +166,7 @@ def test_the_network_is_loaded_once_for_many_batches(imports: Path) -> None:
 
 def test_all_of_app_and_model_comes_from_the_zip(imports: Path) -> None:
     modules = run(imports, [[[None]]])["modules"]
-    assert "app.image_classifier" in modules
+    assert "app.workers.classify" in modules
     assert all(path.startswith(f"{imports}/ext_classify.zip/") for path in modules.values())
 
 

@@ -15,7 +15,7 @@ from keras import layers
 from model.artifact import Artifact, load_artifact
 from model.compile import compile_artifact
 from model.image import ImageSpec
-from model.save import save
+from model.training.save import save
 
 CLASS_NAMES = ("crack", "dent", "scratch")
 SPEC = ImageSpec(height=16, width=20, channels=3)

@@ -18,9 +18,9 @@ from model.artifact import Artifact, load_artifact, save_card, sha256_of
 from model.compile import compile_artifact
 from model.compiled import CompiledPaths, beside, cached, load_compiled, read_twin, write_twin
 from model.defaults import user_cache_dir
+from model.engines import LiteRtClassifier
 from model.errors import ArtifactError
-from model.litert_engine import LiteRtClassifier
-from model.networks import save_network
+from model.networks.registry import save_network
 from model.tensorflow_engine import open_tensorflow
 from tests.model.conftest import random_images, tiny_network
 

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from model.deep_pixels import scale_integers, scale_to_fit
 from model.errors import CorruptImage, InputError, UnsupportedFormat
-from model.image import ImageSpec, decode
+from model.image import ImageSpec, decode, scale_integers, scale_to_fit
 from model.image_limits import ImageLimits
 from tests.model.pictures import tiff
 

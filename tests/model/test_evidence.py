@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.dataset import LabelledImages
 from model.errors import DatasetError
+from model.evaluation.localisation import judge, overlap, read_boxes
 from model.evidence import HEATMAP_SIDE_PIXELS, against_the_others, find_evidence, heat_of
-from model.localisation import judge, overlap, read_boxes
+from model.training.dataset import LabelledImages
 
 SIDE, GRID = 100, 10
 

@@ -6,10 +6,8 @@ import pytest
 from keras import layers
 
 from model.defaults import DEFAULT_MODEL_PATH
-from model.heavy_head import HEAVY_BYTES, split_heavy_head
-from model.networks import load_network
-from model.patches_first import patches_first
-from model.pool_first import pool_first
+from model.graph_rewrites import HEAVY_BYTES, patches_first, pool_first, split_heavy_head
+from model.networks.registry import load_network
 
 Tensor = keras.KerasTensor
 RECIPE = DEFAULT_MODEL_PATH.with_name("metal_defects_final.h5")

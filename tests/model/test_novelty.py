@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from model.calibrate import FALSE_ABSTENTION, expected_accuracy, fit_novelty, fit_temperature
 from model.novelty import OUT_OF_DISTRIBUTION, Novelty, distances_between, reasons_to_abstain
+from model.training.calibration import FALSE_ABSTENTION, expected_accuracy, fit_novelty, fit_temperature
 
 CLASSES, SIZE = 3, 8
 

@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from app.cli import main
+from app.cli.main import main
 from app.main import create_app
 from app.settings import Settings
-from model import fit as fitting
 from model.artifact import Artifact, load_artifact
-from model.dataset import LabelledImages
 from model.errors import DatasetError, TrainingError
-from model.fit import Knobs, fit
 from model.image import ImageSpec, encode_png
-from model.network_cost import count_macs
-from model.networks import load_network
-from model.train import resized, train
+from model.networks.registry import load_network
+from model.train import train
+from model.training import fit as fitting
+from model.training.dataset import LabelledImages
+from model.training.fit import Knobs, fit, resized
+from model.training.network_cost import count_macs
 
 SPEC = ImageSpec(height=48, width=48, channels=1)
 KNOBS = Knobs(image=SPEC, epochs=3, batch_size=8)

@@ -18,7 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
-from tests.app.classifiers.costly_jpeg import costly_jpeg
+from tests.app.workers.costly_jpeg import costly_jpeg
 from tests.benchmarks.hostile_bodies import HOSTILE_BODIES, gzipped, one_row
 from tests.running import logging_service, wait_until
 

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from app.snowflake.wire import BATCH_ID_HEADER
+from app.names import BATCH_ID_HEADER
 from tests.benchmarks.connection import Answer, Connection, ConnectionLost
 from tests.benchmarks.request_bodies import Request
 

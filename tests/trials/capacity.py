@@ -6,8 +6,8 @@ From the rate that `make bench` measured last, by the arithmetic of `ext-classif
 from collections.abc import Iterator
 from pathlib import Path
 
-from app.plan.figures import Measured, Request
-from app.plan.plan import find_cheapest
+from app.cli.plan.figures import Measured, Request
+from app.cli.plan.plan import find_cheapest
 from tests.benchmarks.cells import OURS
 from tests.benchmarks.measurements import Measurements, median, read_csv
 from tests.benchmarks.serving_tables import compared_cells, cpu_ms

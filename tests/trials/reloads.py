@@ -14,7 +14,7 @@ import uvloop
 
 from app.client import is_ready
 from model.defaults import DEFAULT_MODEL_PATH
-from tests.app.classifiers.faults import FAULTS, RECIPE, put
+from tests.app.workers.faults import FAULTS, RECIPE, put
 from tests.benchmarks.connection import Connection
 from tests.benchmarks.images import as_jpeg, load_images
 from tests.running import exchange, logging_service, wait_until

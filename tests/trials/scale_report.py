@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from model.plots import STYLE
+from model.evaluation.plots import STYLE
 from tests.benchmarks.tables import machine
 
 RESULTS = Path(__file__).parent / "results"

@@ -23,16 +23,15 @@ from pydantic_core import from_json
 from snowflake.snowpark.files import SnowflakeFile
 
 from app.errors import FetchFailed, ScopedUrlNotReadable
-from app.image_classifier import ImageClassifier
-from app.images.source import Url
-from app.images.stage_file import StageFile
+from app.images.source import StageFile, Url
 from app.outcome import outcome_of_error
 from app.row import Row
 from app.snowflake.wire import format_rows, parse_rows
+from app.workers.classify import ImageClassifier
 from model.artifact import load_artifact
+from model.engines import open_classifier
 from model.errors import ImageTooLarge, InputError
 from model.image_limits import ImageLimits
-from model.runtime import open_classifier
 
 # A batch may take 180 seconds, and holds its images in memory, 20 MB each at most.
 MAX_BATCH_ROWS = 32

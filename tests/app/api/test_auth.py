@@ -6,12 +6,12 @@ import pytest
 from pydantic import ValidationError
 from starlette.testclient import TestClient
 
-from app.api_keys import line_of, make_key
+from app import spcs
+from app.api.auth import line_of, make_key
 from app.main import create_app
+from app.names import BATCH_ID_HEADER
 from app.settings import Settings
-from app.snowflake import spcs
-from app.snowflake.wire import BATCH_ID_HEADER
-from tests.app.test_tokens import AUDIENCE, ISSUER, Issuer, token_of
+from tests.app.api.test_tokens import AUDIENCE, ISSUER, Issuer, token_of
 
 KEY = make_key()
 GUARDED = [

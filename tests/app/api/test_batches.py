@@ -16,8 +16,8 @@ from starlette.testclient import TestClient
 
 from app.client import is_ready
 from app.main import create_app
+from app.names import BATCH_ID_HEADER, QUERY_ID_HEADER
 from app.settings import Settings
-from app.snowflake.wire import BATCH_ID_HEADER, QUERY_ID_HEADER
 from tests.app.forms import post_rows, text_of
 from tests.running import exchange, logging_service, running_service, wait_until
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from starlette.requests import ClientDisconnect, Request
 
-from app.api.caller import while_caller_waits
+from app.api.classify import while_caller_waits
 from app.client import is_ready
 from tests.app.forms import text_of
 from tests.running import logging_service, wait_until

@@ -13,13 +13,13 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from app.client import is_ready
-from app.deadline import Deadline, within
 from app.errors import DeadlineExceeded
+from app.event_loop import Deadline, within
 from app.main import create_app
+from app.names import BATCH_ID_HEADER
 from app.settings import Settings
-from app.snowflake.wire import BATCH_ID_HEADER
-from tests.app.classifiers.costly_jpeg import costly_jpeg
 from tests.app.forms import text_of
+from tests.app.workers.costly_jpeg import costly_jpeg
 from tests.running import Exchanged, exchange, logging_service, wait_until
 
 JSON = {"Content-Type": "application/json"}
@@ -120,7 +120,7 @@ def test_probe_waits_for_no_store_that_hangs(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_page_that_hangs_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.api.direct._PAGE_SECONDS", 0.05)
+    monkeypatch.setattr("app.api.asgi._PAGE_SECONDS", 0.05)
     app = create_app(Settings())
 
     @app.get("/hangs")

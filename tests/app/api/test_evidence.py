@@ -10,8 +10,8 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from app.main import create_app
+from app.names import BATCH_ID_HEADER
 from app.settings import Settings
-from app.snowflake.wire import BATCH_ID_HEADER
 from model.defaults import DEFAULT_MODEL_PATH
 from model.image import encode_png
 from tests.app.forms import post_rows, post_source, text_of

@@ -12,10 +12,10 @@ from PIL import Image, ImageFilter
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from starlette.testclient import TestClient
 
-from app import metrics
 from app.client import is_ready
+from app.telemetry import metrics
 from tests.app.forms import post_rows, text_of
-from tests.app.test_record import events
+from tests.app.telemetry.test_record import events
 from tests.conftest import SAMPLES
 from tests.model.pictures import encode, encode_array, noise
 from tests.running import exchange, logging_service, wait_until

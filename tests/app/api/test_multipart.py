@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 import pytest
 from python_multipart.multipart import MultipartParser
 
-from app.api import multipart
+from app.api import body as multipart
 from app.errors import InvalidBatch, MalformedBody, PayloadTooLarge, ServiceError
 
 CONTENT_TYPE = "multipart/form-data; boundary=b"

@@ -20,23 +20,22 @@ import pytest
 from starlette.testclient import TestClient
 from starlette.types import Message
 
-from app.admission import Admission
-from app.answer_store import SentBatch
+from app.admission import Admission, PendingBody, PendingBytes
 from app.api import classify
-from app.api.answer import PIECE_BYTES, LargeAnswer, json_answer
+from app.api.answers import PIECE_BYTES, LargeAnswer, json_answer
 from app.api.batch import BatchClassifier
 from app.api.body import arriving_within, inflate
-from app.bulk import BulkTurn
-from app.capacity import Capacity
+from app.batches.store import SentBatch
 from app.errors import AnswerTooLarge, BodyTimeout, MalformedBody, Overloaded, ServiceError
+from app.event_loop import BulkTurn
 from app.images.source import Url
-from app.pending import PendingBody, PendingBytes
-from app.pipeline import ClassifiedRows, Pipeline
+from app.outcome import ClassifiedRows, Steps
+from app.pipeline import Pipeline
 from app.row import ROW_BYTES, Row
-from app.row_queue import RowQueue
 from app.settings import Settings
 from app.snowflake.wire import format_batch
-from app.steps import Steps
+from app.workers.capacity import Capacity
+from app.workers.queue import RowQueue
 from tests.app.forms import text_of
 from tests.app.turns import turns_during
 from tests.running import exchange, running_service, wait_until

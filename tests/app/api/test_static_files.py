@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
-from app.api.static_files import StaticFiles
+from app.api.pages import StaticFiles
 
 
 @pytest.fixture

@@ -12,11 +12,12 @@ from typing import Any, TypeVar
 
 import pytest
 
-from app.client import Client, ClientError, Image, conversation, rows
+from app.client import Client, ClientError, Image, conversation
+from app.client import conversation as rows
 from app.client.asynchronous import AsyncClient
+from app.emulator.server import LocalServer
 from app.outcome import Outcome
-from app.snowflake.local.server import LocalServer
-from tests.app.snowflake.local.remote_service import DROP, Received, RemoteService, Reply, answer
+from tests.app.emulator.remote_service import DROP, Received, RemoteService, Reply, answer
 from tests.conftest import SAMPLES
 from tests.running import free_port, running_service
 

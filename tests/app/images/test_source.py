@@ -19,12 +19,12 @@ from app.images.source import (
     MAX_REFERENCE_CHARACTERS,
     Base64Text,
     HexText,
+    LongText,
+    StageFile,
     Url,
     max_text_characters,
     parse_source,
 )
-from app.images.stage_file import StageFile
-from app.snowflake.strict_json import LongText
 from model.errors import ImageTooLarge, InputError
 from model.image_limits import ImageLimits
 

@@ -7,12 +7,18 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from sqlglot.tokens import TokenType
 
+from app.emulator.catalog import Name, Stage
+from app.emulator.urls import ACCOUNT_HOST, file_url
 from app.errors import InvalidSource, ScopedUrlNotReadable, StageNotAuthorized
-from app.images.stage_file import DOTTED, StageFile, parse_file_url, parse_stage_path, percent_decode
-from app.snowflake.identifier import MAX_CHARACTERS, parse_identifier, quote_identifier, quote_string
-from app.snowflake.local.catalog import Name, Stage
-from app.snowflake.local.urls import ACCOUNT_HOST, file_url
-from app.snowflake.stage_location import OwnersStage, parse_location
+from app.images.source import DOTTED, StageFile, parse_file_url, parse_stage_path, percent_decode
+from app.names import (
+    MAX_CHARACTERS,
+    OwnersStage,
+    parse_identifier,
+    parse_location,
+    quote_identifier,
+    quote_string,
+)
 
 HOST = "https://org-steel.snowflakecomputing.com"
 FILES = f"{HOST}/api/files"

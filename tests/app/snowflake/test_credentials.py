@@ -18,9 +18,9 @@ from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
 from cryptography.hazmat.primitives.hashes import SHA256
 from snowflake.connector.connection import DEFAULT_CONFIGURATION
 
+from app import spcs
 from app.settings import Settings
-from app.snowflake import spcs
-from app.snowflake.credentials import account_and_host, connect_arguments, is_configured
+from app.snowflake.credentials import account_and_host, connect_arguments
 from tests.snowflake_front import Front, front
 
 PASSPHRASE = "correct horse"  # noqa: S105 - of a key that the test generates
@@ -102,8 +102,8 @@ def test_arguments_of_each_login_method(tmp_path: Path, version: int) -> None:
 
 
 def test_service_without_an_account_is_not_configured() -> None:
-    assert not is_configured(Settings())
-    assert is_configured(Settings(**ACCOUNT))
+    assert not Settings().reads_stages
+    assert Settings(**ACCOUNT).reads_stages
 
 
 def test_token_file_is_read_at_each_login(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_token_file_is_read_at_each_login(tmp_path: Path) -> None:
 
 def test_container_logs_in_with_its_mounted_token(in_container: Path) -> None:
     settings = Settings()
-    assert is_configured(settings)
+    assert settings.reads_stages
     assert account_and_host(settings) == ("STEEL", "steel.internal")
     arguments = connect_arguments(settings, 4)
     assert login_part(arguments) == {"authenticator": "OAUTH", "token": "first"}
@@ -142,7 +142,7 @@ def test_account_of_the_settings_takes_precedence_over_the_container_s(in_contai
 
 def test_host_variable_alone_does_not_mean_a_container(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SNOWFLAKE_HOST", "steel.internal")
-    assert not is_configured(Settings())
+    assert not Settings().reads_stages
 
 
 @pytest.mark.parametrize(("seconds", "limit"), [(0.2, 1), (1.5, 2), (20.0, 20)])

@@ -8,8 +8,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from app.errors import PayloadTooLarge
+from app.images.source import LongText
 from app.snowflake import strict_json
-from app.snowflake.strict_json import MAX_DEPTH, JsonReader, LongText, has_more_values, parse_json
+from app.snowflake.strict_json import MAX_DEPTH, JsonReader, has_more_values, parse_json
 from app.snowflake.wire import parse_batch
 from tests.app.snowflake.watched import FILLINGS, FORMS, outcome, read, seen_in_steps, shortened
 

@@ -5,7 +5,8 @@ from contextlib import suppress
 from itertools import pairwise
 from typing import Any, SupportsIndex
 
-from app.snowflake.strict_json import JsonReader, LongText, Steps
+from app.images.source import LongText
+from app.snowflake.strict_json import JsonReader, Steps
 
 
 class WatchedBytes(bytes):

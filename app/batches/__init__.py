@@ -1,0 +1,1 @@
+"""Batches with an id: retries join the running batch, long batches are answered later."""

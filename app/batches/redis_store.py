@@ -1,0 +1,244 @@
+"""Answers that all replicas remember together, in Redis; without it, each remembers what it answered itself.
+
+A batch belongs to whoever holds its lease. The lease of a replica that dies ends by itself, and the batch is
+begun anew by the first replica that is asked for it.
+"""
+
+import asyncio
+import hashlib
+import math
+import secrets
+import zlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from time import monotonic
+from typing import Any, TypeVar
+
+import redis.asyncio
+from pydantic import BaseModel
+from pydantic_core import to_json
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError, ResponseError
+
+from app.admission import Admission, PendingBody
+from app.batches.store import MemoryStore, Remembered, SentBatch, compress
+from app.telemetry.log import log_event, logger
+
+T = TypeVar("T")
+
+LEASE_SECONDS = 10.0
+# How long a caller of a batch that another replica classifies waits between two looks.
+LOOK_SECONDS = 0.2
+# Longer than this, Redis counts as absent, and is not asked again for a while.
+ANSWER_SECONDS = 0.5
+ASK_AGAIN_SECONDS = 2.0
+_MOST_CONNECTIONS = 64
+_DIGEST_BYTES = 32
+# What PTTL answers (Redis documentation).
+_NO_KEY, _NO_EXPIRY = -2, -1
+# Only whoever holds a lease may prolong or end it.
+_RENEW = "return redis.call('get', KEYS[1]) == ARGV[1] and redis.call('pexpire', KEYS[1], ARGV[2])"
+_RELEASE = "return redis.call('get', KEYS[1]) == ARGV[1] and redis.call('del', KEYS[1])"
+
+
+class _Head(BaseModel, strict=True, extra="forbid"):
+    """The first line of a batch that is kept until it is answered; its content follows."""
+
+    batch_id: str
+    query_id: str | None
+    content_encoding: str
+    evidence: bool
+
+
+class RedisStore:
+    """Every answer is in this process's memory too, so that Redis is asked for those of others only."""
+
+    is_shared = True
+
+    def __init__(self, url: str, local: MemoryStore, remembered_seconds: float, admission: Admission) -> None:
+        """Raises ValueError for what is no Redis URL."""
+        self.is_available = True
+        self._local = local
+        self._remembered_milliseconds = round(1000 * remembered_seconds)
+        self._admission = admission
+        self._ask_again_at = 0.0
+        pool = redis.asyncio.BlockingConnectionPool.from_url(
+            url,
+            max_connections=_MOST_CONNECTIONS,
+            timeout=ANSWER_SECONDS,
+            socket_timeout=ANSWER_SECONDS,
+            socket_connect_timeout=ANSWER_SECONDS,
+            retry=Retry(NoBackoff(), 0),
+        )
+        self._redis = redis.asyncio.Redis.from_pool(pool)
+
+    @property
+    def held_bytes(self) -> int:
+        """Here, not in Redis."""
+        return self._local.held_bytes
+
+    async def close(self) -> None:
+        self._ask_again_at = math.inf  # what still runs would open connections anew
+        with suppress(RedisError, OSError):
+            await self._redis.aclose()
+
+    async def look(self) -> None:
+        await self._ask(self._redis.ping, None)
+
+    def has(self, batch_id: str) -> bool:
+        return self._local.has(batch_id)
+
+    async def find(
+        self, batch_id: str, pending: PendingBody | None = None, digest: bytes | None = None
+    ) -> Remembered | None:
+        if (remembered := await self._local.find(batch_id, pending, digest)) is not None:
+            return remembered
+        stored = await self._ask(lambda: self._redis.get(_key(batch_id, "answer")), None)
+        if not stored or (digest is not None and stored[:_DIGEST_BYTES] != digest):
+            return None
+        try:
+            answer = await self._local.decompress(stored[_DIGEST_BYTES:], pending)
+        except (zlib.error, ValueError, TypeError) as error:
+            _warn_of_corrupt_entry("answer", error)
+            return None
+        return Remembered(stored[:_DIGEST_BYTES], answer)
+
+    async def keep(self, batch_id: str, remembered: Remembered) -> None:
+        await self._local.keep(batch_id, remembered)
+        stored = remembered.digest + await compress(remembered.answer)
+
+        async def store() -> None:
+            async with self._redis.pipeline() as pipeline:
+                pipeline.set(_key(batch_id, "answer"), stored, px=self._remembered_milliseconds)
+                pipeline.delete(_key(batch_id, "unfinished"))
+                await pipeline.execute()
+
+        await self._ask(store, None)
+
+    @asynccontextmanager
+    async def claim(self, batch_id: str) -> AsyncIterator[Remembered | None]:
+        lease, token = _key(batch_id, "lease"), secrets.token_bytes(16)
+        # Another process releases it, and tells nobody.
+        while not await self._ask(lambda: self._take(lease, token), default=True):  # noqa: ASYNC110
+            await asyncio.sleep(LOOK_SECONDS)
+        renewing = asyncio.ensure_future(self._renew(lease, token))
+        try:
+            yield await self.find(batch_id)
+        finally:
+            renewing.cancel()
+            await self._ask(lambda: self._redis.eval(_RELEASE, 1, lease, token), None)
+
+    async def keep_unfinished(self, batch: SentBatch) -> bool:
+        if batch.batch_id is None:
+            return False
+        key, stored = _key(batch.batch_id, "unfinished"), _format(batch)
+        kept = await self._ask(lambda: self._redis.set(key, stored, px=self._remembered_milliseconds), None)
+        return bool(kept)
+
+    async def forget_unfinished(self, batch_id: str) -> None:
+        await self._ask(lambda: self._redis.delete(_key(batch_id, "unfinished")), None)
+
+    async def find_unfinished(self, batch_id: str) -> SentBatch | None:
+        async def look() -> tuple[bytes | None, int]:
+            async with self._redis.pipeline() as pipeline:
+                pipeline.get(_key(batch_id, "unfinished"))
+                pipeline.exists(_key(batch_id, "lease"))
+                stored, leases = await pipeline.execute()
+                return stored, leases
+
+        stored, leases = await self._ask(look, (None, 0))
+        if not stored or leases:
+            return None
+        try:
+            return self._parse(batch_id, stored)
+        except (ValueError, TypeError) as error:
+            _warn_of_corrupt_entry("batch", error)
+            return None
+
+    async def is_claimed(self, batch_id: str) -> bool:
+        """Whether a replica holds the lease; true if Redis does not say, as an error would end the query."""
+        return bool(await self._ask(lambda: self._is_held(_key(batch_id, "lease")), default=True))
+
+    async def _take(self, lease: str, token: bytes) -> bool:
+        if await self._redis.set(lease, token, nx=True, px=round(1000 * LEASE_SECONDS)):
+            return True
+        await self._is_held(lease)
+        return False
+
+    async def _is_held(self, lease: str) -> bool:
+        """Whether the lease exists. One that no replica can have written gets the expiry of a lease."""
+        milliseconds = await self._redis.pttl(lease)
+        if milliseconds == _NO_EXPIRY or milliseconds > 1000 * LEASE_SECONDS:
+            await self._redis.pexpire(lease, round(1000 * LEASE_SECONDS))
+        return bool(milliseconds != _NO_KEY)
+
+    async def _renew(self, lease: str, token: bytes) -> None:
+        milliseconds = str(round(1000 * LEASE_SECONDS))
+        while True:
+            await asyncio.sleep(LEASE_SECONDS / 4)
+            await self._ask(lambda: self._redis.eval(_RENEW, 1, lease, token, milliseconds), None)
+
+    async def _ask(self, command: Callable[[], Awaitable[Any]], default: T) -> Any:
+        """What Redis answers, or the default when it does not."""
+        if monotonic() < self._ask_again_at:
+            return default
+        try:
+            async with asyncio.timeout(2 * ANSWER_SECONDS):
+                answer = await command()
+        except (RedisError, OSError, TimeoutError) as error:
+            if isinstance(error, ResponseError) and "WRONGTYPE" in str(error):
+                _warn_of_corrupt_entry("mistyped", error)
+                return default
+            self._ask_again_at = max(self._ask_again_at, monotonic() + ASK_AGAIN_SECONDS)
+            self._note(is_available=False, reason=type(error).__name__)
+            return default
+        self._note(is_available=True)
+        return answer
+
+    def _note(self, *, is_available: bool, reason: str | None = None) -> None:
+        if is_available != self.is_available:
+            self.is_available = is_available
+            log_event("redis_back" if is_available else "redis_gone", reason=reason)
+
+    def _parse(self, batch_id: str, stored: bytes) -> SentBatch:
+        """Raises ValueError for an entry that no replica has written."""
+        head, _, content = stored.partition(b"\n")
+        parsed = _Head.model_validate_json(head)
+        if parsed.batch_id != batch_id:
+            raise ValueError("another batch's id")
+        return SentBatch(content=content, pending=self._admission.reserve(), **parsed.model_dump())
+
+
+async def ping(url: str) -> float:
+    """Seconds until a Redis answers. Raises OSError with the reason."""
+    client = redis.asyncio.Redis.from_url(
+        url, socket_timeout=ANSWER_SECONDS, socket_connect_timeout=ANSWER_SECONDS, retry=Retry(NoBackoff(), 0)
+    )
+    began = monotonic()
+    try:
+        await client.ping()
+    except RedisError as error:
+        raise OSError(f"{type(error).__name__}: {error}") from None
+    finally:
+        await client.aclose()
+    return monotonic() - began
+
+
+def _warn_of_corrupt_entry(kind: str, error: Exception) -> None:
+    logger.warning("Redis has a corrupt %s entry, which counts as absent: %s", kind, type(error).__name__)
+
+
+def _format(batch: SentBatch) -> bytes:
+    head = {
+        "batch_id": batch.batch_id,
+        "query_id": batch.query_id,
+        "content_encoding": batch.content_encoding,
+        "evidence": batch.evidence,
+    }
+    return to_json(head) + b"\n" + batch.content
+
+
+def _key(batch_id: str, kind: str) -> str:
+    """Those of a batch are in one slot of a cluster, by what stands in braces."""
+    return f"ext-classify:{{{hashlib.sha256(batch_id.encode()).hexdigest()}}}:{kind}"

@@ -1,0 +1,1 @@
+"""The command `ext-classify`: a module for each subcommand."""

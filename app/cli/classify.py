@@ -1,0 +1,300 @@
+"""ext-classify classify: classify images, or write the outcomes of a stage's files to a table."""
+
+import argparse
+import json
+import os
+import re
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
+
+from app.cli.command_line import Add, add_json, fail_when_stopped, parse_integer, read_api_key
+from app.cli.images import ImageSource, content_of, find_sources
+from app.cli.rescoring import AnswersTable, Shard, rescore
+from app.cli.result_file import ResultFile
+from app.cli.service_process import default_or_own_service, named_or_own_service
+from app.cli.snowflake_flags import add_connection, open_session
+from app.cli.terminal import OutcomeLines, Screen, Tally, open_screen
+from app.client import BATCH_ROWS, DEFAULT_URL, Client, ClientError, Image
+from app.errors import CommandError, Incomplete
+from app.outcome import ErrorDetail, ModelIdentity, Outcome, blank_outcome
+from app.provisioning.console import Console
+
+# Error code for a local file that cannot be read; the client sends no request for it.
+UNREADABLE_FILE = "unreadable_file"
+_NO_MODEL = ModelIdentity(name="", version="")
+
+
+@dataclass(frozen=True)
+class Classified:
+    source: ImageSource
+    content: str | None
+    outcome: Outcome
+
+
+@dataclass(frozen=True)
+class _Pending:
+    source: ImageSource
+    content: str | None
+    outcome: Outcome | None = None
+    """Set if the file could not be read; the service does not receive it."""
+
+
+def classify_sources(
+    client: Client, sources: Iterable[ImageSource], *, batch_rows: int, evidence: bool
+) -> Iterator[Classified]:
+    """Yield one outcome per source, in order; an unreadable file has an error. Raises ClientError."""
+    pending: deque[_Pending] = deque()
+
+    def images() -> Iterator[Image]:
+        for source in sources:
+            try:
+                image = source.read()
+            except OSError as error:
+                pending.append(_Pending(source, None, _unreadable(error)))
+                continue
+            content = content_of(image) if isinstance(image, bytes) else source.etag
+            pending.append(_Pending(source, content))
+            yield image
+
+    def unreadable_files() -> Iterator[Classified]:
+        while pending and (outcome := pending[0].outcome) is not None:
+            one = pending.popleft()
+            yield Classified(one.source, one.content, outcome)
+
+    for outcome in client.classify_all(images(), batch_rows=batch_rows, evidence=evidence):
+        yield from unreadable_files()
+        one = pending.popleft()
+        yield Classified(one.source, one.content, outcome)
+    yield from unreadable_files()
+
+
+def _unreadable(error: OSError) -> Outcome:
+    outcome = blank_outcome(_NO_MODEL)
+    reason = error.strerror or type(error).__name__
+    message = f"The file cannot be read: {reason}."
+    outcome["error"] = ErrorDetail(code=UNREADABLE_FILE, message=message, retryable=True)
+    return outcome
+
+
+_USAGE = "classify needs PATHs, or --stage and --out, which also allow --shard."
+
+
+def classify(
+    paths: list[str],
+    url: str | None,
+    api_key_file: Path | None,
+    as_json: bool,
+    evidence: bool,
+    stage: str | None,
+    out: str | None,
+    shard: Shard | None,
+    batch_rows: int,
+    connection: str | None,
+    local: bool,
+    port: int,
+) -> None:
+    """Raises Incomplete if any image failed."""
+
+    def open_console() -> Console:
+        return open_session(connection, local, port)
+
+    fail_when_stopped()
+    api_key = read_api_key(api_key_file)
+    if stage is None:
+        if not paths or shard:
+            raise CommandError(_USAGE)
+        sources = find_sources(paths, open_console)
+        with (
+            ResultFile(Path(out)) if out else nullcontext() as results,
+            default_or_own_service(url, api_key) as client,
+        ):
+            _classify_images(sources, client, results, batch_rows, as_json=as_json, evidence=evidence)
+        return
+    if paths or out is None or evidence:
+        raise CommandError("--stage needs --out TABLE, and allows neither PATHs nor --evidence.")
+    if local and url is None:
+        raise CommandError("--local needs --url: the service URL that `ext-classify sql --serve` prints.")
+    part = shard or _shard_of_job()
+    with open_console() as console, named_or_own_service(url, api_key) as client:
+        _classify_stage(AnswersTable(console, stage, out), part, client, batch_rows, as_json=as_json)
+
+
+def _classify_images(
+    sources: list[ImageSource],
+    client: Client,
+    results: ResultFile | None,
+    batch_rows: int,
+    *,
+    as_json: bool,
+    evidence: bool,
+) -> None:
+    missing = sources if results is None else _missing(sources, results, client, evidence=evidence)
+    screen, tally = open_screen(as_json=as_json), Tally()
+    show = _outcome_writer(screen, missing, results, as_json=as_json)
+    with _explaining_interruption(results, tally), screen.progress(len(missing), "images") as advance:
+        for one in classify_sources(client, missing, batch_rows=batch_rows, evidence=evidence):
+            tally.add(one.outcome)
+            show(one)
+            advance(1)
+    failed = tally.failed
+    if results is not None:
+        results.finish()
+        _print_file_summary(screen, results, len(sources) - len(missing), tally, as_json=as_json)
+        failed = sum(results.has_failed(source.name) for source in sources)
+    elif not as_json:
+        screen.line()
+        _summarise(screen, tally)
+    if failed:
+        raise Incomplete(f"{failed} of {len(sources)} images could not be classified.")
+
+
+@contextmanager
+def _explaining_interruption(results: ResultFile | None, tally: Tally) -> Iterator[None]:
+    """On Ctrl-C or a client error, print how many outcomes are saved, or how to pass an API key."""
+    try:
+        yield
+    except (KeyboardInterrupt, ClientError) as error:
+        if results is not None and tally.images:
+            print(
+                f"{tally.images} outcomes are saved: run the same command again to continue.", file=sys.stderr
+            )
+        if isinstance(error, ClientError) and error.status == HTTPStatus.UNAUTHORIZED:
+            raise ClientError(f"{error} Pass an API key with --api-key-file FILE.") from None
+        raise
+
+
+def _outcome_writer(
+    screen: Screen, sources: list[ImageSource], results: ResultFile | None, *, as_json: bool
+) -> Callable[[Classified], None]:
+    """Return the function that writes one outcome to the file or to stdout."""
+    if results is not None:
+        return lambda one: results.add(one.source.name, one.content, one.outcome)
+    if as_json:
+        return lambda one: print(json.dumps({"image": one.source.name, **one.outcome}, ensure_ascii=False))
+    lines = OutcomeLines(screen, [source.name for source in sources])
+    return lambda one: lines.show(one.source.name, one.outcome)
+
+
+def _missing(
+    sources: list[ImageSource], results: ResultFile, client: Client, *, evidence: bool
+) -> list[ImageSource]:
+    version = client.model_version()
+
+    def is_known(source: ImageSource) -> bool:
+        try:
+            return source.name in results.records and results.has(
+                source.name, source.content(), version, evidence=evidence
+            )
+        except OSError:
+            return False
+
+    return [source for source in sources if not is_known(source)]
+
+
+def _print_file_summary(
+    screen: Screen, results: ResultFile, known: int, tally: Tally, *, as_json: bool
+) -> None:
+    if as_json:
+        print(json.dumps({"file": str(results.path), "known": known, **tally.as_json()}, ensure_ascii=False))
+        return
+    if tally.images:
+        _summarise(screen, tally)
+    already = f"; {known} already had an outcome" if known else ""
+    screen.line(f"{results.path}: {tally.images} images classified{already}.")
+
+
+def _summarise(screen: Screen, tally: Tally) -> None:
+    screen.summary(str(tally), ["label", "images", "", "mean confidence"], list(tally.rows()))
+
+
+def _classify_stage(
+    table: AnswersTable, part: Shard, client: Client, batch_rows: int, *, as_json: bool
+) -> None:
+    table.create()
+    version = client.model_version()
+    if version is None:
+        raise ClientError(
+            "The service must report its model version in /readyz, because the table stores it."
+        )
+    progress = rescore(table, table.missing(part, version), client, batch_rows)
+    if as_json:
+        counts = {"stored": progress.stored, "failed": progress.failed, "failure": progress.failure or None}
+        print(json.dumps({"shard": part.index, "shards": part.count, **counts}, ensure_ascii=False))
+    else:
+        known = "" if progress.stored or progress.failed else "; all already have an outcome from this model"
+        print(f"Shard {part.index} of {part.count}: {progress}{known}.")
+    if progress.failed:
+        raise Incomplete(
+            f"{progress.failed} files are not classified yet ({progress.failure}). "
+            "Fix the cause, then run the command again."
+        )
+
+
+def add_commands(add: Add) -> None:
+    command = add(
+        "classify", classify, "classify images, or write the outcomes of a stage's files to a table"
+    )
+    command.add_argument(
+        "paths",
+        nargs="*",
+        metavar="PATH",
+        help="images, folders, patterns, or @db.schema.stage/… paths that the service reads",
+    )
+    command.add_argument(
+        "--out",
+        metavar="FILE|TABLE",
+        help="write outcomes to a .csv, .json, .jsonl or .parquet file, or with --stage to a table; skip "
+        "images that already have an outcome there",
+    )
+    command.add_argument(
+        "--evidence",
+        action="store_true",
+        help="include where in the image the label was seen, in --json and --out",
+    )
+    command.add_argument(
+        "--url", help=f"URL of the service (default {DEFAULT_URL}; starts a service if none runs there)"
+    )
+    command.add_argument(
+        "--api-key-file", type=Path, metavar="FILE", help="file with the API key, if the service requires one"
+    )
+    add_json(command, "print one JSON object per image")
+    command.add_argument("--stage", help="db.schema.stage whose files to classify into the table --out")
+    command.add_argument(
+        "--shard",
+        type=_parse_shard,
+        metavar="I/N",
+        help="part I of N of the files, counted from 0 (default: by the Snowpark job's index, or all files)",
+    )
+    command.add_argument(
+        "--batch-rows", type=_parse_rows, default=BATCH_ROWS, help="images per request (default %(default)s)"
+    )
+    add_connection(command)
+
+
+def _parse_rows(text: str) -> int:
+    return parse_integer(text, 1, 4096)
+
+
+def _parse_shard(text: str) -> Shard:
+    """Raises ArgumentTypeError."""
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+    if match is None or int(match[1]) >= int(match[2]):
+        raise argparse.ArgumentTypeError(f"must be I/N, with I from 0 to N - 1. Received: {text}")
+    return Shard(int(match[1]), int(match[2]))
+
+
+def _shard_of_job() -> Shard:
+    """The shard of this replica of a Snowpark job, or the only shard outside one.
+
+    Source: Snowflake documentation, EXECUTE JOB SERVICE, environment variables of replicas.
+    """
+    index, count = os.environ.get("SNOWFLAKE_JOB_INDEX", "0"), os.environ.get("SNOWFLAKE_JOBS_COUNT", "1")
+    try:
+        return _parse_shard(f"{index}/{count}")
+    except argparse.ArgumentTypeError as error:
+        raise CommandError(f"SNOWFLAKE_JOB_INDEX/SNOWFLAKE_JOBS_COUNT {error}") from None

@@ -1,0 +1,72 @@
+"""Code that commands share: argument types, errors with exit codes, and signal handling."""
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeAlias
+
+from pydantic import ValidationError
+
+from app.errors import CommandError
+from app.server.listening import MOST_PORT
+
+Add: TypeAlias = Callable[[str, Callable[..., None], str], argparse.ArgumentParser]
+"""Adds a command to the parser, from its name, its function and its help text."""
+
+
+def end_well_when_stopped() -> None:
+    """On SIGTERM and SIGHUP, run `finally` blocks and exit with 0: stopping a server is not a failure."""
+    for name in {"SIGTERM", "SIGHUP"} & set(dir(signal)):
+        signal.signal(getattr(signal, name), lambda *_: sys.exit(0))
+
+
+def fail_when_stopped() -> None:
+    """On SIGTERM and SIGHUP, exit with 128 + the signal number, because the work is incomplete."""
+    for name in {"SIGTERM", "SIGHUP"} & set(dir(signal)):
+        signal.signal(getattr(signal, name), lambda number, _: sys.exit(128 + number))
+
+
+def add_json(command: argparse.ArgumentParser, what: str = "print JSON") -> None:
+    command.add_argument("--json", action="store_true", dest="as_json", help=what)
+
+
+def read_api_key(path: Path | None) -> str | None:
+    """Return the API key in a file. Raises CommandError, whose message never contains the file's content."""
+    if path is None:
+        return None
+    try:
+        key = path.read_text(encoding="ascii").strip()
+    except UnicodeDecodeError:
+        key = ""
+    if not key or not key.isprintable():
+        raise CommandError(f"An API key file must hold one key on one line of ASCII. Received: {path}")
+    return key
+
+
+def parse_integer(text: str, least: int, most: int) -> int:
+    """Return an integer from `least` to `most`. Raises ArgumentTypeError for any other text."""
+    if not text.isdecimal() or not least <= int(text[:12]) <= most:
+        raise argparse.ArgumentTypeError(f"must be an integer from {least} to {most}. Received: {text}")
+    return int(text)
+
+
+def parse_port(text: str) -> int:
+    return parse_integer(text, 1, MOST_PORT)
+
+
+def describe_settings_faults(error: ValidationError) -> str:
+    """Return one line that names the variable of each invalid setting.
+
+    Leaves out errors that only follow from another error.
+    """
+    return "; ".join(
+        f"{'_'.join(['EXT_CLASSIFY', *map(str, fault['loc'])]).upper()}: {_without_prefix(fault['msg'])}"
+        for fault in error.errors(include_url=False)
+        if fault["type"] != "default_factory_not_called"
+    )
+
+
+def _without_prefix(message: str) -> str:
+    return message.removeprefix("Value error, ")

@@ -1,0 +1,242 @@
+"""ext-classify register, unregister and upload: set up Snowflake."""
+
+import argparse
+import functools
+import json
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from app.cli.command_line import Add, add_json
+from app.cli.snowflake_flags import (
+    DEFAULT_API_PROVIDER,
+    DEFAULT_INTEGRATION,
+    add_connection,
+    open_session,
+    read_flags,
+)
+from app.cli.sql import LOCAL_DATABASE, LOCAL_PORT
+from app.cli.terminal import Advance, open_screen
+from app.client import ClientError
+from app.names import quote_identifier
+from app.provisioning.console import Console
+from app.provisioning.register import register, unregister, verify
+from app.provisioning.registration import PROVIDERS, Registration
+from app.provisioning.upload import UploadIncomplete, find_files, is_encrypted_by_clients, upload
+from model.defaults import SAMPLES
+
+
+def register_function(
+    connection: str | None,
+    local: bool,
+    port: int,
+    dry_run: bool,
+    verifies: bool,
+    sample: Path,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    registration = read_flags(given, _defaults(local))
+    if local and registration.provider == "spcs" and not dry_run:
+        raise ClientError("Local SQL has no service functions; --dry-run prints the SQL for Snowflake.")
+    if verifies and "owner_role" in registration.variables:
+        raise ClientError("--owner-role does not allow --verify: the owner role runs it.")
+    if dry_run:
+        for statement in registration.statements():
+            print(_as_line("statement", statement) if as_json else f"{statement};\n")
+        return
+    with open_session(connection, local, port) as console:
+        for line in register(console, registration):
+            # Flushed: if the command fails later, the grants that a replacement dropped are on record.
+            print(_as_line("done", line) if as_json else line, flush=True)
+        if "owner_role" in registration.variables:
+            uses = f"--provider {registration.provider}"
+            uses += "" if registration.provider == "spcs" else " --no-integration"
+            command = _command(f"register {uses} …", local, port)
+            if as_json:
+                print(_as_line("next", command))
+                return
+            print(f"\nNext, as role {given['owner_role']}: {command}")
+            return
+        if verifies:
+            _print_verification(console, registration, sample, as_json=as_json)
+    if not as_json:
+        _print_next_steps(registration, local, port)
+
+
+def unregister_function(
+    connection: str | None, local: bool, port: int, drop_integration: bool, as_json: bool, **given: Any
+) -> None:
+    variables = _defaults(local) | {name: value for name, value in given.items() if value is not None}
+    if "database" not in variables:
+        raise ClientError("unregister needs --database.")
+    with open_session(connection, local, port) as console:
+        for line in unregister(console, variables, drop_integration=drop_integration):
+            print(_as_line("done", line) if as_json else line)
+
+
+def _as_line(key: str, text: str) -> str:
+    return json.dumps({key: text.strip()}, ensure_ascii=False)
+
+
+def upload_files(
+    paths: list[Path],
+    stage: str,
+    folder: str,
+    overwrite: bool,
+    as_json: bool,
+    connection: str | None,
+    local: bool,
+    port: int,
+) -> None:
+    files = find_files(paths, folder)
+    with open_session(connection, local, port) as console:
+        if is_encrypted_by_clients(console, stage):
+            print(
+                f"Note: {stage} uses client-side encryption, so the service cannot fetch its files by URL "
+                "and downloads each through Snowflake. A stage with SNOWFLAKE_SSE is faster.",
+                file=sys.stderr,
+            )
+        try:
+            with open_screen().progress(len(files), "files") as advance:
+                statuses = upload(
+                    console, files, stage, overwrite=overwrite, track=functools.partial(_track, advance)
+                )
+        except UploadIncomplete as error:
+            _print_statuses(error.statuses, as_json=as_json)
+            raise
+        _print_statuses(statuses, as_json=as_json)
+
+
+def _track(advance: Advance, statuses: Iterable[str]) -> Iterator[str]:
+    for status in statuses:
+        advance(1)
+        yield status
+
+
+def add_commands(add: Add) -> None:
+    command = add("register", register_function, "create or update the external function in Snowflake")
+    command.add_argument(
+        "--provider", choices=PROVIDERS, required=True, help="the gateway in front of the service"
+    )
+    _add_names(command, None)  # no default, because spcs has no integration
+    command.add_argument("--url", help="the gateway's URL of POST /classify")
+    command.add_argument("--allowed-prefix", help="URL prefix that the integration may call (default: --url)")
+    command.add_argument(
+        "--api-provider", metavar="NAME", help=f"aws: kind of gateway (default {DEFAULT_API_PROVIDER})"
+    )
+    command.add_argument("--role-arn", dest="aws_role_arn", help="aws: the IAM role that Snowflake assumes")
+    command.add_argument("--tenant-id", dest="azure_tenant_id", help="azure: the tenant ID")
+    command.add_argument(
+        "--application-id", dest="azure_application_id", help="azure: the gateway's application ID"
+    )
+    command.add_argument("--audience", dest="google_audience", help="google: the audience of the gateway")
+    command.add_argument("--service", help="spcs: the service, db.schema.name")
+    command.add_argument(
+        "--api-key-file", type=Path, metavar="FILE", help="aws, azure: file with the gateway's API key"
+    )
+    command.add_argument(
+        "--no-integration",
+        action="store_false",
+        dest="makes_integration",
+        help="use an existing integration",
+    )
+    command.add_argument(
+        "--owner-role",
+        metavar="ROLE",
+        help="grant this role the integration (spcs: the endpoint), and leave the other steps to it",
+    )
+    command.add_argument(
+        "--max-batch-rows", default="64", help="(default %(default)s; see ext-classify plan)"
+    )
+    command.add_argument("--caller-role", help="role to grant the function and the stage")
+    command.add_argument("--service-role", help="role with which the service reads the stage")
+    command.add_argument("--warehouse", help="warehouse that the service may use")
+    command.add_argument("--dry-run", action="store_true", help="print the SQL without running it")
+    command.add_argument(
+        "--verify", action="store_true", dest="verifies", help="call the function on a sample"
+    )
+    command.add_argument("--sample", type=Path, default=SAMPLES / "scratches.png", help="image for --verify")
+    add_json(command)
+    add_connection(command)
+
+    command = add(
+        "unregister",
+        unregister_function,
+        "drop the functions; keep the stage, its images and the integration",
+    )
+    _add_names(command, DEFAULT_INTEGRATION)
+    command.add_argument(
+        "--drop-integration",
+        action="store_true",
+        help="also drop the integration: breaks the gateway's trust policy and all functions that use it",
+    )
+    add_json(command)
+    add_connection(command)
+
+    command = add("upload", upload_files, "upload images or a model to a stage")
+    command.add_argument(
+        "paths", type=Path, nargs="+", metavar="PATH", help="images, folders of images, or an .h5 file"
+    )
+    command.add_argument("--stage", required=True, help="db.schema.stage")
+    command.add_argument("--folder", default="", help="target folder in the stage (default: its root)")
+    command.add_argument(
+        "--overwrite", action="store_true", help="replace files with the same name and different content"
+    )
+    add_json(command)
+    add_connection(command)
+
+
+def _add_names(command: argparse.ArgumentParser, integration: str | None) -> None:
+    command.add_argument("--database", help="(default with --local: LOCAL)")
+    command.add_argument("--schema", default="PUBLIC", help="(default %(default)s)")
+    command.add_argument("--stage", default="images", help="stage of the images (default %(default)s)")
+    command.add_argument("--function", default="ext_classify", help="(default %(default)s)")
+    command.add_argument("--integration", default=integration, help=f"(default {DEFAULT_INTEGRATION})")
+
+
+def _defaults(local: bool) -> dict[str, str]:
+    return {"database": LOCAL_DATABASE} if local else {}
+
+
+def _command(arguments: str, local: bool, port: int) -> str:
+    flags = (" --local" if local else "") + (f" --port {port}" if local and port != LOCAL_PORT else "")
+    return f"ext-classify {arguments}{flags}"
+
+
+def _print_next_steps(registration: Registration, local: bool, port: int) -> None:
+    stage, function = quote_identifier(*registration.stage), quote_identifier(*registration.function)
+    command = _command(f"upload photos/ --stage {shlex.quote(stage)}", local, port)
+    print(f"\nNext: {command}")
+    where = f", in {_command('sql', local, port)}" if local else ""
+    print(f"Then{where}: SELECT relative_path, {function}(file_url) FROM DIRECTORY(@{stage});")  # noqa: S608
+
+
+def _print_statuses(statuses: Counter[str], *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({status.lower(): count for status, count in sorted(statuses.items())}))
+        return
+    print(", ".join(f"{count} {status.lower()}" for status, count in sorted(statuses.items())))
+    if skipped := statuses["SKIPPED"]:
+        print(
+            f"{skipped} skipped: files with these names already exist, and differ or cannot be compared. "
+            "--overwrite replaces them.",
+            file=sys.stderr,
+        )
+
+
+def _print_verification(console: Console, registration: Registration, sample: Path, *, as_json: bool) -> None:
+    """Raises ClientError if the function returns an error."""
+    tried = 0
+    for tried, (name, answer) in enumerate(verify(console, registration, sample), 1):  # noqa: B007
+        if as_json:
+            print(json.dumps({"verified": name, "answer": answer}, ensure_ascii=False))
+        else:
+            print(f"\n{name}\n{json.dumps(answer, indent=2, ensure_ascii=False)}")
+        if answer["error"] is not None:
+            raise ClientError(f"The function returned an error: {answer['error']['message']}")
+    if tried == 1 and not as_json:
+        print("\nThe stage has no files yet: run --verify again after the upload.")

@@ -1,0 +1,130 @@
+"""Run the service in a child process for the duration of a command."""
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from app.client import DEFAULT_URL, Client, ClientError, is_ready
+from app.errors import CommandError
+from app.server.listening import refuse_taken_port
+
+HOST = "127.0.0.1"
+START_TIMEOUT_SECONDS = 60.0
+
+
+@contextmanager
+def own_service(
+    host: str = HOST,
+    port: int | None = None,
+    environment: Mapping[str, str] | None = None,
+    python: Path = Path(sys.executable),
+) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
+    """Yield the URL and the process of a ready service, by default on a free port. Raises ClientError."""
+    reach_loopback_directly()
+    port = _free_port(host) if port is None else _require_free(host, port)
+    command = [str(python), "-m", "app.cli", "serve", "--host", host, "--port", str(port)]
+    variables = _child_environment(environment or {})
+    with subprocess.Popen(command, env=variables) as service:
+        try:
+            url = f"http://{host}:{port}"
+            _wait_until_ready(service, url)
+            yield url, service
+        finally:
+            service.terminate()
+
+
+def reach_loopback_directly() -> None:
+    """Exclude loopback from HTTP proxies, in this process and its children."""
+    for name in ("no_proxy", "NO_PROXY"):
+        known = os.environ.get(name, "")
+        if HOST not in known:
+            os.environ[name] = ",".join(filter(None, [known, HOST, "localhost"]))
+
+
+def _child_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return this process's environment with a lower log level.
+
+    If `environment` is given, it replaces all Snowflake settings, so that two accounts never mix.
+    """
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if not (environment and name.upper().startswith("EXT_CLASSIFY_SNOWFLAKE_"))
+    }
+    # Info lines of the service would mix with the command's output.
+    return {"EXT_CLASSIFY_LOG_LEVEL": "warning", **inherited, **environment}
+
+
+def _free_port(host: str) -> int:
+    with socket.create_server((host, 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+def _require_free(host: str, port: int) -> int:
+    try:
+        refuse_taken_port(host, port)
+    except CommandError as error:
+        raise ClientError(f"{error}, or: make run PORT={port + 1}") from None
+    return port
+
+
+def _wait_until_ready(service: "subprocess.Popen[bytes]", url: str) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_SECONDS
+    while not is_ready(url):
+        if service.poll() is not None:
+            raise ClientError("The service did not start: see its messages above.")
+        if time.monotonic() > deadline:
+            raise ClientError(f"The service was not ready after {START_TIMEOUT_SECONDS:.0f} seconds.")
+        time.sleep(0.05)
+
+
+# Shorter than the client's default, because an interactive user can retry.
+PATIENCE_SECONDS = 60.0
+
+
+@contextmanager
+def named_or_own_service(url: str | None, api_key: str | None) -> Iterator[Client]:
+    """Yield a client of the service at `url`, or of a new service that ends with the command."""
+    if url is not None:
+        with Client(url, api_key=api_key) as client:
+            yield client
+        return
+    with own_service() as (own_url, process), Client(own_url) as client:
+        # If this service dies, no supervisor restarts it, so the client must not wait for it.
+        watching = threading.Thread(target=_close_when_it_exits, args=(process, client), daemon=True)
+        watching.start()
+        yield client
+
+
+def _close_when_it_exits(process: "subprocess.Popen[bytes]", client: Client) -> None:
+    process.wait()
+    client.close("the service that this command started has exited")
+
+
+@contextmanager
+def default_or_own_service(url: str | None, api_key: str | None) -> Iterator[Client]:
+    """Yield a client of the service at `url`, else of one at the default URL, else of a new one."""
+    with Client(url or DEFAULT_URL, api_key=api_key, patience_seconds=PATIENCE_SECONDS) as client:
+        if _answers(client, is_named=url is not None):
+            yield client
+            return
+    print(f"No service answers on {DEFAULT_URL}: starting one for this command.", file=sys.stderr)
+    with named_or_own_service(None, None) as client:
+        yield client
+
+
+def _answers(client: Client, *, is_named: bool) -> bool:
+    """Whether the service answers. Raises ClientError if it was named and does not."""
+    try:
+        return client.model_version() is not None or is_named
+    except ClientError:
+        if is_named:
+            raise
+        return False

@@ -1,0 +1,211 @@
+"""Local SQL at the terminal: runs one statement, or reads statements interactively."""
+
+import contextlib
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from app.cli.service_process import own_service
+from app.cli.terminal import open_screen
+from app.client import ClientError
+from app.emulator.catalog import DATABASE, SCHEMA
+from app.emulator.chaos import Chaos
+from app.emulator.grammar import split_statements
+from app.emulator.server import LocalServer
+from app.images.files import find_images
+from app.provisioning.console import Console, StatementFailed, connect
+from app.provisioning.register import Registration, register
+
+MAX_BATCH_ROWS = 32
+# Small, so that a few images make several batches.
+MAX_BATCH_ROWS_IN_CHAOS = 4
+WIDEST_CELL = 80
+_ACCIDENTS = ("repeated", "delayed", "dropped")
+_BANNER = """
+Local SQL: an emulation of Snowflake on DuckDB that calls the service at {url}.
+The stage @images holds the {images} images of {folder}. Try:
+
+  SELECT relative_path, ext_classify(file_url):label::string FROM DIRECTORY(@images);
+
+End each statement with a semicolon. To quit, press Ctrl-D or type exit;
+"""
+
+
+@contextmanager
+def local_sql(
+    images: Path,
+    *,
+    url: str | None = None,
+    chaos_seed: int | None = None,
+    port: int = 0,
+    service_port: int | None = None,
+) -> Iterator[tuple["Shell", str, "subprocess.Popen[bytes] | None"]]:
+    """A shell, the service's URL, and its process unless `url` is given. Raises ClientError."""
+    find_images([images])
+    with ExitStack() as stack:
+        chaos = None if chaos_seed is None else Chaos(chaos_seed)
+        server = stack.enter_context(LocalServer(port, chaos=chaos))
+        stage = server.mount(images.resolve())
+        if not stage.directory:
+            raise ClientError(
+                f"There are no images in {images}; links that lead out of the folder are ignored."
+            )
+        service = None
+        if url is None:
+            url, service = stack.enter_context(
+                own_service(port=service_port, environment=server.service_environment)
+            )
+        console = stack.enter_context(connect(**server.connect_arguments))
+        batch_rows = MAX_BATCH_ROWS if chaos is None else MAX_BATCH_ROWS_IN_CHAOS
+        for _ in register(console, _registration(url.rstrip("/"), batch_rows)):
+            pass
+        yield Shell(console, server, len(stage.directory)), url, service
+
+
+class Shell:
+    """Runs statements and prints their results."""
+
+    def __init__(self, console: Console, server: LocalServer | None = None, images: int = 0) -> None:
+        self._console = console
+        self.server = server
+        self.images = images
+
+    def run(self, sql: str, *, as_json: bool) -> list[list[Any]]:
+        """Print and return the rows; print the counts of service calls to stderr. Raises StatementFailed."""
+        started = time.perf_counter()
+        columns, rows, query_id = self._console.table(sql)
+        seconds = time.perf_counter() - started
+        if as_json:
+            for row in rows:
+                print(json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=False, default=_plain))
+        else:
+            print_table(columns, rows)
+        query = self.server.local.queries.get(query_id) if self.server else None
+        if query is not None and query.counts:
+            sys.stdout.flush()
+            print(f"({_describe_calls(query.counts)}, {seconds:.1f} s)", file=sys.stderr)
+            if query.row_errors:
+                errors = ", ".join(f"{count} {code}" for code, count in query.row_errors.most_common())
+                print(f"(rows with an error, see answer:error: {errors})", file=sys.stderr)
+        return rows
+
+    def answer(self, statement: str | None, *, as_json: bool, banner: str = "") -> None:
+        """Run the statement, or read statements interactively if it is None. Raises ClientError."""
+        if statement is not None:
+            self.run(statement, as_json=as_json)
+        else:
+            self.converse(as_json=as_json, banner=banner)
+
+    def converse(self, *, as_json: bool, banner: str = "", read: Callable[[str], str] = input) -> None:
+        """Run statements until exit or the end of input. Raises ClientError at the end if any failed."""
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401, PLC0415 - gives input() line editing and a history
+        if sys.stdin.isatty():
+            print(banner)
+        failed = 0
+        for sql in _statements(read):
+            try:
+                self.run(sql, as_json=as_json)
+            except StatementFailed as error:
+                failed += 1
+                print(f"{error}", file=sys.stderr)
+            except KeyboardInterrupt:
+                print("(interrupted; the statement may still be running)", file=sys.stderr)
+        if failed and not sys.stdin.isatty():
+            raise ClientError(f"Statements that failed: {failed}.")
+
+
+def serve(server: LocalServer, url: str) -> None:
+    """Accept logins of other clients until Ctrl-C."""
+    print(f"Local SQL listens on 127.0.0.1:{server.port} and calls the service at {url}. Ctrl-C stops it.")
+    print(f"Clients connect with:\n\n  {server.connect_arguments}\n\nIn another terminal, try:\n")
+    print(
+        f"  ext-classify register --local --port {server.port} --provider aws --stage photos --verify \\\n"
+        f"    --url {url}/classify --role-arn arn:aws:iam::000000000000:role/local",
+        flush=True,
+    )
+    threading.Event().wait()
+
+
+def banner(shell: Shell, url: str, folder: Path) -> str:
+    return _BANNER.format(url=url, images=shell.images, folder=folder)
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    open_screen().table(columns, [[_cell(value) for value in row] for row in rows])
+    if not rows:
+        print("(0 rows)")
+
+
+def _cell(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else str(value)
+    text = "NULL" if value is None else " ".join(text.split())
+    text = "".join(character if character.isprintable() else "\ufffd" for character in text)
+    is_too_wide = len(text) > WIDEST_CELL and sys.stdout.isatty()
+    return text[: WIDEST_CELL - 1] + "…" if is_too_wide else text
+
+
+def _plain(value: Any) -> Any:
+    """Convert a value that has no JSON type: a Decimal to a number, any other value to text."""
+    if isinstance(value, Decimal):
+        return int(value) if value == value.to_integral_value() else float(value)
+    return str(value)
+
+
+def _describe_calls(counts: Counter[str]) -> str:
+    """`6 rows to the service in 1 batch`, then the faults, retries and polls."""
+    batches = f"{counts['batches']} batch{'es' if counts['batches'] != 1 else ''}"
+    events = [f"{counts[name]} {name}" for name in (*_ACCIDENTS, "retries", "polls") if counts[name]]
+    rows = f"{counts['rows']} row{'s' if counts['rows'] != 1 else ''}"
+    return ", ".join([f"{rows} to the service in {batches}", *events])
+
+
+def _statements(read: Callable[[str], str]) -> Iterator[str]:
+    """Yield each statement as soon as its semicolon is read."""
+    first, next_one = ("sql> ", "..> ") if sys.stdin.isatty() else ("", "")
+    text = ""
+    while True:
+        try:
+            line = read(next_one if text else first)
+        except EOFError:
+            break
+        except KeyboardInterrupt:
+            if not sys.stdin.isatty():
+                raise
+            print()
+            text = ""  # discard the unfinished statement
+            continue
+        text += f"{line}\n"
+        if text.strip().rstrip(";").strip().lower() in {"exit", "quit"}:
+            return
+        statements, text = split_statements(text)
+        yield from statements
+    if text:
+        yield text
+
+
+def _registration(url: str, max_batch_rows: int) -> Registration:
+    """The objects to create before the first statement, as `register` does."""
+    return Registration(
+        "aws",
+        {
+            "database": DATABASE,
+            "schema": SCHEMA,
+            "stage": "IMAGES",
+            "function": "EXT_CLASSIFY",
+            "integration": "EXT_CLASSIFY",
+            "api_provider": "aws_api_gateway",
+            "aws_role_arn": "arn:aws:iam::000000000000:role/local",
+            "allowed_prefix": f"{url}/",
+            "url": f"{url}/classify",
+            "max_batch_rows": str(max_batch_rows),
+        },
+    )

@@ -1,0 +1,234 @@
+"""Output of commands: plain text, or colours and progress bars from rich on a terminal."""
+
+import importlib
+import importlib.util
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import PurePath
+from typing import Any, Protocol, TextIO
+
+from app.outcome import Outcome
+
+Advance = Callable[[int], None]
+"""Adds a number of finished items to the progress."""
+
+WIDEST_BAR = 24
+_GOOD, _UNSURE, _BAD = "green", "yellow", "red"
+
+
+class Screen(Protocol):
+    """Output for a command's results."""
+
+    def line(self, text: str = "", style: str = "") -> None: ...
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None: ...
+
+    def summary(self, text: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Print a table on a terminal, or `text` in plain output."""
+
+    def progress(self, total: int | None, what: str) -> AbstractContextManager[Advance]:
+        """Show a progress bar if a terminal is attached."""
+
+
+def open_screen(*, as_json: bool = False) -> Screen:
+    """Return rich output on a terminal, if the terminal extra is installed; otherwise plain output."""
+    return _RichScreen() if not as_json and _is_terminal(sys.stdout) and _rich() else PlainScreen()
+
+
+class PlainScreen:
+    """Text without colours, for pipes, files, and installations without rich."""
+
+    def line(self, text: str = "", style: str = "") -> None:  # noqa: ARG002 - plain output has no colours
+        print(text)
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+        for cells in [columns, ["-" * width for width in widths], *rows]:
+            print("  ".join(f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True)).rstrip())
+
+    def summary(self, text: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:  # noqa: ARG002
+        self.line(text)
+
+    @contextmanager
+    def progress(self, total: int | None, what: str) -> Iterator[Advance]:
+        """Show a progress bar on stderr if it is a terminal and stdout is redirected."""
+        if _is_terminal(sys.stdout) or not _is_terminal(sys.stderr) or not _rich():
+            yield lambda _: None
+            return
+        with _bar(total, what, _rich_console(stderr=True)) as advance:
+            yield advance
+
+
+class _RichScreen:
+    def __init__(self) -> None:
+        self._console = _rich_console()
+
+    def line(self, text: str = "", style: str = "") -> None:
+        self._console.print(text, style=style or None, markup=False, highlight=False, soft_wrap=True)
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        table = importlib.import_module("rich.table").Table(
+            box=importlib.import_module("rich.box").SIMPLE_HEAD
+        )
+        for number, name in enumerate(columns):
+            is_number = bool(rows) and all(_is_number(row[number]) for row in rows)
+            table.add_column(_text(name), justify="right" if is_number else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*map(_text, row))
+        self._console.print(table)
+
+    def summary(self, text: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:  # noqa: ARG002
+        self.table(columns, rows)
+
+    @contextmanager
+    def progress(self, total: int | None, what: str) -> Iterator[Advance]:
+        """Show a progress bar below the printed lines."""
+        with _bar(total, what, self._console) as advance:
+            yield advance
+
+
+@contextmanager
+def _bar(total: int | None, what: str, console: Any) -> Iterator[Advance]:
+    rich = importlib.import_module("rich.progress")
+    columns = (
+        rich.TextColumn("{task.description}"),
+        rich.BarColumn(WIDEST_BAR),
+        rich.MofNCompleteColumn(),
+        rich.TimeElapsedColumn(),
+        rich.TextColumn("left"),
+        rich.TimeRemainingColumn(),
+    )
+    # Printed output goes to its own stream, not through the progress bar.
+    streams = {"redirect_stdout": False, "redirect_stderr": False}
+    with rich.Progress(*columns, console=console, transient=True, **streams) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda done: progress.advance(task, done)
+
+
+def bar(share: float, width: int = WIDEST_BAR) -> str:
+    """Return a bar of `share` (0 to 1) of `width` characters. Any share above 0 is visible."""
+    eighths = round(max(0.0, min(1.0, share)) * width * 8)
+    if share > 0:
+        eighths = max(1, eighths)
+    whole, rest = divmod(eighths, 8)
+    return "█" * whole + " ▏▎▍▌▋▊▉"[rest].strip()
+
+
+def style_of(*, failed: bool, unsure: bool) -> str:
+    return _BAD if failed else _UNSURE if unsure else _GOOD
+
+
+def _is_terminal(stream: TextIO) -> bool:
+    return stream.isatty()
+
+
+def _rich() -> bool:
+    return importlib.util.find_spec("rich") is not None
+
+
+def _rich_console(*, stderr: bool = False) -> Any:
+    return importlib.import_module("rich.console").Console(stderr=stderr, highlight=False)
+
+
+def _text(cell: str) -> Any:
+    """Return text without markup, because file names can contain square brackets."""
+    return importlib.import_module("rich.text").Text(cell)
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell.removesuffix(" %").replace(",", ""))
+    except ValueError:
+        return False
+    return True
+
+
+# Labels with less confidence are marked for review, as in infra/snowflake/31_queries.sql.
+UNSURE_BELOW = 0.9
+_LABEL_WIDTH = 18
+
+
+class OutcomeLines:
+    """Prints a heading, then one line per outcome."""
+
+    def __init__(self, screen: Screen, names: Sequence[str]) -> None:
+        self._screen = screen
+        self._short = _short_names(names)
+        self._width = max(map(len, ["image", *self._short.values()]))
+        self._has_heading = False
+
+    def show(self, name: str, outcome: Outcome) -> None:
+        if not self._has_heading:
+            self._screen.line(
+                f"{'image':<{self._width}}  {'label':<{_LABEL_WIDTH}}  confidence, or what is wrong", "bold"
+            )
+            self._has_heading = True
+        line = f"{self._short[name]:<{self._width}}  {label_of(outcome):<{_LABEL_WIDTH}}  {_details(outcome)}"
+        self._screen.line(line, _style(outcome))
+
+
+class Tally:
+    """Counts outcomes and confidences per label."""
+
+    def __init__(self) -> None:
+        self._confidences: dict[str, list[float]] = defaultdict(list)
+        self.failed = 0
+
+    def add(self, outcome: Outcome) -> None:
+        self._confidences[label_of(outcome)].append(_confidence(outcome))
+        self.failed += outcome["error"] is not None
+
+    @property
+    def images(self) -> int:
+        return sum(map(len, self._confidences.values()))
+
+    def __str__(self) -> str:
+        counts = sorted((label, len(of)) for label, of in self._confidences.items())
+        return ", ".join(f"{count} {label}" for label, count in counts)
+
+    def as_json(self) -> Mapping[str, Any]:
+        counts = {label: len(of) for label, of in sorted(self._confidences.items())}
+        return {"images": self.images, "failed": self.failed, "labels": counts}
+
+    def rows(self) -> Iterator[list[str]]:
+        """Rows of label, count, share as a bar, and mean confidence: most frequent first, errors last."""
+        labels = sorted(
+            self._confidences,
+            key=lambda label: (label.startswith("("), -len(self._confidences[label]), label),
+        )
+        for label in labels:
+            of = self._confidences[label]
+            mean = f"{sum(of) / len(of):.4f}" if not label.startswith("(") else ""
+            yield [label, str(len(of)), bar(len(of) / self.images), mean]
+
+
+def label_of(outcome: Outcome) -> str:
+    """Return the label, or the reason in parentheses why there is none."""
+    if outcome["error"] is not None:
+        return f"({outcome['error']['code']})"
+    return "(abstained)" if outcome["abstained"] else str(outcome["label"])
+
+
+def _details(outcome: Outcome) -> str:
+    if outcome["error"] is not None:
+        return outcome["error"]["message"]
+    if outcome["abstained"]:
+        return f"{outcome['reason']}, nearest {outcome['nearest_label']}"
+    return f"{outcome['confidence']:.4f}"
+
+
+def _confidence(outcome: Outcome) -> float:
+    return outcome["confidence"] or 0.0
+
+
+def _style(outcome: Outcome) -> str:
+    unsure = outcome["abstained"] or _confidence(outcome) < UNSURE_BELOW
+    return style_of(failed=outcome["error"] is not None, unsure=unsure)
+
+
+def _short_names(names: Sequence[str]) -> dict[str, str]:
+    """Map paths to file names, or to themselves if two files have the same name."""
+    short = {name: PurePath(name).name for name in names}
+    return short if len(set(short.values())) == len(short) else {name: name for name in names}

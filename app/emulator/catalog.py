@@ -1,0 +1,206 @@
+"""The emulated objects that DuckDB does not hold: stages, API integrations, external functions and grants."""
+
+import hashlib
+import os
+import threading
+from base64 import b64encode
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple, TypeAlias
+
+from app.emulator.refusals import invalid
+from app.images.files import IMAGE_SUFFIXES
+from app.names import quote_identifier
+
+# They exist from the start.
+DATABASE = "LOCAL"
+SCHEMA = "PUBLIC"
+
+# Database, schema, object.
+Name: TypeAlias = tuple[str, str, str]
+
+
+@dataclass(frozen=True)
+class StagedFile:
+    """A row of a directory table."""
+
+    relative_path: str
+    size: int
+    last_modified: datetime
+    md5: str | None
+
+    @property
+    def etag(self) -> str:
+        """A value that changes with the file: its MD5, or else its modification time and size."""
+        return self.md5 or f"{self.last_modified.timestamp():.6f}-{self.size}"
+
+
+@dataclass
+class Stage:
+    """`folder` holds the files; `metadata` maps a path to the headers that an encrypting client stored."""
+
+    name: Name
+    folder: Path
+    is_users_folder: bool = False
+    has_directory: bool = False
+    is_server_side_encrypted: bool = False
+    comment: str = ""
+    directory: list[StagedFile] = field(default_factory=list)
+    metadata: dict[str, dict[str, str]] = field(default_factory=dict)
+    # Clients encrypt and decrypt files with it; Snowflake sends it to clients that may use the stage.
+    master_key: str = field(default_factory=lambda: b64encode(os.urandom(16)).decode())
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def refresh(self) -> list[StagedFile]:
+        """Update the directory table and return it, as ALTER STAGE … REFRESH does."""
+        self.directory = list(self.list_files())
+        return self.directory
+
+    def list_files(self, prefix: str = "") -> Iterator[StagedFile]:
+        """The files that exist now under `prefix`; the directory table may be older."""
+        for found in sorted(self.folder.rglob("*")):
+            relative_path = found.relative_to(self.folder).as_posix()
+            if relative_path.startswith(prefix) and (path := self.path_of(relative_path)):
+                yield self._describe(path, relative_path)
+
+    def path_of(self, relative_path: str) -> Path | None:
+        """The path of a file that the stage shows, or None if there is no such file."""
+        try:
+            path = self.place_of(relative_path)
+            return path if path.is_file() and self._holds(relative_path) else None
+        except (ValueError, OSError):  # not a valid file name
+            return None
+
+    def place_of(self, relative_path: str) -> Path:
+        """The path at which the stage stores a file. Raises ValueError for names that a folder cannot hold.
+
+        In an object store `a//b` and `a/../b` are ordinary names; in a folder they are not.
+        """
+        parts = relative_path.split("/")
+        path = (self.folder / relative_path).resolve()
+        if {"", ".", ".."} & set(parts) or not path.is_relative_to(self.folder.resolve()):
+            raise ValueError(
+                f"A path in a stage must be names separated by single slashes. Received: {relative_path!r}."
+            )
+        return path
+
+    def _holds(self, relative_path: str) -> bool:
+        """Whether the stage shows this file: a mounted folder shows only the images that `upload` selects."""
+        path = PurePosixPath(relative_path)
+        return not self.is_users_folder or (
+            path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+        )
+
+    def _describe(self, path: Path, relative_path: str) -> StagedFile:
+        status = path.stat()
+        # A mounted folder may be too large to hash; a stage that clients PUT to is small.
+        md5 = None if self.is_users_folder else hashlib.md5(path.read_bytes()).hexdigest()  # noqa: S324 - Snowflake's
+        return StagedFile(relative_path, status.st_size, datetime.fromtimestamp(status.st_mtime, UTC), md5)
+
+    def __str__(self) -> str:
+        return quote_identifier(*self.name)
+
+
+@dataclass
+class ApiIntegration:
+    name: str
+    options: dict[str, Any]
+    # Constant, as in Snowflake: a new id would break the trust policy that contains it.
+    external_id: str = field(default_factory=lambda: f"LOCAL_SFCRole={b64encode(os.urandom(18)).decode()}=")
+
+    @property
+    def is_enabled(self) -> bool:
+        return str(self.options.get("ENABLED", "TRUE")).upper() == "TRUE"
+
+    def check_url(self, url: str) -> None:
+        """Raises ProgrammingError for a URL outside the allowed prefixes, or under a blocked one."""
+        if not self.is_enabled:
+            raise invalid(f"API integration {self.name} is not enabled.")
+        allowed = self.options.get("API_ALLOWED_PREFIXES", ())
+        blocked = self.options.get("API_BLOCKED_PREFIXES", ())
+        if not url.startswith(tuple(allowed)) or url.startswith(tuple(blocked)):
+            raise invalid(
+                f"URL '{url}' is not within the allowed prefixes of API integration '{self.name}', "
+                f"{', '.join(allowed)}."
+            )
+
+
+@dataclass(frozen=True)
+class ExternalFunction:
+    """`arguments` are (name, type) pairs, with types as declared: NUMBER(10,2), not NUMBER."""
+
+    name: Name
+    arguments: tuple[tuple[str, str], ...]
+    returns: str
+    integration: str
+    url: str
+    options: dict[str, Any]
+    is_strict: bool = False
+    is_secure: bool = False
+    is_immutable: bool = False
+
+    @property
+    def argument_types(self) -> tuple[str, ...]:
+        """The types without sizes, by which Snowflake distinguishes overloads."""
+        return tuple(kind.partition("(")[0] for _, kind in self.arguments)
+
+    @property
+    def signature(self) -> str:
+        names = (name for name, _ in self.arguments)
+        return f"({', '.join(map(' '.join, zip(names, self.argument_types, strict=True)))})"
+
+    @property
+    def max_batch_rows(self) -> int | None:
+        rows = self.options.get("MAX_BATCH_ROWS")
+        return None if rows is None else int(rows)
+
+
+class Grant(NamedTuple):
+    """A privilege of a role on an object, identified by the object's kind and full name."""
+
+    privilege: str
+    kind: str
+    name: str
+    role: str
+
+
+class Catalog:
+    """The emulated objects, shared by all sessions."""
+
+    def __init__(self) -> None:
+        self.stages: dict[Name, Stage] = {}
+        self.integrations: dict[str, ApiIntegration] = {}
+        self.functions: dict[tuple[Name, tuple[str, ...]], ExternalFunction] = {}
+        self.grants: dict[Grant, None] = {}
+        self.suspended_warehouses: set[str] = set()
+        self.lock = threading.RLock()
+
+    def drop_function(self, key: tuple[Name, tuple[str, ...]]) -> None:
+        """Drop an overload and its grants."""
+        name, types = key
+        self.functions.pop(key, None)
+        granted_on = f"{quote_identifier(*name)}({', '.join(types)})"
+        for grant in [grant for grant in self.grants if grant.name == granted_on]:
+            del self.grants[grant]
+
+    def overloads(self, name: Name) -> list[ExternalFunction]:
+        with self.lock:
+            return [function for (known, _), function in self.functions.items() if known == name]
+
+    def drop_grants(self, kind: str, name: str) -> None:
+        """Drop all grants on an object that a statement drops or replaces."""
+        for grant in [grant for grant in self.grants if (grant.kind, grant.name) == (kind, name)]:
+            del self.grants[grant]
+
+    def drop_schema_objects(self, database: str, schema: str) -> None:
+        """Drop the stages, functions and grants of a schema."""
+        with self.lock:
+            for stage in [name for name in self.stages if name[:2] == (database, schema)]:
+                del self.stages[stage]
+            for key in [key for key in self.functions if key[0][:2] == (database, schema)]:
+                del self.functions[key]
+            inside = quote_identifier(database, schema) + "."
+            for grant in [grant for grant in self.grants if grant.name.startswith(inside)]:
+                del self.grants[grant]

@@ -1,0 +1,247 @@
+"""Reads statements that fakesnow does not support, token by token."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import sqlglot
+from sqlglot.errors import TokenError
+from sqlglot.tokenizer_core import Token, TokenType
+
+from app.emulator.refusals import empty_statement, several_statements, syntax_error
+from app.names import MAX_PARTS, parse_identifier, quote_string
+
+# sqlglot warns about every statement that it does not parse itself.
+logging.getLogger("sqlglot").setLevel(logging.ERROR)
+
+# Functions whose first argument is an unquoted stage, such as @images.
+STAGE_FUNCTIONS = frozenset({"GET_PRESIGNED_URL", "BUILD_STAGE_FILE_URL", "BUILD_SCOPED_FILE_URL"})
+_STRINGS = frozenset({TokenType.STRING, TokenType.RAW_STRING, TokenType.HEREDOC_STRING})
+# Never keywords, whatever their text.
+_LITERALS = _STRINGS | {TokenType.IDENTIFIER}
+_OPENING = frozenset({TokenType.L_PAREN, TokenType.L_BRACKET, TokenType.L_BRACE})
+_CLOSING = frozenset({TokenType.R_PAREN, TokenType.R_BRACKET, TokenType.R_BRACE})
+_ENDS_OF_COLUMN = frozenset(
+    {
+        TokenType.COMMA,
+        TokenType.FROM,
+        TokenType.WHERE,
+        TokenType.ORDER_BY,
+        TokenType.LIMIT,
+        TokenType.UNION,
+        TokenType.SEMICOLON,
+    }
+)
+
+_Item = TypeVar("_Item")
+
+
+class Tokens:
+    """The tokens of one statement, consumed from left to right."""
+
+    def __init__(self, sql: str) -> None:
+        self.sql = sql
+        tokens = _tokenize(sql)
+        if tokens and tokens[0].token_type is TokenType.COMMAND:  # the rest is a single token
+            self.sql = sql[tokens[0].end + 1 :]
+            tokens[1:] = _tokenize(self.sql)
+        self._tokens = _one_statement(tokens)
+        self._next = 0
+
+    @property
+    def at_end(self) -> bool:
+        return self._next >= len(self._tokens)
+
+    def words(self, count: int) -> tuple[str, ...]:
+        """The next words in upper case, without consuming them; "" for a string or a quoted name."""
+        tokens = self._tokens[self._next : self._next + count]
+        return tuple("" if token.token_type in _LITERALS else token.text.upper() for token in tokens)
+
+    def take(self, *words: str) -> bool:
+        """Consume these words if they come next; return whether they did."""
+        if self.words(len(words)) != words:
+            return False
+        self._next += len(words)
+        return True
+
+    def require(self, *words: str) -> None:
+        if not self.take(*words):
+            raise self.unexpected(f"expected {' '.join(words)}")
+
+    def require_end(self) -> None:
+        if not self.at_end:
+            raise self.unexpected("expected the end")
+
+    def take_token(self) -> Token:
+        if self.at_end:
+            raise syntax_error("unexpected end of the statement")
+        self._next += 1
+        return self._tokens[self._next - 1]
+
+    def take_name(self, *, max_parts: int = MAX_PARTS) -> tuple[str, ...]:
+        """Consume a name; return its parts in the form that Snowflake stores."""
+        parts = [self._take_part()]
+        while self.take("."):
+            parts.append(self._take_part())
+        try:
+            return parse_identifier(".".join(parts), max_parts=max_parts)
+        except ValueError as error:
+            raise syntax_error(str(error)) from None
+
+    def take_string(self) -> str:
+        token = self.take_token()
+        if token.token_type not in _STRINGS:
+            self._next -= 1
+            raise self.unexpected("expected a string")
+        return token.text
+
+    def take_value(self) -> Any:
+        """Consume a word, a number, a string, a list of strings, or nested options."""
+        if not self.take("("):
+            return self.take_token().text
+        values: list[Any] = []
+        options: dict[str, Any] = {}
+        while not self.take(")"):
+            token = self.take_token()
+            if self.take("="):
+                key = token.text if token.token_type in _STRINGS else token.text.upper()
+                options[key] = self.take_value()
+            else:
+                values.append(token.text)
+            self.take(",")
+        if options and values:
+            raise syntax_error("a list must hold either values or options, not both")
+        return options or values
+
+    def take_list(self, take_item: Callable[[], _Item]) -> list[_Item]:
+        """Consume a list in parentheses, with commas between its items."""
+        self.require("(")
+        if self.take(")"):
+            return []
+        items = [take_item()]
+        while not self.take(")"):
+            self.require(",")
+            items.append(take_item())
+        return items
+
+    def take_options(self, known: Mapping[str, str]) -> dict[str, Any]:
+        """Consume `NAME = value` pairs up to the end. Raises ProgrammingError for a name not in `known`."""
+        options: dict[str, Any] = {}
+        while not self.at_end:
+            name = self.take_token().text.upper()
+            if name not in known:
+                self._next -= 1
+                raise self.unexpected(f"expected one of {', '.join(known)}")
+            self.require("=")
+            options[name] = self.take_value()
+            self.take(",")
+        return options
+
+    def take_location(self) -> str:
+        """Consume a stage location, `@name/path`, with or without quotes."""
+        token = self.take_token()
+        if token.token_type in _STRINGS:
+            return token.text
+        if token.text != "@":
+            self._next -= 1
+            raise self.unexpected("expected a stage")
+        return self._take_to_blank(token)
+
+    def take_file_url(self) -> str:
+        """Consume a `file://` URL, in quotes or up to the next blank."""
+        token = self.take_token()
+        if token.token_type in _STRINGS:
+            return token.text
+        return self._take_to_blank(token)
+
+    def unexpected(self, hint: str) -> Exception:
+        got = f"'{self._tokens[self._next].text}'" if not self.at_end else "end of the statement"
+        return syntax_error(f"syntax error, unexpected {got}; {hint}")
+
+    def _take_to_blank(self, token: Token) -> str:
+        end = token.end
+        while not self.at_end and self._tokens[self._next].start == end + 1:
+            end = self.take_token().end
+        return self.sql[token.start : end + 1]
+
+    def _take_part(self) -> str:
+        token = self.take_token()
+        if token.token_type is TokenType.IDENTIFIER:
+            return '"' + token.text.replace('"', '""') + '"'
+        return token.text
+
+
+def _tokenize(sql: str) -> list[Token]:
+    try:
+        return list(sqlglot.tokenize(sql, read="snowflake"))
+    except TokenError as error:
+        raise syntax_error(str(error)) from None
+
+
+def _one_statement(tokens: Sequence[Token]) -> list[Token]:
+    """The tokens without trailing semicolons. Raises ProgrammingError for no or several statements."""
+    kept = list(tokens)
+    while kept and kept[-1].token_type is TokenType.SEMICOLON:
+        kept.pop()
+    if not kept:
+        raise empty_statement()
+    if count := sum(token.token_type is TokenType.SEMICOLON for token in kept):
+        raise several_statements(count + 1)
+    return kept
+
+
+def split_statements(text: str) -> tuple[list[str], str]:
+    """The statements that end with a semicolon, and the unfinished text after them, "" if blank."""
+    try:
+        tokens = sqlglot.tokenize(text, read="snowflake")
+    except TokenError:  # a string continues on the next line
+        return [], text
+    statements: list[str] = []
+    start, is_empty = 0, True
+    for token in tokens:
+        if token.token_type is not TokenType.SEMICOLON:
+            is_empty = False
+            continue
+        statements += [] if is_empty else [text[start : token.start].strip()]
+        start, is_empty = token.end + 1, True
+    return statements, "" if is_empty else text[start:]
+
+
+def quote_stage_arguments(sql: str) -> str:
+    """Quote the stage in `GET_PRESIGNED_URL(@stage, …)`, so that sqlglot can parse the statement."""
+    tokens = _tokenize(sql)
+    pieces: list[str] = []
+    done = 0
+    for place, token in enumerate(tokens[2:], 2):
+        if (
+            token.token_type is not TokenType.PARAMETER
+            or tokens[place - 1].token_type is not TokenType.L_PAREN
+        ):
+            continue
+        if tokens[place - 2].text.upper() not in STAGE_FUNCTIONS:
+            continue
+        end = place
+        while end + 1 < len(tokens) and tokens[end + 1].start == tokens[end].end + 1:
+            if tokens[end + 1].token_type in {TokenType.COMMA, TokenType.R_PAREN}:
+                break
+            end += 1
+        pieces += [sql[done : token.start], quote_string(sql[token.start : tokens[end].end + 1])]
+        done = tokens[end].end + 1
+    return "".join([*pieces, sql[done:]])
+
+
+def column_texts(sql: str) -> list[str]:
+    """The source text of each selected column, which Snowflake uses as the name of an unnamed column."""
+    texts: list[str] = []
+    depth, start = 0, None
+    tokens = _tokenize(sql)
+    for place, token in enumerate(tokens):
+        depth += (token.token_type in _OPENING) - (token.token_type in _CLOSING)
+        if depth == 0 and start is None and token.token_type is TokenType.SELECT:
+            start = token.end + 1
+        elif depth == 0 and start is not None and token.token_type in _ENDS_OF_COLUMN:
+            texts.append(sql[start : tokens[place - 1].end + 1].strip())
+            start = token.end + 1
+            if token.token_type is not TokenType.COMMA:
+                return texts
+    return [*texts, sql[start : tokens[-1].end + 1].strip()] if start is not None else []

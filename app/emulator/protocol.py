@@ -1,0 +1,152 @@
+"""Snowflake's protocol over HTTP: fakesnow's server, with the logins, transfers and errors of Snowflake."""
+
+import gzip
+import json
+import logging
+import secrets
+from typing import Any
+
+from fakesnow.server import query_request, routes, sessions
+from fakesnow.transforms import SERVER_VERSION
+from snowflake.connector.errors import Error
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Mount, Route
+
+from app.emulator.emulation import LocalSnowflake
+from app.emulator.refusals import unsupported
+from app.emulator.session import LocalConnection
+from app.emulator.transfer import answer_transfer, failed_put, is_put
+from app.names import parse_identifier
+
+# Connector 5.x requires every key.
+_LOGIN = {
+    "serverVersion": SERVER_VERSION,
+    "validityInSeconds": 3600,
+    "masterValidityInSeconds": 14_400,
+    "sessionId": 1,
+    "firstLogin": False,
+    "healthCheckInterval": 45,
+}
+logging.getLogger("fakesnow.server").setLevel(logging.CRITICAL)  # its errors are in the responses
+_FAKESNOW_ROUTES = (
+    "/session",
+    "/session/heartbeat",
+    "/queries/v1/abort-request",
+    "/monitoring/queries/{sfqid}",
+)
+
+
+def create_protocol_app(local: LocalSnowflake) -> Starlette:
+    """The ASGI application. Sessions are in fakesnow's module, shared by all servers of the process."""
+
+    async def log_in(request: Request) -> Response:
+        return await _log_in(request, local)
+
+    async def describe_query(request: Request) -> Response:
+        query = local.queries.get(request.path_params["query_id"])
+        return JSONResponse(dict(query.counts) if query else {})
+
+    return Starlette(
+        routes=[
+            Route("/session/v1/login-request", log_in, methods=["POST"]),
+            Route("/queries/v1/query-request", _answer_query, methods=["POST"]),
+            Route("/local/queries/{query_id}", describe_query),
+            *(route for route in routes if route.path in _FAKESNOW_ROUTES),
+            Mount("/", local.uploads.app()),
+        ],
+        # Prevents DNS rebinding: a web page must not read staged files under its own host name.
+        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])],
+    )
+
+
+def close_sessions(local: LocalSnowflake) -> None:
+    """Close the sessions of this emulator."""
+    for token, session in list(sessions.items()):
+        if isinstance(session, LocalConnection) and session.local is local:
+            session.close()
+            del sessions[token]
+
+
+async def _log_in(request: Request, local: LocalSnowflake) -> Response:
+    login, query = (await _read_json(request))["data"], request.query_params
+    parameters = login.get("SESSION_PARAMETERS") or {}
+    autocommit = parameters.get("AUTOCOMMIT", True)
+    session = local.connect(
+        _stored(query.get("databaseName")), _stored(query.get("schemaName")), autocommit=autocommit
+    )
+    session.user = str(login.get("LOGIN_NAME") or session.user).upper()
+    session.role = _stored(query.get("roleName")) or session.role
+    session.warehouse = _stored(query.get("warehouse")) or session.warehouse
+    session.repeats_puts = str(login.get("CLIENT_APP_VERSION", "")).startswith(("3.", "4."))
+    token = secrets.token_urlsafe(32)
+    sessions[token] = session
+    data = {
+        "token": token,
+        "masterToken": token,
+        "displayUserName": session.user,
+        "parameters": [
+            {"name": "AUTOCOMMIT", "value": autocommit},
+            {"name": "CLIENT_SESSION_KEEP_ALIVE_HEARTBEAT_FREQUENCY", "value": 3600},
+            {"name": "CLIENT_STAGE_ARRAY_BINDING_THRESHOLD", "value": 0},  # send arrays in the request
+        ],
+        "sessionInfo": {
+            "databaseName": session.database,
+            "schemaName": session.schema,
+            "warehouseName": session.warehouse,
+            "roleName": session.role,
+        },
+    }
+    return JSONResponse({"code": None, "message": None, "success": True, "data": _LOGIN | data})
+
+
+async def _answer_query(request: Request) -> Response:
+    session = sessions.get(_token(request))
+    if not isinstance(session, LocalConnection):
+        return await query_request(request)  # answers 390104: log in again
+    sql = str((await _read_json(request))["sqlText"])
+    try:
+        transfer = await run_in_threadpool(answer_transfer, sql, session)
+        if transfer is not None:
+            return JSONResponse({"data": transfer, "code": None, "message": None, "success": True})
+        async with session.turn:
+            response = await query_request(request)
+    except Error as error:
+        return _failure(error, failed_put(error, session) if is_put(sql) else {})
+    except Exception as error:  # noqa: BLE001 - clients retry an HTTP 500 for minutes
+        return _failure(unsupported(f"{type(error).__name__} {error}"))
+    return response if response.status_code < 500 else _failure(unsupported("this statement"))
+
+
+def _stored(name: str | None) -> str | None:
+    """A client's name of an object in the form that Snowflake stores."""
+    try:
+        return parse_identifier(name, max_parts=1)[0] if name else None
+    except ValueError:
+        return name
+
+
+def _token(request: Request) -> str:
+    """The token of `Authorization: Snowflake Token="…"`."""
+    return request.headers.get("Authorization", "").partition('"')[2].rstrip('"')
+
+
+async def _read_json(request: Request) -> Any:
+    body = await request.body()
+    return json.loads(gzip.decompress(body) if body.startswith(b"\x1f\x8b") else body)
+
+
+def _failure(error: Error, data: dict[str, Any] | None = None) -> Response:
+    code = f"{error.errno:06d}"
+    return JSONResponse(
+        {
+            "data": {"errorCode": code, "sqlState": error.sqlstate, **(data or {})},
+            "code": code,
+            "message": error.msg,
+            "success": False,
+        }
+    )

@@ -1,0 +1,266 @@
+"""Rewrites the parts of a statement that only Snowflake supports into SQL that DuckDB can run."""
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+from sqlglot import exp
+from sqlglot.dialects.snowflake import Snowflake
+
+from app.emulator.catalog import ExternalFunction, Stage
+from app.emulator.grammar import STAGE_FUNCTIONS
+from app.emulator.query import Query
+from app.emulator.refusals import invalid, invalid_arguments, not_found, unknown_function, unsupported
+from app.emulator.urls import ACCOUNT_HOST, file_url
+from app.names import quote_identifier
+
+if TYPE_CHECKING:
+    from app.emulator.session import LocalConnection
+
+DEFAULT_SIGNED_SECONDS = 3600
+_INTERNAL = "_LOCAL_"
+_SEMI_STRUCTURED = frozenset({"VARIANT", "OBJECT", "ARRAY"})
+_ORDERING = (exp.Ordered, exp.Min, exp.Max, exp.Between, exp.Greatest, exp.Least)
+_TEXT_FUNCTIONS = (
+    exp.Like,
+    exp.ILike,
+    exp.DPipe,
+    exp.Concat,
+    exp.Length,
+    exp.Substring,
+    exp.Trim,
+    exp.Replace,
+    exp.StartsWith,
+    exp.Contains,
+    exp.RegexpLike,
+    exp.RegexpReplace,
+    exp.Split,
+)
+_DIRECTORY_SCHEMA = pa.schema(
+    [
+        ("RELATIVE_PATH", pa.string()),
+        ("SIZE", pa.int64()),
+        ("LAST_MODIFIED", pa.timestamp("us", "UTC")),
+        ("MD5", pa.string()),
+        ("ETAG", pa.string()),
+        ("FILE_URL", pa.string()),
+    ]
+)
+
+
+def is_built_in(name: str) -> bool:
+    """Whether a call of this name never reaches a function that a user created."""
+    return name in Snowflake.Parser.FUNCTIONS or name in STAGE_FUNCTIONS or name.startswith(_INTERNAL)
+
+
+def rewrite(expression: Any, session: "LocalConnection", query: Query, names: list[str]) -> dict[str, Any]:
+    """Change the expression in place; return the tables that it reads, by name.
+
+    `names` become the names of the columns without an alias.
+    """
+    _refuse_internal(expression)
+    _cast_variants(expression)
+    before, columns = expression.sql(dialect="snowflake"), _selected(expression)
+    texts = [column.sql(dialect="snowflake") for column in columns]
+    names = names if len(names) == len(texts) else texts
+    is_named = [isinstance(column, exp.Alias | exp.Column | exp.Star) for column in columns]
+    tables: dict[str, Any] = {}
+    for node in list(expression.find_all(exp.DirectoryStage)):
+        name = f"{_INTERNAL}DIRECTORY_{len(tables)}"
+        tables[name] = _directory_table(_whole_stage(node.this.name, session))
+        node.replace(exp.to_identifier(name))
+    for node in list(expression.find_all(exp.Func)):
+        _replace_function(node, session, query)
+    if expression.sql(dialect="snowflake") != before:
+        _refuse_stored(expression)
+        for column, text, name, has_name in zip(_selected(expression), texts, names, is_named, strict=True):
+            if not has_name and column.sql(dialect="snowflake") != text:
+                column.replace(exp.alias_(column.copy(), name.upper(), quoted=True))
+    return tables
+
+
+def _cast_variants(expression: Any) -> None:
+    """Cast VARIANT parts in comparisons: Snowflake compares their values, DuckDB their JSON texts."""
+    for node in list(expression.find_all(exp.JSONExtract)):
+        user = node.parent.parent if isinstance(node.parent, exp.Paren) else node.parent
+        if isinstance(user, _ORDERING):
+            raise unsupported("ordering of VARIANT values without a cast")
+        if isinstance(user, _TEXT_FUNCTIONS):
+            node.replace(exp.cast(node.copy(), "VARCHAR"))
+        elif isinstance(user, exp.Predicate | exp.In) and not isinstance(user, exp.Is):
+            kinds = {_type_of(other) for other in _operands(user) if not other.find(exp.JSONExtract)}
+            if len(kinds) > 1 or None in kinds:
+                raise unsupported("comparison of a VARIANT with anything but a constant, without a cast")
+            if kinds:
+                node.replace(exp.cast(node.copy(), str(*kinds)))
+
+
+def _operands(user: Any) -> list[Any]:
+    return [user.this, *(user.expressions or [user.expression])]
+
+
+def _type_of(constant: Any) -> str | None:
+    if isinstance(constant, exp.Boolean):
+        return "BOOLEAN"
+    if isinstance(constant, exp.Neg):
+        constant = constant.this
+    if isinstance(constant, exp.Literal):
+        return "VARCHAR" if constant.is_string else "DOUBLE"
+    return None
+
+
+def _refuse_internal(expression: Any) -> None:
+    """Raises ProgrammingError for internal functions and tables, which do not check their arguments."""
+    for node in expression.find_all(exp.Anonymous, exp.Table):
+        if node.name.upper().startswith(_INTERNAL):
+            raise (
+                unknown_function(node.name)
+                if isinstance(node, exp.Anonymous)
+                else not_found("Object", node.name)
+            )
+
+
+def _refuse_stored(expression: Any) -> None:
+    """Raises ProgrammingError for a view or a default: it would store values of this query only."""
+    makes_rows = isinstance(expression, exp.Create) and str(expression.args["kind"]).upper() == "TABLE"
+    if isinstance(expression, exp.Create | exp.Alter) and not (makes_rows and expression.expression):
+        kind = str(expression.args["kind"]).upper()
+        raise unsupported(f"{kind} with context functions, stages or external functions")
+
+
+def _selected(expression: Any) -> list[Any]:
+    holder = "this" if isinstance(expression, exp.Describe) else "expression"
+    query = expression if isinstance(expression, exp.Query) else expression.args.get(holder)
+    return list(query.selects) if isinstance(query, exp.Query) else []
+
+
+def _replace_function(node: Any, session: "LocalConnection", query: Query) -> None:
+    name = node.name.upper() if isinstance(node, exp.Anonymous) else node.sql_name().upper()
+    if name in STAGE_FUNCTIONS:
+        node.replace(_stage_function(name, node.expressions, session, query))
+    elif name == "SYSTEM$ALLOWLIST" and not node.expressions:
+        node.replace(exp.Literal.string(_allowlist()))
+    elif name in query.context and not node.expressions:
+        value = query.context[name]
+        node.replace(exp.Literal.string(value) if value else exp.Null())
+    elif isinstance(node, exp.Anonymous):
+        _replace_external(node, session, query)
+
+
+def _stage_function(name: str, arguments: list[Any], session: "LocalConnection", query: Query) -> Any:
+    most = 2 if name == "BUILD_STAGE_FILE_URL" else 3
+    if not 2 <= len(arguments) <= most or not arguments[0].is_string:
+        raise invalid(f"Invalid arguments for function '{name}': (@stage, relative_path, …).")
+    stage = _whole_stage(arguments[0].name, session)
+    query_id, stage_name = exp.Literal.string(query.id), exp.Literal.string(json.dumps(stage.name))
+    path, *rest = arguments[1:]
+    if name == "GET_PRESIGNED_URL":
+        seconds = rest[0] if rest else exp.Literal.number(DEFAULT_SIGNED_SECONDS)
+        return _call(f"{_INTERNAL}SIGN", query_id, stage_name, path, seconds)
+    if name == "BUILD_STAGE_FILE_URL":
+        return _call(f"{_INTERNAL}FILE_URL", query_id, stage_name, path)
+    return _call(f"{_INTERNAL}SCOPED_URL", query_id, stage_name, path)
+
+
+def _whole_stage(location: str, session: "LocalConnection") -> Stage:
+    stage, path = session.find_stage(location)
+    if path:
+        raise invalid(f"The stage must be given without a path. Received: {location}.")
+    return stage
+
+
+def _replace_external(node: Any, session: "LocalConnection", query: Query) -> None:
+    names, outermost = _qualified_name(node)
+    is_qualified = len(names) > 1
+    overloads = (
+        session.local.catalog.overloads(session.qualify(names)) if session.schema or is_qualified else []
+    )
+    if not overloads and is_qualified:
+        raise unknown_function(".".join(names))
+    if not overloads:
+        return  # a built-in function
+    function = _choose(overloads, node.expressions)
+    integration = session.local.catalog.integrations.get(function.integration)
+    if integration is None:
+        raise not_found("Integration", quote_identifier(function.integration))
+    integration.check_url(function.url)
+    arguments = [
+        _call("HEX", argument) if kind == "BINARY" else argument
+        for argument, kind in zip(node.expressions, function.argument_types, strict=True)
+    ]
+    place = exp.Literal.number(query.place_of(function))
+    call = _call(f"{_INTERNAL}CALL", exp.Literal.string(query.id), place, _call("JSON_ARRAY", *arguments))
+    outermost.replace(_convert(call, function.returns, is_cast=_is_cast(outermost)))
+
+
+def _qualified_name(node: Any) -> tuple[tuple[str, ...], Any]:
+    """The parts of a function's name as stored, and the node of the whole qualified name."""
+    dot = node.parent
+    if not isinstance(dot, exp.Dot) or dot.expression is not node:
+        return (_stored(node.this),), node
+    return tuple(map(_stored, [*_parts(dot.this), node.this])), dot
+
+
+def _parts(name: Any) -> list[Any]:
+    return [*_parts(name.this), name.expression] if isinstance(name, exp.Dot) else [name]
+
+
+def _stored(part: Any) -> str:
+    if isinstance(part, exp.Identifier):
+        return str(part.this) if part.quoted else str(part.this).upper()
+    return str(part).upper()
+
+
+def _choose(overloads: list[ExternalFunction], arguments: list[Any]) -> ExternalFunction:
+    """The overload with this number of arguments: their types are known only while DuckDB runs."""
+    possible = [function for function in overloads if len(function.arguments) == len(arguments)]
+    if not possible:
+        given = ", ".join(argument.sql(dialect="snowflake") for argument in arguments)
+        known = ", ".join(function.signature for function in overloads)
+        raise invalid_arguments(overloads[0].name[-1], given, known)
+    if len(possible) > 1:
+        raise unsupported(f"overloads of {overloads[0].name[-1]} with the same number of arguments")
+    return possible[0]
+
+
+def _convert(call: Any, returns: str, *, is_cast: bool) -> Any:
+    """The call itself for a semi-structured type; for other types and casts, the value in its JSON."""
+    if returns in _SEMI_STRUCTURED and not is_cast:
+        return call
+    text = _call("JSON_EXTRACT_STRING", call, exp.Literal.string("$"))
+    if is_cast:
+        return text
+    return exp.cast(text, exp.DataType.build(returns, dialect="snowflake"))
+
+
+def _is_cast(node: Any) -> bool:
+    """Whether the value is cast to a type that is not semi-structured."""
+    cast = node.parent
+    return isinstance(cast, exp.Cast) and cast.to.sql(dialect="snowflake").upper() not in _SEMI_STRUCTURED
+
+
+def _call(name: str, *arguments: Any) -> Any:
+    return exp.Anonymous(this=name, expressions=list(arguments))
+
+
+def _directory_table(stage: Stage) -> Any:
+    if not stage.has_directory:
+        raise invalid(
+            f"Stage {stage} has no directory table: run ALTER STAGE … SET DIRECTORY = (ENABLE = TRUE)."
+        )
+    rows = [
+        {
+            "RELATIVE_PATH": file.relative_path,
+            "SIZE": file.size,
+            "LAST_MODIFIED": file.last_modified,
+            "MD5": file.md5,
+            "ETAG": file.etag,
+            "FILE_URL": file_url(stage, file.relative_path),
+        }
+        for file in stage.directory
+    ]
+    return pa.Table.from_pylist(rows, schema=_DIRECTORY_SCHEMA)
+
+
+def _allowlist() -> str:
+    return json.dumps([{"type": "SNOWFLAKE_DEPLOYMENT", "host": ACCOUNT_HOST, "port": 443}])

@@ -1,0 +1,101 @@
+"""A client's session: its user, role, warehouse, current schema, and cursors."""
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from fakesnow.conn import FakeSnowflakeConnection
+
+from app.emulator.catalog import Name, Stage
+from app.emulator.cursor import LocalCursor
+from app.emulator.refusals import invalid, no_current_schema, not_found
+from app.emulator.urls import ACCOUNT
+from app.names import parse_location, quote_identifier, quote_string
+
+if TYPE_CHECKING:
+    from app.emulator.emulation import LocalSnowflake
+
+
+class LocalConnection(FakeSnowflakeConnection):
+    """fakesnow's connection, with stages and external functions."""
+
+    def __init__(
+        self,
+        local: "LocalSnowflake",
+        duck_conn: Any,
+        results_cache: dict[str, tuple[Any, ...]],
+        database: str,
+        schema: str,
+        **options: Any,
+    ) -> None:
+        """If the database does not exist, the session has no current database, as in Snowflake."""
+        super().__init__(duck_conn, results_cache, **options)
+        self.local = local
+        self.user = "LOCAL"
+        self.role = "PUBLIC"
+        self.warehouse = "LOCAL"
+        self.repeats_puts = False  # connector 4.x sends the PUT again for each file
+        # Serializes the statements: a DuckDB connection holds one result at a time.
+        self.turn = asyncio.Lock()
+        if self.has_schema(database):
+            self.use(database, schema if self.has_schema(database, schema) else None)
+
+    def has_schema(self, database: str, schema: str | None = None) -> bool:
+        """Whether the schema exists; without `schema`, whether the database does."""
+        found = self._duck_conn.execute(
+            "SELECT 1 FROM information_schema.schemata "
+            "WHERE catalog_name = ? AND coalesce(schema_name = ?, true)",
+            [database, schema],
+        )
+        return found.fetchall() != []  # unread rows would block the connection
+
+    def require_schema(self, database: str, schema: str) -> None:
+        """Raises ProgrammingError if the schema does not exist."""
+        if not self.has_schema(database, schema):
+            raise not_found("Schema", quote_identifier(database, schema))
+
+    def use(self, database: str, schema: str | None) -> None:
+        """Make the database and schema current; both must exist."""
+        self._duck_conn.execute(f"SET schema = {quote_string(quote_identifier(database, schema or 'main'))}")
+        self.database, self.database_set = database, True
+        self._schema, self.schema_set = schema, schema is not None
+
+    def cursor(self, cursor_class: Any = None) -> LocalCursor:  # noqa: ARG002 - fakesnow's signature
+        return LocalCursor(self, self._duck_conn)
+
+    def qualify(self, names: tuple[str, ...]) -> Name:
+        """The full name, completed by the current database and schema. Raises ProgrammingError."""
+        current = (self.database, self.schema)
+        missing = 3 - len(names)
+        if missing < 0:
+            raise invalid(f"Invalid object name {quote_identifier(*filter(None, names))}.")
+        if any(part is None for part in current[:missing]):
+            raise no_current_schema()
+        database, schema, name = (*map(str, current[:missing]), *names)
+        return database, schema, name
+
+    def find_stage(self, location: str) -> tuple[Stage, str]:
+        """The stage and the path of a location. Raises ProgrammingError if there is no such stage."""
+        try:
+            names, path = parse_location(location)
+        except ValueError as error:
+            raise invalid(str(error)) from None
+        name = self.qualify(names)
+        stage = self.local.catalog.stages.get(name)
+        if stage is None:
+            raise not_found("Stage", quote_identifier(*name))
+        return stage, path
+
+    def context(self) -> dict[str, str]:
+        """The values of CONTEXT_HEADERS and of the context functions with the same names."""
+        return {
+            "CURRENT_ACCOUNT": ACCOUNT.upper(),
+            "CURRENT_ACCOUNT_NAME": ACCOUNT.upper(),
+            "CURRENT_ORGANIZATION_NAME": ACCOUNT.upper(),
+            "CURRENT_CLIENT": "ext-classify",
+            "CURRENT_DATABASE": self.database or "",
+            "CURRENT_REGION": "LOCAL",
+            "CURRENT_ROLE": self.role,
+            "CURRENT_SCHEMA": self.schema or "",
+            "CURRENT_USER": self.user,
+            "CURRENT_WAREHOUSE": self.warehouse,
+        }

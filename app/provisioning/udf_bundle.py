@@ -1,0 +1,73 @@
+"""Bundles the files of the Python UDF, which runs in a warehouse, into a folder to upload.
+
+`python -m app.provisioning.udf_bundle FOLDER` writes the handler, a zip of `app` and `model`, and the four
+files of the model; infra/snowflake/14_warehouse_functions.sql uploads and names them.
+"""
+
+import argparse
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
+
+import app
+import model
+from app.provisioning.ddl import FOLDER
+from model.artifact import Artifact, load_artifact
+from model.compiled import beside, read_twin
+from model.defaults import DEFAULT_MODEL_PATH
+from model.errors import ArtifactError
+
+HANDLER = FOLDER / "udf" / "ext_classify_udf.py"
+ZIP_NAME = "ext_classify.zip"
+
+
+def write_bundle(artifact: Artifact, folder: Path) -> list[Path]:
+    """Write the files into `folder`. Raises ArtifactError for a model that is not compiled.
+
+    The output is reproducible: unchanged code gives the same bytes, so an upload can skip it.
+    """
+    twin = beside(artifact)
+    if read_twin(artifact, twin) is None:
+        raise ArtifactError(
+            f"A warehouse needs a compiled model. Run first: ext-classify compile --model {artifact.h5_path}"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_zip(folder / ZIP_NAME)
+    copied = [HANDLER, artifact.h5_path, artifact.h5_path.with_suffix(".json"), twin.tflite, twin.stamp]
+    for path in copied:
+        shutil.copyfile(path, folder / path.name)
+    return [folder / ZIP_NAME, *(folder / path.name for path in copied)]
+
+
+def _write_zip(path: Path) -> None:
+    with ZipFile(path, "w", ZIP_DEFLATED) as archive:
+        for name, content in sorted(_sources()):
+            archive.writestr(ZipInfo(name), content, ZIP_DEFLATED)
+
+
+def _sources() -> Iterator[tuple[str, bytes]]:
+    for package in (app, model):
+        root = Path(str(package.__file__)).parent
+        for source in root.rglob("*.py"):
+            yield f"{root.name}/{source.relative_to(root).as_posix()}", source.read_bytes()
+    # app reads its version from package metadata.
+    metadata = f"Metadata-Version: 2.1\nName: ext-classify\nVersion: {app.__version__}\n"
+    yield f"ext_classify-{app.__version__}.dist-info/METADATA", metadata.encode()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description="Write the files of the Python UDF that runs in a warehouse."
+    )
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--model", type=Path, default=DEFAULT_MODEL_PATH, help="the model's .h5 file")
+    options = parser.parse_args()
+    try:
+        write_bundle(load_artifact(options.model), options.folder)
+    except (ArtifactError, OSError) as error:
+        parser.exit(1, f"{error}\n")
+
+
+if __name__ == "__main__":
+    main()

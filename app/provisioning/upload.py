@@ -1,0 +1,166 @@
+"""Uploads images (with their folders), or a model's files, to a stage."""
+
+import hashlib
+import posixpath
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from app.client import ClientError
+from app.images.files import IMAGE_SUFFIXES, find_images
+from app.names import parse_identifier, quote_identifier, quote_string
+from app.provisioning import existing
+from app.provisioning.console import Console, StatementFailed, describe_error
+
+CONCURRENT_UPLOADS = 4
+Track = Callable[[Iterable[str]], Iterable[str]]
+
+
+class UploadIncomplete(ClientError):
+    """Some files were not uploaded; `statuses` counts all files."""
+
+    def __init__(self, failures: Mapping[str, str], statuses: Counter[str]) -> None:
+        first = "; ".join(f"{name}: {reason}" for name, reason in list(failures.items())[:3])
+        more = f"; and {len(failures) - 3} more" if len(failures) > 3 else ""
+        super().__init__(f"{len(failures)} of {statuses.total()} files were not uploaded. {first}{more}.")
+        self.statuses = statuses
+
+
+def find_files(paths: Sequence[Path], folder: str = "") -> list[tuple[Path, PurePosixPath]]:
+    """Files and their paths in the stage below `folder`; files of a directory keep their relative paths.
+
+    An .h5 includes its model card, compiled model and stamp. Raises ClientError.
+    """
+    found: list[tuple[Path, PurePosixPath]] = []
+    for path in paths:
+        if path.suffix == ".h5":
+            found += [(part, PurePosixPath(part.name)) for part in _parts_of_artifact(path)]
+        elif path.is_dir():
+            found += [
+                (image, PurePosixPath(image.relative_to(path).as_posix())) for image in find_images([path])
+            ]
+        else:
+            found += [(image, PurePosixPath(image.name)) for image in find_images([path])]
+            _require_image(path)
+    _require_distinct_paths(found)
+    return [(path, PurePosixPath(folder.strip("/")) / place) for path, place in found]
+
+
+def upload(
+    console: Console,
+    files: Sequence[tuple[Path, PurePosixPath]],
+    stage: str,
+    *,
+    overwrite: bool = False,
+    track: Track = iter,
+) -> Counter[str]:
+    """PUT the files and refresh the directory table. Returns the number of files per status.
+
+    UNCHANGED: the stage already has the file, by size and MD5. SKIPPED: the stage has a different file of
+    this name, or one that cannot be compared; `overwrite` replaces it. Raises ClientError, and
+    UploadIncomplete after all other files are uploaded.
+    """
+    described = _describe(console, stage)
+    name = _quoted(described)
+    there = _list(console, described, files)
+    failures: dict[str, str] = {}
+
+    def put(file: tuple[Path, PurePosixPath]) -> str:
+        path, place = file
+        try:
+            if (existing_file := there.get(str(place))) and _is_same(path, *existing_file):
+                return "UNCHANGED"
+            if existing_file and not overwrite:
+                return "SKIPPED"
+            with path.open("rb") as content:
+                location = "/".join([f"@{name}", *place.parent.parts])
+                return console.put(content, place.name, location, overwrite=overwrite)
+        except (StatementFailed, OSError) as error:
+            failures[str(place)] = describe_error(error)
+            return "FAILED"
+
+    try:
+        statuses = _in_threads(put, files, track)
+    finally:
+        if described["directory_enabled"] == "Y":
+            console.rows(f"ALTER STAGE {name} REFRESH")
+    if failures:
+        raise UploadIncomplete(failures, statuses)
+    return statuses
+
+
+def is_encrypted_by_clients(console: Console, stage: str) -> bool:
+    """Whether the stage is client-side encrypted (no SNOWFLAKE_SSE), so that URLs return ciphertext."""
+    return existing.is_encrypted(_describe(console, stage))
+
+
+def _in_threads(
+    put: Callable[[tuple[Path, PurePosixPath]], str],
+    files: Sequence[tuple[Path, PurePosixPath]],
+    track: Track,
+) -> Counter[str]:
+    """On interruption, wait for the uploads in progress and cancel the others."""
+    with ThreadPoolExecutor(CONCURRENT_UPLOADS) as threads:
+        try:
+            return Counter(track(threads.map(put, files)))
+        finally:
+            threads.shutdown(cancel_futures=True)
+
+
+def _describe(console: Console, stage: str) -> dict[str, Any]:
+    """The stage's row of SHOW STAGES. Raises ClientError if there is no such stage."""
+    try:
+        return existing.describe_stage(console, parse_identifier(stage.removeprefix("@")))
+    except ValueError as error:
+        raise ClientError(str(error)) from None
+
+
+def _quoted(described: Mapping[str, Any]) -> str:
+    return quote_identifier(described["database_name"], described["schema_name"], described["name"])
+
+
+def _list(
+    console: Console, described: Mapping[str, Any], files: Sequence[tuple[Path, PurePosixPath]]
+) -> dict[str, tuple[int, str | None]]:
+    """Size and MD5 of existing files, by path; the MD5 of an encrypted file is that of its ciphertext."""
+    folder = posixpath.commonpath([str(place.parent) for _, place in files])
+    location = "/".join([f"@{_quoted(described)}", *PurePosixPath(folder).parts])
+    name_size = len(described["name"].lower()) + 1
+    return {
+        str(row["name"])[name_size:]: (int(row["size"]), row["md5"])
+        for row in console.rows(f"LIST {quote_string(location)}")
+    }
+
+
+def _is_same(path: Path, size: int, md5: str | None) -> bool:
+    """Whether size and MD5 match; a store's own hash, as of multipart uploads, never matches."""
+    if path.stat().st_size != size:
+        return False
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, _md5).hexdigest() == md5
+
+
+def _md5() -> "hashlib._Hash":
+    return hashlib.md5(usedforsecurity=False)
+
+
+def _parts_of_artifact(h5: Path) -> list[Path]:
+    parts = [h5, h5.with_suffix(".json"), h5.with_suffix(".tflite"), h5.with_suffix(".tflite.json")]
+    if not h5.is_file():
+        raise ClientError(f"There is no {h5}.")
+    return [part for part in parts if part.is_file()]
+
+
+def _require_image(path: Path) -> None:
+    if path.suffix.lower() not in IMAGE_SUFFIXES:
+        known = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise ClientError(f"An image's name must end in one of {known}, or .h5. Received: {path.name}.")
+
+
+def _require_distinct_paths(files: Sequence[tuple[Path, PurePosixPath]]) -> None:
+    places = Counter(place for _, place in files)
+    twice = [str(place) for place, count in places.items() if count > 1]
+    if twice:
+        raise ClientError(f"Two files must not go to one place. Received twice: {', '.join(twice[:3])}.")

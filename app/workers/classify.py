@@ -1,0 +1,155 @@
+"""From the bytes of images to outcomes: decode → predict → format, with no network and no event loop.
+
+The service runs it in processes of their own; the Python UDF inside a warehouse runs it as it is.
+"""
+
+from base64 import b64encode
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from time import perf_counter
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.errors import PredictionFailed
+from app.images.source import Base64Text, HexText
+from app.outcome import (
+    CallSeconds,
+    EvidenceDetail,
+    ImageStatistics,
+    ModelIdentity,
+    Outcome,
+    blank_outcome,
+    outcome_of_error,
+)
+from app.row import Fetched
+from model.artifact import Artifact
+from model.engines import Classifier
+from model.errors import InputError
+from model.evidence import Evidence, against_the_others, find_evidence
+from model.image import Decoded, decode_sized
+from model.image_limits import ImageLimits, out_of_memory
+from model.image_statistics import brightness_and_sharpness
+from model.novelty import reasons_to_abstain
+
+# Float32 probabilities carry about seven digits; engines agree to five.
+_DECIMALS = 6
+
+Pixels: TypeAlias = Decoded | Outcome | None
+Bounded: TypeAlias = Callable[[], AbstractContextManager[None]]
+
+
+class ClassifiedImages(NamedTuple):
+    outcomes: list[Outcome | None]
+    """One an image, in order."""
+    spent: CallSeconds
+    statistics: dict[int, ImageStatistics]
+    """By the place of an image that was decoded, where they are measured."""
+
+
+@dataclass(frozen=True)
+class ImageClassifier:
+    """Safe to call from several threads at once."""
+
+    artifact: Artifact
+    classifier: Classifier
+    limits: ImageLimits
+    measures: bool = False
+    """Whether images are measured too."""
+
+    def classify(
+        self, fetched: Sequence[Fetched], evidence: Sequence[bool], bounded: Bounded = nullcontext
+    ) -> ClassifiedImages:
+        """`evidence` says for each image whether to show it.
+
+        Each image is decoded, and then all are predicted, inside a `bounded` of its own.
+        """
+        started = perf_counter()
+        decoded: list[Pixels] = []
+        statistics: dict[int, ImageStatistics] = {}
+        for place, image in enumerate(fetched):
+            with bounded():
+                pixels = self._decode(image)
+                decoded.append(pixels)
+                if self.measures and isinstance(pixels, Decoded):
+                    statistics[place] = ImageStatistics(*brightness_and_sharpness(pixels.pixels))
+        decode_ended = perf_counter()
+        with bounded():
+            outcomes = self._predict(decoded, evidence)
+        spent = CallSeconds(decode_ended - started, perf_counter() - decode_ended)
+        return ClassifiedImages(outcomes, spent, statistics)
+
+    def _decode(self, image: Fetched) -> Pixels:
+        try:
+            if isinstance(image, Base64Text | HexText):
+                image = image.decode(self.limits)
+            if isinstance(image, bytes):
+                return decode_sized(image, self.artifact.card.image, self.limits)
+            return image
+        except InputError as error:
+            return outcome_of_error(error, self.model)
+        except MemoryError:
+            return outcome_of_error(out_of_memory(), self.model)
+
+    def _predict(self, decoded: Sequence[Pixels], evidence: Sequence[bool]) -> list[Outcome | None]:
+        """Outcomes in the place of images; those known already, and NULLs, stay where they are."""
+        rows = [(row, wish) for row, wish in zip(decoded, evidence, strict=True) if isinstance(row, Decoded)]
+        outcomes = iter(self._classify_decoded(*zip(*rows, strict=True)) if rows else ())
+        return [next(outcomes) if isinstance(row, Decoded) else row for row in decoded]
+
+    def _classify_decoded(self, images: Sequence[Decoded], explained: Sequence[bool]) -> list[Outcome]:
+        card = self.artifact.card
+        answers = self.classifier.answer([image.pixels for image in images], with_features=any(explained))
+        reasons = reasons_to_abstain(card.novelty, answers.embeddings, len(images))
+        outcomes = [
+            outcome_of_probabilities(probabilities, card.class_names, self.model, reason)
+            for probabilities, reason in zip(answers.probabilities, reasons, strict=True)
+        ]
+        for place, image in enumerate(images):
+            if explained[place] and answers.features is not None and outcomes[place]["error"] is None:
+                best = int(answers.probabilities[place].argmax())
+                outcomes[place]["evidence"] = self._explain(answers.features[place], best, image)
+        return outcomes
+
+    def _explain(
+        self, features: NDArray[np.float32], class_index: int, image: Decoded
+    ) -> EvidenceDetail | None:
+        packed = self.artifact.card.class_weights
+        if packed is None:
+            return None
+        weights = against_the_others(packed.unpack())[:, class_index]
+        return detail_of_evidence(find_evidence(image.pixels, features, weights, image.source_size))
+
+    @property
+    def model(self) -> ModelIdentity:
+        return ModelIdentity(name=self.artifact.name, version=self.artifact.version)
+
+
+def outcome_of_probabilities(
+    probabilities: NDArray[np.float32],
+    class_names: Sequence[str],
+    model: ModelIdentity,
+    reason: str | None = None,
+) -> Outcome:
+    """The outcome of an image that was classified; `probabilities` (k,) in the order of `class_names`.
+
+    With a reason to abstain, the label stays null and `nearest_label` says what it would have been.
+    """
+    if not np.isfinite(probabilities).all():
+        failure = PredictionFailed("The network must answer with finite probabilities.")
+        return outcome_of_error(failure, model)
+    rounded = [round(p, _DECIMALS) for p in probabilities.tolist()]
+    best = int(probabilities.argmax())
+    outcome = blank_outcome(model)
+    outcome["label" if reason is None else "nearest_label"] = class_names[best]
+    outcome["abstained"] = reason is not None
+    outcome["reason"] = reason
+    outcome["confidence"] = rounded[best]
+    outcome["probabilities"] = dict(zip(class_names, rounded, strict=True))
+    return outcome
+
+
+def detail_of_evidence(evidence: Evidence) -> EvidenceDetail:
+    return EvidenceDetail(box=evidence.box, heatmap_png=b64encode(evidence.heatmap_png).decode())

@@ -1,0 +1,220 @@
+"""What passes between the service and a classifier process: rows one way, their outcomes the other.
+
+A process decodes what strangers send, so what it says is read as JSON, never unpickled.
+"""
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from struct import Struct
+from typing import IO, Annotated, Any, NamedTuple, TypeAlias
+
+from pydantic import Field, TypeAdapter
+from pydantic_core import to_json
+
+from app.images.source import Base64Text, HexText, InlineText
+from app.outcome import ImageStatistics, ModelIdentity, Outcome
+
+# Once a second. Even on a busy machine, a process that works uses 10 ms of CPU time in so many.
+STALLED_LOOKS = 5
+STALLED_START_LOOKS = 10
+STOPPED_LOOKS = 2
+# To open a network may include compiling it.
+MAX_START_LOOKS = 300
+
+_PROC = Path("/proc")
+
+
+class ProcessStat(NamedTuple):
+    pid: int
+    state: str
+    group_id: int
+    ticks: int
+    """CPU time, of the process and of the children that it has waited for."""
+
+    @property
+    def is_stopped(self) -> bool:
+        """By a signal such as SIGSTOP; not by a debugger."""
+        return self.state == "T"
+
+
+class StallWatch:
+    """Counts consecutive looks at which a process has used no CPU time since the look before.
+
+    Looks are counted, not seconds: a service that was suspended with its processes must not blame them.
+    """
+
+    def __init__(self, stalled_looks: int, max_looks: float) -> None:
+        self._stalled_looks = stalled_looks
+        self._max_looks = max_looks
+        self._looks = 0
+        self._looks_without_progress = 0
+        self._ticks: int | None = None
+
+    def has_stalled(self, ticks: int | None) -> bool:
+        """Takes one look; `ticks` is None where CPU time cannot be read."""
+        self._looks += 1
+        is_still = ticks is not None and ticks == self._ticks
+        self._looks_without_progress = self._looks_without_progress + 1 if is_still else 0
+        self._ticks = ticks
+        return self._looks_without_progress >= self._stalled_looks or self._looks >= self._max_looks
+
+
+def stat_of(pid: int) -> ProcessStat | None:
+    """None when there is no such process, or no /proc."""
+    try:
+        fields = (_PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2]
+    except OSError:
+        return None
+    state, _, group_id, *others = fields.split()
+    return ProcessStat(pid, state, int(group_id), sum(map(int, others[8:12])))
+
+
+def stats_of_groups(group_ids: Collection[int]) -> Iterator[ProcessStat]:
+    """Living members of process groups; none where there is no /proc."""
+    with suppress(OSError):
+        for path in _PROC.iterdir():
+            stat = stat_of(int(path.name)) if path.name.isdigit() else None
+            if stat is not None and stat.group_id in group_ids and stat.state != "Z":
+                yield stat
+
+
+Image: TypeAlias = bytes | InlineText
+# NaN or a negative number would stay in the running means that admission goes by.
+Seconds: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+# The heatmaps of a call's images in the largest network's input are less than half of it.
+MAX_FRAME_BYTES = 64 * 1024 * 1024
+
+_COUNT = Struct("<I")
+_ROW = Struct("<B?Q")  # its kind, whether evidence is wanted, bytes
+_LENGTH = Struct("<Q")
+_BYTES, _BASE64, _HEX = range(3)
+
+
+class WaitingRow(NamedTuple):
+    """An image that has arrived, and whether to show evidence for it."""
+
+    image: Image
+    evidence: bool
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self.image if isinstance(self.image, bytes) else self.image.text)
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """The network that answers."""
+
+    identity: ModelIdentity
+    card: dict[str, Any]
+    """Without its arrays, which are large and nothing to read."""
+
+
+@dataclass(frozen=True)
+class Greeting:
+    """What a process says first."""
+
+    model: ServedModel | None = None
+    refusal: str | None = None
+    """Why it can classify nothing, in place of a model."""
+    pid: int | None = None
+    """Its process id, so that the service can tell whether it still makes progress."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """To the rows of one call, in their order."""
+
+    outcomes: Sequence[Outcome | None]
+    """None where the process failed."""
+    failures: dict[int, str] = field(default_factory=dict)
+    """By the place of such a row: what went wrong, for the log."""
+    statistics: dict[int, ImageStatistics] = field(default_factory=dict)
+    """By the place of an image that was decoded; of none unless they are wanted."""
+    decode_seconds: Seconds = 0.0
+    predict_seconds: Seconds = 0.0
+
+
+_GREETING = TypeAdapter(Greeting)
+_ANSWERS = TypeAdapter(Answers)
+
+
+def format_rows(rows: Sequence[WaitingRow]) -> list[bytes]:
+    """A call, as buffers to be written one after the other."""
+    contents = [_content(row.image) for row in rows]
+    heads = [
+        _ROW.pack(kind, row.evidence, len(content))
+        for row, (kind, content) in zip(rows, contents, strict=True)
+    ]
+    return [b"".join([_COUNT.pack(len(rows)), *heads]), *(content for _, content in contents)]
+
+
+def read_rows(calls: IO[bytes]) -> list[WaitingRow]:
+    """The next call; none once the service has gone. Raises EOFError when it goes amid one."""
+    beginning = calls.read(_COUNT.size)
+    if not beginning:
+        return []
+    [count] = _COUNT.unpack(beginning + _read(calls, _COUNT.size - len(beginning)))
+    heads = [_ROW.unpack(_read(calls, _ROW.size)) for _ in range(count)]
+    return [WaitingRow(_image(kind, _read(calls, size)), evidence) for kind, evidence, size in heads]
+
+
+def format_frame(said: Greeting | Answers) -> bytes:
+    content = to_json(said)
+    return _LENGTH.pack(len(content)) + content
+
+
+def parse_greeting(content: bytes) -> Greeting:
+    """Raises ValueError for what is none."""
+    return _GREETING.validate_json(content)
+
+
+def parse_answers(content: bytes, rows: int) -> Answers:
+    """Raises ValueError for anything but answers to that many rows."""
+    answers = _ANSWERS.validate_json(content)
+    if (count := len(answers.outcomes)) != rows:
+        raise ValueError(f"There must be {rows} outcomes. Received: {count}.")
+    return answers
+
+
+class FrameReader:
+    """Puts together what arrives in pieces. Raises ValueError for a frame longer than any has to be."""
+
+    def __init__(self) -> None:
+        self._pieces = bytearray()
+
+    def read(self, piece: bytes) -> Iterator[bytes]:
+        """The contents that this piece completes."""
+        self._pieces += piece
+        while len(self._pieces) >= _LENGTH.size:
+            [length] = _LENGTH.unpack_from(self._pieces)
+            if length > MAX_FRAME_BYTES:
+                raise ValueError(f"A frame must have at most {MAX_FRAME_BYTES} bytes. Received: {length}.")
+            end = _LENGTH.size + length
+            if len(self._pieces) < end:
+                return
+            content = bytes(self._pieces[_LENGTH.size : end])
+            del self._pieces[:end]
+            yield content
+
+
+def _content(image: Image) -> tuple[int, bytes]:
+    if isinstance(image, bytes):
+        return _BYTES, image
+    return _BASE64 if isinstance(image, Base64Text) else _HEX, image.text
+
+
+def _image(kind: int, content: bytes) -> Image:
+    if kind == _BYTES:
+        return content
+    return (Base64Text if kind == _BASE64 else HexText)(content)
+
+
+def _read(calls: IO[bytes], size: int) -> bytes:
+    content = calls.read(size)
+    if len(content) < size:
+        raise EOFError
+    return content

@@ -1,0 +1,246 @@
+"""The engine for serving: LiteRT runs the compiled model."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from queue import LifoQueue
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.artifact import Artifact, ArtifactCard, golden_image
+from model.compiled import load_compiled
+from model.defaults import Engine
+from model.errors import ArtifactError
+
+# One stacked array, or a sequence where stacking would be a needless copy.
+Images: TypeAlias = NDArray[np.uint8] | Sequence[NDArray[np.uint8]]
+
+
+class Answers(NamedTuple):
+    """Outputs of one forward pass over n images."""
+
+    probabilities: NDArray[np.float32]
+    """(n, k)."""
+    embeddings: NDArray[np.float32] | None = None
+    """(n, d), if the network ends in global average pooling."""
+    features: NDArray[np.float32] | None = None
+    """(n, gh, gw, d), the feature maps before pooling; only on request."""
+
+
+class Classifier(Protocol):
+    """A loaded network. Thread-safe."""
+
+    def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return probabilities (n, k), float32, for images (n, h, w, c), uint8 0..255, n >= 1."""
+        ...
+
+    def answer(self, images: Images, *, with_features: bool = False) -> Answers:
+        """Return all outputs of one forward pass over images (n, h, w, c), uint8 0..255, n >= 1."""
+        ...
+
+
+def join_answers(answers: Sequence[Answers]) -> Answers:
+    """Concatenate outputs in order."""
+    if len(answers) == 1:
+        return answers[0]
+    probabilities, embeddings, features = zip(*answers, strict=True)
+    return Answers(np.concatenate(probabilities), _join(embeddings), _join(features))
+
+
+def _join(parts: Sequence[NDArray[np.float32] | None]) -> NDArray[np.float32] | None:
+    known = [part for part in parts if part is not None]
+    return np.concatenate(known) if known else None
+
+
+class LiteRtClassifier:
+    """LiteRT with XNNPACK: one single-threaded interpreter per core, each used by one thread at a time.
+
+    The network runs once per image, which is as fast as in batches; only a heavy head runs once per call. The
+    output for an image is bit-identical in every batch.
+    """
+
+    def __init__(self, compiled: bytes, scale: float, interpreters: int) -> None:
+        self._idle: LifoQueue[_Network] = LifoQueue()
+        for _ in range(interpreters):
+            self._idle.put(_open_network(compiled, scale))
+
+    def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return self.answer(images).probabilities
+
+    def answer(self, images: Images, *, with_features: bool = False) -> Answers:
+        network = self._idle.get()
+        try:
+            return network.answer(images, with_features=with_features)
+        finally:
+            self._idle.put(network)
+
+
+class _Network(Protocol):
+    """A warmed-up network, used by one thread at a time."""
+
+    def answer(self, images: Images, *, with_features: bool) -> Answers: ...
+
+
+class _Whole:
+    """A network that takes one image per call."""
+
+    def __init__(self, interpreter: Any, scale: float) -> None:
+        self._one_image = _OneImage(interpreter, scale)
+        self._interpreter = interpreter
+        self._outputs = self._find_outputs()
+
+    def answer(self, images: Images, *, with_features: bool) -> Answers:
+        return join_answers([self._answer_one(image, with_features=with_features) for image in images])
+
+    def _answer_one(self, image: NDArray[np.uint8], *, with_features: bool) -> Answers:
+        self._one_image.run(image)
+        return Answers(
+            probabilities=self._interpreter.get_tensor(self._outputs["probabilities"]),  # (1, k), a copy
+            embeddings=self._read("embedding"),
+            features=self._read("features") if with_features else None,
+        )
+
+    def _read(self, name: str) -> NDArray[np.float32] | None:
+        index = self._outputs.get(name)
+        return None if index is None else self._interpreter.get_tensor(index)
+
+    def _find_outputs(self) -> dict[str, int]:
+        """Tensor index of each named output. A compiled model with one output may leave it unnamed."""
+        details = self._interpreter.get_output_details()
+        if len(details) == 1:
+            return {"probabilities": details[0]["index"]}
+        [signature] = self._interpreter.get_signature_list()
+        named = self._interpreter.get_signature_runner(signature).get_output_details()
+        return {name: detail["index"] for name, detail in named.items()}
+
+
+class _BodyAndHead:
+    """A network with two signatures: the body runs once per image, the head once for n flattened images."""
+
+    def __init__(self, interpreter: Any, scale: float) -> None:
+        self._body = _OneImage(interpreter, scale)
+        self._interpreter = interpreter
+        [flattened] = interpreter.get_output_details()
+        self._flattened = flattened["index"]
+        self._run_head(np.zeros(flattened["shape"], np.float32))  # the first run packs the weights
+
+    def answer(self, images: Images, *, with_features: bool) -> Answers:  # noqa: ARG002 - no features
+        return Answers(self._run_head(np.concatenate([self._run_body(image) for image in images])))
+
+    def _run_body(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+        self._body.run(image)
+        flattened: NDArray[np.float32] = self._interpreter.get_tensor(self._flattened)  # (1, d), a copy
+        return flattened
+
+    def _run_head(self, flattened: NDArray[np.float32]) -> NDArray[np.float32]:
+        # Created per call (3 microseconds): while a runner exists, no other signature may run.
+        head = self._interpreter.get_signature_runner("head")
+        probabilities: NDArray[np.float32] = head(inputs=flattened)["probabilities"]
+        return probabilities
+
+
+class _OneImage:
+    """An interpreter's first signature, warmed up; releases the GIL while it runs."""
+
+    def __init__(self, interpreter: Any, scale: float) -> None:
+        interpreter.allocate_tensors()
+        [details] = interpreter.get_input_details()
+        self._interpreter = interpreter
+        self._input_shape = tuple(details["shape"][1:])
+        self._input = interpreter.tensor(details["index"])
+        self._scale = np.float32(scale)
+        interpreter.invoke()  # the first run packs the weights
+
+    def run(self, image: NDArray[np.uint8]) -> None:
+        if image.shape != self._input_shape:  # NumPy would broadcast some shapes
+            raise ValueError(f"An image must be of shape {self._input_shape}. Received: {image.shape}.")
+        self._scale_into_input(image)
+        self._interpreter.invoke()
+
+    def _scale_into_input(self, image: NDArray[np.uint8]) -> None:
+        """Write directly to the input tensor. No reference to its memory may exist while the network runs."""
+        pixels = self._input()[0]
+        if image.shape[2] == 1 or image.strides[2] != 0:
+            np.multiply(image, self._scale, out=pixels)
+            return
+        grey = np.multiply(image[:, :, 0], self._scale, dtype=np.float32)  # all channels are equal
+        for channel in range(image.shape[2]):
+            pixels[:, :, channel] = grey
+
+
+def _open_network(compiled: bytes, scale: float) -> _Network:
+    """Open a compiled model. Raises ArtifactError if it is not a LiteRT model."""
+    from ai_edge_litert.interpreter import Interpreter  # noqa: PLC0415 - some warehouses have TensorFlow only
+
+    try:
+        interpreter = Interpreter(model_content=compiled, num_threads=1)
+    except ValueError as error:
+        raise ArtifactError(f"The compiled model must be a LiteRT model: {error}") from None
+    kind = _BodyAndHead if "head" in interpreter.get_signature_list() else _Whole
+    return kind(interpreter, scale)
+
+
+# The engines agree to about 1e-6; a wrong network or scale causes a far larger difference.
+GOLDEN_TOLERANCE = 1e-4
+
+
+def open_classifier(artifact: Artifact, engine: Engine, interpreters: int, cache_dir: Path) -> Classifier:
+    """Load and warm up an engine, and run its self-test on the golden image. Raises ArtifactError."""
+    classifier = _open_engine(artifact, engine, interpreters, cache_dir)
+    verify_golden(classifier, artifact.card)
+    _verify_outputs(classifier, artifact.card)
+    return classifier
+
+
+def verify_golden(classifier: Classifier, card: ArtifactCard) -> NDArray[np.float32]:
+    """Return the engine's probabilities (k,) for the golden image.
+
+    Raises ArtifactError unless there is one probability per class and they match the card's, if it has any.
+    """
+    image = golden_image(card.image)[np.newaxis]
+    try:
+        probabilities: NDArray[np.float32] = classifier.predict(image)[0]
+    # For a wrong shape, LiteRT raises ValueError, TensorFlow its own exceptions.
+    except Exception as error:
+        raise ArtifactError(f"The network must take {card.image.shape} images: {error}") from error
+    if probabilities.shape != (len(card.class_names),):
+        raise ArtifactError(
+            f"The network must have an output for each of the {len(card.class_names)} classes. "
+            f"Received: outputs of shape {probabilities.shape}."
+        )
+    if not np.isclose(probabilities.sum(), 1.0, atol=1e-3) or (probabilities < 0).any():
+        raise ArtifactError("The network must output probabilities that sum to 1, such as a softmax does.")
+    if card.golden_probabilities is None:
+        return probabilities
+    difference = float(np.abs(probabilities - np.array(card.golden_probabilities)).max())
+    if not difference <= GOLDEN_TOLERANCE:
+        raise ArtifactError(
+            f"The engine's probabilities for the golden image must match the card's "
+            f"within {GOLDEN_TOLERANCE}. Received: a difference of {difference:.2g}."
+        )
+    return probabilities
+
+
+def _verify_outputs(classifier: Classifier, card: ArtifactCard) -> None:
+    """Raise ArtifactError if the engine lacks the outputs that the card needs for abstention and evidence."""
+    if card.class_weights is None:
+        return
+    outputs = classifier.answer(golden_image(card.image)[np.newaxis], with_features=True)
+    size = card.class_weights.shape[0]
+    for name, array in (("embedding", outputs.embeddings), ("features", outputs.features)):
+        if array is None or array.shape[-1] != size:
+            raise ArtifactError(f"The network must have the output `{name}` of size {size}, as in its card.")
+
+
+def _open_engine(artifact: Artifact, engine: Engine, interpreters: int, cache_dir: Path) -> Classifier:
+    if engine == "litert":
+        compiled = load_compiled(artifact, cache_dir)
+        return LiteRtClassifier(compiled, artifact.card.scale, interpreters)
+    try:
+        from model.tensorflow_engine import open_tensorflow  # noqa: PLC0415 - not installed for serving
+    except ModuleNotFoundError as error:
+        raise ArtifactError(
+            f"The tensorflow engine requires {error.name}, which is not installed for serving. Run: make dev"
+        ) from None
+    return open_tensorflow(artifact)

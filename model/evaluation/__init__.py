@@ -1,0 +1,1 @@
+"""Measures a trained network: metrics, cross-validation, robustness and the report."""

@@ -1,0 +1,209 @@
+"""The report's figures; each function draws one and returns it as PNG."""
+
+import io
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from model.training.metrics import Reliability, RiskCoverage
+
+INK, GRID, BLUE, ORANGE, GREY = "#1f2933", "#d5dbe1", "#2166ac", "#d9730d", "#8a949e"
+STYLE: Any = {  # Any, as matplotlib's type is a literal of all keys
+    "axes.axisbelow": True,
+    "axes.edgecolor": GRID,
+    "axes.grid": True,
+    "axes.labelcolor": INK,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 11,
+    "font.size": 9,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "savefig.dpi": 144,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
+MOST_NAMED_CLASSES = 40
+Images = NDArray[np.uint8]
+
+
+def sample_grid(images: Images, titles: Sequence[str], wrong: Sequence[bool], columns: int) -> bytes:
+    """Images (n, h, w, c), each with its title; titles of misclassified images are orange."""
+    rows = -(-len(images) // columns)
+    figure, axes = _figure(1.55 * columns, 1.85 * rows, rows, columns)
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, image, title, bad in zip(axes.flat, images, titles, wrong, strict=False):
+        axis.imshow(_grey(image), cmap="gray", vmin=0, vmax=255)
+        axis.set_title(_plain(title), fontsize=7, color=ORANGE if bad else INK, loc="center")
+    return _png(figure)
+
+
+def mistakes(images: Images, heats: Sequence[NDArray[np.float32] | None], titles: Sequence[str]) -> bytes:
+    """Images in the upper row; in the lower row, the same images under the evidence for their prediction."""
+    figure, axes = _figure(1.9 * max(len(images), 1), 4.3, 2, max(len(images), 1))
+    for axis in axes.flat:
+        axis.axis("off")
+    for column, (image, heat, title) in enumerate(zip(images, heats, titles, strict=True)):
+        for row in (0, 1):
+            axes[row, column].imshow(_grey(image), cmap="gray", vmin=0, vmax=255)
+        axes[0, column].set_title(_plain(title), fontsize=7, loc="center")
+        if heat is not None:
+            extent = (0, image.shape[1], image.shape[0], 0)
+            axes[1, column].imshow(
+                heat, cmap="inferno", alpha=0.55, extent=extent, interpolation="bilinear", vmin=0, vmax=1
+            )
+    return _png(figure)
+
+
+def training_curves(loss: Sequence[float], accuracy: Sequence[float]) -> bytes:
+    figure, axes = _figure(7.2, 2.6, 1, 2)
+    epochs = np.arange(1, len(loss) + 1)
+    for axis, values, name in (
+        (axes[0, 0], loss, "loss"),
+        (axes[0, 1], accuracy, "accuracy on augmented images"),
+    ):
+        axis.plot(epochs, values, color=BLUE)
+        axis.set_title(name)
+        axis.set_xlabel("epoch")
+    return _png(figure)
+
+
+def confusion(matrix: NDArray[np.int64], class_names: Sequence[str]) -> bytes:
+    """Rows are true classes; a cell's shade is its share of the row."""
+    classes = len(class_names)
+    side = min(2.2 + 0.55 * classes, 12)
+    figure, axes = _figure(side, side, 1, 1)
+    axis = axes[0, 0]
+    axis.grid(visible=False)
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    if classes <= MOST_NAMED_CLASSES:
+        names = [_plain(name) for name in class_names]
+        axis.set_xticks(range(classes), names, rotation=45, ha="right")
+        axis.set_yticks(range(classes), names)
+    axis.set_xlabel("predicted")
+    axis.set_ylabel("true")
+    if classes <= 20:
+        for (row, column), count in np.ndenumerate(matrix):
+            shade = "white" if shares[row, column] > 0.5 else INK
+            axis.text(column, row, str(count) if count else "·", ha="center", va="center", color=shade)
+    return _png(figure)
+
+
+def reliability_diagram(found: Reliability) -> bytes:
+    figure, axes = _figure(4.4, 4.2, 1, 1)
+    axis = axes[0, 0]
+    some = found.images > 0
+    axis.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="perfect")
+    area = 20 + 260 * found.images[some] / found.images.max()
+    axis.scatter(
+        found.confidence[some],
+        found.accuracy[some],
+        s=area,
+        color=BLUE,
+        alpha=0.75,
+        label="bin, area by images",
+    )
+    axis.set(xlim=(0, 1.03), ylim=(0, 1.05), xlabel="confidence", ylabel="accuracy")
+    axis.set_title(f"expected calibration error {found.expected_calibration_error:.2%}")
+    axis.legend(loc="upper left", markerscale=0.5)
+    return _png(figure)
+
+
+def risk_coverage_curve(found: RiskCoverage) -> bytes:
+    figure, axes = _figure(4.8, 3.2, 1, 1)
+    axis = axes[0, 0]
+    axis.plot(100 * found.coverage, 100 * found.risk, color=BLUE, linewidth=2, clip_on=False)
+    axis.set(
+        xlim=(0, 100),
+        ylim=(0, max(1.0, 110 * float(found.risk.max()))),
+        xlabel="coverage: % of images, most confident first",
+        ylabel="risk: % of them misclassified",
+    )
+    return _png(figure)
+
+
+def novelty_histogram(scores: dict[str, NDArray[np.float32]], threshold: float) -> bytes:
+    """Histogram of scores by set of images, with the threshold; the first set is blue."""
+    figure, axes = _figure(7.2, 3.2, 1, 1)
+    axis = axes[0, 0]
+    most = max(float(np.quantile(values, 0.98)) for values in scores.values())
+    bins = np.linspace(0, max(most, 2 * threshold), 50)
+    shades = itertools.cycle([BLUE, ORANGE, *mpl.color_sequences["tab10"][2:]])
+    for (name, values), shade in zip(scores.items(), shades, strict=False):
+        weights = np.full(len(values), 1 / len(values))
+        clipped = np.clip(values, 0, bins[-1])
+        axis.hist(clipped, bins=bins, weights=weights, alpha=0.55, color=shade, label=_plain(name))
+    axis.axvline(threshold, color=INK, linestyle="--", linewidth=1)
+    axis.text(threshold, axis.get_ylim()[1], " abstains →", va="top", fontsize=8)
+    axis.set(xlabel="novelty score", ylabel="share of images")
+    axis.legend()
+    return _png(figure)
+
+
+def robustness_chart(accuracies: dict[tuple[str, str], float], clean: float) -> bytes:
+    """A bar of accuracy per kind and severity, with a line at the accuracy on clean images."""
+    figure, axes = _figure(7.2, 0.5 + 0.21 * len(accuracies), 1, 1)
+    axis = axes[0, 0]
+    names = [f"{kind}, {severity}" for kind, severity in accuracies]
+    places = np.arange(len(names))
+    axis.barh(places, [100 * value for value in accuracies.values()], color=BLUE, height=0.7)
+    axis.axvline(100 * clean, color=INK, linestyle="--", linewidth=1)
+    for place, value in zip(places, accuracies.values(), strict=True):
+        axis.text(100 * max(value, clean) + 0.5, place, f"{value:.1%}", va="center", fontsize=7)
+    axis.set_yticks(places, names, fontsize=7)
+    axis.invert_yaxis()
+    axis.grid(visible=False, axis="y")
+    axis.set(xlim=(0, 108), xlabel="accuracy in % (dashed: clean images)")
+    return _png(figure)
+
+
+def architecture(steps: Sequence[tuple[str, tuple[int, ...], int]]) -> bytes:
+    """A bar per layer with weights: its name, output shape and MACs."""
+    figure, axes = _figure(7.2, 0.6 + 0.24 * len(steps), 1, 1)
+    axis = axes[0, 0]
+    macs = np.array([step[2] for step in steps]) / 1e6
+    places = np.arange(len(steps))
+    axis.barh(places, macs, color=BLUE, height=0.7)
+    for place, (_, shape, _) in zip(places, steps, strict=True):
+        axis.text(
+            macs[place] + 0.02 * macs.max(), place, " x ".join(map(str, shape)), va="center", fontsize=7
+        )
+    axis.set_yticks(places, [name for name, _, _ in steps], fontsize=7)
+    axis.invert_yaxis()
+    axis.grid(visible=False, axis="y")
+    axis.set(
+        xlim=(0, 1.25 * macs.max()), xlabel="million multiply-accumulate operations per image; output shape"
+    )
+    return _png(figure)
+
+
+def _figure(width: float, height: float, rows: int, columns: int) -> tuple[Figure, NDArray[Any]]:
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def _png(figure: Figure) -> bytes:
+    file = io.BytesIO()
+    with mpl.rc_context(STYLE):
+        figure.savefig(file, format="png", metadata={"Software": None})
+    return file.getvalue()
+
+
+def _plain(text: str) -> str:
+    """Escape text that matplotlib would parse as mathematics."""
+    return text.replace("$", r"\$")
+
+
+def _grey(image: Images) -> Images:
+    return image[..., 0] if image.shape[-1] == 1 else image

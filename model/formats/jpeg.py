@@ -1,0 +1,109 @@
+"""The segments of a JPEG (ITU-T T.81, annex B): those that pixels depend on, and the number of scans."""
+
+import re
+from collections.abc import Iterator
+
+from model.errors import ImageTooLarge
+from model.formats.orientation import Metadata
+
+# Pillow reads a header marker by marker in Python. Ordinary files have at most a few hundred segments.
+MAX_HEADER_SEGMENTS = 10_000
+# Tables and frame header together; ordinary files have a few kilobytes.
+MAX_TABLE_BYTES = 128 * 1024
+# Parsed in Python to count the scans of a file that may have too many. Restart markers are skipped in C.
+MAX_MARKERS = 10_000
+# A scan costs a pass over the whole image, even when it is empty; progressive files have ten to twenty.
+MAX_SCANS = 100
+# 25 scans of 16 million pixels. Ten scans with content cost as much.
+MAX_SCANNED_PIXELS = 400_000_000
+
+_START_OF_IMAGE, _END_OF_IMAGE, _START_OF_SCAN = 0xD8, 0xD9, 0xDA
+_APP0, _APP1, _APP14, _APP15, _COMMENT = 0xE0, 0xE1, 0xEE, 0xEF, 0xFE
+# Frame headers, Huffman and arithmetic tables; quantization tables, line count, restart interval and so on.
+_TABLES = frozenset({*range(0xC0, 0xC8), *range(0xC9, 0xD0), *range(0xDB, 0xE0)})
+# The decoder guesses the colour space from these two.
+_COLOUR_SPACE = {_APP0: b"JFIF\0", _APP14: b"Adobe"}
+_EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
+_FIRST_WITH_LENGTH = 0xC0
+# FF, then no stuffed zero, fill byte or restart.
+_HEADER_MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])")
+_SCAN_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])")
+
+
+def strip(data: bytes) -> tuple[bytes, Metadata]:
+    """The file without application segments, comments and fill bytes before its first scan.
+
+    A file without a scan is cut where its header ends. Raises ImageTooLarge.
+    """
+    view = memoryview(data)
+    kept: list[bytes | memoryview] = [b"\xff\xd8"]
+    table_bytes = 0
+    exif: list[bytes] = []
+    xmp = b""
+    position = 2
+    for _ in range(MAX_HEADER_SEGMENTS):
+        found = _HEADER_MARKER.search(data, position)
+        if found is None:
+            break
+        start, marker = found.start(), data[found.start() + 1]
+        if marker == _START_OF_SCAN:
+            kept.append(view[start:])
+            break
+        position = _segment_end(data, start)
+        states_colours = marker in _COLOUR_SPACE and data.startswith(_COLOUR_SPACE[marker], start + 4)
+        if marker in _TABLES or states_colours:
+            kept.append(view[start:position])
+            table_bytes += position - start
+        elif marker == _APP1 and data.startswith(_EXIF, start + 4):
+            exif.append(data[start + 4 + (len(_EXIF) if exif else 0) : position])
+        elif marker == _APP1 and data.startswith(_XMP, start + 4):
+            xmp = data[start + 4 + len(_XMP) : position]
+        elif not _APP0 <= marker <= _APP15 and marker != _COMMENT:
+            kept.append(view[start : start + 2])  # decoders fail here
+            break
+    else:
+        raise ImageTooLarge(
+            f"A JPEG must have at most {MAX_HEADER_SEGMENTS} segments before its first scan. Received: more."
+        )
+    if table_bytes > MAX_TABLE_BYTES:
+        raise ImageTooLarge(
+            f"The tables of a JPEG must have at most {MAX_TABLE_BYTES} bytes. Received: {table_bytes}."
+        )
+    return b"".join(kept), Metadata(b"".join(exif), xmp)
+
+
+def refuse_scans(data: bytes, pixels: int) -> None:
+    """Raise ImageTooLarge when a JPEG with `pixels` pixels has too many scans for its size."""
+    max_scans = min(MAX_SCANS, max(1, MAX_SCANNED_PIXELS // max(1, pixels)))
+    # A count of the bytes is fast and never too low; markers are parsed only if it exceeds the limit.
+    if data.count(bytes((0xFF, _START_OF_SCAN))) <= max_scans:
+        return
+    scans = 0
+    for place, marker in enumerate(_markers(data)):
+        scans += marker == _START_OF_SCAN
+        if scans > max_scans:
+            raise ImageTooLarge(
+                f"A JPEG of {pixels} pixels must have at most {max_scans} scans. Received: more."
+            )
+        if place == MAX_MARKERS:
+            raise ImageTooLarge(
+                f"A JPEG of many scans must have at most {MAX_MARKERS} markers. Received: more."
+            )
+        if scans and marker == _END_OF_IMAGE:
+            break
+
+
+def _markers(data: bytes) -> Iterator[int]:
+    """Yield the markers that may have a length. Like decoders, skip an unknown marker without a length."""
+    position = 0
+    while found := _SCAN_MARKER.search(data, position):
+        marker = found.group(1)[0]
+        yield marker
+        if marker < _FIRST_WITH_LENGTH or marker in (_START_OF_IMAGE, _END_OF_IMAGE):
+            position = found.end()
+        else:
+            position = _segment_end(data, found.start())
+
+
+def _segment_end(data: bytes, start: int) -> int:
+    return start + 2 + max(2, int.from_bytes(data[start + 2 : start + 4], "big"))

@@ -1,0 +1,121 @@
+"""The chunks of a PNG (W3C, third edition): those that pixels depend on."""
+
+import struct
+import zlib
+from collections.abc import Mapping
+from contextlib import suppress
+
+from model.errors import ImageTooLarge
+from model.formats.orientation import Metadata
+
+# Walking this many chunk headers takes 0.3 seconds.
+MAX_CHUNKS = 1_000_000
+# Deflate writes at most a thousandth more than it reads. Empty blocks cost time and add no pixel.
+MAX_TIMES_UNCOMPRESSED = 1.25
+SPARE_COMPRESSED_BYTES = 1024 * 1024
+# Limits for a text that may state an orientation. Crafted deflate takes 0.1 microseconds a byte.
+MAX_COMPRESSED_TEXT_BYTES = 256 * 1024
+MAX_TEXT_BYTES = 1024 * 1024
+
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_CHUNK = struct.Struct(">I4s")
+_CRC_BYTES = 4
+_END = b"\0\0\0\0IEND\xaeB`\x82"
+_HEADER_KINDS = (b"IHDR", b"PLTE", b"tRNS")
+_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+_EXIF, _TEXT_KINDS = b"eXIf", frozenset({b"tEXt", b"zTXt", b"iTXt"})
+_EXIF_TEXT, _PROFILE, _XMP = b"exif", b"Raw profile type exif", b"XML:com.adobe.xmp"
+_KEYWORDS = tuple(keyword + b"\0" for keyword in (_EXIF_TEXT, _PROFILE, _XMP))
+
+
+class _Chunks:
+    """The chunks to keep, and the first bytes of a broken chunk, if there is one."""
+
+    def __init__(self) -> None:
+        self.header: dict[bytes, bytes] = {}
+        self.pixels = bytearray()
+        self.texts: dict[bytes, bytes] = {}
+        self.broken = b""
+
+
+def strip(data: bytes) -> tuple[bytes, Metadata]:
+    """The file with only IHDR, PLTE, tRNS and one IDAT, which is the default image of an animation.
+
+    A file that is broken before its IDAT stays broken. Raises ImageTooLarge.
+    """
+    chunks = _read_chunks(data)
+    header = [chunks.header[kind] for kind in _HEADER_KINDS if kind in chunks.header]
+    pixels: list[bytes | bytearray] = []
+    if chunks.pixels:
+        _refuse_padding(chunks.header.get(b"IHDR", b""), len(chunks.pixels))
+        pixels = [_CHUNK.pack(len(chunks.pixels), b"IDAT"), chunks.pixels, bytes(_CRC_BYTES)]
+    stripped = b"".join([_SIGNATURE, *header, *pixels, chunks.broken or _END])
+    return stripped, _metadata(chunks.texts) if chunks.texts else Metadata()
+
+
+def _read_chunks(data: bytes) -> _Chunks:
+    chunks = _Chunks()
+    pixels, view, previous, position = chunks.pixels, memoryview(data), b"", len(_SIGNATURE)
+    for _ in range(MAX_CHUNKS):
+        if position + _CHUNK.size > len(data):
+            return chunks
+        length, kind = _CHUNK.unpack_from(data, position)
+        start = position + _CHUNK.size
+        end = start + length
+        if kind == b"IDAT":
+            if previous == kind or not pixels:  # the chunks of one image follow each other
+                pixels += view[start:end]
+        elif kind == b"IEND":
+            return chunks
+        elif not pixels and not kind.isalnum():
+            chunks.broken = data[position:start]
+            return chunks
+        elif kind in _HEADER_KINDS and not pixels:
+            chunks.header[kind] = data[position : end + _CRC_BYTES]
+        elif kind in _TEXT_KINDS and data.startswith(_KEYWORDS, start):
+            chunks.texts[data[start : data.index(b"\0", start)]] = data[position + 4 : end]
+        elif kind == _EXIF:
+            chunks.texts[kind] = data[start:end]
+        previous, position = kind, end + _CRC_BYTES
+    raise ImageTooLarge(f"A PNG must have at most {MAX_CHUNKS} chunks. Received: more.")
+
+
+def _refuse_padding(header: bytes, compressed_bytes: int) -> None:
+    """`header` is the IHDR chunk, its length and kind included."""
+    if compressed_bytes <= SPARE_COMPRESSED_BYTES or len(header) < _CHUNK.size + 13:
+        return
+    width, height, depth, colour = struct.unpack_from(">IIBB", header, _CHUNK.size)
+    row_bytes = 1 + (width * depth * _CHANNELS.get(colour, 4) + 7) // 8
+    max_bytes = int(MAX_TIMES_UNCOMPRESSED * row_bytes * height) + SPARE_COMPRESSED_BYTES
+    if compressed_bytes > max_bytes:
+        raise ImageTooLarge(
+            f"A PNG of {width} x {height} pixels must have at most {max_bytes} bytes of compressed pixels. "
+            f"Received: {compressed_bytes}."
+        )
+
+
+def _metadata(texts: Mapping[bytes, bytes]) -> Metadata:
+    exif = texts.get(_EXIF) or _text(texts.get(_EXIF_TEXT, b"")) or _exif_of_profile(texts.get(_PROFILE, b""))
+    return Metadata(exif, _text(texts.get(_XMP, b"")))
+
+
+def _exif_of_profile(chunk: bytes) -> bytes:
+    """ImageMagick writes an empty line, a name, a length, and lines of hexadecimal digits."""
+    lines = _text(chunk).split(b"\n", 3)
+    with suppress(ValueError, IndexError):
+        return bytes.fromhex(lines[3].decode("latin-1"))
+    return b""
+
+
+def _text(chunk: bytes) -> bytes:
+    """The text of a chunk that begins with its kind; cut where it is too long, empty where it is broken."""
+    kind, (_, _, text) = chunk[:4], chunk[4:].partition(b"\0")
+    compressed, text = {
+        b"zTXt": (True, text[1:]),
+        b"iTXt": (text[:1] == b"\1", text[2:].split(b"\0", 2)[-1]),
+    }.get(kind, (False, text))
+    if not compressed:
+        return text
+    with suppress(zlib.error):
+        return zlib.decompressobj().decompress(text[:MAX_COMPRESSED_TEXT_BYTES], MAX_TEXT_BYTES)
+    return b""

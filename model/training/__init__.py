@@ -1,0 +1,1 @@
+"""From a labelled folder to an artifact: load, split, train, calibrate, save."""

@@ -1,0 +1,324 @@
+"""Train the default network on labels and, by distillation, on a pretrained network's features.
+
+Every batch consists of augmented views of the images and of synthetic negatives, which are images of no
+class. The teacher sees each view without disturbance; the network sees it with changed light, blur and noise
+and learns to predict the teacher's features (G. Hinton et al., Distilling the Knowledge in a Neural Network,
+2015; features as in A. Romero et al., FitNets, 2015). The final weights are a moving average over the
+last steps (B. Polyak).
+"""
+
+import hashlib
+import json
+import math
+import zlib
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from zipfile import BadZipFile
+
+import keras
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from model.cores import usable_cores
+from model.errors import TrainingError
+from model.image import ImageSpec
+from model.networks.texture_cnn import fold, trainable_texture_cnn
+from model.novelty import Novelty
+from model.training.augmentation import Views, disturb, turn
+from model.training.calibration import expected_accuracy, fit_novelty, fit_temperature
+from model.training.callbacks import StepBar
+from model.training.dataset import LabelledImages
+from model.training.distillation import Teacher
+from model.training.folder import Folder
+from model.training.synthetic_negatives import draw_strange
+
+DEFAULT_IMAGE = ImageSpec(height=200, width=200, channels=1)
+
+
+@dataclass(frozen=True)
+class Knobs:
+    """Training options of the default network."""
+
+    image: ImageSpec = DEFAULT_IMAGE
+    epochs: int = 32
+    batch_size: int = 24
+    learning_rate: float = 0.003
+    """Peak value, after a linear warm-up over two epochs; a cosine decay follows."""
+    weight_decay: float = 0.02
+    label_smoothing: float = 0.05
+    imitation: float = 2.0
+    """Weight of the distillation loss, relative to the label loss."""
+    strange: int = 4
+    """Synthetic negatives per batch, which the network learns to separate from the folder's images."""
+    familiarity: float = 0.3
+    """Weight of the loss of that separation, relative to the label loss."""
+    averaging: float = 0.99
+    """Highest decay of the moving average of the weights, per step."""
+    most_gradient: float = 2.0
+    """Global norm to which gradients are clipped."""
+    views: Views = field(default_factory=Views)
+    accuracy: float | None = None
+    """Accuracy on unseen groups, if known from cross-validation; confidence is calibrated to it. If None, the
+    accuracy is estimated on the held-out calibration images.
+    """
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A network from images to [logits, embedding] with averaged weights, and its training history."""
+
+    network: keras.Model
+    loss: tuple[float, ...]
+    """Mean loss on augmented views by epoch, including the distillation loss."""
+    accuracy: tuple[float, ...]
+    """Accuracy on augmented views by epoch, measured before each step."""
+
+
+def fit(data: LabelledImages, num_classes: int, knobs: Knobs, seed: int, checkpoint: Path) -> Fitted:
+    """Train on all of `data`.
+
+    The state is written to `checkpoint` after each epoch; the same call resumes from it and ends with the
+    same weights. The caller deletes the file once the result is saved. Raises TrainingError if the loss is
+    not finite.
+    """
+    keras.utils.set_random_seed(seed)
+    training = Training(data, num_classes, knobs, seed)
+    done = training.load(checkpoint)
+    steps = training.steps_per_epoch
+    batches = training.batches(done)
+    with closing(StepBar(knobs.epochs * steps, done * steps, f"seed {seed}")) as bar:
+        for epoch in range(done, knobs.epochs):
+            for batch in islice(batches, steps):
+                training.note(epoch, *training.step(*batch))
+                bar.advance(training.loss[epoch])
+            training.save(checkpoint, epoch + 1)
+    training.use_average()
+    return Fitted(training.network, tuple(training.loss.tolist()), tuple(training.accuracy.tolist()))
+
+
+class Training:
+    """The state of a training, and one step of it."""
+
+    def __init__(self, data: LabelledImages, num_classes: int, knobs: Knobs, seed: int) -> None:
+        self._data, self._knobs, self._seed = data, knobs, seed
+        self._fingerprint = _fingerprint_of(data, num_classes, knobs, seed)
+        self._batch_size = min(knobs.batch_size, len(data))
+        self.steps_per_epoch = len(data) // self._batch_size
+        self._teacher = Teacher(knobs.image, usable_cores())
+        statistics = self._teacher.describe(data.images)
+        self._statistics_mean = statistics.mean(axis=0)
+        self._statistics_scale = statistics.std(axis=0) + 1e-3
+        self._class_weights = tf.constant(class_weights(data.labels, num_classes))
+        self.network = trainable_texture_cnn(knobs.image, num_classes)
+        self._imitate = keras.layers.Dense(Teacher.STATISTICS)
+        self._imitate.build(self.network.outputs[1].shape)
+        self._recognise = keras.layers.Dense(1)
+        self._recognise.build(self.network.outputs[1].shape)
+        helpers = (self._imitate, self._recognise)
+        self._trained = [
+            *self.network.trainable_variables,
+            *(variable for layer in helpers for variable in layer.trainable_variables),
+        ]
+        self._optimizer = keras.optimizers.AdamW(knobs.learning_rate, weight_decay=knobs.weight_decay)
+        self._optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
+        self._optimizer.build(self._trained)
+        self._average = [tf.Variable(weight) for weight in self.network.weights]
+        self._step = tf.Variable(0.0)
+        self.loss, self.accuracy = np.zeros(knobs.epochs), np.zeros(knobs.epochs)
+        self._steps_recorded = np.zeros(knobs.epochs)
+
+    def batches(self, first_epoch: int) -> Iterator[tuple[tf.Tensor, tf.Tensor, tf.Tensor]]:
+        """Batches from an epoch on: views and negatives (b + x, h, w, c), labels (b,), statistics (b, s)."""
+        # One stream for all epochs, so that only the first epoch waits for its first batch.
+        steps = np.arange(self._knobs.epochs * self.steps_per_epoch)[first_epoch * self.steps_per_epoch :]
+        views = tf.data.Dataset.from_tensor_slices(steps).map(self._view, usable_cores(), deterministic=True)
+        return iter(views.prefetch(usable_cores()))
+
+    def _view(self, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        images, labels = tf.numpy_function(self._select_batch, [step], (tf.uint8, tf.int64))
+        images = tf.ensure_shape(images, (self._batch_size, *self._knobs.image.shape))
+        labels = tf.ensure_shape(labels, (self._batch_size,))
+        seed = tf.stack([tf.constant(self._seed, tf.int64), step])
+        views = tf.round(turn(tf.cast(images, tf.float32), self._knobs.views, seed))
+        negatives = tf.numpy_function(self._draw_negatives, [seed], tf.float32)
+        negatives = tf.ensure_shape(negatives, (self._knobs.strange, *self._knobs.image.shape))
+        statistics = tf.numpy_function(self._teacher_statistics, [views], tf.float32)
+        statistics = tf.ensure_shape(statistics, (self._batch_size, Teacher.STATISTICS))
+        views = disturb(views, self._knobs.views, seed + 1)
+        return tf.concat([views, negatives], 0), labels, statistics
+
+    def _select_batch(self, step: np.int64) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        epoch, place = divmod(int(step), self.steps_per_epoch)
+        order = np.random.default_rng((self._seed, epoch)).permutation(len(self._data))
+        chosen = order[place * self._batch_size :][: self._batch_size]
+        return self._data.images[chosen], self._data.labels[chosen]
+
+    def _draw_negatives(self, seed: NDArray[np.int64]) -> NDArray[np.float32]:
+        random = np.random.default_rng(seed.tolist())
+        return draw_strange(self._knobs.strange, self._knobs.image.shape, random)
+
+    def _teacher_statistics(self, views: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.asarray((self._teacher.describe(views) - self._statistics_mean) / self._statistics_scale)
+
+    @tf.function  # type: ignore[untyped-decorator]
+    def step(self, views: tf.Tensor, labels: tf.Tensor, statistics: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Run one optimizer step; return the loss and the accuracy from before the step."""
+        self._optimizer.learning_rate.assign(self._learning_rate())
+        with tf.GradientTape() as tape:
+            all_logits, embedding = self.network(views, training=True)
+            logits = all_logits[: self._batch_size]
+            loss = self._label_loss(logits, labels)
+            loss += self._knobs.familiarity * self._familiarity_loss(embedding)
+            imitated = self._imitate(embedding[: self._batch_size])
+            loss += self._knobs.imitation * tf.reduce_mean((imitated - statistics) ** 2)
+        gradients = tape.gradient(loss, self._trained)
+        gradients, _ = tf.clip_by_global_norm(gradients, self._knobs.most_gradient)
+        self._optimizer.apply_gradients(zip(gradients, self._trained, strict=True))
+        self._step.assign_add(1.0)
+        decay = tf.minimum(self._knobs.averaging, self._step / (9.0 + self._step))
+        for average, weight in zip(self._average, self.network.weights, strict=True):
+            average.assign(decay * average + (1 - decay) * weight.value)
+        correct = tf.argmax(logits, axis=1) == labels
+        return loss, tf.reduce_mean(tf.cast(correct, tf.float32))
+
+    def note(self, epoch: int, loss: tf.Tensor, accuracy: tf.Tensor) -> None:
+        """Update the epoch's mean loss and accuracy. Raises TrainingError if the loss is not finite."""
+        if not math.isfinite(float(loss)):
+            raise TrainingError("The training loss must be finite. Received: NaN or infinity.")
+        self._steps_recorded[epoch] += 1
+        share = 1 / self._steps_recorded[epoch]
+        self.loss[epoch] += share * (float(loss) - self.loss[epoch])
+        self.accuracy[epoch] += share * (float(accuracy) - self.accuracy[epoch])
+
+    def _label_loss(self, logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+        classes = logits.shape[-1]
+        smooth = self._knobs.label_smoothing
+        targets = tf.one_hot(labels, classes) * (1 - smooth) + smooth / classes
+        losses = tf.nn.softmax_cross_entropy_with_logits(targets, logits)
+        return tf.reduce_mean(losses * tf.gather(self._class_weights, labels))
+
+    def _familiarity_loss(self, embedding: tf.Tensor) -> tf.Tensor:
+        """Loss of separating the folder's images from synthetic negatives by the embedding."""
+        familiar = tf.cast(tf.range(tf.shape(embedding)[0]) < self._batch_size, tf.float32)
+        scores = self._recognise(embedding)[:, 0]
+        return tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(familiar, scores))
+
+    def _learning_rate(self) -> tf.Tensor:
+        warm_up = tf.minimum(1.0, (self._step + 1) / (2.0 * self.steps_per_epoch))
+        progress = self._step / (self._knobs.epochs * self.steps_per_epoch)
+        return self._knobs.learning_rate * warm_up * 0.5 * (1 + tf.cos(math.pi * progress))
+
+    def use_average(self) -> None:
+        for average, weight in zip(self._average, self.network.weights, strict=True):
+            weight.assign(average)
+
+    def save(self, checkpoint: Path, finished_epochs: int) -> None:
+        """Write the state to `checkpoint` atomically."""
+        checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        arrays = {f"v{number}": np.asarray(value) for number, value in enumerate(self._state())}
+        unfinished = checkpoint.with_name(checkpoint.name + ".part")
+        with unfinished.open("wb") as file:
+            curves = {"loss": self.loss, "accuracy": self.accuracy}
+            facts = {
+                "finished_epochs": np.array(finished_epochs),
+                "fingerprint": np.array(self._fingerprint),
+            }
+            np.savez(file, **facts, **curves, **arrays)  # type: ignore[arg-type]
+        unfinished.replace(checkpoint)
+
+    def load(self, checkpoint: Path) -> int:
+        """Restore the state and return the number of finished epochs, or 0 if the file does not match."""
+        try:
+            with checkpoint.open("rb") as file, np.load(file) as saved:
+                arrays = dict(saved)
+        except (OSError, ValueError, EOFError, BadZipFile, zlib.error):  # missing or unreadable
+            return 0
+        if str(arrays.get("fingerprint")) != self._fingerprint:
+            return 0
+        for number, variable in enumerate(self._variables()):
+            variable.assign(arrays[f"v{number}"])
+        self.loss, self.accuracy = arrays["loss"], arrays["accuracy"]
+        return int(arrays["finished_epochs"])
+
+    def _variables(self) -> list[tf.Variable]:
+        optimizer = [v for v in self._optimizer.variables if v is not self._optimizer.learning_rate]
+        return [
+            *self.network.variables,
+            *self._imitate.variables,
+            *self._recognise.variables,
+            *optimizer,
+            *self._average,
+            self._step,
+        ]
+
+    def _state(self) -> list[NDArray[np.generic]]:
+        return [keras.ops.convert_to_numpy(variable) for variable in self._variables()]
+
+
+def _fingerprint_of(data: LabelledImages, num_classes: int, knobs: Knobs, seed: int) -> str:
+    facts = json.dumps([asdict(knobs) | {"image": knobs.image.model_dump()}, num_classes, seed])
+    digest = hashlib.sha256(facts.encode())
+    for array in (data.images, data.labels):
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def class_weights(labels: NDArray[np.int64], num_classes: int) -> NDArray[np.float32]:
+    """Weights (k,), inverse to the root of a class's frequency, with mean 1 over the images."""
+    counts = np.bincount(labels, minlength=num_classes)
+    weights = 1 / np.sqrt(np.maximum(counts, 1))
+    normed: NDArray[np.float32] = (weights * len(labels) / (weights * counts).sum()).astype(np.float32)
+    return normed
+
+
+def resized(knobs: Knobs, height: int, width: int) -> Knobs:
+    """Return the options for images of another size."""
+    return replace(knobs, image=knobs.image.model_copy(update={"height": height, "width": width}))
+
+
+def with_channels(knobs: Knobs, channels: int) -> Knobs:
+    """Return the options for grey or coloured images."""
+    return replace(knobs, image=knobs.image.model_copy(update={"channels": channels}))
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network to save, with its temperature folded in, and its novelty detector."""
+
+    network: keras.Model
+    temperature: float
+    accuracy: float
+    """The mean confidence after calibration."""
+    novelty: Novelty
+    fitted: Fitted
+
+
+def fit_calibrated(
+    folder: Folder, splits: NDArray[np.str_], knobs: Knobs, seed: int, checkpoint: Path
+) -> Trained:
+    """Train on the split `train`, and fit the temperature to the split `valid`."""
+    fitted_on, held_out = splits == "train", splits == "valid"
+    fitted = fit(folder.data.take(fitted_on), len(folder.class_names), knobs, seed, checkpoint)
+    trainable = fitted.network
+    logits, _ = _answer(trainable, folder.data.images[held_out])
+    accuracy = knobs.accuracy or expected_accuracy(logits, folder.data.labels[held_out])
+    temperature = fit_temperature(logits, accuracy)
+    _, embeddings = _answer(trainable, folder.data.images[fitted_on])
+    novelty = fit_novelty(embeddings, folder.data.labels[fitted_on], folder.groups[fitted_on])
+    return Trained(fold(trainable, knobs.image, temperature), temperature, accuracy, novelty, fitted)
+
+
+def _answer(
+    trainable: keras.Model, images: NDArray[np.uint8]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Logits (n, k) and embeddings (n, d)."""
+    batches = np.array_split(images, -(-len(images) // 64))
+    answers = [trainable(batch.astype(np.float32), training=False) for batch in batches]
+    logits, embeddings = zip(*answers, strict=True)
+    return np.concatenate([part.numpy() for part in logits]), np.concatenate(
+        [part.numpy() for part in embeddings]
+    )

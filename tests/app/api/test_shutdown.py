@@ -1,0 +1,198 @@
+import json
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from app.client import is_ready
+from app.names import BATCH_ID_HEADER
+from model.image import encode_png
+from tests.app.forms import text_of
+from tests.app.workers.test_host import children, command_of, needs_proc
+from tests.running import Exchanged, exchange, logging_service, wait_until
+
+JSON = {"Content-Type": "application/json"}
+
+
+@contextmanager
+def ready_service(
+    tmp_path: Path, *arguments: str, **environment: str
+) -> Iterator["tuple[subprocess.Popen[bytes], int]"]:
+    with logging_service(tmp_path / "log", *arguments, **environment) as (service, port):
+        wait_until(lambda: is_ready(f"http://127.0.0.1:{port}"))
+        yield service, port
+
+
+def batch_of(rows: int) -> bytes:
+    """Of what is small to send, and takes as long as any."""
+    image = text_of(encode_png(np.zeros((8, 8), np.uint8)))
+    return json.dumps({"data": [[n, image] for n in range(rows)]}).encode()
+
+
+class Caller(threading.Thread):
+    """Sends one batch, and holds what came of it."""
+
+    def __init__(self, port: int, body: bytes) -> None:
+        super().__init__()
+        self._port = port
+        self._body = body
+        self.answer = Exchanged(0, {}, b"")
+        self.start()
+
+    def run(self) -> None:
+        self.answer = exchange(self._port, "POST", "/classify", self._body, JSON)
+
+
+def status_of(port: int, path: str) -> int:
+    return exchange(port, "GET", path).status
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_what_was_begun_is_answered_and_what_comes_until_the_end_too(tmp_path: Path, workers: str) -> None:
+    environment = {"EXT_CLASSIFY_STOP_DELAY_SECONDS": "1.5", "EXT_CLASSIFY_CLASSIFIERS": "1"}
+    with ready_service(tmp_path, "--workers", workers, **environment) as (service, port):
+        begun = Caller(port, batch_of(1500))
+        time.sleep(0.3)
+        service.send_signal(signal.SIGTERM)
+        wait_until(lambda: status_of(port, "/readyz") == 503)
+        assert status_of(port, "/healthz") == 200
+        late = Caller(port, batch_of(2))
+        for caller in (begun, late):
+            caller.join(60)
+            assert caller.answer.status == 200
+        assert late.answer.headers["connection"] == "close"
+        assert len(json.loads(begun.answer.body)["data"]) == 1500
+        assert service.wait(30) == 0
+
+
+def test_lost_terminal_stops_one_process_as_sigterm_does(tmp_path: Path) -> None:
+    environment = {"EXT_CLASSIFY_STOP_DELAY_SECONDS": "1", "EXT_CLASSIFY_CLASSIFIERS": "1"}
+    with ready_service(tmp_path, **environment) as (service, port):
+        begun = Caller(port, batch_of(1500))
+        time.sleep(0.3)
+        service.send_signal(signal.SIGHUP)
+        wait_until(lambda: status_of(port, "/readyz") == 503)
+        begun.join(60)
+        assert begun.answer.status == 200
+        assert len(json.loads(begun.answer.body)["data"]) == 1500
+        assert service.wait(30) == 0
+
+
+def test_second_sighup_hastens_the_end(tmp_path: Path) -> None:
+    environment = {"EXT_CLASSIFY_STOP_DELAY_SECONDS": "30", "EXT_CLASSIFY_CLASSIFIERS": "1"}
+    with ready_service(tmp_path, **environment) as (service, port):
+        service.send_signal(signal.SIGHUP)
+        wait_until(lambda: status_of(port, "/readyz") == 503)
+        service.send_signal(signal.SIGHUP)
+        assert service.wait(10) == 0
+
+
+@needs_proc
+def test_workers_end_well_with_a_supervisor_that_was_killed(tmp_path: Path) -> None:
+    """They answer what was begun; nothing of theirs is left, in memory or on the disk."""
+    (tmp_path / "tmp").mkdir()
+    environment = {"EXT_CLASSIFY_CLASSIFIERS": "1", "TMPDIR": str(tmp_path / "tmp")}
+    with ready_service(tmp_path, "--workers", "2", **environment) as (service, port):
+        begun = Caller(port, batch_of(1500))
+        time.sleep(0.3)
+        everyone = descendants(service.pid)
+        assert len(everyone) >= 6  # two workers, and each one's two processes
+        service.kill()
+        begun.join(60)
+        assert begun.answer.status == 200
+        wait_until(lambda: not any(map(command_of, everyone)))
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def descendants(pid: int) -> list[int]:
+    return [one for child in children(pid) for one in (child, *descendants(child))]
+
+
+def test_what_does_not_end_in_time_is_to_be_sent_again_elsewhere(tmp_path: Path) -> None:
+    environment = {
+        "EXT_CLASSIFY_STOP_DELAY_SECONDS": "0",
+        "EXT_CLASSIFY_STOP_GRACE_SECONDS": "1",
+        "EXT_CLASSIFY_CLASSIFIERS": "1",
+    }
+    with ready_service(tmp_path, **environment) as (service, port):
+        begun = Caller(port, batch_of(4096))
+        time.sleep(0.5)
+        service.send_signal(signal.SIGTERM)
+        begun.join(30)
+        assert begun.answer.status == 503
+        assert json.loads(begun.answer.body)["error"]["code"] == "stopped"
+        assert json.loads(begun.answer.body)["error"]["retryable"] is True
+        assert service.wait(30) == 0
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_second_signal_hastens_the_end(tmp_path: Path, workers: str) -> None:
+    environment = {"EXT_CLASSIFY_STOP_DELAY_SECONDS": "30", "EXT_CLASSIFY_CLASSIFIERS": "1"}
+    with ready_service(tmp_path, "--workers", workers, **environment) as (service, port):
+        begun = Caller(port, batch_of(4096))
+        time.sleep(0.5)
+        service.send_signal(signal.SIGTERM)
+        wait_until(lambda: status_of(port, "/readyz") == 503)
+        service.send_signal(signal.SIGTERM)
+        assert service.wait(10) == 0
+        begun.join(30)
+        assert begun.answer.status == 503
+
+
+def test_half_a_body_does_not_hold_up_the_end(tmp_path: Path) -> None:
+    environment = {"EXT_CLASSIFY_STOP_DELAY_SECONDS": "0", "EXT_CLASSIFY_STOP_GRACE_SECONDS": "1"}
+    with (
+        ready_service(tmp_path, **environment) as (service, port),
+        socket.create_connection(("127.0.0.1", port)) as half,
+    ):
+        half.sendall(
+            b"POST /classify HTTP/1.1\r\nHost: a\r\nContent-Type: image/png\r\nContent-Length: 99\r\n\r\nx"
+        )
+        time.sleep(0.2)
+        service.send_signal(signal.SIGTERM)
+        assert service.wait(10) == 0
+
+
+def test_ctrl_c_waits_for_no_load_balancer(tmp_path: Path) -> None:
+    with ready_service(tmp_path, EXT_CLASSIFY_STOP_DELAY_SECONDS="30") as (service, _):
+        service.send_signal(signal.SIGINT)
+        assert service.wait(10) in {0, 130}
+
+
+def test_log_says_that_it_stops(tmp_path: Path) -> None:
+    with ready_service(tmp_path) as (service, _):
+        os.kill(service.pid, signal.SIGTERM)
+        assert service.wait(30) == 0
+    assert '"event":"stopping","signal":"SIGTERM"' in (tmp_path / "log").read_text(encoding="utf-8")
+
+
+def test_promised_answer_can_be_fetched_before_the_end(tmp_path: Path) -> None:
+    environment = {"EXT_CLASSIFY_STOP_DELAY_SECONDS": "0", "EXT_CLASSIFY_SYNC_DEADLINE_SECONDS": "0.2"}
+    headers = {"Content-Type": "application/json", BATCH_ID_HEADER: "promised"}
+    with ready_service(tmp_path, **environment, EXT_CLASSIFY_CLASSIFIERS="1") as (service, port):
+        assert exchange(port, "POST", "/classify", batch_of(1500), headers).status == 202
+        service.send_signal(signal.SIGTERM)
+        wait_until(lambda: status_of(port, "/readyz") == 503)
+        wait_until(lambda: exchange(port, "GET", "/classify", headers=headers).status == 200)
+        assert service.wait(10) == 0
+
+
+def test_promised_answer_that_nobody_fetches_does_not_hold_up_the_end_for_ever(tmp_path: Path) -> None:
+    environment = {
+        "EXT_CLASSIFY_STOP_DELAY_SECONDS": "0",
+        "EXT_CLASSIFY_STOP_GRACE_SECONDS": "2",
+        "EXT_CLASSIFY_SYNC_DEADLINE_SECONDS": "0.2",
+    }
+    headers = {"Content-Type": "application/json", BATCH_ID_HEADER: "promised"}
+    with ready_service(tmp_path, **environment, EXT_CLASSIFY_CLASSIFIERS="1") as (service, port):
+        assert exchange(port, "POST", "/classify", batch_of(1500), headers).status == 202
+        service.send_signal(signal.SIGTERM)
+        assert service.wait(10) == 0

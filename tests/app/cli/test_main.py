@@ -1,0 +1,222 @@
+"""The commands of ext-classify, with the real service."""
+
+import json
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from app.cli.main import main
+from app.client import is_ready
+from model.defaults import DEFAULT_MODEL_PATH
+from tests.conftest import SAMPLES
+from tests.running import CLI, free_port, running_demo, running_service
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with running_service() as url:
+        yield url
+
+
+def copy_artifact(folder: Path, *suffixes: str) -> Path:
+    for suffix in suffixes:
+        shutil.copy(DEFAULT_MODEL_PATH.with_suffix(suffix), folder)
+    return folder / DEFAULT_MODEL_PATH.name
+
+
+def test_classify_prints_a_table(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["classify", "--url", url, str(SAMPLES)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[:7]] == [
+        "image",
+        *sorted(p.name for p in SAMPLES.glob("*.png")),
+    ]
+    assert "1 Crazing" in lines[-1]
+
+
+def test_classify_prints_json_with_errors_as_outcomes(
+    url: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "a.png").write_bytes(b"no image")
+    assert main(["classify", "--json", "--url", url, str(tmp_path), str(SAMPLES / "pitted.png")]) == 3
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    assert first["error"]["code"] == "unsupported_format"
+    assert second["label"] == "Pitted"
+
+
+def test_images_beyond_one_batch_are_classified(
+    url: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for number in range(130):
+        shutil.copy(SAMPLES / "rolled.png", tmp_path / f"{number:03}.png")
+    assert main(["classify", "--url", url, str(tmp_path)]) == 0
+    assert capsys.readouterr().out.endswith("130 Rolled\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["classify", "/nowhere/a.png"], "/nowhere/a.png"),
+        (["classify", "--url", "file:///etc", str(SAMPLES)], "file:///etc"),
+        (["classify", "--url", "http://127.0.0.1:1", str(SAMPLES)], "ext-classify serve"),
+        (["serve", "--model", "/nowhere/m.h5"], "/nowhere/m.h5"),
+        (["serve", "--model", ""], ".h5"),
+        (["classify", "--url", "http://[::1", str(SAMPLES)], "Received: http://[::1"),
+        (["classify", "--url", "http://ho st", str(SAMPLES)], "Received: http://ho st"),
+        (["train", "--data", "/nowhere", "--output", "model.keras"], "model.keras"),
+        (["train", "--data", "/nowhere"], "/nowhere"),
+        (["describe", "/nowhere/m.h5", "--class-names", "a,b", "--scale", "1"], "/nowhere/m.h5"),
+        (["plan", "--images", "0"], "number of images"),
+        (["plan", "--rate", "0"], "rate"),
+    ],
+)
+def test_failure_is_one_line(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
+    assert main(arguments) == 1
+    printed = capsys.readouterr()
+    [line] = [line for line in printed.err.splitlines() if line.startswith("ext-classify: ")]
+    assert message in line
+    assert "Traceback" not in printed.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["serve", "--engine", "onnx"],
+        ["serve", "--port", "99999"],
+        ["demo", "--port", "0"],
+        ["train", "--data", ".", "--seeds", "-1"],
+        ["train", "--data", ".", "--epochs", "0"],
+        ["describe", "a.h5", "--class-names", "a,b", "--scale", "1/0"],
+        ["describe", "a.h5", "--class-names", "a,b", "--scale", "much"],
+    ],
+)
+def test_invalid_argument_prints_the_usage(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as raised:
+        main(arguments)
+    assert raised.value.code == 2
+    assert "usage: ext-classify" in capsys.readouterr().err
+
+
+def test_large_images_are_sent_in_smaller_batches(
+    url: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    bitmap = b"BM" + bytes(9_000_000)
+    for number in range(12):
+        (tmp_path / f"{number}.bmp").write_bytes(bitmap)
+    assert main(["classify", "--url", url, str(tmp_path)]) == 3
+    assert capsys.readouterr().out.endswith("12 (corrupt_image)\n")
+
+
+def test_images_with_the_same_name_are_shown_with_their_folders(
+    url: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        shutil.copy(SAMPLES / "rolled.png", tmp_path / folder)
+    assert main(["classify", "--url", url, str(tmp_path)]) == 0
+    assert f"{tmp_path}/b/rolled.png" in capsys.readouterr().out
+
+
+def test_closed_output_pipe_is_not_an_error(url: str) -> None:
+    command = f"{shlex.join([*CLI, 'classify', '--url', url, *[str(SAMPLES)] * 50])} | head -1"
+    finished = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)  # noqa: S607
+    assert finished.stderr == ""
+
+
+def test_serve_refuses_a_tampered_model(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    h5 = copy_artifact(tmp_path, ".h5", ".json", ".tflite", ".tflite.json")
+    content = bytearray(h5.read_bytes())
+    content[-1] ^= 1
+    h5.write_bytes(content)
+    assert main(["serve", "--model", str(h5)]) == 1
+    assert "sha256" in capsys.readouterr().err
+
+
+def test_serving_environment_names_the_compile_command(tmp_path: Path) -> None:
+    """Simulates .venv, where TensorFlow is not installed."""
+    h5 = copy_artifact(tmp_path, ".h5", ".json")
+    (tmp_path / "sitecustomize.py").write_text(
+        "import importlib.util as u; find = u.find_spec\n"
+        "u.find_spec = lambda name, *more: None if name == 'tensorflow' else find(name, *more)",
+        encoding="utf-8",
+    )
+    finished = subprocess.run(
+        [*CLI, "serve", "--model", str(h5)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env={"XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(tmp_path)},
+    )
+    assert finished.returncode == 1
+    assert f"ext-classify compile --model {h5}" in finished.stderr
+    assert "Traceback" not in finished.stderr
+
+
+def test_compile_creates_the_model_that_serve_loads(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    h5 = copy_artifact(tmp_path, ".h5", ".json")
+    assert main(["compile", "--json", "--model", str(h5)]) == 0
+    assert json.loads(capsys.readouterr().out)["h5"] == str(h5)
+    assert h5.with_suffix(".tflite").exists()
+    with running_service("--model", str(h5)):
+        pass
+
+
+def test_tensorflow_engine_serves(capsys: pytest.CaptureFixture[str]) -> None:
+    with running_service("--engine", "tensorflow") as url:
+        assert main(["classify", "--url", url, str(SAMPLES)]) == 0
+    assert "1 Scratches" in capsys.readouterr().out
+
+
+def test_demo_classifies_the_samples_and_keeps_serving(capsys: pytest.CaptureFixture[str]) -> None:
+    port = free_port()
+    with running_demo(port) as (demo, printed):
+        assert "1 Crazing, 1 Inclusion, 1 Patches, 1 Pitted, 1 Rolled, 1 Scratches" in printed
+        assert main(["classify", "--url", f"http://127.0.0.1:{port}", str(SAMPLES / "crazing.png")]) == 0
+        assert "1 Crazing" in capsys.readouterr().out
+        demo.send_signal(signal.SIGINT)
+        assert demo.wait(20) == 0
+
+
+def test_stopped_demo_stops_its_service() -> None:
+    port = free_port()
+    with running_demo(port) as (demo, _):
+        demo.terminate()
+        assert demo.wait(20) == 0
+    assert not is_ready(f"http://127.0.0.1:{port}")
+
+
+def test_demo_reports_a_port_in_use(capsys: pytest.CaptureFixture[str], url: str) -> None:
+    port = url.rpartition(":")[2]
+    assert main(["demo", "--port", port]) == 1
+    assert f"make run PORT={int(port) + 1}" in capsys.readouterr().err
+
+
+def test_serve_reports_a_port_in_use(capsys: pytest.CaptureFixture[str], url: str) -> None:
+    port = int(url.rpartition(":")[2])
+    assert main(["serve", "--port", str(port)]) == 1
+    printed = capsys.readouterr().err
+    assert f"127.0.0.1:{port}" in printed
+    assert "Address already in use" in printed
+    assert f"--port {port + 1}" in printed
+
+
+def test_verify_describes_the_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify"]) == 0
+    printed = capsys.readouterr().out
+    assert re.fullmatch(r"steel_defects [0-9a-f]{12}: Crazing, .*Scratches; 200x200x1, .*litert\n", printed)
+
+
+def test_verify_refuses_a_tampered_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    h5 = copy_artifact(tmp_path, ".h5", ".json", ".tflite")
+    h5.write_bytes(h5.read_bytes()[:-1] + b"?")
+    assert main(["verify", str(h5)]) == 1
+    assert "sha256" in capsys.readouterr().err

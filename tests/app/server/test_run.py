@@ -1,0 +1,175 @@
+import gc
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from app import settings
+from app.client import Client
+from app.server import run as serving
+from app.settings import Settings
+from model.defaults import DEFAULT_MODEL_PATH
+from tests.app.workers.faults import put, tear
+from tests.conftest import SAMPLES
+from tests.running import CLI, free_port, logging_service, wait_until
+
+
+def workers_in(log: Path) -> list[int]:
+    """Processes that ever began to serve, the latest last."""
+    return list(map(int, re.findall(r"Started server process \[(\d+)\]", log.read_text(encoding="utf-8"))))
+
+
+@pytest.mark.parametrize(
+    ("cores", "workers", "classifiers"), [(1, 1, 1), (2, 1, 2), (2, 2, 1), (3, 2, 2), (2, 4, 1), (16, 4, 4)]
+)
+def test_classifiers_of_all_workers_are_as_many_as_the_cores(
+    monkeypatch: pytest.MonkeyPatch, cores: int, workers: int, classifiers: int
+) -> None:
+    monkeypatch.setattr(settings, "usable_cores", lambda: cores)
+    assert Settings(workers=workers).classifiers == classifiers
+    assert Settings(workers=workers, classifiers=7).classifiers == 7
+    assert Settings(workers=workers, engine="tensorflow").classifiers == 1
+
+
+def test_what_is_not_needed_to_serve_is_not_imported() -> None:
+    program = (
+        "import sys; from app.cli.main import main, parse_arguments; parse_arguments(['serve']);"
+        "import app.server.run; app.server.run.start_app(app.server.run.Settings()); print(*sys.modules)"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    imported = {module.partition(".")[0] for module in ran.stdout.split()}
+    assert "uvicorn" in imported
+    assert not imported & {"aiohttp", "snowflake", "tensorflow", "keras", "h5py", "duckdb"}
+    assert not imported & {"numpy", "PIL", "ai_edge_litert"}  # processes of their own have these
+
+
+def test_app_that_has_started_is_left_to_no_garbage_collection() -> None:
+    try:
+        app = serving.start_app(Settings())
+        assert gc.isenabled()
+        assert not any(found is app for found in gc.get_objects())
+    finally:
+        gc.unfreeze()
+
+
+def test_workers_answer_and_a_dead_one_is_replaced(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with logging_service(log, "--workers", "2") as (service, port):
+        wait_until(lambda: len(workers_in(log)) == 2)
+        os.kill(workers_in(log)[0], signal.SIGKILL)
+        wait_until(lambda: len(workers_in(log)) == 3)
+        for _ in range(10):
+            outcome = Client(f"http://127.0.0.1:{port}").classify(SAMPLES / "pitted.png")
+            assert outcome["label"] == "Pitted"
+    assert service.returncode == 0
+    assert len(set(workers_in(log))) == 3
+
+
+def test_workers_stop_when_the_terminal_is_lost(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with logging_service(log, "--workers", "2") as (service, _):
+        wait_until(lambda: len(workers_in(log)) == 2)
+        service.send_signal(signal.SIGHUP)
+        wait_until(lambda: service.poll() is not None)
+    assert service.returncode == 0
+    assert len(workers_in(log)) == 2
+
+
+def start_without_model(workers: int, folder: Path) -> str:
+    """What a service prints that cannot start, for there is no model."""
+    model = str(folder / "m.h5")
+    command = [*CLI, "serve", "--workers", str(workers), "--port", str(free_port()), "--model", model]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert ran.returncode == 1
+    return ran.stderr
+
+
+def test_fault_of_the_workers_ends_the_service_in_one_line(tmp_path: Path) -> None:
+    stderr = start_without_model(2, tmp_path)
+    assert "ext-classify: " in stderr
+    assert "m.h5" in stderr
+    assert "Traceback" not in stderr
+
+
+def fault_lines(stderr: str) -> list[str]:
+    return [line for line in stderr.splitlines() if not line.startswith("INFO:")]
+
+
+def test_fault_is_said_once_however_many_workers_meet_it(tmp_path: Path) -> None:
+    stderr = start_without_model(4, tmp_path)
+    assert stderr.count("ext-classify: ") == 1
+
+
+@pytest.mark.parametrize("room", ["16k", "300k"])
+def test_workers_without_room_for_their_metrics_say_so_once(room: str, tmp_path: Path) -> None:
+    """A full tmpfs would end them by SIGBUS, one after the other, for ever."""
+    apart = ["unshare", "-rm"]
+    tried = ["sh", "-c", shlex.join([*apart, "mount", "-t", "tmpfs", "none", str(tmp_path)])]
+    if subprocess.run(tried, capture_output=True, check=False).returncode != 0:
+        pytest.skip("nothing can be mounted here")
+    serve = shlex.join([*CLI, "serve", "--workers", "2", "--port", str(free_port())])
+    ran = subprocess.run(
+        [*apart, "sh", "-c", f"mount -t tmpfs -o size={room} none {tmp_path} && exec {serve}"],
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert ran.returncode == 1
+    [line] = fault_lines(ran.stderr)
+    assert line.startswith("ext-classify: The metrics of the workers need ")
+    assert "No space left on device" in line
+    assert str(tmp_path) in line
+
+
+def test_metrics_of_workers_are_in_files_without_holes(tmp_path: Path) -> None:
+    environment = {"TMPDIR": str(tmp_path)}
+    with logging_service(tmp_path / "log", "--workers", "2", **environment) as (_, port):
+        wait_until(lambda: len(workers_in(tmp_path / "log")) == 2)
+        assert Client(f"http://127.0.0.1:{port}").classify(SAMPLES / "pitted.png")["label"] == "Pitted"
+        files = list(tmp_path.rglob("*.db"))
+        assert len(files) == 10
+        assert [file.name for file in files if 512 * file.stat().st_blocks < file.stat().st_size] == []
+
+
+def test_worker_that_cannot_start_again_costs_the_others_nothing(tmp_path: Path) -> None:
+    log, model_path = tmp_path / "log", tmp_path / "m.h5"
+    put(DEFAULT_MODEL_PATH, model_path)
+    with logging_service(log, "--workers", "2", "--model", str(model_path)) as (service, port):
+        wait_until(lambda: log.read_text(encoding="utf-8").count("Application startup complete") == 2)
+        time.sleep(1)  # the supervisor learns of it twice a second
+        tear(model_path)
+        os.kill(workers_in(log)[0], signal.SIGKILL)
+        wait_until(lambda: "ended (exit code 3)" in log.read_text(encoding="utf-8"))
+        client = Client(f"http://127.0.0.1:{port}")
+        assert client.classify(SAMPLES / "pitted.png")["label"] == "Pitted"
+        put(DEFAULT_MODEL_PATH, model_path)
+        wait_until(lambda: log.read_text(encoding="utf-8").count("Application startup complete") == 3)
+        assert service.poll() is None
+    assert service.returncode == 0
+    assert log.read_text(encoding="utf-8").count("must have the sha256") == 1
+
+
+def test_workers_that_die_at_each_start_end_the_service(tmp_path: Path) -> None:
+    """By a signal, such as for want of memory, without a word of their own."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys\nif 'spawn_main' in ' '.join(sys.orig_argv): os.abort()\n", encoding="utf-8"
+    )
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    ran = subprocess.run(
+        [*CLI, "serve", "--workers", "2", "--port", str(free_port())],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert ran.returncode == 1
+    assert ran.stderr.count("The workers cannot start") == 1

@@ -1,0 +1,125 @@
+"""When staged files are presigned and when they are downloaded, against a fake Snowflake server."""
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from app.errors import (
+    FileMissing,
+    SnowflakeUnavailable,
+    StageNotAllowed,
+    StageNotAuthorized,
+    WrongAccount,
+)
+from app.images.http import ImageFetcher
+from app.images.source import StageFile
+from app.settings import Settings
+from app.snowflake import stage as stage_module
+from app.snowflake.session import SnowflakeSession
+from app.snowflake.stage import MAX_STAGES_IN_BATCH, StageReader
+from model.errors import InputError
+from tests.snowflake_front import QUERY, Answer, Asked, Front, failure, front, table
+
+FILE = StageFile(("DB", "S", "IMAGES"), "a.png")
+
+
+@pytest.fixture
+def server() -> Iterator[Front]:
+    with front() as opened:
+        yield opened
+
+
+def read(server: Front, *batches: list[StageFile]) -> list[list[type[InputError]]]:
+    """The errors of batches that one reader reads in turn; the fake server has no files."""
+
+    async def fetch(reader: StageReader, files: list[StageFile]) -> list[type[InputError]]:
+        batch = reader.open_batch(files)
+        outcomes = await asyncio.gather(*map(batch.fetch, files), return_exceptions=True)
+        return [type(outcome) for outcome in outcomes if isinstance(outcome, InputError)]
+
+    async def run() -> list[list[type[InputError]]]:
+        settings = Settings(
+            snowflake_account="local",
+            snowflake_user="CLASSIFIER",
+            snowflake_token="any",  # noqa: S106 - the fake server accepts every login
+            snowflake_host="127.0.0.1",
+            snowflake_port=server.port,
+            snowflake_protocol="http",
+        )
+        async with ImageFetcher(settings) as fetcher, SnowflakeSession(settings) as session:
+            reader = StageReader(settings, session, fetcher)
+            return [await fetch(reader, files) for files in batches]
+
+    return asyncio.run(run())
+
+
+def reject_presigning(asked: Asked) -> Answer:
+    if asked.path != QUERY:
+        return None
+    return failure(1044) if "GET_PRESIGNED_URL" in asked.sql else table(width=4)
+
+
+def test_failure_to_presign_is_cached_per_stage(server: Front) -> None:
+    server.answer = reject_presigning
+    assert read(server, [FILE], [FILE], [FILE]) == [[FileMissing]] * 3
+    assert [sql.split()[0] for sql in server.statements] == ["SELECT", "LIST", "LIST", "LIST"]
+
+
+def test_presigned_urls_are_retried_after_a_while(server: Front, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage_module, "UNSIGNED_SECONDS", 0.0)
+    server.answer = reject_presigning
+    assert read(server, [FILE], [FILE]) == [[FileMissing]] * 2
+    assert [sql.split()[0] for sql in server.statements] == ["SELECT", "LIST", "SELECT", "LIST"]
+
+
+def test_failure_to_presign_does_not_affect_other_stages(server: Front) -> None:
+    def reject_one(asked: Asked) -> Answer:
+        if asked.path == QUERY and "OTHERS" in asked.sql:
+            return failure(2003)
+        return reject_presigning(asked)
+
+    server.answer = reject_one
+    other = StageFile(("DB", "S", "OTHERS"), "a.png")
+    read(server, [FILE], [other], [other])
+    assert [sql.split()[0] for sql in server.statements] == ["SELECT", "LIST", "SELECT", "SELECT"]
+
+
+def test_concurrent_files_share_one_query_for_the_account_hosts(server: Front) -> None:
+    server.answer = lambda asked: failure(250003) if asked.path == QUERY else None
+    files = [StageFile(FILE.stage, "a.png", f"org{n}.snowflakecomputing.com") for n in range(10)]
+    assert read(server, files, files) == [[SnowflakeUnavailable] * 10] * 2
+    assert server.statements == ["SELECT SYSTEM$ALLOWLIST()"] * 2
+
+
+def test_batch_of_many_stages_asks_for_few(server: Front) -> None:
+    server.answer = reject_all
+    files = [StageFile(("DB", "S", f"MADE_UP_{n}"), "a.png") for n in range(100)]
+    [errors] = read(server, files)
+    assert errors == [StageNotAuthorized] * MAX_STAGES_IN_BATCH + [StageNotAllowed] * (
+        100 - MAX_STAGES_IN_BATCH
+    )
+    assert len(server.statements) == MAX_STAGES_IN_BATCH
+
+
+def test_stage_path_and_file_url_share_one_statement(server: Front) -> None:
+    server.answer = reject_all
+    in_a_url = StageFile(FILE.stage, "b.png", "local.snowflakecomputing.com")
+    assert read(server, [FILE, in_a_url]) == [[StageNotAuthorized] * 2]
+    assert len(server.statements) == 1
+
+
+@pytest.mark.parametrize("answer", ["", "no JSON", "{}", "[1]", '[{"type": "SNOWFLAKE_DEPLOYMENT"}]', None])
+def test_malformed_allowlist_is_ignored(server: Front, answer: str | None) -> None:
+    def answer_malformed(asked: Asked) -> Answer:
+        if asked.path != QUERY:
+            return None
+        return table([answer]) if "ALLOWLIST" in asked.sql else failure(2003)
+
+    server.answer = answer_malformed
+    elsewhere = StageFile(FILE.stage, "b.png", "other.snowflakecomputing.com")
+    assert read(server, [FILE, elsewhere]) == [[StageNotAuthorized, WrongAccount]]
+
+
+def reject_all(asked: Asked) -> Answer:
+    return failure(2003) if asked.path == QUERY else None

@@ -1,0 +1,158 @@
+"""The log's writer, and what a service does whose log nobody reads."""
+
+import json
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import StringIO
+from typing import TextIO
+
+import pytest
+
+from app.client import is_ready
+from app.telemetry.log import LogWriter, log_event, logger
+from tests.running import CLI, exchange, free_port, wait_until
+
+LINE_BYTES = 1000
+# Linux and macOS hold at most 64 KiB in a pipe.
+LINES_PAST_A_PIPE = 200
+TIMEOUT_SECONDS = 30.0
+
+
+@contextmanager
+def unread_pipe() -> Iterator[tuple[int, TextIO]]:
+    """A pipe's end to read from later, and a stream into it."""
+    reading, writing = os.pipe()
+    try:
+        with os.fdopen(writing, "w") as stream:
+            yield reading, stream
+    finally:
+        os.close(reading)
+
+
+def lines_of(reading: int, until: str) -> list[str]:
+    """Read the pipe up to the line that contains `until`."""
+    content = b""
+    while until.encode() not in content or not content.endswith(b"\n"):
+        content += os.read(reading, 65536)
+    return content.decode().splitlines()
+
+
+def numbered(number: int) -> str:
+    return f"{number:06d}".ljust(LINE_BYTES - 1, ".")
+
+
+def test_lines_are_written_in_their_order() -> None:
+    stream = StringIO()
+    writer = LogWriter(stream)
+    writer.is_serving = True
+    for number in range(100):
+        writer.write(str(number))
+    assert writer.flush(TIMEOUT_SECONDS)
+    assert stream.getvalue().split() == [str(number) for number in range(100)]
+
+
+def test_line_is_written_when_write_returns_unless_the_service_serves() -> None:
+    stream = StringIO()
+    LogWriter(stream).write("starting")
+    assert stream.getvalue() == "starting\n"
+
+
+def test_full_pipe_delays_no_caller_and_lines_past_the_queue_are_counted() -> None:
+    with unread_pipe() as (reading, stream):
+        writer = LogWriter(stream, max_queued_bytes=100 * LINE_BYTES)
+        writer.is_serving = True
+        for number in range(2 * LINES_PAST_A_PIPE):
+            writer.write(numbered(number))
+        assert not writer.flush(0.0)
+        lines = lines_of(reading, until="log_lines_dropped")
+    kept = [int(line[:6]) for line in lines if line.endswith(".")]
+    assert kept == list(range(len(kept)))
+    [report] = [json.loads(line[line.index("{") :]) for line in lines if "{" in line]
+    assert report == {"event": "log_lines_dropped", "lines": 2 * LINES_PAST_A_PIPE - len(kept)}
+
+
+def test_queue_holds_no_more_than_its_bytes_and_a_line() -> None:
+    with unread_pipe() as (reading, stream):
+        writer = LogWriter(stream, max_queued_bytes=10 * LINE_BYTES)
+        writer.is_serving = True
+        for number in range(2 * LINES_PAST_A_PIPE):
+            writer.write(numbered(number))
+        in_pipe_bytes = 64 * 1024
+        lines = lines_of(reading, until="log_lines_dropped")
+    assert len("".join(lines)) < in_pipe_bytes + 11 * LINE_BYTES + LINE_BYTES
+
+
+def test_log_is_written_again_once_it_is_read_again() -> None:
+    with unread_pipe() as (reading, stream):
+        writer = LogWriter(stream, max_queued_bytes=10 * LINE_BYTES)
+        writer.is_serving = True
+        for number in range(LINES_PAST_A_PIPE):
+            writer.write(numbered(number))
+        lines_of(reading, until="log_lines_dropped")
+        writer.write("later")
+        assert lines_of(reading, until="later") == ["later"]
+
+
+def test_stream_that_fails_loses_its_lines_and_no_others() -> None:
+    with unread_pipe() as (reading, stream):
+        writer = LogWriter(stream)
+        closed = StringIO()
+        closed.close()
+        writer.switch_to(closed)
+        writer.write("lost")
+        writer.switch_to(stream)
+        writer.write("kept")
+        assert lines_of(reading, until="kept") == ["kept"]
+
+
+def test_lone_surrogate_is_escaped() -> None:
+    stream = StringIO()
+    LogWriter(stream).write("a\ud800b")
+    assert stream.getvalue() == "a\\ud800b\n"
+
+
+def test_event_with_a_lone_surrogate_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
+    messages: list[str] = []
+    monkeypatch.setattr(logger, "info", lambda form, message: messages.append(form % message))
+    log_event("refused", query_id="\ud800")
+    assert [json.loads(message) for message in messages] == [{"event": "refused", "query_id": "\ud800"}]
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_service_answers_and_stops_while_nobody_reads_its_log(workers: str) -> None:
+    port, url_ids = free_port(), {"sf-external-function-query-batch-id": '"' * 512}
+    with unread_pipe() as (reading, stream):
+        command = [*CLI, "serve", "--port", str(port), "--workers", workers]
+        environment = os.environ | {"EXT_CLASSIFY_STOP_DELAY_SECONDS": "0"}
+        with subprocess.Popen(command, stdout=stream, stderr=stream, env=environment) as service:
+            try:
+                wait_until(lambda: is_ready(f"http://127.0.0.1:{port}"))
+                for _ in range(LINES_PAST_A_PIPE):
+                    headers = {"Content-Type": "application/json"} | url_ids
+                    assert exchange(port, "POST", "/classify", b'{"data":[[0,""]]}', headers).status == 200
+                service.terminate()
+                service.wait(TIMEOUT_SECONDS)
+            finally:
+                service.kill()
+        os.set_blocking(reading, False)
+        assert b'"starting"' in os.read(reading, 65536)
+    assert service.returncode == 0
+
+
+def test_last_lines_of_a_service_that_is_read_are_written_before_it_ends() -> None:
+    port = free_port()
+    environment = os.environ | {"EXT_CLASSIFY_STOP_DELAY_SECONDS": "0"}
+    command = [*CLI, "serve", "--port", str(port), "--workers", "2"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as service:
+        try:
+            wait_until(lambda: is_ready(f"http://127.0.0.1:{port}"))
+            service.terminate()
+            _, log = service.communicate(timeout=TIMEOUT_SECONDS)
+        finally:
+            service.kill()
+    started = set(re.findall(r"Started server process \[(\d+)\]", log))
+    assert set(re.findall(r"Finished server process \[(\d+)\]", log)) == started
+    assert log.count('"event":"stopping"') == len(started) == 2

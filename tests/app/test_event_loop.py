@@ -1,0 +1,74 @@
+import asyncio
+import gzip
+
+import pytest
+
+from app.event_loop import MAX_SMALL_ROWS, BulkTurn
+
+SMALL = b'{"data": [%b]}' % b",".join([b'[0, "AAAA", {}]'] * MAX_SMALL_ROWS)
+LARGE = SMALL * 2
+
+
+def test_large_requests_work_one_after_the_other() -> None:
+    steps: list[int] = []
+
+    async def work(turn: BulkTurn, number: int) -> None:
+        async with turn.of_rows(MAX_SMALL_ROWS + 1) if number % 2 else turn.of_body(LARGE, "identity"):
+            for _ in range(3):
+                steps.append(number)
+                await asyncio.sleep(0)
+
+    async def check() -> None:
+        turn = BulkTurn()
+        await asyncio.gather(*(work(turn, number) for number in range(4)))
+
+    asyncio.run(check())
+    assert steps == [number for number in range(4) for _ in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("body", "encoding", "waits"),
+    [
+        (SMALL, "identity", False),
+        (b'{"data": [[0, "%b"]]}' % (b"A" * 200_000), "identity", False),
+        (LARGE, "identity", True),
+        (b'{"data": [[0, "%b"]]}' % (b"A" * 300_000), "identity", True),
+        (SMALL, "deflate", True),
+        (gzip.compress(SMALL), "gzip", True),
+        (gzip.compress(SMALL), "identity", True),
+    ],
+)
+def test_small_body_does_not_wait_for_large_ones(body: bytes, encoding: str, *, waits: bool) -> None:
+    async def check() -> bool:
+        turn = BulkTurn()
+
+        async def work() -> None:
+            async with turn.of_body(body, encoding):
+                pass
+
+        async with turn.of_rows(MAX_SMALL_ROWS + 1):
+            async with turn.of_rows(MAX_SMALL_ROWS):
+                working = asyncio.ensure_future(work())
+                await asyncio.sleep(0)
+            is_waiting = not working.done()
+        await working
+        return is_waiting
+
+    assert asyncio.run(check()) == waits
+
+
+def test_request_that_is_cancelled_in_the_line_leaves_it() -> None:
+    async def check() -> None:
+        turn = BulkTurn()
+
+        async def work() -> None:
+            async with turn.of_rows(MAX_SMALL_ROWS + 1):
+                pass
+
+        async with turn.of_rows(MAX_SMALL_ROWS + 1):
+            first, second = asyncio.ensure_future(work()), asyncio.ensure_future(work())
+            await asyncio.sleep(0)
+            first.cancel()
+        await second
+
+    asyncio.run(asyncio.wait_for(check(), 20))

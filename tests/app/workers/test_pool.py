@@ -1,0 +1,300 @@
+import asyncio
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
+from threading import Event, Thread
+from typing import Any, cast
+
+import pytest
+
+from app.outcome import ModelIdentity, Outcome, outcome_of_error
+from app.settings import Settings
+from app.workers import pool as pool_module
+from app.workers.capacity import Capacity
+from app.workers.host import ClassifierProcesses
+from app.workers.pool import ClassifierPool, LiveClassifiers
+from app.workers.protocol import Answers, Greeting, ServedModel, WaitingRow, format_frame, read_rows
+from app.workers.queue import RowQueue
+from model.errors import CorruptImage
+from tests.app.workers.test_host import family, needs_proc
+from tests.running import wait_until
+
+MODEL = ServedModel(ModelIdentity(name="m", version="v"), {})
+
+
+def outcome_naming(image: object) -> Outcome:
+    assert isinstance(image, bytes)
+    return outcome_of_error(CorruptImage(image.decode()), MODEL.identity)
+
+
+def name_in(outcome: Outcome | None) -> str:
+    assert outcome is not None
+    assert outcome["error"] is not None
+    code, message = outcome["error"]["code"], outcome["error"]["message"]
+    return message if code == "corrupt_image" else code
+
+
+class ScriptedHost:
+    """Its processes answer with the names of their images, and die of those that are named `deadly`."""
+
+    def __init__(self) -> None:
+        self.started = 0
+        self.calls: list[str] = []
+        self.ended: list[None] = []
+        """One for each process that has ended."""
+        self.greeting = Greeting(MODEL)
+        self.on_call: Callable[[str], None] = lambda _: None
+
+    def connect(self) -> socket.socket:
+        ours, theirs = socket.socketpair()
+        self.started += 1
+        Thread(target=self._serve, args=(theirs,), daemon=True).start()
+        return ours
+
+    def kill(self, pid: int) -> None:
+        """Threads have no process id of their own, and end with their connection."""
+
+    def kill_others(self, healthy: Collection[int]) -> None:
+        """None is."""
+
+    def ticks_without(self, healthy: Collection[int]) -> int | None:
+        return None
+
+    def _serve(self, connection: socket.socket) -> None:
+        with connection, connection.makefile("rb") as calls, suppress(EOFError, ConnectionError):
+            greeting = self.greeting
+            connection.sendall(format_frame(greeting))
+            while greeting.model and (rows := read_rows(calls)):
+                names = " ".join(bytes(row.image).decode() for row in rows)  # type: ignore[arg-type]
+                self.calls.append(names)
+                self.on_call(names)
+                if "deadly" in names:
+                    return
+                connection.sendall(format_frame(Answers([outcome_naming(row.image) for row in rows])))
+        self.ended.append(None)
+
+
+def family_of(forks: int) -> tuple[int, list[int]]:
+    """Once there are so many."""
+    wait_until(lambda: len(family()[1]) == forks)
+    return family()
+
+
+def rows(names: str) -> list[WaitingRow]:
+    return [WaitingRow(name.encode(), evidence=False) for name in names.split()]
+
+
+async def classify(queue: RowQueue, names: str) -> list[str]:
+    with queue.request(len(names.split())) as request:
+        return [name_in(outcome) for outcome in await request.classify(rows(names))]
+
+
+def in_pool(
+    host: ScriptedHost, *requests: str, processes: int = 1, max_image_cpu_seconds: float = 10
+) -> Sequence[Any]:
+    async def run() -> Sequence[Any]:
+        queue = RowQueue(Capacity(processes, 64))
+        pool = ClassifierPool(queue, host, MODEL, max_image_cpu_seconds)
+        answers = [asyncio.ensure_future(classify(queue, names)) for names in requests]
+        await asyncio.sleep(0)  # all wait before anyone takes
+        for _ in range(processes):
+            await pool.connect(host.connect(), has_greeted=False)
+        try:
+            return await asyncio.wait_for(asyncio.gather(*answers, return_exceptions=True), 20)
+        finally:
+            pool.close()
+
+    return asyncio.run(run())
+
+
+def test_outcomes_come_back_to_their_requests() -> None:
+    names = [f"{request}-{row}" for request in "abc" for row in range(20)]
+    requests = [" ".join(names[begin : begin + 20]) for begin in (0, 20, 40)]
+    answers = in_pool(ScriptedHost(), *requests, processes=2)
+    assert [name for answer in answers for name in answer] == names
+
+
+def test_rows_that_fail_do_not_change_what_a_row_is_expected_to_take() -> None:
+    """The processes of these tests answer every row with an error."""
+
+    async def run() -> float:
+        queue = RowQueue(Capacity(1, 64))
+        queue.capacity.note_classified(1, 0.5)
+        pool = ClassifierPool(queue, ScriptedHost(), MODEL, 10)
+        await pool.connect(ScriptedHost().connect(), has_greeted=False)
+        await classify(queue, " ".join(map(str, range(100))))
+        pool.close()
+        return queue.capacity.classify_seconds
+
+    assert asyncio.run(run()) == 0.5
+
+
+def test_requests_that_wait_are_looked_at_while_rows_are_classified() -> None:
+    async def run() -> None:
+        queue, looked = RowQueue(Capacity(1, 64)), asyncio.Event()
+        queue.on_look = looked.set
+        host, ended = ScriptedHost(), Event()
+        host.on_call = lambda _: cast("None", ended.wait(20))
+        pool = ClassifierPool(queue, host, MODEL, 10)
+        await pool.connect(host.connect(), has_greeted=False)
+        classifying = asyncio.ensure_future(classify(queue, "a"))
+        await asyncio.wait_for(looked.wait(), 20)
+        ended.set()
+        await classifying
+        pool.close()
+
+    asyncio.run(run())
+
+
+def test_image_that_kills_costs_its_neighbours_nothing() -> None:
+    """Neither those in its call, nor those in the call that lay ready behind it."""
+    names = " ".join(["a", "b", "deadly", *map(str, range(29))])
+    host = ScriptedHost()
+    others = " ".join(f"x{number}" for number in range(9))
+    [answer, other] = in_pool(host, names, others)
+    assert answer == names.replace("deadly", "classifier_died").split()
+    assert other == others.split()
+    assert host.started == 4  # it was tried three times
+    assert host.calls.count("deadly") == 2  # the last times alone
+
+
+def test_process_that_is_killed_once_costs_nothing() -> None:
+    host, killed = ScriptedHost(), list[str]()
+
+    def die_once(names: str) -> None:
+        if not killed and "7" in names.split():
+            killed.append(names)
+            raise ConnectionError
+
+    host.on_call = die_once
+    names = " ".join(map(str, range(20)))
+    assert in_pool(host, names, processes=2) == [names.split()]
+    assert killed
+
+
+def test_image_that_takes_too_long_is_tried_alone_once() -> None:
+    """The process ends itself; that it took so long says why."""
+    host = ScriptedHost()
+    host.on_call = lambda names: time.sleep(0.3 if "deadly" in names else 0)
+    [answer] = in_pool(host, "a b deadly c d", max_image_cpu_seconds=0.25)
+    assert answer == ["a", "b", "classify_timeout", "c", "d"]
+    assert host.calls.count("deadly") == 1
+
+
+def test_failure_inside_a_process_fails_the_request_it_is_of() -> None:
+    class Failing(ScriptedHost):
+        def _serve(self, connection: socket.socket) -> None:
+            with connection, connection.makefile("rb") as calls:
+                connection.sendall(format_frame(self.greeting))
+                while names := [bytes(row.image).decode() for row in read_rows(calls)]:  # type: ignore[arg-type]
+                    failures = {place: "Broken: yes" for place, name in enumerate(names) if name == "bad"}
+                    outcomes = [None if name == "bad" else outcome_naming(name.encode()) for name in names]
+                    connection.sendall(format_frame(Answers(outcomes, failures)))
+
+    [good, bad] = in_pool(Failing(), "a b c", "d bad f")
+    assert good == ["a", "b", "c"]
+    assert isinstance(bad, RuntimeError)
+    assert "Broken: yes" in str(bad)
+
+
+def test_process_that_talks_nonsense_is_taken_for_a_dead_one() -> None:
+    class Confused(ScriptedHost):
+        def _serve(self, connection: socket.socket) -> None:
+            if self.started > 1:
+                super()._serve(connection)
+                return
+            with connection, connection.makefile("rb") as calls:
+                connection.sendall(format_frame(self.greeting))
+                read_rows(calls)
+                connection.sendall(format_frame(Answers([])))
+                calls.read()
+
+    host = Confused()
+    assert in_pool(host, "a b c d e f") == [["a", "b", "c", "d", "e", "f"]]
+    assert host.started == 2
+
+
+def test_host_that_starts_none_for_a_while_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool_module, "RETRY_SECONDS", 0.02)
+
+    class Exhausted(ScriptedHost):
+        refused = 0
+
+        def connect(self) -> socket.socket:
+            if self.started == 1 and self.refused < 3:
+                self.refused += 1
+                raise BlockingIOError("no more processes")
+            return super().connect()
+
+    host = Exhausted()
+
+    def die_at_first(_: str) -> None:
+        if host.started == 1:
+            raise ConnectionError
+
+    host.on_call = die_at_first
+    [answer] = in_pool(host, "a b c")
+    assert answer == ["a", "b", "c"]
+    assert (host.refused, host.started) == (3, 2)
+
+
+def test_process_that_cannot_classify_is_asked_for_again_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool_module, "RETRY_SECONDS", 0.05)
+    host = ScriptedHost()
+    host.greeting = Greeting(refusal="no network")
+
+    async def run() -> list[str]:
+        queue = RowQueue(Capacity(1, 64))
+        pool = ClassifierPool(queue, host, MODEL, max_image_cpu_seconds=10)
+        answer = asyncio.ensure_future(classify(queue, "a"))
+        await pool.connect(host.connect(), has_greeted=False)
+        await asyncio.sleep(0.2)
+        assert 2 <= host.started <= 6
+        host.greeting = Greeting(MODEL)
+        try:
+            return await asyncio.wait_for(answer, 10)
+        finally:
+            pool.close()
+
+    assert asyncio.run(run()) == ["a"]
+
+
+def test_rows_of_a_request_that_is_over_are_not_tried_again() -> None:
+    host = ScriptedHost()
+
+    async def run() -> None:
+        queue = RowQueue(Capacity(1, 64))
+        pool = ClassifierPool(queue, host, MODEL, max_image_cpu_seconds=10)
+        leaving = asyncio.ensure_future(classify(queue, "a deadly c d e f g h"))
+        host.on_call = lambda names: leaving.get_loop().call_soon_threadsafe(leaving.cancel)
+        await asyncio.sleep(0)
+        await pool.connect(host.connect(), has_greeted=False)
+        with pytest.raises(asyncio.CancelledError):
+            await leaving
+        assert await asyncio.wait_for(classify(queue, "x"), 10) == ["x"]
+        pool.close()
+
+    asyncio.run(run())
+    assert "x" in host.calls
+    assert sum("deadly" in names.split() for names in host.calls) == 1
+
+
+@needs_proc
+def test_rows_survive_the_death_of_every_real_process(sample: bytes) -> None:
+    async def run() -> list[str | None]:
+        settings = Settings(classifiers=2)
+        processes = ClassifierProcesses(settings)
+        queue = RowQueue(Capacity(2, 64))
+        async with LiveClassifiers(settings, queue, processes, processes.wait_until_ready()):
+            with queue.request(400) as request:
+                answered = request.classify([WaitingRow(sample, evidence=False)] * 400)
+                for kills_host in (False, True):
+                    host, forked = await asyncio.to_thread(family_of, 2)
+                    for pid in [*forked, host] if kills_host else forked:
+                        os.kill(pid, signal.SIGKILL)
+                return [outcome and outcome["label"] for outcome in await asyncio.wait_for(answered, 30)]
+
+    assert asyncio.run(run()) == ["Scratches"] * 400

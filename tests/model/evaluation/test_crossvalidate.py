@@ -1,0 +1,136 @@
+"""Each image is predicted once, by a network not trained on its group; the predictions are saved."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from app.cli.main import main
+from model.evaluation import crossvalidate
+from model.evaluation.crossvalidate import Answers, FoldNetwork, cross_validate
+from model.evaluation.tables import cross_calibrated, robust_accuracy, tables
+from model.image import ImageSpec, encode_png
+from model.training.fit import fit_calibrated
+from model.training.folder import Folder
+from tests.model.test_train import CLASSES, KNOBS, SPEC, draw_class
+
+GROUPS = 10
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten groups of three images per class, stated in a manifest."""
+    folder = tmp_path_factory.mktemp("grouped")
+    random = np.random.default_rng(0)
+    lines = ["path,group_id"]
+    for class_name in CLASSES:
+        (folder / class_name).mkdir()
+        for number in range(3 * GROUPS):
+            picture = encode_png(draw_class(class_name, random))
+            (folder / class_name / f"{number}.png").write_bytes(picture)
+            lines.append(f"{class_name}/{number}.png,{class_name}-{number // 3}")
+    (folder / "manifest.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture
+def fitted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Folder, np.ndarray]]:
+    """Records the folds that are trained, with a training too short to be accurate."""
+    calls: list[tuple[Folder, np.ndarray]] = []
+
+    def fit_briefly(folder: Folder, splits: np.ndarray, fold: int, checkpoint: Path) -> FoldNetwork:
+        calls.append((folder, splits))
+        trained = fit_calibrated(folder, splits, replace(KNOBS, epochs=1), fold, checkpoint)
+        return FoldNetwork(trained.network, trained.novelty)
+
+    monkeypatch.setitem(crossvalidate.NETWORKS, "texture", (SPEC, fit_briefly))
+    return calls
+
+
+def test_folds_share_no_group_and_are_trained_once(
+    data_dir: Path,
+    fitted: list[tuple[Folder, np.ndarray]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    answers = cross_validate("texture", data_dir, [], tmp_path)
+    assert len(fitted) == 5
+    for folder, splits in fitted:
+        groups = [set(folder.groups[splits == name].tolist()) for name in ("train", "valid", "test")]
+        assert not groups[0] & groups[1]
+        assert not groups[0] & groups[2]
+        assert not groups[1] & groups[2]
+    tested = np.stack([splits == "test" for _, splits in fitted])
+    assert (tested.sum(axis=0) == 1).all()
+    assert np.allclose(answers.clean.sum(axis=1), 1, atol=1e-4)
+    assert answers.novelty is not None
+
+    again = cross_validate("texture", data_dir, [], tmp_path)
+    assert len(fitted) == 5, "saved predictions must be reused"
+    assert np.array_equal(again.clean, answers.clean)
+
+    output = tmp_path / "tables.md"
+    command = ["crossvalidate", "--data", str(data_dir), "--networks", "texture", "--work", str(tmp_path)]
+    assert main([*command, "--output", str(output)]) == 0
+    assert len(fitted) == 5
+    written = output.read_text(encoding="utf-8")
+    printed = capsys.readouterr()
+    assert written in printed.out
+    assert " groups: " in printed.err, "the number of groups must be printed"
+    for heading in ("Grouped 5-fold", "Recall by class", "Robust accuracy", "Abstention", "Confusion"):
+        assert heading in written
+
+
+def answers_of(
+    clean: np.ndarray, labels: np.ndarray, corrupted: dict[tuple[str, str], np.ndarray]
+) -> Answers:
+    return Answers(
+        network="made up",
+        parameters=10,
+        macs=2_000_000,
+        labels=labels,
+        groups=np.arange(len(labels)),
+        folds=np.arange(len(labels)) % 5,
+        clean=clean,
+        corrupted=corrupted,
+        novelty=None,
+        foreign={},
+    )
+
+
+def test_robust_accuracy_is_the_mean_of_kinds_not_of_severities() -> None:
+    labels = np.arange(10) % 2
+    right, wrong = np.eye(2)[labels], np.eye(2)[1 - labels]
+    # A mean over severities would count blur three times.
+    corrupted = {("noise", "1"): right, ("blur", "1"): wrong, ("blur", "2"): wrong, ("blur", "3"): right}
+    answers = answers_of(right, labels, corrupted)
+    assert robust_accuracy(answers) == pytest.approx((1 + 1 / 3) / 2)
+    overview, *_ = tables([answers], ("a", "b"))
+    assert "| errors | 0 of 10 |" in overview
+    assert "| robust accuracy, mean | 66.67% |" in overview
+
+
+def test_cross_calibration_uses_the_temperature_of_other_folds() -> None:
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 2, 4000)
+    predicted = np.where(random.random(4000) < 0.8, labels, 1 - labels)
+    clean = np.where(np.eye(2)[predicted] == 1, 0.99, 0.01).astype(np.float32)
+    found = cross_calibrated(answers_of(clean, labels, {}))
+    assert np.allclose(found.sum(axis=1), 1, atol=1e-5)
+    assert found.max(axis=1).mean() == pytest.approx(0.8, abs=0.02)
+    assert np.array_equal(found.argmax(axis=1), clean.argmax(axis=1))
+
+
+def test_errors_among_confident_predictions_are_counted() -> None:
+    labels = np.arange(1000) // 500
+    clean = np.where(np.eye(2)[labels] == 1, 0.98, 0.02)
+    clean[:20] = [0.02, 0.98]
+    clean[20:320] = [0.6, 0.4]
+    clean[20:140] = [0.4, 0.6]
+    overview, *_ = tables([answers_of(clean, labels, {("noise", "1"): clean})], ("a", "b"))
+    assert "and errors among them | 70.0%, 20 |" in overview
+
+
+def test_recipe_is_measured_at_its_own_size() -> None:
+    assert crossvalidate.NETWORKS["recipe"][0] == ImageSpec(height=200, width=200, channels=3)
