@@ -41,28 +41,26 @@ ARG SOURCE_DATE_EPOCH=0
 RUN /opt/build/bin/python -m hatchling build --target wheel --directory /opt/wheel
 
 FROM builder AS serve-builder
-COPY requirements-image.txt .
+COPY requirements.txt .
 RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf --mount=type=secret,id=ca_bundle,target=/run/ca.crt \
     python3 -m venv --without-pip /opt/ext-classify \
  && /opt/build/bin/pip --python /opt/ext-classify/bin/python install --quiet --no-cache-dir --no-compile --require-hashes \
-      -r requirements-image.txt
+      -r requirements.txt
 RUN /opt/build/bin/pip --python /opt/ext-classify/bin/python install --quiet --no-compile --no-deps --no-index \
       /opt/wheel/*.whl
 COPY infra/container/prune.sh .
 RUN apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends binutils \
  && sh prune.sh /opt/ext-classify \
  && python3 -m compileall -q --invalidation-mode unchecked-hash /opt/ext-classify/lib
-# What is shipped is proven to be whole, and to be right about its golden image.
+# The image is complete, and its model passes its self-test.
 RUN /opt/ext-classify/bin/ext-classify verify
 
 FROM builder AS full-builder
-# For a GPU: --build-arg FULL_REQUIREMENTS=requirements-gpu.txt, three gigabytes more.
-ARG FULL_REQUIREMENTS=requirements-full.txt
-COPY requirements-full.txt requirements-gpu.txt ./
+COPY requirements-full.txt .
 RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf --mount=type=secret,id=ca_bundle,target=/run/ca.crt \
     python3 -m venv --without-pip /opt/ext-classify \
  && /opt/build/bin/pip --python /opt/ext-classify/bin/python install --quiet --no-cache-dir --no-compile --require-hashes \
-      -r "${FULL_REQUIREMENTS}"
+      -r requirements-full.txt
 RUN /opt/build/bin/pip --python /opt/ext-classify/bin/python install --quiet --no-compile --no-deps --no-index \
       /opt/wheel/*.whl \
  && python3 -m compileall -q --invalidation-mode unchecked-hash /opt/ext-classify/lib

@@ -50,7 +50,7 @@ fuzz: .venv-fuzz/.installed ## fuzz bodies, images and HTTP (SECONDS=600, EXAMPL
 	.venv-fuzz/bin/python -m tests.fuzz.contract $(if $(EXAMPLES),--examples $(EXAMPLES))
 
 audit: .venv-fuzz/.installed ## ask PyPI for known faults of what serves, and of what tests
-	.venv-fuzz/bin/pip-audit --require-hashes --disable-pip -r requirements-image.txt -r requirements-dev.txt
+	.venv-fuzz/bin/pip-audit --require-hashes --disable-pip -r requirements.txt -r requirements-dev.txt
 
 bench: bench-serving ## measure all that is claimed, into tests/benchmarks/results/; an hour and a half
 	$(DEV)/python -m tests.benchmarks.engines
@@ -108,10 +108,10 @@ container-audit: .venv-fuzz/.installed ## list what the image holds (dist/), and
 	.venv-fuzz/bin/cyclonedx-py requirements --output-reproducible --of JSON -o dist/sbom.cdx.json dist/python-packages.txt
 	.venv-fuzz/bin/pip-audit --no-deps --disable-pip -r dist/python-packages.txt
 
-release: .venv-build/.installed ## build what is published, from what is committed: dist/, and the image tagged by its version
+release: .venv-dev/.installed ## build what is published, from what is committed: dist/, and the image tagged by its version
 	@test -z "$$(git status --porcelain)" || { echo "Commit first: what is published is what is committed."; exit 2; }
 	rm -rf dist
-	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) .venv-build/bin/python -m hatchling build --directory dist
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(DEV)/python -m hatchling build --directory dist
 	sh infra/container/build.sh $(IMAGE):$(VERSION)
 	$(MAKE) container-audit IMAGE=$(IMAGE):$(VERSION)
 	cd dist && sha256sum * > SHA256SUMS && cat SHA256SUMS
@@ -121,13 +121,11 @@ container-test: .venv-dev/.installed ## build the image, and try it as hardened 
 	. infra/container/engine.sh && CONTAINER_IMAGE=$(TESTED_IMAGE) $(DEV)/pytest tests/container
 
 lock: .venv-dev/.installed ## write the locked requirements anew from pyproject.toml
-	$(UV_COMPILE) --upgrade -o requirements.txt pyproject.toml
+	$(UV_COMPILE) --upgrade -o requirements.txt --extra traces pyproject.toml
 	$(UV_COMPILE) --upgrade -o requirements-sql.txt --extra sql -c requirements.txt pyproject.toml
-	$(UV_COMPILE) --upgrade -o requirements-dev.txt --extra dev -c requirements-sql.txt pyproject.toml
-	$(UV_COMPILE) --upgrade -o requirements-image.txt --extra traces -c requirements-dev.txt pyproject.toml
+	$(UV_COMPILE) --upgrade -o requirements-dev.txt --extra dev -c requirements.txt -c requirements-sql.txt pyproject.toml
 	$(UV_COMPILE) --upgrade -o requirements-full.txt --extra train --extra sql --extra traces -c requirements-dev.txt pyproject.toml
-	$(UV_COMPILE) --upgrade -o requirements-gpu.txt --extra train-gpu --extra sql --extra traces -c requirements-full.txt pyproject.toml
-	echo hatchling | $(UV_COMPILE) --no-config --upgrade -o requirements-build.txt -
+	echo hatchling | $(UV_COMPILE) --no-config --upgrade -o requirements-build.txt -c requirements-dev.txt -
 	$(UV_COMPILE) --upgrade -o requirements-fuzz.txt --extra fuzz -c requirements-dev.txt pyproject.toml
 	echo 'snowflake-connector-python>=5' | $(UV_COMPILE) --no-config --upgrade -o requirements-connector5.txt -
 	$(UV_COMPILE) --no-config --upgrade -o $(PEERS)/requirements-peers.txt $(PEERS)/requirements-peers.in
@@ -135,7 +133,7 @@ lock: .venv-dev/.installed ## write the locked requirements anew from pyproject.
 		-o $(PEERS)/requirements-pytriton.txt $(PEERS)/requirements-pytriton.in
 
 clean: ## remove the environments and caches
-	rm -rf dist .import_linter_cache .venv .venv-build .venv-dev .venv-connector5 .venv-fuzz .venv-bench-peers .venv-bench-pytriton .bench .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf dist .import_linter_cache .venv .venv-dev .venv-connector5 .venv-fuzz .venv-bench-peers .venv-bench-pytriton .bench .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 .venv/.installed: requirements-sql.txt pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -160,11 +158,6 @@ clean: ## remove the environments and caches
 	$(PYTHON) -m venv .venv-fuzz
 	.venv-fuzz/bin/pip install --quiet --require-hashes -r requirements-fuzz.txt
 	.venv-fuzz/bin/pip install --quiet --no-deps -e .
-	@touch $@
-
-.venv-build/.installed: requirements-build.txt
-	$(PYTHON) -m venv .venv-build
-	.venv-build/bin/pip install --quiet --require-hashes -r requirements-build.txt
 	@touch $@
 
 .venv-bench-%/.installed: $(PEERS)/requirements-%.txt

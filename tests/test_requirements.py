@@ -3,14 +3,13 @@
 import re
 import subprocess
 import sys
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-LOCKS = ("requirements.txt", "requirements-sql.txt", "requirements-dev.txt")
-IMAGES = tuple(f"requirements-{name}.txt" for name in ("image", "full", "gpu"))
+LOCKS = ("requirements.txt", *(f"requirements-{name}.txt" for name in ("sql", "dev", "full", "build", "fuzz")))
+CONNECTOR_5 = "requirements-connector5.txt"
 PEERS = tuple(f"tests/benchmarks/peers/requirements-{name}.txt" for name in ("peers", "pytriton"))
 
 
@@ -36,10 +35,7 @@ def test_serving_imports_no_tensorflow() -> None:
     assert finished.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize(
-    "name",
-    [*LOCKS, *IMAGES, *(f"requirements-{name}.txt" for name in ("build", "connector5", "fuzz")), *PEERS],
-)
+@pytest.mark.parametrize("name", [*LOCKS, CONNECTOR_5, *PEERS])
 def test_every_pin_has_hashes_and_no_index_is_named(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
     entries = re.split(r"\n(?=\S)", text.strip())
@@ -48,22 +44,23 @@ def test_every_pin_has_hashes_and_no_index_is_named(name: str) -> None:
     assert "index-url" not in text
 
 
-def test_larger_locks_hold_the_smaller_ones() -> None:
-    for smaller, larger in pairwise(map(locked, LOCKS)):
-        assert {name: larger.get(name) for name in smaller} == smaller
+def test_every_environment_has_the_same_versions() -> None:
+    versions: dict[str, set[str]] = {}
+    for name in LOCKS:
+        for package, version in locked(name).items():
+            versions.setdefault(package, set()).add(version)
+    assert {package: found for package, found in versions.items() if len(found) > 1} == {}
 
 
-@pytest.mark.parametrize("name", IMAGES)
-def test_images_are_of_what_is_tested(name: str) -> None:
-    tested, carried = locked("requirements-dev.txt"), locked(name)
-    assert locked("requirements.txt").items() <= carried.items()
-    assert {package: tested[package] for package in carried.keys() & tested.keys()}.items() <= carried.items()
-    assert ("tensorflow" in carried or "tensorflow-cpu" in carried) == (name != "requirements-image.txt")
+def test_images_carry_what_serving_needs() -> None:
+    serving, full = locked("requirements.txt"), locked("requirements-full.txt")
+    assert serving.items() <= full.items()
+    assert full.keys() & {"tensorflow", "tensorflow-cpu"}
 
 
 def test_locked_connectors_are_of_both_lines() -> None:
     assert locked("requirements.txt")["snowflake-connector-python"].startswith("4.")
-    assert locked("requirements-connector5.txt")["snowflake-connector-python"].startswith("5.")
+    assert locked(CONNECTOR_5)["snowflake-connector-python"].startswith("5.")
 
 
 def test_serving_carries_no_local_sql() -> None:
