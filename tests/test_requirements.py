@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-LOCKS = ("requirements.txt", *(f"requirements-{name}.txt" for name in ("sql", "dev", "full", "build", "fuzz")))
+LOCKS = (
+    "requirements.txt",
+    *(f"requirements-{name}.txt" for name in ("sql", "dev", "full", "build", "fuzz")),
+)
 CONNECTOR_5 = "requirements-connector5.txt"
 PEERS = tuple(f"tests/benchmarks/peers/requirements-{name}.txt" for name in ("peers", "pytriton"))
 
