@@ -1,4 +1,4 @@
-"""Run the service in a child process for the duration of a command."""
+"""The service that a command uses: one that runs already, or one in a child process of the command."""
 
 import os
 import socket
@@ -11,11 +11,42 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from app.client import DEFAULT_URL, Client, ClientError, is_ready
+from app.client.conversation import PATIENCE_SECONDS
 from app.errors import CommandError
 from app.server.listening import refuse_taken_port
 
 HOST = "127.0.0.1"
 START_TIMEOUT_SECONDS = 60.0
+# Shorter than the client's default, because an interactive user can retry.
+INTERACTIVE_PATIENCE_SECONDS = 60.0
+
+
+@contextmanager
+def default_or_own_service(url: str | None, api_key: str | None) -> Iterator[Client]:
+    """Yield a client of the service at `url`, else of one at the default URL, else of a new one."""
+    patience = INTERACTIVE_PATIENCE_SECONDS
+    with Client(url or DEFAULT_URL, api_key=api_key, patience_seconds=patience) as client:
+        if _answers(client, is_named=url is not None):
+            yield client
+            return
+    print(f"No service answers on {DEFAULT_URL}: starting one for this command.", file=sys.stderr)
+    with named_or_own_service(None, None) as client:
+        yield client
+
+
+@contextmanager
+def named_or_own_service(
+    url: str | None, api_key: str | None, *, patience_seconds: float = PATIENCE_SECONDS
+) -> Iterator[Client]:
+    """Yield a client of the service at `url`, or of a new service that ends with the command."""
+    if url is not None:
+        with Client(url, api_key=api_key, patience_seconds=patience_seconds) as client:
+            yield client
+        return
+    with own_service() as (own_url, process), Client(own_url, patience_seconds=patience_seconds) as client:
+        # If this service dies, no supervisor restarts it, so the client must not wait for it.
+        threading.Thread(target=_close_when_it_exits, args=(process, client), daemon=True).start()
+        yield client
 
 
 @contextmanager
@@ -47,18 +78,19 @@ def reach_loopback_directly() -> None:
             os.environ[name] = ",".join(filter(None, [known, HOST, "localhost"]))
 
 
-def _child_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return this process's environment with a lower log level.
+def _answers(client: Client, *, is_named: bool) -> bool:
+    """Whether the service answers. Raises ClientError if it was named and does not."""
+    try:
+        return client.model_version() is not None or is_named
+    except ClientError:
+        if is_named:
+            raise
+        return False
 
-    If `environment` is given, it replaces all Snowflake settings, so that two accounts never mix.
-    """
-    inherited = {
-        name: value
-        for name, value in os.environ.items()
-        if not (environment and name.upper().startswith("EXT_CLASSIFY_SNOWFLAKE_"))
-    }
-    # Info lines of the service would mix with the command's output.
-    return {"EXT_CLASSIFY_LOG_LEVEL": "warning", **inherited, **environment}
+
+def _close_when_it_exits(process: "subprocess.Popen[bytes]", client: Client) -> None:
+    process.wait()
+    client.close("the service that this command started has exited")
 
 
 def _free_port(host: str) -> int:
@@ -75,6 +107,20 @@ def _require_free(host: str, port: int) -> int:
     return port
 
 
+def _child_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return this process's environment with a lower log level.
+
+    If `environment` is given, it replaces all Snowflake settings, so that two accounts never mix.
+    """
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if not (environment and name.upper().startswith("EXT_CLASSIFY_SNOWFLAKE_"))
+    }
+    # Info lines of the service would mix with the command's output.
+    return {"EXT_CLASSIFY_LOG_LEVEL": "warning", **inherited, **environment}
+
+
 def _wait_until_ready(service: "subprocess.Popen[bytes]", url: str) -> None:
     deadline = time.monotonic() + START_TIMEOUT_SECONDS
     while not is_ready(url):
@@ -83,48 +129,3 @@ def _wait_until_ready(service: "subprocess.Popen[bytes]", url: str) -> None:
         if time.monotonic() > deadline:
             raise ClientError(f"The service was not ready after {START_TIMEOUT_SECONDS:.0f} seconds.")
         time.sleep(0.05)
-
-
-# Shorter than the client's default, because an interactive user can retry.
-PATIENCE_SECONDS = 60.0
-
-
-@contextmanager
-def named_or_own_service(url: str | None, api_key: str | None) -> Iterator[Client]:
-    """Yield a client of the service at `url`, or of a new service that ends with the command."""
-    if url is not None:
-        with Client(url, api_key=api_key) as client:
-            yield client
-        return
-    with own_service() as (own_url, process), Client(own_url) as client:
-        # If this service dies, no supervisor restarts it, so the client must not wait for it.
-        watching = threading.Thread(target=_close_when_it_exits, args=(process, client), daemon=True)
-        watching.start()
-        yield client
-
-
-def _close_when_it_exits(process: "subprocess.Popen[bytes]", client: Client) -> None:
-    process.wait()
-    client.close("the service that this command started has exited")
-
-
-@contextmanager
-def default_or_own_service(url: str | None, api_key: str | None) -> Iterator[Client]:
-    """Yield a client of the service at `url`, else of one at the default URL, else of a new one."""
-    with Client(url or DEFAULT_URL, api_key=api_key, patience_seconds=PATIENCE_SECONDS) as client:
-        if _answers(client, is_named=url is not None):
-            yield client
-            return
-    print(f"No service answers on {DEFAULT_URL}: starting one for this command.", file=sys.stderr)
-    with named_or_own_service(None, None) as client:
-        yield client
-
-
-def _answers(client: Client, *, is_named: bool) -> bool:
-    """Whether the service answers. Raises ClientError if it was named and does not."""
-    try:
-        return client.model_version() is not None or is_named
-    except ClientError:
-        if is_named:
-            raise
-        return False

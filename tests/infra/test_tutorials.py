@@ -13,7 +13,7 @@ from cfnlint.decode import decode
 from sqlfluff.core import FluffConfig, Linter
 
 from app.cli.main import parse_arguments
-from app.cli.plan.prices import PROVIDERS
+from app.cli.plan.sizing import PRICES, load_prices
 from tests.infra.tutorials import FOLDER, ROOT, PageIsWrong, blocks_of, copy_clone, follow
 
 PAGES = sorted(path.stem for path in FOLDER.glob("*.md"))
@@ -84,11 +84,9 @@ def test_spcs(clone: Path) -> None:
 def test_aws_tells_what_idle_tasks_cost_and_what_is_left() -> None:
     text = " ".join(page("aws").split())
     default = {name: parameter.get("Default") for name, parameter in template()["Parameters"].items()}
-    prices = PROVIDERS["aws"]
-    assert prices.vcpu_hour is not None
-    assert prices.gb_hour is not None
+    prices = load_prices(PRICES, "aws").providers["aws"]
     hourly = default["MinTasks"] * (
-        default["Cpu"] / 1024 * prices.vcpu_hour.amount + default["MemoryMiB"] / 1024 * prices.gb_hour.amount
+        default["Cpu"] / 1024 * prices.vcpu_hour_usd + default["MemoryMiB"] / 1024 * prices.gb_hour_usd
     )
     assert f"cost {hourly:.2f} USD an hour, {round(hourly, 2) * 720:.0f} USD in 30 days" in text
     [cheapest] = re.findall(r"`(MinTasks=[^`]*)`", text)

@@ -6,8 +6,7 @@ From the rate that `make bench` measured last, by the arithmetic of `ext-classif
 from collections.abc import Iterator
 from pathlib import Path
 
-from app.cli.plan.figures import Measured, Request
-from app.cli.plan.plan import find_cheapest
+from app.cli.plan.sizing import PRICES, Measured, Request, find_cheapest, load_prices
 from tests.benchmarks.cells import OURS
 from tests.benchmarks.measurements import Measurements, median, read_csv
 from tests.benchmarks.serving_tables import compared_cells, cpu_ms
@@ -41,8 +40,8 @@ def rows_of(measured: Measured) -> Iterator[list[str]]:
             request = Request(
                 images, hours * 60, provider, source="url", max_concurrent_fetches=CONCURRENT_FETCHES
             )
-            plan = find_cheapest(measured, request)
-            costs = sorted(plan.costs, key=lambda cost: -cost.value)[:2]
+            plan = find_cheapest(measured, request, load_prices(PRICES, provider))
+            costs = sorted(plan.costs_usd.items(), key=lambda cost: -cost[1])[:2]
             yield [
                 f"{images:,} within {hours} h",
                 name,
@@ -50,7 +49,7 @@ def rows_of(measured: Measured) -> Iterator[list[str]]:
                 f"{plan.max_batch_rows:,}",
                 f"{plan.seconds / 60:,.0f}",
                 f"{plan.cost_usd:,.2f}",
-                "; ".join(f"{cost.label} {cost.value:,.2f}" for cost in costs),
+                "; ".join(f"{name.replace('_', ' ')} {usd:,.2f}" for name, usd in costs),
             ]
 
 
@@ -58,7 +57,7 @@ def main() -> None:
     measurements, about = read_csv(BENCHMARKS / "serving_cells.csv")
     rate = measured_rate(measurements)
     milliseconds = median(cpu_ms(measurements, NETWORK, OURS))
-    measured = Measured(rate, CORES, IMAGE_BYTES, how="measured by make bench")
+    measured = Measured(rate, CORES, IMAGE_BYTES)
     flags = f"--rate {rate:.0f} --cores {CORES} --concurrent-fetches {CONCURRENT_FETCHES}"
     write_table(
         "capacity",

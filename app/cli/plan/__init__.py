@@ -1,1 +1,1 @@
-"""Capacity planning from a measurement: batch size, concurrency, instances, time and cost."""
+"""`ext-classify plan`: measures the service, sizes batches and instances, estimates the cost."""

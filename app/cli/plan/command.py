@@ -1,38 +1,30 @@
-"""The `ext-classify plan` command: reads flags, prints a table or JSON."""
+"""ext-classify plan: recommend batch size and instances, and estimate time and cost, from a measured rate."""
 
+import argparse
 import functools
 import json
+import math
 import statistics
 import textwrap
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from app.cli.command_line import Add, end_well_when_stopped
-from app.cli.plan.figures import Figure, Measured, Request, show
-from app.cli.plan.measuring import measure, service_to_measure
-from app.cli.plan.plan import Plan, find_cheapest, make_plan
-from app.cli.plan.prices import PROVIDERS, WAREHOUSE_CREDITS_PER_HOUR
+from app.cli.command_line import Add, add_json, end_well_when_stopped, parse_integer
+from app.cli.plan import sizing
+from app.cli.plan.measuring import measure
+from app.cli.plan.sizing import Measured, Plan, Provider, Request
+from app.cli.service_process import named_or_own_service
 from app.images.files import find_images
 from app.settings import Settings
 from model.cores import usable_cores
 from model.defaults import SAMPLES
 
 # More images do not change the measurement, and a folder may hold a million.
-MOST_IMAGES = 64
+MAX_IMAGES = 64
 # Assumed size of an outcome with evidence if not measured; those of the samples have up to 6,200 bytes.
 EVIDENCE_BYTES = 8_000
-WIDTH = 110
-INDENT = 48
-
-
-@dataclass(frozen=True)
-class Answer:
-    measured: Measured
-    request: Request
-    plan: Plan
-    cheapest: Plan
 
 
 def plan(
@@ -41,113 +33,97 @@ def plan(
     rate: float | None,
     image_bytes: int | None,
     cores: int | None,
+    prices: Path,
+    credit_price: float | None,
     as_json: bool,
     max_concurrent_fetches: int | None,
     **options: Any,
 ) -> None:
-    """Measure (unless `rate` is given), plan, print. Raises PlanError, or ClientError if measuring fails."""
+    """Measure unless `rate` is given, plan, print. Raises PlanError, or ClientError if measuring fails."""
     end_well_when_stopped()
     settings = Settings()
     fetches = max_concurrent_fetches or settings.max_concurrent_fetches
     request = Request(**options, max_rows=settings.max_rows, max_concurrent_fetches=fetches)
-    cores = usable_cores() if cores is None else cores
-    images = [path.read_bytes() for path in find_images([image_folder])[:MOST_IMAGES]]
-    if rate is None:
-        measured = _measure(url, images, cores, request)
-    else:
-        mean_bytes = round(statistics.mean(map(len, images)))
-        outcome_bytes = EVIDENCE_BYTES if request.evidence else Measured.outcome_bytes
-        measured = Measured(rate, cores, mean_bytes, outcome_bytes, how="given by --rate")
+    loaded = sizing.load_prices(prices, request.provider)
+    if credit_price is not None:
+        loaded = loaded.model_copy(update={"credit_usd": credit_price})
+    measured = _measured(url, image_folder, rate, cores or usable_cores(), evidence=request.evidence)
     if image_bytes is not None:
         measured = replace(measured, image_bytes=image_bytes)
-    answer = Answer(measured, request, make_plan(measured, request), find_cheapest(measured, request))
-    print(_as_json(answer) if as_json else "\n".join(_as_text(answer)))
+    made = sizing.make_plan(measured, request, loaded)
+    cheapest = sizing.find_cheapest(measured, request, loaded)
+    if as_json:
+        parts = {"measured": measured, "request": request, "plan": made, "cheapest": cheapest}
+        print(json.dumps(parts, default=asdict, indent=2))
+        return
+    print("\n".join(_plans(request, loaded.providers[request.provider], made, cheapest)))
+    print(f"\nOne instance: {_show(measured.images_per_second)} images/s with {measured.cores} cores")
+    print(f"\nCost in USD, prices of {loaded.date}, {loaded.credit_usd:.2f} per credit")
+    print(
+        "\n".join(f"  {name.replace('_', ' '):<22}{_show(usd)}" for name, usd in made.costs_usd.items()), "\n"
+    )
+    for note in (*_notes(request, loaded.providers[request.provider], made), f"The prices are in {prices}."):
+        print(textwrap.fill(note, 110, initial_indent="- ", subsequent_indent="  "))
 
 
 def add_commands(add: Add) -> None:
-    command = add(
-        "plan", plan, "recommend batch size and instances for a number of images, and estimate the cost"
+    summary = "recommend batch size and instances for a number of images, and estimate the cost"
+    command = add("plan", plan, summary)
+    flag = command.add_argument
+    count = functools.partial(flag, metavar="N", type=functools.partial(parse_integer, least=1, most=10**12))
+    number = functools.partial(flag, metavar="N", type=functools.partial(_parse_number, least=1e-6))
+    price = functools.partial(flag, metavar="N", type=functools.partial(_parse_number, least=0))
+    count("--images", default=Request.images, help="(default 1,000,000)")
+    number("--deadline-minutes", default=Request.deadline_minutes, help="(default 60)")
+    flag("--provider", choices=sizing.PROVIDERS, default=Request.provider, help="(default aws)")
+    row = "what rows hold (default url; stage files count as URLs)"
+    flag("--source", choices=("url", "base64"), default=Request.source, help=row)
+    fetch = "time to fetch one image from its URL; it is not measured (default 100)"
+    price("--fetch-milliseconds", default=Request.fetch_milliseconds, help=fetch)
+    fetches = "the service's MAX_CONCURRENT_FETCHES (default: this environment's setting, else 64)"
+    count("--concurrent-fetches", dest="max_concurrent_fetches", help=fetches)
+    flag("--evidence", action="store_true", help="plan for rows with the `evidence` option")
+    flag("--url", help="the service to measure (default: start one)")
+    folder = "images to measure with (default: the samples)"
+    flag("--image-folder", type=Path, default=SAMPLES, metavar="DIR", help=folder)
+    number("--rate", help="images/s of one instance; skips the measurement")
+    count("--cores", help="cores of one instance (default: this machine's)")
+    count("--image-bytes", help="bytes per image (default: the mean of the folder's images)")
+    flag("--warehouse", choices=sizing.WAREHOUSES, default=Request.warehouse, help="(default XS)")
+    price(
+        "--credit-price", metavar="USD", help="price of a credit in your contract (default: that of --prices)"
     )
-    number = functools.partial(command.add_argument, metavar="N")
-    command.add_argument(
-        "--images", type=int, default=Request.images, metavar="N", help="(default 1,000,000)"
-    )
-    number("--deadline-minutes", type=float, default=Request.deadline_minutes, help="(default 60)")
-    command.add_argument("--provider", choices=PROVIDERS, default=Request.provider, help="(default aws)")
-    command.add_argument(
-        "--source",
-        choices=("url", "base64"),
-        default=Request.source,
-        help="what rows hold (default url; stage files count as URLs)",
-    )
-    number(
-        "--fetch-milliseconds",
-        type=float,
-        default=Request.fetch_milliseconds,
-        help="time to fetch one image from its URL; it is not measured (default 100)",
-    )
-    command.add_argument(
-        "--concurrent-fetches",
-        type=int,
-        dest="max_concurrent_fetches",
-        metavar="N",
-        help="the service's MAX_CONCURRENT_FETCHES (default: this environment's setting, else 64)",
-    )
-    command.add_argument("--evidence", action="store_true", help="plan for rows with the `evidence` option")
-    command.add_argument("--url", help="the service to measure (default: start one)")
-    command.add_argument(
-        "--image-folder",
-        type=Path,
-        default=SAMPLES,
-        metavar="DIR",
-        help="images to measure with (default: the samples)",
-    )
-    number("--rate", type=float, help="images/s of one instance; skips the measurement")
-    number("--cores", type=int, help="cores of one instance (default: this machine's)")
-    number("--image-bytes", type=int, help="bytes per image (default: the mean of the folder's images)")
-    command.add_argument(
-        "--warehouse", choices=WAREHOUSE_CREDITS_PER_HOUR, default=Request.warehouse, help="(default XS)"
-    )
-    command.add_argument(
-        "--credit-price",
-        type=float,
-        default=Request.credit_price,
-        metavar="USD",
-        help="price of a credit in your contract (default %(default).2f, an example)",
-    )
-    command.add_argument("--json", action="store_true", dest="as_json", help="print JSON")
+    prices = "TOML file of prices (default: list prices, as examples)"
+    flag("--prices", type=Path, default=sizing.PRICES, metavar="FILE", help=prices)
+    add_json(command)
 
 
-def _measure(url: str | None, images: list[bytes], cores: int, request: Request) -> Measured:
-    if url is not None:
-        return measure(url, images, cores, evidence=request.evidence)
-    with service_to_measure() as (own_url, cpu_clock):
-        return measure(own_url, images, cores, cpu_clock, evidence=request.evidence)
+def _parse_number(text: str, least: float) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not least <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number of at least {least}. Received: {text}")
+    return number
 
 
-def _as_json(answer: Answer) -> str:
-    return json.dumps(asdict(answer), indent=2)
+def _measured(url: str | None, folder: Path, rate: float | None, cores: int, *, evidence: bool) -> Measured:
+    images = [path.read_bytes() for path in find_images([folder])[:MAX_IMAGES]]
+    if rate is None:
+        with named_or_own_service(url, None, patience_seconds=0) as client:
+            return measure(client, images, cores, evidence=evidence)
+    mean_bytes = round(statistics.mean(map(len, images)))
+    return Measured(rate, cores, mean_bytes, EVIDENCE_BYTES if evidence else Measured.outcome_bytes)
 
 
-def _as_text(answer: Answer) -> Iterator[str]:
-    request, made = answer.request, answer.plan
+def _plans(request: Request, provider: Provider, made: Plan, cheapest: Plan) -> Iterator[str]:
     row = "a URL" if request.source == "url" else "an image in base64"
-    yield f"{request.images:,} images, each row {row}, by {request.terms.name}"
-    yield ""
+    yield f"{request.images:,} images, each row {row}, by {provider.name}\n"
     yield from _summary(request, made)
-    if answer.cheapest.cost_usd < made.cost_usd:
-        yield ""
-        yield "It costs less to finish sooner, because the warehouse runs for less time:"
-        yield from _summary(request, answer.cheapest)
-    for heading, figures in (
-        ("One instance", _measured_figures(answer)),
-        ("Calculated", made.figures),
-        ("Cost in USD", made.costs),
-    ):
-        yield from ("", heading, *_lines(figures))
-    yield ""
-    for note in made.notes:
-        yield from textwrap.wrap(note, WIDTH, initial_indent="- ", subsequent_indent="  ")
+    if cheapest.cost_usd < made.cost_usd:
+        yield "\nIt costs less to finish sooner, because the warehouse runs for less time:"
+        yield from _summary(request, cheapest)
 
 
 def _summary(request: Request, made: Plan) -> Iterator[str]:
@@ -157,30 +133,28 @@ def _summary(request: Request, made: Plan) -> Iterator[str]:
     else:
         yield f"  instances               {made.instances}"
         yield f"  MAX_BATCH_ROWS          {made.max_batch_rows}"
-        busy, most = made.places.busy, made.places.most
+        busy, most = made.busy_batches, made.max_batches
         yield f"  concurrent batches      {busy} keep an instance busy; at most {most} finish in time"
-    yield f"  minutes                 {show(made.seconds / 60)}"
+    yield f"  minutes                 {_show(made.seconds / 60)}"
     yield f"  cost                    {made.cost_usd:,.2f} USD"
 
 
-def _measured_figures(answer: Answer) -> Iterator[Figure]:
-    measured = answer.measured
-    yield Figure("images_per_second", "images/s", measured.images_per_second, measured.how)
-    cpu = measured.cpu_seconds_per_image
-    if cpu:
-        alone = f"{measured.cores} cores / {show(cpu)} s = {show(measured.cores / cpu)} images/s at best"
-        yield Figure("cpu_seconds_per_image", "CPU seconds per image", cpu, alone)
-    overhead = measured.batch_overhead_seconds
-    yield Figure("batch_overhead_seconds", "fixed seconds per batch", overhead, "regardless of its rows")
-    yield Figure("image_bytes", "bytes per image", measured.image_bytes, "before base64")
-    evidence = "with evidence" if answer.request.evidence else "without evidence"
-    yield Figure("outcome_bytes", "bytes per outcome", measured.outcome_bytes, evidence)
+def _notes(request: Request, provider: Provider, made: Plan) -> Iterator[str]:
+    if made.seconds > request.deadline_minutes * 60 * 1.001:  # more than rounding
+        yield (
+            "The run misses the deadline: Snowflake sends too few concurrent batches to keep all instances "
+            "busy. Split the rows over several queries or, from ten million rows, use a larger warehouse."
+        )
+    if not request.in_warehouse:
+        yield "A vCPU is often a hardware thread, not a core: measure again where the service will run."
+    yield "The minutes exclude network latency between Snowflake and the service, and starting instances."
+    yield f"Not included in the cost: {'; '.join(provider.not_included)}."
 
 
-def _lines(figures: Iterable[Figure]) -> Iterator[str]:
-    """Label, value and wrapped arithmetic of each figure."""
-    for figure in figures:
-        head = f"  {figure.label:<34}{show(figure.value):>11} "
-        yield from textwrap.wrap(
-            figure.arithmetic, WIDTH, initial_indent=head, subsequent_indent=" " * INDENT
-        ) or [head.rstrip()]
+def _show(number: float) -> str:
+    """Format a number for people: whole if large, about three digits if small."""
+    if number == int(number) or number >= 100:
+        return f"{number:,.0f}"
+    if number >= 0.001:
+        return f"{number:.4f}".rstrip("0") if number < 1 else f"{number:.2f}"
+    return f"{number:.2g}"

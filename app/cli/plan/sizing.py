@@ -1,206 +1,249 @@
-"""Calculates instances, rows per batch and concurrent batches from the measurement of one instance."""
+"""Batch size, concurrency, instances, time and cost from a measurement. infra/README.md has the formulas."""
 
 import math
-from dataclasses import dataclass
+import tomllib
+from dataclasses import dataclass, replace
+from datetime import date
+from pathlib import Path
+from typing import Literal
 
-from app.cli.plan import prices
-from app.cli.plan.figures import Figure, Measured, PlanError, Request, show
-from app.cli.plan.prices import CPUS_PER_NODE, WAREHOUSE_CREDITS_PER_HOUR
+from pydantic import BaseModel, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError
+
+from app.errors import CommandError
 from app.images.allowlist import MAX_URL_CHARACTERS
 
-# Planned share of an instance's capacity; the rest is for uneven batches, retries and restarts.
+PRICES = Path(__file__).with_name("prices.toml")
+PROVIDERS = ("aws", "azure", "google", "spcs", "udf")
+# Each size has twice the nodes of the one before; a node costs one credit per hour.
+WAREHOUSES = ("XS", "S", "M", "L", "XL", "2XL", "3XL", "4XL", "5XL", "6XL")
+LEAST_BILLED_SECONDS = 60
+GB_PER_VCPU = 2
+# Share of an instance's capacity that the plan uses; the rest is for uneven batches, retries and restarts.
 UTILISATION = 0.8
-# Planned share of the time limit of a batch: Snowflake retries a late one.
+# Share of the time limit of a batch that the plan uses: Snowflake retries a late batch.
 TIME_SHARE = 0.5
-# Batches per concurrent slot: with fewer, some cores are idle at the end.
-BATCHES_PER_PLACE = 4
-# Bytes of a row in addition to its source: brackets, a number, quotes and commas.
+# With fewer batches per concurrent call, some cores are idle at the end.
+BATCHES_PER_CALL = 4
+RESPONSE_BYTES = 10_000_000
+# A row's brackets, number, quotes and commas.
 ROW_BYTES = 32
+CPUS_PER_NODE = 8
+MAX_CALLS_PER_NODE = 64
+# Shorter deadlines that find_cheapest tries, as shares of the requested one.
+SHARES = (1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32)
+
+
+class PlanError(CommandError):
+    """No plan is possible for this input."""
+
+
+class Provider(BaseModel, extra="forbid"):
+    """Limits and prices of a platform that runs the model, and of its gateway."""
+
+    name: str
+    call_seconds: PositiveFloat
+    request_bytes: PositiveInt | None = None
+    vcpu_hour_usd: NonNegativeFloat = 0
+    gb_hour_usd: NonNegativeFloat = 0
+    million_requests_usd: NonNegativeFloat = 0
+    gb_out_usd: NonNegativeFloat = 0
+    pool_vcpus: PositiveInt = 1
+    pool_credits_per_hour: NonNegativeFloat = 0
+    not_included: tuple[str, ...] = ()
+
+
+class Prices(BaseModel, extra="forbid"):
+    date: date
+    credit_usd: NonNegativeFloat
+    providers: dict[str, Provider]
 
 
 @dataclass(frozen=True)
-class Fleet:
-    """Instances of the service, or nodes of the warehouse that runs the UDF."""
+class Measured:
+    """What one instance does with images that need no fetching."""
 
-    instance_rate: float
-    """Images/s of one instance or node."""
-    instances: int
-    at_once: int
-    """Concurrent batches that one may receive."""
+    images_per_second: float
+    cores: int
+    image_bytes: int
+    outcome_bytes: int = 500
+    busy_batches: int = 2
+    """Concurrent batches that keep its cores busy."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to plan for."""
+
+    images: int = 1_000_000
+    deadline_minutes: float = 60.0
+    provider: str = "aws"
+    source: Literal["url", "base64"] = "url"
+    fetch_milliseconds: float = 100.0
+    warehouse: str = "XS"
+    max_concurrent_fetches: int = 64
+    evidence: bool = False
+    max_rows: int = 4096
 
     @property
-    def planned_rate(self) -> float:
-        return UTILISATION * self.instance_rate * self.instances
+    def in_warehouse(self) -> bool:
+        """Whether a UDF classifies inside the warehouse, without a gateway."""
+        return self.provider == "udf"
+
+    @property
+    def fetch_seconds(self) -> float:
+        return self.fetch_milliseconds / 1000 if self.source == "url" else 0.0
+
+    @property
+    def warehouse_nodes(self) -> int:
+        return int(2 ** WAREHOUSES.index(self.warehouse))
+
+    @property
+    def concurrent_calls(self) -> int:
+        """Concurrent calls that Snowflake was observed to make for so many rows."""
+        if self.images < 1_000_000:
+            return 9
+        return 16 if self.images < 10_000_000 else MAX_CALLS_PER_NODE * self.warehouse_nodes
 
 
 @dataclass(frozen=True)
-class Places:
-    """Concurrent batches of one instance: `busy` keep it busy, more than `most` miss the time limit."""
+class Plan:
+    """`instances` of the service, or nodes of the warehouse. Concurrent batches are those of one instance."""
 
-    busy: int
-    most: int
-    seconds_alone: float
-    """Seconds of a batch that runs alone."""
-
-
-def size_fleet(measured: Measured, request: Request) -> tuple[Fleet, list[Figure]]:
-    """The instances or nodes needed to meet the deadline."""
-    one = "node" if request.in_warehouse else "instance"
-    rate, rate_shown = _instance_rate(measured, request)
-    needed = request.images / (request.deadline_minutes * 60)
-    instances = math.ceil(needed / (UTILISATION * rate))
-    at_once, at_once_shown = _at_once(request, instances)
-    if request.in_warehouse:
-        instances = _whole_warehouse(instances)
-    minutes = show(request.deadline_minutes)
-    rounding = "rounded up to a warehouse size" if request.in_warehouse else "rounded up"
-    return Fleet(rate, instances, at_once), [
-        Figure("instance_images_per_second", f"images/s of one {one}", rate, rate_shown),
-        Figure(
-            "needed_images_per_second",
-            "images/s needed",
-            needed,
-            f"{request.images:,} / {minutes} min / 60",
-        ),
-        Figure(
-            "instances",
-            "nodes of the warehouse" if request.in_warehouse else "instances",
-            instances,
-            f"{show(needed)} / ({UTILISATION} x {show(rate)}), {rounding}",
-        ),
-        Figure("batches_an_instance_may_get", "max batches sent to one instance", at_once, at_once_shown),
-    ]
+    instances: int
+    max_batch_rows: int
+    busy_batches: int
+    max_batches: int
+    seconds: float
+    cost_usd: float
+    limits: dict[str, int]
+    """Rows of a batch by each limit."""
+    costs_usd: dict[str, float]
 
 
-def size_batch(measured: Measured, request: Request, fleet: Fleet) -> tuple[int, list[Figure]]:
-    """MAX_BATCH_ROWS: the largest power of two within all limits. Raises PlanError if no row fits."""
-    limits = [
-        _limit_by_time(measured, request, fleet),
-        _limit_for_even_work(measured, request, fleet),
-        *_limits_of_service(request),
-        *_limits_by_bytes(measured, request),
-    ]
-    least = min(limits, key=lambda limit: limit.value)
-    if least.value < 1:
-        raise PlanError(
-            f"A batch must have room for one image. Received: {least.label} = {least.arithmetic}."
-        )
-    rows = 2 ** (int(least.value).bit_length() - 1)
-    shown = f"largest power of two within all: {show(least.value)}, {least.label}"
-    return rows, [*limits, Figure("max_batch_rows", "MAX_BATCH_ROWS", rows, shown)]
+def load_prices(path: Path, provider: str) -> Prices:
+    """Raises PlanError unless the file has the form of prices.toml and a table for the provider."""
+    rule = f"Prices must have the form of {PRICES}."
+    try:
+        prices = Prices.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except ValidationError as error:
+        faults = (f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+        raise PlanError(f"{rule} Received: {path}: {'; '.join(faults)}") from None
+    except ValueError as error:
+        raise PlanError(f"{rule} Received: {path}: {error}") from None
+    if provider not in prices.providers:
+        raise PlanError(f"Prices must have a table providers.{provider}. Received: {path}")
+    return prices
 
 
-def size_places(measured: Measured, request: Request, fleet: Fleet, rows: int) -> tuple[Places, list[Figure]]:
-    """Concurrent batches by Little's law: batches per second x seconds per batch."""
-    rate = fleet.instance_rate
-    if request.in_warehouse:  # Snowflake schedules the batches itself
-        return Places(fleet.at_once, fleet.at_once, rows * fleet.at_once / rate), []
-    fixed = _fixed_seconds(measured, request)
-    alone = fixed + rows / rate
-    busy = max(measured.busy_batches, math.ceil(rate / rows * alone))
-    most = max(1, math.floor(_spare_seconds(measured, request) * rate / rows))
-    by_little = f"{show(rate)} / {rows} rows x {show(alone)} s; measured {measured.busy_batches}; the larger"
-    in_time = f"{_spare_shown(measured, request)} x {show(rate)} / {rows} rows"
-    return Places(busy, most, alone), [
-        Figure(
-            "batch_seconds",
-            "seconds of a batch alone",
-            alone,
-            f"{show(fixed)} s + {rows} rows / {show(rate)}",
-        ),
-        Figure("busy_batches", "concurrent batches to stay busy", busy, by_little),
-        Figure("most_batches", "max concurrent batches in time", most, in_time),
-    ]
-
-
-def _instance_rate(measured: Measured, request: Request) -> tuple[float, str]:
-    rate, fetch = measured.images_per_second, request.fetch_seconds
-    if request.in_warehouse:
-        # Each process of a node fetches and classifies one image at a time.
-        a_process = f"({measured.cores} cores / {show(rate)} + {show(fetch)} s to fetch)"
-        return CPUS_PER_NODE / (measured.cores / rate + fetch), f"{CPUS_PER_NODE} CPUs / {a_process}"
-    if not fetch:
-        return rate, measured.how
-    fetched = request.max_concurrent_fetches / fetch
-    shown = (
-        f"{request.max_concurrent_fetches} fetches / {show(fetch)} s = {show(fetched)}; measured {show(rate)}"
+def make_plan(measured: Measured, request: Request, prices: Prices) -> Plan:
+    """Raises PlanError if not even one row fits a batch, or no warehouse is large enough."""
+    provider = prices.providers[request.provider]
+    rate = _instance_rate(measured, request)
+    instances = _instances(request, rate)
+    spare_seconds = TIME_SHARE * provider.call_seconds - request.fetch_seconds
+    limits = {
+        "time": math.floor(spare_seconds * rate / _calls_per_instance(request, instances)),
+        "even_load": _rows_for_even_load(measured, request, instances),
+    } | _limits_by_size(measured, request, provider)
+    rows = _largest_batch(limits)
+    batches = math.ceil(request.images / rows)
+    seconds_alone = request.fetch_seconds + rows / rate
+    sent = min(request.concurrent_calls, batches) * rows / seconds_alone
+    planned = UTILISATION * rate * instances
+    seconds = request.images / (planned if request.in_warehouse else min(planned, sent))
+    hours = max(seconds, LEAST_BILLED_SECONDS) / 3600
+    costs = {name: usd * hours for name, usd in _hourly_costs(measured, request, prices, instances).items()}
+    costs |= {
+        "gateway_requests": batches / 1e6 * provider.million_requests_usd,
+        "responses_sent_out": request.images * measured.outcome_bytes / 1e9 * provider.gb_out_usd,
+    }
+    return Plan(
+        instances=instances,
+        max_batch_rows=rows,
+        busy_batches=max(measured.busy_batches, math.ceil(rate / rows * seconds_alone)),
+        max_batches=max(1, math.floor(spare_seconds * rate / rows)),
+        seconds=seconds,
+        cost_usd=sum(costs.values()),
+        limits=limits,
+        costs_usd={name: usd for name, usd in costs.items() if usd},
     )
-    return min(rate, fetched), f"{shown}; the smaller"
 
 
-def _at_once(request: Request, instances: int) -> tuple[int, str]:
+def find_cheapest(measured: Measured, request: Request, prices: Prices) -> Plan:
+    """The cheapest plan for the deadline or a shorter one, if Snowflake's calls keep its instances busy.
+
+    The warehouse costs money as long as the query runs, so more instances may cost less in total.
+    """
+    plans = [make_plan(measured, request, prices)]
+    for share in SHARES:
+        shorter = replace(request, deadline_minutes=request.deadline_minutes * share)
+        try:
+            plan = make_plan(measured, shorter, prices)
+        except PlanError:  # no warehouse is large enough
+            break
+        if request.in_warehouse or plan.instances * plan.busy_batches <= request.concurrent_calls:
+            plans.append(plan)
+    return min(plans, key=lambda plan: plan.cost_usd)
+
+
+def _instance_rate(measured: Measured, request: Request) -> float:
+    """Images per second of an instance, or of a node, where each CPU fetches and classifies in turn."""
+    rate, fetch_seconds = measured.images_per_second, request.fetch_seconds
     if request.in_warehouse:
-        return CPUS_PER_NODE, f"one per CPU; {prices.BOUND_SOURCE}"
-    nodes = WAREHOUSE_CREDITS_PER_HOUR[request.warehouse]
-    shown = (
-        f"{prices.MOST_CALLS_PER_NODE} per node x {nodes} / {instances}, rounded up; {prices.BOUND_SOURCE}"
-    )
-    return math.ceil(prices.MOST_CALLS_PER_NODE * nodes / instances), shown
+        return CPUS_PER_NODE / (measured.cores / rate + fetch_seconds)
+    return min(rate, request.max_concurrent_fetches / fetch_seconds) if fetch_seconds else rate
 
 
-def _whole_warehouse(nodes: int) -> int:
-    largest = max(WAREHOUSE_CREDITS_PER_HOUR.values())
-    if nodes > largest:
-        raise PlanError(
-            f"A warehouse has at most {largest} nodes; allow more minutes. Received: {nodes:,} needed."
-        )
-    return min(size for size in WAREHOUSE_CREDITS_PER_HOUR.values() if size >= nodes)
-
-
-def _limit_by_time(measured: Measured, request: Request, fleet: Fleet) -> Figure:
-    rows = math.floor(_spare_seconds(measured, request) * fleet.instance_rate / fleet.at_once)
-    shown = f"{_spare_shown(measured, request)} x {show(fleet.instance_rate)} / {fleet.at_once} concurrent"
-    return Figure("rows_by_time", "rows by time", rows, f"{shown}; {request.terms.call_source}")
-
-
-def _limit_for_even_work(measured: Measured, request: Request, fleet: Fleet) -> Figure:
-    places = fleet.instances * (fleet.at_once if request.in_warehouse else measured.busy_batches)
-    rows = max(1, request.images // (BATCHES_PER_PLACE * places))
-    shown = f"{request.images:,} / {BATCHES_PER_PLACE} / {places}, measured concurrent batches x instances"
-    return Figure("rows_by_even_work", "rows for even load", rows, shown)
-
-
-def _limits_of_service(request: Request) -> list[Figure]:
-    if request.in_warehouse:
-        return []
-    return [Figure("rows_by_setting", "rows by MAX_ROWS", request.max_rows, "the service's setting")]
-
-
-def _limits_by_bytes(measured: Measured, request: Request) -> list[Figure]:
-    terms = request.terms
-    limits = []
+def _instances(request: Request, rate: float) -> int:
+    needed = math.ceil(request.images / (request.deadline_minutes * 60) / (UTILISATION * rate))
     if not request.in_warehouse:
-        source = "Snowflake, external functions"
-        limits.append(("response", prices.RESPONSE_BYTES, measured.outcome_bytes, source))
-    if terms.request_bytes is not None:
-        each = _source_bytes(measured, request)
-        limits.append(("request", terms.request_bytes, each, terms.request_source))
-    return [
-        Figure(
-            f"rows_by_{name}_bytes",
-            "rows by memory" if request.in_warehouse else f"rows by size of {name}",
-            most // (each + ROW_BYTES),
-            f"{most:,} bytes / ({each:,} + {ROW_BYTES}); {source}",
-        )
-        for name, most, each, source in limits
-    ]
+        return needed
+    largest = 2 ** (len(WAREHOUSES) - 1)
+    if needed > largest:
+        rule = f"A warehouse has at most {largest} nodes; allow more minutes."
+        raise PlanError(f"{rule} Received: {needed:,} needed.")
+    return int(2 ** (needed - 1).bit_length())
 
 
-def _source_bytes(measured: Measured, request: Request) -> int:
-    """Bytes of a row's source: base64 adds a third; for URLs, the maximum length that the service accepts."""
+def _calls_per_instance(request: Request, instances: int) -> int:
+    """Concurrent batches that an instance may receive."""
     if request.in_warehouse:
-        return measured.image_bytes
-    return MAX_URL_CHARACTERS if request.source == "url" else 4 * math.ceil(measured.image_bytes / 3)
+        return CPUS_PER_NODE
+    return math.ceil(MAX_CALLS_PER_NODE * request.warehouse_nodes / instances)
 
 
-def _fixed_seconds(measured: Measured, request: Request) -> float:
-    return measured.batch_overhead_seconds + request.fetch_seconds
+def _rows_for_even_load(measured: Measured, request: Request, instances: int) -> int:
+    calls = CPUS_PER_NODE if request.in_warehouse else measured.busy_batches
+    return max(1, request.images // (BATCHES_PER_CALL * calls * instances))
 
 
-def _spare_seconds(measured: Measured, request: Request) -> float:
-    """The seconds of a batch that remain for its rows."""
-    return TIME_SHARE * request.terms.call_seconds - _fixed_seconds(measured, request)
+def _limits_by_size(measured: Measured, request: Request, provider: Provider) -> dict[str, int]:
+    most = provider.request_bytes
+    if request.in_warehouse:
+        return {"memory": most // (measured.image_bytes + ROW_BYTES)} if most else {}
+    base64_bytes = 4 * math.ceil(measured.image_bytes / 3)
+    source_bytes = MAX_URL_CHARACTERS if request.source == "url" else base64_bytes
+    return {
+        "max_rows": request.max_rows,
+        "response_size": RESPONSE_BYTES // (measured.outcome_bytes + ROW_BYTES),
+    } | ({"request_size": most // (source_bytes + ROW_BYTES)} if most else {})
 
 
-def _spare_shown(measured: Measured, request: Request) -> str:
-    return f"({TIME_SHARE} x {request.terms.call_seconds} s - {show(_fixed_seconds(measured, request))} s)"
+def _largest_batch(limits: dict[str, int]) -> int:
+    """The largest power of two of rows within all limits."""
+    name, rows = min(limits.items(), key=lambda limit: limit[1])
+    if rows < 1:
+        raise PlanError(f"A batch must have room for one image. Received: {rows} by {name}.")
+    return int(2 ** (rows.bit_length() - 1))
+
+
+def _hourly_costs(measured: Measured, request: Request, prices: Prices, instances: int) -> dict[str, float]:
+    """USD per hour while the query runs, for one vCPU per measured core."""
+    provider, vcpus = prices.providers[request.provider], instances * measured.cores
+    pool_credits = math.ceil(vcpus / provider.pool_vcpus) * provider.pool_credits_per_hour
+    return {
+        "vCPUs": vcpus * provider.vcpu_hour_usd,
+        "memory": GB_PER_VCPU * vcpus * provider.gb_hour_usd,
+        "compute_pool": pool_credits * prices.credit_usd,
+        "warehouse": (instances if request.in_warehouse else request.warehouse_nodes) * prices.credit_usd,
+    }
