@@ -9,14 +9,14 @@ import json
 import random
 import time
 import uuid
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from http import HTTPStatus
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
+from app.client.transport import NoReply, Reply, Request, is_loopback
 from app.errors import CommandError
 from app.names import BATCH_ID_HEADER
 from app.outcome import ErrorDetail, ModelIdentity, Outcome, blank_outcome
@@ -61,7 +61,6 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 API_KEY_HEADER = "X-API-Key"
 BATCH_ROWS = 64
 CONCURRENT_BATCHES = 4
-TIMEOUT_SECONDS = 60.0
 # How long the client retries while the service is overloaded or restarting.
 PATIENCE_SECONDS = 300.0
 # How often the client polls for a deferred (202) response.
@@ -85,29 +84,6 @@ class ClientError(CommandError):
         self.status = status
         self.code = code
         self.said = said
-
-
-@dataclass(frozen=True)
-class Request:
-    method: str
-    path: str
-    headers: Mapping[str, str] = field(default_factory=dict)
-    body: bytes | None = None
-
-
-@dataclass(frozen=True)
-class Reply:
-    status: int
-    body: bytes
-    retry_after_seconds: float | None = None
-
-
-@dataclass(frozen=True)
-class NoReply:
-    """No response; `is_final` if a retry cannot help: an unknown host, an untrusted certificate."""
-
-    reason: str
-    is_final: bool = False
 
 
 @dataclass(frozen=True)
@@ -141,7 +117,7 @@ class Service:
     def credentials(self) -> dict[str, str]:
         return {} if self.api_key is None else {API_KEY_HEADER: self.api_key}
 
-    def where(self, path: str) -> str:
+    def url_of(self, path: str) -> str:
         return self.url.rstrip("/") + path
 
 
@@ -156,14 +132,14 @@ def _is_http_url(url: str) -> bool:
         return False
 
 
-def ask_batch(service: Service, rows: Rows, batch_id: str | None = None) -> Conversation[list[Outcome]]:
+def ask_batch(service: Service, rows: Rows) -> Conversation[list[Outcome]]:
     """Outcomes in the order of the rows. Retries keep the batch id, so the service classifies a batch once.
 
     If the request or response is too large, the batch is split in half; a single row that is too large gets
     that error as its outcome. Raises ClientError.
     """
     try:
-        return (yield from _send_whole_batch(service, rows, batch_id or str(uuid.uuid4())))
+        return (yield from _send_whole_batch(service, rows))
     except ClientError as error:
         if error.status != HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
             raise
@@ -182,11 +158,12 @@ def _too_large(error: ClientError) -> Outcome:
     return outcome
 
 
-def _send_whole_batch(service: Service, rows: Rows, batch_id: str) -> Conversation[list[Outcome]]:
-    headers = service.credentials | {BATCH_ID_HEADER: batch_id}
+def _send_whole_batch(service: Service, rows: Rows) -> Conversation[list[Outcome]]:
+    headers = service.credentials | {BATCH_ID_HEADER: str(uuid.uuid4())}
     body = json.dumps({"data": rows}).encode()
-    post = Request("POST", "/classify", headers | {"Content-Type": "application/json"}, body)
-    poll = Request("GET", "/classify", headers)
+    url = service.url_of("/classify")
+    post = Request("POST", url, headers | {"Content-Type": "application/json"}, body)
+    poll = Request("GET", url, headers)
     retries = _Retries(service.patience_seconds)
     request = post
     while True:
@@ -199,7 +176,7 @@ def _send_whole_batch(service: Service, rows: Rows, batch_id: str) -> Conversati
             continue
         # 404 for a deferred batch: the instance that accepted it is gone. The client sends the batch again.
         is_lost = request is poll and _status_of(reply) == HTTPStatus.NOT_FOUND
-        error = _error_of(reply, service.where(request.path))
+        error = _error_of(reply, url)
         if not is_lost and not _is_retryable(reply):
             raise error
         request = post
@@ -208,12 +185,12 @@ def _send_whole_batch(service: Service, rows: Rows, batch_id: str) -> Conversati
 
 def ask_model_version(service: Service) -> Conversation[str | None]:
     """The version of the model that serves; None if a gateway blocks the endpoint. Raises ClientError."""
-    request = Request("GET", "/readyz", service.credentials)
-    reply = yield request
+    url = service.url_of("/readyz")
+    reply = yield Request("GET", url, service.credentials)
     if _status_of(reply) in (HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND):
         return None
     if not isinstance(reply, Reply) or reply.status != HTTPStatus.OK:
-        raise _error_of(reply, service.where(request.path))
+        raise _error_of(reply, url)
     try:
         version: str = json.loads(reply.body)["model"]["version"]
     except (ValueError, TypeError, KeyError):
@@ -242,9 +219,8 @@ class _Retries:
     def after_failure(self, reply: Reply | NoReply | None, error: ClientError) -> Pause:
         """The pause before the next attempt. Raises `error` if the time limit comes first."""
         self._failures += 1
-        retry_after = (reply.retry_after_seconds if isinstance(reply, Reply) else None) or 0.0
         pause = _with_jitter(
-            min(0.1 * 2 ** min(self._failures, 16), LONGEST_PAUSE_SECONDS), at_least=retry_after
+            min(0.1 * 2 ** min(self._failures, 16), LONGEST_PAUSE_SECONDS), at_least=_retry_after_of(reply)
         )
         if time.monotonic() + pause.seconds > self._ends_at:
             raise error
@@ -254,6 +230,12 @@ class _Retries:
 def _with_jitter(seconds: float, at_least: float = 0.0) -> Pause:
     """A pause with jitter, so that clients rejected together do not retry together."""
     return Pause(at_least + random.uniform(seconds / 2, seconds))  # noqa: S311 - no secret
+
+
+def _retry_after_of(reply: Reply | NoReply | None) -> float:
+    """Seconds that the service asks the client to wait; 0 if it does not."""
+    seconds = reply.headers.get("Retry-After", "") if isinstance(reply, Reply) else ""
+    return float(seconds) if seconds.isdecimal() else 0.0
 
 
 def _status_of(reply: Reply | NoReply | None) -> int | None:
@@ -267,25 +249,14 @@ def _is_retryable(reply: Reply | NoReply | None) -> bool:
     return reply is None or not reply.is_final
 
 
-def _error_of(reply: Reply | NoReply | None, where: str) -> ClientError:
+def _error_of(reply: Reply | NoReply | None, url: str) -> ClientError:
     if not isinstance(reply, Reply):
         reason = reply.reason if reply else "no request was sent"
-        advice = "; start it with: ext-classify serve" if is_loopback(where) else ""
-        return ClientError(f"{where} does not answer ({reason}){advice}")
+        advice = "; start it with: ext-classify serve" if is_loopback(url) else ""
+        return ClientError(f"{url} does not answer ({reason}){advice}")
     code, said = _code_and_message(reply)
     message = f"{code}: {said}" if code else said
-    return ClientError(
-        f"{where} answered {reply.status}: {message}", status=reply.status, code=code, said=said
-    )
-
-
-def is_loopback(url: str) -> bool:
-    """Whether `url` points to this machine, which is reached without a proxy."""
-    host = urlsplit(url).hostname or ""
-    try:
-        return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        return False
+    return ClientError(f"{url} answered {reply.status}: {message}", status=reply.status, code=code, said=said)
 
 
 def _code_and_message(reply: Reply) -> tuple[str | None, str]:

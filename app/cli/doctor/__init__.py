@@ -1,1 +1,1 @@
-"""Checks of `ext-classify doctor`: settings, machine, network services, Snowflake and the gateway."""
+"""`ext-classify doctor`: checks of the service, of what it connects to, and of Snowflake."""

@@ -1,12 +1,23 @@
-"""Check logins to Snowflake, of the service and of the user, and what they can access."""
+"""Check the way to Snowflake and back: logins, stages, the function, and the gateway that it calls."""
 
+import json
 from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import datetime
+from http import HTTPStatus
+from urllib.parse import urlsplit
 
-from app.cli.doctor.finding import Findings
-from app.cli.doctor.surroundings import judge_clock
+from app.cli.doctor.findings import (
+    TIMEOUT_SECONDS,
+    Findings,
+    check_certificate,
+    check_clock,
+    check_date_header,
+)
 from app.client import ClientError
+from app.client.conversation import Service
+from app.client.transport import NoReply, Reply, Request, Transport
+from app.images.allowlist import HTTPS_PORT
 from app.names import parse_identifier, quote_identifier, quote_string
 from app.provisioning import existing
 from app.provisioning.console import Console, StatementFailed, connect_as_service
@@ -15,6 +26,9 @@ from app.settings import Settings
 _WHO = "SELECT CURRENT_USER(), CURRENT_ROLE(), CURRENT_WAREHOUSE(), CURRENT_TIMESTAMP()"
 # Snowflake signs a URL whether or not the file exists.
 _NO_FILE = "ext-classify-doctor"
+# The service answers NULL with NULL, without fetching or classifying anything.
+_ROW = {"data": [[0, None]]}
+_UNREACHED = "Check the host name, and that this machine's network allows the connection."
 
 
 def check_service_login(findings: Findings, settings: Settings) -> None:
@@ -37,16 +51,37 @@ def check_own_login(findings: Findings, open_console: Callable[[], Console], fun
     console = _log_in(findings, "your login", open_console)
     if console is None:
         return
-    with console, findings.expecting("function", "Create it with: ext-classify register", StatementFailed):
+    advice = "Create it with: ext-classify register"
+    with console, findings.expecting("function", advice, StatementFailed):
         rows = console.rows(f"SHOW USER FUNCTIONS LIKE {quote_string(function)} IN ACCOUNT")
         if rows:
             places = dict.fromkeys(f"{row['catalog_name']}.{row['schema_name']}" for row in rows)
-            where = ", ".join(places)
-            findings.ok("function", f"{function} is in {where}")
+            findings.ok("function", f"{function} is in {', '.join(places)}")
         else:
-            findings.note(
-                "function", f"function {function} not found", "Create it with: ext-classify register"
-            )
+            findings.note("function", f"function {function} not found", advice)
+
+
+def check_gateway(findings: Findings, url: str, api_key: str | None) -> None:
+    """Send a NULL row to the gateway, as Snowflake does."""
+    try:
+        service = Service(url, api_key, patience_seconds=0)
+    except ClientError as error:
+        advice = "Pass the URL that the external function calls. It ends in /classify."
+        findings.wrong("gateway", str(error), advice)
+        return
+    parts = urlsplit(url)
+    if parts.scheme == "http":
+        advice = "Set up a TLS certificate on the gateway."
+        findings.note("gateway", "Snowflake only calls https URLs.", advice)
+    elif not _has_certificate(findings, str(parts.hostname), parts.port or HTTPS_PORT):
+        return
+    headers = {"Content-Type": "application/json", **service.credentials}
+    reply = Transport(url, TIMEOUT_SECONDS).send(Request("POST", url, headers, json.dumps(_ROW).encode()))
+    if isinstance(reply, NoReply):
+        findings.wrong("gateway", reply.reason, _UNREACHED)
+        return
+    check_date_header(findings, reply.headers.get("Date"), "the gateway's")
+    _add_reply(findings, reply, has_key=api_key is not None)
 
 
 def _log_in(findings: Findings, check: str, connect: Callable[[], Console]) -> Console | None:
@@ -69,7 +104,7 @@ def _add_session(findings: Findings, check: str, console: Console) -> None:
     else:
         findings.ok(check, said)
     if isinstance(now, datetime):
-        judge_clock(findings, now.timestamp(), "Snowflake's")
+        check_clock(findings, now.timestamp(), "Snowflake's")
 
 
 def _check_stage(findings: Findings, console: Console, stage: str) -> None:
@@ -87,3 +122,43 @@ def _check_stage(findings: Findings, console: Console, stage: str) -> None:
             )
         else:
             findings.ok(check, "the service can read it")
+
+
+def _has_certificate(findings: Findings, host: str, port: int) -> bool:
+    check = "gateway's certificate"
+    with findings.expecting(check, _UNREACHED, OSError, ValueError):
+        check_certificate(findings, check, host, port)
+        return True
+    return False
+
+
+def _add_reply(findings: Findings, reply: Reply, *, has_key: bool) -> None:
+    status, said = reply.status, reply.body[:200].decode(errors="replace").strip()
+    if status == HTTPStatus.OK and _is_answer(reply.body):
+        findings.ok("gateway", "the gateway reaches the service, which answers a batch")
+    elif status == HTTPStatus.OK:
+        advice = "Check that the gateway forwards to /classify."
+        findings.wrong("gateway", f"unexpected answer: {said}", advice)
+    elif status == HTTPStatus.UNAUTHORIZED:
+        key = "API key rejected" if has_key else "API key or token required"
+        findings.note("gateway", f"401, {key}: {said}", "Pass a valid key with --api-key-file FILE.")
+    elif status == HTTPStatus.FORBIDDEN:
+        advice = (
+            "Expected if the gateway admits only Snowflake's API integration: this machine is another caller."
+        )
+        findings.note("gateway", f"403: {said}", advice)
+    elif status // 100 == 3:
+        findings.wrong("gateway", f"{status}: the gateway redirects", "Snowflake does not follow redirects.")
+    elif status == HTTPStatus.NOT_FOUND:
+        advice = "Check that the URL contains the gateway's stage and ends in /classify."
+        findings.wrong("gateway", f"404: {said}", advice)
+    else:
+        advice = "Check that the service runs, and that its network admits the gateway."
+        findings.wrong("gateway", f"{status}: {said}", advice)
+
+
+def _is_answer(body: bytes) -> bool:
+    try:
+        return bool(json.loads(body) == _ROW)
+    except ValueError:
+        return False

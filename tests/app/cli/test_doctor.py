@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 
 from app.api.auth import line_of, make_key
-from app.cli.doctor.finding import Findings
-from app.cli.doctor.gateway import check_gateway
-from app.cli.doctor.surroundings import judge_clock
+from app.cli.doctor.findings import Findings, check_clock
+from app.cli.doctor.snowflake import check_gateway
 from app.cli.main import main
 from app.cli.service_process import own_service
 from app.emulator.server import LocalServer
@@ -323,7 +322,7 @@ def test_unusable_redis_url_is_an_error(doctor: Doctor, monkeypatch: pytest.Monk
 )
 def test_clock_skew_up_to_30_seconds_is_accepted(ahead: float, state: str) -> None:
     findings = Findings()
-    judge_clock(findings, time.time() - ahead, "Snowflake's")
+    check_clock(findings, time.time() - ahead, "Snowflake's")
     [finding] = findings
     assert finding.state == state
     assert ("ahead of" if ahead > 0 else "behind") in finding.said or not ahead

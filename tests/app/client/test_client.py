@@ -1,4 +1,7 @@
-"""Both clients, against the real service and against one that returns errors and malformed responses."""
+"""The clients, against the real service and against one that returns errors and malformed responses.
+
+Both clients have the protocol and the HTTP requests in common, which Client alone tests.
+"""
 
 import asyncio
 import base64
@@ -114,11 +117,10 @@ def test_image_is_bytes_a_path_or_a_source(client: AnyClient, url: str) -> None:
         assert client(url).classify(image)["label"] == "Pitted"
 
 
-@each_client
-def test_evidence_is_returned_on_request(client: AnyClient, url: str) -> None:
+def test_evidence_is_returned_on_request(url: str) -> None:
     path = SAMPLES / "pitted.png"
-    assert client(url).classify(path)["evidence"] is None
-    evidence = client(url).classify(path, evidence=True)["evidence"]
+    assert Blocking(url).classify(path)["evidence"] is None
+    evidence = Blocking(url).classify(path, evidence=True)["evidence"]
     assert evidence is not None
     assert len(evidence["box"]) == 4
 
@@ -130,10 +132,9 @@ def test_outcomes_are_in_the_order_of_the_images(client: AnyClient, url: str) ->
     assert [str(outcome["label"]).lower() for outcome in outcomes] == [path.stem for path in paths]
 
 
-@each_client
-def test_bad_image_does_not_affect_the_others(client: AnyClient, url: str) -> None:
+def test_bad_image_does_not_affect_the_others(url: str) -> None:
     good = SAMPLES / "pitted.png"
-    first, bad, last = client(url).classify_all([good, b"no image", good])
+    first, bad, last = Blocking(url).classify_all([good, b"no image", good])
     assert first["label"] == last["label"] == "Pitted"
     assert bad["error"] is not None
     assert bad["error"]["code"] == "unsupported_format"
@@ -151,21 +152,17 @@ def test_model_version_equals_that_of_the_outcomes(client: AnyClient, url: str) 
     assert client(url).model_version() == outcome["model"]["version"]
 
 
-@each_client
 @pytest.mark.parametrize("status", [403, 404])
-def test_model_version_is_none_if_a_gateway_blocks_the_endpoint(
-    client: AnyClient, service: RemoteService, status: int
-) -> None:
+def test_model_version_is_none_if_a_gateway_blocks_the_endpoint(service: RemoteService, status: int) -> None:
     service.respond = lambda _: Reply(status)
-    assert client(service.origin).model_version() is None
+    assert Blocking(service.origin).model_version() is None
 
 
-@each_client
 @pytest.mark.parametrize("body", [b"", b"[]", b'{"model": null}', b"<html>"])
-def test_other_service_is_detected(client: AnyClient, service: RemoteService, body: bytes) -> None:
+def test_other_service_is_detected(service: RemoteService, body: bytes) -> None:
     service.respond = lambda _: Reply(body=body)
     with pytest.raises(ClientError, match="ext-classify service"):
-        client(service.origin).model_version()
+        Blocking(service.origin).model_version()
 
 
 @each_client
@@ -191,7 +188,6 @@ def test_client_retries_with_the_same_batch_id(client: AnyClient, service: Remot
     assert {received.headers["X-API-Key"] for received in service.received} == {"k"}
 
 
-@each_client
 @pytest.mark.parametrize(
     "body",
     [
@@ -206,10 +202,10 @@ def test_client_retries_with_the_same_batch_id(client: AnyClient, service: Remot
         b'{"data": [[0, {}], [1, {}], [2, {}]]}',
     ],
 )
-def test_malformed_response_is_rejected(client: AnyClient, service: RemoteService, body: bytes) -> None:
+def test_malformed_response_is_rejected(service: RemoteService, body: bytes) -> None:
     service.respond = lambda _: Reply(body=body)
     with pytest.raises(ClientError, match="something other than 2 outcomes"):
-        client(service.origin).classify_all(["a", "b"])
+        Blocking(service.origin).classify_all(["a", "b"])
 
 
 @each_client
@@ -222,13 +218,12 @@ def test_permanent_error_is_not_retried(client: AnyClient, service: RemoteServic
     assert len(service.received) == 1
 
 
-@each_client
-def test_api_key_is_not_sent_to_a_redirect_target(client: AnyClient, service: RemoteService) -> None:
+def test_api_key_is_not_sent_to_a_redirect_target(service: RemoteService) -> None:
     with RemoteService() as elsewhere:
         service.respond = lambda _: Reply(302, b"", {"Location": elsewhere.origin})
         for ask in (lambda c: c.classify("a"), lambda c: c.model_version()):
             with pytest.raises(ClientError, match="answered 302"):
-                ask(client(service.origin, api_key="secret"))
+                ask(Blocking(service.origin, api_key="secret"))
         assert elsewhere.received == []
 
 
@@ -243,44 +238,39 @@ def test_retries_stop_after_patience_seconds(client: AnyClient, service: RemoteS
     assert len(service.received) > 1
 
 
-@each_client
 @pytest.mark.usefixtures("quick")
 def test_polling_for_a_deferred_response_stops(
-    client: AnyClient, service: RemoteService, monkeypatch: pytest.MonkeyPatch
+    service: RemoteService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(conversation, "MAX_DEFERRED_SECONDS", 0.3)
     service.respond = lambda _: Reply(202, b"{}")
     with pytest.raises(ClientError, match="deferred"):
-        client(service.origin).classify("a")
+        Blocking(service.origin).classify("a")
     assert len(service.received) > 2
 
 
-@each_client
-def test_unreachable_service_raises_with_advice(client: AnyClient) -> None:
+def test_unreachable_service_raises_with_advice() -> None:
     with pytest.raises(ClientError, match=r"does not answer .* start it with: ext-classify serve"):
-        client(f"http://127.0.0.1:{free_port()}", patience_seconds=0).classify("a")
+        Blocking(f"http://127.0.0.1:{free_port()}", patience_seconds=0).classify("a")
 
 
-@each_client
-def test_silent_service_times_out(client: AnyClient) -> None:
+def test_silent_service_times_out() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         with pytest.raises(ClientError, match="does not answer"):
-            client(f"http://127.0.0.1:{port}", timeout_seconds=0.2, patience_seconds=0).classify("a")
+            Blocking(f"http://127.0.0.1:{port}", timeout_seconds=0.2, patience_seconds=0).classify("a")
 
 
-@each_client
-def test_too_large_batch_is_split_in_half(client: AnyClient, service: RemoteService) -> None:
+def test_too_large_batch_is_split_in_half(service: RemoteService) -> None:
     def respond(received: Received) -> Reply:
         return Reply(413) if len(received.rows) > 2 else echo(received)
 
     service.respond = respond
     sources = [str(number) for number in range(9)]
-    assert client(service.origin).classify_all(sources) == list(map(echoed, sources))
+    assert Blocking(service.origin).classify_all(sources) == list(map(echoed, sources))
 
 
-@each_client
-def test_single_too_large_image_does_not_affect_the_others(client: AnyClient, service: RemoteService) -> None:
+def test_single_too_large_image_does_not_affect_the_others(service: RemoteService) -> None:
     refusal = {"error": {"code": "payload_too_large", "message": "Too much.", "retryable": False}}
 
     def respond(received: Received) -> Reply:
@@ -288,29 +278,25 @@ def test_single_too_large_image_does_not_affect_the_others(client: AnyClient, se
         return Reply(413, json.dumps(refusal).encode()) if is_too_large else echo(received)
 
     service.respond = respond
-    first, big, last = client(service.origin).classify_all(["a", "big", "b"])
+    first, big, last = Blocking(service.origin).classify_all(["a", "big", "b"])
     assert (first, last) == (echoed("a"), echoed("b"))
     assert big["error"] == refusal["error"]
 
 
-@each_client
-def test_response_is_read_if_the_server_rejects_the_body_early(client: AnyClient) -> None:
+def test_response_is_read_if_the_server_rejects_the_body_early() -> None:
     """The service closes the connection while the client is still sending 30 MB."""
     with running_service(EXT_CLASSIFY_MAX_BODY_BYTES="1000000") as url:
-        good, big = client(url).classify_all([SAMPLES / "pitted.png", b"BM" + bytes(22_000_000)])
+        good, big = Blocking(url).classify_all([SAMPLES / "pitted.png", b"BM" + bytes(22_000_000)])
     assert good["label"] == "Pitted"
     assert big["error"] is not None
     assert big["error"]["code"] == "payload_too_large"
 
 
-@each_client
-def test_bytes_of_a_batch_are_limited(
-    client: AnyClient, service: RemoteService, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bytes_of_a_batch_are_limited(service: RemoteService, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows, "BATCH_BYTES", 100)
     service.respond = echo
     sources = ["a" * size for size in (60, 40, 1, 300, 1)]
-    assert client(service.origin).classify_all(sources) == list(map(echoed, sources))
+    assert Blocking(service.origin).classify_all(sources) == list(map(echoed, sources))
     assert sorted(len(received.rows) for received in service.received) == [1, 1, 1, 2]
 
 
@@ -320,14 +306,13 @@ def test_unreadable_file_is_named(client: AnyClient, service: RemoteService, tmp
         client(service.origin).classify(tmp_path / "gone.png")
 
 
-@each_client
 @pytest.mark.parametrize(
     "url",
     ["file:///etc/passwd", "127.0.0.1:8000", "ftp://a", "http://", "http://[::1", "http://a b", "http://a:x"],
 )
-def test_url_must_be_http(client: AnyClient, url: str) -> None:
+def test_url_must_be_http(url: str) -> None:
     with pytest.raises(ClientError, match="must begin with http:// or https://"):
-        client(url).classify("a")
+        Blocking(url).classify("a")
 
 
 def test_batches_are_sent_concurrently(service: RemoteService) -> None:
@@ -407,54 +392,45 @@ def settled(count: Callable[[], int]) -> int:
     return now
 
 
-@each_client
-def test_api_key_must_be_one_line_of_ascii_and_is_never_shown(client: AnyClient) -> None:
+def test_api_key_must_be_one_line_of_ascii_and_is_never_shown() -> None:
     for key in ("mill-secret\nsecond", "mill-secret-ü", "mill-secret\x00"):
         with pytest.raises(ClientError, match="one line of printable ASCII") as refused:
-            client("http://127.0.0.1:1", api_key=key).classify("a")
+            Blocking("http://127.0.0.1:1", api_key=key).classify("a")
         assert "mill-secret" not in str(refused.value)
     with pytest.raises(ClientError, match="without a user") as refused:
-        client("http://user:mill-secret@127.0.0.1:1").classify("a")
+        Blocking("http://user:mill-secret@127.0.0.1:1").classify("a")
     assert "mill-secret" not in str(refused.value)
 
 
-@each_client
 @pytest.mark.usefixtures("without_exceptions")
-def test_loopback_bypasses_the_proxy(
-    client: AnyClient, service: RemoteService, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_loopback_bypasses_the_proxy(service: RemoteService, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     service.respond = echo
-    assert client(service.origin).classify("a") == echoed("a")
+    assert Blocking(service.origin).classify("a") == echoed("a")
 
 
-@each_client
 @pytest.mark.usefixtures("without_exceptions")
-def test_proxy_is_used_for_other_hosts(
-    client: AnyClient, service: RemoteService, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_proxy_is_used_for_other_hosts(service: RemoteService, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", service.origin)
     service.respond = echo
-    assert client("http://mill.example").classify("a") == echoed("a")
+    assert Blocking("http://mill.example").classify("a") == echoed("a")
 
 
-@each_client
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_unknown_host_and_untrusted_certificate_are_not_retried(client: AnyClient, scheme: str) -> None:
+def test_unknown_host_and_untrusted_certificate_are_not_retried(scheme: str) -> None:
     with LocalServer() as server:
         store = server.service_environment["EXT_CLASSIFY_ALLOWED_URL_HOSTS"].partition("/")[0]
         host = "no.such.invalid" if scheme == "http" else store
         began = time.monotonic()
         with pytest.raises(ClientError, match="does not answer") as refused:
-            client(f"{scheme}://{host}").classify("a")
+            Blocking(f"{scheme}://{host}").classify("a")
     assert time.monotonic() - began < 30
     assert scheme == "http" or "certificate" in str(refused.value).lower()
 
 
-@each_client
-def test_client_waits_at_least_retry_after(client: AnyClient, service: RemoteService) -> None:
+def test_client_waits_at_least_retry_after(service: RemoteService) -> None:
     replies = iter([Reply(429, b"", {"Retry-After": "1"}), answer([OUTCOME])])
     service.respond = lambda _: next(replies)
     began = time.monotonic()
-    client(service.origin).classify("a")
+    Blocking(service.origin).classify("a")
     assert time.monotonic() - began >= 1

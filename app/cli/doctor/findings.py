@@ -1,0 +1,102 @@
+"""Results of checks, and the checks of certificates and clocks that others include."""
+
+import socket
+import ssl
+import time
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import Literal
+
+TIMEOUT_SECONDS = 10.0
+# With a larger skew, tokens and signed URLs are not valid yet, or have expired.
+MAX_SKEW_SECONDS = 30.0
+EXPIRES_SOON_DAYS = 21
+
+State = Literal["ok", "note", "wrong", "skipped"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One result of a check. `advice` says how to fix a problem."""
+
+    check: str
+    state: State
+    said: str
+    advice: str = ""
+
+
+class Findings(list[Finding]):
+    """Findings in the order of the checks."""
+
+    def ok(self, check: str, said: str) -> None:
+        self.append(Finding(check, "ok", said))
+
+    def note(self, check: str, said: str, advice: str) -> None:
+        self.append(Finding(check, "note", said, advice))
+
+    def wrong(self, check: str, said: str, advice: str) -> None:
+        self.append(Finding(check, "wrong", said, advice))
+
+    def skipped(self, check: str, said: str) -> None:
+        self.append(Finding(check, "skipped", said))
+
+    def expecting(self, check: str, advice: str, *errors: type[Exception]) -> "_Expecting":
+        """Return a context manager that turns these errors into `wrong` findings."""
+        return _Expecting(self, check, advice, errors)
+
+    @property
+    def failed_checks(self) -> list[str]:
+        """Their names, each once."""
+        return list(dict.fromkeys(finding.check for finding in self if finding.state == "wrong"))
+
+
+@dataclass(frozen=True)
+class _Expecting:
+    findings: Findings
+    check: str
+    advice: str
+    errors: tuple[type[Exception], ...]
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> bool:
+        if not isinstance(error, self.errors):
+            return False
+        self.findings.wrong(self.check, " ".join(str(error).split()) or type(error).__name__, self.advice)
+        return True
+
+
+def check_certificate(findings: Findings, check: str, host: str, port: int) -> None:
+    """Check expiry and trust. Raises OSError if the connection or the verification fails."""
+    context = ssl.create_default_context()
+    with (
+        socket.create_connection((host, port), TIMEOUT_SECONDS) as connection,
+        context.wrap_socket(connection, server_hostname=host) as secured,
+    ):
+        certificate = secured.getpeercert() or {}
+    days = (ssl.cert_time_to_seconds(str(certificate["notAfter"])) - time.time()) / 86400
+    if days < EXPIRES_SOON_DAYS:
+        findings.note(check, f"the certificate expires in {days:.0f} days", "Renew the certificate.")
+    else:
+        findings.ok(check, "the certificate is trusted")
+
+
+def check_date_header(findings: Findings, date_header: str | None, whose: str) -> None:
+    """Compare this machine's clock with a Date header (RFC 9110, section 6.6.1), if it is valid."""
+    try:
+        their_seconds = parsedate_to_datetime(date_header or "").timestamp()
+    except ValueError:
+        return
+    check_clock(findings, their_seconds, whose)
+
+
+def check_clock(findings: Findings, their_seconds: float, whose: str) -> None:
+    """Compare this machine's clock with `their_seconds`, the other clock's time since 1970."""
+    skew_seconds = time.time() - their_seconds
+    said = f"{abs(skew_seconds):.0f} s {'ahead of' if skew_seconds > 0 else 'behind'} {whose}"
+    if abs(skew_seconds) > MAX_SKEW_SECONDS:
+        advice = "Synchronise the clock with NTP: logins and signed URLs fail."
+        findings.wrong("clock", f"this machine's clock is {said}", advice)
+    else:
+        findings.ok("clock", f"this machine's clock is {said}")
