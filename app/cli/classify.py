@@ -1,4 +1,8 @@
-"""ext-classify classify: classify images, or write the outcomes of a stage's files to a table."""
+"""ext-classify classify: classify images and show their outcomes, or write them to a file or a table.
+
+Both ways classify their sources with the same client: PATHs, whose outcomes go to the terminal or to a file,
+and a shard of the files of a stage, whose outcomes go to a table.
+"""
 
 import argparse
 import json
@@ -10,11 +14,12 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from http import HTTPStatus
+from itertools import tee
 from pathlib import Path
 
 from app.cli.command_line import Add, add_json, fail_when_stopped, parse_integer, read_api_key
 from app.cli.images import ImageSource, content_of, find_sources
-from app.cli.rescoring import AnswersTable, Shard, rescore
+from app.cli.rescoring import AnswersTable, Shard, store_outcomes
 from app.cli.result_file import ResultFile
 from app.cli.service_process import default_or_own_service, named_or_own_service
 from app.cli.snowflake_flags import add_connection, open_session
@@ -26,62 +31,8 @@ from app.provisioning.console import Console
 
 # Error code for a local file that cannot be read; the client sends no request for it.
 UNREADABLE_FILE = "unreadable_file"
-_NO_MODEL = ModelIdentity(name="", version="")
-
-
-@dataclass(frozen=True)
-class Classified:
-    source: ImageSource
-    content: str | None
-    outcome: Outcome
-
-
-@dataclass(frozen=True)
-class _Pending:
-    source: ImageSource
-    content: str | None
-    outcome: Outcome | None = None
-    """Set if the file could not be read; the service does not receive it."""
-
-
-def classify_sources(
-    client: Client, sources: Iterable[ImageSource], *, batch_rows: int, evidence: bool
-) -> Iterator[Classified]:
-    """Yield one outcome per source, in order; an unreadable file has an error. Raises ClientError."""
-    pending: deque[_Pending] = deque()
-
-    def images() -> Iterator[Image]:
-        for source in sources:
-            try:
-                image = source.read()
-            except OSError as error:
-                pending.append(_Pending(source, None, _unreadable(error)))
-                continue
-            content = content_of(image) if isinstance(image, bytes) else source.etag
-            pending.append(_Pending(source, content))
-            yield image
-
-    def unreadable_files() -> Iterator[Classified]:
-        while pending and (outcome := pending[0].outcome) is not None:
-            one = pending.popleft()
-            yield Classified(one.source, one.content, outcome)
-
-    for outcome in client.classify_all(images(), batch_rows=batch_rows, evidence=evidence):
-        yield from unreadable_files()
-        one = pending.popleft()
-        yield Classified(one.source, one.content, outcome)
-    yield from unreadable_files()
-
-
-def _unreadable(error: OSError) -> Outcome:
-    outcome = blank_outcome(_NO_MODEL)
-    reason = error.strerror or type(error).__name__
-    message = f"The file cannot be read: {reason}."
-    outcome["error"] = ErrorDetail(code=UNREADABLE_FILE, message=message, retryable=True)
-    return outcome
-
-
-_USAGE = "classify needs PATHs, or --stage and --out, which also allow --shard."
+# Keep the service busy while the table stores outcomes.
+STAGE_CONCURRENT_BATCHES = 8
 
 
 def classify(
@@ -107,7 +58,7 @@ def classify(
     api_key = read_api_key(api_key_file)
     if stage is None:
         if not paths or shard:
-            raise CommandError(_USAGE)
+            raise CommandError("classify needs PATHs, or --stage and --out, which also allow --shard.")
         sources = find_sources(paths, open_console)
         with (
             ResultFile(Path(out)) if out else nullcontext() as results,
@@ -122,117 +73,6 @@ def classify(
     part = shard or _shard_of_job()
     with open_console() as console, named_or_own_service(url, api_key) as client:
         _classify_stage(AnswersTable(console, stage, out), part, client, batch_rows, as_json=as_json)
-
-
-def _classify_images(
-    sources: list[ImageSource],
-    client: Client,
-    results: ResultFile | None,
-    batch_rows: int,
-    *,
-    as_json: bool,
-    evidence: bool,
-) -> None:
-    missing = sources if results is None else _missing(sources, results, client, evidence=evidence)
-    screen, tally = open_screen(as_json=as_json), Tally()
-    show = _outcome_writer(screen, missing, results, as_json=as_json)
-    with _explaining_interruption(results, tally), screen.progress(len(missing), "images") as advance:
-        for one in classify_sources(client, missing, batch_rows=batch_rows, evidence=evidence):
-            tally.add(one.outcome)
-            show(one)
-            advance(1)
-    failed = tally.failed
-    if results is not None:
-        results.finish()
-        _print_file_summary(screen, results, len(sources) - len(missing), tally, as_json=as_json)
-        failed = sum(results.has_failed(source.name) for source in sources)
-    elif not as_json:
-        screen.line()
-        _summarise(screen, tally)
-    if failed:
-        raise Incomplete(f"{failed} of {len(sources)} images could not be classified.")
-
-
-@contextmanager
-def _explaining_interruption(results: ResultFile | None, tally: Tally) -> Iterator[None]:
-    """On Ctrl-C or a client error, print how many outcomes are saved, or how to pass an API key."""
-    try:
-        yield
-    except (KeyboardInterrupt, ClientError) as error:
-        if results is not None and tally.images:
-            print(
-                f"{tally.images} outcomes are saved: run the same command again to continue.", file=sys.stderr
-            )
-        if isinstance(error, ClientError) and error.status == HTTPStatus.UNAUTHORIZED:
-            raise ClientError(f"{error} Pass an API key with --api-key-file FILE.") from None
-        raise
-
-
-def _outcome_writer(
-    screen: Screen, sources: list[ImageSource], results: ResultFile | None, *, as_json: bool
-) -> Callable[[Classified], None]:
-    """Return the function that writes one outcome to the file or to stdout."""
-    if results is not None:
-        return lambda one: results.add(one.source.name, one.content, one.outcome)
-    if as_json:
-        return lambda one: print(json.dumps({"image": one.source.name, **one.outcome}, ensure_ascii=False))
-    lines = OutcomeLines(screen, [source.name for source in sources])
-    return lambda one: lines.show(one.source.name, one.outcome)
-
-
-def _missing(
-    sources: list[ImageSource], results: ResultFile, client: Client, *, evidence: bool
-) -> list[ImageSource]:
-    version = client.model_version()
-
-    def is_known(source: ImageSource) -> bool:
-        try:
-            return source.name in results.records and results.has(
-                source.name, source.content(), version, evidence=evidence
-            )
-        except OSError:
-            return False
-
-    return [source for source in sources if not is_known(source)]
-
-
-def _print_file_summary(
-    screen: Screen, results: ResultFile, known: int, tally: Tally, *, as_json: bool
-) -> None:
-    if as_json:
-        print(json.dumps({"file": str(results.path), "known": known, **tally.as_json()}, ensure_ascii=False))
-        return
-    if tally.images:
-        _summarise(screen, tally)
-    already = f"; {known} already had an outcome" if known else ""
-    screen.line(f"{results.path}: {tally.images} images classified{already}.")
-
-
-def _summarise(screen: Screen, tally: Tally) -> None:
-    screen.summary(str(tally), ["label", "images", "", "mean confidence"], list(tally.rows()))
-
-
-def _classify_stage(
-    table: AnswersTable, part: Shard, client: Client, batch_rows: int, *, as_json: bool
-) -> None:
-    table.create()
-    version = client.model_version()
-    if version is None:
-        raise ClientError(
-            "The service must report its model version in /readyz, because the table stores it."
-        )
-    progress = rescore(table, table.missing(part, version), client, batch_rows)
-    if as_json:
-        counts = {"stored": progress.stored, "failed": progress.failed, "failure": progress.failure or None}
-        print(json.dumps({"shard": part.index, "shards": part.count, **counts}, ensure_ascii=False))
-    else:
-        known = "" if progress.stored or progress.failed else "; all already have an outcome from this model"
-        print(f"Shard {part.index} of {part.count}: {progress}{known}.")
-    if progress.failed:
-        raise Incomplete(
-            f"{progress.failed} files are not classified yet ({progress.failure}). "
-            "Fix the cause, then run the command again."
-        )
 
 
 def add_commands(add: Add) -> None:
@@ -298,3 +138,163 @@ def _shard_of_job() -> Shard:
         return _parse_shard(f"{index}/{count}")
     except argparse.ArgumentTypeError as error:
         raise CommandError(f"SNOWFLAKE_JOB_INDEX/SNOWFLAKE_JOBS_COUNT {error}") from None
+
+
+@dataclass(frozen=True)
+class _Classified:
+    source: ImageSource
+    content: str | None
+    outcome: Outcome
+
+
+def _classify_sources(
+    client: Client, sources: Iterable[ImageSource], batch_rows: int, *, evidence: bool
+) -> Iterator[_Classified]:
+    """Yield one outcome per source, in order; an unreadable file has an error. Raises ClientError."""
+    # The outcome is known without a request if the file could not be read.
+    pending: deque[tuple[ImageSource, str | None, Outcome | None]] = deque()
+
+    def images() -> Iterator[Image]:
+        for source in sources:
+            try:
+                image = source.read()
+            except OSError as error:
+                pending.append((source, None, _unreadable(error)))
+                continue
+            content = content_of(image) if isinstance(image, bytes) else source.etag
+            pending.append((source, content, None))
+            yield image
+
+    def unreadable_files() -> Iterator[_Classified]:
+        while pending and (outcome := pending[0][2]) is not None:
+            source, content, _ = pending.popleft()
+            yield _Classified(source, content, outcome)
+
+    for outcome in client.classify_all(images(), batch_rows=batch_rows, evidence=evidence):
+        yield from unreadable_files()
+        source, content, _ = pending.popleft()
+        yield _Classified(source, content, outcome)
+    yield from unreadable_files()
+
+
+def _unreadable(error: OSError) -> Outcome:
+    outcome = blank_outcome(ModelIdentity(name="", version=""))
+    reason = error.strerror or type(error).__name__
+    message = f"The file cannot be read: {reason}."
+    outcome["error"] = ErrorDetail(code=UNREADABLE_FILE, message=message, retryable=True)
+    return outcome
+
+
+def _classify_images(
+    sources: list[ImageSource],
+    client: Client,
+    results: ResultFile | None,
+    batch_rows: int,
+    *,
+    as_json: bool,
+    evidence: bool,
+) -> None:
+    missing = sources if results is None else _missing(sources, results, client, evidence=evidence)
+    screen, tally = open_screen(as_json=as_json), Tally()
+    show = _outcome_writer(screen, missing, results, as_json=as_json)
+    with _explaining_interruption(results, tally), screen.progress(len(missing), "images") as advance:
+        for one in _classify_sources(client, missing, batch_rows, evidence=evidence):
+            tally.add(one.outcome)
+            show(one)
+            advance(1)
+    failed = tally.failed
+    if results is not None:
+        results.finish()
+        _print_file_summary(screen, results, len(sources) - len(missing), tally, as_json=as_json)
+        failed = sum(results.has_failed(source.name) for source in sources)
+    elif not as_json:
+        screen.line()
+        _summarise(screen, tally)
+    if failed:
+        raise Incomplete(f"{failed} of {len(sources)} images could not be classified.")
+
+
+@contextmanager
+def _explaining_interruption(results: ResultFile | None, tally: Tally) -> Iterator[None]:
+    """On Ctrl-C or a client error, print how many outcomes are saved, or how to pass an API key."""
+    try:
+        yield
+    except (KeyboardInterrupt, ClientError) as error:
+        if results is not None and tally.images:
+            print(
+                f"{tally.images} outcomes are saved: run the same command again to continue.", file=sys.stderr
+            )
+        if isinstance(error, ClientError) and error.status == HTTPStatus.UNAUTHORIZED:
+            raise ClientError(f"{error} Pass an API key with --api-key-file FILE.") from None
+        raise
+
+
+def _outcome_writer(
+    screen: Screen, sources: list[ImageSource], results: ResultFile | None, *, as_json: bool
+) -> Callable[[_Classified], None]:
+    """Return the function that writes one outcome to the file or to stdout."""
+    if results is not None:
+        return lambda one: results.add(one.source.name, one.content, one.outcome)
+    if as_json:
+        return lambda one: print(json.dumps({"image": one.source.name, **one.outcome}, ensure_ascii=False))
+    lines = OutcomeLines(screen, [source.name for source in sources])
+    return lambda one: lines.show(one.source.name, one.outcome)
+
+
+def _missing(
+    sources: list[ImageSource], results: ResultFile, client: Client, *, evidence: bool
+) -> list[ImageSource]:
+    version = client.model_version()
+
+    def is_known(source: ImageSource) -> bool:
+        try:
+            return source.name in results.records and results.has(
+                source.name, source.content(), version, evidence=evidence
+            )
+        except OSError:
+            return False
+
+    return [source for source in sources if not is_known(source)]
+
+
+def _print_file_summary(
+    screen: Screen, results: ResultFile, known: int, tally: Tally, *, as_json: bool
+) -> None:
+    if as_json:
+        print(json.dumps({"file": str(results.path), "known": known, **tally.as_json()}, ensure_ascii=False))
+        return
+    if tally.images:
+        _summarise(screen, tally)
+    already = f"; {known} already had an outcome" if known else ""
+    screen.line(f"{results.path}: {tally.images} images classified{already}.")
+
+
+def _summarise(screen: Screen, tally: Tally) -> None:
+    screen.summary(str(tally), ["label", "images", "", "mean confidence"], list(tally.rows()))
+
+
+def _classify_stage(
+    table: AnswersTable, part: Shard, client: Client, batch_rows: int, *, as_json: bool
+) -> None:
+    table.create()
+    version = client.model_version()
+    if version is None:
+        raise ClientError(
+            "The service must report its model version in /readyz, because the table stores it."
+        )
+    files, sent = tee(table.missing(part, version))
+    outcomes = client.classify_all(
+        (file.file_url for file in sent), batch_rows=batch_rows, concurrent_batches=STAGE_CONCURRENT_BATCHES
+    )
+    progress = store_outcomes(table, zip(files, outcomes, strict=True))
+    if as_json:
+        counts = {"stored": progress.stored, "failed": progress.failed, "failure": progress.failure or None}
+        print(json.dumps({"shard": part.index, "shards": part.count, **counts}, ensure_ascii=False))
+    else:
+        known = "" if progress.stored or progress.failed else "; all already have an outcome from this model"
+        print(f"Shard {part.index} of {part.count}: {progress}{known}.")
+    if progress.failed:
+        raise Incomplete(
+            f"{progress.failed} files are not classified yet ({progress.failure}). "
+            "Fix the cause, then run the command again."
+        )

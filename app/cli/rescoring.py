@@ -1,15 +1,13 @@
-"""Classify one shard of a stage's files and store the outcomes in a table."""
+"""The table of `classify --stage`: which files of a shard it lacks, and how it stores their outcomes."""
 
 import json
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from itertools import islice
 from typing import NamedTuple
 
-from app.client import Client, ClientError
+from app.client import ClientError
 from app.names import parse_identifier, quote_identifier
 from app.outcome import Outcome
 from app.provisioning.console import Console, StatementFailed
@@ -101,8 +99,6 @@ class AnswersTable:
         return True
 
 
-# Enough to keep the service's cores busy while other batches are fetched or stored.
-CONCURRENT_BATCHES = 6
 # Longer intervals need fewer statements; shorter ones lose fewer outcomes if the process is killed.
 WRITE_SECONDS = 15.0
 REPORT_SECONDS = 10.0
@@ -122,7 +118,7 @@ _FINAL_ERRORS = frozenset(
     }
 )
 
-Answered = list[tuple[StagedFile, Outcome]]
+Answers = list[tuple[StagedFile, Outcome]]
 
 
 @dataclass
@@ -138,19 +134,24 @@ class Progress:
         return f"{self.stored} files classified, {self.failed} to retry"
 
 
-def rescore(table: AnswersTable, files: Iterable[StagedFile], client: Client, batch_rows: int) -> Progress:
-    """Classify the files and store their outcomes, except for errors that a retry can fix.
+def store_outcomes(table: AnswersTable, answers: Iterable[tuple[StagedFile, Outcome]]) -> Progress:
+    """Store the outcomes as they arrive, except for errors that a retry can fix.
 
     Raises ClientError if the service or Snowflake does not answer, or if the first GIVE_UP_FILES files all
     fail. Stored outcomes remain.
     """
     progress = Progress()
-    report, unwritten, written_at = _Report(progress), Answered(), time.monotonic()
-    for answered in _in_flight(files, client, batch_rows):
-        unwritten += _final_of(answered, progress)
+    report, unwritten, written_at = _Report(progress), Answers(), time.monotonic()
+    for file, outcome in answers:
+        error = outcome["error"]
+        if error is None or error["code"] in _FINAL_ERRORS:
+            unwritten.append((file, outcome))
+        else:
+            progress.failed += 1
+            progress.failure = f"{error['code']}: {error['message']}"
         if len(unwritten) >= MAX_ROWS or time.monotonic() - written_at >= WRITE_SECONDS:
             _store(table, unwritten, progress)
-            unwritten, written_at = [], time.monotonic()
+            unwritten, written_at = Answers(), time.monotonic()
         if progress.failed >= GIVE_UP_FILES and not progress.stored and not unwritten:
             raise ClientError(f"All of the first {progress.failed} files failed: {progress.failure}")
         report.print_if_due()
@@ -158,47 +159,10 @@ def rescore(table: AnswersTable, files: Iterable[StagedFile], client: Client, ba
     return progress
 
 
-def _final_of(answered: Answered, progress: Progress) -> Answered:
-    final: Answered = []
-    for file, outcome in answered:
-        error = outcome["error"]
-        if error is None or error["code"] in _FINAL_ERRORS:
-            final.append((file, outcome))
-        else:
-            progress.failed += 1
-            progress.failure = f"{error['code']}: {error['message']}"
-    return final
-
-
-def _store(table: AnswersTable, unwritten: Answered, progress: Progress) -> None:
-    for start in range(0, len(unwritten), MAX_ROWS):
-        table.store(unwritten[start : start + MAX_ROWS])
+def _store(table: AnswersTable, unwritten: Answers, progress: Progress) -> None:
+    if unwritten:
+        table.store(unwritten)
     progress.stored += len(unwritten)
-
-
-def _in_flight(files: Iterable[StagedFile], client: Client, batch_rows: int) -> Iterator[Answered]:
-    """Classify concurrent batches. Yields the outcomes of batches that finished since the last step."""
-    remaining = iter(files)
-
-    def classify_batch(batch: list[StagedFile]) -> Answered:
-        outcomes = client.classify_batch([file.file_url for file in batch])
-        return list(zip(batch, outcomes, strict=True))
-
-    with ThreadPoolExecutor(CONCURRENT_BATCHES) as threads:
-
-        def begin(count: int) -> set[Future[Answered]]:
-            batches = (list(islice(remaining, batch_rows)) for _ in range(count))
-            return {threads.submit(classify_batch, batch) for batch in batches if batch}
-
-        running = begin(2 * CONCURRENT_BATCHES)
-        try:
-            while running:
-                done, running = wait(running, return_when=FIRST_COMPLETED)
-                running |= begin(len(done))
-                yield [answer for future in done for answer in future.result()]
-        finally:
-            client.close()
-            threads.shutdown(cancel_futures=True)
 
 
 class _Report:
