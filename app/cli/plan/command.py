@@ -57,11 +57,11 @@ def plan(
         print(json.dumps(parts, default=asdict, indent=2))
         return
     print("\n".join(_plans(request, loaded.providers[request.provider], made, cheapest)))
-    print(f"\nOne instance: {_show(measured.images_per_second)} images/s with {measured.cores} cores")
+    print(f"\nOne instance: {measured.images_per_second:,.0f} images/s with {measured.cores} cores")
     print(f"\nCost in USD, prices of {loaded.date}, {loaded.credit_usd:.2f} per credit")
-    print(
-        "\n".join(f"  {name.replace('_', ' '):<22}{_show(usd)}" for name, usd in made.costs_usd.items()), "\n"
-    )
+    for name, usd in made.costs_usd.items():
+        print(f"  {name.replace('_', ' '):<22}{usd:,.2f}")
+    print()
     for note in (*_notes(request, loaded.providers[request.provider], made), f"The prices are in {prices}."):
         print(textwrap.fill(note, 110, initial_indent="- ", subsequent_indent="  "))
 
@@ -91,7 +91,7 @@ def add_commands(add: Add) -> None:
     count("--image-bytes", help="bytes per image (default: the mean of the folder's images)")
     flag("--warehouse", choices=sizing.WAREHOUSES, default=Request.warehouse, help="(default XS)")
     price(
-        "--credit-price", metavar="USD", help="price of a credit in your contract (default: that of --prices)"
+        "--credit-price", metavar="USD", help="price of a credit in your contract (default: as in --prices)"
     )
     prices = "TOML file of prices (default: list prices, as examples)"
     flag("--prices", type=Path, default=sizing.PRICES, metavar="FILE", help=prices)
@@ -135,7 +135,7 @@ def _summary(request: Request, made: Plan) -> Iterator[str]:
         yield f"  MAX_BATCH_ROWS          {made.max_batch_rows}"
         busy, most = made.busy_batches, made.max_batches
         yield f"  concurrent batches      {busy} keep an instance busy; at most {most} finish in time"
-    yield f"  minutes                 {_show(made.seconds / 60)}"
+    yield f"  minutes                 {made.seconds / 60:,.2f}"
     yield f"  cost                    {made.cost_usd:,.2f} USD"
 
 
@@ -149,12 +149,3 @@ def _notes(request: Request, provider: Provider, made: Plan) -> Iterator[str]:
         yield "A vCPU is often a hardware thread, not a core: measure again where the service will run."
     yield "The minutes exclude network latency between Snowflake and the service, and starting instances."
     yield f"Not included in the cost: {'; '.join(provider.not_included)}."
-
-
-def _show(number: float) -> str:
-    """Format a number for people: whole if large, about three digits if small."""
-    if number == int(number) or number >= 100:
-        return f"{number:,.0f}"
-    if number >= 0.001:
-        return f"{number:.4f}".rstrip("0") if number < 1 else f"{number:.2f}"
-    return f"{number:.2g}"

@@ -140,11 +140,8 @@ def make_plan(measured: Measured, request: Request, prices: Prices) -> Plan:
     provider = prices.providers[request.provider]
     rate = _instance_rate(measured, request)
     instances = _instances(request, rate)
-    spare_seconds = TIME_SHARE * provider.call_seconds - request.fetch_seconds
-    limits = {
-        "time": math.floor(spare_seconds * rate / _calls_per_instance(request, instances)),
-        "even_load": _rows_for_even_load(measured, request, instances),
-    } | _limits_by_size(measured, request, provider)
+    rows_in_time = (TIME_SHARE * provider.call_seconds - request.fetch_seconds) * rate
+    limits = _limits(measured, request, provider, instances, rows_in_time)
     rows = _largest_batch(limits)
     batches = math.ceil(request.images / rows)
     seconds_alone = request.fetch_seconds + rows / rate
@@ -161,7 +158,7 @@ def make_plan(measured: Measured, request: Request, prices: Prices) -> Plan:
         instances=instances,
         max_batch_rows=rows,
         busy_batches=max(measured.busy_batches, math.ceil(rate / rows * seconds_alone)),
-        max_batches=max(1, math.floor(spare_seconds * rate / rows)),
+        max_batches=max(1, math.floor(rows_in_time / rows)),
         seconds=seconds,
         cost_usd=sum(costs.values()),
         limits=limits,
@@ -205,35 +202,35 @@ def _instances(request: Request, rate: float) -> int:
     return int(2 ** (needed - 1).bit_length())
 
 
-def _calls_per_instance(request: Request, instances: int) -> int:
-    """Concurrent batches that an instance may receive."""
-    if request.in_warehouse:
-        return CPUS_PER_NODE
-    return math.ceil(MAX_CALLS_PER_NODE * request.warehouse_nodes / instances)
-
-
-def _rows_for_even_load(measured: Measured, request: Request, instances: int) -> int:
-    calls = CPUS_PER_NODE if request.in_warehouse else measured.busy_batches
-    return max(1, request.images // (BATCHES_PER_CALL * calls * instances))
-
-
-def _limits_by_size(measured: Measured, request: Request, provider: Provider) -> dict[str, int]:
-    most = provider.request_bytes
-    if request.in_warehouse:
-        return {"memory": most // (measured.image_bytes + ROW_BYTES)} if most else {}
-    base64_bytes = 4 * math.ceil(measured.image_bytes / 3)
-    source_bytes = MAX_URL_CHARACTERS if request.source == "url" else base64_bytes
-    return {
-        "max_rows": request.max_rows,
-        "response_size": RESPONSE_BYTES // (measured.outcome_bytes + ROW_BYTES),
-    } | ({"request_size": most // (source_bytes + ROW_BYTES)} if most else {})
+def _limits(
+    measured: Measured, request: Request, provider: Provider, instances: int, rows_in_time: float
+) -> dict[str, int]:
+    """Rows of a batch by each limit, of which `time` divides `rows_in_time` among concurrent calls."""
+    calls, busy, source_bytes = CPUS_PER_NODE, CPUS_PER_NODE, measured.image_bytes
+    if not request.in_warehouse:
+        calls = math.ceil(MAX_CALLS_PER_NODE * request.warehouse_nodes / instances)
+        busy = measured.busy_batches
+        base64_bytes = 4 * math.ceil(measured.image_bytes / 3)
+        source_bytes = MAX_URL_CHARACTERS if request.source == "url" else base64_bytes
+    limits = {
+        "time": math.floor(rows_in_time / calls),
+        "even_load": max(1, request.images // (BATCHES_PER_CALL * busy * instances)),
+    }
+    if not request.in_warehouse:
+        limits["max_rows"] = request.max_rows
+        limits["response_size"] = RESPONSE_BYTES // (measured.outcome_bytes + ROW_BYTES)
+    if provider.request_bytes is not None:
+        limits["request_size"] = provider.request_bytes // (source_bytes + ROW_BYTES)
+    return limits
 
 
 def _largest_batch(limits: dict[str, int]) -> int:
     """The largest power of two of rows within all limits."""
     name, rows = min(limits.items(), key=lambda limit: limit[1])
     if rows < 1:
-        raise PlanError(f"A batch must have room for one image. Received: {rows} by {name}.")
+        raise PlanError(
+            f"A batch must have room for one image. Received: {max(0, rows)} rows by the limit {name}."
+        )
     return int(2 ** (rows.bit_length() - 1))
 
 

@@ -72,8 +72,6 @@ def test_images_beyond_one_batch_are_classified(
         (["train", "--data", "/nowhere", "--output", "model.keras"], "model.keras"),
         (["train", "--data", "/nowhere"], "/nowhere"),
         (["describe", "/nowhere/m.h5", "--class-names", "a,b", "--scale", "1"], "/nowhere/m.h5"),
-        (["plan", "--images", "0"], "number of images"),
-        (["plan", "--rate", "0"], "rate"),
     ],
 )
 def test_failure_is_one_line(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
