@@ -22,7 +22,7 @@ from app.client.conversation import (
     in_batches,
     rows_of,
 )
-from app.client.transport import TIMEOUT_SECONDS, NoReply, Reply, Request, Transport
+from app.client.transport import TIMEOUT_SECONDS, NoReply, Reply, Request, Transport, send_once
 from app.outcome import Outcome
 
 # How often a pause checks whether the caller has stopped iterating.
@@ -139,7 +139,7 @@ class Client:
 
 def is_ready(url: str) -> bool:
     """Whether the service at `url` is ready to classify."""
-    reply = Transport(url).send(Request("GET", f"{url}/readyz"))
+    reply = send_once(Request("GET", f"{url}/readyz"))
     return isinstance(reply, Reply) and reply.status == 200
 
 

@@ -2,6 +2,7 @@
 
 import ssl
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from socket import EAI_NONAME, gaierror
@@ -70,6 +71,12 @@ class Transport:
 
     def close(self) -> None:
         self._connections.clear()
+
+
+def send_once(request: Request, timeout_seconds: float = TIMEOUT_SECONDS) -> Reply | NoReply:
+    """Send one request over a connection of its own."""
+    with closing(Transport(request.url, timeout_seconds)) as transport:
+        return transport.send(request)
 
 
 def is_loopback(url: str) -> bool:

@@ -13,7 +13,7 @@ from app.api.auth import ApiKeys
 from app.cli.command_line import describe_settings_faults
 from app.cli.doctor.findings import TIMEOUT_SECONDS, Findings, check_certificate, check_date_header
 from app.client import Client, ClientError
-from app.client.transport import NoReply, Request, Transport
+from app.client.transport import NoReply, Request, send_once
 from app.errors import CommandError, UrlNotAllowed
 from app.images.allowlist import HTTPS_PORT, Allowlist
 from app.server.listening import refuse_taken_port
@@ -93,7 +93,8 @@ def _check_port(findings: Findings, settings: Settings, version: str | None) -> 
 def _check_port_user(findings: Findings, settings: Settings, version: str | None, taken: str) -> None:
     host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104 - the client connects to loopback
     try:
-        served = Client(f"http://{host}:{settings.port}").model_version()
+        with Client(f"http://{host}:{settings.port}") as client:
+            served = client.model_version()
     except ClientError:
         served = None
     if served is None:
@@ -126,7 +127,7 @@ def _check_issuer(findings: Findings, settings: Settings) -> None:
     check = "issuer of tokens"
     advice = "JWT_JWKS_URL must serve the issuer's keys; without them, the service rejects every token."
     with findings.expecting(check, advice, ValueError, KeyError, TypeError):
-        reply = Transport(url, TIMEOUT_SECONDS).send(Request("GET", url))
+        reply = send_once(Request("GET", url), TIMEOUT_SECONDS)
         if isinstance(reply, NoReply) or reply.status != HTTPStatus.OK:
             said = reply.reason if isinstance(reply, NoReply) else f"status {reply.status}"
             findings.wrong(check, said, advice)

@@ -16,7 +16,7 @@ from app.cli.doctor.findings import (
 )
 from app.client import ClientError
 from app.client.conversation import Service
-from app.client.transport import NoReply, Reply, Request, Transport
+from app.client.transport import NoReply, Reply, Request, send_once
 from app.images.allowlist import HTTPS_PORT
 from app.names import parse_identifier, quote_identifier, quote_string
 from app.provisioning import existing
@@ -76,7 +76,7 @@ def check_gateway(findings: Findings, url: str, api_key: str | None) -> None:
     elif not _has_certificate(findings, str(parts.hostname), parts.port or HTTPS_PORT):
         return
     headers = {"Content-Type": "application/json", **service.credentials}
-    reply = Transport(url, TIMEOUT_SECONDS).send(Request("POST", url, headers, json.dumps(_ROW).encode()))
+    reply = send_once(Request("POST", url, headers, json.dumps(_ROW).encode()), TIMEOUT_SECONDS)
     if isinstance(reply, NoReply):
         findings.wrong("gateway", reply.reason, _UNREACHED)
         return
