@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, TypeAlias
 from urllib.parse import parse_qs, urlsplit
 
-from app.emulator.urls import ACCOUNT
+from app.emulator import ACCOUNT
 
 LOGIN = "/session/v1/login-request"
 QUERY = "/queries/v1/query-request"

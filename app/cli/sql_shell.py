@@ -16,10 +16,7 @@ from typing import Any
 from app.cli.service_process import own_service
 from app.cli.terminal import open_screen
 from app.client import ClientError
-from app.emulator.catalog import DATABASE, SCHEMA
-from app.emulator.chaos import Chaos
-from app.emulator.grammar import split_statements
-from app.emulator.server import LocalServer
+from app.emulator import DATABASE, SCHEMA, Chaos, LocalServer, split_statements
 from app.images.files import find_images
 from app.provisioning.console import Console, StatementFailed, connect
 from app.provisioning.register import Registration, register
@@ -88,7 +85,7 @@ class Shell:
                 print(json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=False, default=_plain))
         else:
             print_table(columns, rows)
-        query = self.server.local.queries.get(query_id) if self.server else None
+        query = self.server.local.queries.finished.get(query_id) if self.server else None
         if query is not None and query.counts:
             sys.stdout.flush()
             print(f"({_describe_calls(query.counts)}, {seconds:.1f} s)", file=sys.stderr)

@@ -2,24 +2,34 @@
 
 import hashlib
 import os
+import re
+import secrets
+import tempfile
 import threading
-from base64 import b64encode
+from base64 import b64encode, urlsafe_b64encode
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypeAlias
+from urllib.parse import quote
 
-from app.emulator.refusals import invalid
+from app.emulator.errors import invalid, not_found
 from app.images.files import IMAGE_SUFFIXES
 from app.names import quote_identifier
 
+# Random, so that a service that reads from another emulator refuses the file URLs of this one instead of
+# classifying its own files of the same names.
+ACCOUNT = f"local-{secrets.token_hex(4)}"
+ACCOUNT_HOST = f"{ACCOUNT}.snowflakecomputing.com"
 # They exist from the start.
 DATABASE = "LOCAL"
 SCHEMA = "PUBLIC"
 
 # Database, schema, object.
 Name: TypeAlias = tuple[str, str, str]
+# Snowflake distinguishes overloads by the types of their arguments, without sizes.
+FunctionKey: TypeAlias = tuple[Name, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -43,7 +53,7 @@ class Stage:
 
     name: Name
     folder: Path
-    is_users_folder: bool = False
+    is_mounted: bool = False
     has_directory: bool = False
     is_server_side_encrypted: bool = False
     comment: str = ""
@@ -68,12 +78,12 @@ class Stage:
     def path_of(self, relative_path: str) -> Path | None:
         """The path of a file that the stage shows, or None if there is no such file."""
         try:
-            path = self.place_of(relative_path)
+            path = self.resolve(relative_path)
             return path if path.is_file() and self._holds(relative_path) else None
         except (ValueError, OSError):  # not a valid file name
             return None
 
-    def place_of(self, relative_path: str) -> Path:
+    def resolve(self, relative_path: str) -> Path:
         """The path at which the stage stores a file. Raises ValueError for names that a folder cannot hold.
 
         In an object store `a//b` and `a/../b` are ordinary names; in a folder they are not.
@@ -86,21 +96,36 @@ class Stage:
             )
         return path
 
+    def file_url(self, relative_path: str) -> str:
+        """The file URL of a directory table, in which dots and slashes are percent-encoded too."""
+        return (
+            f"https://{ACCOUNT_HOST}/api/files/{'/'.join(map(_encode, self.name))}/{_encode(relative_path)}"
+        )
+
+    def scoped_url(self, query_id: str, relative_path: str) -> str:
+        token = urlsafe_b64encode(f"{self}/{relative_path}".encode()).decode().rstrip("=")
+        return f"https://{ACCOUNT_HOST}/api/files/{query_id}/{token}"
+
     def _holds(self, relative_path: str) -> bool:
         """Whether the stage shows this file: a mounted folder shows only the images that `upload` selects."""
         path = PurePosixPath(relative_path)
-        return not self.is_users_folder or (
+        return not self.is_mounted or (
             path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
         )
 
     def _describe(self, path: Path, relative_path: str) -> StagedFile:
         status = path.stat()
         # A mounted folder may be too large to hash; a stage that clients PUT to is small.
-        md5 = None if self.is_users_folder else hashlib.md5(path.read_bytes()).hexdigest()  # noqa: S324 - Snowflake's
+        md5 = None if self.is_mounted else hashlib.md5(path.read_bytes()).hexdigest()  # noqa: S324 - Snowflake's
         return StagedFile(relative_path, status.st_size, datetime.fromtimestamp(status.st_mtime, UTC), md5)
 
     def __str__(self) -> str:
         return quote_identifier(*self.name)
+
+
+def _encode(text: str) -> str:
+    encoded = quote(text, safe="").replace(".", "%2e")
+    return re.sub("%[0-9A-F]{2}", lambda match: match[0].lower(), encoded)
 
 
 @dataclass
@@ -143,8 +168,12 @@ class ExternalFunction:
 
     @property
     def argument_types(self) -> tuple[str, ...]:
-        """The types without sizes, by which Snowflake distinguishes overloads."""
+        """The types without sizes."""
         return tuple(kind.partition("(")[0] for _, kind in self.arguments)
+
+    @property
+    def key(self) -> FunctionKey:
+        return self.name, self.argument_types
 
     @property
     def signature(self) -> str:
@@ -157,6 +186,12 @@ class ExternalFunction:
         return None if rows is None else int(rows)
 
 
+def quote_function(key: FunctionKey) -> str:
+    """The full name of a function with its argument types, as grants name it."""
+    name, types = key
+    return f"{quote_identifier(*name)}({', '.join(types)})"
+
+
 class Grant(NamedTuple):
     """A privilege of a role on an object, identified by the object's kind and full name."""
 
@@ -167,23 +202,40 @@ class Grant(NamedTuple):
 
 
 class Catalog:
-    """The emulated objects, shared by all sessions."""
+    """The emulated objects, shared by all sessions. `close` deletes the files of the stages."""
 
     def __init__(self) -> None:
         self.stages: dict[Name, Stage] = {}
         self.integrations: dict[str, ApiIntegration] = {}
-        self.functions: dict[tuple[Name, tuple[str, ...]], ExternalFunction] = {}
+        self.functions: dict[FunctionKey, ExternalFunction] = {}
         self.grants: dict[Grant, None] = {}
         self.suspended_warehouses: set[str] = set()
         self.lock = threading.RLock()
+        self._folders = tempfile.TemporaryDirectory(prefix="ext-classify-stages-")
 
-    def drop_function(self, key: tuple[Name, tuple[str, ...]]) -> None:
-        """Drop an overload and its grants."""
-        name, types = key
-        self.functions.pop(key, None)
-        granted_on = f"{quote_identifier(*name)}({', '.join(types)})"
-        for grant in [grant for grant in self.grants if grant.name == granted_on]:
-            del self.grants[grant]
+    def close(self) -> None:
+        self._folders.cleanup()
+
+    def new_stage(self, name: Name, **properties: Any) -> Stage:
+        return Stage(name, Path(tempfile.mkdtemp(dir=self._folders.name)), **properties)
+
+    def stage(self, name: Name) -> Stage:
+        """Raises ProgrammingError if there is no such stage."""
+        if name not in self.stages:
+            raise not_found("Stage", quote_identifier(*name))
+        return self.stages[name]
+
+    def integration(self, name: str) -> ApiIntegration:
+        """Raises ProgrammingError if there is no such integration."""
+        if name not in self.integrations:
+            raise not_found("Integration", name)
+        return self.integrations[name]
+
+    def function(self, key: FunctionKey) -> ExternalFunction:
+        """Raises ProgrammingError if there is no such overload."""
+        if key not in self.functions:
+            raise not_found("Function", key[0][-1])
+        return self.functions[key]
 
     def overloads(self, name: Name) -> list[ExternalFunction]:
         with self.lock:

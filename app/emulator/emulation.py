@@ -1,113 +1,219 @@
-"""The state that all sessions share: DuckDB, the catalog, the storage and the HTTP client for functions."""
+"""Snowflake over fakesnow and DuckDB: the cursor that executes statements, and the state of all sessions."""
 
 import functools
 import json
-import tempfile
+import re
 import warnings
-from collections import OrderedDict
-from collections.abc import Callable, Iterable
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
+import duckdb
 import pyarrow as pa
 from fakesnow.conn import FakeSnowflakeConnection
+from fakesnow.cursor import FakeSnowflakeCursor
+from fakesnow.dialect import parse_one
 from fakesnow.instance import FakeSnow
-from snowflake.connector.errors import Error
+from snowflake.connector.errors import Error, ProgrammingError
+from sqlglot import exp
 
-from app.emulator.arguments import coerce, read_arguments
-from app.emulator.catalog import DATABASE, SCHEMA, Catalog, Name, Stage
-from app.emulator.query import Query
-from app.emulator.refusals import unknown_function
+from app.emulator.catalog import DATABASE, SCHEMA, Catalog, Stage
+from app.emulator.errors import no_warehouse, unknown_function, unsupported
+from app.emulator.grammar import column_texts, quote_stage_arguments
+from app.emulator.query import Answer, Queries, Query
 from app.emulator.remote import RemoteService
-from app.emulator.session import LocalConnection
+from app.emulator.rewriting import refuse_unsupported, rewrite
+from app.emulator.session import Session
+from app.emulator.statements import answer_statement
 from app.emulator.storage import Storage
-from app.emulator.urls import file_url, scoped_url
-
-MAX_FINISHED_QUERIES = 1000
+from app.emulator.wire import coerce, read_arguments
 
 # DuckDB warns about the way in which fakesnow fetches Arrow results.
 warnings.filterwarnings("ignore", "Arrow output on a DB-API result", UserWarning)
 
+_NEEDS_WAREHOUSE = (
+    exp.Query,
+    exp.Values,
+    exp.Insert,
+    exp.Update,
+    exp.Delete,
+    exp.Merge,
+    exp.TruncateTable,
+)
+_ANSWER = "_LOCAL_ANSWER"
+_NO_FUNCTION = re.compile(r"Catalog Error: (?:\w+ )?Function with name (\S+) does not exist")
+# fakesnow's error number for a feature that it does not implement.
+NOT_IMPLEMENTED = 9999
 
-class LocalSnowflake(FakeSnow):
+
+class LocalCursor(FakeSnowflakeCursor):
+    """fakesnow's cursor, with directory tables, signed URLs and external functions.
+
+    It refuses a statement that fakesnow would execute only in part.
+    """
+
+    def __init__(self, session: Session) -> None:
+        super().__init__(session, session.duck_conn)
+        self._query_id: str | None = None
+        self._session = session
+
+    def execute(self, command: str, params: Any = None, *arguments: Any, **options: Any) -> "LocalCursor":
+        """Raises only the connector's Error: after any other exception the client repeats the statement."""
+        query = Query(self._session.context())
+        self._query_id = query.id
+        self._session.queries.start(query)
+        try:
+            answer = answer_statement(command, self._session)
+            if answer is not None:
+                self._show(answer)
+            else:
+                expression, sql = self._prepare(command, query)
+                super().execute(sql, params, *arguments, **options)
+                _apply_to_session(expression, self._session)
+            self._file_result(query)
+        except Exception as error:  # noqa: BLE001 - DuckDB, fakesnow and sqlglot raise many
+            raise query.error or _translate(error) from None
+        finally:
+            self._session.queries.finish(query)
+        return self
+
+    def _describe_only(self, command: str) -> list[Any]:
+        """Raises ProgrammingError for a statement that fakesnow would execute instead of describe."""
+        described = super()._describe_only(command)
+        if described is None:
+            raise unsupported("description of this statement")
+        return described
+
+    def _prepare(self, command: str, query: Query) -> tuple[Any, str]:
+        """The parsed statement, and SQL that fakesnow can run. Raises ProgrammingError if unsupported."""
+        expression, session = parse_one(quote_stage_arguments(command)), self._session
+        before = _text(expression)
+        refuse_unsupported(expression)
+        is_suspended = session.warehouse in session.catalog.suspended_warehouses
+        if is_suspended and isinstance(expression, _NEEDS_WAREHOUSE):
+            raise no_warehouse()
+        for name, table in rewrite(expression, session, query, column_texts(command)).items():
+            session.duck_conn.register(name, table)
+        after = _text(expression)
+        return expression, command if after == before else after
+
+    def _show(self, answer: Answer) -> None:
+        columns = {name: [row[index] for row in answer.rows] for index, name in enumerate(answer.columns)}
+        schema = pa.schema([(name, answer.types.get(name, pa.string())) for name in answer.columns])
+        self._session.duck_conn.register(_ANSWER, pa.table(columns, schema=schema))
+        super().execute(f"SELECT * FROM temp.main.{_ANSWER}")  # noqa: S608 - a constant
+
+    @property
+    def sfqid(self) -> str | None:
+        """The query id that the client, the request headers and the service's log share."""
+        return self._query_id
+
+    def _file_result(self, query: Query) -> None:
+        """File the result under our query id: fakesnow's id comes after execution, too late for headers."""
+        queries, fakesnows_id = self._session.queries, super().sfqid
+        if fakesnows_id in queries.results:
+            queries.results[query.id] = queries.results[fakesnows_id]
+            if fakesnows_id not in queries.finished:  # else RESULT_SCAN returned an older result
+                del queries.results[fakesnows_id]
+
+
+def _apply_to_session(expression: Any, session: Session) -> None:
+    """Apply what a new or dropped database or schema changes in the catalog and the session."""
+    kind, name = str(expression.args.get("kind") or "").upper(), expression.find(exp.Table)
+    if kind == "DATABASE" and isinstance(expression, exp.Create):
+        [database] = _stored(name)
+        with session.duck_conn.cursor() as duck_conn:  # the session's connection holds the result
+            duck_conn.execute(f'CREATE SCHEMA IF NOT EXISTS "{database}".{SCHEMA}')
+        session.use(database, SCHEMA)
+    elif kind == "SCHEMA" and (isinstance(expression, exp.Drop) or expression.args.get("replace")):
+        database, schema = (str(session.database), *_stored(name))[-2:]
+        session.catalog.drop_schema_objects(database, schema)
+        if isinstance(expression, exp.Drop) and not session.has_schema(database, str(session.schema)):
+            session.use(str(session.database), None)
+
+
+def _text(expression: Any) -> str:
+    if isinstance(expression, exp.Describe) and isinstance(expression.this, exp.Query):
+        return f"DESCRIBE {_text(expression.this)}"  # sqlglot writes DESCRIBE TABLE
+    return str(expression.sql(dialect="snowflake"))
+
+
+def _stored(name: Any) -> list[str]:
+    return [str(part.this) if part.quoted else str(part.this).upper() for part in name.parts]
+
+
+def _translate(error: Exception) -> Error:
+    if isinstance(error, Error):
+        text = str(error.msg)
+        if missing := _NO_FUNCTION.search(text):
+            return unknown_function(missing[1].upper())
+        return unsupported(text.partition(" not impl")[0]) if error.errno == NOT_IMPLEMENTED else error
+    if isinstance(error, duckdb.Error):
+        return ProgrammingError(msg=str(error).split("\n")[0], errno=100000, sqlstate="22000")
+    return unsupported(f"{type(error).__name__} {error}")
+
+
+class LocalConnection(Session):
+    """A session that executes statements."""
+
+    def cursor(self, cursor_class: Any = None) -> LocalCursor:  # noqa: ARG002 - fakesnow's signature
+        return LocalCursor(self)
+
+
+# Takes the query and the values of each column, and returns one value for each row.
+_OnColumns: TypeAlias = Callable[..., Sequence[str | None]]
+
+
+class LocalSnowflake:
     """The emulator. `storage` signs the URLs that SQL returns, `uploads` those of clients' PUT and GET."""
 
     def __init__(self, storage_origin: str, uploads_origin: str, remote: RemoteService) -> None:
-        super().__init__()
+        fakesnow = FakeSnow()
         self.catalog = Catalog()
+        self.queries = Queries(fakesnow.results_cache)
         self.storage = Storage(self.catalog, storage_origin)
         self.uploads = Storage(self.catalog, uploads_origin)
         self.remote = remote
-        self.queries: OrderedDict[str, Query] = OrderedDict()
-        self._running: dict[str, Query] = {}
-        self._folders = tempfile.TemporaryDirectory(prefix="ext-classify-stages-")
+        self._duck_conn = fakesnow.duck_conn
         # Snowflake has neither DuckDB's file readers nor its extensions.
-        self.duck_conn.execute("SET enable_external_access = false")
+        self._duck_conn.execute("SET enable_external_access = false")
         self._register_functions()
         # A connection of fakesnow creates its database if it is missing; LocalConnection does not.
-        FakeSnowflakeConnection(self.duck_conn.cursor(), self.results_cache, DATABASE, SCHEMA)
+        FakeSnowflakeConnection(self._duck_conn.cursor(), self.queries.results, DATABASE, SCHEMA)
 
-    def connect(
-        self,
-        database: str | None = None,
-        schema: str | None = None,
-        nop_regexes: list[str] | None = None,  # noqa: ARG002 - fakesnow's signature
-        **options: Any,
-    ) -> LocalConnection:
+    def connect(self, database: str | None, schema: str | None, *, autocommit: bool) -> LocalConnection:
+        """A new session, in the user's default namespace unless given."""
         return LocalConnection(
-            self,
-            self.duck_conn.cursor(),
-            self.results_cache,
-            database or DATABASE,  # the user's default namespace
+            self._duck_conn.cursor(),
+            self.catalog,
+            self.queries,
+            database or DATABASE,
             schema or SCHEMA,
-            **options,
+            autocommit=autocommit,
         )
-
-    def new_stage(self, name: Name, **properties: Any) -> Stage:
-        folder = tempfile.mkdtemp(dir=self._folders.name)
-        return Stage(name, Path(folder), **properties)
-
-    def start(self, query: Query) -> None:
-        with self.catalog.lock:
-            self._running[query.id] = query
-
-    def finish(self, query: Query) -> None:
-        """Keep the counts and the result of a finished query; evict the oldest ones."""
-        with self.catalog.lock:
-            self.queries[query.id] = self._running.pop(query.id)
-            while len(self.queries) > MAX_FINISHED_QUERIES:
-                self.queries.popitem(last=False)
-            while len(self.results_cache) > MAX_FINISHED_QUERIES:
-                del self.results_cache[next(iter(self.results_cache))]
-
-    def cancel_queries(self) -> None:
-        for query in list(self._running.values()):
-            query.is_over.set()
 
     def close(self) -> None:
         self.remote.close()
-        self.duck_conn.close()
-        self._folders.cleanup()
+        self._duck_conn.close()
+        self.catalog.close()
 
     def _register_functions(self) -> None:
-        """Create the functions that rewritten statements call: on columns, with the query id first."""
-        text = pa.string()
-        self._register("_local_call", self._call, ["BIGINT", "VARCHAR"], "JSON", pa.json_(text))
-        self._register("_local_sign", self._sign, ["VARCHAR", "VARCHAR", "BIGINT"], "VARCHAR", text)
-        self._register("_local_file_url", self._file_url, ["VARCHAR", "VARCHAR"], "VARCHAR", text)
-        self._register("_local_scoped_url", self._scoped_url, ["VARCHAR", "VARCHAR"], "VARCHAR", text)
+        """Create the functions that rewritten statements call, with the query id as their first argument."""
+        self._register("_local_call", self._call, ["BIGINT", "VARCHAR"], "JSON", pa.json_(pa.string()))
+        self._register("_local_sign", _by_row(self._sign), ["VARCHAR", "VARCHAR", "BIGINT"])
+        self._register("_local_file_url", _by_row(self._file_url), ["VARCHAR", "VARCHAR"])
+        self._register("_local_scoped_url", _by_row(self._scoped_url), ["VARCHAR", "VARCHAR"])
 
     def _register(
         self,
         name: str,
-        function: Callable[..., Iterable[str | None]],
+        function: _OnColumns,
         parameters: list[Any],
-        returns: Any,
-        arrow_type: Any,
+        returns: Any = "VARCHAR",
+        extension: Any = None,
     ) -> None:
         @functools.wraps(function)  # DuckDB inspects the signature
         def on_columns(query_ids: Any, *columns: Any) -> Any:
-            query = self._running.get(query_ids[0].as_py())
+            query = self.queries.running.get(query_ids[0].as_py())
             if query is None:
                 raise unknown_function(name.upper())
             try:
@@ -116,11 +222,9 @@ class LocalSnowflake(FakeSnow):
                 query.fail(error)
                 raise
             answers = pa.array(values, pa.string())
-            return (
-                answers if arrow_type == pa.string() else pa.ExtensionArray.from_storage(arrow_type, answers)
-            )
+            return answers if extension is None else pa.ExtensionArray.from_storage(extension, answers)
 
-        create: Any = self.duck_conn.create_function  # its stubs do not accept type names
+        create: Any = self._duck_conn.create_function  # its stubs do not accept type names
         create(
             name,
             on_columns,
@@ -131,33 +235,36 @@ class LocalSnowflake(FakeSnow):
             null_handling="special",
         )
 
-    def _call(self, query: Query, places: list[int], arguments: list[str]) -> list[str | None]:
-        function = query.functions[places[0]]
+    def _call(self, query: Query, indices: list[int], arguments: list[str]) -> list[str | None]:
+        """Call the query's function of this index on each row of arguments, a JSON array."""
+        function = query.functions[indices[0]]
         rows = [read_arguments(row) for row in arguments]
-        sent = [place for place, row in enumerate(rows) if not (function.is_strict and None in row)]
-        values = self.remote.call(function, [coerce(function, rows[place]) for place in sent], query)
+        sent = [index for index, row in enumerate(rows) if not (function.is_strict and None in row)]
+        values = self.remote.call(function, [coerce(function, rows[index]) for index in sent], query)
         answers: list[str | None] = [None] * len(rows)
-        for place, value in zip(sent, values, strict=True):
-            answers[place] = value
+        for index, value in zip(sent, values, strict=True):
+            answers[index] = value
         return answers
 
-    def _sign(
-        self, _: Query, stages: list[str], paths: list[str | None], seconds: list[int | None]
-    ) -> list[str | None]:
-        return [
-            None if path is None or second is None else self.storage.sign(self._stage(stage), path, second)
-            for stage, path, second in zip(stages, paths, seconds, strict=True)
-        ]
+    def _sign(self, _: Query, stage: str, path: str, seconds: int) -> str:
+        return self.storage.sign(self._stage(stage), path, seconds)
 
-    def _file_url(self, _: Query, stages: list[str], paths: list[str | None]) -> list[str | None]:
-        pairs = zip(stages, paths, strict=True)
-        return [None if path is None else file_url(self._stage(stage), path) for stage, path in pairs]
+    def _file_url(self, _: Query, stage: str, path: str) -> str:
+        return self._stage(stage).file_url(path)
 
-    def _scoped_url(self, query: Query, stages: list[str], paths: list[str | None]) -> list[str | None]:
-        pairs = zip(stages, paths, strict=True)
-        return [
-            None if path is None else scoped_url(query.id, self._stage(stage), path) for stage, path in pairs
-        ]
+    def _scoped_url(self, query: Query, stage: str, path: str) -> str:
+        return self._stage(stage).scoped_url(query.id, path)
 
     def _stage(self, name: str) -> Stage:
         return self.catalog.stages[tuple(json.loads(name))]
+
+
+def _by_row(function: Callable[..., str]) -> _OnColumns:
+    """The function applied to each row; NULL for a row with a NULL."""
+
+    @functools.wraps(function)
+    def on_columns(query: Query, *columns: list[Any]) -> list[str | None]:
+        rows = zip(*columns, strict=True)
+        return [None if None in row else function(query, *row) for row in rows]
+
+    return on_columns

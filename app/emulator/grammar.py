@@ -1,14 +1,15 @@
 """Reads statements that fakesnow does not support, token by token."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, TypeVar
 
 import sqlglot
+from sqlglot import Token, TokenType
 from sqlglot.errors import TokenError
-from sqlglot.tokenizer_core import Token, TokenType
 
-from app.emulator.refusals import empty_statement, several_statements, syntax_error
+from app.emulator.errors import empty_statement, invalid, several_statements, syntax_error
 from app.names import MAX_PARTS, parse_identifier, quote_string
 
 # sqlglot warns about every statement that it does not parse itself.
@@ -72,6 +73,13 @@ class Tokens:
         if not self.at_end:
             raise self.unexpected("expected the end")
 
+    def take_if_not_exists(self, *, replace: bool) -> bool:
+        """Consume IF NOT EXISTS if it comes next. Raises ProgrammingError for a CREATE OR REPLACE."""
+        keep = self.take("IF", "NOT", "EXISTS")
+        if keep and replace:
+            raise invalid("options IF NOT EXISTS and OR REPLACE are incompatible.")
+        return keep
+
     def take_token(self) -> Token:
         if self.at_end:
             raise syntax_error("unexpected end of the statement")
@@ -124,7 +132,7 @@ class Tokens:
             items.append(take_item())
         return items
 
-    def take_options(self, known: Mapping[str, str]) -> dict[str, Any]:
+    def take_options(self, known: Collection[str]) -> dict[str, Any]:
         """Consume `NAME = value` pairs up to the end. Raises ProgrammingError for a name not in `known`."""
         options: dict[str, Any] = {}
         while not self.at_end:
@@ -137,28 +145,36 @@ class Tokens:
             self.take(",")
         return options
 
+    def take_pattern(self) -> re.Pattern[str]:
+        """Consume `LIKE '<pattern>'` if it comes next: % matches any text, _ one character."""
+        if not self.take("LIKE"):
+            return re.compile(".*", re.DOTALL)
+        special = {"%": ".*", "_": "."}
+        text = "".join(
+            re.escape(part[1:]) if part.startswith("\\") else special.get(part, re.escape(part))
+            for part in re.findall(r"\\.|.", self.take_string(), re.DOTALL)
+        )
+        return re.compile(text, re.IGNORECASE | re.DOTALL)
+
     def take_location(self) -> str:
-        """Consume a stage location, `@name/path`, with or without quotes."""
+        """Consume a stage location, `@name/path`, in quotes or up to the next blank."""
         token = self.take_token()
-        if token.token_type in _STRINGS:
-            return token.text
-        if token.text != "@":
+        if token.token_type not in _STRINGS and token.text != "@":
             self._next -= 1
             raise self.unexpected("expected a stage")
         return self._take_to_blank(token)
 
     def take_file_url(self) -> str:
         """Consume a `file://` URL, in quotes or up to the next blank."""
-        token = self.take_token()
-        if token.token_type in _STRINGS:
-            return token.text
-        return self._take_to_blank(token)
+        return self._take_to_blank(self.take_token())
 
     def unexpected(self, hint: str) -> Exception:
         got = f"'{self._tokens[self._next].text}'" if not self.at_end else "end of the statement"
         return syntax_error(f"syntax error, unexpected {got}; {hint}")
 
     def _take_to_blank(self, token: Token) -> str:
+        if token.token_type in _STRINGS:
+            return token.text
         end = token.end
         while not self.at_end and self._tokens[self._next].start == end + 1:
             end = self.take_token().end
@@ -212,15 +228,15 @@ def quote_stage_arguments(sql: str) -> str:
     tokens = _tokenize(sql)
     pieces: list[str] = []
     done = 0
-    for place, token in enumerate(tokens[2:], 2):
+    for index, token in enumerate(tokens[2:], 2):
         if (
             token.token_type is not TokenType.PARAMETER
-            or tokens[place - 1].token_type is not TokenType.L_PAREN
+            or tokens[index - 1].token_type is not TokenType.L_PAREN
         ):
             continue
-        if tokens[place - 2].text.upper() not in STAGE_FUNCTIONS:
+        if tokens[index - 2].text.upper() not in STAGE_FUNCTIONS:
             continue
-        end = place
+        end = index
         while end + 1 < len(tokens) and tokens[end + 1].start == tokens[end].end + 1:
             if tokens[end + 1].token_type in {TokenType.COMMA, TokenType.R_PAREN}:
                 break
@@ -235,12 +251,12 @@ def column_texts(sql: str) -> list[str]:
     texts: list[str] = []
     depth, start = 0, None
     tokens = _tokenize(sql)
-    for place, token in enumerate(tokens):
+    for index, token in enumerate(tokens):
         depth += (token.token_type in _OPENING) - (token.token_type in _CLOSING)
         if depth == 0 and start is None and token.token_type is TokenType.SELECT:
             start = token.end + 1
         elif depth == 0 and start is not None and token.token_type in _ENDS_OF_COLUMN:
-            texts.append(sql[start : tokens[place - 1].end + 1].strip())
+            texts.append(sql[start : tokens[index - 1].end + 1].strip())
             start = token.end + 1
             if token.token_type is not TokenType.COMMA:
                 return texts

@@ -18,9 +18,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 
 from app.emulator.emulation import LocalSnowflake
-from app.emulator.refusals import unsupported
-from app.emulator.session import LocalConnection
-from app.emulator.transfer import answer_transfer, failed_put, is_put
+from app.emulator.errors import unsupported
+from app.emulator.session import Session
+from app.emulator.stages import answer_transfer, failed_put
 from app.names import parse_identifier
 
 # Connector 5.x requires every key.
@@ -33,7 +33,7 @@ _LOGIN = {
     "healthCheckInterval": 45,
 }
 logging.getLogger("fakesnow.server").setLevel(logging.CRITICAL)  # its errors are in the responses
-_FAKESNOW_ROUTES = (
+FAKESNOW_ROUTES = (
     "/session",
     "/session/heartbeat",
     "/queries/v1/abort-request",
@@ -47,16 +47,14 @@ def create_protocol_app(local: LocalSnowflake) -> Starlette:
     async def log_in(request: Request) -> Response:
         return await _log_in(request, local)
 
-    async def describe_query(request: Request) -> Response:
-        query = local.queries.get(request.path_params["query_id"])
-        return JSONResponse(dict(query.counts) if query else {})
+    async def answer_query(request: Request) -> Response:
+        return await _answer_query(request, local)
 
     return Starlette(
         routes=[
             Route("/session/v1/login-request", log_in, methods=["POST"]),
-            Route("/queries/v1/query-request", _answer_query, methods=["POST"]),
-            Route("/local/queries/{query_id}", describe_query),
-            *(route for route in routes if route.path in _FAKESNOW_ROUTES),
+            Route("/queries/v1/query-request", answer_query, methods=["POST"]),
+            *(route for route in routes if route.path in FAKESNOW_ROUTES),
             Mount("/", local.uploads.app()),
         ],
         # Prevents DNS rebinding: a web page must not read staged files under its own host name.
@@ -67,7 +65,7 @@ def create_protocol_app(local: LocalSnowflake) -> Starlette:
 def close_sessions(local: LocalSnowflake) -> None:
     """Close the sessions of this emulator."""
     for token, session in list(sessions.items()):
-        if isinstance(session, LocalConnection) and session.local is local:
+        if isinstance(session, Session) and session.catalog is local.catalog:
             session.close()
             del sessions[token]
 
@@ -104,19 +102,19 @@ async def _log_in(request: Request, local: LocalSnowflake) -> Response:
     return JSONResponse({"code": None, "message": None, "success": True, "data": _LOGIN | data})
 
 
-async def _answer_query(request: Request) -> Response:
+async def _answer_query(request: Request, local: LocalSnowflake) -> Response:
     session = sessions.get(_token(request))
-    if not isinstance(session, LocalConnection):
+    if not isinstance(session, Session):
         return await query_request(request)  # answers 390104: log in again
     sql = str((await _read_json(request))["sqlText"])
     try:
-        transfer = await run_in_threadpool(answer_transfer, sql, session)
+        transfer = await run_in_threadpool(answer_transfer, sql, session, local.uploads)
         if transfer is not None:
             return JSONResponse({"data": transfer, "code": None, "message": None, "success": True})
         async with session.turn:
             response = await query_request(request)
     except Error as error:
-        return _failure(error, failed_put(error, session) if is_put(sql) else {})
+        return _failure(error, failed_put(sql, error, local.uploads))
     except Exception as error:  # noqa: BLE001 - clients retry an HTTP 500 for minutes
         return _failure(unsupported(f"{type(error).__name__} {error}"))
     return response if response.status_code < 500 else _failure(unsupported("this statement"))

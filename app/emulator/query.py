@@ -1,14 +1,30 @@
-"""The state of one query: its calls to external functions, their counts, and its error."""
+"""A query: its calls to external functions, their counts, its error, and the result of a statement."""
 
 import threading
 import uuid
-from collections import Counter
-from collections.abc import Iterable
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from snowflake.connector.errors import Error
 
 from app.emulator.catalog import ExternalFunction
+
+MAX_FINISHED_QUERIES = 1000
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The result of a statement; `types` maps each column that is not text to its Arrow type."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    types: dict[str, Any] = field(default_factory=dict)
+
+
+def status(text: str = "Statement executed successfully.") -> Answer:
+    return Answer(["status"], [[text]])
 
 
 @dataclass
@@ -38,7 +54,7 @@ class Query:
         with self.lock:
             self.counts.update(events)
 
-    def note_row_errors(self, codes: Iterable[str]) -> None:
+    def count_row_errors(self, codes: Iterable[str]) -> None:
         with self.lock:
             self.row_errors.update(codes)
 
@@ -48,8 +64,37 @@ class Query:
             self.counts["batches"] += 1
             return f"{self.id}:{self.counts['batches']}:0:0"
 
-    def place_of(self, function: ExternalFunction) -> int:
+    def index_of(self, function: ExternalFunction) -> int:
         """The function's index in this query, the same for all its calls, so that DuckDB sees equal calls."""
         if function not in self.functions:
             self.functions.append(function)
         return self.functions.index(function)
+
+
+class Queries:
+    """The running queries, and the latest finished ones with their results. Thread-safe."""
+
+    def __init__(self, results: dict[str, tuple[Any, ...]]) -> None:
+        """`results` maps query ids to results; fakesnow adds them."""
+        self.results = results
+        self.running: dict[str, Query] = {}
+        self.finished: OrderedDict[str, Query] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def start(self, query: Query) -> None:
+        with self._lock:
+            self.running[query.id] = query
+
+    def finish(self, query: Query) -> None:
+        """Keep the counts and the result of a finished query; evict the oldest ones."""
+        with self._lock:
+            self.finished[query.id] = self.running.pop(query.id)
+            while len(self.finished) > MAX_FINISHED_QUERIES:
+                self.finished.popitem(last=False)
+            while len(self.results) > MAX_FINISHED_QUERIES:
+                del self.results[next(iter(self.results))]
+
+    def cancel(self) -> None:
+        """Cancel the running queries."""
+        for query in list(self.running.values()):
+            query.is_over.set()

@@ -1,28 +1,26 @@
-"""Calls external functions over HTTP as Snowflake does: batches, headers, retries, polling, checks.
+"""Calls external functions over HTTP as Snowflake does: retries, polling, and network faults for tests.
 
-Source: Snowflake documentation, "Remote service input and output data formats", "Remote service
-implementation" and CREATE EXTERNAL FUNCTION. The error messages are Snowflake's, as quoted by its users.
+Source: Snowflake documentation, "Remote service implementation".
 """
 
-import json
-import math
+import random
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import urllib3
 from snowflake.connector.errors import Error, ProgrammingError
 
 from app.emulator.catalog import ExternalFunction
-from app.emulator.chaos import Accident, Chaos
-from app.emulator.headers import compress, headers_of, without_body
+from app.emulator.errors import unsupported
 from app.emulator.query import Query
-from app.emulator.refusals import unsupported
+from app.emulator.wire import Batch, error_code
 
 # Default of MAX_BATCH_ROWS. Snowflake estimates a size for each query; this is the largest one observed.
 DEFAULT_BATCH_ROWS = 4096
-MAX_RESPONSE_BYTES = 10_000_000
 CONCURRENT_BATCHES = 8
 # Snowflake documents the polling limit, but neither how long it retries nor how long a request may take.
 RETRY_SECONDS = 60.0
@@ -30,6 +28,54 @@ REQUEST_SECONDS = 30.0
 POLLING_SECONDS = 600.0
 _FIRST_PAUSE_SECONDS = 0.1
 _LONGEST_PAUSE_SECONDS = 5.0
+
+# Network faults.
+
+MAX_DELAY_SECONDS = 0.2
+FaultKind = Literal["none", "repeated", "delayed", "dropped"]
+_KINDS: tuple[FaultKind, ...] = ("none", "repeated", "delayed", "dropped")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """The network fault of one batch."""
+
+    kind: FaultKind = "none"
+    delay_seconds: float = 0.0
+
+    def apply(self, send: Callable[[], bytes]) -> bytes:
+        """Send the batch under this fault and return the response, the second one if it was sent twice.
+
+        Raises ValueError if the service answers a repeated batch differently.
+        """
+        if self.kind == "delayed":
+            time.sleep(self.delay_seconds)
+        answer = send()
+        if self.kind in {"repeated", "dropped"}:
+            first, answer = answer, send()
+            if self.kind == "repeated" and first != answer:
+                raise ValueError("a repeated batch must get the same answer")
+        return answer
+
+
+class Chaos:
+    """Chooses faults at random; the same seed and the same sequence of calls give the same faults."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)  # noqa: S311 - no secrets
+        self._lock = threading.Lock()
+
+    def plan(self, count: int) -> tuple[list[int], list[Fault]]:
+        """The order in which to send `count` batches, and the fault of each."""
+        with self._lock:
+            order = self._random.sample(range(count), count)
+            return order, [self._fault() for _ in range(count)]
+
+    def _fault(self) -> Fault:
+        return Fault(self._random.choice(_KINDS), self._random.uniform(0, MAX_DELAY_SECONDS))
+
+
+# Calls.
 
 
 class RemoteService:
@@ -49,15 +95,16 @@ class RemoteService:
         The first batch that fails cancels the others.
         """
         size = function.max_batch_rows or DEFAULT_BATCH_ROWS
-        starts = range(0, len(rows), size)
-        order, accidents = self._plan(len(starts))
         batches = [
-            _Batch(self, function, query, rows[start : start + size], accident)
-            for start, accident in zip(starts, accidents, strict=True)
+            Batch.encode(function, query, rows[start : start + size]) for start in range(0, len(rows), size)
         ]
-        calls = {place: self._threads.submit(batches[place].run) for place in order}
+        order, faults = self._plan(len(batches))
+        calls = {
+            index: self._threads.submit(_Call(self, batches[index], query, faults[index]).run)
+            for index in order
+        }
         _wait_for_all(list(calls.values()), query)
-        return [value for place in range(len(batches)) for value in calls[place].result()]
+        return [value for index in range(len(batches)) for value in calls[index].result()]
 
     def request(self, method: str, url: str, body: bytes | None, headers: dict[str, str]) -> Any:
         return self._http.request(
@@ -68,8 +115,8 @@ class RemoteService:
         self._threads.shutdown(wait=False, cancel_futures=True)  # a response may take minutes
         self._http.clear()
 
-    def _plan(self, count: int) -> tuple[Sequence[int], Sequence[Accident]]:
-        return self._chaos.plan(count) if self._chaos else (range(count), [Accident()] * count)
+    def _plan(self, count: int) -> tuple[Sequence[int], Sequence[Fault]]:
+        return self._chaos.plan(count) if self._chaos else (range(count), [Fault()] * count)
 
 
 def _wait_for_all(calls: Sequence["Future[list[str | None]]"], query: Query) -> None:
@@ -83,113 +130,75 @@ def _wait_for_all(calls: Sequence["Future[list[str | None]]"], query: Query) -> 
         raise error
 
 
-class _Batch:
-    """One batch. Every attempt sends the same id and the same bytes."""
+@dataclass(frozen=True)
+class _Call:
+    """The call for one batch, with its retries."""
 
-    def __init__(
-        self,
-        service: RemoteService,
-        function: ExternalFunction,
-        query: Query,
-        rows: Sequence[Sequence[Any]],
-        accident: Accident,
-    ) -> None:
-        self._query = query
-        self._service = service
-        self._function = function
-        self._accident = accident
-        self._id = query.next_batch_id()
-        self._rows = len(rows)
-        document = {"data": [[number, *values] for number, values in enumerate(rows)]}
-        self._body, encoding = compress(
-            json.dumps(document, ensure_ascii=False, allow_nan=False).encode(),
-            function.options.get("COMPRESSION", "AUTO"),
-        )
-        self._headers = {**headers_of(function, query, self._id), **encoding}
+    service: RemoteService
+    batch: Batch
+    query: Query
+    fault: Fault
 
     def run(self) -> list[str | None]:
-        if self._query.is_over.is_set():
-            raise self._failure(604, "57014", "SQL execution canceled")
-        self._query.count(rows=self._rows)
+        if self.query.is_over.is_set():
+            raise self._cancelled()
+        self.query.count(rows=self.batch.rows)
         try:
-            values = self._values(self._accident.apply(self._send))
-        except (ValueError, RecursionError) as error:
-            raise self._failure(100287, "22P02", f"Error parsing JSON response: {error}") from None
-        if self._accident.kind != "none":
-            self._query.count(**{self._accident.kind: 1})
-        self._query.note_row_errors(filter(None, map(_error_code, values)))
+            answer = self.fault.apply(self._send)
+        except ValueError as error:
+            raise self.batch.not_json(error) from None
+        values = self.batch.decode(answer)
+        if self.fault.kind != "none":
+            self.query.count(**{self.fault.kind: 1})
+        self.query.count_row_errors(filter(None, map(error_code, values)))
         return values
 
     def _send(self) -> bytes:
         """Send the batch, retry and poll; return the body of the 200 response."""
         pauses = _pauses()
-        deadline = time.monotonic() + self._service.retry_seconds
-        method, body = "POST", self._body
+        deadline = time.monotonic() + self.service.retry_seconds
+        method = "POST"
         while True:
-            status, answer = self._request(method, body)
+            status, answer = self._request(method)
             if status == 200:
                 return answer
             if status == 202:
                 if method == "POST":
-                    method, body, deadline = "GET", b"", time.monotonic() + POLLING_SECONDS
-                self._query.count(polls=1)
+                    method, deadline = "GET", time.monotonic() + POLLING_SECONDS
+                self.query.count(polls=1)
             elif status not in (0, 429) and (status < 500 or method == "GET"):
                 text = answer[:500].decode(errors="replace")
-                raise self._failure(100351, "22023", f"with remote service error: {status} '{text}'")
+                raise self.batch.failure(100351, "22023", f"with remote service error: {status} '{text}'")
             else:
-                self._query.count(retries=1)
+                self.query.count(retries=1)
             if time.monotonic() >= deadline:
                 raise self._timed_out(status)
-            if self._query.is_over.wait(min(next(pauses), max(0.0, deadline - time.monotonic()))):
-                raise self._failure(604, "57014", "SQL execution canceled")
+            if self.query.is_over.wait(min(next(pauses), max(0.0, deadline - time.monotonic()))):
+                raise self._cancelled()
 
-    def _request(self, method: str, body: bytes) -> tuple[int, bytes]:
+    def _request(self, method: str) -> tuple[int, bytes]:
         """Status and body; status 0 without a response. Raises ValueError if the body cannot be decoded."""
-        self._query.count(requests=1)
-        headers = self._headers if method == "POST" else without_body(self._headers)
+        self.query.count(requests=1)
+        url, batch = self.batch.function.url, self.batch
         try:
-            response = self._service.request(method, self._function.url, body or None, headers)
+            if method == "POST":
+                response = self.service.request("POST", url, batch.body, batch.headers)
+            else:
+                response = self.service.request("GET", url, None, batch.polling_headers)
         except urllib3.exceptions.DecodeError:
             raise ValueError("the body is not encoded as its Content-Encoding says") from None
         except urllib3.exceptions.HTTPError:
             return 0, b""
         return response.status, response.data
 
-    def _values(self, answer: bytes) -> list[str | None]:
-        """The values as JSON. Raises ValueError if it is not JSON, ProgrammingError for other faults."""
-        if len(answer) > MAX_RESPONSE_BYTES:
-            raise self._failure(100351, "22023", f"with a response of more than {MAX_RESPONSE_BYTES} bytes")
-        document = json.loads(answer, parse_constant=_refuse_constant, parse_float=_finite)
-        rows = document.get("data") if isinstance(document, dict) else None
-        if not isinstance(rows, list):
-            raise ValueError('top-level JSON object must contain "data" JSON array element')  # noqa: TRY004
-        for index, row in enumerate(rows):
-            elements = len(row) if isinstance(row, list) else 0
-            if elements != 2:
-                raise ValueError(f"index {index} contains {elements} elements, but 2 elements are expected")
-        if len(rows) != self._rows:
-            raise self._failure(
-                100352,
-                "22023",
-                f"Function received the wrong number of rows, expected {self._rows}, got {len(rows)}",
-            )
-        if any(type(row[0]) is not int or row[0] != index for index, row in enumerate(rows)):
-            raise self._failure(100353, "22023", "Row numbers out of order")
-        return [None if value is None else _to_json(value) for _, value in rows]
-
     def _timed_out(self, status: int) -> ProgrammingError:
         if status == 0:
             message = "Remote service cannot be reached. Check the endpoint URL and try again."
-            return self._failure(100350, "P0000", message)
-        return self._failure(100351, "22023", f"with remote service error: {status} after all retries")
+            return self.batch.failure(100350, "P0000", message)
+        return self.batch.failure(100351, "22023", f"with remote service error: {status} after all retries")
 
-    def _failure(self, number: int, sql_state: str, message: str) -> ProgrammingError:
-        name = ".".join(self._function.name)
-        return ProgrammingError(
-            msg=f"Request failed for external function {name}, request batch id {self._id}: {message}",
-            errno=number,
-            sqlstate=sql_state,
-        )
+    def _cancelled(self) -> ProgrammingError:
+        return self.batch.failure(604, "57014", "SQL execution canceled")
 
 
 def _pauses() -> Iterator[float]:
@@ -197,32 +206,3 @@ def _pauses() -> Iterator[float]:
     while True:
         yield pause
         pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not valid JSON")
-
-
-def _finite(digits: str) -> float:
-    """Raises ValueError for a number such as 1e999, which Python reads as infinity."""
-    value = float(digits)
-    if math.isinf(value):
-        raise ValueError(f"{digits[:20]} is out of range")
-    return value
-
-
-def _to_json(value: Any) -> str:
-    """Raises ValueError for a lone surrogate, which JSON can escape but UTF-8 cannot encode."""
-    text = json.dumps(value, ensure_ascii=False)
-    text.encode()
-    return text
-
-
-def _error_code(value: str | None) -> str | None:
-    """The error code of an outcome of our service; None for any other value."""
-    if value is None or '"error"' not in value:
-        return None
-    outcome = json.loads(value)
-    error = outcome.get("error") if isinstance(outcome, dict) else None
-    code = error.get("code") if isinstance(error, dict) else None
-    return code if isinstance(code, str) else None

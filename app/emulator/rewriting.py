@@ -1,21 +1,17 @@
-"""Rewrites the parts of a statement that only Snowflake supports into SQL that DuckDB can run."""
+"""Refuses statements that fakesnow lacks, and rewrites what only Snowflake supports into SQL for DuckDB."""
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 from sqlglot import exp
 from sqlglot.dialects.snowflake import Snowflake
 
-from app.emulator.catalog import ExternalFunction, Stage
+from app.emulator.catalog import ACCOUNT_HOST, ExternalFunction, Stage
+from app.emulator.errors import invalid, invalid_arguments, not_found, unknown_function, unsupported
 from app.emulator.grammar import STAGE_FUNCTIONS
 from app.emulator.query import Query
-from app.emulator.refusals import invalid, invalid_arguments, not_found, unknown_function, unsupported
-from app.emulator.urls import ACCOUNT_HOST, file_url
-from app.names import quote_identifier
-
-if TYPE_CHECKING:
-    from app.emulator.session import LocalConnection
+from app.emulator.session import Session
 
 DEFAULT_SIGNED_SECONDS = 3600
 _INTERNAL = "_LOCAL_"
@@ -48,12 +44,73 @@ _DIRECTORY_SCHEMA = pa.schema(
 )
 
 
+# The statements that fakesnow executes as Snowflake does.
+_STATEMENTS = (
+    exp.Query,
+    exp.Values,
+    exp.Insert,
+    exp.Update,
+    exp.Delete,
+    exp.Merge,
+    exp.TruncateTable,
+    exp.Describe,
+    exp.Set,
+    exp.Transaction,
+    exp.Commit,
+    exp.Rollback,
+)
+# Only these kinds of object reach fakesnow: for some others it leaves macros behind.
+_KINDS = frozenset({"TABLE", "VIEW", "DATABASE", "SCHEMA", "SEQUENCE"})
+# Only these properties reach fakesnow: it creates a dynamic or external table as a plain one.
+_PROPERTIES = (
+    exp.ClusterProperty,
+    exp.CopyGrantsProperty,
+    exp.SchemaCommentProperty,
+    exp.SecureProperty,
+    exp.TemporaryProperty,
+    exp.TransientProperty,
+)
+_SHOWN = frozenset({"TABLES", "VIEWS", "OBJECTS", "COLUMNS", "DATABASES", "SCHEMAS", "SEQUENCES"})
+
+
+def refuse_unsupported(expression: Any) -> None:
+    """Raises ProgrammingError for a statement that fakesnow might execute wrongly without an error."""
+    if not _is_supported(expression):
+        words = expression.sql(dialect="snowflake").split()
+        raise unsupported(" ".join(words[:3]).upper())
+    for function in expression.find_all(exp.Anonymous):
+        if function.name.upper() == "RESULT_SCAN" and not _is_whole_result(expression):
+            raise unsupported("RESULT_SCAN other than SELECT * FROM TABLE(RESULT_SCAN('<query id>'))")
+
+
+def _is_supported(expression: Any) -> bool:
+    if isinstance(expression, exp.Show):
+        return str(expression.this).upper() in _SHOWN
+    if not isinstance(expression, exp.Create | exp.Drop | exp.Alter):
+        return isinstance(expression, _STATEMENTS)
+    kind, properties = str(expression.args.get("kind") or "").upper(), expression.args.get("properties")
+    return (
+        kind in _KINDS
+        and not (expression.args.get("clone") and kind != "TABLE")
+        and all(
+            type(each) is exp.Property or isinstance(each, _PROPERTIES)
+            for each in (properties.expressions if properties else ())
+        )
+    )
+
+
+def _is_whole_result(expression: Any) -> bool:
+    """Whether a query with RESULT_SCAN selects the whole result, which fakesnow returns in any case."""
+    clauses = {name for name, value in expression.args.items() if value}
+    return isinstance(expression, exp.Select) and clauses <= {"expressions", "from_"} and expression.is_star
+
+
 def is_built_in(name: str) -> bool:
     """Whether a call of this name never reaches a function that a user created."""
     return name in Snowflake.Parser.FUNCTIONS or name in STAGE_FUNCTIONS or name.startswith(_INTERNAL)
 
 
-def rewrite(expression: Any, session: "LocalConnection", query: Query, names: list[str]) -> dict[str, Any]:
+def rewrite(expression: Any, session: Session, query: Query, names: list[str]) -> dict[str, Any]:
     """Change the expression in place; return the tables that it reads, by name.
 
     `names` become the names of the columns without an alias.
@@ -134,7 +191,7 @@ def _selected(expression: Any) -> list[Any]:
     return list(query.selects) if isinstance(query, exp.Query) else []
 
 
-def _replace_function(node: Any, session: "LocalConnection", query: Query) -> None:
+def _replace_function(node: Any, session: Session, query: Query) -> None:
     name = node.name.upper() if isinstance(node, exp.Anonymous) else node.sql_name().upper()
     if name in STAGE_FUNCTIONS:
         node.replace(_stage_function(name, node.expressions, session, query))
@@ -147,10 +204,10 @@ def _replace_function(node: Any, session: "LocalConnection", query: Query) -> No
         _replace_external(node, session, query)
 
 
-def _stage_function(name: str, arguments: list[Any], session: "LocalConnection", query: Query) -> Any:
+def _stage_function(name: str, arguments: list[Any], session: Session, query: Query) -> Any:
     most = 2 if name == "BUILD_STAGE_FILE_URL" else 3
     if not 2 <= len(arguments) <= most or not arguments[0].is_string:
-        raise invalid(f"Invalid arguments for function '{name}': (@stage, relative_path, …).")
+        raise invalid(f"Invalid arguments for function '{name}': expected (@stage, relative_path, …).")
     stage = _whole_stage(arguments[0].name, session)
     query_id, stage_name = exp.Literal.string(query.id), exp.Literal.string(json.dumps(stage.name))
     path, *rest = arguments[1:]
@@ -162,34 +219,33 @@ def _stage_function(name: str, arguments: list[Any], session: "LocalConnection",
     return _call(f"{_INTERNAL}SCOPED_URL", query_id, stage_name, path)
 
 
-def _whole_stage(location: str, session: "LocalConnection") -> Stage:
+def _whole_stage(location: str, session: Session) -> Stage:
     stage, path = session.find_stage(location)
     if path:
         raise invalid(f"The stage must be given without a path. Received: {location}.")
     return stage
 
 
-def _replace_external(node: Any, session: "LocalConnection", query: Query) -> None:
+def _replace_external(node: Any, session: Session, query: Query) -> None:
     names, outermost = _qualified_name(node)
     is_qualified = len(names) > 1
-    overloads = (
-        session.local.catalog.overloads(session.qualify(names)) if session.schema or is_qualified else []
-    )
+    overloads = session.catalog.overloads(session.qualify(names)) if session.schema or is_qualified else []
     if not overloads and is_qualified:
         raise unknown_function(".".join(names))
     if not overloads:
         return  # a built-in function
     function = _choose(overloads, node.expressions)
-    integration = session.local.catalog.integrations.get(function.integration)
-    if integration is None:
-        raise not_found("Integration", quote_identifier(function.integration))
-    integration.check_url(function.url)
+    session.catalog.integration(function.integration).check_url(function.url)
     arguments = [
         _call("HEX", argument) if kind == "BINARY" else argument
         for argument, kind in zip(node.expressions, function.argument_types, strict=True)
     ]
-    place = exp.Literal.number(query.place_of(function))
-    call = _call(f"{_INTERNAL}CALL", exp.Literal.string(query.id), place, _call("JSON_ARRAY", *arguments))
+    call = _call(
+        f"{_INTERNAL}CALL",
+        exp.Literal.string(query.id),
+        exp.Literal.number(query.index_of(function)),
+        _call("JSON_ARRAY", *arguments),
+    )
     outermost.replace(_convert(call, function.returns, is_cast=_is_cast(outermost)))
 
 
@@ -255,7 +311,7 @@ def _directory_table(stage: Stage) -> Any:
             "LAST_MODIFIED": file.last_modified,
             "MD5": file.md5,
             "ETAG": file.etag,
-            "FILE_URL": file_url(stage, file.relative_path),
+            "FILE_URL": stage.file_url(file.relative_path),
         }
         for file in stage.directory
     ]

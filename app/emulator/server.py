@@ -12,12 +12,10 @@ import trustme
 import uvicorn
 from starlette.applications import Starlette
 
-from app.emulator.catalog import DATABASE, SCHEMA, Stage
-from app.emulator.chaos import Chaos
+from app.emulator.catalog import ACCOUNT, DATABASE, SCHEMA, Stage
 from app.emulator.emulation import LocalSnowflake
 from app.emulator.protocol import close_sessions, create_protocol_app
-from app.emulator.remote import RETRY_SECONDS, RemoteService
-from app.emulator.urls import ACCOUNT
+from app.emulator.remote import RETRY_SECONDS, Chaos, RemoteService
 
 HOST = "127.0.0.1"
 
@@ -47,7 +45,7 @@ class LocalServer:
         self._exit.callback(close_sessions, self.local)
         self._serve(create_protocol_app(self.local), self._protocol_socket)
         self._serve(self.local.storage.app(), self._storage_socket, ssl_certfile=certificate, ssl_keyfile=key)
-        self._exit.callback(self.local.cancel_queries)  # runs first: a stop waits for running queries
+        self._exit.callback(self.local.queries.cancel)  # runs first: a stop waits for running queries
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -58,7 +56,7 @@ class LocalServer:
         stage = Stage(
             (DATABASE, SCHEMA, name),
             folder,
-            is_users_folder=True,
+            is_mounted=True,
             has_directory=True,
             is_server_side_encrypted=True,
         )
@@ -126,6 +124,6 @@ def _issue_certificate(authority_file: Path) -> tuple[Path, Path]:
     issued = authority.issue_cert("localhost", HOST)
     certificate, key = authority_file.with_name("storage.pem"), authority_file.with_name("storage.key")
     issued.private_key_pem.write_to_path(key)
-    for place, blob in enumerate(issued.cert_chain_pems):
-        blob.write_to_path(certificate, append=place > 0)
+    for index, blob in enumerate(issued.cert_chain_pems):
+        blob.write_to_path(certificate, append=index > 0)
     return certificate, key

@@ -1,35 +1,30 @@
-"""A client's session: its user, role, warehouse, current schema, and cursors."""
+"""A client's session: its user, role, warehouse and current schema, and how they complete names."""
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+import re
+from collections.abc import Callable
+from typing import Any
 
 from fakesnow.conn import FakeSnowflakeConnection
 
-from app.emulator.catalog import Name, Stage
-from app.emulator.cursor import LocalCursor
-from app.emulator.refusals import invalid, no_current_schema, not_found
-from app.emulator.urls import ACCOUNT
+from app.emulator.catalog import ACCOUNT, Catalog, Name, Stage
+from app.emulator.errors import invalid, no_current_schema, not_found
+from app.emulator.grammar import Tokens
+from app.emulator.query import Queries
 from app.names import parse_location, quote_identifier, quote_string
 
-if TYPE_CHECKING:
-    from app.emulator.emulation import LocalSnowflake
 
-
-class LocalConnection(FakeSnowflakeConnection):
-    """fakesnow's connection, with stages and external functions."""
+class Session(FakeSnowflakeConnection):
+    """fakesnow's connection, which holds the current database and schema."""
 
     def __init__(
-        self,
-        local: "LocalSnowflake",
-        duck_conn: Any,
-        results_cache: dict[str, tuple[Any, ...]],
-        database: str,
-        schema: str,
-        **options: Any,
+        self, duck_conn: Any, catalog: Catalog, queries: Queries, database: str, schema: str, **options: Any
     ) -> None:
         """If the database does not exist, the session has no current database, as in Snowflake."""
-        super().__init__(duck_conn, results_cache, **options)
-        self.local = local
+        super().__init__(duck_conn, queries.results, **options)
+        self.duck_conn = duck_conn
+        self.catalog = catalog
+        self.queries = queries
         self.user = "LOCAL"
         self.role = "PUBLIC"
         self.warehouse = "LOCAL"
@@ -41,12 +36,12 @@ class LocalConnection(FakeSnowflakeConnection):
 
     def has_schema(self, database: str, schema: str | None = None) -> bool:
         """Whether the schema exists; without `schema`, whether the database does."""
-        found = self._duck_conn.execute(
+        found = self.duck_conn.execute(
             "SELECT 1 FROM information_schema.schemata "
             "WHERE catalog_name = ? AND coalesce(schema_name = ?, true)",
             [database, schema],
         )
-        return found.fetchall() != []  # unread rows would block the connection
+        return bool(found.fetchall())  # unread rows would block the connection
 
     def require_schema(self, database: str, schema: str) -> None:
         """Raises ProgrammingError if the schema does not exist."""
@@ -55,12 +50,9 @@ class LocalConnection(FakeSnowflakeConnection):
 
     def use(self, database: str, schema: str | None) -> None:
         """Make the database and schema current; both must exist."""
-        self._duck_conn.execute(f"SET schema = {quote_string(quote_identifier(database, schema or 'main'))}")
+        self.duck_conn.execute(f"SET schema = {quote_string(quote_identifier(database, schema or 'main'))}")
         self.database, self.database_set = database, True
         self._schema, self.schema_set = schema, schema is not None
-
-    def cursor(self, cursor_class: Any = None) -> LocalCursor:  # noqa: ARG002 - fakesnow's signature
-        return LocalCursor(self, self._duck_conn)
 
     def qualify(self, names: tuple[str, ...]) -> Name:
         """The full name, completed by the current database and schema. Raises ProgrammingError."""
@@ -79,11 +71,25 @@ class LocalConnection(FakeSnowflakeConnection):
             names, path = parse_location(location)
         except ValueError as error:
             raise invalid(str(error)) from None
-        name = self.qualify(names)
-        stage = self.local.catalog.stages.get(name)
-        if stage is None:
-            raise not_found("Stage", quote_identifier(*name))
-        return stage, path
+        return self.catalog.stage(self.qualify(names)), path
+
+    def take_filter(self, tokens: Tokens) -> Callable[[Name], bool]:
+        """Read the filters of a SHOW statement up to its end: LIKE '<pattern>' and IN <scope>."""
+        pattern: re.Pattern[str] = tokens.take_pattern()
+        scope = self._take_scope(tokens)
+        tokens.require_end()
+        return lambda name: bool(pattern.fullmatch(name[-1])) and name[: len(scope)] == scope
+
+    def _take_scope(self, tokens: Tokens) -> tuple[str, ...]:
+        """The database, or database and schema, to list; () for the whole account."""
+        if not tokens.take("IN") or tokens.take("ACCOUNT"):
+            return ()
+        if tokens.take("DATABASE"):
+            return (str(self.database),) if tokens.at_end else tokens.take_name()
+        tokens.take("SCHEMA")
+        if tokens.at_end:
+            return str(self.database), str(self.schema)
+        return self.qualify((*tokens.take_name(), ""))[:2]
 
     def context(self) -> dict[str, str]:
         """The values of CONTEXT_HEADERS and of the context functions with the same names."""

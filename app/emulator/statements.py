@@ -1,96 +1,202 @@
-"""The statements that the emulator executes itself; fakesnow executes all others."""
+"""The statements that the emulator executes itself; fakesnow executes all others.
+
+Source: Snowflake documentation, USE, ALTER SESSION, GRANT and REVOKE <privileges>, and SHOW GRANTS.
+"""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeAlias
+from functools import partial
+from typing import TypeAlias
 
-from app.emulator import function_statements as functions
-from app.emulator import grant_statements as grants
-from app.emulator import integration_statements as integrations
-from app.emulator import session_statements as sessions
-from app.emulator import stage_statements as stages
-from app.emulator.answer import Answer, status
+from app.emulator import functions, stages
+from app.emulator.catalog import SCHEMA, Grant, quote_function
+from app.emulator.errors import not_found, unsupported
 from app.emulator.grammar import Tokens
+from app.emulator.query import Answer, status
+from app.emulator.session import Session
+from app.names import quote_identifier
 
-if TYPE_CHECKING:
-    from app.emulator.session import LocalConnection
-
-Statement: TypeAlias = Callable[[Tokens, "LocalConnection"], Answer]
+Statement: TypeAlias = Callable[[Tokens, Session], Answer]
 
 
-def answer_statement(sql: str, session: "LocalConnection") -> Answer | None:
+def answer_statement(sql: str, session: Session) -> Answer | None:
     """The result of a statement that the emulator executes, None for others. Raises ProgrammingError."""
     tokens = Tokens(sql)
-    find = _create_statement if tokens.words(1) == ("CREATE",) else _other_statement
-    statement = find(tokens)
+    statement = _find_creation(tokens) if tokens.take("CREATE") else _find_other(tokens)
     if statement is None:
         return None
-    with session.local.catalog.lock:
+    with session.catalog.lock:
         return statement(tokens, session)
 
 
-def _create_statement(tokens: Tokens) -> Statement | None:
-    """Find the kind of object after CREATE's modifiers, which the statement itself reads again."""
-    words = [
-        word
-        for word in tokens.words(8)
-        if word not in {"CREATE", "OR", "REPLACE", "SECURE", "TEMPORARY", "TEMP"}
-    ]
-    if words[:2] == ["EXTERNAL", "FUNCTION"]:
-        return functions.create_external_function
-    if words[:2] == ["API", "INTEGRATION"]:
-        return integrations.create_integration
-    return stages.create_stage if words[:1] == ["STAGE"] else None
-
-
-def _other_statement(tokens: Tokens) -> Statement | None:
-    for words, statement in _STATEMENTS.items():
-        if tokens.take(*words):
-            return statement
+def _find_creation(tokens: Tokens) -> Statement | None:
+    replace = tokens.take("OR", "REPLACE")
+    is_secure = tokens.take("SECURE")
+    is_temporary = tokens.take("TEMPORARY") or tokens.take("TEMP")
+    if not is_temporary and tokens.take("EXTERNAL", "FUNCTION"):
+        return partial(functions.create_function, replace=replace, is_secure=is_secure)
+    if not (is_temporary or is_secure) and tokens.take("API", "INTEGRATION"):
+        return partial(functions.create_integration, replace=replace)
+    if not is_secure and tokens.take("STAGE"):
+        return partial(stages.create_stage, replace=replace)
     return None
 
 
-def _suspend_or_resume(tokens: Tokens, session: "LocalConnection") -> Answer:
+def _find_other(tokens: Tokens) -> Statement | None:
+    return next((statement for words, statement in _STATEMENTS.items() if tokens.take(*words.split())), None)
+
+
+# The session and its warehouse.
+
+# Accepted without effect.
+_PARAMETERS = frozenset({"USE_CACHED_RESULT", "QUERY_TAG", "STATEMENT_TIMEOUT_IN_SECONDS"})
+
+
+def _use(tokens: Tokens, session: Session) -> Answer:
+    if tokens.take("SECONDARY", "ROLES"):
+        tokens.take_token()
+    elif tokens.take("ROLE"):
+        [session.role] = tokens.take_name(max_parts=1)
+    elif tokens.take("WAREHOUSE"):
+        [session.warehouse] = tokens.take_name(max_parts=1)
+    elif tokens.take("SCHEMA"):
+        _use_schema(tokens.take_name(max_parts=2), session)
+    else:
+        tokens.take("DATABASE")
+        names = tokens.take_name(max_parts=2)
+        _use_database(names[0], session) if len(names) == 1 else _use_schema(names, session)
+    tokens.require_end()
+    return status()
+
+
+def _use_database(name: str, session: Session) -> None:
+    """Make the database current, with its schema PUBLIC if it has one."""
+    if not session.has_schema(name):
+        raise not_found("Database", quote_identifier(name))
+    session.use(name, SCHEMA if session.has_schema(name, SCHEMA) else None)
+
+
+def _use_schema(names: tuple[str, ...], session: Session) -> None:
+    database, schema, _ = session.qualify((*names, ""))
+    session.require_schema(database, schema)
+    session.use(database, schema)
+
+
+def _alter_session(tokens: Tokens, _: Session) -> Answer:
+    is_set = tokens.take("SET")
+    if not is_set:
+        tokens.require("UNSET")
+    while not tokens.at_end:
+        name = tokens.take_token().text.upper()
+        if name not in _PARAMETERS:
+            raise unsupported(f"ALTER SESSION … {name}")
+        if is_set:
+            tokens.require("=")
+            tokens.take_value()
+        tokens.take(",")
+    return status()
+
+
+def _alter_warehouse(tokens: Tokens, session: Session) -> Answer:
     [name] = tokens.take_name(max_parts=1)
-    suspended = session.local.catalog.suspended_warehouses
     if tokens.take("SUSPEND"):
-        suspended.add(name)
+        session.catalog.suspended_warehouses.add(name)
     else:
         tokens.require("RESUME")
-        suspended.discard(name)
+        session.catalog.suspended_warehouses.discard(name)
     tokens.require_end()
-    return status("Statement executed successfully.")
+    return status()
 
 
-_STATEMENTS: dict[tuple[str, ...], Statement] = {
-    ("ALTER", "API", "INTEGRATION"): integrations.alter_integration,
-    ("ALTER", "INTEGRATION"): integrations.alter_integration,
-    ("ALTER", "SESSION"): sessions.alter_session,
-    ("ALTER", "STAGE"): stages.alter_stage,
-    ("ALTER", "WAREHOUSE"): _suspend_or_resume,
-    ("DROP", "API", "INTEGRATION"): integrations.drop_integration,
-    ("DROP", "INTEGRATION"): integrations.drop_integration,
-    ("DROP", "STAGE"): stages.drop_stage,
-    ("DROP", "FUNCTION"): functions.drop_function,
-    ("DESC", "API", "INTEGRATION"): integrations.describe_integration,
-    ("DESC", "INTEGRATION"): integrations.describe_integration,
-    ("DESCRIBE", "API", "INTEGRATION"): integrations.describe_integration,
-    ("DESCRIBE", "INTEGRATION"): integrations.describe_integration,
-    ("DESC", "FUNCTION"): functions.describe_function,
-    ("DESCRIBE", "FUNCTION"): functions.describe_function,
-    ("DESC", "STAGE"): stages.describe_stage,
-    ("DESCRIBE", "STAGE"): stages.describe_stage,
-    ("SHOW", "API", "INTEGRATIONS"): integrations.show_integrations,
-    ("SHOW", "INTEGRATIONS"): integrations.show_integrations,
-    ("SHOW", "EXTERNAL", "FUNCTIONS"): functions.show_external_functions,
-    ("SHOW", "FUNCTIONS"): functions.show_external_functions,
-    ("SHOW", "USER", "FUNCTIONS"): functions.show_external_functions,
-    ("SHOW", "STAGES"): stages.show_stages,
-    ("SHOW", "GRANTS", "ON"): grants.show_grants,
-    ("LIST",): stages.list_files,
-    ("LS",): stages.list_files,
-    ("REMOVE",): stages.remove_files,
-    ("RM",): stages.remove_files,
-    ("USE",): sessions.use,
-    ("GRANT",): grants.grant,
-    ("REVOKE",): grants.revoke,
+# Grants: recorded for SHOW GRANTS but not enforced; every role has every privilege here.
+
+
+def _grant(tokens: Tokens, session: Session) -> Answer:
+    session.catalog.grants |= dict.fromkeys(_take_grants(tokens, session, "TO"))
+    return status()
+
+
+def _revoke(tokens: Tokens, session: Session) -> Answer:
+    for each in _take_grants(tokens, session, "FROM"):
+        session.catalog.grants.pop(each, None)
+    return status()
+
+
+def _show_grants(tokens: Tokens, session: Session) -> Answer:
+    kind, name = _take_object(tokens, session)
+    tokens.require_end()
+    rows = [
+        [grant.privilege, kind, name, "ROLE", grant.role]
+        for grant in session.catalog.grants
+        if (grant.kind, grant.name) == (kind, name)
+    ]
+    return Answer(["privilege", "granted_on", "name", "granted_to", "grantee_name"], rows)
+
+
+def _take_grants(tokens: Tokens, session: Session, preposition: str) -> list[Grant]:
+    privileges = [tokens.take_token().text.upper()]
+    while tokens.take(","):
+        privileges.append(tokens.take_token().text.upper())
+    tokens.require("ON")
+    kind, name = _take_object(tokens, session)
+    tokens.require(preposition, "ROLE")
+    [role] = tokens.take_name(max_parts=1)
+    tokens.require_end()
+    return [Grant(privilege, kind, name, role) for privilege in privileges]
+
+
+def _take_object(tokens: Tokens, session: Session) -> tuple[str, str]:
+    """The kind and full name of the granted object; a function's name includes its argument types."""
+    kind = tokens.take_token().text.upper()
+    if kind == "FUNCTION":
+        return kind, quote_function(
+            session.catalog.function(functions.take_function_key(tokens, session)).key
+        )
+    names = tokens.take_name()
+    if kind == "STAGE":
+        return kind, str(session.catalog.stage(session.qualify(names)))
+    if kind == "SCHEMA":
+        database, schema, _ = session.qualify((*names, ""))
+        session.require_schema(database, schema)
+        return kind, quote_identifier(database, schema)
+    if kind == "INTEGRATION":
+        return kind, quote_identifier(session.catalog.integration(names[0]).name)
+    if kind == "DATABASE" and not session.has_schema(names[0]):
+        raise not_found("Database", quote_identifier(*names))
+    if kind not in {"DATABASE", "WAREHOUSE"}:
+        raise unsupported(f"privileges on {kind}")
+    return kind, quote_identifier(*names)
+
+
+_STATEMENTS: dict[str, Statement] = {
+    "ALTER API INTEGRATION": functions.alter_integration,
+    "ALTER INTEGRATION": functions.alter_integration,
+    "ALTER SESSION": _alter_session,
+    "ALTER STAGE": stages.alter_stage,
+    "ALTER WAREHOUSE": _alter_warehouse,
+    "DROP API INTEGRATION": functions.drop_integration,
+    "DROP INTEGRATION": functions.drop_integration,
+    "DROP STAGE": stages.drop_stage,
+    "DROP FUNCTION": functions.drop_function,
+    "DESC API INTEGRATION": functions.describe_integration,
+    "DESC INTEGRATION": functions.describe_integration,
+    "DESCRIBE API INTEGRATION": functions.describe_integration,
+    "DESCRIBE INTEGRATION": functions.describe_integration,
+    "DESC FUNCTION": functions.describe_function,
+    "DESCRIBE FUNCTION": functions.describe_function,
+    "DESC STAGE": stages.describe_stage,
+    "DESCRIBE STAGE": stages.describe_stage,
+    "SHOW API INTEGRATIONS": functions.show_integrations,
+    "SHOW INTEGRATIONS": functions.show_integrations,
+    "SHOW EXTERNAL FUNCTIONS": functions.show_functions,
+    "SHOW FUNCTIONS": functions.show_functions,
+    "SHOW USER FUNCTIONS": functions.show_functions,
+    "SHOW STAGES": stages.show_stages,
+    "SHOW GRANTS ON": _show_grants,
+    "LIST": stages.list_files,
+    "LS": stages.list_files,
+    "REMOVE": stages.remove_files,
+    "RM": stages.remove_files,
+    "USE": _use,
+    "GRANT": _grant,
+    "REVOKE": _revoke,
 }

@@ -14,7 +14,7 @@ from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
 from app.emulator.catalog import Catalog, Stage
-from app.emulator.refusals import invalid
+from app.emulator.errors import invalid
 
 MAX_SIGNED_SECONDS = 604_800
 _TIME = "%Y%m%dT%H%M%SZ"
@@ -114,7 +114,7 @@ class _Upload:
         """Store the file. A file with the digest of the stored one, however encrypted, changes nothing."""
         with self.stage.lock:
             try:
-                path = self.stage.place_of(self.relative_path)
+                path = self.stage.resolve(self.relative_path)
                 if path.exists() and not overwrite:
                     return Response() if self._is_stored() else _error(412, "PreconditionFailed", _EXISTS)
                 path.parent.mkdir(parents=True, exist_ok=True)

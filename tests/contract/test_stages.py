@@ -13,9 +13,7 @@ import httpx2 as httpx
 import pytest
 import snowflake.connector
 
-from app.emulator.catalog import Name
-from app.emulator.server import LocalServer
-from app.emulator.urls import ACCOUNT_HOST
+from app.emulator import ACCOUNT_HOST, LocalServer, Name
 from app.names import quote_identifier, quote_string
 from tests.app.forms import text_of
 from tests.conftest import SAMPLES
@@ -472,7 +470,9 @@ def make_stage(server: LocalServer, cursor: Any, names: Name, kind: str) -> None
         cursor.execute(f"CREATE OR REPLACE STAGE {stage} ENCRYPTION = (TYPE = '{kind}')")
     else:
         is_open = kind == "SNOWFLAKE_SSE"
-        server.local.catalog.stages[names] = server.local.new_stage(names, is_server_side_encrypted=is_open)
+        server.local.catalog.stages[names] = server.local.catalog.new_stage(
+            names, is_server_side_encrypted=is_open
+        )
 
 
 def build_file_url(cursor: Any, stage: str, path: str) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from app.emulator.server import LocalServer
+from app.emulator import LocalServer
 from tests.app.emulator.remote_service import RemoteService, echo
 from tests.app.emulator.sql import Sql
 

@@ -7,7 +7,7 @@ import pytest
 import snowflake.connector
 from snowflake.connector.errors import Error
 
-from app.emulator.server import LocalServer
+from app.emulator import LocalServer
 
 # The connector retries an HTTP 500 for this long, then fails with 290500.
 NETWORK_TIMEOUT_SECONDS = 5

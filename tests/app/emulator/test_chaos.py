@@ -7,14 +7,13 @@ from collections.abc import Iterator
 
 import pytest
 
-import app.emulator.chaos
-from app.emulator.chaos import Accident, Chaos
-from app.emulator.server import LocalServer
+from app.emulator import Chaos, LocalServer, remote
+from app.emulator.remote import Fault
 from tests.app.emulator.conftest import Function
 from tests.app.emulator.remote_service import RemoteService, Reply, echo
 from tests.app.emulator.sql import Sql
 
-ACCIDENTS = ("repeated", "delayed", "dropped")
+FAULTS = ("repeated", "delayed", "dropped")
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +34,8 @@ def test_faults_do_not_change_the_result(
     rows = sql.rows("SELECT number, f('row ' || number) FROM numbers")
     assert [value for _, value in rows] == [f"row {number}" for number, _ in rows]
     assert len(rows) == numbers
-    counts = server.local.queries[sql.query_id].counts
-    assert all(counts[accident] > 0 for accident in ACCIDENTS)
+    counts = server.local.queries.finished[sql.query_id].counts
+    assert all(counts[fault] > 0 for fault in FAULTS)
     assert counts["rows"] == numbers
     assert counts["batches"] + counts["repeated"] + counts["dropped"] == len(service.received)
 
@@ -50,7 +49,9 @@ def test_repeated_batch_has_the_same_bytes(
     for received in service.received:
         bodies.setdefault(received.batch_id, set()).add(received.body)
     assert all(len(of_one_batch) == 1 for of_one_batch in bodies.values())
-    assert len(bodies) == server.local.queries[sql.query_id].counts["batches"] < len(service.received)
+    assert (
+        len(bodies) == server.local.queries.finished[sql.query_id].counts["batches"] < len(service.received)
+    )
 
 
 @pytest.mark.usefixtures("f", "numbers")
@@ -58,7 +59,7 @@ def test_batches_are_sent_in_random_order(
     sql: Sql, service: RemoteService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Eight threads alone move a batch by about one place, a random order by twelve on average."""
-    monkeypatch.setattr(app.emulator.chaos, "MAX_DELAY_SECONDS", 0.0)
+    monkeypatch.setattr(remote, "MAX_DELAY_SECONDS", 0.0)
     sql.rows("SELECT f(number) FROM numbers")
     arrived = list(dict.fromkeys(received.batch_id for received in service.received))
     numbered = sorted(arrived, key=lambda batch_id: int(batch_id.split(":")[1]))
@@ -86,23 +87,23 @@ def test_same_seed_gives_the_same_faults() -> None:
 
 
 def test_plan_contains_each_kind_of_fault_and_batches_without() -> None:
-    order, accidents = Chaos(1).plan(200)
+    order, faults = Chaos(1).plan(200)
     assert sorted(order) == list(range(200))
     assert order != list(range(200))
-    assert {accident.kind for accident in accidents} == {"none", *ACCIDENTS}
+    assert {fault.kind for fault in faults} == {"none", *FAULTS}
 
 
 def test_dropped_answer_is_ignored() -> None:
     answers = iter([b"first", b"second"])
-    assert Accident("dropped").apply(lambda: next(answers)) == b"second"
+    assert Fault("dropped").apply(lambda: next(answers)) == b"second"
 
 
 def test_repeated_answer_must_be_the_same() -> None:
     answers = iter([b"first", b"second"])
     with pytest.raises(ValueError, match="same answer"):
-        Accident("repeated").apply(lambda: next(answers))
+        Fault("repeated").apply(lambda: next(answers))
 
 
 def test_batch_without_fault_is_sent_once() -> None:
     answers = iter([json.dumps({"data": []}).encode()])
-    assert Accident().apply(lambda: next(answers)) == b'{"data": []}'
+    assert Fault().apply(lambda: next(answers)) == b'{"data": []}'

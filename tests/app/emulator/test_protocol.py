@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 from snowflake.connector.errors import Error
 
-from app.emulator.emulation import MAX_FINISHED_QUERIES
-from app.emulator.query import Query
-from app.emulator.server import LocalServer
+from app.emulator import LocalServer
+from app.emulator.query import MAX_FINISHED_QUERIES, Query
 from app.provisioning.console import StatementFailed, connect
 from tests.app.emulator.conftest import Function
 from tests.app.emulator.remote_service import Received, RemoteService, Reply, echo
@@ -211,16 +210,16 @@ def test_running_query_is_not_evicted(
     def respond(received: Received) -> Reply:
         for _ in range(MAX_FINISHED_QUERIES):
             query = Query({})
-            server.local.start(query)
-            server.local.finish(query)
+            server.local.queries.start(query)
+            server.local.queries.finish(query)
         return echo(received)
 
     service.respond = respond
     function("f(a VARCHAR)", "VARCHAR", "MAX_BATCH_ROWS = 2000")
     answers = sql.column("SELECT f(seq4()) FROM TABLE(GENERATOR(ROWCOUNT => 4000))")
     assert answers == [str(number) for number in range(4000)]
-    assert server.local.queries[sql.query_id].counts["rows"] == 4000
-    assert len(server.local.queries) <= MAX_FINISHED_QUERIES
+    assert server.local.queries.finished[sql.query_id].counts["rows"] == 4000
+    assert len(server.local.queries.finished) <= MAX_FINISHED_QUERIES
 
 
 def test_calls_of_a_query_are_counted(
@@ -228,8 +227,7 @@ def test_calls_of_a_query_are_counted(
 ) -> None:
     function("f(a VARCHAR)", clauses="MAX_BATCH_ROWS = 2")
     sql.rows("SELECT f(seq4()) FROM TABLE(GENERATOR(ROWCOUNT => 5))")
-    with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/local/queries/{sql.query_id}") as response:
-        assert json.load(response) == {"rows": 5, "batches": 3, "requests": 3}
+    assert server.local.queries.finished[sql.query_id].counts == {"rows": 5, "batches": 3, "requests": 3}
 
 
 # Results and failures.

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from app.emulator.server import LocalServer
+from app.emulator import LocalServer
 from tests.app.emulator.conftest import Function
 from tests.app.emulator.remote_service import DROP, Received, RemoteService, Reply, answer, echo
 from tests.app.emulator.sql import Sql
@@ -301,7 +301,7 @@ def test_transient_failure_is_retried_with_the_same_batch(
     assert len(service.received) == 3
     assert len({received.batch_id for received in service.received}) == 1
     assert len({received.body for received in service.received}) == 1
-    assert server.local.queries[sql.query_id].counts["retries"] == 2
+    assert server.local.queries.finished[sql.query_id].counts["retries"] == 2
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 413, 422, 201, 204, 302])
@@ -355,7 +355,7 @@ def test_deferred_batch_is_polled_without_a_body(
         assert poll.body == b""
         assert {name: poll.headers[name] for name in own} == own
         assert "Content-Encoding" not in poll.headers
-    assert server.local.queries[sql.query_id].counts["polls"] == 2
+    assert server.local.queries.finished[sql.query_id].counts["polls"] == 2
 
 
 def test_throttled_poll_is_retried_as_a_poll(sql: Sql, service: RemoteService, function: Function) -> None:

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from app.emulator.server import LocalServer
-from app.emulator.urls import ACCOUNT_HOST
+from app.emulator import ACCOUNT_HOST, LocalServer
 from app.images.source import StageFile, parse_file_url
 from tests.app.emulator.conftest import Function
 from tests.app.emulator.remote_service import RemoteService, answer

@@ -7,7 +7,7 @@ import pytest
 
 from app.cli.sql_shell import Shell, print_table
 from app.client import ClientError
-from app.emulator.server import LocalServer
+from app.emulator import LocalServer
 from app.provisioning.console import connect
 from tests.app.emulator.conftest import Function
 from tests.app.emulator.remote_service import RemoteService, answer

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from app.emulator.urls import ACCOUNT, ACCOUNT_HOST
+from app.emulator import ACCOUNT, ACCOUNT_HOST
 from tests.app.emulator.conftest import Function
 from tests.app.emulator.remote_service import RemoteService
 from tests.app.emulator.sql import Sql
@@ -117,7 +117,7 @@ def test_integration_is_dropped(sql: Sql) -> None:
     assert "Mixed api" in sql.column("SHOW API INTEGRATIONS LIKE 'mixed%'")
     sql.rows('DROP API INTEGRATION "Mixed api"')
     assert sql.error('DROP INTEGRATION "Mixed api"').errno == 2003
-    assert "not there" in sql.value('DROP INTEGRATION IF EXISTS "Mixed api"')
+    assert "already dropped" in sql.value('DROP INTEGRATION IF EXISTS "Mixed api"')
     assert sql.error('ALTER INTEGRATION "Mixed api" SET ENABLED = TRUE').errno == 2003
     assert sql.rows("SHOW INTEGRATIONS LIKE 'mixed%'") == []
 
@@ -185,7 +185,7 @@ def test_function_is_dropped_by_its_signature(sql: Sql, function: Function, serv
     assert sql.error("DROP FUNCTION f(NUMBER)").errno == 2003
     sql.rows("DROP FUNCTION f(STRING)")
     assert sql.error("SELECT f('a')").errno == 1044
-    assert "not there" in sql.value("DROP FUNCTION IF EXISTS f(VARCHAR)")
+    assert "already dropped" in sql.value("DROP FUNCTION IF EXISTS f(VARCHAR)")
     sql.rows("drop function if exists f(varchar, object);")
     assert sql.error("SELECT f('a')").errno == 2140
     assert service.received == []

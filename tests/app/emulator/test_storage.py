@@ -9,8 +9,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 import pytest
 
-from app.emulator.catalog import Stage
-from app.emulator.server import LocalServer
+from app.emulator import LocalServer, Stage
 from tests.app.emulator.sql import Sql
 
 Fetch = Callable[..., tuple[int, bytes]]

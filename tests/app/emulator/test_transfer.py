@@ -8,8 +8,7 @@ import pytest
 from fakesnow.server import sessions
 from snowflake.connector.errors import Error
 
-from app.emulator.catalog import Stage
-from app.emulator.server import LocalServer
+from app.emulator import LocalServer, Stage
 from app.provisioning.console import connect
 from app.provisioning.upload import find_files, is_encrypted_by_clients, upload
 from tests.app.emulator.sql import Sql
@@ -300,9 +299,9 @@ def test_encryption_material_contains_only_strings(sql: Sql) -> None:
 
 
 def test_upload_keeps_subfolders(sql: Sql, stage: str, server: LocalServer, tmp_path: Path) -> None:
-    for place in ("1/a.png", "2/a.png", "2/it's b.png"):
-        (tmp_path / place).parent.mkdir(exist_ok=True)
-        (tmp_path / place).write_bytes((SAMPLES / "scratches.png").read_bytes() + place.encode())
+    for path in ("1/a.png", "2/a.png", "2/it's b.png"):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_bytes((SAMPLES / "scratches.png").read_bytes() + path.encode())
     schema = sql.value("SELECT CURRENT_SCHEMA()")
     with connect(**server.connect_arguments) as console:
         assert upload(console, find_files([tmp_path], "2026"), f"local.{schema}.s") == {"UPLOADED": 3}

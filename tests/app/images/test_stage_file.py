@@ -7,8 +7,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from sqlglot.tokens import TokenType
 
-from app.emulator.catalog import Name, Stage
-from app.emulator.urls import ACCOUNT_HOST, file_url
+from app.emulator import ACCOUNT_HOST, Name, Stage
 from app.errors import InvalidSource, ScopedUrlNotReadable, StageNotAuthorized
 from app.images.source import DOTTED, StageFile, parse_file_url, parse_stage_path, percent_decode
 from app.names import (
@@ -45,7 +44,7 @@ def is_quoted(name: str) -> bool:
 def test_file_url_of_a_directory_table_names_its_file(names: Name, path: str) -> None:
     assume(not any(map(is_quoted, names)))  # a URL unquotes a name in double quotes
     stage = Stage(names, folder=None)  # type: ignore[arg-type]
-    assert parse_file_url(file_url(stage, path)) == StageFile(names, path, ACCOUNT_HOST)
+    assert parse_file_url(stage.file_url(path)) == StageFile(names, path, ACCOUNT_HOST)
 
 
 @given(names=st.lists(NAMES, min_size=1, max_size=3), path=PATHS)

@@ -1,0 +1,78 @@
+"""Snowflake's errors with their number, SQL state and message, and the one error of the emulator's own."""
+
+from snowflake.connector.errors import ProgrammingError
+
+
+def unsupported(feature: str) -> ProgrammingError:
+    """A feature that the emulator lacks: it fails instead of returning a result that may be wrong."""
+    return ProgrammingError(msg=f"Not supported by the emulator: {feature}.", errno=2, sqlstate="0A000")
+
+
+def several_statements(count: int) -> ProgrammingError:
+    return ProgrammingError(
+        msg=f"Actual statement count {count} did not match the desired statement count 1.",
+        errno=8,
+        sqlstate="0A000",
+    )
+
+
+def no_warehouse() -> ProgrammingError:
+    return ProgrammingError(
+        msg="No active warehouse selected in the current session. Select an active warehouse with the 'use "
+        "warehouse' command.",
+        errno=606,
+        sqlstate="57P03",
+    )
+
+
+def no_current_schema() -> ProgrammingError:
+    return ProgrammingError(
+        msg="Cannot perform operation. This session does not have a current database and schema. Call 'USE "
+        "SCHEMA', or use a qualified name.",
+        errno=90105,
+        sqlstate="22000",
+    )
+
+
+def not_recognized(kind: str, value: object) -> ProgrammingError:
+    return ProgrammingError(msg=f"{kind} value '{value}' is not recognized", errno=100038, sqlstate="22018")
+
+
+def empty_statement() -> ProgrammingError:
+    return _compilation_error("Empty SQL statement.", 900, "42601")
+
+
+def syntax_error(message: str) -> ProgrammingError:
+    return _compilation_error(message, 1003, "42000")
+
+
+def invalid(message: str) -> ProgrammingError:
+    return _compilation_error(message, 1008, "42601")
+
+
+def invalid_value(name: str, value: object) -> ProgrammingError:
+    return invalid(f"invalid value [{value}] for parameter '{name}'")
+
+
+def invalid_arguments(function: str, given: str, known: str) -> ProgrammingError:
+    return _compilation_error(
+        f"Invalid argument types for function '{function}': ({given}); known signatures: {known}",
+        1044,
+        "42P13",
+    )
+
+
+def already_exists(name: str) -> ProgrammingError:
+    return _compilation_error(f"Object '{name}' already exists.", 2002, "42710")
+
+
+def not_found(kind: str, name: str) -> ProgrammingError:
+    return _compilation_error(f"{kind} '{name}' does not exist or not authorized.", 2003, "02000")
+
+
+def unknown_function(name: str) -> ProgrammingError:
+    return _compilation_error(f"Unknown function {name}.", 2140, "42601")
+
+
+def _compilation_error(message: str, number: int, sql_state: str) -> ProgrammingError:
+    return ProgrammingError(msg=f"SQL compilation error:\n{message}", errno=number, sqlstate=sql_state)

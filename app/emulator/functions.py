@@ -1,0 +1,319 @@
+"""Statements on API integrations and external functions.
+
+Source: Snowflake documentation, CREATE, ALTER, DESCRIBE, SHOW and DROP API INTEGRATION, CREATE EXTERNAL
+FUNCTION, DESCRIBE and DROP FUNCTION, and SHOW EXTERNAL FUNCTIONS.
+"""
+
+import re
+from typing import Any
+
+from app.emulator.catalog import ApiIntegration, ExternalFunction, FunctionKey, quote_function
+from app.emulator.errors import already_exists, invalid, invalid_value, unsupported
+from app.emulator.grammar import Tokens
+from app.emulator.query import Answer, status
+from app.emulator.rewriting import is_built_in
+from app.emulator.session import Session
+from app.emulator.wire import check_custom_headers
+from app.names import quote_identifier
+
+# API integrations.
+
+_COMMON = {
+    "API_PROVIDER": "String",
+    "ENABLED": "Boolean",
+    "API_KEY": "String",
+    "API_ALLOWED_PREFIXES": "List",
+    "API_BLOCKED_PREFIXES": "List",
+    "COMMENT": "String",
+}
+# The options that each provider requires.
+_REQUIRED = {
+    "aws": ("API_AWS_ROLE_ARN",),
+    "azure": ("AZURE_TENANT_ID", "AZURE_AD_APPLICATION_ID"),
+    "google": ("GOOGLE_AUDIENCE",),
+}
+_INTEGRATION_OPTIONS = _COMMON | {name: "String" for names in _REQUIRED.values() for name in names}
+_PROVIDER = re.compile(
+    r"(?:(aws)(?:_gov)?(?:_private)?_api_gateway|aws_private_api_gateway|(azure)_api_management|(google)_api_gateway)"
+)
+
+
+def create_integration(tokens: Tokens, session: Session, *, replace: bool) -> Answer:
+    keep = tokens.take_if_not_exists(replace=replace)
+    [name] = tokens.take_name(max_parts=1)
+    options = tokens.take_options(_INTEGRATION_OPTIONS)
+    known = session.catalog.integrations
+    if name in known and keep:
+        return status(f"{name} already exists, statement succeeded.")
+    if name in known and not replace:
+        raise already_exists(name)
+    _refuse_incomplete(options)
+    _refuse_wrong(options)
+    known[name] = ApiIntegration(name, options)
+    session.catalog.drop_grants("INTEGRATION", quote_identifier(name))
+    return status(f"Integration {name} successfully created.")
+
+
+def alter_integration(tokens: Tokens, session: Session) -> Answer:
+    optional = tokens.take("IF", "EXISTS")
+    [name] = tokens.take_name(max_parts=1)
+    tokens.require("SET")
+    options = tokens.take_options(_INTEGRATION_OPTIONS)
+    if "API_PROVIDER" in options:
+        raise invalid("API_PROVIDER cannot be altered.")
+    _refuse_wrong(options)
+    if not optional or name in session.catalog.integrations:
+        session.catalog.integration(name).options |= options
+    return status()
+
+
+def drop_integration(tokens: Tokens, session: Session) -> Answer:
+    optional = tokens.take("IF", "EXISTS")
+    [name] = tokens.take_name(max_parts=1)
+    tokens.require_end()
+    if optional and name not in session.catalog.integrations:
+        return status(f"Drop statement executed successfully ({name} already dropped).")
+    del session.catalog.integrations[session.catalog.integration(name).name]
+    session.catalog.drop_grants("INTEGRATION", quote_identifier(name))
+    return status(f"{name} successfully dropped.")
+
+
+def describe_integration(tokens: Tokens, session: Session) -> Answer:
+    [name] = tokens.take_name(max_parts=1)
+    tokens.require_end()
+    integration = session.catalog.integration(name)
+    shown = integration.options | {"ENABLED": str(integration.is_enabled).lower()}
+    rows = [
+        [name, kind, _text(shown.get(name, "")), ""]
+        for name, kind in _INTEGRATION_OPTIONS.items()
+        if name != "API_KEY" and (name in _COMMON or name in integration.options)
+    ]
+    return Answer(
+        ["property", "property_type", "property_value", "property_default"], rows + _trust_rows(integration)
+    )
+
+
+def show_integrations(tokens: Tokens, session: Session) -> Answer:
+    shown = session.take_filter(tokens)
+    rows = [
+        [
+            each.name,
+            f"EXTERNAL_API - {each.options['API_PROVIDER']}".upper(),
+            "API",
+            str(each.is_enabled).lower(),
+            each.options.get("COMMENT", ""),
+        ]
+        for each in session.catalog.integrations.values()
+        if shown(("", "", each.name))
+    ]
+    return Answer(["name", "type", "category", "enabled", "comment"], rows)
+
+
+def _provider(options: dict[str, Any]) -> str:
+    match = _PROVIDER.fullmatch(str(options.get("API_PROVIDER", "")).lower())
+    if match is None:
+        raise invalid_value("API_PROVIDER", options.get("API_PROVIDER"))
+    return next((group for group in match.groups() if group), "aws")
+
+
+def _refuse_incomplete(options: dict[str, Any]) -> None:
+    required = (*_REQUIRED[_provider(options)], "API_ALLOWED_PREFIXES")
+    missing = [name for name in required if name not in options]
+    if missing:
+        raise invalid(f"Missing option(s): {missing}")
+
+
+def _refuse_wrong(options: dict[str, Any]) -> None:
+    for name, value in options.items():
+        if isinstance(value, list) != (_INTEGRATION_OPTIONS[name] == "List") or isinstance(value, dict):
+            raise invalid(f"invalid value for parameter '{name}'")  # the value may be a secret
+    if str(options.get("ENABLED", "TRUE")).upper() not in {"TRUE", "FALSE"}:
+        raise invalid_value("ENABLED", options["ENABLED"])
+
+
+def _trust_rows(integration: ApiIntegration) -> list[list[str]]:
+    trust = {
+        "aws": {
+            "API_AWS_IAM_USER_ARN": "arn:aws:iam::000000000000:user/local",
+            "API_AWS_EXTERNAL_ID": integration.external_id,
+        },
+        "azure": {
+            "AZURE_MULTI_TENANT_APP_NAME": "local_snowflake",
+            "AZURE_CONSENT_URL": "https://login.microsoftonline.com/local/oauth2/authorize",
+        },
+        "google": {"API_GCP_SERVICE_ACCOUNT": "local@local.iam.gserviceaccount.com"},
+    }
+    return [[name, "String", value, ""] for name, value in trust[_provider(integration.options)].items()]
+
+
+def _text(value: Any) -> str:
+    return ",".join(value) if isinstance(value, list) else str(value)
+
+
+# External functions.
+
+_TYPES = {
+    "VARCHAR": "VARCHAR",
+    "STRING": "VARCHAR",
+    "TEXT": "VARCHAR",
+    "CHAR": "VARCHAR",
+    "OBJECT": "OBJECT",
+    "VARIANT": "VARIANT",
+    "ARRAY": "ARRAY",
+    "NUMBER": "NUMBER",
+    "DECIMAL": "NUMBER",
+    "NUMERIC": "NUMBER",
+    "BIGINT": "NUMBER",
+    "INTEGER": "NUMBER",
+    "INT": "NUMBER",
+    "FLOAT": "FLOAT",
+    "DOUBLE": "FLOAT",
+    "BOOLEAN": "BOOLEAN",
+    "BINARY": "BINARY",
+}
+_FUNCTION_OPTIONS = frozenset(
+    {"COMMENT", "API_INTEGRATION", "HEADERS", "CONTEXT_HEADERS", "MAX_BATCH_ROWS", "COMPRESSION"}
+)
+_COMPRESSIONS = frozenset({"NONE", "GZIP", "DEFLATE", "AUTO"})
+
+
+def create_function(tokens: Tokens, session: Session, *, replace: bool, is_secure: bool) -> Answer:
+    name = session.qualify(tokens.take_name())
+    session.require_schema(*name[:2])
+    if is_built_in(name[-1]):
+        raise unsupported(f"external function with the name of a system function, {name[-1]}")
+    arguments = tuple(tokens.take_list(lambda: _take_argument(tokens)))
+    tokens.require("RETURNS")
+    returns = _take_type(tokens)
+    if returns == "BINARY":
+        raise unsupported("RETURNS BINARY")
+    tokens.take("NOT", "NULL")
+    is_strict, is_immutable, options = _take_clauses(tokens)
+    url = tokens.take_string()
+    tokens.require_end()
+    _check(options, url, session)
+    function = ExternalFunction(
+        name, arguments, returns, options["API_INTEGRATION"], url, options, is_strict, is_secure, is_immutable
+    )
+    if function.key in session.catalog.functions and not replace:
+        raise already_exists(name[-1])
+    session.catalog.functions[function.key] = function
+    session.catalog.drop_grants("FUNCTION", quote_function(function.key))
+    return status(f"Function {name[-1]} successfully created.")
+
+
+def drop_function(tokens: Tokens, session: Session) -> Answer:
+    optional = tokens.take("IF", "EXISTS")
+    key = take_function_key(tokens, session)
+    name = key[0][-1]
+    tokens.require_end()
+    if optional and key not in session.catalog.functions:
+        return status(f"Drop statement executed successfully ({name} already dropped).")
+    del session.catalog.functions[session.catalog.function(key).key]
+    session.catalog.drop_grants("FUNCTION", quote_function(key))
+    return status(f"{name} successfully dropped.")
+
+
+def describe_function(tokens: Tokens, session: Session) -> Answer:
+    function = session.catalog.function(take_function_key(tokens, session))
+    tokens.require_end()
+    properties: dict[str, Any] = {
+        "signature": function.signature,
+        "returns": function.returns,
+        "language": "EXTERNAL",
+        "null handling": "RETURNS NULL ON NULL INPUT" if function.is_strict else "CALLED ON NULL INPUT",
+        "volatility": "IMMUTABLE" if function.is_immutable else "VOLATILE",
+        "body": function.url,
+        "headers": str(function.options.get("HEADERS", "null")),
+        "context_headers": str(function.options.get("CONTEXT_HEADERS", "null")),
+        "max_batch_rows": str(function.max_batch_rows or "not set"),
+        "request_translator": "null",
+        "response_translator": "null",
+        "compression": function.options.get("COMPRESSION", "AUTO"),
+        "api_integration": function.integration,
+    }
+    return Answer(["property", "value"], [[name, value] for name, value in properties.items()])
+
+
+def show_functions(tokens: Tokens, session: Session) -> Answer:
+    shown = session.take_filter(tokens)
+    rows = [
+        [
+            each.name[-1],
+            each.name[1],
+            each.name[0],
+            f"{each.name[-1]}({', '.join(each.argument_types)}) RETURN {_unsized(each.returns)}",
+            each.options.get("COMMENT", ""),
+            "Y",
+        ]
+        for each in session.catalog.functions.values()
+        if shown(each.name)
+    ]
+    columns = ["name", "schema_name", "catalog_name", "arguments", "description", "is_external_function"]
+    return Answer(columns, rows)
+
+
+def take_function_key(tokens: Tokens, session: Session) -> FunctionKey:
+    """Read `name(type, …)`."""
+    name = session.qualify(tokens.take_name())
+    return name, tuple(_unsized(kind) for kind in tokens.take_list(lambda: _take_type(tokens)))
+
+
+def _take_argument(tokens: Tokens) -> tuple[str, str]:
+    [name] = tokens.take_name(max_parts=1)
+    return name, _take_type(tokens)
+
+
+def _unsized(kind: str) -> str:
+    return kind.partition("(")[0]
+
+
+def _take_type(tokens: Tokens) -> str:
+    """The declared type under its canonical name, with its sizes: NUMBER(10,2) for DECIMAL(10, 2)."""
+    word = tokens.take_token().text.upper()
+    if word not in _TYPES:
+        raise unsupported(f"type {word} in an external function")
+    if tokens.words(1) != ("(",):
+        return _TYPES[word]
+    sizes = tokens.take_list(lambda: tokens.take_token().text)
+    return f"{_TYPES[word]}({','.join(sizes)})"
+
+
+def _take_clauses(tokens: Tokens) -> tuple[bool, bool, dict[str, Any]]:
+    """Read the clauses up to AS: whether the function is strict, whether it is immutable, its options."""
+    is_strict = is_immutable = False
+    options: dict[str, Any] = {}
+    while not tokens.take("AS"):
+        if tokens.take("STRICT") or tokens.take("RETURNS", "NULL", "ON", "NULL", "INPUT"):
+            is_strict = True
+        elif tokens.take("IMMUTABLE"):
+            is_immutable = True
+        elif not (tokens.take("VOLATILE") or tokens.take("CALLED", "ON", "NULL", "INPUT")):
+            name = tokens.take_token().text.upper()
+            if name not in _FUNCTION_OPTIONS:
+                raise unsupported(f"{name} of an external function")
+            tokens.require("=")
+            options[name] = _take_option(name, tokens)
+    return is_strict, is_immutable, options
+
+
+def _take_option(name: str, tokens: Tokens) -> Any:
+    if name != "API_INTEGRATION":
+        return tokens.take_value()
+    [integration] = tokens.take_name(max_parts=1)
+    return integration
+
+
+def _check(options: dict[str, Any], url: str, session: Session) -> None:
+    session.catalog.integration(str(options.get("API_INTEGRATION", ""))).check_url(url)
+    check_custom_headers(options.get("HEADERS") or {})
+    if str(options.get("COMPRESSION", "AUTO")).upper() not in _COMPRESSIONS:
+        raise invalid_value("COMPRESSION", options["COMPRESSION"])
+    rows = str(options.get("MAX_BATCH_ROWS", 1))
+    if not rows.isdecimal() or int(rows) < 1:
+        raise invalid_value("MAX_BATCH_ROWS", rows)
+    context = options.get("CONTEXT_HEADERS", [])
+    if not isinstance(context, list):
+        raise invalid_value("CONTEXT_HEADERS", context)
+    if unknown := {name.upper() for name in context} - session.context().keys():
+        raise unsupported(f"context header {', '.join(sorted(unknown))}")
