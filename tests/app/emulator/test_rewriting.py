@@ -6,6 +6,7 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
+from snowflake.connector.errors import Error
 
 from app.emulator import ACCOUNT_HOST, LocalServer
 from app.images.source import StageFile, parse_file_url
@@ -119,8 +120,9 @@ def test_quoted_name_is_case_sensitive(sql: Sql, function: Function) -> None:
 
 
 def test_name_of_a_system_function_is_refused(sql: Sql, function: Function) -> None:
-    with pytest.raises(Exception, match="system function, UPPER"):
+    with pytest.raises(Error) as failure:
         function("upper(a VARCHAR)")
+    assert failure.value.errno == 2
 
 
 def test_unnamed_columns_are_named_by_their_text(sql: Sql) -> None:
@@ -161,9 +163,7 @@ def test_call_in_a_view_or_default_is_refused(sql: Sql, statement: str) -> None:
     ],
 )
 def test_ordering_of_variants_without_a_cast_is_refused(sql: Sql, statement: str) -> None:
-    error = sql.error(statement)
-    assert error.errno == 2
-    assert "cast" in str(error)
+    assert sql.error(statement).errno == 2
 
 
 def test_variants_are_compared_by_value(sql: Sql) -> None:
@@ -182,7 +182,7 @@ def test_function_cast_to_text_returns_the_text(sql: Sql, service: RemoteService
 def test_disabled_integration_blocks_calls(sql: Sql, service: RemoteService) -> None:
     sql.rows("ALTER API INTEGRATION gateway SET ENABLED = FALSE")
     try:
-        assert "not enabled" in str(sql.error("SELECT f('a')"))
+        assert sql.error("SELECT f('a')").errno == 1008
     finally:
         sql.rows("ALTER API INTEGRATION gateway SET ENABLED = TRUE")
     assert service.received == []
@@ -191,7 +191,7 @@ def test_disabled_integration_blocks_calls(sql: Sql, service: RemoteService) -> 
 def test_removed_prefix_blocks_calls(sql: Sql, service: RemoteService) -> None:
     sql.rows("ALTER API INTEGRATION gateway SET API_ALLOWED_PREFIXES = ('https://other.example/')")
     try:
-        assert "allowed prefixes" in str(sql.error("SELECT f('a')"))
+        assert sql.error("SELECT f('a')").errno == 1008
     finally:
         sql.rows(f"ALTER API INTEGRATION gateway SET API_ALLOWED_PREFIXES = ('{service.origin}')")
     assert service.received == []

@@ -196,8 +196,8 @@ def test_directory_table_has_md5_and_size(sql: Sql, stage: str) -> None:
 def test_stage_without_a_directory_table_has_none(sql: Sql) -> None:
     sql.rows("CREATE STAGE s ENCRYPTION = (TYPE = 'snowflake_sse')")
     put(sql, b"x", "a.png")
-    assert "no directory table" in str(sql.error("SELECT * FROM DIRECTORY(@s)"))
-    assert "no directory table" in str(sql.error("ALTER STAGE s REFRESH"))
+    assert sql.error("SELECT * FROM DIRECTORY(@s)").errno == 1008
+    assert sql.error("ALTER STAGE s REFRESH").errno == 1008
     sql.rows("ALTER STAGE s SET DIRECTORY = (ENABLE = TRUE)")
     assert sql.rows("SELECT * FROM DIRECTORY(@s)") == []
     sql.rows("ALTER STAGE s REFRESH")
@@ -321,7 +321,7 @@ def test_stage_is_created_once(sql: Sql, stage: str, tmp_path: Path) -> None:
     assert sql.error("CREATE STAGE s").errno == 2002
     assert sql.value("CREATE STAGE IF NOT EXISTS s") == "S already exists, statement succeeded."
     assert sql.column("LIST @s") == ["s/a.png"]
-    assert "incompatible" in str(sql.error("CREATE OR REPLACE STAGE IF NOT EXISTS s"))
+    assert sql.error("CREATE OR REPLACE STAGE IF NOT EXISTS s").errno == 1008
     sql.rows("create or replace temporary stage s -- again\n;")
     assert sql.rows("LIST @s") == []
 
