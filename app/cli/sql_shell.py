@@ -85,7 +85,7 @@ class Shell:
                 print(json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=False, default=_plain))
         else:
             print_table(columns, rows)
-        query = self.server.local.queries.finished.get(query_id) if self.server else None
+        query = self.server.query(query_id) if self.server else None
         if query is not None and query.counts:
             sys.stdout.flush()
             print(f"({_describe_calls(query.counts)}, {seconds:.1f} s)", file=sys.stderr)

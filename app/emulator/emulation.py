@@ -21,7 +21,7 @@ from app.emulator.errors import no_warehouse, unknown_function, unsupported
 from app.emulator.grammar import column_texts, quote_stage_arguments
 from app.emulator.query import Answer, Queries, Query
 from app.emulator.remote import RemoteService
-from app.emulator.rewriting import refuse_unsupported, rewrite
+from app.emulator.rewriting import NEEDS_WAREHOUSE, refuse_unsupported, rewrite, stored_name
 from app.emulator.session import Session
 from app.emulator.statements import answer_statement
 from app.emulator.storage import Storage
@@ -30,15 +30,6 @@ from app.emulator.wire import coerce, read_arguments
 # DuckDB warns about the way in which fakesnow fetches Arrow results.
 warnings.filterwarnings("ignore", "Arrow output on a DB-API result", UserWarning)
 
-_NEEDS_WAREHOUSE = (
-    exp.Query,
-    exp.Values,
-    exp.Insert,
-    exp.Update,
-    exp.Delete,
-    exp.Merge,
-    exp.TruncateTable,
-)
 _ANSWER = "_LOCAL_ANSWER"
 _NO_FUNCTION = re.compile(r"Catalog Error: (?:\w+ )?Function with name (\S+) does not exist")
 # fakesnow's error number for a feature that it does not implement.
@@ -89,7 +80,7 @@ class LocalCursor(FakeSnowflakeCursor):
         before = _text(expression)
         refuse_unsupported(expression)
         is_suspended = session.warehouse in session.catalog.suspended_warehouses
-        if is_suspended and isinstance(expression, _NEEDS_WAREHOUSE):
+        if is_suspended and isinstance(expression, NEEDS_WAREHOUSE):
             raise no_warehouse()
         for name, table in rewrite(expression, session, query, column_texts(command)).items():
             session.duck_conn.register(name, table)
@@ -118,27 +109,29 @@ class LocalCursor(FakeSnowflakeCursor):
 
 def _apply_to_session(expression: Any, session: Session) -> None:
     """Apply what a new or dropped database or schema changes in the catalog and the session."""
-    kind, name = str(expression.args.get("kind") or "").upper(), expression.find(exp.Table)
+    kind = str(expression.args.get("kind") or "").upper()
+    is_drop = isinstance(expression, exp.Drop)
     if kind == "DATABASE" and isinstance(expression, exp.Create):
-        [database] = _stored(name)
+        [database] = _names(expression)
         with session.duck_conn.cursor() as duck_conn:  # the session's connection holds the result
             duck_conn.execute(f'CREATE SCHEMA IF NOT EXISTS "{database}".{SCHEMA}')
         session.use(database, SCHEMA)
-    elif kind == "SCHEMA" and (isinstance(expression, exp.Drop) or expression.args.get("replace")):
-        database, schema = (str(session.database), *_stored(name))[-2:]
+    elif kind == "SCHEMA" and (is_drop or expression.args.get("replace")):
+        database, schema = (str(session.database), *_names(expression))[-2:]
         session.catalog.drop_schema_objects(database, schema)
-        if isinstance(expression, exp.Drop) and not session.has_schema(database, str(session.schema)):
+        if is_drop and not session.has_schema(database, str(session.schema)):
             session.use(str(session.database), None)
+
+
+def _names(expression: Any) -> list[str]:
+    """The name of the created or dropped object."""
+    return [stored_name(part) for part in expression.find(exp.Table).parts]
 
 
 def _text(expression: Any) -> str:
     if isinstance(expression, exp.Describe) and isinstance(expression.this, exp.Query):
         return f"DESCRIBE {_text(expression.this)}"  # sqlglot writes DESCRIBE TABLE
     return str(expression.sql(dialect="snowflake"))
-
-
-def _stored(name: Any) -> list[str]:
-    return [str(part.this) if part.quoted else str(part.this).upper() for part in name.parts]
 
 
 def _translate(error: Exception) -> Error:

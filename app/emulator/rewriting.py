@@ -44,8 +44,7 @@ _DIRECTORY_SCHEMA = pa.schema(
 )
 
 
-# The statements that fakesnow executes as Snowflake does.
-_STATEMENTS = (
+NEEDS_WAREHOUSE = (
     exp.Query,
     exp.Values,
     exp.Insert,
@@ -53,12 +52,9 @@ _STATEMENTS = (
     exp.Delete,
     exp.Merge,
     exp.TruncateTable,
-    exp.Describe,
-    exp.Set,
-    exp.Transaction,
-    exp.Commit,
-    exp.Rollback,
 )
+# What else fakesnow executes as Snowflake does.
+_OTHERS = (exp.Describe, exp.Set, exp.Transaction, exp.Commit, exp.Rollback)
 # Only these kinds of object reach fakesnow: for some others it leaves macros behind.
 _KINDS = frozenset({"TABLE", "VIEW", "DATABASE", "SCHEMA", "SEQUENCE"})
 # Only these properties reach fakesnow: it creates a dynamic or external table as a plain one.
@@ -87,7 +83,7 @@ def _is_supported(expression: Any) -> bool:
     if isinstance(expression, exp.Show):
         return str(expression.this).upper() in _SHOWN
     if not isinstance(expression, exp.Create | exp.Drop | exp.Alter):
-        return isinstance(expression, _STATEMENTS)
+        return isinstance(expression, NEEDS_WAREHOUSE + _OTHERS)
     kind, properties = str(expression.args.get("kind") or "").upper(), expression.args.get("properties")
     return (
         kind in _KINDS
@@ -253,15 +249,16 @@ def _qualified_name(node: Any) -> tuple[tuple[str, ...], Any]:
     """The parts of a function's name as stored, and the node of the whole qualified name."""
     dot = node.parent
     if not isinstance(dot, exp.Dot) or dot.expression is not node:
-        return (_stored(node.this),), node
-    return tuple(map(_stored, [*_parts(dot.this), node.this])), dot
+        return (stored_name(node.this),), node
+    return tuple(map(stored_name, [*_parts(dot.this), node.this])), dot
 
 
 def _parts(name: Any) -> list[Any]:
     return [*_parts(name.this), name.expression] if isinstance(name, exp.Dot) else [name]
 
 
-def _stored(part: Any) -> str:
+def stored_name(part: Any) -> str:
+    """A part of a name in the form that Snowflake stores."""
     if isinstance(part, exp.Identifier):
         return str(part.this) if part.quoted else str(part.this).upper()
     return str(part).upper()

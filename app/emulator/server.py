@@ -15,6 +15,7 @@ from starlette.applications import Starlette
 from app.emulator.catalog import ACCOUNT, DATABASE, SCHEMA, Stage
 from app.emulator.emulation import LocalSnowflake
 from app.emulator.protocol import close_sessions, create_protocol_app
+from app.emulator.query import Query
 from app.emulator.remote import RETRY_SECONDS, Chaos, RemoteService
 
 HOST = "127.0.0.1"
@@ -63,6 +64,10 @@ class LocalServer:
         stage.refresh()
         self.local.catalog.stages[stage.name] = stage
         return stage
+
+    def query(self, query_id: str) -> Query | None:
+        """The query, with the counts of its calls; None unless it is one of the latest finished ones."""
+        return self.local.queries.finished.get(query_id)
 
     @property
     def connect_arguments(self) -> dict[str, Any]:
