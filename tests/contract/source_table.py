@@ -13,7 +13,7 @@ from typing import Any
 import httpx2 as httpx
 import snowflake.connector
 
-from app.emulator.server import LocalServer
+from app.emulator import LocalServer
 from app.names import quote_string
 from tests.conftest import SAMPLES
 from tests.running import running_service

@@ -9,7 +9,7 @@ import httpx2 as httpx
 import pytest
 
 from app.cli.service_process import own_service
-from app.emulator.server import LocalServer
+from app.emulator import LocalServer
 from app.provisioning.console import Console, connect
 from tests.conftest import SAMPLES
 

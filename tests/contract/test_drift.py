@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from app.emulator.server import LocalServer
+from app.emulator import LocalServer
 from app.provisioning.ddl import load
 from tests.app.emulator.sql import Sql
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from app.cli.service_process import own_service
-from app.emulator.server import LocalServer
+from app.emulator import LocalServer
 from app.provisioning.console import Console, connect
 from app.provisioning.ddl import load
 from app.provisioning.upload import find_files, upload

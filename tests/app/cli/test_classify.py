@@ -21,7 +21,7 @@ from app.cli.main import main
 from app.cli.result_file import ResultFile
 from app.cli.service_process import own_service
 from app.client import ClientError
-from app.emulator.server import LocalServer
+from app.emulator import LocalServer
 from tests.app.emulator.remote_service import Received, RemoteService, Reply, answer
 from tests.app.emulator.sql import Sql
 from tests.app.workers.test_host import children

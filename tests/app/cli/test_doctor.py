@@ -17,7 +17,7 @@ from app.cli.doctor.findings import Findings, check_clock
 from app.cli.doctor.snowflake import check_gateway
 from app.cli.main import main
 from app.cli.service_process import own_service
-from app.emulator.server import LocalServer
+from app.emulator import LocalServer
 from tests.app.batches.test_redis_store import REDIS, redis_server
 from tests.app.emulator.remote_service import DROP, RemoteService, Reply
 from tests.app.emulator.sql import Sql

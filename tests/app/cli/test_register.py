@@ -13,7 +13,7 @@ import pytest
 from app.cli.main import main
 from app.cli.service_process import own_service
 from app.client import is_ready
-from app.emulator.server import LocalServer
+from app.emulator import LocalServer
 from app.provisioning.console import Console, connect
 from model.defaults import DEFAULT_MODEL_PATH
 from tests.conftest import SAMPLES

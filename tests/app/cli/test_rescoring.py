@@ -16,7 +16,7 @@ from app.cli import rescoring as answers_table
 from app.cli.main import main
 from app.cli.rescoring import AnswersTable, StagedFile
 from app.cli.service_process import own_service
-from app.emulator.server import LocalServer
+from app.emulator import LocalServer
 from app.provisioning.console import connect
 from tests.app.emulator.remote_service import Received, RemoteService, Reply, answer
 from tests.app.emulator.sql import Sql

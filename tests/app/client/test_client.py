@@ -18,7 +18,7 @@ import pytest
 from app.client import Client, ClientError, Image, conversation
 from app.client import conversation as rows
 from app.client.asynchronous import AsyncClient
-from app.emulator.server import LocalServer
+from app.emulator import LocalServer
 from app.outcome import Outcome
 from tests.app.emulator.remote_service import DROP, Received, RemoteService, Reply, answer
 from tests.conftest import SAMPLES

@@ -8,7 +8,7 @@ import pytest
 import snowflake.connector
 
 from app.client import ClientError
-from app.emulator.server import LocalServer
+from app.emulator import LocalServer
 from app.provisioning.console import Console, StatementFailed
 from app.provisioning.register import register, unregister
 from app.provisioning.registration import Registration

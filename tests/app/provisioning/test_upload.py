@@ -9,7 +9,7 @@ import pytest
 import snowflake.connector
 
 from app.client import ClientError
-from app.emulator.server import LocalServer
+from app.emulator import LocalServer
 from app.provisioning.console import Console, StatementFailed, describe_error
 from app.provisioning.upload import UploadIncomplete, find_files, upload
 from tests.conftest import SAMPLES
