@@ -1,109 +1,154 @@
-"""POST /classify without the framework's way to it, and what is said and asked for of every request."""
+"""The ASGI application: it authenticates requests, enforces deadlines and sets security headers."""
 
-import asyncio
+from http import HTTPStatus
 from time import perf_counter
+from typing import NoReturn
 
-from fastapi import FastAPI, Response
+from fastapi import FastAPI, Request, Response
+from pydantic_core import to_json
 from starlette.datastructures import Headers
-from starlette.requests import Request
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
-from app.api.answers import FORESEEN, refusal_of
-from app.api.auth import Guards
-from app.api.classify import classify
-from app.api.shutdown import Stopping
-from app.errors import DeadlineExceeded, Overloaded, ServiceError, Stopped
+from app.api.classify import ClassifyEndpoint
+from app.api.state import ServiceState
+from app.errors import Overloaded, ServiceError
 from app.event_loop import Deadline
+from app.outcome import ErrorDetail
 from app.telemetry import metrics
 from app.telemetry.tracing import TRACING
 
-# What is answered here is no page to frame, no script, and nobody else's to keep (OWASP Secure Headers).
-_NO_SNIFFING = (b"x-content-type-options", b"nosniff")
-SECURITY_HEADERS = (
-    _NO_SNIFFING,
+# OWASP Secure Headers. A response of POST /classify needs only these: each header costs a single image a
+# microsecond or two.
+_RESPONSE_HEADERS = [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store")]
+_PAGE_HEADERS = [
+    (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
     (b"referrer-policy", b"no-referrer"),
-)
-# For what does not say otherwise of itself.
-_NOTHING_ALLOWED = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
-_NOT_TO_BE_KEPT = (b"cache-control", b"no-store")
-_CLASSIFY = ("POST", "/classify")
-# Longest for anything but a classification: probes, figures, pages, and to ask for a batch.
+]
+# Defaults for pages that set no policy of their own.
+_CONTENT_SECURITY_POLICY = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
+_NO_STORE = (b"cache-control", b"no-store")
+_CLASSIFY_PATH = "/classify"
+_CLASSIFY_METHODS = "GET, POST"
+# The deadline of probes, metrics, pages and polls.
 _PAGE_SECONDS = 30.0
-# All that matters to an answer that is no page; each header costs a single image a microsecond or two.
-_NO_PAGE = (_NO_SNIFFING, _NOT_TO_BE_KEPT)
+# Errors that are part of normal operation; any other is raised again for the server to log.
+_EXPECTED = (ServiceError, HTTPException, ClientDisconnect)
 
 
-class DirectFastAPI(FastAPI):
-    """FastAPI, with its middleware and routing spared to the request that comes by the thousand.
+class Service:
+    """Answers /classify itself, and mounts the FastAPI application `pages` for every other path.
 
-    They take a third of what a single image costs beside its decoding and prediction. Whatever is added to
-    the app as middleware or dependency does not hold for that request.
+    FastAPI's middleware and routing would add a third to the time that one image costs beside its decoding
+    and prediction.
     """
 
-    def refuse_at_once(self, scope: Scope) -> Response | None:
-        """What answers a single image that would wait for too long, without reading or asking further.
+    def __init__(self, state: ServiceState, endpoint: ClassifyEndpoint, pages: FastAPI) -> None:
+        self.state = state
+        self.pages = pages
+        self._endpoint = endpoint
+        self._deadline_seconds = state.settings.request_timeout_seconds
+        self._page_deadline_seconds = min(_PAGE_SECONDS, self._deadline_seconds)
 
-        None where it is to be asked for in the usual way: a batch may be known, a trace wanted, the end near.
+    def add_middleware(self, *_: object, **__: object) -> NoReturn:
+        """Raises RuntimeError: FastAPI's middleware would not see requests to /classify."""
+        raise RuntimeError(
+            "Middleware must cover /classify, which does not pass through FastAPI. Wrap the ASGI application "
+            "instead, such as CORSMiddleware(create_app(settings), ...), or configure the gateway."
+        )
+
+    middleware = add_middleware
+
+    def refuse_at_once(self, scope: Scope) -> Response | None:
+        """The 429 for a single image that would wait too long; reads no body and starts no task.
+
+        Returns None for any other request, and where the request needs the full path: a trace, a shutdown.
         """
-        if (scope["method"], scope["path"]) != _CLASSIFY or not _is_image(scope):
+        if not _is_post_to_classify(scope) or not _is_image(scope):
             return None
-        if TRACING.is_on or self.state.stopping.has_begun:
+        if TRACING.is_on or self.state.shutdown.has_begun:
             return None
         try:
             self.state.admission.refuse_rows(1)
         except Overloaded as error:
             metrics.count_request(error.status, 0.0)
             self.state.refusals.note(error, Headers(scope=scope))
-            response = refusal_of(error)
-            response.raw_headers.extend(_NO_PAGE)
+            response = error_response(error)
+            response.raw_headers.extend(_RESPONSE_HEADERS)
             return response
         return None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await super().__call__(scope, receive, send)
+        if scope["type"] != "http":  # the lifespan
+            await self.pages(scope, receive, send)
             return
-        scope["app"] = self
-        with TRACING.request(scope, send) as send_traced:
-            await self._answer_in_time(scope, receive, send_traced)
+        with TRACING.request(scope, send) as traced_send:
+            await self._serve(Request(scope, receive), _TrackedSend(traced_send))
 
-    async def _answer_in_time(self, scope: Scope, receive: Receive, send: Send) -> None:
-        seconds: float = self.state.settings.request_timeout_seconds
-        if (scope["method"], scope["path"]) != _CLASSIFY:
-            seconds = min(seconds, _PAGE_SECONDS)
-        answering, started = _Answering(send), perf_counter()
+    async def _serve(self, request: Request, send: "_TrackedSend") -> None:
+        started = perf_counter()
+        scope = request.scope
+        is_classification = _is_post_to_classify(scope)
+        seconds = self._deadline_seconds if is_classification else self._page_deadline_seconds
         try:
             async with Deadline(seconds):
-                await self._answer(scope, receive, answering)
-        except DeadlineExceeded as error:
-            record_if_refused(error, Request(scope))
-            if scope["path"] == "/classify":
-                metrics.count_request(error.status, perf_counter() - started)
-            if not answering.has_started:  # or the server cuts the connection
-                await refusal_of(error)(scope, receive, _securing(send))
+                if self.state.guards is not None:
+                    await self.state.guards.admit(request)
+                if scope["path"] != _CLASSIFY_PATH:
+                    await self.pages(_without_cookies_and_query(scope), request.receive, _secured(send))
+                    return
+                response = await self._classify(request)
+                if is_classification:
+                    metrics.count_request(response.status_code, perf_counter() - started)
+                await _send(response, request, send)
+        except Exception as error:
+            if isinstance(error, ServiceError):
+                self.state.refusals.note(error, request.headers)
+            if not send.has_started:  # otherwise the server closes the connection
+                response = error_response(error)
+                if scope["path"] == _CLASSIFY_PATH:
+                    metrics.count_request(response.status_code, perf_counter() - started)
+                await _send(response, request, send)
+            if not isinstance(error, _EXPECTED):
+                raise
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        guards: Guards | None = self.state.guards
-        if guards is not None and not await _admit(guards, scope, receive, send):
-            return
-        if (scope["method"], scope["path"]) == _CLASSIFY:
-            await _classify(scope, receive, send, self.state.stopping)
-        else:
-            await super().__call__(_without_cookies_and_query(scope), receive, _securing(send))
+    async def _classify(self, request: Request) -> Response:
+        if request.method == "GET":
+            return await self._endpoint.poll(request)
+        if request.method != "POST":
+            raise HTTPException(HTTPStatus.METHOD_NOT_ALLOWED, headers={"allow": _CLASSIFY_METHODS})
+        shutdown = self.state.shutdown
+        with shutdown.request():
+            response = await self._endpoint.classify(request)
+        if shutdown.has_begun:
+            response.headers["connection"] = "close"
+        return response
 
 
-def _without_cookies_and_query(scope: Scope) -> Scope:
-    """No page or probe reads them, but FastAPI parses both for every route.
+def error_response(error: Exception) -> Response:
+    """The response to a request that failed as a whole."""
+    match error:
+        case ServiceError():
+            detail = ErrorDetail(code=error.code, message=error.message, retryable=error.retryable)
+            status, headers = error.status, error.headers
+        case HTTPException():
+            phrase = HTTPStatus(error.status_code).phrase
+            detail = ErrorDetail(code=phrase.lower().replace(" ", "_"), message=f"{phrase}.", retryable=False)
+            status, headers = error.status_code, error.headers or {}
+        case ClientDisconnect():
+            return Response(status_code=HTTPStatus.BAD_REQUEST)
+        case _:
+            detail = ErrorDetail(code="internal_error", message="The service failed.", retryable=True)
+            status, headers = HTTPStatus.INTERNAL_SERVER_ERROR, {}
+    # A message may quote an unpaired surrogate, which UTF-8 cannot encode.
+    detail["message"] = detail["message"].encode("utf-8", "backslashreplace").decode()
+    return Response(to_json({"error": detail}), status, headers, media_type="application/json")
 
-    Python before 3.11.10 and 3.12.6 takes a time quadratic in a cookie's backslashes (CVE-2024-7592).
-    """
-    headers = [(name, value) for name, value in scope["headers"] if name != b"cookie"]
-    return {**scope, "headers": headers, "query_string": b""}
 
-
-class _Answering:
-    """Passes an answer on, and knows whether it has begun."""
+class _TrackedSend:
+    """Passes messages on, and knows whether the response has started."""
 
     def __init__(self, send: Send) -> None:
         self.has_started = False
@@ -114,6 +159,18 @@ class _Answering:
         await self._send(message)
 
 
+async def _send(response: Response, request: Request, send: Send) -> None:
+    if _is_post_to_classify(request.scope):
+        response.raw_headers.extend(_RESPONSE_HEADERS)
+    else:
+        send = _secured(send)
+    await response(request.scope, request.receive, send)
+
+
+def _is_post_to_classify(scope: Scope) -> bool:
+    return (scope["method"], scope["path"]) == ("POST", _CLASSIFY_PATH)
+
+
 def _is_image(scope: Scope) -> bool:
     for name, value in scope["headers"]:
         if name == b"content-type":
@@ -121,73 +178,25 @@ def _is_image(scope: Scope) -> bool:
     return False
 
 
-def _securing(send: Send) -> Send:
+def _secured(send: Send) -> Send:
     async def send_secured(message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = message["headers"]
-            said = {name for name, _ in headers}
-            headers.extend(SECURITY_HEADERS)
-            if _NOTHING_ALLOWED[0] not in said:
-                headers.append(_NOTHING_ALLOWED)
-            if not said & {b"cache-control", b"etag"}:
-                headers.append(_NOT_TO_BE_KEPT)
+            names = {name for name, _ in headers}
+            headers.extend(_PAGE_HEADERS)
+            if _CONTENT_SECURITY_POLICY[0] not in names:
+                headers.append(_CONTENT_SECURITY_POLICY)
+            if not names & {b"cache-control", b"etag"}:
+                headers.append(_NO_STORE)
         await send(message)
 
     return send_secured
 
 
-async def _admit(guards: Guards, scope: Scope, receive: Receive, send: Send) -> bool:
-    """Whether whoever calls may; otherwise it has been told so."""
-    started = perf_counter()
-    try:
-        await guards.admit(Request(scope))
-    except ServiceError as error:
-        record_if_refused(error, Request(scope))
-        if scope["path"] == "/classify":
-            metrics.count_request(error.status, perf_counter() - started)
-        await refusal_of(error)(scope, receive, _securing(send))
-        return False
-    return True
+def _without_cookies_and_query(scope: Scope) -> Scope:
+    """FastAPI parses both for every route, and no route of `pages` reads them.
 
-
-async def _classify(scope: Scope, receive: Receive, send: Send, stopping: Stopping) -> None:
-    started = perf_counter()
-    failure: Exception | None = None
-    request = Request(scope, receive)
-    try:
-        response = await _classify_while_there_is_time(request, stopping)
-    except Exception as error:  # noqa: BLE001 - it is raised again once it is answered
-        record_if_refused(error, request)
-        failure, response = error, refusal_of(error)
-    metrics.count_request(response.status_code, perf_counter() - started)
-    response.raw_headers.extend(_NO_PAGE)
-    await response(scope, receive, send)
-    if failure is not None and not isinstance(failure, FORESEEN):
-        raise failure  # for the server to log
-
-
-def record_if_refused(error: Exception, request: Request) -> None:
-    """Log a request that failed as a whole, unless the framework logs it."""
-    if isinstance(error, ServiceError):
-        request.app.state.refusals.note(error, request.headers)
-
-
-def _no_time() -> Stopped:
-    return Stopped("The service ends, and has no time for this request. Send it again.")
-
-
-async def _classify_while_there_is_time(request: Request, stopping: Stopping) -> Response:
-    if stopping.is_hastened:
-        raise _no_time()
-    task = stopping.begin_request()
-    try:
-        response = await classify(request)
-    except asyncio.CancelledError:
-        if not stopping.is_hastened:
-            raise
-        raise _no_time() from None
-    finally:
-        stopping.end_request(task)
-    if stopping.has_begun:
-        response.headers["connection"] = "close"
-    return response
+    Python before 3.11.10 and 3.12.6 parses a cookie in time quadratic in its backslashes (CVE-2024-7592).
+    """
+    headers = [(name, value) for name, value in scope["headers"] if name != b"cookie"]
+    return {**scope, "headers": headers, "query_string": b""}

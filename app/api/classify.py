@@ -1,145 +1,200 @@
-"""POST /classify: three forms of request, chosen by Content-Type, one way through. GET asks for a batch."""
+"""POST /classify: a Snowflake batch, the bytes of one image, or uploaded files. GET polls for a batch.
+
+The Content-Type selects the form. All forms become rows, which the pipeline classifies.
+"""
 
 import asyncio
 from collections.abc import Coroutine, Sequence
 from time import perf_counter
 from typing import Any, TypeVar
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 from pydantic_core import to_json
 from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
 
 from app.admission import Admission, PendingBody
-from app.api.answers import MAX_ANSWER_BYTES_WITHOUT_ID, json_answer
-from app.api.batch import BatchClassifier, read_batch, refuse_early
 from app.api.body import (
     arriving_within,
     capped_stream,
+    encoding_of,
+    inflate,
     length_of,
     parse_files,
     read_body,
     refuse_encoded,
     wants_evidence,
 )
-from app.api.openapi import CLASSIFY_DOCUMENTATION, POLL_DOCUMENTATION
 from app.batches.batches import Batches, check_batch_id
-from app.errors import InvalidBatch, UnsupportedMediaType
+from app.batches.store import SentBatch
+from app.errors import InvalidBatch, Overloaded, UnsupportedMediaType
 from app.names import BATCH_ID_HEADER, ids_of
 from app.outcome import Outcome
 from app.pipeline import Pipeline
 from app.row import ROW_BYTES, Row
 from app.settings import Settings
-from app.snowflake.wire import format_array
+from app.snowflake.wire import MAX_ANSWER_BYTES, format_array, format_batch, parse_batch
 from app.telemetry.record import record_abandoned, record_answer
 
 T = TypeVar("T")
 
-
-async def while_caller_waits(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """What the work returns. Cancels it, and raises ClientDisconnect, when the caller leaves before.
-
-    The request's body must have been read to its end.
-    """
-    working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(request.receive())  # after the body comes nothing but the disconnect
-    leaving.add_done_callback(lambda _: working.cancel())
-    try:
-        return await working
-    except asyncio.CancelledError:
-        if leaving.done() and not leaving.cancelled():
-            raise ClientDisconnect from None
-        raise
-    finally:
-        leaving.cancel()
-
-
-router = APIRouter()
-
 _MULTIPART = "multipart/form-data"
+# For clients other than Snowflake, which send no batch id: every row of a full batch with evidence.
+MAX_ANSWER_BYTES_WITHOUT_ID = 64 * 1024 * 1024
+# A connection buffers this much before it pauses the sender: a smaller response is sent at once.
+PIECE_BYTES = 64 * 1024
 
 
-@router.post("/classify", **CLASSIFY_DOCUMENTATION)
-async def classify(request: Request) -> Response:
-    """Classify images: a Snowflake batch, the bytes of one image, or uploaded files."""
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type == "application/json":
-        return await _classify_batch(request)
-    if media_type == _MULTIPART:
-        return await _classify_files(request)
-    if media_type == "application/octet-stream" or media_type.startswith("image/"):
-        return await _classify_image(request)
-    raise UnsupportedMediaType(
-        "A request's Content-Type must be application/json, multipart/form-data, image/* or "
-        f"application/octet-stream. Received: {media_type[:80]!r}."
-    )
+class ClassifyEndpoint:
+    """Returns a response, or raises ServiceError or ClientDisconnect."""
 
+    def __init__(
+        self, settings: Settings, admission: Admission, classifier: "RowClassifier", batches: Batches
+    ) -> None:
+        self._settings = settings
+        self._admission = admission
+        self._classifier = classifier
+        self._batches = batches
 
-@router.get("/classify", **POLL_DOCUMENTATION)
-async def poll(request: Request) -> Response:
-    """The answer to a batch that was answered 202."""
-    batches: Batches = request.app.state.batches
-    batch_id = request.headers.get(BATCH_ID_HEADER)
-    if batch_id is None:
-        raise InvalidBatch(f"A GET must name its batch in the header {BATCH_ID_HEADER}. Received: none.")
-    admission: Admission = request.app.state.admission
-    with admission.reserve() as pending:
-        return _answer_or_later(await batches.poll(check_batch_id(batch_id), pending), pending)
+    async def classify(self, request: Request) -> Response:
+        media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if media_type == "application/json":
+            return await self._classify_batch(request)
+        if media_type == _MULTIPART:
+            return await self._classify_files(request)
+        if media_type == "application/octet-stream" or media_type.startswith("image/"):
+            return await self._classify_image(request)
+        raise UnsupportedMediaType(
+            "A request's Content-Type must be application/json, multipart/form-data, image/* or "
+            f"application/octet-stream. Received: {media_type[:80]!r}."
+        )
 
-
-async def _classify_batch(request: Request) -> Response:
-    state = request.app.state
-    admission: Admission = state.admission
-    batches: Batches = state.batches
-    classify_batch: BatchClassifier = state.classify_batch
-    batch_id = request.headers.get(BATCH_ID_HEADER)
-    if batch_id is None or not batches.knows(check_batch_id(batch_id)):
-        refuse_early(request, admission)
-    with admission.reserve(length_of(request)) as pending:
-        batch = await read_batch(request, state.settings, pending)
+    async def poll(self, request: Request) -> Response:
+        """The response to a batch that was deferred (202)."""
+        batch_id = request.headers.get(BATCH_ID_HEADER)
         if batch_id is None:
-            return json_answer(await while_caller_waits(request, classify_batch(batch)), pending)
-        answer = await while_caller_waits(request, batches.answer(batch_id, batch))
-        return _answer_or_later(answer, pending)
+            raise InvalidBatch(f"A GET must name its batch in the header {BATCH_ID_HEADER}. Received: none.")
+        with self._admission.reserve() as pending:
+            return _batch_response(await self._batches.poll(check_batch_id(batch_id), pending), pending)
+
+    async def _classify_batch(self, request: Request) -> Response:
+        evidence, encoding, length = wants_evidence(request), encoding_of(request), length_of(request)
+        query_id, _ = ids_of(request.headers)
+        batch_id = request.headers.get(BATCH_ID_HEADER)
+        if batch_id is None or not self._batches.knows(check_batch_id(batch_id)):
+            self._admission.refuse(length, self._admission.expect_rows(encoding, length))
+        with self._admission.reserve(length) as pending:
+            reading = read_body(request, self._settings.max_body_bytes, pending)
+            content = await arriving_within(self._settings.body_timeout_seconds, reading, pending)
+            batch = SentBatch(batch_id, query_id, content, encoding, evidence, pending)
+            del content  # only the batch holds it, until it is parsed
+            if batch_id is None:
+                body = await while_connected(request, self._classifier.classify_batch(batch))
+                return json_response(body, pending)
+            answer = await while_connected(request, self._batches.answer(batch_id, batch))
+            return _batch_response(answer, pending)
+
+    async def _classify_image(self, request: Request) -> Response:
+        refuse_encoded(request)
+        evidence, length = wants_evidence(request), length_of(request)
+        self._admission.refuse(length, rows=1)
+        with self._admission.reserve(length) as pending:
+            reading = read_body(request, self._settings.max_body_bytes, pending)
+            body = await arriving_within(self._settings.body_timeout_seconds, reading, pending)
+            pending.complete()
+            [outcome] = await self._classify_rows(request, [Row(0, body, evidence)])
+            return json_response(to_json(outcome), pending)
+
+    async def _classify_files(self, request: Request) -> Response:
+        refuse_encoded(request)
+        evidence, length = wants_evidence(request), length_of(request)
+        self._admission.refuse(length, self._admission.expect_rows(_MULTIPART, length))
+        with self._admission.reserve(length) as pending:
+            chunks = capped_stream(request, self._settings.max_body_bytes, pending)
+            reading = parse_files(request.headers["content-type"], chunks, self._settings.max_rows)
+            files = await arriving_within(self._settings.body_timeout_seconds, reading, pending)
+            pending.complete()
+            self._admission.note_rows(_MULTIPART, pending.held_bytes, len(files))
+            pending.take(ROW_BYTES * len(files))
+            self._admission.refuse_rows(len(files))
+            names = [filename for filename, _ in files]
+            rows = [Row(number, content, evidence) for number, (_, content) in enumerate(files)]
+            del files
+            outcomes = await self._classify_rows(request, rows, pending)
+            return json_response(await self._classifier.format_files(names, outcomes), pending)
+
+    async def _classify_rows(
+        self, request: Request, rows: Sequence[Row], pending: PendingBody | None = None
+    ) -> list[Outcome | None]:
+        query_id, batch_id = ids_of(request.headers)
+        classifying = self._classifier.classify_rows(rows, pending, query_id, batch_id)
+        return await while_connected(request, classifying)
 
 
-async def _classify_image(request: Request) -> Response:
-    refuse_encoded(request)
-    settings: Settings = request.app.state.settings
-    admission: Admission = request.app.state.admission
-    evidence = wants_evidence(request)
-    length = length_of(request)
-    admission.refuse(length, rows=1)
-    with admission.reserve(length) as pending:
-        reading = read_body(request, settings.max_body_bytes, pending)
-        body = await arriving_within(settings.body_timeout_seconds, reading, pending)
-        pending.complete()
-        [outcome] = await _classify_rows(request, [Row(0, body, evidence)])
-        return json_answer(to_json(outcome), pending)
+class RowClassifier:
+    """Classifies the rows of a request and records the result, whether or not a client still waits."""
 
+    def __init__(self, settings: Settings, pipeline: Pipeline, admission: Admission) -> None:
+        self._settings = settings
+        self._pipeline = pipeline
+        self._admission = admission
 
-async def _classify_files(request: Request) -> Response:
-    refuse_encoded(request)
-    settings: Settings = request.app.state.settings
-    admission: Admission = request.app.state.admission
-    evidence, length = wants_evidence(request), length_of(request)
-    admission.refuse(length, admission.expect_rows(_MULTIPART, length))
-    with admission.reserve(length) as pending:
-        chunks = capped_stream(request, settings.max_body_bytes, pending)
-        reading = parse_files(request.headers["content-type"], chunks, settings.max_rows)
-        files = await arriving_within(settings.body_timeout_seconds, reading, pending)
-        pending.complete()
-        admission.note_rows(_MULTIPART, pending.held_bytes, len(files))
-        pending.take(ROW_BYTES * len(files))
-        admission.refuse_rows(len(files))
-        names = [filename for filename, _ in files]
-        rows = [Row(number, content, evidence) for number, (_, content) in enumerate(files)]
-        del files
-        outcomes = await _classify_rows(request, rows, pending)
-        pipeline: Pipeline = request.app.state.pipeline
-        async with pipeline.bulk_turn.of_rows(len(names)):
+    async def classify_batch(self, batch: SentBatch) -> bytes:
+        """The body of the response. Raises ServiceError."""
+        rows = await self._parse(batch)
+        self._admission.refuse_rows(len(rows), sum(row.is_remote for row in rows))
+        outcomes = await self.classify_rows(rows, batch.pending, batch.query_id, batch.batch_id)
+        # A batch without an id is not Snowflake's.
+        max_bytes = MAX_ANSWER_BYTES_WITHOUT_ID if batch.batch_id is None else MAX_ANSWER_BYTES
+        async with self._pipeline.bulk_turn.of_rows(len(rows)):
+            return await format_batch(rows, outcomes, max_bytes)
+
+    async def classify_rows(
+        self, rows: Sequence[Row], pending: PendingBody | None, query_id: str | None, batch_id: str | None
+    ) -> list[Outcome | None]:
+        """One outcome a row, in order. Logs the rows as abandoned if it is cancelled."""
+        started = perf_counter()
+        try:
+            classified = await self._pipeline.classify_rows(rows, pending)
+        except asyncio.CancelledError:
+            record_abandoned(query_id, batch_id, len(rows), self._pipeline.queue.abandoned_rows)
+            raise
+        total_seconds = perf_counter() - started
+        async with self._pipeline.bulk_turn.of_rows(len(rows)):
+            record_answer(query_id, batch_id, classified, total_seconds)
+        return classified.outcomes
+
+    async def format_files(self, names: Sequence[str], outcomes: Sequence[Outcome | None]) -> bytes:
+        """Raises AnswerTooLarge."""
+        async with self._pipeline.bulk_turn.of_rows(len(names)):
             results = list(zip(names, outcomes, strict=True))
-            answer = await format_array("results", results, _format_results, MAX_ANSWER_BYTES_WITHOUT_ID)
-        return json_answer(answer, pending)
+            return await format_array("results", results, _format_results, MAX_ANSWER_BYTES_WITHOUT_ID)
+
+    async def _parse(self, batch: SentBatch) -> list[Row]:
+        """The batch gives up its body: the rows hold copies of what they need."""
+        settings, encoding = self._settings, batch.content_encoding
+        content = batch.take_content()
+        sent_bytes = len(content)
+        async with self._pipeline.bulk_turn.of_body(content, encoding):
+            content = await inflate(content, encoding, settings.max_body_bytes, batch.pending)
+            rows = await parse_batch(
+                content, settings.max_rows, settings.image_limits, evidence=batch.evidence
+            )
+            _hold_rows(rows, len(content), batch.pending)
+        self._admission.note_rows(encoding, sent_bytes, len(rows))
+        return rows
+
+
+def _hold_rows(rows: Sequence[Row], content_bytes: int, pending: PendingBody) -> None:
+    """Count the rows instead of the body. Raises Overloaded.
+
+    A body may consist mostly of whitespace and unknown keys, or of a few bytes for each row.
+    """
+    rows_bytes = sum(ROW_BYTES + row.source_bytes for row in rows)
+    if rows_bytes > content_bytes:
+        pending.take(rows_bytes - content_bytes)
+    else:
+        pending.drop(content_bytes - rows_bytes)
 
 
 def _format_results(results: Sequence[tuple[str, Outcome | None]]) -> bytes:
@@ -152,22 +207,66 @@ def _format_results(results: Sequence[tuple[str, Outcome | None]]) -> bytes:
     )
 
 
-async def _classify_rows(
-    request: Request, rows: Sequence[Row], pending: PendingBody | None = None
-) -> list[Outcome | None]:
-    pipeline: Pipeline = request.app.state.pipeline
-    query_id, batch_id = ids_of(request.headers)
-    started = perf_counter()
+async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """What `work` returns. If the client disconnects first, cancels it and raises ClientDisconnect.
+
+    The request's body must have been read to its end.
+    """
+    working = asyncio.ensure_future(work)
+    disconnect = asyncio.ensure_future(request.receive())  # the only message after the body
+    disconnect.add_done_callback(lambda _: working.cancel())
     try:
-        classified = await while_caller_waits(request, pipeline.classify_rows(rows, pending))
-    except ClientDisconnect:
-        record_abandoned(query_id, batch_id, len(rows), pipeline.queue.abandoned_rows)
+        return await working
+    except asyncio.CancelledError:
+        if disconnect.done() and not disconnect.cancelled():
+            raise ClientDisconnect from None
         raise
-    record_answer(query_id, batch_id, classified, perf_counter() - started)
-    return classified.outcomes
+    finally:
+        disconnect.cancel()
 
 
-def _answer_or_later(answer: bytes | None, pending: PendingBody) -> Response:
+def _batch_response(answer: bytes | None, pending: PendingBody) -> Response:
     if answer is None:
         return Response(to_json({"status": "running"}), status_code=202, media_type="application/json")
-    return json_answer(answer, pending)
+    return json_response(answer, pending)
+
+
+def json_response(content: bytes, pending: PendingBody) -> Response:
+    """If large, it replaces the request's body in `pending` until it is sent. Raises Overloaded."""
+    if len(content) <= PIECE_BYTES:
+        return Response(content, media_type="application/json")
+    pending.drop()
+    pending.take(len(content))
+    return LargeResponse(content, pending)
+
+
+class LargeResponse(Response):
+    """Sends its body in pieces as the client reads. A slow client loses it when others need the memory."""
+
+    def __init__(self, content: bytes, pending: PendingBody) -> None:
+        super().__init__(content, media_type="application/json")
+        pending.hold()
+        self._pending = pending
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(None) as sending:
+                with self._pending.evictable(lambda: sending.reschedule(loop.time()), is_in_transit=True):
+                    await self._send(send)
+        except (TimeoutError, Overloaded):
+            return  # the server closes the connection after an incomplete response
+        finally:
+            self.body = b""
+            self._pending.let_go()
+
+    async def _send(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        for start in range(0, len(self.body), PIECE_BYTES):
+            piece = self.body[start : start + PIECE_BYTES]
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+            self._pending.note_progress(len(piece))
+            # A fast client would otherwise be sent everything in one step of the event loop.
+            await asyncio.sleep(0)
+        # Sent once the client has read all but a little of the rest.
+        await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -1,26 +1,83 @@
-"""The files of the pages, from memory: no path reaches the file system, and slow clients hold no copies."""
+"""Every path but /classify: probes and metrics, the playground, and the API documentation.
+
+Static files are served from memory, so that no path reaches the file system and slow clients hold no copies.
+"""
 
 import base64
 import functools
 import hashlib
 import mimetypes
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from http import HTTPStatus
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
 from fastapi import FastAPI, Request
 from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.routing import iter_route_contexts
 from pydantic_core import to_json
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.routing import BaseRoute, Match
 from starlette.types import Receive, Scope, Send
 
+from app import __version__
+from app.api.asgi import error_response
+from app.api.health import Gauges, create_router
+from app.api.openapi import document_classify
+from app.api.state import ServiceState
 from model.defaults import SAMPLES
 
-# A client may send a list of many; those that are longer get the file.
+
+def create_pages(
+    state: ServiceState, gauges: Gauges, lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]]
+) -> FastAPI:
+    pages = FastAPI(
+        title="ext-classify",
+        summary="A Keras image classifier as a Snowflake SQL function.",
+        version=__version__,
+        openapi_url=None,  # served by _add_docs, as bytes: FastAPI would format it for every request
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,  # a redirect would repeat the client's Host, and Snowflake follows none
+        servers=[{"url": "."}],  # relative to the document, which may lie behind a path prefix
+        lifespan=lifespan,
+    )
+    pages.include_router(create_router(state, gauges))
+    document_classify(pages)
+    if state.settings.show_playground:
+        _add_playground(pages)
+    if state.settings.show_docs:
+        _add_docs(pages)
+    _add_error_handlers(pages)
+    return pages
+
+
+def _add_error_handlers(pages: FastAPI) -> None:
+    async def respond(request: Request, error: Exception) -> Response:
+        response = error_response(error)
+        # A route knows only its own methods, and a path may have several routes.
+        if response.status_code == HTTPStatus.METHOD_NOT_ALLOWED and (
+            methods := _methods_at(pages.routes, request.scope)
+        ):
+            response.headers["allow"] = ", ".join(methods)
+        return response
+
+    pages.add_exception_handler(HTTPException, respond)
+    pages.add_exception_handler(Exception, respond)
+
+
+def _methods_at(routes: Sequence[BaseRoute], scope: Scope) -> list[str]:
+    """The methods that a path allows (RFC 9110, section 10.2.1)."""
+    matching = [route for route in iter_route_contexts(routes) if route.matches(scope)[0] != Match.NONE]
+    return sorted({method for route in matching for method in route.methods or ()})
+
+
+# Longer lists in If-None-Match are ignored.
 _MAX_CONDITION_BYTES = 256
 
 
@@ -80,12 +137,12 @@ POLICY = (
 _REVALIDATE = {"cache-control": "no-cache"}
 
 
-def add_playground(app: FastAPI) -> None:
-    app.mount("/playground/samples", StaticFiles(SAMPLES, _REVALIDATE))
+def _add_playground(pages: FastAPI) -> None:
+    pages.mount("/playground/samples", StaticFiles(SAMPLES, _REVALIDATE))
     files = StaticFiles(FOLDER, _REVALIDATE)
-    app.mount("/playground", files)
+    pages.mount("/playground", files)
 
-    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
+    @pages.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     async def playground(request: Request) -> Response:
         response = files.response("index.html", request.headers)
         response.headers["content-security-policy"] = POLICY
@@ -95,25 +152,25 @@ def add_playground(app: FastAPI) -> None:
 _INLINE_SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 
 
-def add_docs(app: FastAPI) -> None:
-    """At /docs, and where there is nothing else at /, it leads there."""
-    app.mount("/docs/assets", StaticFiles(Path(str(files("fastapi_swagger"))) / "resources"))
+def _add_docs(pages: FastAPI) -> None:
+    """Without a playground, / redirects to /docs."""
+    pages.mount("/docs/assets", StaticFiles(Path(str(files("fastapi_swagger"))) / "resources"))
     html = _page()
     headers = {"content-security-policy": _policy_of(html)}
 
     @functools.cache
     def document() -> bytes:
-        return to_json(app.openapi())
+        return to_json(pages.openapi())
 
-    @app.get("/openapi.json", include_in_schema=False)
+    @pages.get("/openapi.json", include_in_schema=False)
     async def openapi() -> Response:
         return Response(document(), media_type="application/json")
 
-    @app.get("/", include_in_schema=False)
+    @pages.get("/", include_in_schema=False)
     async def index() -> RedirectResponse:
         return RedirectResponse("docs")
 
-    @app.get("/docs", include_in_schema=False)
+    @pages.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
         return HTMLResponse(html, headers=headers)
 
@@ -130,7 +187,7 @@ def _page() -> str:
 
 
 def _policy_of(html: str) -> str:
-    """Its own scripts run and no others (Content Security Policy Level 3); nothing comes from elsewhere."""
+    """Allows only the page's own scripts (Content Security Policy Level 3), and nothing from other hosts."""
     hashes = " ".join(
         f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
         for script in _INLINE_SCRIPT.findall(html)

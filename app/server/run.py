@@ -24,7 +24,7 @@ from app.workers.host import ClassifierProcesses
 from model.errors import ModelError
 
 if TYPE_CHECKING:
-    from fastapi import FastAPI
+    from app.api.asgi import Service
 
 # uvicorn's own lines, tracebacks among them, do not wait for the log's reader either.
 _LOG_HANDLERS = {"default": {"class": "app.telemetry.log.BackgroundHandler", "formatter": "default"}}
@@ -57,7 +57,7 @@ def _serve_alone(settings: Settings) -> None:
         sys.exit(STARTUP_FAILURE)
 
 
-def start_app(settings: Settings) -> "FastAPI":
+def start_app(settings: Settings) -> "Service":
     """The app, with what it holds for ever out of the garbage collector's way."""
     processes = ClassifierProcesses(settings)
     from app.main import create_app  # noqa: PLC0415 - imported while the processes open the network
@@ -68,7 +68,7 @@ def start_app(settings: Settings) -> "FastAPI":
     return app
 
 
-def worker() -> "FastAPI":
+def worker() -> "Service":
     """What each worker serves. A fault that keeps all of them from starting ends the service."""
     folder = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
     stop_with_supervisor(folder)

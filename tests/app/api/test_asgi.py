@@ -1,8 +1,13 @@
+import json
+
 import pytest
 from starlette import datastructures, requests
+from starlette.middleware.cors import CORSMiddleware
 from starlette.testclient import TestClient
 
+from app.api.asgi import Service, error_response
 from app.api.body import MAX_QUERY_BYTES
+from app.errors import Unauthorized
 
 
 def parse_nothing(text: str, **_: object) -> list[tuple[str, str]]:
@@ -37,10 +42,38 @@ def test_query_of_a_classification_has_a_length(
     headers = {"Content-Type": content_type}
     answer = client.post("/classify?" + "a&" * MAX_QUERY_BYTES, content=body, headers=headers)
     assert answer.status_code == 422
-    assert answer.json()["error"]["message"] == "A query must have at most 1024 bytes. Received: 2048."
+    assert answer.json()["error"]["code"] == "invalid_batch"
 
 
 def test_query_may_have_other_parameters(client: TestClient) -> None:
     query = "evidence=false&" + "a" * (MAX_QUERY_BYTES - 15)
     answer = client.post(f"/classify?{query}", json={"data": [[0, None]]})
     assert answer.json() == {"data": [[0, None]]}
+
+
+def test_middleware_of_the_mounted_application_is_rejected(client: TestClient) -> None:
+    assert isinstance(client.app, Service)
+    with pytest.raises(RuntimeError, match="Wrap the ASGI application"):
+        client.app.add_middleware(CORSMiddleware, allow_origins=["*"])
+    with pytest.raises(RuntimeError, match="Wrap the ASGI application"):
+        client.app.middleware("http")
+
+
+def test_middleware_around_the_service_covers_every_path(client: TestClient, sample: bytes) -> None:
+    assert isinstance(client.app, Service)
+    wrapped = TestClient(CORSMiddleware(client.app, allow_origins=["https://mill.example"]))
+    headers = {"Origin": "https://mill.example", "Content-Type": "image/png"}
+    for response in (
+        wrapped.get("/healthz", headers=headers),
+        wrapped.post("/classify", content=sample, headers=headers),
+    ):
+        assert response.status_code == 200
+        assert response.headers["access-control-allow-origin"] == "https://mill.example"
+
+
+@pytest.mark.parametrize("message", ["half of a pair: \ud800", "\udfff" * 1000, "whole: \U0001f600", "é"])
+def test_every_message_can_be_sent(message: str) -> None:
+    response = error_response(Unauthorized(message))
+    assert response.status_code == 401
+    sent = json.loads(bytes(response.body))["error"]["message"]
+    assert sent == message.encode("utf-8", "backslashreplace").decode()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from starlette.requests import ClientDisconnect, Request
 
-from app.api.classify import while_caller_waits
+from app.api.classify import while_connected
 from app.client import is_ready
 from tests.app.forms import text_of
 from tests.running import logging_service, wait_until
@@ -27,7 +27,7 @@ def request_of(*messages: dict[str, object], then_wait: bool) -> Request:
 
 def test_work_of_a_caller_who_stays_is_done() -> None:
     async def run() -> int:
-        return await while_caller_waits(request_of(then_wait=True), asyncio.sleep(0.01, 7))
+        return await while_connected(request_of(then_wait=True), asyncio.sleep(0.01, 7))
 
     assert asyncio.run(run()) == 7
 
@@ -43,7 +43,7 @@ def test_work_of_a_caller_who_left_is_cancelled() -> None:
                 cancelled.set()
 
         with pytest.raises(ClientDisconnect):
-            await while_caller_waits(request_of({"type": "http.disconnect"}, then_wait=False), work())
+            await while_connected(request_of({"type": "http.disconnect"}, then_wait=False), work())
         assert cancelled.is_set()
 
     asyncio.run(run())
@@ -51,7 +51,7 @@ def test_work_of_a_caller_who_left_is_cancelled() -> None:
 
 def test_service_that_stops_is_no_caller_who_left() -> None:
     async def run() -> None:
-        waiting = asyncio.ensure_future(while_caller_waits(request_of(then_wait=True), asyncio.sleep(60)))
+        waiting = asyncio.ensure_future(while_connected(request_of(then_wait=True), asyncio.sleep(60)))
         await asyncio.sleep(0.01)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -65,7 +65,7 @@ def test_failure_of_the_work_is_raised() -> None:
         raise LookupError("no")
 
     with pytest.raises(LookupError, match="no"):
-        asyncio.run(while_caller_waits(request_of(then_wait=True), work()))
+        asyncio.run(while_connected(request_of(then_wait=True), work()))
 
 
 def test_rows_of_a_caller_who_hung_up_are_not_classified(sample: bytes, tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from app.client import is_ready
@@ -112,10 +111,8 @@ def test_probe_waits_for_no_redis_that_is_silent(sample: bytes, tmp_path: Path) 
 def test_probe_waits_for_no_store_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not even for one that bounds nothing itself."""
     monkeypatch.setattr("app.api.health._LOOK_SECONDS", 0.05)
+    monkeypatch.setattr("app.batches.store.MemoryStore.look", lambda _: asyncio.Event().wait())
     with TestClient(create_app(Settings())) as client:
-        app = client.app
-        assert isinstance(app, FastAPI)
-        app.state.batches.store.look = asyncio.Event().wait
         assert client.get("/readyz").json()["status"] == "ready"
 
 
@@ -123,7 +120,7 @@ def test_page_that_hangs_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.api.asgi._PAGE_SECONDS", 0.05)
     app = create_app(Settings())
 
-    @app.get("/hangs")
+    @app.pages.get("/hangs")
     async def hangs() -> None:
         await asyncio.Event().wait()
 

@@ -126,7 +126,7 @@ def test_blank_and_noisy_frames_are_abstained_on(client: TestClient, name: str) 
 def test_answer_that_snowflake_would_not_take_is_refused_and_says_what_to_do(
     client: TestClient, sample: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.api.batch.MAX_ANSWER_BYTES", 3000)
+    monkeypatch.setattr("app.api.classify.MAX_ANSWER_BYTES", 3000)
     body = {"data": [[n, text_of(sample), {"evidence": n < 2}] for n in range(4)]}
     answer = client.post("/classify", json=body, headers={BATCH_ID_HEADER: "of evidence"})
     assert answer.status_code == 413

@@ -21,10 +21,8 @@ from starlette.testclient import TestClient
 from starlette.types import Message
 
 from app.admission import Admission, PendingBody, PendingBytes
-from app.api import classify
-from app.api.answers import PIECE_BYTES, LargeAnswer, json_answer
-from app.api.batch import BatchClassifier
 from app.api.body import arriving_within, inflate
+from app.api.classify import PIECE_BYTES, LargeResponse, RowClassifier, json_response
 from app.batches.store import SentBatch
 from app.errors import AnswerTooLarge, BodyTimeout, MalformedBody, Overloaded, ServiceError
 from app.event_loop import BulkTurn
@@ -179,7 +177,8 @@ async def classify_batch(admission: Admission, content: bytes, encoding: str = "
     with admission.reserve(len(content)) as body:
         body.take(len(content))
         batch = SentBatch(None, None, content, encoding, evidence=False, pending=body)
-        await BatchClassifier(Settings(), cast("Pipeline", pipeline), admission)(batch)
+        classifier = RowClassifier(Settings(), cast("Pipeline", pipeline), admission)
+        await classifier.classify_batch(batch)
     return pipeline.held_bytes
 
 
@@ -235,7 +234,7 @@ def test_answer_is_counted_in_place_of_its_body_until_it_is_sent() -> None:
         pending, client = pending_bytes(), Client(reads=1000)
         with pending.reserve() as body:
             body.take(500_000)
-            answer = json_answer(bytes(700_000), body)
+            answer = json_response(bytes(700_000), body)
         assert pending.held_bytes == 700_000
         await answer({"type": "http"}, client.receive, client.send)
         assert client.body == bytes(700_000)
@@ -248,7 +247,7 @@ def test_answer_is_counted_in_place_of_its_body_until_it_is_sent() -> None:
 
 def test_other_requests_are_served_between_the_pieces_of_an_answer() -> None:
     async def check() -> int:
-        client, answer = Client(reads=1000), json_answer(bytes(20 * PIECE_BYTES), pending_bytes().reserve())
+        client, answer = Client(reads=1000), json_response(bytes(20 * PIECE_BYTES), pending_bytes().reserve())
         return await turns_during(answer({"type": "http"}, client.receive, client.send))
 
     turns = asyncio.run(check())
@@ -259,14 +258,14 @@ def test_answer_that_a_connection_buffers_is_not_counted() -> None:
     pending = pending_bytes()
     with pending.reserve() as body:
         body.take(500_000)
-        assert not isinstance(json_answer(bytes(PIECE_BYTES), body), LargeAnswer)
+        assert not isinstance(json_response(bytes(PIECE_BYTES), body), LargeResponse)
     assert pending.held_bytes == 0
 
 
 def test_answer_that_is_not_read_gives_way() -> None:
     async def check() -> None:
         pending, client = pending_bytes(), Client(reads=3)
-        answer = json_answer(bytes(700_000), pending.reserve())
+        answer = json_response(bytes(700_000), pending.reserve())
         sending = asyncio.ensure_future(answer({"type": "http"}, client.receive, client.send))
         await turns()
         assert not sending.done()
@@ -291,7 +290,7 @@ def test_answer_that_is_read_steadily_does_not_give_way() -> None:
 
     async def check() -> None:
         client = SteadyClient(reads=1000)
-        answer = json_answer(bytes(10 * PIECE_BYTES), pending.reserve())
+        answer = json_response(bytes(10 * PIECE_BYTES), pending.reserve())
         await answer({"type": "http"}, client.receive, client.send)
         assert client.body == bytes(10 * PIECE_BYTES)
 
@@ -302,7 +301,7 @@ def test_answer_whose_client_leaves_gives_its_room_back() -> None:
     async def check() -> None:
         pending, client = pending_bytes(), Client(reads=3)
         body = pending.reserve()
-        answer = json_answer(bytes(700_000), body)
+        answer = json_response(bytes(700_000), body)
         body.let_go()
         sending = asyncio.ensure_future(answer({"type": "http"}, client.receive, client.send))
         await turns()
@@ -317,7 +316,7 @@ def test_answer_for_which_there_is_no_room_is_refused_and_may_be_asked_for_again
     pending = pending_bytes()
     pending.reserve().take(500_000)
     with pytest.raises(ServiceError) as refusal, pending.reserve() as body:
-        json_answer(bytes(700_000), body)
+        json_response(bytes(700_000), body)
     assert refusal.value.retryable
     assert pending.held_bytes == 500_000
 
@@ -326,9 +325,7 @@ def test_answer_for_which_there_is_no_room_is_refused_and_may_be_asked_for_again
 def test_answer_to_no_batch_id_has_a_bound_too(
     client: TestClient, sample: bytes, monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
-    for module in (classify, "app.api.batch"):
-        name = module if isinstance(module, str) else module.__name__
-        monkeypatch.setattr(f"{name}.MAX_ANSWER_BYTES_WITHOUT_ID", 1000)
+    monkeypatch.setattr("app.api.classify.MAX_ANSWER_BYTES_WITHOUT_ID", 1000)
     for rows, status in ((2, 200), (8, 413)):
         if form == "files":
             answer = client.post("/classify", files=[("file", (f"{n}", sample)) for n in range(rows)])

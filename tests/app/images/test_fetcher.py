@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from app.errors import UrlNotAllowed
-from app.images.fetcher import NoFetcher, open_fetcher
+from app.images.fetcher import NoFetcher, create_fetcher
 from app.images.http import ImageFetcher
 from app.images.source import Url
 from app.settings import Settings
@@ -14,7 +14,7 @@ def refusal(url: str, **settings: Any) -> tuple[type, str]:
     """The type of the fetcher that rejects `url`, and its error message."""
 
     async def run() -> tuple[type, str]:
-        async with open_fetcher(Settings(**settings)) as fetcher:
+        async with create_fetcher(Settings(**settings)) as fetcher:
             with pytest.raises(UrlNotAllowed) as refused:
                 await fetcher.fetch(Url(url))
             return type(fetcher), refused.value.message

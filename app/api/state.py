@@ -1,0 +1,27 @@
+"""The parts of the service that requests share, built once in app.main."""
+
+from dataclasses import dataclass
+
+from app.admission import Admission
+from app.api.auth import Guards
+from app.api.shutdown import Shutdown
+from app.batches.batches import Batches
+from app.pipeline import Pipeline
+from app.settings import Settings
+from app.telemetry.record import RefusalLog
+from app.workers.pool import LiveClassifiers
+
+
+@dataclass(frozen=True)
+class ServiceState:
+    """What is loop-bound in it opens when the application starts up."""
+
+    settings: Settings
+    guards: Guards | None
+    """None if the service authenticates nobody."""
+    shutdown: Shutdown
+    refusals: RefusalLog
+    classifiers: LiveClassifiers
+    pipeline: Pipeline
+    admission: Admission
+    batches: Batches
