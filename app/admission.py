@@ -1,13 +1,14 @@
-"""The memory that request bodies and large answers share, and which of them gives way when it is full.
+"""Admission control: 429 for requests that would wait too long, or for which there is no memory.
 
-A body takes room as it arrives and as it is inflated: a length that is only declared holds none. When a body
-finds no room for more,
+Request bodies and large responses share a memory budget. A body takes memory as it arrives and as it is
+inflated, not when its length is declared. When a body needs more than is free:
 
-1. bodies that arrive, and answers that are sent, below `min_bytes_per_second` are evicted, the longest
-   without progress first;
-2. then the youngest incomplete body gives way, be it the one that asks. So the oldest always completes.
+1. Bodies that arrive, and responses that are sent, at less than `min_bytes_per_second` are evicted, the one
+   that has made no progress for longest first.
+2. Then the youngest incomplete body is evicted, which may be the one that needs memory. The oldest body
+   therefore always completes.
 
-Complete bodies, whose rows wait or are classified, are never evicted.
+Complete bodies, whose rows wait or are being classified, are never evicted.
 """
 
 import math
@@ -24,11 +25,11 @@ from typing import Self
 from app.errors import Overloaded
 from app.workers.queue import FEW_ROWS, QueuedRequest, RowQueue
 
-# How long a body or an answer may move too slowly before it may be evicted for that.
+# How long a body or a response may be slow before it can be evicted for that.
 GRACE_SECONDS = 1.0
-# A body that holds less weighs no more than its connection: to evict it would free next to nothing.
+# A smaller body takes no more memory than its connection, so evicting it would free next to nothing.
 MIN_EVICTABLE_BYTES = 4096
-# Where more are slow, a body may begin: it takes room piece by piece, and gets it or not.
+# If more bodies are slow, a new body may start without a full count: memory is checked for every piece.
 MAX_SLOW_COUNTED = 1000
 _RETRY_AFTER_SECONDS = 1
 
@@ -38,13 +39,13 @@ def _do_nothing() -> None: ...
 
 @dataclass(eq=False)
 class _Group:
-    """Small bodies, or large ones."""
+    """The small bodies, or the large ones."""
 
     held_bytes: int = 0
     by_age: "OrderedDict[PendingBody, None]" = field(default_factory=OrderedDict)
-    """The incomplete ones, the youngest last."""
+    """Incomplete bodies, the youngest last."""
     by_progress: "OrderedDict[PendingBody, None]" = field(default_factory=OrderedDict)
-    """Those in transit, by when they become slow."""
+    """Bodies in transit, ordered by when they become slow."""
 
     def slow(self, now: float) -> "Iterator[PendingBody]":
         for body in self.by_progress:
@@ -61,10 +62,10 @@ class _Group:
 
 
 class PendingBytes:
-    """All bodies and large answers of one process. A body that has the memory to itself always finds room.
+    """The budget of one process for bodies and large responses. A body without others always fits.
 
-    Bodies of at most `reserve_bytes`, as declared and as received, are small. Together they have as much
-    beyond `max_bytes`, where large bodies find no room.
+    Bodies of at most `reserve_bytes`, as declared and as received, are small. They share a reserve of the
+    same size in addition to `max_bytes`, which large bodies cannot take.
     """
 
     def __init__(
@@ -87,11 +88,11 @@ class PendingBytes:
         return self._small.held_bytes + self._large.held_bytes
 
     def reserve(self, declared_bytes: int = 0) -> "PendingBody":
-        """A body that holds nothing yet; 0 where no length is declared."""
+        """A body that holds nothing yet. `declared_bytes` is 0 without a Content-Length."""
         return PendingBody(self, self._group_of(declared_bytes), declared_bytes)
 
     def refuse(self, body_bytes: int) -> None:
-        """Raises Overloaded for a body that would find no room even if all that is slow were evicted."""
+        """Raises Overloaded for a body that would not fit even if all slow bodies were evicted."""
         if self._fits(body_bytes, self._small.held_bytes, self._large.held_bytes):
             return
         held_bytes = {self._small: self._small.held_bytes, self._large: self._large.held_bytes}
@@ -105,14 +106,14 @@ class PendingBytes:
             raise self._no_room(body_bytes)
 
     def take(self, body: "PendingBody", more_bytes: int) -> None:
-        """Raises Overloaded. An incomplete body that is refused loses the room that it has."""
+        """Raises Overloaded; an incomplete body then loses the bytes that it holds."""
         if body.eviction is not None:
             raise body.eviction
         while not self._has_room(body, more_bytes):
             if not self._evict_for(body):
                 body.eviction = self._no_room(more_bytes)
                 if body.is_evictable:
-                    self.release(body)  # at once: others take theirs before the error is handled
+                    self.release(body)  # at once: other bodies may need them before the error is handled
                 raise body.eviction
         if body.group is self._small and self._group_of(body.held_bytes + more_bytes) is self._large:
             more_bytes += body.held_bytes
@@ -120,7 +121,7 @@ class PendingBytes:
             body.group = self._large
         body.group.held_bytes += more_bytes
         body.held_bytes += more_bytes
-        # Most bodies are small and arrive as a whole: they need no place among those that may be evicted.
+        # Most bodies are small and arrive in one piece: tracking them for eviction would be wasted.
         if body.is_evictable and MIN_EVICTABLE_BYTES <= body.held_bytes != body.declared_bytes:
             if body not in body.group.by_age:
                 body.number = next(self._numbers)
@@ -128,7 +129,7 @@ class PendingBytes:
             self.note_progress(body, more_bytes)
 
     def note_progress(self, body: "PendingBody", moved_bytes: int) -> None:
-        """Each second's worth of bytes gives what is in transit another second."""
+        """Bytes worth a second at the minimum rate give a body in transit another second."""
         if not body.is_in_transit:
             return
         by_progress = body.group.by_progress
@@ -141,7 +142,7 @@ class PendingBytes:
 
     @staticmethod
     def release(body: "PendingBody", fewer_bytes: float = math.inf) -> None:
-        """All that it holds, unless told otherwise."""
+        """Release `fewer_bytes`, by default everything that the body holds."""
         released_bytes = int(min(fewer_bytes, body.held_bytes))
         body.group.held_bytes -= released_bytes
         body.held_bytes -= released_bytes
@@ -161,7 +162,7 @@ class PendingBytes:
         )
 
     def _fits(self, body_bytes: int, small_bytes: int, large_bytes: int, *, is_large: bool = False) -> bool:
-        """Beside so many bytes of others."""
+        """Whether a body fits next to this many bytes of small and large bodies."""
         if not small_bytes + large_bytes:
             return True
         if is_large or body_bytes > self._reserve_bytes:
@@ -171,10 +172,10 @@ class PendingBytes:
         return large_bytes + max(0, small_bytes - self._reserve_bytes) <= self._max_bytes
 
     def _evict_for(self, body: "PendingBody") -> bool:
-        """Evict what gives way to a body; False where nothing does but that body itself."""
-        # To evict small bodies that fit into their reserve makes no room for large ones.
-        is_small_in_the_way = body.group is self._small or self._small.held_bytes > self._reserve_bytes
-        groups = (self._large, self._small) if is_small_in_the_way else (self._large,)
+        """Evict one other body in favour of `body`. False if `body` itself is next in line."""
+        # Evicting small bodies that fit into their reserve frees no memory for large ones.
+        can_evict_small = body.group is self._small or self._small.held_bytes > self._reserve_bytes
+        groups = (self._large, self._small) if can_evict_small else (self._large,)
         now = self._clock()
         slow = [first for group in groups if (first := next(group.slow(now), None))]
         if slow:
@@ -191,28 +192,30 @@ class PendingBytes:
         return True
 
     def _no_room(self, body_bytes: int) -> Overloaded:
-        rule = f"Bodies that wait for their answer may have {self._max_bytes} bytes together."
-        return Overloaded(f"{rule} Received: {body_bytes} beside {self.held_bytes}.", _RETRY_AFTER_SECONDS)
+        rule = f"Pending request bodies must have at most {self._max_bytes} bytes in total."
+        return Overloaded(
+            f"{rule} Received: {body_bytes} in addition to {self.held_bytes}.", _RETRY_AFTER_SECONDS
+        )
 
     def _too_slow(self) -> Overloaded:
         rate = f"{self._min_bytes_per_second:.0f} bytes a second"
-        rule = f"While others find no room, a body must arrive at {rate} or more."
-        refusal = Overloaded(f"{rule} Received: fewer.", _RETRY_AFTER_SECONDS)
+        rule = f"While memory is short, a body must arrive at {rate} or more."
+        refusal = Overloaded(f"{rule} Received: a slower one.", _RETRY_AFTER_SECONDS)
         refusal.headers = {**refusal.headers, "connection": "close"}  # the rest would arrive as slowly
         return refusal
 
 
 class PendingBody:
-    """The pending bytes of one body, or of the answer to it, until its last holder releases them."""
+    """The pending bytes of one body, or of the response to it, until its last holder releases them."""
 
     def __init__(self, pending: PendingBytes, group: _Group, declared_bytes: int) -> None:
         self.held_bytes = 0
         self.declared_bytes = declared_bytes
         self.group = group
         self.number: float = math.inf
-        """Its place by age; a body that has only begun is the youngest."""
+        """Its rank by age; infinite, so the youngest, until it is tracked."""
         self.slow_at = math.inf
-        self.moved_bytes = 0  # since `slow_at` was put off last
+        self.moved_bytes = 0  # since `slow_at` was last postponed
         self.is_in_transit = False
         self.is_evictable = False
         self.wake: Callable[[], None] = _do_nothing
@@ -229,14 +232,14 @@ class PendingBody:
         self._pending.release(self, fewer_bytes)
 
     def note_progress(self, moved_bytes: int) -> None:
-        """Of an answer that is sent; a body makes progress as it takes."""
+        """Progress of a response that is being sent; a body makes progress as it takes bytes."""
         self._pending.note_progress(self, moved_bytes)
 
     @contextmanager
     def evictable(
         self, wake: Callable[[], None] = _do_nothing, *, is_in_transit: bool = False
     ) -> Iterator[None]:
-        """It may be evicted inside, and `wake` is called then. Raises Overloaded at the end if it was."""
+        """Inside, it can be evicted, which calls `wake`. Raises Overloaded on exit if it was evicted."""
         self.is_evictable, self.is_in_transit, self.wake = True, is_in_transit, wake
         if self.held_bytes:
             self.note_progress(0)
@@ -249,7 +252,7 @@ class PendingBody:
             raise self.eviction
 
     def complete(self) -> None:
-        """It takes no more."""
+        """It takes no more bytes, and can no longer be evicted."""
         self.group.untrack(self)
 
     def hold(self) -> None:
@@ -266,19 +269,21 @@ class PendingBody:
 
     def __exit__(self, _: object, error: object, traceback: TracebackType | None) -> None:
         if traceback is not None:
-            clear_frames(traceback)  # they would keep what was received until the error is answered
+            clear_frames(
+                traceback
+            )  # they would keep the received bytes alive until the error response is sent
         self.let_go()
 
 
-# Of the mean of rows a byte; requests of one kind and sender are much alike.
+# In the moving average of rows per byte: requests of one kind and client are similar.
 _WEIGHT_OF_LATEST = 0.2
 _LEAST_RETRY_SECONDS = 1
-# Somebody waits for a single image, and a flood of them is to be over soon after it ends.
+# A single image is usually interactive, and its queue should drain soon after a burst ends.
 MAX_WAIT_SECONDS_OF_FEW = 1.5
 
 
 class Admission:
-    """For all requests of one process. A request that has the service to itself is always let in."""
+    """Admission control of one process. A request without others is always admitted."""
 
     def __init__(
         self,
@@ -298,30 +303,30 @@ class Admission:
         self._rows_a_byte: dict[str, float] = {}
 
     def refuse(self, body_bytes: int, rows: int) -> None:
-        """Raises Overloaded, before anything of a body has been read."""
+        """Raises Overloaded; called before any of the body is read."""
         self.refuse_rows(rows)
         self._pending.refuse(body_bytes)
 
     def expect_rows(self, kind: str, body_bytes: int) -> int:
-        """In a body, by what those of its kind held so far."""
+        """The estimated rows of a body, from earlier bodies of its kind."""
         return max(1, round(body_bytes * self._rows_a_byte.get(kind, 0.0)))
 
     def note_rows(self, kind: str, body_bytes: int, rows: int) -> None:
-        """What a body turned out to hold. Kinds are few, and none of them is a caller's to name."""
+        """Record the rows that a body held. Kinds are few, and no client can choose their names."""
         latest = rows / max(1, body_bytes)
         before = self._rows_a_byte.get(kind, latest)
         self._rows_a_byte[kind] = before + (latest - before) * _WEIGHT_OF_LATEST
 
     def refuse_rows(self, rows: int, unfetched_rows: int = 0) -> None:
-        """Raises Overloaded when so many rows would wait longer than any may before the first is served."""
+        """Raises Overloaded if the first of so many rows would wait longer than the limit."""
         wait_seconds = self._queue.wait_seconds(rows, unfetched_rows)
         max_wait_seconds = self._max_wait_of(rows)
         if rows <= FEW_ROWS:
             wait_seconds = max(wait_seconds, self._queue.overdue[True].longest_wait_seconds)
         if wait_seconds > max_wait_seconds:
             raise _overloaded(
-                f"{rows} rows may wait for at most {max_wait_seconds:g} seconds. "
-                f"Received: rows that would wait for {wait_seconds:.1f}.",
+                f"A request of {rows} rows must wait at most {max_wait_seconds:g} seconds. "
+                f"Received: an expected wait of {wait_seconds:.1f}.",
                 wait_seconds - max_wait_seconds,
             )
 
@@ -335,18 +340,18 @@ class Admission:
     def _waited_for_too_long(self, request: QueuedRequest) -> Overloaded:
         max_wait_seconds = self._max_wait_of(request.rows)
         return _overloaded(
-            f"{request.rows} rows may wait for at most {max_wait_seconds:g} seconds. "
-            "Received: rows behind others that have waited for longer.",
+            f"A request of {request.rows} rows must wait at most {max_wait_seconds:g} seconds. "
+            "Received: a request behind others that have waited longer.",
             max_wait_seconds,
         )
 
     def reserve(self, declared_bytes: int = 0) -> PendingBody:
-        """A body that holds nothing yet; 0 where its length is not declared."""
+        """A body that holds nothing yet. `declared_bytes` is 0 without a Content-Length."""
         return self._pending.reserve(declared_bytes)
 
     @property
     def pending_bytes(self) -> int:
-        """Bodies that are read or whose rows are not answered yet, inflated, and large answers being sent."""
+        """Inflated bodies being read or with unanswered rows, and large responses being sent."""
         return self._pending.held_bytes
 
 

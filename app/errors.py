@@ -1,46 +1,48 @@
-"""The two failure channels, drawn first.
+"""The error families: errors of a row, which are values, and errors of a request, which are exceptions.
 
-A row failure is a value, and the batch answers 200 (model.errors.InputError):
-├── model.errors: unsupported_format, corrupt_image, image_too_large
-├── InvalidSource       the row's source names no image, in none of the ways there are
-├── InvalidBase64       the text does not decode
-├── InvalidHex          the same, of hexadecimal text
-├── InvalidOptions      the row's options are not an object of known options
-├── UrlNotAllowed       nothing is fetched from there
-├── FileMissing         the storage has no such file
-├── UrlExpired          the time of a signed URL is over
-├── AccessDenied        the storage lets nobody in with this URL
-├── ClientSideEncrypted the storage has ciphertext only
-├── FetchFailed         the host answered with an error, or not at all
-├── FetchTimeout        the host took too long
-├── ScopedUrlNotReadable    a URL that only the user who made it can read
-├── WrongAccount            a staged file of another account than the service's
-├── StageNotAllowed         a stage that is not on the service's list
-├── StageNotAuthorized      no such stage, or none that the service's role may read
-├── SnowflakeNotConfigured  the service has no account to read stages from
-├── SnowflakeLoginFailed    Snowflake does not let the service in
-├── SnowflakeUnavailable    Snowflake does not answer, or not in time
-├── SnowflakeRefused        Snowflake does not carry out the statement
-├── WarehouseUnavailable    no warehouse runs the service's statement
-├── PredictionFailed    the network answered with something other than probabilities
-├── ClassifierDied      the process that classified the image died over it, and so did others
-└── ClassifyTimeout     the image takes more time than any may
+InputError (model.errors): one row cannot be classified. Its outcome carries the error, and the batch is
+answered 200.
+├── UnsupportedFormat, CorruptImage, ImageTooLarge   see model.errors
+├── InvalidSource           the source is not a URL, a stage path, base64 or hex
+├── InvalidBase64           the text is not valid base64
+├── InvalidHex              the text is not valid hexadecimal
+├── InvalidOptions          the row's options are not an object of known options
+├── UrlNotAllowed           the URL is not on the allowlist
+├── FileMissing             the storage service has no such file
+├── UrlExpired              the signed URL has expired
+├── AccessDenied            the storage service denies access to the URL
+├── ClientSideEncrypted     the stage file is client-side encrypted
+├── FetchFailed             the host answered with an error, or did not answer
+├── FetchTimeout            the image did not arrive in time
+├── ScopedUrlNotReadable    a scoped URL, which only the user who created it can read
+├── WrongAccount            a stage file of another account
+├── StageNotAllowed         the stage is not in the service's settings
+├── StageNotAuthorized      the stage does not exist, or the service's role may not read it
+├── SnowflakeNotConfigured  the service has no Snowflake account
+├── SnowflakeLoginFailed    the service cannot log in to Snowflake
+├── SnowflakeUnavailable    Snowflake does not answer in time
+├── SnowflakeRefused        Snowflake rejects the statement
+├── WarehouseUnavailable    no warehouse can run the statement
+├── PredictionFailed        the network returned something other than probabilities
+├── ClassifierDied          classifier processes crashed on this image
+└── ClassifyTimeout         the image exceeds the CPU time limit
 
-A request failure is an exception, mapped once to a status (ServiceError). To Snowflake the status is an
-instruction: 429 and 5xx mean "send again", other 4xx mean "the query fails".
-├── MalformedBody           400  the body is not what its headers say
-├── PayloadTooLarge         413  a limit on bytes or rows is exceeded
-├── AnswerTooLarge          413  Snowflake would not take the answer, for all the evidence in it
-├── UnsupportedMediaType    415  none of the three forms of request
-├── InvalidBatch            422  well-formed, but no batch of rows, no files, or an unknown query value
-├── Unauthorized            401  whoever calls has not said who it is, or not so that it can be believed
-├── BatchUnknown            404  asked for the answer to a batch that is neither running nor remembered
+ServiceError: the whole request fails with an HTTP status. Snowflake retries on 429 and 5xx, and fails the
+query on any other 4xx.
+├── MalformedBody           400  the body contradicts its headers
+├── Unauthorized            401  credentials are missing or invalid
+├── BatchUnknown            404  a poll for a batch that is neither running nor cached
 ├── BodyTimeout             408  the body did not arrive in time
-├── Overloaded              429  others fill the time or the memory that there is: send it again, later
-├── IssuerUnavailable       503  the keys to verify tokens with cannot be read now
-├── NoClassifier            503  no classifier process is ready: send it again, later
-├── DeadlineExceeded        503  the request took longer than any may: send it again
-└── Stopped                 503  the service ends before it could answer: send it again, elsewhere
+├── PayloadTooLarge         413  the body exceeds a limit on bytes, rows or files
+├── AnswerTooLarge          413  the response exceeds Snowflake's limit
+├── UnsupportedMediaType    415  not one of the three forms of request
+├── Misdirected             421  the Host header names another host
+├── InvalidBatch            422  valid JSON or multipart, but not rows or files, or an invalid query
+├── Overloaded              429  the queue or the memory for bodies is full
+├── IssuerUnavailable       503  the keys to verify tokens cannot be fetched
+├── NoClassifier            503  no classifier process is ready
+├── DeadlineExceeded        503  the request took too long
+└── Stopped                 503  the service is shutting down
 """
 
 from collections.abc import Mapping
@@ -143,7 +145,7 @@ class ClassifyTimeout(InputError):
 
 
 class ServiceError(Exception):
-    """A whole request that cannot be answered; `code` is stable, the message is for people."""
+    """The whole request fails. `code` is stable and meant for programs, the message is meant for people."""
 
     status: ClassVar[int]
     code: ClassVar[str]
@@ -158,6 +160,28 @@ class ServiceError(Exception):
 class MalformedBody(ServiceError):
     status = 400
     code = "malformed_body"
+
+
+class Unauthorized(ServiceError):
+    """RFC 9110, section 15.5.2, requires WWW-Authenticate."""
+
+    status = 401
+    code = "unauthorized"
+    headers = MappingProxyType({"www-authenticate": "Bearer"})
+
+
+class BatchUnknown(ServiceError):
+    status = 404
+    code = "batch_unknown"
+
+
+class BodyTimeout(ServiceError):
+    """Closes the connection: the rest of the body would be parsed as a request."""
+
+    status = 408
+    code = "body_timeout"
+    retryable = True
+    headers = MappingProxyType({"connection": "close"})
 
 
 class PayloadTooLarge(ServiceError):
@@ -175,23 +199,16 @@ class UnsupportedMediaType(ServiceError):
     code = "unsupported_media_type"
 
 
+class Misdirected(ServiceError):
+    """RFC 9110, section 15.5.20."""
+
+    status = 421
+    code = "misdirected"
+
+
 class InvalidBatch(ServiceError):
     status = 422
     code = "invalid_batch"
-
-
-class BatchUnknown(ServiceError):
-    status = 404
-    code = "batch_unknown"
-
-
-class BodyTimeout(ServiceError):
-    """The connection is of no more use: what is still to come of the body would be taken for a request."""
-
-    status = 408
-    code = "body_timeout"
-    retryable = True
-    headers = MappingProxyType({"connection": "close"})
 
 
 class Overloaded(ServiceError):
@@ -204,28 +221,6 @@ class Overloaded(ServiceError):
     def __init__(self, message: str, retry_after_seconds: int) -> None:
         super().__init__(message)
         self.headers = MappingProxyType({"retry-after": str(retry_after_seconds)})
-
-
-class Stopped(ServiceError):
-    status = 503
-    code = "stopped"
-    retryable = True
-    headers = MappingProxyType({"connection": "close"})
-
-
-class Unauthorized(ServiceError):
-    """RFC 9110, section 15.5.2: it must say how to do better."""
-
-    status = 401
-    code = "unauthorized"
-    headers = MappingProxyType({"www-authenticate": "Bearer"})
-
-
-class Misdirected(ServiceError):
-    """RFC 9110, section 15.5.20: not for this service."""
-
-    status = 421
-    code = "misdirected"
 
 
 class IssuerUnavailable(ServiceError):
@@ -242,7 +237,7 @@ class NoClassifier(ServiceError):
 
 
 class DeadlineExceeded(ServiceError):
-    """The connection is closed, for a part of the request may not have been read."""
+    """Closes the connection: part of the request may be unread."""
 
     status = 503
     code = "deadline_exceeded"
@@ -250,12 +245,19 @@ class DeadlineExceeded(ServiceError):
     headers = MappingProxyType({"connection": "close", "retry-after": "1"})
 
 
+class Stopped(ServiceError):
+    status = 503
+    code = "stopped"
+    retryable = True
+    headers = MappingProxyType({"connection": "close"})
+
+
 class TracesUnavailable(OSError):
-    """What sends traces is not installed, or set wrongly; the message says what to do."""
+    """OpenTelemetry is not installed or not configured; the message says what to do."""
 
 
 class ApiKeysUnreadable(OSError):
-    """The file of API keys; the message says where it is wrong."""
+    """The file of API keys is unreadable or invalid; the message names the line."""
 
 
 class CommandError(Exception):

@@ -13,12 +13,12 @@ from typing import TypeVar
 
 from app.errors import DeadlineExceeded
 
-# To join more takes a millisecond.
+# Joining more takes over a millisecond.
 _JOINED_IN_PLACE_BYTES = 1024 * 1024
 
 
 async def join_pieces(pieces: Sequence[bytes], joined_bytes: int) -> bytes:
-    """The pieces as one; where it is large, in a thread, so that the event loop serves others meanwhile."""
+    """The joined pieces; large ones are joined in a thread, so that the event loop can run other tasks."""
     if joined_bytes > _JOINED_IN_PLACE_BYTES:
         return await asyncio.to_thread(b"".join, pieces)
     return b"".join(pieces)
@@ -66,7 +66,7 @@ T = TypeVar("T")
 
 
 class Deadline:
-    """Cancels what is done inside when it takes longer, and raises DeadlineExceeded."""
+    """An async context manager that raises DeadlineExceeded if its body takes longer."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -82,12 +82,12 @@ class Deadline:
             await self._timeout.__aexit__(kind, error, trace)
         except TimeoutError:
             raise DeadlineExceeded(
-                f"A request must be answered within {self._seconds:g} seconds. Received: one that is not."
+                f"A request must finish within {self._seconds:g} seconds. Received: a slower one."
             ) from None
 
 
 def within(seconds: float, work: Callable[[A], Awaitable[T]]) -> Callable[[A], Awaitable[T]]:
-    """The same work, which raises DeadlineExceeded when it takes longer."""
+    """`work`, wrapped so that it raises DeadlineExceeded if it takes longer."""
 
     async def bounded(argument: A) -> T:
         async with Deadline(seconds):

@@ -8,7 +8,7 @@ from fastapi import FastAPI
 
 from app.admission import Admission
 from app.api.asgi import Service
-from app.api.auth import open_guards
+from app.api.auth import create_guards
 from app.api.classify import ClassifyEndpoint, RowClassifier
 from app.api.health import Gauges
 from app.api.pages import create_pages
@@ -46,7 +46,7 @@ def create_app(settings: Settings, processes: ClassifierProcesses | None = None)
     if settings.traces:
         TRACING.start()
     shutdown = Shutdown(settings.stop_delay_seconds, settings.stop_grace_seconds)
-    guards = open_guards(settings)
+    guards = create_guards(settings)
     queue = RowQueue(Capacity(settings.classifiers, settings.max_concurrent_fetches))
     admission = Admission(
         queue,

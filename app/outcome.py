@@ -1,6 +1,6 @@
-"""What a request's images were taken for, and what they are like: for the log and the figures.
+"""Outcomes of images, and what the log and the metrics report of a request: timings and a summary.
 
-No image is wrong by itself here; a line, a light or a camera that changes shows in many of them.
+A summary shows drift: a change of the line, the light or the camera shows in many images, not in one.
 """
 
 import math
@@ -68,7 +68,7 @@ def blank_outcome(model: ModelIdentity) -> Outcome:
 
 
 class CallSeconds(NamedTuple):
-    """Of the rows that a classifier process had together: all were decoded, then all predicted."""
+    """Times of one call to a classifier process, which decodes all rows of the call, then predicts them."""
 
     decode: float
     predict: float
@@ -76,17 +76,17 @@ class CallSeconds(NamedTuple):
 
 @dataclass
 class Step:
-    """One step of a request's rows, which go side by side."""
+    """The time that one step took for a request's rows, which run in parallel."""
 
     seconds: float = 0.0
-    """Added up over the rows."""
+    """Sum over the rows."""
     began: float = math.inf
-    """The first of them, by `perf_counter`."""
+    """Start of the first row, by `perf_counter`."""
     ended: float = -math.inf
-    """The last of them."""
+    """End of the last row."""
 
     def note(self, seconds: float, began: float, ended: float) -> None:
-        """One more row, which took so much of the time between."""
+        """Add a row, which took `seconds` of the time from `began` to `ended`."""
         self.seconds += seconds
         self.began = min(self.began, began)
         self.ended = max(self.ended, ended)
@@ -94,45 +94,45 @@ class Step:
 
 @dataclass
 class Steps:
-    """A step that no row took has no time."""
+    """A step that no row needed has 0 seconds."""
 
     fetch: Step = field(default_factory=Step)
     decode: Step = field(default_factory=Step)
     predict: Step = field(default_factory=Step)
 
     def note_call(self, call: CallSeconds, rows: int, ended: float) -> None:
-        """One row of a call that had so many, and was answered just then."""
+        """Add one row of a call of `rows` rows that returned at `ended`."""
         predict_began = ended - call.predict
         self.predict.note(call.predict / rows, predict_began, ended)
         self.decode.note(call.decode / rows, predict_began - call.decode, predict_began)
 
 
 _DECIMALS = 4
-# A sharpness is small.
+# Sharpness is a small number.
 _SHARPNESS_DECIMALS = 6
 
 
 class ImageStatistics(NamedTuple):
-    """Of one image in grey of 0 to 1, at the size that the network saw."""
+    """Statistics of one image, in grey levels of 0 to 1 at the network's input size."""
 
     brightness: float
-    """Its mean."""
+    """The mean."""
     sharpness: float
-    """The variance of its Laplacian."""
+    """The variance of the Laplacian."""
 
 
 @dataclass(frozen=True)
 class Summary:
     labels: dict[str, int]
-    """Images by label; one that was abstained on, or failed, has none."""
+    """Images by label; those that failed or were abstained on have none."""
     abstained: int
     confidences: Sequence[float]
-    """Of the images that have a label."""
+    """Confidences of the images with a label."""
     statistics: Sequence[ImageStatistics]
-    """Of all that were decoded, if they were measured."""
+    """Statistics of all decoded images, empty unless they are measured."""
 
     def figures(self) -> dict[str, object]:
-        """Nothing of what was sent; a mean of nothing is null."""
+        """For the log: nothing that the client sent, and null for the mean of no image."""
         return {
             "labels": self.labels,
             "abstained": self.abstained,
@@ -160,10 +160,10 @@ def _mean(values: Sequence[float], decimals: int) -> float | None:
 
 
 class ClassifiedRows(NamedTuple):
-    """What became of a batch."""
+    """The result of a batch."""
 
     outcomes: list[Outcome | None]
-    """One a row, in order, NULL for NULL."""
+    """One outcome a row, in order; None for NULL."""
     steps: Steps
     statistics: Sequence[ImageStatistics]
-    """Of its images, in no order; none unless they are measured."""
+    """Statistics of its images, in no order; empty unless they are measured."""

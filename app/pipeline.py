@@ -1,4 +1,4 @@
-"""The whole way of a batch: fetch → decode → predict → format, one outcome a row, in order."""
+"""Classifies the rows of a request: fetches their images, and queues them for decoding and prediction."""
 
 import asyncio
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,36 +9,35 @@ from typing import Protocol, cast
 from app.admission import PendingBody
 from app.event_loop import BulkTurn
 from app.images.fetcher import Fetcher
-from app.images.source import Remote, StageFile, Url
+from app.images.source import Fetched, Remote, Row, StageFile, Url
 from app.outcome import ClassifiedRows, ModelIdentity, Outcome, outcome_of_error
-from app.row import Fetched, Row
 from app.settings import Settings
 from app.snowflake.stage import MAX_STAGES_IN_BATCH, StageBatch, StageReader
 from app.workers.protocol import Image, ServedModel, WaitingRow
 from app.workers.queue import FEW_ROWS, QueuedRequest, RowQueue
 from model.errors import InputError
 
-# Half a millisecond's work.
+# About half a millisecond of work on the event loop.
 PIECE_ROWS = 256
 
 
 def max_fetched_rows(settings: Settings) -> int:
-    """Rows that are being fetched or wait to be decoded: as many as keep fetches and processes busy.
+    """The limit on rows that are being fetched or wait to be decoded: enough to keep all processes busy.
 
-    What is fetched waits in memory until it is decoded, and a small body can name many large files.
+    Fetched images wait in memory until they are decoded, and a small body can name many large files.
     """
     return settings.max_concurrent_fetches + 2 * settings.classifiers
 
 
 class Served(Protocol):
-    """Whoever knows which network answers."""
+    """Knows the network that serves."""
 
     @property
     def model(self) -> ServedModel: ...
 
 
 class Pipeline:
-    """Everything a batch meets on its way, opened once at start."""
+    """One for all requests of a process."""
 
     def __init__(
         self,
@@ -55,20 +54,19 @@ class Pipeline:
         self._stages = stages
         self._max_fetched_rows = max_fetched_rows
         self._fetched_rows = asyncio.Semaphore(max_fetched_rows)
-        # Small requests have places of their own, and wait for no large ones.
+        # Small requests have slots of their own, so that they do not wait for large ones.
         self._fetched_rows_of_few = asyncio.Semaphore(max(1, max_fetched_rows // 4))
 
     @property
     def model(self) -> ServedModel:
-        """The network that answers now."""
+        """The network that serves now."""
         return self._served.model
 
     async def classify_rows(self, rows: Sequence[Row], pending: PendingBody | None = None) -> ClassifiedRows:
-        """A bad row costs its neighbours nothing. Each row loses its source once it is answered.
+        """One outcome a row, in order. An error in one row does not affect the others.
 
-        `pending` gives back the bytes of the source then, and takes those of the evidence. Raises Overloaded
-        where it finds no room for them. When this is cancelled, rows that wait for
-        a process are dropped.
+        Once a row is answered, it drops its source: `pending` releases those bytes and takes the bytes of the
+        evidence, for which it may raise Overloaded. Cancelling drops the rows that wait for a process.
         """
         held: list[int] = []
         remote: list[int] = []
@@ -76,7 +74,7 @@ class Pipeline:
             (remote if row.is_remote else held).append(place)
         with self.queue.request(len(rows), len(remote)) as request:
             batch = _Batch(rows, [None] * len(rows), request, pending)
-            # They need no process and delay no other request.
+            # They need no process, so they do not count towards the wait of other requests.
             request.note_answered(sum(row.is_settled for row in rows))
             try:
                 if remote:
@@ -99,7 +97,7 @@ class Pipeline:
                     group.create_task(self._fetch_and_classify_each(batch, remaining, staged))
 
     async def _classify_held(self, batch: "_Batch", places: Sequence[int]) -> None:
-        """The rows that hold their image, an error, or NULL."""
+        """Classify the rows that hold their image, an error, or NULL."""
         answered: list[asyncio.Future[list[Outcome | None]]] = []
         async with self.bulk_turn.of_rows(len(places)):
             for start in range(0, len(places), PIECE_ROWS):
@@ -112,19 +110,19 @@ class Pipeline:
     def _held(self, batch: "_Batch", place: int) -> Fetched:
         source = batch.rows[place].source
         if isinstance(source, Url | StageFile):
-            raise TypeError(f"The row's image is elsewhere: {source!r}")
+            raise TypeError(f"The row's image is not fetched: {source!r}")
         return batch.outcome_of(source, self.model.identity) if isinstance(source, InputError) else source
 
     async def _fetch_and_classify_each(
         self, batch: "_Batch", remaining: Iterator[int], staged: StageBatch
     ) -> None:
-        """One after the other, beside others that take from the same rows."""
+        """Process rows one after another; several such tasks share the iterator `remaining`."""
         for place in remaining:
             source = cast(Remote, batch.rows[place].source)
             if isinstance(source, StageFile):
                 await staged.settle([source])
             async with self._fetched_rows_of_few if len(batch.rows) <= FEW_ROWS else self._fetched_rows:
-                # Otherwise thousands of URLs that are refused at once would be one step of the event loop.
+                # Otherwise thousands of rejected URLs would be one step of the event loop.
                 await asyncio.sleep(0)
                 fetched = await self._fetch(batch, source, staged)
                 batch.request.note_fetched(1)
@@ -148,7 +146,7 @@ class Pipeline:
 
 @dataclass
 class _Batch:
-    """The rows of a request, and the outcomes that there are."""
+    """The rows of a request and their outcomes so far."""
 
     rows: Sequence[Row]
     outcomes: list[Outcome | None]
@@ -165,7 +163,7 @@ class _Batch:
         return outcome
 
     def classify(self, fetched: Iterable[tuple[int, Fetched]]) -> "asyncio.Future[list[Outcome | None]]":
-        """Images, and outcomes that are known already, by their place among the rows."""
+        """Queue images, and note outcomes that are already known, by row index."""
         places: list[int] = []
         waiting: list[WaitingRow] = []
         for place, image in fetched:
@@ -186,12 +184,12 @@ class _Batch:
 
 
 def _grouped_by_stage(rows: Sequence[Row], places: Iterable[int]) -> Iterable[Sequence[int]]:
-    """Places of rows in groups of which none waits until the stage of another is signed."""
+    """Indices of rows grouped by stage, so that no group waits for the URLs of another to be signed."""
     groups: dict[tuple[str, ...], list[int]] = {(): []}
     for place in places:
         source = rows[place].source
         stage = source.stage if isinstance(source, StageFile) else ()
         if stage not in groups and len(groups) > MAX_STAGES_IN_BATCH:
-            stage = ()  # not signed, but refused at once; a group for each would be a task for each row
+            stage = ()  # such rows fail at once; a group for each would start a task for each row
         groups.setdefault(stage, []).append(place)
     return groups.values()

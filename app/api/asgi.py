@@ -95,7 +95,7 @@ class Service:
         try:
             async with Deadline(seconds):
                 if self.state.guards is not None:
-                    await self.state.guards.admit(request)
+                    await self.state.guards.authenticate(request)
                 if scope["path"] != _CLASSIFY_PATH:
                     await self.pages(_without_cookies_and_query(scope), request.receive, _secured(send))
                     return

@@ -1,6 +1,6 @@
-"""Who may call: anybody, whoever has an API key, bears a gateway's token, or comes through Snowflake.
+"""Authentication: an API key, a gateway's token, or Snowflake's ingress; loopback only if none is configured.
 
-Checked before anything of a body is read. Probes ask nobody for anything, nor do pages without data.
+Requests are authenticated before their body is read. Probes and pages without data need no authentication.
 """
 
 import functools
@@ -20,7 +20,7 @@ from app.settings import Settings
 from app.telemetry.log import log_event, logger
 
 _PREFIX = "ecl_"
-_LOOK_SECONDS = 1.0
+_CHECK_SECONDS = 1.0
 NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _LINE = re.compile(rf"(?P<name>{NAME.pattern})\s+(?P<digest>[0-9a-f]{{64}})")
 
@@ -28,43 +28,42 @@ _Stamp: TypeAlias = tuple[int, int, int]
 
 
 def make_key() -> str:
-    """A new key."""
     return _PREFIX + secrets.token_urlsafe(32)
 
 
 def line_of(name: str, key: str) -> str:
-    """What the file of keys is to say of it: `NAME SHA256`."""
+    """The line for the file of API keys: `NAME SHA256`."""
     return f"{name} {_digest_of(key).hex()}"
 
 
 class ApiKeys:
-    """The keys in a file, one `NAME SHA256` a line, `#` before what is none. Raises ApiKeysUnreadable."""
+    """The keys in a file, one `NAME SHA256` a line, with `#` comments. Raises ApiKeysUnreadable."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._looked_at = monotonic()
+        self._checked_at = monotonic()
         self._stamp = self._stamp_now()
         self._digests = self._read()
 
     def name_of(self, key: str) -> str | None:
-        """Whose key it is; all are compared, each in constant time, so that time tells nothing."""
-        self._look()
+        """The name of a key, None if unknown. Compares all digests in constant time (timing attacks)."""
+        self._reload_if_changed()
         digest = _digest_of(key)
         names = [name for name, known in self._digests if hmac.compare_digest(known, digest)]
         return names[0] if names else None
 
-    def _look(self) -> None:
-        """At most once a second; a file that cannot be read leaves the keys as they were."""
-        if monotonic() < self._looked_at + _LOOK_SECONDS:
+    def _reload_if_changed(self) -> None:
+        """Checks the file at most once a second, and keeps the current keys if it cannot be read."""
+        if monotonic() < self._checked_at + _CHECK_SECONDS:
             return
-        self._looked_at = monotonic()
+        self._checked_at = monotonic()
         try:
             stamp = self._stamp_now()
             if stamp == self._stamp:
                 return
             self._digests = self._read()
         except ApiKeysUnreadable as error:
-            logger.error("The API keys stay as they were: %s", error)
+            logger.error("The API keys are not reloaded: %s", error)
         else:
             self._stamp = stamp
             log_event("api_keys_read", names=[name for name, _ in self._digests])
@@ -77,7 +76,7 @@ class ApiKeys:
         return found.st_mtime_ns, found.st_size, found.st_ino
 
     def _read(self) -> list[tuple[str, bytes]]:
-        """One name may have several keys, while one takes the place of another."""
+        """A name may have several keys, so that keys can be rotated."""
         try:
             lines = self._path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
@@ -105,18 +104,18 @@ if TYPE_CHECKING:
 OPEN_PATHS = frozenset({"/", "/healthz", "/readyz", "/docs", "/openapi.json"})
 OPEN_FOLDERS = ("/docs/", "/playground/")
 API_KEY_HEADER = "x-api-key"
-# Put in by the ingress of Snowpark Container Services, which lets nobody else through.
+# Set by the ingress of Snowpark Container Services, which authenticates every request.
 SPCS_USER_HEADER = "sf-context-current-user"
 
 
 class Guard(Protocol):
     async def caller_of(self, request: Request) -> str | None:
-        """A name for who calls, or None. Raises Unauthorized for credentials that are wrong."""
+        """The caller's name, None without credentials of this kind. Raises Unauthorized for invalid ones."""
         ...
 
 
 class KeyGuard:
-    """`X-API-Key: KEY`, as gateways and Snowflake's API_KEY send it, or `Authorization: Bearer KEY`."""
+    """`X-API-Key: KEY`, which gateways and Snowflake's API_KEY send, or `Authorization: Bearer KEY`."""
 
     def __init__(self, keys: ApiKeys) -> None:
         self._keys = keys
@@ -127,39 +126,37 @@ class KeyGuard:
 
 
 class TokenGuard:
-    """`Authorization: Bearer TOKEN`, as Azure API Management and Google API Gateway pass it on."""
+    """`Authorization: Bearer TOKEN`, which Azure API Management and Google API Gateway forward."""
 
     def __init__(self, verifier: "TokenVerifier") -> None:
         self._verifier = verifier
 
     async def caller_of(self, request: Request) -> str | None:
         token = bearer_of(request)
-        if token is None or token.count(".") != 2:  # an API key, say
+        if token is None or token.count(".") != 2:  # such as an API key
             return None
         return await self._verifier.subject_of(token)
 
 
 class SpcsGuard:
-    """Inside Snowpark Container Services, whoever gets here has been let in by Snowflake."""
+    """Snowpark Container Services: Snowflake has authenticated every request that reaches the service."""
 
     async def caller_of(self, request: Request) -> str | None:
         return request.headers.get(SPCS_USER_HEADER, "a service function")
 
 
 class Guards:
-    """Whoever one of them knows may call."""
+    """Authenticates a request by the first guard that knows its caller."""
 
     def __init__(self, guards: list[Guard]) -> None:
         self._guards = guards
 
-    async def admit(self, request: Request) -> None:
-        """Raises Unauthorized."""
+    async def authenticate(self, request: Request) -> None:
+        """Raises Unauthorized or IssuerUnavailable."""
         path = request.scope["path"]
         if path in OPEN_PATHS or path.startswith(OPEN_FOLDERS):
             return
-        refusal: ServiceError = Unauthorized(
-            "A request must say who calls, with an API key or a token. Received: neither."
-        )
+        refusal: ServiceError = Unauthorized("A request must carry an API key or a token. Received: neither.")
         for guard in self._guards:
             try:
                 if await guard.caller_of(request) is not None:
@@ -170,26 +167,27 @@ class Guards:
 
 
 class LoopbackGuards(Guards):
-    """Whoever is on this machine may call, and no page of somebody else's in a browser on it.
+    """Accepts requests from this machine, but not from a foreign web page in a browser on it.
 
-    Such a page can have its own name lead to loopback (DNS rebinding); what it sends then names its own host.
+    Such a page can point its own host name at loopback (DNS rebinding); the Host header then has that name.
     """
 
-    async def admit(self, request: Request) -> None:
+    async def authenticate(self, request: Request) -> None:
         """Raises Misdirected."""
         host = request.headers.get("host", "")
-        if _is_of_the_internet(host):
+        if _is_internet_name(host):
             raise Misdirected(
-                "Only this machine may call, by the name localhost or an address; to be called by another "
-                f"name, set EXT_CLASSIFY_AUTH (none is anybody). Received: {host[:100]!r}."
+                "Without authentication, a Host header must be localhost, an IP address or a name without "
+                "dots; to serve other names, set EXT_CLASSIFY_AUTH (none: without authentication). "
+                f"Received: {host[:100]!r}."
             )
 
 
 @functools.lru_cache
-def _is_of_the_internet(host: str) -> bool:
-    """Whether a Host header, with or without a port, holds a name that somebody elsewhere can lead here.
+def _is_internet_name(host: str) -> bool:
+    """Whether a Host header, with or without a port, holds a name that public DNS could point here.
 
-    An address leads where it says, and a name without a dot is given within the house.
+    An IP address cannot be rebound, and a name without a dot is local.
     """
     name = re.sub(r":\d*$", "", host).strip("[]").rstrip(".").lower()
     return "." in name and not name.endswith(".localhost") and not _is_address(name)
@@ -203,22 +201,22 @@ def _is_address(name: str) -> bool:
     return True
 
 
-def open_guards(settings: Settings) -> Guards | None:
-    """None where anybody may call. Raises ApiKeysUnreadable."""
+def create_guards(settings: Settings) -> Guards | None:
+    """None if `AUTH=none`: the service authenticates nobody. Raises ApiKeysUnreadable."""
     if not settings.auth:
         return LoopbackGuards([])
     guards: list[Guard] = []
     if "api_key" in settings.auth and settings.api_keys_file is not None:
         guards.append(KeyGuard(ApiKeys(settings.api_keys_file)))
     if "jwt" in settings.auth:
-        guards.append(TokenGuard(_open_verifier(settings)))
+        guards.append(TokenGuard(_create_verifier(settings)))
     if "spcs" in settings.auth:
         guards.append(SpcsGuard())
     return Guards(guards) if guards else None
 
 
-def _open_verifier(settings: Settings) -> "TokenVerifier":
-    from app.api.tokens import TokenVerifier  # noqa: PLC0415 - tokens are optional, and cryptography slow to import
+def _create_verifier(settings: Settings) -> "TokenVerifier":
+    from app.api.tokens import TokenVerifier  # noqa: PLC0415 - optional, and cryptography is slow to import
 
     if not (settings.jwt_issuer and settings.jwt_audience and settings.jwt_jwks_url):
         raise ValueError("AUTH=jwt needs JWT_ISSUER, JWT_AUDIENCE and JWT_JWKS_URL")

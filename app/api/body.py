@@ -1,4 +1,4 @@
-"""Read a request's body under a cap: refuse early, inflate what Snowflake compressed."""
+"""Reads a request's body under a limit: inflates compressed JSON, and parses multipart forms."""
 
 import asyncio
 import logging
@@ -18,13 +18,13 @@ T = TypeVar("T")
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _GZIP_WINDOW = 16 + zlib.MAX_WBITS
-# Half a millisecond's work; others are served between two.
+# About half a millisecond of work; other requests are served between two pieces.
 _INFLATED_AT_ONCE_BYTES = 256 * 1024
 _COMPRESSED_AT_ONCE_BYTES = 64 * 1024
 
 
 async def arriving_within(seconds: float, reading: Awaitable[T], pending: PendingBody) -> T:
-    """What is read of a body. Raises BodyTimeout when it takes longer, Overloaded when it is evicted."""
+    """The result of `reading` a body. Raises BodyTimeout if it takes longer, Overloaded if it is evicted."""
     loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(seconds) as deadline:
@@ -32,30 +32,30 @@ async def arriving_within(seconds: float, reading: Awaitable[T], pending: Pendin
                 return await reading
     except TimeoutError:
         pass
-    # An error raised while another is handled keeps that one, its frames, and what they have received.
+    # Raised outside of the handler: a chained error would keep its frames alive, and the bytes in them.
     raise pending.eviction or BodyTimeout(
-        f"A body must arrive within {seconds:g} seconds. Received: a part of it."
+        f"A body must arrive within {seconds:g} seconds. Received: part of it."
     )
 
 
 async def capped_stream(
     request: Request, max_bytes: int, pending: PendingBody
 ) -> AsyncGenerator[bytes, None]:
-    """The body in chunks, for which room is taken.
+    """The body in chunks, each of which is added to `pending`.
 
-    Raises PayloadTooLarge, before the first one when its length says so, or Overloaded.
+    Raises Overloaded, or PayloadTooLarge, which a Content-Length raises before the first chunk.
     """
-    _refuse_bytes(length_of(request), max_bytes)
+    _check_size(length_of(request), max_bytes)
     received = 0
     async for chunk in request.stream():
         received += len(chunk)
-        _refuse_bytes(received, max_bytes)
+        _check_size(received, max_bytes)
         pending.take(len(chunk))
         yield chunk
 
 
 async def read_body(request: Request, max_bytes: int, pending: PendingBody) -> bytes:
-    """The whole body, as sent. Raises PayloadTooLarge, Overloaded, or MalformedBody when there is none."""
+    """The whole body, as sent. Raises PayloadTooLarge, Overloaded, or MalformedBody if it is empty."""
     chunks = [chunk async for chunk in capped_stream(request, max_bytes, pending)]
     body = await join_pieces(chunks, pending.held_bytes)
     if not body:
@@ -63,8 +63,8 @@ async def read_body(request: Request, max_bytes: int, pending: PendingBody) -> b
     return body
 
 
-def refuse_encoded(request: Request) -> None:
-    """Raises UnsupportedMediaType for a Content-Encoding: only JSON gains from one."""
+def check_not_encoded(request: Request) -> None:
+    """Raises UnsupportedMediaType for a Content-Encoding: only JSON is worth compressing."""
     encoding = encoding_of(request)
     if encoding != "identity":
         raise UnsupportedMediaType(
@@ -75,8 +75,8 @@ def refuse_encoded(request: Request) -> None:
 async def inflate(body: bytes, encoding: str, max_bytes: int, pending: PendingBody) -> bytes:
     """Undo gzip or deflate. Raises PayloadTooLarge before growing past `max_bytes`, or Overloaded.
 
-    `pending` holds both until then, and only what is returned afterwards. A gateway may inflate a body and
-    leave its header, so the bytes decide before the header does.
+    Until it returns, `pending` counts both bodies, and then only the returned one. A gateway may inflate a
+    body and keep the header, so the first bytes take precedence over the header.
     """
     if encoding not in ("identity", "gzip", "x-gzip", "deflate"):
         raise UnsupportedMediaType(
@@ -92,11 +92,11 @@ async def inflate(body: bytes, encoding: str, max_bytes: int, pending: PendingBo
 
 
 def length_of(request: Request) -> int:
-    """As declared; 0 when it is not."""
+    """The Content-Length, 0 without one."""
     length = request.headers.get("content-length", "0")
     try:
         return int(length)
-    except ValueError:  # too many digits for Python to convert
+    except ValueError:  # more digits than int() accepts
         raise MalformedBody(f"A Content-Length must be a number. Received: {len(length)} digits.") from None
 
 
@@ -105,7 +105,7 @@ def encoding_of(request: Request) -> str:
 
 
 async def _inflate_deflate(body: bytes, max_bytes: int, pending: PendingBody) -> bytes:
-    """Deflate means zlib (RFC 1950) to the standard and raw (RFC 1951) to many senders."""
+    """Deflate is zlib (RFC 1950) in the standard, and raw (RFC 1951) in many clients."""
     for window in (zlib.MAX_WBITS, -zlib.MAX_WBITS):
         try:
             return await _inflate(body, window, max_bytes, pending)
@@ -119,7 +119,7 @@ async def _inflate(body: bytes, window: int, max_bytes: int, pending: PendingBod
     try:
         for piece in _inflated(body, window):
             inflated_bytes += len(piece)
-            _refuse_bytes(inflated_bytes, max_bytes)
+            _check_size(inflated_bytes, max_bytes)
             pending.take(len(piece))
             pieces.append(piece)
             await asyncio.sleep(0)
@@ -132,7 +132,7 @@ async def _inflate(body: bytes, window: int, max_bytes: int, pending: PendingBod
 
 
 def _inflated(body: bytes, window: int) -> Iterator[bytes]:
-    """Piece by piece. Raises MalformedBody for what is not one whole stream."""
+    """Yields pieces. Raises MalformedBody unless the body is exactly one complete stream."""
     decompressor, end = zlib.decompressobj(window), 0
     try:
         for start in range(0, len(body), _COMPRESSED_AT_ONCE_BYTES):
@@ -148,26 +148,26 @@ def _inflated(body: bytes, window: int) -> Iterator[bytes]:
     except zlib.error:
         raise MalformedBody("A compressed body must be valid gzip or deflate.") from None
     if not decompressor.eof or decompressor.unused_data or end < len(body):
-        raise MalformedBody("A compressed body must be one whole gzip or deflate stream.")
+        raise MalformedBody("A compressed body must be exactly one complete gzip or deflate stream.")
 
 
-def _refuse_bytes(body_bytes: int, max_bytes: int) -> None:
+def _check_size(body_bytes: int, max_bytes: int) -> None:
     if body_bytes > max_bytes:
         raise PayloadTooLarge(
-            f"A body must have at most {max_bytes} bytes, also once inflated. Received: more."
+            f"A body must have at most {max_bytes} bytes, as sent and inflated. Received: more."
         )
 
 
-# It logs each bad byte; the caller is told what is wrong.
+# It logs every invalid byte; the response already says what is wrong.
 logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
 
-# The parser takes a few milliseconds for it, if it holds nothing but parts.
+# The parser takes a few milliseconds for a piece that consists of nothing but parts.
 PIECE_BYTES = 16 * 1024
-# The parser takes less than a millisecond for them, in a chunk of whatever size.
+# The parser takes less than a millisecond for so many, however large their chunk.
 _FEW_BOUNDARIES = 16
-# Of a Content-Type or a Content-Disposition. A file name has at most 255 characters on most file systems.
+# For a Content-Type or Content-Disposition. Most file systems limit a file name to 255 characters.
 _MAX_HEADER_BYTES = 2048
-# The parser of options takes almost a microsecond for each.
+# The options parser takes almost a microsecond for each.
 _MAX_SEMICOLONS = 32
 
 
@@ -176,8 +176,8 @@ async def parse_files(
 ) -> list[tuple[str, bytes]]:
     """The name and content of every file.
 
-    Raises MalformedBody when the body is broken or cut off, InvalidBatch when it holds anything but
-    files, PayloadTooLarge when it holds more than `max_files`.
+    Raises MalformedBody for an invalid or truncated body, InvalidBatch if a part is not a file, and
+    PayloadTooLarge for more than `max_files` files.
     """
     boundary = _options(content_type.encode("latin-1"), "multipart body's Content-Type").get(b"boundary")
     if not boundary:
@@ -199,8 +199,8 @@ async def parse_files(
         )
         async for chunk in chunks:
             boundaries = chunk.count(delimiter)
-            parts.refuse_boundaries(boundaries)
-            # Content costs the parser little, whatever it holds.
+            parts.count_boundaries(boundaries)
+            # Content without boundaries is cheap to parse.
             piece_bytes = PIECE_BYTES if boundaries > _FEW_BOUNDARIES else len(chunk) or 1
             for start in range(0, len(chunk), piece_bytes):
                 parser.write(chunk[start : start + piece_bytes])
@@ -216,7 +216,7 @@ async def parse_files(
 
 
 def _options(header: bytes, name: str) -> dict[bytes, bytes]:
-    """The parameters of a header. Raises MalformedBody for one that would take long to parse."""
+    """The parameters of a header. Raises MalformedBody for a header that is expensive to parse."""
     if len(header) > _MAX_HEADER_BYTES:
         raise MalformedBody(f"A {name} must have at most {_MAX_HEADER_BYTES} bytes. Received: {len(header)}.")
     if (semicolons := header.count(b";")) > _MAX_SEMICOLONS:
@@ -227,7 +227,7 @@ def _options(header: bytes, name: str) -> dict[bytes, bytes]:
 
 
 class _Parts:
-    """What python-multipart's parser calls as it goes; every part must be a file."""
+    """The callbacks of python-multipart's parser. Every part must be a file."""
 
     def __init__(self, max_files: int) -> None:
         self.files: list[tuple[str, list[bytes]]] = []
@@ -235,11 +235,11 @@ class _Parts:
         self._max_files = max_files
         self._boundaries = 0
 
-    def refuse_boundaries(self, boundaries: int) -> None:
-        """Count those that follow. Raises PayloadTooLarge for more than the files have.
+    def count_boundaries(self, boundaries: int) -> None:
+        """Count boundaries before they are parsed. Raises PayloadTooLarge for more than `max_files` need.
 
-        One ends each file, and one may begin the first. No file holds one (RFC 2046, section 5.1.1), and the
-        parser takes long to find that what follows makes it none.
+        One boundary ends each file, and one may precede the first. File content must not hold any (RFC 2046,
+        section 5.1.1), and the parser is slow to reject those that it does hold.
         """
         self._boundaries += boundaries
         if self._boundaries > self._max_files + 1:
@@ -281,12 +281,12 @@ class _Parts:
         return PayloadTooLarge(f"A request must have at most {self._max_files} files. Received: more.")
 
 
-# Starlette takes half a microsecond for a byte of it.
+# Starlette takes half a microsecond to parse a byte of a query.
 MAX_QUERY_BYTES = 1024
 
 
-def wants_evidence(request: Request) -> bool:
-    """The query parameter `evidence`, for every image of the request. Raises InvalidBatch."""
+def evidence_of(request: Request) -> bool:
+    """The query parameter `evidence`, which applies to every image of the request. Raises InvalidBatch."""
     query_bytes = len(request.scope["query_string"])
     if query_bytes > MAX_QUERY_BYTES:
         raise InvalidBatch(f"A query must have at most {MAX_QUERY_BYTES} bytes. Received: {query_bytes}.")

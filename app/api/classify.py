@@ -17,21 +17,21 @@ from app.admission import Admission, PendingBody
 from app.api.body import (
     arriving_within,
     capped_stream,
+    check_not_encoded,
     encoding_of,
+    evidence_of,
     inflate,
     length_of,
     parse_files,
     read_body,
-    refuse_encoded,
-    wants_evidence,
 )
 from app.batches.batches import Batches, check_batch_id
 from app.batches.store import SentBatch
 from app.errors import InvalidBatch, Overloaded, UnsupportedMediaType
+from app.images.source import ROW_BYTES, Row
 from app.names import BATCH_ID_HEADER, ids_of
 from app.outcome import Outcome
 from app.pipeline import Pipeline
-from app.row import ROW_BYTES, Row
 from app.settings import Settings
 from app.snowflake.wire import MAX_ANSWER_BYTES, format_array, format_batch, parse_batch
 from app.telemetry.record import record_abandoned, record_answer
@@ -78,7 +78,7 @@ class ClassifyEndpoint:
             return _batch_response(await self._batches.poll(check_batch_id(batch_id), pending), pending)
 
     async def _classify_batch(self, request: Request) -> Response:
-        evidence, encoding, length = wants_evidence(request), encoding_of(request), length_of(request)
+        evidence, encoding, length = evidence_of(request), encoding_of(request), length_of(request)
         query_id, _ = ids_of(request.headers)
         batch_id = request.headers.get(BATCH_ID_HEADER)
         if batch_id is None or not self._batches.knows(check_batch_id(batch_id)):
@@ -95,8 +95,8 @@ class ClassifyEndpoint:
             return _batch_response(answer, pending)
 
     async def _classify_image(self, request: Request) -> Response:
-        refuse_encoded(request)
-        evidence, length = wants_evidence(request), length_of(request)
+        check_not_encoded(request)
+        evidence, length = evidence_of(request), length_of(request)
         self._admission.refuse(length, rows=1)
         with self._admission.reserve(length) as pending:
             reading = read_body(request, self._settings.max_body_bytes, pending)
@@ -106,8 +106,8 @@ class ClassifyEndpoint:
             return json_response(to_json(outcome), pending)
 
     async def _classify_files(self, request: Request) -> Response:
-        refuse_encoded(request)
-        evidence, length = wants_evidence(request), length_of(request)
+        check_not_encoded(request)
+        evidence, length = evidence_of(request), length_of(request)
         self._admission.refuse(length, self._admission.expect_rows(_MULTIPART, length))
         with self._admission.reserve(length) as pending:
             chunks = capped_stream(request, self._settings.max_body_bytes, pending)

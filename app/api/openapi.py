@@ -10,14 +10,14 @@ from typing_extensions import TypedDict
 from app.names import BATCH_ID_HEADER
 from app.outcome import ErrorDetail, Outcome
 
-# An 8 x 8 grey PNG, so that "Try it out" works as it stands.
+# An 8 x 8 grey PNG, so that "Try it out" works unchanged.
 _EXAMPLE_IMAGE = (
     "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAAAAADhZOFXAAAAEElEQVR42mNsYIAAJgaKGAAmCACQtTEKkQAAAABJRU5ErkJggg=="
 )
 
 
 class BatchAnswer(TypedDict):
-    """One [row_number, outcome] for each row, same numbers, same order; NULL answers NULL."""
+    """One [row_number, outcome] for each row, with the same numbers in the same order; null for null."""
 
     data: list[tuple[int, Outcome | None]]
 
@@ -35,13 +35,13 @@ class FilesAnswer(TypedDict):
 
 
 class Running(TypedDict):
-    """A batch whose answer is to be asked for."""
+    """The response is deferred; poll for it by GET."""
 
     status: Literal["running"]
 
 
 class ErrorAnswer(TypedDict):
-    """A request that could not be answered at all."""
+    """The whole request failed."""
 
     error: ErrorDetail
 
@@ -51,8 +51,7 @@ Answer = Annotated[
     Field(description="A batch for JSON, results for multipart, one outcome for a raw image."),
 ]
 
-# What a row's source or options should not be is an error of that row, and its batch is answered 200: so they
-# are described, but of any type.
+# An invalid source or option is an error of its row in a 200 response, so the schema restricts no type.
 _ROW = {
     "type": "array",
     "description": "[row_number, source] or [row_number, source, options]",
@@ -62,11 +61,11 @@ _ROW = {
         {"type": "integer", "format": "int64", "description": "row number, echoed"},
         {
             "description": "string: URL or stage path of an image, or its bytes as base64 or hex; "
-            "null answers null",
+            "null returns null",
         },
         {
-            "description": "object or null: evidence (boolean), whether to show where in the image the label "
-            "was seen, by a box and a heatmap",
+            "description": "object or null: evidence (boolean), whether to show where in the image the "
+            "network saw the label, as a box and a heatmap",
         },
     ],
 }
@@ -79,7 +78,7 @@ _BATCH = {
 
 _FILES = {
     "type": "object",
-    "description": "One or many image files; any other name than `file` will do too, but for no text.",
+    "description": "One or more image files, under any field name; text fields are rejected.",
     "minProperties": 1,
     "properties": {"file": {"type": "array", "minItems": 1, "items": {"type": "string", "format": "binary"}}},
     "additionalProperties": False,
@@ -123,7 +122,7 @@ _PARAMETERS = [
         "name": "evidence",
         "in": "query",
         "required": False,
-        "description": "Evidence for every image of the request; a row's own option goes before.",
+        "description": "Evidence for every image of the request; a row's own option takes precedence.",
         "schema": {"type": "boolean", "default": False},
     },
 ]
@@ -137,51 +136,51 @@ _CLASSIFY: dict[str, Any] = {
     "tags": ["classification"],
     "summary": "Classify images",
     "description": (
-        "The Content-Type chooses the form. **application/json**: a batch in the form of Snowflake's "
-        "external functions, each row what names an image or holds it; it may be compressed "
+        "The Content-Type selects the form. **application/json**: a batch in the format of Snowflake's "
+        "external functions, in which each row names or holds an image; it may be compressed "
         "(Content-Encoding: gzip or deflate). **image/\\*** or "
         "**application/octet-stream**: the bytes of one image. **multipart/form-data**: image files.\n\n"
-        "An image that is unlike all that the network was trained on is abstained on: `label` is null, "
-        "`reason` says why, `nearest_label` what it would have been. An image that cannot be classified has "
-        "its `error` in its own outcome. The answer is 200 either way."
+        "The network abstains on an image unlike its training images: `label` is null, `reason` says why, "
+        "and `nearest_label` is the label it would have had. An image that cannot be classified has an "
+        "`error` in its outcome. The status is 200 in both cases."
     ),
     "openapi_extra": {"requestBody": _REQUEST_BODY, "parameters": _PARAMETERS},
     "responses": {
         200: {"model": Answer, "description": "One outcome for each image."},
-        400: _refusal("The body is not what its headers say."),
-        413: _refusal("The body, its rows or files, or the answer to Snowflake is over a limit."),
-        415: _refusal("The Content-Type or Content-Encoding is none of those documented."),
+        400: _refusal("The body contradicts its headers."),
+        413: _refusal("The body, its rows or files, or the response exceeds a limit."),
+        415: _refusal("The Content-Type or Content-Encoding is not supported."),
         202: {
             "model": Running,
-            "description": "The batch takes longer than a gateway waits: ask for it by GET, with its id.",
+            "description": "The batch takes longer than a gateway waits: poll for it by GET, with its id.",
         },
         408: _refusal("The body did not arrive in time."),
-        422: _refusal("The JSON is no batch of rows, the form holds no files, or the query is unknown."),
-        429: _refusal("Others fill the time or the memory that there is: send it again, see Retry-After."),
+        422: _refusal("The JSON is not a batch of rows, the form holds no files, or the query is invalid."),
+        429: _refusal("The service is overloaded: retry after the seconds in Retry-After."),
     },
 }
 
 _POLL: dict[str, Any] = {
     "tags": ["classification"],
-    "summary": "Ask for the answer to a batch that was answered 202",
-    "description": "With the batch's id, as often as asked while it is remembered.",
+    "summary": "Poll for the response to a batch that was deferred (202)",
+    "description": "With the batch's id, any number of times while the response is cached.",
     "openapi_extra": {
         "parameters": [
             {
                 "name": BATCH_ID_HEADER,
                 "in": "header",
                 "required": True,
-                "description": "The id of the batch, as it was sent.",
+                "description": "The batch id, as sent.",
                 "schema": {"type": "string", "minLength": 1},
             }
         ]
     },
     "responses": {
         200: {"model": BatchAnswer, "description": "One outcome for each row."},
-        202: {"model": Running, "description": "It is still running."},
-        404: _refusal("No such batch is running or remembered."),
-        413: _refusal("The answer, or what was sent, is over a limit."),
-        422: _refusal("The batch is not named."),
+        202: {"model": Running, "description": "The batch is still running."},
+        404: _refusal("No batch with this id is running or cached."),
+        413: _refusal("The request or the response exceeds a limit."),
+        422: _refusal("The header with the batch id is missing or invalid."),
     },
 }
 

@@ -88,7 +88,7 @@ class _File(NamedTuple):
 
 
 class StaticFiles:
-    """An ASGI application that answers GET and HEAD for the files of one folder, without subfolders.
+    """An ASGI application that serves the files of one folder, without subfolders.
 
     Raises HTTPException for other methods and paths.
     """
@@ -106,7 +106,7 @@ class StaticFiles:
         await self.response(name, Headers(scope=scope))(scope, receive, send)
 
     def response(self, name: str, request_headers: Mapping[str, str]) -> Response:
-        """A file, or 304 where the client has it (RFC 9110, section 13.1.2)."""
+        """A file, or 304 if the client's copy is current (RFC 9110, section 13.1.2)."""
         file = self._files[name]
         headers = {**self._headers, "etag": file.etag}
         condition = request_headers.get("if-none-match", "")

@@ -1,4 +1,4 @@
-"""Signed tokens (RFC 7519) that a gateway's caller bears: of Azure AD, of Google, of any OpenID provider."""
+"""Verifies signed tokens (RFC 7519) of Azure AD, Google, or any other OpenID provider."""
 
 import asyncio
 import hashlib
@@ -12,25 +12,25 @@ import jwt
 from app.errors import IssuerUnavailable, Unauthorized
 from app.telemetry.log import logger
 
-# Signatures that need no secret of ours; anything else would be for the caller to choose.
+# Asymmetric signatures only: the token must not choose an algorithm such as none or HS256.
 _ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "ES256", "ES384", "EdDSA")
 _LEEWAY_SECONDS = 30
 _KEYS_SECONDS = 3600
 _FETCH_SECONDS = 5
-# An unknown key is looked up anew, but no faster than this, whoever asks with however many.
-_LOOK_UP_AGAIN_SECONDS = 10.0
-_MOST_REMEMBERED = 1000
+# Unknown key ids cause at most one fetch of the keys in this time, however many tokens name them.
+_REFETCH_SECONDS = 10.0
+_MAX_CACHED_TOKENS = 1000
 _MAX_REASON_CHARACTERS = 200
 MAX_TOKEN_BYTES = 16 * 1024
-# Whose it is: of Azure AD's v1.0 tokens, of its v2.0 and Google's, and of any.
+# The claim with the caller: in Azure AD v1.0, in Azure AD v2.0 and Google, and in any other token.
 _CALLER_CLAIMS = ("appid", "azp", "sub")
 
 
 class TokenVerifier:
-    """Tokens of one issuer for one audience; a token that was good is until it expires."""
+    """Verifies tokens of one issuer for one audience, and caches valid tokens until they expire."""
 
     def __init__(self, issuer: str, audience: str, jwks_url: str, callers: Collection[str] = ()) -> None:
-        """Of `callers` only, if any: an Azure tenant gives its applications tokens for each other."""
+        """`callers` restricts whose tokens are valid: in Azure, any application of the tenant can get one."""
         self._callers = frozenset(callers)
         self._issuer = issuer
         self._audience = audience
@@ -38,18 +38,18 @@ class TokenVerifier:
         self._known_keys: dict[str, Any] = {}
         self._fetched_at = -float("inf")
         self._fetching = asyncio.Lock()
-        self._good: OrderedDict[bytes, tuple[str, float]] = OrderedDict()
+        self._valid: OrderedDict[bytes, tuple[str, float]] = OrderedDict()
 
     async def subject_of(self, token: str) -> str:
-        """Whom the token was given to. Raises Unauthorized, or IssuerUnavailable."""
+        """The token's subject. Raises Unauthorized or IssuerUnavailable."""
         digest = hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
-        subject, expires_at = self._good.get(digest, ("", 0.0))
+        subject, expires_at = self._valid.get(digest, ("", 0.0))
         if expires_at > time.time():
             return subject
         subject, expires_at = await self._verify(token)
-        self._good[digest] = subject, expires_at
-        while len(self._good) > _MOST_REMEMBERED:
-            self._good.popitem(last=False)
+        self._valid[digest] = subject, expires_at
+        while len(self._valid) > _MAX_CACHED_TOKENS:
+            self._valid.popitem(last=False)
         return subject
 
     async def _verify(self, token: str) -> tuple[str, float]:
@@ -69,16 +69,16 @@ class TokenVerifier:
         except (jwt.PyJWTError, UnicodeError) as error:
             reason = _printable(str(error))
             raise Unauthorized(f"A token must be valid. Received: one that fails with {reason}.") from None
-        self._refuse_others(claims)
+        self._check_caller(claims)
         return str(claims.get("sub", "")), float(claims["exp"])
 
-    def _refuse_others(self, claims: dict[str, Any]) -> None:
+    def _check_caller(self, claims: dict[str, Any]) -> None:
         if self._callers and self._callers.isdisjoint(str(claims.get(name)) for name in _CALLER_CLAIMS):
-            said = (
+            callers = (
                 f"{name} {_printable(str(claims[name]), 80)}" for name in _CALLER_CLAIMS if name in claims
             )
             raise Unauthorized(
-                f"A token must be of a caller that is let in. Received: one of {', '.join(said)}."
+                f"A token's caller must be in EXT_CLASSIFY_JWT_CALLERS. Received: {', '.join(callers)}."
             )
 
     async def _key_of(self, kid: object) -> Any:
@@ -87,23 +87,25 @@ class TokenVerifier:
         if kid not in self._known_keys or self._age_seconds() > _KEYS_SECONDS:
             await self._fetch_keys()
         if kid not in self._known_keys:
-            raise jwt.InvalidTokenError("a key that its issuer does not have")
+            raise jwt.InvalidTokenError("unknown key id")
         return self._known_keys[kid]
 
     async def _fetch_keys(self) -> None:
         async with self._fetching:
-            if self._age_seconds() >= _LOOK_UP_AGAIN_SECONDS:
+            if self._age_seconds() >= _REFETCH_SECONDS:
                 await self._try_to_fetch_keys()
         if not self._known_keys:
-            raise IssuerUnavailable("The issuer's keys cannot be read now.")
+            raise IssuerUnavailable(
+                "The issuer's keys must be readable to verify a token. Received: no keys yet."
+            )
 
     async def _try_to_fetch_keys(self) -> None:
-        """Those that are known stay known when it fails."""
+        """Keeps the known keys if it fails."""
         try:
             keys = await asyncio.to_thread(self._keys.get_jwk_set, refresh=True)
-        # The client lets through what json and sockets raise.
+        # PyJWKClient does not wrap the errors of json and sockets.
         except (jwt.PyJWTError, ValueError, OSError) as error:
-            logger.error("The keys of %s cannot be read: %s", self._issuer, error)
+            logger.error("Cannot fetch the keys of %s: %s", self._issuer, error)
         else:
             self._known_keys = {key.key_id: key for key in keys.keys if key.key_id}
         finally:
@@ -114,5 +116,5 @@ class TokenVerifier:
 
 
 def _printable(text: str, max_characters: int = _MAX_REASON_CHARACTERS) -> str:
-    """Text that quotes a token, in ASCII: JSON may hold half of a surrogate pair, which no answer can."""
+    """Quotes a token in ASCII: its JSON may hold unpaired surrogates, which UTF-8 cannot encode."""
     return ascii(text)[1:-1][:max_characters]

@@ -1,4 +1,9 @@
-"""Fetches images over HTTPS: the only module that opens connections to image hosts."""
+"""Fetches images over HTTPS: the only module that opens connections to image hosts.
+
+aiohttp parses whatever arrives in one piece on the event loop and queues every message. Interim responses,
+chunks of a byte and long heads then cost seconds of the event loop and gigabytes of memory, so responses
+have limits on what a host may send in addition to the bytes of an image.
+"""
 
 import asyncio
 import contextlib
@@ -11,11 +16,12 @@ from typing import Any, Self
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.client_proto import ResponseHandler
+from aiohttp.http import RawResponseMessage
+from aiohttp.streams import StreamReader
 
 from app.errors import FetchFailed, FetchTimeout
 from app.images.allowlist import Allowlist
 from app.images.resolver import SystemResolver
-from app.images.response_handler import BoundedResponseHandler
 from app.images.source import Url
 from app.images.storage_errors import MAX_REFUSAL_BYTES, explain_refusal, refuse_encrypted
 from app.settings import Settings
@@ -25,6 +31,14 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _REFUSALS = frozenset({400, 401, 403, 404})
 _RETRYABLE = frozenset({408, 425, 429, 500, 502, 503, 504})
 _READ_BYTES = 64 * 1024
+# A piece is parsed in a millisecond or two, though each of its messages or chunks is as short as can be.
+HEAD_PIECE_BYTES = 1024
+BODY_PIECE_BYTES = 4 * 1024
+# A head of the large stores has a few KiB; chunks of 48 bytes and more exceed neither limit.
+MAX_OVERHEAD_BYTES = 64 * 1024
+_BODY_BYTES_PER_OVERHEAD_BYTE = 8
+# RFC 9110, section 15.2, allows any number. A host that sends ten a second reaches the time limit first.
+MAX_INTERIM_RESPONSES = 100
 
 
 class ImageFetcher:
@@ -130,6 +144,135 @@ class _BoundedConnector(aiohttp.TCPConnector):
         self._factory = functools.partial(handler, loop=self._loop)
 
 
+class BoundedResponseHandler(ResponseHandler):
+    """Parses received bytes in short pieces, and aborts the connection once a response exceeds its limits.
+
+    Reading the response then raises FetchFailed. While bytes wait, the transport does not read.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop)
+        self._unparsed = bytearray()
+        self._is_scheduled = False
+        self._has_failed = False
+        self._lost: tuple[BaseException | None] | None = None
+        self._expect_response()
+
+    def _expect_response(self) -> None:
+        self._received_bytes = self._interim_responses = self._content_length = 0
+        self._body: StreamReader | None = None
+
+    def set_response_params(self, **params: Any) -> None:
+        self._expect_response()
+        super().set_response_params(**params)
+
+    def feed_data(self, data: tuple[RawResponseMessage, StreamReader], size: int = 0) -> None:
+        message, body = data
+        if 100 <= message.code < 200:
+            self._interim_responses += 1
+        else:
+            self._body = body
+            self._content_length = 0 if message.chunked else int(message.headers.get("Content-Length", 0))
+        super().feed_data(data, size)
+
+    def data_received(self, data: bytes) -> None:
+        if not data:  # the parser continues with what it holds
+            super().data_received(data)
+        elif not self._unparsed and len(data) <= self._piece_bytes():
+            self._parse(data)
+        elif not self._has_failed:
+            self._unparsed += data
+            self._parse_next()
+
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        super().resume_reading(resume_parser)
+        self._schedule()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Parse what has been received first: the host may close right behind its response."""
+        if self._unparsed:
+            self._lost = (exc,)
+        else:
+            super().connection_lost(exc)
+
+    def close(self) -> None:
+        self._discard_unparsed()
+        super().close()
+
+    def abort(self) -> None:
+        self._discard_unparsed()
+        super().abort()
+
+    def _piece_bytes(self) -> int:
+        if self._body is None:
+            return HEAD_PIECE_BYTES
+        # The rest of a body without chunks is cheap to parse, however long it is.
+        return max(BODY_PIECE_BYTES, self._content_length - self._body.total_bytes)
+
+    def _schedule(self) -> None:
+        if self._unparsed and not self._is_scheduled:
+            self._pause_transport_reading()
+            self._is_scheduled = True
+            self._loop.call_soon(self._parse_scheduled)
+
+    def _parse_scheduled(self) -> None:
+        self._is_scheduled = False
+        self._parse_next()
+        if not self._unparsed:
+            if self._lost is not None:
+                super().connection_lost(*self._lost)
+            elif not self._reading_paused and not self._buffer_paused:
+                self._resume_transport_reading()
+
+    def _parse_next(self) -> None:
+        """Parse a piece of a head and one of a body, at most."""
+        for _ in range(2):
+            if self._unparsed and not self._reading_paused:  # or the reader of the body is behind
+                piece = bytes(self._unparsed[: self._piece_bytes()])
+                del self._unparsed[: len(piece)]
+                self._parse(piece)
+        if not self._reading_paused:
+            self._schedule()
+
+    def _parse(self, data: bytes) -> None:
+        self._received_bytes += len(data)
+        if self._body is not None and self._body.is_eof():
+            self._fail(FetchFailed("A URL's host must send one response for a request. Received: more."))
+            return
+        super().data_received(data)
+        if error := self._broken_limit():
+            self._fail(error)
+
+    def _broken_limit(self) -> FetchFailed | None:
+        if self._interim_responses > MAX_INTERIM_RESPONSES:
+            return FetchFailed(
+                f"A URL's host must send at most {MAX_INTERIM_RESPONSES} interim responses. Received: more."
+            )
+        body_bytes = 0 if self._body is None else self._body.total_bytes
+        overhead_bytes = self._received_bytes - body_bytes
+        if overhead_bytes > MAX_OVERHEAD_BYTES + body_bytes // _BODY_BYTES_PER_OVERHEAD_BYTE:
+            return FetchFailed(
+                f"A URL's host must send at most {MAX_OVERHEAD_BYTES} bytes beside an image. Received: more."
+            )
+        return None
+
+    def _fail(self, error: FetchFailed) -> None:
+        self._has_failed = True
+        self.set_exception(error)
+        if self._body is not None and not self._body.is_eof():
+            self._body.set_exception(error)
+        self._payload = None  # or aiohttp replaces the error by one of its own
+        self._discard_unparsed()
+        if self.transport is not None:
+            self.transport.abort()
+
+    def _discard_unparsed(self) -> None:
+        self._unparsed.clear()
+        if self._lost is not None:
+            super().connection_lost(*self._lost)
+            self._lost = None
+
+
 class _CheckedResolver(AbstractResolver):
     """Resolves a host; rejects it if any of its addresses is not allowed."""
 
@@ -170,7 +313,7 @@ async def _failure(response: aiohttp.ClientResponse) -> InputError:
     )
 
 
-async def _read_start(content: aiohttp.StreamReader) -> bytes:
+async def _read_start(content: StreamReader) -> bytes:
     start = bytearray()
     with contextlib.suppress(aiohttp.ClientPayloadError):  # truncated: the part received may suffice
         while len(start) < MAX_REFUSAL_BYTES and (

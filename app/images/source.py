@@ -1,7 +1,8 @@
-"""Image sources of a row: a URL, a staged file, the image as text (base64, hex), or its bytes."""
+"""A row of a batch and its image source: a URL, a staged file, text (base64, hex), or bytes."""
 
 import contextlib
 import re
+import sys
 from binascii import a2b_qp
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -18,6 +19,7 @@ from app.errors import (
     UrlNotAllowed,
 )
 from app.names import OwnersStage, parse_identifier, parse_location, quote_identifier
+from app.outcome import Outcome
 from model.errors import ImageTooLarge, InputError
 from model.image_limits import ImageLimits
 
@@ -222,6 +224,50 @@ class HexText:
 InlineText: TypeAlias = Base64Text | HexText
 Remote: TypeAlias = Url | StageFile
 Source: TypeAlias = Remote | InlineText | bytes
+# What the classifier processes receive: an outcome that is already known, and NULL, keep their place. Errors
+# become outcomes where they are caught: an exception keeps its frames alive, and the pixels in them.
+Fetched: TypeAlias = bytes | InlineText | Outcome | None
+
+
+# A row without its source, its outcome, and the outcome in JSON: measured for rows that all fail.
+ROW_BYTES = 1536
+
+
+@dataclass(slots=True)
+class Row:
+    """`source` is None for SQL's NULL, and an InputError if the row names no image."""
+
+    number: int
+    source: Source | InputError | None
+    evidence: bool = False
+    """Whether the outcome shows where in the image the network saw the label."""
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the image has to be fetched."""
+        return isinstance(self.source, Url | StageFile)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether there is nothing to classify: NULL, or an error."""
+        return self.source is None or isinstance(self.source, InputError)
+
+    @property
+    def source_bytes(self) -> int:
+        """Memory of the source beyond ROW_BYTES, which includes an error's message."""
+        source = self.source
+        if isinstance(source, InlineText | Url):
+            return sys.getsizeof(source.text)  # a str takes up to four bytes for each of its characters
+        if isinstance(source, bytes):
+            return sys.getsizeof(source)
+        if isinstance(source, StageFile):
+            return sum(map(sys.getsizeof, (*source.stage, source.path)))
+        return 0
+
+    def release_source(self) -> int:
+        """Drop the source of an answered row. Returns the bytes that it took."""
+        released_bytes, self.source = self.source_bytes, None
+        return released_bytes
 
 
 def max_text_characters(limits: ImageLimits) -> int:

@@ -14,9 +14,8 @@ from pydantic_core import to_json
 
 from app.errors import AnswerTooLarge, InvalidBatch, InvalidOptions, MalformedBody, PayloadTooLarge
 from app.event_loop import join_pieces
-from app.images.source import max_text_characters, parse_source
+from app.images.source import Row, max_text_characters, parse_source
 from app.outcome import Outcome
-from app.row import Row
 from app.snowflake.strict_json import STEP_BYTES, JsonReader, Steps, has_more_values, parse_json
 from model.image_limits import ImageLimits
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.errors import PredictionFailed
-from app.images.source import Base64Text, HexText
+from app.images.source import Base64Text, Fetched, HexText
 from app.outcome import (
     CallSeconds,
     EvidenceDetail,
@@ -24,7 +24,6 @@ from app.outcome import (
     blank_outcome,
     outcome_of_error,
 )
-from app.row import Fetched
 from model.artifact import Artifact
 from model.engines import Classifier
 from model.errors import InputError

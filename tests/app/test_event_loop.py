@@ -9,7 +9,7 @@ SMALL = b'{"data": [%b]}' % b",".join([b'[0, "AAAA", {}]'] * MAX_SMALL_ROWS)
 LARGE = SMALL * 2
 
 
-def test_large_requests_work_one_after_the_other() -> None:
+def test_large_requests_take_turns() -> None:
     steps: list[int] = []
 
     async def work(turn: BulkTurn, number: int) -> None:
@@ -57,7 +57,7 @@ def test_small_body_does_not_wait_for_large_ones(body: bytes, encoding: str, *, 
     assert asyncio.run(check()) == waits
 
 
-def test_request_that_is_cancelled_in_the_line_leaves_it() -> None:
+def test_cancelled_request_gives_up_its_turn() -> None:
     async def check() -> None:
         turn = BulkTurn()
 

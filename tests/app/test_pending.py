@@ -76,7 +76,7 @@ def test_slow_bodies_are_evicted_longest_without_progress_first(room: Room) -> N
     assert room.pending.held_bytes == fast.held_bytes == 601_000
 
 
-def test_progress_of_an_old_body_puts_younger_ones_before_it(room: Room) -> None:
+def test_progress_postpones_eviction(room: Room) -> None:
     progressing, stalled = room.arriving(400_000), room.arriving(400_000)
     room.clock.now += 0.5
     progressing.take(MIN_BYTES_PER_SECOND)
@@ -95,7 +95,7 @@ def test_body_that_has_arrived_and_is_not_inflated_yet_is_not_slow(room: Room) -
     assert body.held_bytes == 900_000
 
 
-def test_slow_body_keeps_its_room_while_nobody_else_needs_it(room: Room) -> None:
+def test_slow_body_is_not_evicted_while_memory_is_free(room: Room) -> None:
     slow = room.arriving(MAX_BYTES - 100_000)
     for _ in range(100):
         room.clock.now += 1.0
@@ -104,7 +104,7 @@ def test_slow_body_keeps_its_room_while_nobody_else_needs_it(room: Room) -> None
     assert room.evicted == []
 
 
-def test_body_at_the_least_rate_is_not_slow(room: Room) -> None:
+def test_body_at_the_minimum_rate_is_not_slow(room: Room) -> None:
     steady = room.arriving(500_000)
     for _ in range(4):
         room.clock.now += GRACE_SECONDS
@@ -114,14 +114,14 @@ def test_body_at_the_least_rate_is_not_slow(room: Room) -> None:
     assert room.evicted == []
 
 
-def test_bytes_sent_at_once_buy_no_more_time_than_those_of_a_second(room: Room) -> None:
+def test_burst_of_bytes_postpones_eviction_by_one_second_only(room: Room) -> None:
     burst = room.arriving(900_000)
     room.clock.now += GRACE_SECONDS + 0.1
     room.arriving(200_000)
     assert room.evicted == [burst]
 
 
-def test_evicted_body_is_told_to_slow_down_and_its_connection_is_closed(room: Room) -> None:
+def test_evicted_body_gets_429_and_its_connection_is_closed(room: Room) -> None:
     slow = room.arriving(900_000)
     room.clock.now += 2.0
     room.arriving(200_000)
@@ -143,7 +143,7 @@ def test_body_that_is_evicted_after_its_last_byte_is_not_answered(room: Room) ->
         transit.__exit__(None, None, None)
 
 
-def test_youngest_body_gives_way_to_older_ones(room: Room) -> None:
+def test_youngest_body_is_evicted_for_older_ones(room: Room) -> None:
     oldest, middle, youngest = (room.arriving(300_000) for _ in range(3))
     middle.take(200_000)
     assert room.evicted == [youngest]
@@ -154,7 +154,7 @@ def test_youngest_body_gives_way_to_older_ones(room: Room) -> None:
     assert room.evicted == [youngest, middle]
 
 
-def test_youngest_body_that_finds_no_room_loses_what_it_has_at_once(room: Room) -> None:
+def test_refused_body_releases_its_bytes_at_once(room: Room) -> None:
     room.arriving(600_000)
     youngest = room.arriving(300_000)
     with pytest.raises(Overloaded):
@@ -165,7 +165,7 @@ def test_youngest_body_that_finds_no_room_loses_what_it_has_at_once(room: Room) 
 
 
 @pytest.mark.parametrize("bodies", [2, 8, 50])
-def test_of_bodies_that_grow_side_by_side_the_oldest_always_completes(room: Room, bodies: int) -> None:
+def test_oldest_of_growing_bodies_always_completes(room: Room, bodies: int) -> None:
     growing = [room.arriving(10_000) for _ in range(bodies)]
     for _ in range(40):
         for body in growing:
@@ -182,7 +182,7 @@ def test_bodies_whose_rows_wait_are_not_evicted(room: Room) -> None:
     assert waiting.held_bytes == 800_000
 
 
-def test_image_gets_in_whatever_large_bodies_hold(room: Room) -> None:
+def test_image_is_admitted_whatever_large_bodies_hold(room: Room) -> None:
     for _ in range(10):
         room.complete(100_000)
     with pytest.raises(Overloaded):
@@ -194,7 +194,7 @@ def test_image_gets_in_whatever_large_bodies_hold(room: Room) -> None:
     assert room.pending.held_bytes == MAX_BYTES + RESERVE_BYTES
 
 
-def test_image_gets_in_beside_one_body_that_is_larger_than_all_may_be(room: Room) -> None:
+def test_image_is_admitted_next_to_a_body_beyond_the_limit(room: Room) -> None:
     room.complete(5 * MAX_BYTES)
     room.complete(RESERVE_BYTES)
 
@@ -217,7 +217,7 @@ def test_body_of_unknown_length_leaves_the_reserve_when_it_has_outgrown_it(room:
     room.complete(RESERVE_BYTES)
 
 
-def test_body_that_has_outgrown_the_reserve_gives_it_back(room: Room) -> None:
+def test_body_that_has_outgrown_the_reserve_releases_it(room: Room) -> None:
     room.arriving(RESERVE_BYTES, declared_bytes=0).take(RESERVE_BYTES)
     with pytest.raises(Overloaded):
         room.pending.refuse(MAX_BYTES - 2 * RESERVE_BYTES + 1)
@@ -232,7 +232,7 @@ def test_length_that_is_only_declared_holds_nothing(room: Room) -> None:
     assert room.pending.held_bytes == 100
 
 
-def test_body_is_refused_by_its_length_only_where_slow_bodies_leave_no_room(room: Room) -> None:
+def test_length_is_refused_only_if_evicting_slow_bodies_frees_too_little(room: Room) -> None:
     room.complete(500_000)
     room.arriving(400_000)
     with pytest.raises(Overloaded):
@@ -244,7 +244,7 @@ def test_body_is_refused_by_its_length_only_where_slow_bodies_leave_no_room(room
     assert room.evicted == []
 
 
-def test_length_is_held_against_so_many_slow_bodies_only(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_bodies_are_counted_up_to_a_limit(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.admission.MAX_SLOW_COUNTED", 50)
     room.complete(MAX_BYTES - 51 * MIN_EVICTABLE_BYTES)
     for _ in range(50):

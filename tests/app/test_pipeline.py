@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 from app.admission import PendingBytes
 from app.errors import InvalidSource, Overloaded
 from app.images.http import ImageFetcher
-from app.images.source import Base64Text, HexText, StageFile, Url
+from app.images.source import Base64Text, HexText, Row, StageFile, Url
 from app.outcome import ClassifiedRows, EvidenceDetail, ModelIdentity, Outcome, Step, Steps, blank_outcome
 from app.pipeline import PIECE_ROWS, Pipeline, max_fetched_rows
-from app.row import Row
 from app.settings import Settings
 from app.snowflake.session import SnowflakeSession
 from app.snowflake.stage import MAX_STAGES_IN_BATCH, StageReader
@@ -57,7 +56,7 @@ def classify(rows: list[Row], **changes: Any) -> tuple[list[Outcome | None], Ste
     return asyncio.run(run())
 
 
-def test_image_in_any_place_of_any_batch_has_the_same_outcome(sample: bytes) -> None:
+def test_outcome_does_not_depend_on_the_batch(sample: bytes) -> None:
     [alone], _ = classify([Row(0, sample)])
     for size in (2, 8, 9, 33):
         outcomes, _ = classify([Row(n, sample) for n in range(size)])
@@ -89,7 +88,7 @@ def test_batch_without_urls_spends_no_time_on_fetching(sample: bytes) -> None:
     assert steps.predict.seconds > 0
 
 
-def test_broken_image_lets_go_of_its_pixels(sample: bytes, monkeypatch: Any) -> None:
+def test_corrupt_image_releases_its_pixels(sample: bytes, monkeypatch: Any) -> None:
     opened: list[weakref.ref[Any]] = []
     refuse_costly_content = image_module.refuse_costly_content
 
@@ -108,7 +107,7 @@ def test_broken_image_lets_go_of_its_pixels(sample: bytes, monkeypatch: Any) -> 
         gc.enable()
 
 
-def test_network_that_answers_nan_is_an_error_of_each_row(sample: bytes) -> None:
+def test_nan_of_the_network_is_an_error_of_each_row(sample: bytes) -> None:
     class Nan(LiteRtClassifier):
         def __init__(self) -> None:
             pass
@@ -151,7 +150,7 @@ def test_each_request_has_the_statistics_of_its_own_images(sample: bytes) -> Non
     assert sorted(brightnesses[3]) == brightnesses[0] + brightnesses[1]
 
 
-def test_images_are_measured_only_where_that_is_wanted(sample: bytes) -> None:
+def test_images_are_measured_only_if_enabled(sample: bytes) -> None:
     artifact = load_artifact(DEFAULT_MODEL_PATH)
     classifier = open_classifier(artifact, "litert", 1, SETTINGS.cache_dir)
     plain = ImageClassifier(artifact, classifier, ImageLimits()).classify([sample], [False])
@@ -282,7 +281,7 @@ def test_stages_beyond_the_limit_take_no_task_each() -> None:
     }
 
 
-def test_row_gives_its_room_back_once_it_is_answered() -> None:
+def test_answered_row_releases_its_bytes() -> None:
     """Its neighbours may wait for a slow host."""
 
     async def check() -> None:
@@ -308,7 +307,7 @@ def test_row_gives_its_room_back_once_it_is_answered() -> None:
 
 
 @pytest.mark.parametrize("source", [InvalidSource("No source."), None])
-def test_rows_that_need_no_process_keep_nobody_out(source: Any) -> None:
+def test_rows_that_need_no_process_delay_no_other_request(source: Any) -> None:
     async def check() -> None:
         async with ImageFetcher(SETTINGS) as fetcher, SnowflakeSession(SETTINGS) as session:
             network = Served(ServedModel(ModelIdentity(name="m", version="v"), {}))
@@ -326,7 +325,7 @@ def test_rows_that_need_no_process_keep_nobody_out(source: Any) -> None:
 
 
 @pytest.mark.parametrize("room_bytes", [1000, 999])
-def test_evidence_takes_room_until_the_request_is_answered(room_bytes: int) -> None:
+def test_evidence_is_counted_until_the_request_is_answered(room_bytes: int) -> None:
     async def check() -> None:
         async with ImageFetcher(SETTINGS) as fetcher, SnowflakeSession(SETTINGS) as session:
             network = Served(ServedModel(ModelIdentity(name="m", version="v"), {}))
@@ -354,7 +353,7 @@ def test_evidence_takes_room_until_the_request_is_answered(room_bytes: int) -> N
 
 
 @pytest.mark.parametrize("end", ["cancel", "fail"])
-def test_row_that_is_answered_after_its_request_has_ended_takes_no_room(end: str) -> None:
+def test_row_answered_after_its_request_has_ended_is_not_counted(end: str) -> None:
     async def check() -> None:
         async with ImageFetcher(SETTINGS) as fetcher, SnowflakeSession(SETTINGS) as session:
             network = Served(ServedModel(ModelIdentity(name="m", version="v"), {}))

@@ -10,8 +10,8 @@ import numpy as np
 from app.admission import Admission
 from app.api.body import inflate, parse_files
 from app.errors import ServiceError
+from app.images.source import Row
 from app.outcome import Outcome, blank_outcome
-from app.row import Row
 from app.snowflake import strict_json, wire
 from app.snowflake.strict_json import parse_json
 from app.workers.capacity import Capacity

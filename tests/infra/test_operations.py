@@ -83,8 +83,8 @@ def texts_in(node: ast.AST) -> list[str]:
 
 
 def codes_of_other_errors() -> set[str]:
-    """Answers to exceptions that are none of ours."""
-    return {text for call in calls("_refusal") for text in texts_in(call) if text.isidentifier()}
+    """Codes of responses to exceptions without a code of their own."""
+    return {text for call in calls("ErrorDetail") for text in texts_in(call) if text.isidentifier()}
 
 
 CODES = codes_of(InputError) | codes_of(ServiceError) | codes_of(BadRequest) | codes_of_other_errors()

@@ -12,7 +12,7 @@ from io import RawIOBase
 from pathlib import Path
 from typing import Any
 
-from app.row import Fetched
+from app.images.source import Fetched
 from model.defaults import Engine
 
 # The directory of imports may be no place to lock a file in. HDF5 reads this when it is first loaded.
@@ -23,9 +23,8 @@ from pydantic_core import from_json
 from snowflake.snowpark.files import SnowflakeFile
 
 from app.errors import FetchFailed, ScopedUrlNotReadable
-from app.images.source import StageFile, Url
+from app.images.source import Row, StageFile, Url
 from app.outcome import outcome_of_error
-from app.row import Row
 from app.snowflake.wire import format_rows, parse_rows
 from app.workers.classify import ImageClassifier
 from model.artifact import load_artifact

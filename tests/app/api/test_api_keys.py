@@ -15,11 +15,11 @@ def write(path: Path, text: str) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def look_always(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api_keys, "_LOOK_SECONDS", 0.0)
+def check_always(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api_keys, "_CHECK_SECONDS", 0.0)
 
 
-def test_key_is_known_by_its_hash(tmp_path: Path) -> None:
+def test_key_is_recognized_by_its_hash(tmp_path: Path) -> None:
     key = make_key()
     line = line_of("mill-7", key)
     assert key not in line
@@ -30,7 +30,7 @@ def test_key_is_known_by_its_hash(tmp_path: Path) -> None:
         assert keys.name_of(other) is None
 
 
-def test_no_two_keys_are_alike_and_each_has_256_bits() -> None:
+def test_keys_are_unique_and_have_256_bits() -> None:
     made = {make_key() for _ in range(100)}
     assert len(made) == 100
     assert all(len(key) == len("ecl_") + 43 for key in made)
@@ -50,7 +50,7 @@ def test_keys_are_rotated_while_the_service_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("broken", ["name without a hash", "name " + "0" * 63, "na me " + "0" * 64])
-def test_broken_file_changes_nothing_while_the_service_runs_and_keeps_it_from_starting(
+def test_invalid_file_prevents_startup_but_does_not_change_keys_at_runtime(
     tmp_path: Path, broken: str
 ) -> None:
     key = make_key()
@@ -66,13 +66,13 @@ def test_broken_file_changes_nothing_while_the_service_runs_and_keeps_it_from_st
         ApiKeys(path)
 
 
-def test_name_may_have_a_second_key_while_it_takes_the_place_of_the_first(tmp_path: Path) -> None:
+def test_name_may_have_two_keys_during_rotation(tmp_path: Path) -> None:
     old, new = make_key(), make_key()
     keys = ApiKeys(write(tmp_path / "keys", f"{line_of('mill', old)}\n{line_of('mill', new)}"))
     assert keys.name_of(old) == keys.name_of(new) == "mill"
 
 
-def test_command_makes_a_key_and_keeps_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_creates_a_key_without_storing_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path / "keys", "# without an end of line")
     for name in ("a", "b"):
         assert cli.main(["key", name, "--file", str(path)]) == 0

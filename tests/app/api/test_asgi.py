@@ -35,7 +35,7 @@ def test_cookies_and_query_of_a_page_are_not_parsed(
         (b"x", "multipart/form-data; boundary=b"),
     ],
 )
-def test_query_of_a_classification_has_a_length(
+def test_query_of_a_classification_has_a_maximum_length(
     body: bytes, content_type: str, client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(datastructures, "parse_qsl", parse_nothing)

@@ -61,7 +61,7 @@ def guarded(keys_file: Path) -> Iterator[TestClient]:
         {"Sf-Context-Current-User": "ADMIN"},
     ],
 )
-def test_whoever_does_not_say_who_it_is_learns_nothing(
+def test_request_without_valid_credentials_is_rejected(
     guarded: TestClient, method: str, path: str, headers: dict[str, str]
 ) -> None:
     answer = guarded.request(method, path, headers=headers)
@@ -71,14 +71,14 @@ def test_whoever_does_not_say_who_it_is_learns_nothing(
 
 
 @pytest.mark.parametrize("headers", [{"X-API-Key": KEY}, {"Authorization": f"bearer {KEY}"}])
-def test_key_lets_in(guarded: TestClient, sample: bytes, headers: dict[str, str]) -> None:
+def test_valid_key_authenticates(guarded: TestClient, sample: bytes, headers: dict[str, str]) -> None:
     answer = guarded.post("/classify", content=sample, headers={"Content-Type": "image/png", **headers})
     assert (answer.status_code, answer.json()["label"]) == (200, "Scratches")
     assert guarded.get("/classify", headers={BATCH_ID_HEADER: "x", **headers}).status_code == 404
     assert guarded.get("/metrics", headers=headers).status_code == 200
 
 
-def test_token_lets_in(guarded: TestClient) -> None:
+def test_valid_token_authenticates(guarded: TestClient) -> None:
     def status(token: str) -> int:
         return guarded.get("/model", headers={"Authorization": f"Bearer {token}"}).status_code
 
@@ -87,17 +87,17 @@ def test_token_lets_in(guarded: TestClient) -> None:
 
 
 @pytest.mark.parametrize("path", OPEN)
-def test_probes_and_pages_without_data_are_for_all(guarded: TestClient, path: str) -> None:
+def test_probes_and_pages_without_data_need_no_authentication(guarded: TestClient, path: str) -> None:
     assert guarded.get(path).status_code == 200
 
 
-def test_path_that_only_begins_like_an_open_one_is_guarded(guarded: TestClient) -> None:
+def test_path_that_only_begins_like_an_open_one_needs_authentication(guarded: TestClient) -> None:
     for path in ("/healthz/", "/readyz/x", "/docsx", "/docs/../metrics"):
         assert guarded.get(path).status_code in {401, 404}
         assert "ext_classify" not in guarded.get(path).text
 
 
-def test_snowflake_s_ingress_is_believed_only_where_it_is(
+def test_snowflake_s_ingress_is_trusted_only_inside_spcs(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     with pytest.raises(ValidationError, match="Snowpark Container Services only"):
@@ -109,7 +109,7 @@ def test_snowflake_s_ingress_is_believed_only_where_it_is(
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "192.168.0.1", "mill.example"])  # noqa: S104
-def test_beyond_loopback_nobody_is_let_in_without_a_word_on_it(host: str, keys_file: Path) -> None:
+def test_authentication_must_be_configured_beyond_loopback(host: str, keys_file: Path) -> None:
     with pytest.raises(ValidationError, match="say who may call"):
         Settings(host=host)
     assert Settings(host=host, auth=("none",)).host == host
@@ -117,11 +117,11 @@ def test_beyond_loopback_nobody_is_let_in_without_a_word_on_it(host: str, keys_f
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "::1", "localhost"])
-def test_on_loopback_anybody_may_call(host: str) -> None:
+def test_loopback_needs_no_authentication(host: str) -> None:
     assert Settings(host=host).auth == ()
 
 
-def test_way_that_lacks_what_it_needs_is_refused(keys_file: Path) -> None:
+def test_incomplete_authentication_settings_are_rejected(keys_file: Path) -> None:
     with pytest.raises(ValidationError, match="AUTH=api_key needs API_KEYS_FILE"):
         Settings(auth=("api_key",))
     with pytest.raises(ValidationError, match="AUTH=jwt needs JWT_AUDIENCE, JWT_JWKS_URL"):
@@ -140,14 +140,14 @@ def test_every_page_has_security_headers(client: TestClient) -> None:
         assert answer.headers["cache-control"] == "no-store"
 
 
-def test_answers_are_not_kept_and_not_taken_for_pages(client: TestClient, sample: bytes) -> None:
+def test_responses_are_neither_cached_nor_sniffed(client: TestClient, sample: bytes) -> None:
     for content, media_type in ((sample, "image/png"), (b"?", "text/plain"), (b"{", "application/json")):
         answer = client.post("/classify", content=content, headers={"Content-Type": media_type})
         assert answer.headers["x-content-type-options"] == "nosniff"
         assert answer.headers["cache-control"] == "no-store"
 
 
-def test_pages_can_be_switched_off() -> None:
+def test_pages_can_be_disabled() -> None:
     with TestClient(create_app(Settings(show_docs=False, show_playground=False))) as client:
         for path in ("/", "/docs", "/openapi.json", "/docs/assets/swagger-ui.css"):
             assert client.get(path).status_code == 404
@@ -158,9 +158,7 @@ def test_pages_can_be_switched_off() -> None:
     ["evil.example", "evil.example:8000", "EVIL.example.", "localhost.evil.example", "127.0.0.1.nip.io:80"],
 )
 @pytest.mark.parametrize("path", ["/classify", "/model", "/"])
-def test_page_of_somebody_else_that_leads_here_learns_nothing(
-    client: TestClient, host: str, path: str
-) -> None:
+def test_host_name_of_a_foreign_page_is_rejected(client: TestClient, host: str, path: str) -> None:
     """DNS rebinding: the browser takes the service for the page's own host, and says so."""
     answer = client.get(path, headers={"Host": host})
     assert answer.status_code == 421
@@ -172,18 +170,18 @@ def test_page_of_somebody_else_that_leads_here_learns_nothing(
     "host",
     ["localhost", "localhost:8000", "a.localhost", "127.0.0.1:8000", "[::1]:8000", "[::1]", "mill-pc", ""],
 )
-def test_this_machine_may_call_by_any_of_its_names(client: TestClient, host: str) -> None:
+def test_local_host_names_are_accepted(client: TestClient, host: str) -> None:
     assert client.get("/model", headers={"Host": host}).status_code == 200
 
 
-def test_whoever_says_who_may_call_may_be_called_by_any_name(guarded: TestClient) -> None:
+def test_any_host_name_is_accepted_if_authentication_is_configured(guarded: TestClient) -> None:
     headers = {"Host": "mill.example", "X-API-Key": KEY}
     assert guarded.get("/model", headers=headers).status_code == 200
     with TestClient(create_app(Settings(auth=("none",)))) as anybodys:
         assert anybodys.get("/model", headers={"Host": "mill.example"}).status_code == 200
 
 
-def test_whoever_was_not_let_in_is_counted(guarded: TestClient) -> None:
+def test_unauthorized_requests_are_counted(guarded: TestClient) -> None:
     def refused() -> float:
         text = guarded.get("/metrics", headers={"X-API-Key": KEY}).text
         found = re.search(r'^ext_classify_requests_total\{status="401"\} (\S+)$', text, re.MULTILINE)

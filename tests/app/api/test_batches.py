@@ -36,13 +36,13 @@ def ask_for(client: TestClient, batch_id: str) -> tuple[int, Any]:
     return answer.status_code, answer.json()
 
 
-def test_id_may_have_exactly_so_many_characters(client: TestClient) -> None:
+def test_batch_id_limit_is_exact(client: TestClient) -> None:
     for characters, status in ((512, 200), (513, 422)):
         headers = {BATCH_ID_HEADER: "y" * characters}
         assert client.post("/classify", json={"data": []}, headers=headers).status_code == status
 
 
-def test_long_batch_is_promised_and_then_there(hasty: TestClient, client: TestClient, sample: bytes) -> None:
+def test_response_to_a_long_batch_is_deferred(hasty: TestClient, client: TestClient, sample: bytes) -> None:
     rows = [[n, text_of(sample)] for n in range(300)]
     sent = hasty.post("/classify", json={"data": rows}, headers={BATCH_ID_HEADER: "long:1"})
     assert (sent.status_code, sent.json()) == (202, {"status": "running"})
@@ -53,13 +53,13 @@ def test_long_batch_is_promised_and_then_there(hasty: TestClient, client: TestCl
     assert (again.status_code, again.json()) == (200, ask_for(hasty, "long:1")[1])
 
 
-def test_batch_that_is_wrong_is_refused_when_it_is_asked_for_too(hasty: TestClient) -> None:
+def test_poll_for_an_invalid_batch_is_refused(hasty: TestClient) -> None:
     sent = hasty.post("/classify", json={"data": [[0]]}, headers={BATCH_ID_HEADER: "wrong"})
     assert sent.status_code == 422
     assert ask_for(hasty, "wrong")[0] == 404
 
 
-def test_batch_without_an_id_is_waited_for(hasty: TestClient, sample: bytes) -> None:
+def test_batch_without_an_id_is_never_deferred(hasty: TestClient, sample: bytes) -> None:
     assert len(post_rows(hasty, [[n, text_of(sample)] for n in range(50)])) == 50
 
 
@@ -72,7 +72,7 @@ def test_batch_without_an_id_is_waited_for(hasty: TestClient, sample: bytes) -> 
         ({BATCH_ID_HEADER: "x" * 513}, 422, "invalid_batch"),
     ],
 )
-def test_what_was_not_sent_cannot_be_asked_for(
+def test_poll_for_an_unknown_batch_is_not_found(
     client: TestClient, headers: dict[str, str], status: int, code: str
 ) -> None:
     answer = client.get("/classify", headers=headers)
@@ -100,7 +100,7 @@ def test_retry_storm_is_classified_once(sample: bytes, tmp_path: Path) -> None:
     assert log.read_text(encoding="utf-8").count('"event":"classified"') == 1
 
 
-def test_caller_who_hangs_up_and_comes_back_finds_its_batch_running(sample: bytes, tmp_path: Path) -> None:
+def test_retry_after_a_disconnect_joins_the_running_batch(sample: bytes, tmp_path: Path) -> None:
     body = json.dumps({"data": [[n, text_of(sample)] for n in range(1000)]}).encode()
     head = (
         f"POST /classify HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n{BATCH_ID_HEADER}: cut\r\n"
@@ -173,7 +173,7 @@ def _lines_of(log: Path, word: str) -> list[str]:
     return [line for line in log.read_text(encoding="utf-8").splitlines() if word in line]
 
 
-def test_bodies_have_a_bound_together(sample: bytes) -> None:
+def test_bodies_share_a_limit(sample: bytes) -> None:
     with running_service(
         EXT_CLASSIFY_MAX_PENDING_BYTES="1000000", EXT_CLASSIFY_MAX_IMAGE_BYTES="100000"
     ) as url:
@@ -191,7 +191,7 @@ def post_image(port: int, body: bytes) -> int:
     return exchange(port, "POST", "/classify", body, {"Content-Type": "image/png"}).status
 
 
-def test_slow_body_is_given_up() -> None:
+def test_slow_body_times_out_with_408() -> None:
     with running_service(EXT_CLASSIFY_BODY_TIMEOUT_SECONDS="0.5") as url:
         port = int(url.rpartition(":")[2])
         for form in (b"image/png", b"application/json", b"multipart/form-data; boundary=b"):

@@ -82,7 +82,7 @@ def test_row_numbers_are_echoed_in_order(client: TestClient, sample: bytes) -> N
     assert [number for number, _ in rows] == numbers
 
 
-def test_bad_rows_leave_their_neighbours_as_they_were(client: TestClient, sample: bytes) -> None:
+def test_bad_rows_do_not_affect_other_rows(client: TestClient, sample: bytes) -> None:
     good = text_of(sample)
     bad = [
         "",
@@ -116,9 +116,7 @@ def test_compressed_batch_is_inflated(client: TestClient, sample: bytes, compres
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "GZIP", ""])
-def test_body_that_a_gateway_inflated_is_taken_as_it_is(
-    client: TestClient, sample: bytes, encoding: str
-) -> None:
+def test_body_that_a_gateway_inflated_is_accepted(client: TestClient, sample: bytes, encoding: str) -> None:
     body = json.dumps({"data": [[0, text_of(sample)]]}).encode()
     answer = client.post("/classify", content=body, headers={**JSON, "Content-Encoding": encoding})
     assert answer.json()["data"][0][1]["error"] is None
@@ -179,7 +177,7 @@ def test_corrupt_raw_image_is_an_outcome(client: TestClient, sample: bytes) -> N
         (b'{"data": [[9223372036854775808, "a"]]}', 422, "invalid_batch"),
     ],
 )
-def test_body_that_is_no_batch_is_refused(client: TestClient, body: bytes, status: int, code: str) -> None:
+def test_invalid_batch_is_refused(client: TestClient, body: bytes, status: int, code: str) -> None:
     answer = client.post("/classify", content=body, headers=JSON)
     assert answer.status_code == status
     error = strict_json(answer.content)["error"]
@@ -341,13 +339,13 @@ def test_every_refusal_has_the_same_shape(
     ("path", "allowed"),
     [("/classify", "GET, POST"), ("/healthz", "GET"), ("/metrics", "GET"), ("/docs", "GET")],
 )
-def test_wrong_method_is_told_all_the_right_ones(client: TestClient, path: str, allowed: str) -> None:
+def test_wrong_method_lists_the_allowed_ones(client: TestClient, path: str, allowed: str) -> None:
     answer = client.request("PATCH", path)
     assert answer.status_code == 405
     assert answer.headers["allow"] == allowed
 
 
-def test_unforeseen_failure_leaks_nothing(monkeypatch: pytest.MonkeyPatch, sample: bytes) -> None:
+def test_unexpected_error_leaks_nothing(monkeypatch: pytest.MonkeyPatch, sample: bytes) -> None:
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("/secret/path")
 

@@ -36,9 +36,7 @@ def code_of(answer: Exchanged) -> str:
     return code
 
 
-def test_request_that_takes_too_long_is_refused_and_its_rows_are_dropped(
-    sample: bytes, tmp_path: Path
-) -> None:
+def test_request_past_its_deadline_is_refused_and_its_rows_are_dropped(sample: bytes, tmp_path: Path) -> None:
     log = tmp_path / "log"
     environment = {"EXT_CLASSIFY_CLASSIFIERS": "1", "EXT_CLASSIFY_REQUEST_TIMEOUT_SECONDS": "1"}
     with logging_service(log, **environment) as (_, port):
@@ -56,7 +54,7 @@ def test_request_that_takes_too_long_is_refused_and_its_rows_are_dropped(
     assert "Traceback" not in log.read_text(encoding="utf-8")
 
 
-def test_batch_that_is_asked_for_has_the_same_deadline(tmp_path: Path) -> None:
+def test_deferred_batch_has_the_same_deadline(tmp_path: Path) -> None:
     environment = {
         "EXT_CLASSIFY_CLASSIFIERS": "1",
         "EXT_CLASSIFY_REQUEST_TIMEOUT_SECONDS": "2",
@@ -97,7 +95,7 @@ def silent_server() -> Iterator[int]:
             connection.close()
 
 
-def test_probe_waits_for_no_redis_that_is_silent(sample: bytes, tmp_path: Path) -> None:
+def test_probe_does_not_wait_for_a_silent_redis(sample: bytes, tmp_path: Path) -> None:
     with (
         silent_server() as redis,
         logging_service(tmp_path / "log", EXT_CLASSIFY_REDIS_URL=f"redis://127.0.0.1:{redis}") as (_, port),
@@ -108,7 +106,7 @@ def test_probe_waits_for_no_redis_that_is_silent(sample: bytes, tmp_path: Path) 
         assert exchange(port, "POST", "/classify", sample, IMAGE).status == 200
 
 
-def test_probe_waits_for_no_store_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_probe_does_not_wait_for_a_store_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not even for one that bounds nothing itself."""
     monkeypatch.setattr("app.api.health._LOOK_SECONDS", 0.05)
     monkeypatch.setattr("app.batches.store.MemoryStore.look", lambda _: asyncio.Event().wait())
@@ -130,7 +128,7 @@ def test_page_that_hangs_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert answer.headers["x-content-type-options"] == "nosniff"
 
 
-def test_work_in_time_is_done_and_what_it_raises_is_raised() -> None:
+def test_deadline_passes_results_and_errors_through() -> None:
     async def double(number: int) -> int:
         return 2 * number
 
@@ -152,7 +150,7 @@ async def double_within(seconds: float, work: object) -> int:
     return result
 
 
-def test_cancelled_work_is_not_late() -> None:
+def test_cancelled_work_does_not_exceed_its_deadline() -> None:
     async def run() -> None:
         async def wait() -> None:
             async with Deadline(60):

@@ -27,7 +27,7 @@ def recipe() -> Iterator[TestClient]:
         yield client
 
 
-def test_row_that_asks_gets_evidence_and_its_neighbours_none(client: TestClient, sample: bytes) -> None:
+def test_only_rows_that_request_evidence_get_it(client: TestClient, sample: bytes) -> None:
     text = text_of(sample)
     data = post_rows(client, [[0, text], [1, text, {"evidence": True}], [2, text, {"evidence": False}]])
     plain, explained, refused = (outcome for _, outcome in data)
@@ -37,7 +37,7 @@ def test_row_that_asks_gets_evidence_and_its_neighbours_none(client: TestClient,
     assert set(explained["evidence"]) == {"box", "heatmap_png"}
 
 
-def test_forms_without_rows_ask_by_the_query(client: TestClient, sample: bytes) -> None:
+def test_forms_without_rows_request_evidence_in_the_query(client: TestClient, sample: bytes) -> None:
     raw = client.post("/classify?evidence=true", content=sample, headers=PNG).json()
     [file] = client.post("/classify?evidence=true", files={"a": ("a.png", sample)}).json()["results"]
     batch = client.post("/classify?evidence=true", json={"data": [[0, text_of(sample)]]}).json()["data"][0][1]
@@ -45,7 +45,7 @@ def test_forms_without_rows_ask_by_the_query(client: TestClient, sample: bytes) 
     assert client.post("/classify?evidence=false", content=sample, headers=PNG).json()["evidence"] is None
 
 
-def test_row_overrules_the_query(client: TestClient, sample: bytes) -> None:
+def test_row_option_takes_precedence_over_the_query(client: TestClient, sample: bytes) -> None:
     body = {"data": [[0, text_of(sample), {"evidence": False}]]}
     [[_, outcome]] = client.post("/classify?evidence=true", json=body).json()["data"]
     assert outcome["evidence"] is None
@@ -123,7 +123,7 @@ def test_blank_and_noisy_frames_are_abstained_on(client: TestClient, name: str) 
     assert outcome["error"] is None
 
 
-def test_answer_that_snowflake_would_not_take_is_refused_and_says_what_to_do(
+def test_response_beyond_snowflake_s_limit_is_refused(
     client: TestClient, sample: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("app.api.classify.MAX_ANSWER_BYTES", 3000)

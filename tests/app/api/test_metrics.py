@@ -28,7 +28,7 @@ def figures(text: str) -> dict[str, float]:
     return {name: float(value) for name, value in re.findall(r"^([^#\s]\S*) (\S+)$", text, re.MULTILINE)}
 
 
-def test_rows_are_counted_by_what_became_of_them(client: TestClient, sample: bytes) -> None:
+def test_rows_are_counted_by_outcome(client: TestClient, sample: bytes) -> None:
     def counted() -> dict[str, float]:
         return figures(client.get("/metrics").text)
 
@@ -79,7 +79,7 @@ def test_images_are_counted_by_their_label(client: TestClient, sample: bytes) ->
 
 
 @given(st.lists(st.floats(0, 1) | st.sampled_from(metrics.CONFIDENCE_BOUNDS)))
-def test_many_are_observed_as_one_by_one(values: list[float]) -> None:
+def test_values_observed_together_equal_values_observed_singly(values: list[float]) -> None:
     at_once, one_by_one = CollectorRegistry(), CollectorRegistry()
     buckets = metrics.CONFIDENCE_BOUNDS
     metrics.Distribution("a", "a", buckets=buckets, registry=at_once).observe_all(values)
@@ -97,7 +97,7 @@ def scrape(port: int) -> dict[str, float]:
     return figures(exchange(port, "GET", "/metrics").body.decode())
 
 
-def test_whichever_worker_is_asked_answers_for_all(sample: bytes, tmp_path: Path) -> None:
+def test_any_worker_exposes_the_metrics_of_all(sample: bytes, tmp_path: Path) -> None:
     log = tmp_path / "log"
     with logging_service(log, "--workers", "2") as (_, port):
         wait_until(lambda: is_ready(f"http://127.0.0.1:{port}"))
@@ -117,7 +117,7 @@ def test_whichever_worker_is_asked_answers_for_all(sample: bytes, tmp_path: Path
         assert {scrape(port)[rows] for _ in range(10)} == {60}
 
 
-def test_workers_add_up_what_images_are_like(sample: bytes, tmp_path: Path) -> None:
+def test_image_statistics_are_summed_over_workers(sample: bytes, tmp_path: Path) -> None:
     """A lamp that fails and a lens out of focus show in the figures, and in the line of their batch."""
     image = Image.open(io.BytesIO(sample)).convert("L")
     dark = encode(image.point(lambda grey: grey // 2), "PNG")

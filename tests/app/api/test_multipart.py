@@ -81,7 +81,7 @@ def test_file_name_may_have_255_characters_of_any_script() -> None:
         (';"' * 900, "32 semicolons"),
     ],
 )
-def test_options_that_take_long_to_parse_are_refused(name: str, rule: str) -> None:
+def test_options_that_are_expensive_to_parse_are_refused(name: str, rule: str) -> None:
     with pytest.raises(MalformedBody, match=rf"part's Content-Disposition must have .*{rule}"):
         parse(part(name=name) + b"--b--\r\n")
     content_type = f'{CONTENT_TYPE}; x="{name}{name}"'
@@ -90,7 +90,7 @@ def test_options_that_take_long_to_parse_are_refused(name: str, rule: str) -> No
 
 
 @pytest.mark.parametrize("extra", [b"a:\r\n" * 1000, b"a:" + b" " * 100_000, b"a" * 100_000])
-def test_headers_of_a_part_have_a_length(extra: bytes) -> None:
+def test_headers_of_a_part_have_a_maximum_length(extra: bytes) -> None:
     body = part().replace(b"\r\n\r\n", b"\r\n" + extra + b"\r\n\r\n")
     with pytest.raises(MalformedBody, match="header"):
         parse(body + b"--b--\r\n")

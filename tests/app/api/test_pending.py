@@ -26,10 +26,9 @@ from app.api.classify import PIECE_BYTES, LargeResponse, RowClassifier, json_res
 from app.batches.store import SentBatch
 from app.errors import AnswerTooLarge, BodyTimeout, MalformedBody, Overloaded, ServiceError
 from app.event_loop import BulkTurn
-from app.images.source import Url
+from app.images.source import ROW_BYTES, Row, Url
 from app.outcome import ClassifiedRows, Steps
 from app.pipeline import Pipeline
-from app.row import ROW_BYTES, Row
 from app.settings import Settings
 from app.snowflake.wire import format_batch
 from app.workers.capacity import Capacity
@@ -61,7 +60,7 @@ async def never_arrives(body: PendingBody, received_bytes: int) -> bytes:
     return received
 
 
-def test_evicted_body_is_waited_for_no_longer_and_nothing_keeps_its_bytes() -> None:
+def test_evicted_body_is_no_longer_read_and_its_bytes_are_released() -> None:
     async def check() -> None:
         pending = pending_bytes()
         slow, fast = pending.reserve(), pending.reserve()
@@ -77,7 +76,7 @@ def test_evicted_body_is_waited_for_no_longer_and_nothing_keeps_its_bytes() -> N
     asyncio.run(asyncio.wait_for(check(), 20))
 
 
-def test_error_that_is_still_to_be_answered_keeps_nothing_of_its_body() -> None:
+def test_error_keeps_no_bytes_of_its_body() -> None:
     async def fail(body: PendingBody) -> None:
         received = bytes(900_000)
         body.take(len(received))
@@ -100,14 +99,14 @@ def test_error_that_is_still_to_be_answered_keeps_nothing_of_its_body() -> None:
     asyncio.run(check())
 
 
-def test_body_that_is_late_is_not_told_that_it_was_evicted() -> None:
+def test_late_body_is_not_reported_as_evicted() -> None:
     body = pending_bytes().reserve()
     with pytest.raises(BodyTimeout):
         asyncio.run(arriving_within(0.01, never_arrives(body, 10_000), body))
 
 
 @pytest.mark.parametrize("wbits", [31, 15, -15], ids=["gzip", "zlib", "raw deflate"])
-def test_inflated_body_holds_no_more_than_it_has(wbits: int) -> None:
+def test_inflated_body_is_counted_by_its_size(wbits: int) -> None:
     content = os.urandom(300_000)
     compressed = zlib.compress(content, 1, wbits)
 
@@ -122,7 +121,7 @@ def test_inflated_body_holds_no_more_than_it_has(wbits: int) -> None:
     asyncio.run(check())
 
 
-def test_body_that_turns_out_not_to_be_deflated_holds_what_was_sent() -> None:
+def test_body_that_is_not_deflated_is_counted_as_sent() -> None:
     compressed = zlib.compress(os.urandom(300_000), 1)[:-1] + b"?"
 
     async def check() -> None:
@@ -136,7 +135,7 @@ def test_body_that_turns_out_not_to_be_deflated_holds_what_was_sent() -> None:
 
 
 @pytest.mark.parametrize("bodies", [2, 8, 30])
-def test_of_bodies_inflated_side_by_side_the_oldest_are_served(bodies: int) -> None:
+def test_oldest_of_bodies_inflated_in_parallel_are_served(bodies: int) -> None:
     compressed = gzip.compress(bytes(900_000))
 
     async def check() -> None:
@@ -183,7 +182,7 @@ async def classify_batch(admission: Admission, content: bytes, encoding: str = "
 
 
 @pytest.mark.parametrize("padding", [b" " * 500_000, b'"other": "%b", ' % (b"x" * 500_000)])
-def test_rows_that_wait_hold_no_more_than_they_have(padding: bytes) -> None:
+def test_waiting_rows_are_counted_by_their_size(padding: bytes) -> None:
     admission = Admission(QUEUE, 1.0, MAX_BYTES)
     content = b'{%b"data": [[0, null], [1, "%b"], [2, "https://a.b/c"]]}' % (padding, b"aaaa" * 100)
     [held_bytes] = asyncio.run(classify_batch(admission, content))
@@ -204,7 +203,7 @@ def test_rows_of_a_small_body_are_counted(value: str) -> None:
     assert admission.pending_bytes == 0
 
 
-def test_url_of_wide_characters_is_counted_by_the_memory_it_takes() -> None:
+def test_url_of_wide_characters_is_counted_by_its_memory() -> None:
     url = "https://a.b/\N{PILE OF POO}" + "c" * 4000
     assert Row(0, Url(url)).source_bytes > 4 * len(url)
 
@@ -229,7 +228,7 @@ class Client:
         return b"".join(message.get("body", b"") for message in self.received)
 
 
-def test_answer_is_counted_in_place_of_its_body_until_it_is_sent() -> None:
+def test_response_is_counted_instead_of_its_body_until_it_is_sent() -> None:
     async def check() -> None:
         pending, client = pending_bytes(), Client(reads=1000)
         with pending.reserve() as body:
@@ -245,7 +244,7 @@ def test_answer_is_counted_in_place_of_its_body_until_it_is_sent() -> None:
     asyncio.run(check())
 
 
-def test_other_requests_are_served_between_the_pieces_of_an_answer() -> None:
+def test_other_requests_are_served_between_the_pieces_of_a_response() -> None:
     async def check() -> int:
         client, answer = Client(reads=1000), json_response(bytes(20 * PIECE_BYTES), pending_bytes().reserve())
         return await turns_during(answer({"type": "http"}, client.receive, client.send))
@@ -254,7 +253,7 @@ def test_other_requests_are_served_between_the_pieces_of_an_answer() -> None:
     assert turns >= 20
 
 
-def test_answer_that_a_connection_buffers_is_not_counted() -> None:
+def test_response_that_a_connection_buffers_is_not_counted() -> None:
     pending = pending_bytes()
     with pending.reserve() as body:
         body.take(500_000)
@@ -262,7 +261,7 @@ def test_answer_that_a_connection_buffers_is_not_counted() -> None:
     assert pending.held_bytes == 0
 
 
-def test_answer_that_is_not_read_gives_way() -> None:
+def test_response_that_is_not_read_is_evicted() -> None:
     async def check() -> None:
         pending, client = pending_bytes(), Client(reads=3)
         answer = json_response(bytes(700_000), pending.reserve())
@@ -277,7 +276,7 @@ def test_answer_that_is_not_read_gives_way() -> None:
     asyncio.run(asyncio.wait_for(check(), 20))
 
 
-def test_answer_that_is_read_steadily_does_not_give_way() -> None:
+def test_response_that_is_read_steadily_is_not_evicted() -> None:
     seconds = [0.0]
     pending = PendingBytes(MAX_BYTES, min_bytes_per_second=PIECE_BYTES, clock=lambda: seconds[0])
 
@@ -297,7 +296,7 @@ def test_answer_that_is_read_steadily_does_not_give_way() -> None:
     asyncio.run(check())
 
 
-def test_answer_whose_client_leaves_gives_its_room_back() -> None:
+def test_response_to_a_disconnected_client_releases_its_bytes() -> None:
     async def check() -> None:
         pending, client = pending_bytes(), Client(reads=3)
         body = pending.reserve()
@@ -312,7 +311,7 @@ def test_answer_whose_client_leaves_gives_its_room_back() -> None:
     asyncio.run(check())
 
 
-def test_answer_for_which_there_is_no_room_is_refused_and_may_be_asked_for_again() -> None:
+def test_response_without_memory_is_refused_as_retryable() -> None:
     pending = pending_bytes()
     pending.reserve().take(500_000)
     with pytest.raises(ServiceError) as refusal, pending.reserve() as body:
@@ -322,7 +321,7 @@ def test_answer_for_which_there_is_no_room_is_refused_and_may_be_asked_for_again
 
 
 @pytest.mark.parametrize("form", ["files", "batch"])
-def test_answer_to_no_batch_id_has_a_bound_too(
+def test_response_without_a_batch_id_has_a_limit_too(
     client: TestClient, sample: bytes, monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
     monkeypatch.setattr("app.api.classify.MAX_ANSWER_BYTES_WITHOUT_ID", 1000)
@@ -337,7 +336,7 @@ def test_answer_to_no_batch_id_has_a_bound_too(
 
 
 @pytest.mark.parametrize("rows", [0, 1, 257, 600])
-def test_answer_may_have_exactly_so_many_bytes(rows: int) -> None:
+def test_response_limit_is_exact(rows: int) -> None:
     numbered = [Row(number, None) for number in range(rows)]
     answer = asyncio.run(format_batch(numbered, [None] * rows))
     assert json.loads(answer) == {"data": [[number, None] for number in range(rows)]}
@@ -363,7 +362,7 @@ def post_image(port: int, image: bytes) -> int:
 
 
 @pytest.mark.parametrize("is_chunked", [False, True])
-def test_stalled_bodies_keep_out_neither_images_nor_batches(
+def test_stalled_bodies_block_neither_images_nor_batches(
     crowded: int, sample: bytes, *, is_chunked: bool
 ) -> None:
     length, beginning = b"Content-Length: 1000000", bytes(999_990)
@@ -385,7 +384,7 @@ def test_stalled_bodies_keep_out_neither_images_nor_batches(
         assert {connection.recv(12) for connection in evicted} == {b"HTTP/1.1 429"}
 
 
-def test_some_of_the_batches_that_come_at_once_are_served(crowded: int) -> None:
+def test_some_of_the_batches_that_arrive_together_are_served(crowded: int) -> None:
     rows = [[n, os.urandom(40_000).hex()] for n in range(12)]
     batch = gzip.compress(json.dumps({"data": rows}).encode(), 1)
     together = Barrier(8)

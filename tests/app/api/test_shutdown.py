@@ -56,7 +56,7 @@ def status_of(port: int, path: str) -> int:
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_what_was_begun_is_answered_and_what_comes_until_the_end_too(tmp_path: Path, workers: str) -> None:
+def test_requests_before_and_during_the_shutdown_delay_are_answered(tmp_path: Path, workers: str) -> None:
     environment = {"EXT_CLASSIFY_STOP_DELAY_SECONDS": "1.5", "EXT_CLASSIFY_CLASSIFIERS": "1"}
     with ready_service(tmp_path, "--workers", workers, **environment) as (service, port):
         begun = Caller(port, batch_of(1500))
@@ -73,7 +73,7 @@ def test_what_was_begun_is_answered_and_what_comes_until_the_end_too(tmp_path: P
         assert service.wait(30) == 0
 
 
-def test_lost_terminal_stops_one_process_as_sigterm_does(tmp_path: Path) -> None:
+def test_sighup_drains_like_sigterm(tmp_path: Path) -> None:
     environment = {"EXT_CLASSIFY_STOP_DELAY_SECONDS": "1", "EXT_CLASSIFY_CLASSIFIERS": "1"}
     with ready_service(tmp_path, **environment) as (service, port):
         begun = Caller(port, batch_of(1500))
@@ -86,7 +86,7 @@ def test_lost_terminal_stops_one_process_as_sigterm_does(tmp_path: Path) -> None
         assert service.wait(30) == 0
 
 
-def test_second_sighup_hastens_the_end(tmp_path: Path) -> None:
+def test_second_sighup_ends_the_grace_period(tmp_path: Path) -> None:
     environment = {"EXT_CLASSIFY_STOP_DELAY_SECONDS": "30", "EXT_CLASSIFY_CLASSIFIERS": "1"}
     with ready_service(tmp_path, **environment) as (service, port):
         service.send_signal(signal.SIGHUP)
@@ -96,7 +96,7 @@ def test_second_sighup_hastens_the_end(tmp_path: Path) -> None:
 
 
 @needs_proc
-def test_workers_end_well_with_a_supervisor_that_was_killed(tmp_path: Path) -> None:
+def test_workers_drain_and_exit_after_their_supervisor_is_killed(tmp_path: Path) -> None:
     """They answer what was begun; nothing of theirs is left, in memory or on the disk."""
     (tmp_path / "tmp").mkdir()
     environment = {"EXT_CLASSIFY_CLASSIFIERS": "1", "TMPDIR": str(tmp_path / "tmp")}
@@ -116,7 +116,7 @@ def descendants(pid: int) -> list[int]:
     return [one for child in children(pid) for one in (child, *descendants(child))]
 
 
-def test_what_does_not_end_in_time_is_to_be_sent_again_elsewhere(tmp_path: Path) -> None:
+def test_request_beyond_the_grace_period_is_refused_as_retryable(tmp_path: Path) -> None:
     environment = {
         "EXT_CLASSIFY_STOP_DELAY_SECONDS": "0",
         "EXT_CLASSIFY_STOP_GRACE_SECONDS": "1",
@@ -134,7 +134,7 @@ def test_what_does_not_end_in_time_is_to_be_sent_again_elsewhere(tmp_path: Path)
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_second_signal_hastens_the_end(tmp_path: Path, workers: str) -> None:
+def test_second_signal_ends_the_grace_period(tmp_path: Path, workers: str) -> None:
     environment = {"EXT_CLASSIFY_STOP_DELAY_SECONDS": "30", "EXT_CLASSIFY_CLASSIFIERS": "1"}
     with ready_service(tmp_path, "--workers", workers, **environment) as (service, port):
         begun = Caller(port, batch_of(4096))
@@ -147,7 +147,7 @@ def test_second_signal_hastens_the_end(tmp_path: Path, workers: str) -> None:
         assert begun.answer.status == 503
 
 
-def test_half_a_body_does_not_hold_up_the_end(tmp_path: Path) -> None:
+def test_incomplete_body_does_not_delay_the_shutdown(tmp_path: Path) -> None:
     environment = {"EXT_CLASSIFY_STOP_DELAY_SECONDS": "0", "EXT_CLASSIFY_STOP_GRACE_SECONDS": "1"}
     with (
         ready_service(tmp_path, **environment) as (service, port),
@@ -161,20 +161,20 @@ def test_half_a_body_does_not_hold_up_the_end(tmp_path: Path) -> None:
         assert service.wait(10) == 0
 
 
-def test_ctrl_c_waits_for_no_load_balancer(tmp_path: Path) -> None:
+def test_ctrl_c_skips_the_delay(tmp_path: Path) -> None:
     with ready_service(tmp_path, EXT_CLASSIFY_STOP_DELAY_SECONDS="30") as (service, _):
         service.send_signal(signal.SIGINT)
         assert service.wait(10) in {0, 130}
 
 
-def test_log_says_that_it_stops(tmp_path: Path) -> None:
+def test_shutdown_is_logged(tmp_path: Path) -> None:
     with ready_service(tmp_path) as (service, _):
         os.kill(service.pid, signal.SIGTERM)
         assert service.wait(30) == 0
     assert '"event":"stopping","signal":"SIGTERM"' in (tmp_path / "log").read_text(encoding="utf-8")
 
 
-def test_promised_answer_can_be_fetched_before_the_end(tmp_path: Path) -> None:
+def test_deferred_response_can_be_polled_during_shutdown(tmp_path: Path) -> None:
     environment = {"EXT_CLASSIFY_STOP_DELAY_SECONDS": "0", "EXT_CLASSIFY_SYNC_DEADLINE_SECONDS": "0.2"}
     headers = {"Content-Type": "application/json", BATCH_ID_HEADER: "promised"}
     with ready_service(tmp_path, **environment, EXT_CLASSIFY_CLASSIFIERS="1") as (service, port):
@@ -185,7 +185,7 @@ def test_promised_answer_can_be_fetched_before_the_end(tmp_path: Path) -> None:
         assert service.wait(10) == 0
 
 
-def test_promised_answer_that_nobody_fetches_does_not_hold_up_the_end_for_ever(tmp_path: Path) -> None:
+def test_shutdown_does_not_wait_forever_for_a_poll(tmp_path: Path) -> None:
     environment = {
         "EXT_CLASSIFY_STOP_DELAY_SECONDS": "0",
         "EXT_CLASSIFY_STOP_GRACE_SECONDS": "2",

@@ -22,7 +22,7 @@ def test_file_is_served_with_its_type(files: TestClient) -> None:
     assert files.head("/page.html").status_code == 200
 
 
-def test_client_that_has_the_file_is_told_so(files: TestClient) -> None:
+def test_current_copy_of_a_file_is_not_modified(files: TestClient) -> None:
     etag = files.get("/page.html").headers["etag"]
     for condition in (etag, f"W/{etag}", f'"other", {etag}'):
         answer = files.get("/page.html", headers={"if-none-match": condition})

@@ -80,7 +80,7 @@ def subject_of(verifier: TokenVerifier, token: str) -> str:
     return asyncio.run(verifier.subject_of(token))
 
 
-def test_token_says_who_calls(issuer: Issuer) -> None:
+def test_token_names_its_subject(issuer: Issuer) -> None:
     verifier = TokenVerifier(ISSUER, AUDIENCE, issuer.url)
     token = token_of()
 
@@ -94,7 +94,7 @@ def test_token_says_who_calls(issuer: Issuer) -> None:
 @pytest.mark.parametrize(
     "claims", [{"appid": "ours"}, {"azp": "ours"}, {"sub": "ours"}, {"appid": "other", "sub": "ours"}]
 )
-def test_named_callers_are_let_in(issuer: Issuer, claims: dict[str, str]) -> None:
+def test_configured_callers_are_accepted(issuer: Issuer, claims: dict[str, str]) -> None:
     verifier = TokenVerifier(ISSUER, AUDIENCE, issuer.url, ("another", "ours"))
     assert subject_of(verifier, token_of(**claims)) == claims.get("sub", "snowflake")
 
@@ -102,7 +102,7 @@ def test_named_callers_are_let_in(issuer: Issuer, claims: dict[str, str]) -> Non
 @pytest.mark.parametrize(
     "claims", [{"appid": "other"}, {"azp": "Ours"}, {"sub": ""}, {"oid": "ours"}, {"sub": None}]
 )
-def test_others_are_not_whom_the_issuer_knows_too(issuer: Issuer, claims: dict[str, Any]) -> None:
+def test_other_callers_of_the_issuer_are_rejected(issuer: Issuer, claims: dict[str, Any]) -> None:
     verifier = TokenVerifier(ISSUER, AUDIENCE, issuer.url, ("ours",))
     with pytest.raises(Unauthorized):
         subject_of(verifier, token_of(**claims))
@@ -139,12 +139,12 @@ def test_others_are_not_whom_the_issuer_knows_too(issuer: Issuer, claims: dict[s
         pytest.param(lambda: "\ud800.\ud800.\ud800", id="no text"),
     ],
 )
-def test_token_that_is_wrong_says_nothing(issuer: Issuer, token: Any) -> None:
+def test_invalid_token_is_rejected(issuer: Issuer, token: Any) -> None:
     with pytest.raises(Unauthorized):
         subject_of(TokenVerifier(ISSUER, AUDIENCE, issuer.url), token())
 
 
-def test_token_is_good_until_it_expires(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_token_is_valid_until_it_expires(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokens, "_LEEWAY_SECONDS", 0)
     verifier, token = TokenVerifier(ISSUER, AUDIENCE, issuer.url), token_of(exp=time.time() + 2)
     subject_of(verifier, token)
@@ -153,15 +153,15 @@ def test_token_is_good_until_it_expires(issuer: Issuer, monkeypatch: pytest.Monk
         subject_of(verifier, token)
 
 
-def test_issuer_may_rotate_its_keys(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokens, "_LOOK_UP_AGAIN_SECONDS", 0.0)
+def test_issuer_may_rotate_keys(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokens, "_REFETCH_SECONDS", 0.0)
     verifier = TokenVerifier(ISSUER, AUDIENCE, issuer.url)
     subject_of(verifier, token_of(key=1))
     issuer.published = [2]
     assert subject_of(verifier, token_of(key=2)) == "snowflake"
 
 
-def test_unknown_keys_do_not_make_the_issuer_be_asked_all_the_time(issuer: Issuer) -> None:
+def test_unknown_keys_are_fetched_at_a_limited_rate(issuer: Issuer) -> None:
     verifier = TokenVerifier(ISSUER, AUDIENCE, issuer.url)
     subject_of(verifier, token_of())
     for number in range(20):
@@ -170,7 +170,7 @@ def test_unknown_keys_do_not_make_the_issuer_be_asked_all_the_time(issuer: Issue
     assert issuer.asked == 1
 
 
-def test_issuer_that_does_not_answer_is_no_fault_of_the_caller(issuer: Issuer) -> None:
+def test_unreachable_issuer_is_a_retryable_error(issuer: Issuer) -> None:
     issuer.is_broken = True
     verifier = TokenVerifier(ISSUER, AUDIENCE, issuer.url)
     for _ in range(2):
@@ -178,15 +178,17 @@ def test_issuer_that_does_not_answer_is_no_fault_of_the_caller(issuer: Issuer) -
             subject_of(verifier, token_of())
 
 
-def test_issuer_that_answers_nonsense_is_no_fault_of_the_caller(issuer: Issuer) -> None:
+def test_invalid_keys_of_the_issuer_are_a_retryable_error(issuer: Issuer) -> None:
     issuer.nonsense = b"<html>"
     with pytest.raises(IssuerUnavailable):
         subject_of(TokenVerifier(ISSUER, AUDIENCE, issuer.url), token_of())
 
 
-def test_keys_that_are_known_outlast_the_issuer(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_known_keys_remain_valid_while_the_issuer_is_unreachable(
+    issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tokens, "_KEYS_SECONDS", 0.001)
-    monkeypatch.setattr(tokens, "_LOOK_UP_AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr(tokens, "_REFETCH_SECONDS", 0.0)
     verifier = TokenVerifier(ISSUER, AUDIENCE, issuer.url)
     subject_of(verifier, token_of())
     issuer.is_broken = True

@@ -9,13 +9,13 @@ import uvloop
 from aiohttp.client_proto import ResponseHandler
 
 from app.errors import FetchFailed
-from app.images.http import ImageFetcher
-from app.images.response_handler import (
+from app.images.http import (
     BODY_PIECE_BYTES,
     HEAD_PIECE_BYTES,
     MAX_INTERIM_RESPONSES,
     MAX_OVERHEAD_BYTES,
     BoundedResponseHandler,
+    ImageFetcher,
 )
 from app.images.source import Url
 from app.settings import Settings
@@ -118,7 +118,7 @@ def test_connection_is_used_again(new_loop: NewLoop) -> None:
     ],
     ids=["interim", "chunks of a byte", "chunk extensions", "trailers", "blank lines", "cookies", "head"],
 )
-def test_host_that_sends_more_than_an_image_is_cut_off(
+def test_host_that_sends_more_than_an_image_is_disconnected(
     new_loop: NewLoop, respond: Respond, rule: str
 ) -> None:
     with pytest.raises(FetchFailed, match=rule):
@@ -196,14 +196,14 @@ def test_body_of_known_length_is_parsed_in_one_piece(monkeypatch: pytest.MonkeyP
     assert messages == 1
 
 
-def test_response_that_nobody_asked_for_ends_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unsolicited_response_closes_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     response = OK + b"Content-Length: 1\r\n\r\na"
     transport, _, messages = handle(monkeypatch, response + response * 1000)
     assert transport.is_aborted
     assert messages <= HEAD_PIECE_BYTES // len(response) + 1
 
 
-def test_bytes_on_an_idle_connection_end_it() -> None:
+def test_bytes_on_an_idle_connection_close_it() -> None:
     async def run() -> None:
         transport = RecordingTransport()
         handler = BoundedResponseHandler(asyncio.get_running_loop())

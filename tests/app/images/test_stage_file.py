@@ -179,7 +179,7 @@ def test_percent_decoding_equals_urllib_s(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["%zz" * 257, "%" * 257, "%41\n" * 257])
-def test_many_marks_that_begin_no_escape_are_refused(text: str) -> None:
+def test_many_percent_signs_without_an_escape_are_rejected(text: str) -> None:
     with pytest.raises(ValueError, match=r"must be percent-encoded\. Received: 257 %"):
         percent_decode(text)
     assert percent_decode(text[: len(text) // 257 * 256]) == unquote(text[: len(text) // 257 * 256])
@@ -245,7 +245,7 @@ def test_stage_path_is_parsed_like_sql(text: str, stage: tuple[str, ...] | None,
 
 
 @pytest.mark.parametrize("text", ["@~/a.png", "@%t/a.png", "@db.s.%t/a.png", '@s.%"my table"/a.png'])
-def test_stage_of_a_user_or_table_is_its_owners(text: str) -> None:
+def test_stage_of_a_user_or_table_is_rejected(text: str) -> None:
     assert isinstance(parse_stage_path(text), StageNotAuthorized)
     with pytest.raises(OwnersStage):
         parse_location(text)

@@ -134,7 +134,9 @@ def test_unreadable_expiry_is_not_reported_as_expired(query: str) -> None:
         (403, S3_DENIED, "signed URL.*missing file"),
     ],
 )
-def test_message_has_the_fix_and_no_word_of_the_storage(status: int, body: bytes, fix: str) -> None:
+def test_message_has_the_fix_and_quotes_nothing_of_the_storage_response(
+    status: int, body: bytes, fix: str
+) -> None:
     error = explain_refusal(status, "X-Amz-Signature=secret", body)
     assert error is not None
     assert re.search(fix, error.message)

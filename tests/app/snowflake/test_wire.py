@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 from pydantic_core import to_json
 
 from app.errors import InvalidBatch, MalformedBody, PayloadTooLarge, ServiceError
-from app.images.source import Base64Text
+from app.images.source import Base64Text, Row
 from app.outcome import EvidenceDetail, ModelIdentity, Outcome, blank_outcome, outcome_of_error
-from app.row import Row
 from app.snowflake import strict_json, wire
 from model.errors import CorruptImage, ImageTooLarge, InputError
 from model.image_limits import ImageLimits

@@ -25,14 +25,14 @@ def request_of(*messages: dict[str, object], then_wait: bool) -> Request:
     return Request({"type": "http", "method": "POST", "headers": []}, receive)
 
 
-def test_work_of_a_caller_who_stays_is_done() -> None:
+def test_work_of_a_connected_client_completes() -> None:
     async def run() -> int:
         return await while_connected(request_of(then_wait=True), asyncio.sleep(0.01, 7))
 
     assert asyncio.run(run()) == 7
 
 
-def test_work_of_a_caller_who_left_is_cancelled() -> None:
+def test_work_of_a_disconnected_client_is_cancelled() -> None:
     async def run() -> None:
         cancelled = asyncio.Event()
 
@@ -49,7 +49,7 @@ def test_work_of_a_caller_who_left_is_cancelled() -> None:
     asyncio.run(run())
 
 
-def test_service_that_stops_is_no_caller_who_left() -> None:
+def test_cancellation_is_not_a_disconnect() -> None:
     async def run() -> None:
         waiting = asyncio.ensure_future(while_connected(request_of(then_wait=True), asyncio.sleep(60)))
         await asyncio.sleep(0.01)
@@ -68,7 +68,7 @@ def test_failure_of_the_work_is_raised() -> None:
         asyncio.run(while_connected(request_of(then_wait=True), work()))
 
 
-def test_rows_of_a_caller_who_hung_up_are_not_classified(sample: bytes, tmp_path: Path) -> None:
+def test_rows_of_a_disconnected_client_are_not_classified(sample: bytes, tmp_path: Path) -> None:
     log = tmp_path / "log"
     body = json.dumps({"data": [[n, text_of(sample)] for n in range(2000)]}).encode()
     head = (
