@@ -39,12 +39,7 @@ def create_app(settings: Settings, processes: ClassifierProcesses | None = None)
     """
     processes = processes or ClassifierProcesses(settings)
     ignore_until_ready()
-    configure(settings.log_level)
-    log_event("starting", **settings.model_dump(mode="json"))
-    for variable in unknown_variables():
-        logger.warning("There is no such setting. Received: %r", variable)
-    if settings.traces:
-        TRACING.start()
+    _start_telemetry(settings)
     shutdown = Shutdown(settings.stop_delay_seconds, settings.stop_grace_seconds)
     guards = create_guards(settings)
     queue = RowQueue(Capacity(settings.classifiers, settings.max_concurrent_fetches))
@@ -67,6 +62,15 @@ def create_app(settings: Settings, processes: ClassifierProcesses | None = None)
     gauges = Gauges(state)
     pages = create_pages(state, gauges, _lifespan(state, gauges, fetcher, session))
     return Service(state, ClassifyEndpoint(settings, admission, classifier, batches), pages)
+
+
+def _start_telemetry(settings: Settings) -> None:
+    configure(settings.log_level)
+    log_event("starting", **settings.model_dump(mode="json"))
+    for variable in unknown_variables():
+        logger.warning("There is no such setting. Received: %r", variable)
+    if settings.traces:
+        TRACING.start()
 
 
 def _create_batches(settings: Settings, classifier: RowClassifier, admission: Admission) -> Batches:

@@ -252,7 +252,8 @@ class BoundedResponseHandler(ResponseHandler):
         overhead_bytes = self._received_bytes - body_bytes
         if overhead_bytes > MAX_OVERHEAD_BYTES + body_bytes // _BODY_BYTES_PER_OVERHEAD_BYTE:
             return FetchFailed(
-                f"A URL's host must send at most {MAX_OVERHEAD_BYTES} bytes beside an image. Received: more."
+                f"A URL's host must send at most {MAX_OVERHEAD_BYTES} bytes in addition to an image. "
+                "Received: more."
             )
         return None
 

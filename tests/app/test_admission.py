@@ -71,7 +71,7 @@ def test_small_request_is_admitted_next_to_a_large_one() -> None:
 def test_small_request_is_refused_while_another_exceeds_the_maximum_wait(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Whatever the estimate says: the rows before it may cost more than any that were measured."""
+    """Regardless of the estimate: earlier rows may cost more than any measured so far."""
     now = 100.0
     monkeypatch.setattr("app.workers.turns.monotonic", lambda: now)
 

@@ -1,4 +1,4 @@
-"""Who finds room, who gives way, and that nothing is left behind."""
+"""The memory budget of bodies: admission, eviction and release."""
 
 from contextlib import AbstractContextManager, suppress
 
@@ -23,7 +23,7 @@ class Clock:
 
 
 class Room:
-    """Pending bytes whose time is the test's, and the bodies that were evicted, in order."""
+    """A budget with the test's clock, and the evicted bodies in order."""
 
     def __init__(self) -> None:
         self.clock = Clock()
@@ -37,7 +37,7 @@ class Room:
         )
 
     def arriving(self, received_bytes: int, declared_bytes: int = MAX_BYTES) -> PendingBody:
-        """A body that arrives for as long as the test runs."""
+        """A body that is in transit until the test ends."""
         body = self.pending.reserve(declared_bytes)
         self.begin_transit(body)
         body.take(received_bytes)
@@ -270,7 +270,7 @@ def test_one_piece_evicts_no_more_bodies_than_it_takes(room: Room) -> None:
 
 
 class Pending(RuleBasedStateMachine):
-    """Whatever bodies and answers do, in whatever order, as the service does it."""
+    """Random sequences of what the service does with bodies and responses."""
 
     bodies: Bundle[PendingBody] = Bundle("bodies")
 
@@ -310,7 +310,7 @@ class Pending(RuleBasedStateMachine):
 
     @rule(body=bodies, received_bytes=st.integers(1, 300_000))
     def begin_to_arrive(self, body: PendingBody, received_bytes: int) -> None:
-        """And stall."""
+        """Start a body that stalls."""
         if body.is_evictable or not self.held_by[body]:
             return
         self.room.begin_transit(body)

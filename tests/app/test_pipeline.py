@@ -38,7 +38,7 @@ HOST = "images.example.com"
 
 
 def classify(rows: list[Row], **changes: Any) -> tuple[list[Outcome | None], Steps]:
-    """Through a pipeline of the shipped artifact."""
+    """Classify rows by a pipeline with the shipped artifact."""
 
     async def run() -> tuple[list[Outcome | None], Steps]:
         artifact = load_artifact(DEFAULT_MODEL_PATH)
@@ -122,7 +122,7 @@ def test_nan_of_the_network_is_an_error_of_each_row(sample: bytes) -> None:
 
 
 def test_each_request_has_the_statistics_of_its_own_images(sample: bytes) -> None:
-    """Rows of several requests are classified together, and an image that fails has none."""
+    """Rows of several requests share a call, and an image that fails has no statistics."""
     dark = encode_array(np.full((200, 200), 51, np.uint8), "PNG")
 
     async def run() -> list[ClassifiedRows]:
@@ -161,7 +161,7 @@ def test_images_are_measured_only_if_enabled(sample: bytes) -> None:
 
 
 def test_only_the_request_that_makes_the_engine_fail_fails(sample: bytes) -> None:
-    """Rows of several requests are predicted together."""
+    """Rows of several requests share a call."""
 
     class Fragile(LiteRtClassifier):
         def answer(self, images: NDArray[np.uint8], *, with_features: bool = False) -> Answers:
@@ -194,7 +194,7 @@ def test_only_the_request_that_makes_the_engine_fail_fails(sample: bytes) -> Non
 
 
 def test_images_that_wait_to_be_decoded_are_bounded(sample: bytes) -> None:
-    """A small body can name many large files; while no process is free, few are fetched."""
+    """A small body can name many large files; only a few are fetched while no process is free."""
     artifact = load_artifact(DEFAULT_MODEL_PATH)
     images = ImageClassifier(
         artifact, open_classifier(artifact, "litert", 1, SETTINGS.cache_dir), ImageLimits()
@@ -222,7 +222,7 @@ def test_images_that_wait_to_be_decoded_are_bounded(sample: bytes) -> None:
                 await asyncio.sleep(0.3)
                 fetched = len(server.heads)
                 small = asyncio.ensure_future(pipeline.classify_rows(rows[:1]))
-                while len(server.heads) == fetched:  # noqa: ASYNC110 - it is fetched beside them
+                while len(server.heads) == fetched:  # noqa: ASYNC110 - the image is fetched concurrently
                     await asyncio.sleep(0.01)
                 async with classifying(queue, images):
                     outcomes = (await answering).outcomes
@@ -234,7 +234,7 @@ def test_images_that_wait_to_be_decoded_are_bounded(sample: bytes) -> None:
 
 
 async def classify_without_processes(rows: list[Row]) -> list[Outcome | None]:
-    """For rows that need none."""
+    """A pipeline for rows that need no process."""
     async with ImageFetcher(SETTINGS) as fetcher, SnowflakeSession(SETTINGS) as session:
         network = Served(ServedModel(ModelIdentity(name="m", version="v"), {}))
         queue = RowQueue(Capacity(1, 64))
@@ -253,7 +253,7 @@ def test_equal_errors_share_one_outcome() -> None:
 
 @pytest.mark.parametrize("source", [Url("http://a"), InvalidSource("No source."), None])
 def test_other_requests_are_served_while_rows_fail(source: Any) -> None:
-    """Rows that fail without a wait take several turns of the event loop."""
+    """Rows that fail at once take several turns of the event loop."""
     turns = asyncio.run(turns_during(classify_without_processes([Row(n, source) for n in range(4096)])))
     assert turns >= 4096 // PIECE_ROWS
 
@@ -282,7 +282,7 @@ def test_stages_beyond_the_limit_take_no_task_each() -> None:
 
 
 def test_answered_row_releases_its_bytes() -> None:
-    """Its neighbours may wait for a slow host."""
+    """Other rows of its request may wait for a slow host."""
 
     async def check() -> None:
         async with ImageFetcher(SETTINGS) as fetcher, SnowflakeSession(SETTINGS) as session:

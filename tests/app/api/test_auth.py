@@ -33,7 +33,7 @@ def keys_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def guarded(keys_file: Path) -> Iterator[TestClient]:
-    """A service that asks for an API key or a token."""
+    """A service that requires an API key or a token."""
     issuer = Issuer()
     settings = Settings(
         auth=("api_key", "jwt"),
@@ -159,7 +159,7 @@ def test_pages_can_be_disabled() -> None:
 )
 @pytest.mark.parametrize("path", ["/classify", "/model", "/"])
 def test_host_name_of_a_foreign_page_is_rejected(client: TestClient, host: str, path: str) -> None:
-    """DNS rebinding: the browser takes the service for the page's own host, and says so."""
+    """DNS rebinding: the browser sends the page's own host name in the Host header."""
     answer = client.get(path, headers={"Host": host})
     assert answer.status_code == 421
     assert answer.json()["error"]["code"] == "misdirected"
@@ -177,8 +177,8 @@ def test_local_host_names_are_accepted(client: TestClient, host: str) -> None:
 def test_any_host_name_is_accepted_if_authentication_is_configured(guarded: TestClient) -> None:
     headers = {"Host": "mill.example", "X-API-Key": KEY}
     assert guarded.get("/model", headers=headers).status_code == 200
-    with TestClient(create_app(Settings(auth=("none",)))) as anybodys:
-        assert anybodys.get("/model", headers={"Host": "mill.example"}).status_code == 200
+    with TestClient(create_app(Settings(auth=("none",)))) as unguarded:
+        assert unguarded.get("/model", headers={"Host": "mill.example"}).status_code == 200
 
 
 def test_unauthorized_requests_are_counted(guarded: TestClient) -> None:

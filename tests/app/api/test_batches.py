@@ -1,4 +1,4 @@
-"""Batches with an id, over HTTP: sent again, asked for, refused."""
+"""Batches with an id over HTTP: retries, polls and refusals."""
 
 import json
 import socket
@@ -26,12 +26,12 @@ JSON = {"Content-Type": "application/json"}
 
 @pytest.fixture(scope="module")
 def hasty() -> Iterator[TestClient]:
-    """A service that waits for no batch."""
+    """A service that defers every batch."""
     with TestClient(create_app(Settings(sync_deadline_seconds=0.001, classifiers=1))) as client:
         yield client
 
 
-def ask_for(client: TestClient, batch_id: str) -> tuple[int, Any]:
+def poll(client: TestClient, batch_id: str) -> tuple[int, Any]:
     answer = client.get("/classify", headers={BATCH_ID_HEADER: batch_id})
     return answer.status_code, answer.json()
 
@@ -46,17 +46,17 @@ def test_response_to_a_long_batch_is_deferred(hasty: TestClient, client: TestCli
     rows = [[n, text_of(sample)] for n in range(300)]
     sent = hasty.post("/classify", json={"data": rows}, headers={BATCH_ID_HEADER: "long:1"})
     assert (sent.status_code, sent.json()) == (202, {"status": "running"})
-    assert ask_for(hasty, "long:1")[0] == 202
-    wait_until(lambda: ask_for(hasty, "long:1")[0] == 200)
-    assert ask_for(hasty, "long:1") == ask_for(hasty, "long:1") == (200, {"data": post_rows(client, rows)})
+    assert poll(hasty, "long:1")[0] == 202
+    wait_until(lambda: poll(hasty, "long:1")[0] == 200)
+    assert poll(hasty, "long:1") == poll(hasty, "long:1") == (200, {"data": post_rows(client, rows)})
     again = hasty.post("/classify", json={"data": rows}, headers={BATCH_ID_HEADER: "long:1"})
-    assert (again.status_code, again.json()) == (200, ask_for(hasty, "long:1")[1])
+    assert (again.status_code, again.json()) == (200, poll(hasty, "long:1")[1])
 
 
 def test_poll_for_an_invalid_batch_is_refused(hasty: TestClient) -> None:
     sent = hasty.post("/classify", json={"data": [[0]]}, headers={BATCH_ID_HEADER: "wrong"})
     assert sent.status_code == 422
-    assert ask_for(hasty, "wrong")[0] == 404
+    assert poll(hasty, "wrong")[0] == 404
 
 
 def test_batch_without_an_id_is_never_deferred(hasty: TestClient, sample: bytes) -> None:

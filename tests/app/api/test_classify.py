@@ -28,7 +28,7 @@ JSON = {"Content-Type": "application/json"}
 
 @pytest.fixture(scope="module")
 def small() -> Iterator[TestClient]:
-    """A service with limits small enough to stand on both sides of."""
+    """A service with limits that are small enough to exceed."""
     settings = Settings(max_body_bytes=50_000, max_rows=3, max_image_bytes=40_000)
     with TestClient(create_app(settings)) as client:
         yield client

@@ -1,4 +1,4 @@
-"""Every request is answered, whatever hangs behind it."""
+"""Every request is answered before its deadline, whatever hangs."""
 
 import asyncio
 import json
@@ -26,7 +26,7 @@ IMAGE = {"Content-Type": "image/png"}
 
 
 def slow_batch() -> bytes:
-    """Of images that take a fifth of a second of CPU time each."""
+    """A batch of images that take a fifth of a second of CPU time each."""
     image = text_of(costly_jpeg())
     return json.dumps({"data": [[number, image] for number in range(40)]}).encode()
 
@@ -77,7 +77,7 @@ def test_deferred_batch_has_the_same_deadline(tmp_path: Path) -> None:
 
 @contextmanager
 def silent_server() -> Iterator[int]:
-    """Its port; it takes connections and says nothing."""
+    """The port of a server that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         held = []
 
@@ -107,7 +107,7 @@ def test_probe_does_not_wait_for_a_silent_redis(sample: bytes, tmp_path: Path) -
 
 
 def test_probe_does_not_wait_for_a_store_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not even for one that bounds nothing itself."""
+    """The probe has a deadline of its own, in case the store has none."""
     monkeypatch.setattr("app.api.health._LOOK_SECONDS", 0.05)
     monkeypatch.setattr("app.batches.store.MemoryStore.look", lambda _: asyncio.Event().wait())
     with TestClient(create_app(Settings())) as client:

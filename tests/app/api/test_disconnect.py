@@ -14,7 +14,7 @@ from tests.running import logging_service, wait_until
 
 
 def request_of(*messages: dict[str, object], then_wait: bool) -> Request:
-    """A request whose body was read; these are what its connection says next."""
+    """A request whose body has been read; `messages` are what the server sends next."""
     said = list(messages)
 
     async def receive() -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""Evidence on request, in every form; an abstention wherever the image is none of the classes."""
+"""Evidence on request in every form, and abstention on images of no class."""
 
 import base64
 import io
@@ -21,7 +21,7 @@ PNG = {"Content-Type": "image/png"}
 
 @pytest.fixture(scope="module")
 def recipe() -> Iterator[TestClient]:
-    """The published network: it ends in no average, and has no evidence to show."""
+    """The published network, which has no global average pooling and therefore no evidence."""
     path = DEFAULT_MODEL_PATH.with_name("metal_defects_final.h5")
     with TestClient(create_app(Settings(model_path=path))) as client:
         yield client
@@ -73,7 +73,7 @@ def test_box_and_heatmap_are_in_the_proportions_of_the_source(
 
 
 def test_evidence_is_in_the_image_as_it_is_seen(client: TestClient, sample: bytes) -> None:
-    """EXIF orientation 6 turns the picture by a quarter; boxes are in the upright one."""
+    """EXIF orientation 6 turns the picture by a quarter; boxes refer to the upright picture."""
     picture = Image.open(io.BytesIO(sample)).convert("L").resize((300, 100))
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -132,6 +132,6 @@ def test_response_beyond_snowflake_s_limit_is_refused(
     assert answer.status_code == 413
     assert answer.json()["error"]["code"] == "answer_too_large"
     assert "MAX_BATCH_ROWS" in answer.json()["error"]["message"]
-    assert client.post("/classify", json=body).status_code == 200, "whoever else asks takes it"
+    assert client.post("/classify", json=body).status_code == 200, "other clients accept larger responses"
     plain = client.post("/classify", json={"data": body["data"][2:]}, headers={BATCH_ID_HEADER: "of none"})
     assert plain.status_code == 200

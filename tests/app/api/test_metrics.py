@@ -24,7 +24,7 @@ JSON = {"Content-Type": "application/json"}
 
 
 def figures(text: str) -> dict[str, float]:
-    """By name and labels."""
+    """Samples by name and labels."""
     return {name: float(value) for name, value in re.findall(r"^([^#\s]\S*) (\S+)$", text, re.MULTILINE)}
 
 
@@ -118,7 +118,7 @@ def test_any_worker_exposes_the_metrics_of_all(sample: bytes, tmp_path: Path) ->
 
 
 def test_image_statistics_are_summed_over_workers(sample: bytes, tmp_path: Path) -> None:
-    """A lamp that fails and a lens out of focus show in the figures, and in the line of their batch."""
+    """A failing lamp and an unfocused lens show in the metrics and in the log."""
     image = Image.open(io.BytesIO(sample)).convert("L")
     dark = encode(image.point(lambda grey: grey // 2), "PNG")
     blurred = encode(image.filter(ImageFilter.GaussianBlur(2)), "PNG")
@@ -128,7 +128,7 @@ def test_image_statistics_are_summed_over_workers(sample: bytes, tmp_path: Path)
         wait_until(lambda: log.read_text(encoding="utf-8").count('"event":"ready"') == 2)
 
         def classify(images: list[bytes]) -> dict[str, float]:
-            """What that adds to the figures."""
+            """The change of the metrics."""
             before = scrape(port)
             batch = json.dumps({"data": [[n, text_of(content)] for n, content in enumerate(images)]}).encode()
             for _ in range(batches):

@@ -28,7 +28,7 @@ def parse(
 
 @pytest.fixture
 def written(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
-    """What the parser is given, call by call."""
+    """The bytes of each call to the parser."""
     pieces: list[bytes] = []
     write = MultipartParser.write
 

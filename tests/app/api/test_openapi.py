@@ -1,4 +1,4 @@
-"""The documentation is held to what the service really takes and gives."""
+"""The OpenAPI document matches what the service accepts and returns."""
 
 import base64
 from typing import Any

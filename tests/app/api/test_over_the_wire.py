@@ -1,4 +1,4 @@
-"""What only a real connection shows."""
+"""Behaviour that needs a real connection."""
 
 import http.client
 import json

@@ -1,4 +1,4 @@
-"""Room for bodies and answers, as requests take it and give it back."""
+"""The memory for bodies and responses over the life of a request."""
 
 import asyncio
 import gzip
@@ -43,7 +43,7 @@ JSON = {"Content-Type": "application/json"}
 
 
 def pending_bytes() -> PendingBytes:
-    """Where whatever is in transit is slow at once."""
+    """A budget in which every body in transit is slow at once."""
     now = iter(range(0, 10**9, 100))
     return PendingBytes(MAX_BYTES, min_bytes_per_second=10**9, clock=lambda: next(now))
 
@@ -157,7 +157,7 @@ def test_oldest_of_bodies_inflated_in_parallel_are_served(bodies: int) -> None:
 
 
 class WaitingPipeline:
-    """Classifies nothing, and notes what is held while it should."""
+    """Classifies nothing, and records the pending bytes meanwhile."""
 
     def __init__(self, admission: Admission) -> None:
         self.queue = QUEUE
@@ -171,7 +171,7 @@ class WaitingPipeline:
 
 
 async def classify_batch(admission: Admission, content: bytes, encoding: str = "identity") -> list[int]:
-    """The bytes that are held while the rows of this body are classified."""
+    """The pending bytes while the rows of this body are classified."""
     pipeline = WaitingPipeline(admission)
     with admission.reserve(len(content)) as body:
         body.take(len(content))
@@ -209,7 +209,7 @@ def test_url_of_wide_characters_is_counted_by_its_memory() -> None:
 
 
 class Client:
-    """Reads so many messages of an answer, and then no more."""
+    """Reads the first messages of a response, and then no more."""
 
     def __init__(self, reads: int) -> None:
         self.received: list[Message] = []
@@ -348,7 +348,7 @@ def test_response_limit_is_exact(rows: int) -> None:
 
 @pytest.fixture(scope="module")
 def crowded() -> Iterator[int]:
-    """The port of a service that four bodies of the largest size fill."""
+    """The port of a service whose memory four bodies of the maximum size fill."""
     with running_service(
         EXT_CLASSIFY_MAX_PENDING_BYTES="4000000",
         EXT_CLASSIFY_MAX_BODY_BYTES="1000000",

@@ -32,13 +32,13 @@ def ready_service(
 
 
 def batch_of(rows: int) -> bytes:
-    """Of what is small to send, and takes as long as any."""
+    """A batch of tiny images, which take as long as any others."""
     image = text_of(encode_png(np.zeros((8, 8), np.uint8)))
     return json.dumps({"data": [[n, image] for n in range(rows)]}).encode()
 
 
 class Caller(threading.Thread):
-    """Sends one batch, and holds what came of it."""
+    """Sends one batch and stores the response."""
 
     def __init__(self, port: int, body: bytes) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ def test_second_sighup_ends_the_grace_period(tmp_path: Path) -> None:
 
 @needs_proc
 def test_workers_drain_and_exit_after_their_supervisor_is_killed(tmp_path: Path) -> None:
-    """They answer what was begun; nothing of theirs is left, in memory or on the disk."""
+    """They finish running requests, and leave no process and no file behind."""
     (tmp_path / "tmp").mkdir()
     environment = {"EXT_CLASSIFY_CLASSIFIERS": "1", "TMPDIR": str(tmp_path / "tmp")}
     with ready_service(tmp_path, "--workers", "2", **environment) as (service, port):
@@ -176,7 +176,7 @@ def test_shutdown_is_logged(tmp_path: Path) -> None:
 
 def test_deferred_response_can_be_polled_during_shutdown(tmp_path: Path) -> None:
     environment = {"EXT_CLASSIFY_STOP_DELAY_SECONDS": "0", "EXT_CLASSIFY_SYNC_DEADLINE_SECONDS": "0.2"}
-    headers = {"Content-Type": "application/json", BATCH_ID_HEADER: "promised"}
+    headers = {"Content-Type": "application/json", BATCH_ID_HEADER: "deferred"}
     with ready_service(tmp_path, **environment, EXT_CLASSIFY_CLASSIFIERS="1") as (service, port):
         assert exchange(port, "POST", "/classify", batch_of(1500), headers).status == 202
         service.send_signal(signal.SIGTERM)
@@ -191,7 +191,7 @@ def test_shutdown_does_not_wait_forever_for_a_poll(tmp_path: Path) -> None:
         "EXT_CLASSIFY_STOP_GRACE_SECONDS": "2",
         "EXT_CLASSIFY_SYNC_DEADLINE_SECONDS": "0.2",
     }
-    headers = {"Content-Type": "application/json", BATCH_ID_HEADER: "promised"}
+    headers = {"Content-Type": "application/json", BATCH_ID_HEADER: "deferred"}
     with ready_service(tmp_path, **environment, EXT_CLASSIFY_CLASSIFIERS="1") as (service, port):
         assert exchange(port, "POST", "/classify", batch_of(1500), headers).status == 202
         service.send_signal(signal.SIGTERM)

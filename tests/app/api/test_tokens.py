@@ -30,7 +30,7 @@ _KEYS: dict[int, rsa.RSAPrivateKey] = {}
 
 
 class Issuer:
-    """Publishes keys by their number, and counts how often it is asked."""
+    """Publishes numbered keys, and counts the requests for them."""
 
     def __init__(self) -> None:
         self.published = [1]

@@ -1,4 +1,4 @@
-"""Names that resolve slowly, or not at all, beside others that resolve at once."""
+"""Names that resolve slowly, or not at all, do not delay others."""
 
 import asyncio
 import socket

@@ -1,4 +1,4 @@
-"""Hosts that bend HTTP: what is parsed of them, and that ordinary responses arrive whole."""
+"""Hosts that abuse HTTP are cut off early, and ordinary responses arrive complete."""
 
 import asyncio
 from collections.abc import Callable
@@ -59,7 +59,7 @@ def chunks_of(content: bytes, size: int) -> bytes:
 def fetch(
     respond: Respond, new_loop: NewLoop = asyncio.new_event_loop, *, times: int = 1, **server_options: Any
 ) -> tuple[list[bytes], int]:
-    """What is fetched, and over how many connections."""
+    """The fetched images, and the number of connections."""
 
     async def run() -> tuple[list[bytes], int]:
         async with HttpsServer(respond, HOST, **server_options) as server:
@@ -109,12 +109,12 @@ def test_connection_is_used_again(new_loop: NewLoop) -> None:
     ("respond", "rule"),
     [
         (send_endlessly(b"", b"HTTP/1.1 102 x\r\n\r\n" * 2000), "interim"),
-        (send_endlessly(CHUNKED, b"1\r\na\r\n" * 20_000), "beside an image"),
-        (send_endlessly(CHUNKED, b"1;" + b"x" * 5000 + b"\r\na\r\n"), "beside an image"),
+        (send_endlessly(CHUNKED, b"1\r\na\r\n" * 20_000), "in addition"),
+        (send_endlessly(CHUNKED, b"1;" + b"x" * 5000 + b"\r\na\r\n"), "in addition"),
         (send_endlessly(CHUNKED + b"0\r\n", b"A: b\r\n" * 1000), "."),
         (send_endlessly(b"", b"\r\n" * 10_000), "."),
-        (send(OK + (b"Set-Cookie: a=" + b"\\" * 8000 + b"\r\n") * 30 + b"\r\n"), "beside an image"),
-        (send(OK + (b"A: " + b"b" * 1000 + b"\r\n") * 100 + b"\r\n"), "beside an image"),
+        (send(OK + (b"Set-Cookie: a=" + b"\\" * 8000 + b"\r\n") * 30 + b"\r\n"), "in addition"),
+        (send(OK + (b"A: " + b"b" * 1000 + b"\r\n") * 100 + b"\r\n"), "in addition"),
     ],
     ids=["interim", "chunks of a byte", "chunk extensions", "trailers", "blank lines", "cookies", "head"],
 )
@@ -126,7 +126,7 @@ def test_host_that_sends_more_than_an_image_is_disconnected(
 
 
 class RecordingTransport(asyncio.Transport):
-    """Counts what the handler asks of it."""
+    """Records the calls of the handler."""
 
     def __init__(self) -> None:
         super().__init__()
