@@ -78,12 +78,12 @@ train-recipe: .venv-dev/.installed ## train the published recipe on DATA=DIR onc
 evaluate: .venv-dev/.installed ## measure MODEL=H5 on DATA=DIR and write REPORT=report (FOREIGN=DIRS)
 	$(NEEDS_DATA)
 	$(DEV)/ext-classify evaluate --data "$(DATA)" --engine both --report "$(REPORT)" \
-		$(if $(MODEL),--model "$(MODEL)") $(if $(FOREIGN),--foreign $(FOREIGN))
+		$(if $(MODEL),--model "$(MODEL)") $(if $(FOREIGN),--out-of-distribution $(FOREIGN))
 
 crossvalidate: .venv-dev/.installed ## both networks by grouped folds on DATA=DIR, into TABLES (FOREIGN=DIRS); an hour
 	$(NEEDS_DATA)
 	$(DEV)/ext-classify crossvalidate --data "$(DATA)" --output "$(TABLES)" \
-		$(if $(FOREIGN),--foreign $(FOREIGN))
+		$(if $(FOREIGN),--out-of-distribution $(FOREIGN))
 
 samples: .venv-dev/.installed ## draw the sample images anew
 	$(DEV)/python -m tests.draw_samples

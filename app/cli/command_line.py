@@ -1,16 +1,22 @@
-"""Code that commands share: argument types, errors with exit codes, and signal handling."""
+"""What commands share: argument types, checks of the environment, and signal handling."""
 
 import argparse
+import errno
 import signal
+import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
 from pydantic import ValidationError
 
 from app.errors import CommandError
-from app.server.listening import MOST_PORT
+
+MAX_PORT = 65535
+# For each extra, the make target that installs it, and the environment.
+_TARGETS = {"sql": ("setup", ".venv"), "terminal": ("setup", ".venv"), "train": ("dev", ".venv-dev")}
 
 Add: TypeAlias = Callable[[str, Callable[..., None], str], argparse.ArgumentParser]
 """Adds a command to the parser, from its name, its function and its help text."""
@@ -26,6 +32,33 @@ def fail_when_stopped() -> None:
     """On SIGTERM and SIGHUP, exit with 128 + the signal number, because the work is incomplete."""
     for name in {"SIGTERM", "SIGHUP"} & set(dir(signal)):
         signal.signal(getattr(signal, name), lambda number, _: sys.exit(128 + number))
+
+
+@contextmanager
+def needs_extra(name: str) -> Iterator[None]:
+    """Turn a failed import in the block into a CommandError that names the extra to install."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        target, environment = _TARGETS[name]
+        raise CommandError(
+            f"This command needs the {name} extra, which `make {target}` installs into {environment}. "
+            f"Missing: {error.name}"
+        ) from None
+
+
+def refuse_taken_port(host: str, port: int) -> None:
+    """Raises CommandError, with advice, if nothing can listen on the port. Port 0 is any free port."""
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, socket.SOCK_STREAM) as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            tried.bind(address)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        is_taken = error.errno == errno.EADDRINUSE and port < MAX_PORT
+        advice = f"; another port: --port {port + 1}" if is_taken else ""
+        raise CommandError(f"cannot listen on {host}:{port} ({reason}){advice}") from None
 
 
 def add_json(command: argparse.ArgumentParser, what: str = "print JSON") -> None:
@@ -53,7 +86,7 @@ def parse_integer(text: str, least: int, most: int) -> int:
 
 
 def parse_port(text: str) -> int:
-    return parse_integer(text, 1, MOST_PORT)
+    return parse_integer(text, 1, MAX_PORT)
 
 
 def describe_settings_faults(error: ValidationError) -> str:

@@ -3,7 +3,7 @@
 import argparse
 import functools
 import gc
-import importlib
+import json
 import os
 import signal
 import sys
@@ -14,26 +14,24 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from app import __version__
-from app.cli.command_line import describe_settings_faults, end_well_when_stopped, parse_integer, parse_port
+from app.cli.command_line import (
+    Add,
+    add_json,
+    describe_settings_faults,
+    end_well_when_stopped,
+    needs_extra,
+    parse_integer,
+    parse_port,
+    refuse_taken_port,
+)
 from app.errors import CommandError
 from app.settings import Settings
 from model.defaults import Engine
 from model.errors import ModelError
 
 ENGINES = get_args(Engine)
-# Modules that add the other commands. `serve` does not import them, because they slow down its start.
-FURTHER_COMMANDS = (
-    "app.cli.classify",
-    "app.cli.completion",
-    "app.cli.demo",
-    "app.cli.doctor.command",
-    "app.cli.key",
-    "app.cli.sql",
-    "app.cli.register",
-    "app.cli.plan.command",
-    "app.cli.training",
-    "app.cli.verify",
-)
+SHELLS = ("bash", "zsh", "fish", "tcsh", "powershell")
+_FILES = {"FILE", "DIR", "H5", "PATH", "FILE|TABLE"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,34 +62,20 @@ def parse_arguments(arguments: Sequence[str] | None) -> dict[str, Any]:
     return vars(parser(only_serve=arguments[:1] == ["serve"]).parse_args(arguments))
 
 
-def serve(**given: Any) -> None:
-    settings = _settings(given)
-    end_well_when_stopped()  # after a graceful shutdown, uvicorn raises the signal again
-    gc.disable()  # collecting garbage takes 10% of the startup time and frees almost nothing
-    try:
-        from app.server.run import serve as serve_http  # noqa: PLC0415 - other commands need no server
-
-        serve_http(settings, _without_none(given))
-    finally:
-        gc.enable()
-
-
-def _settings(given: dict[str, Any]) -> Settings:
-    """Settings from flags and the environment; flags take precedence."""
-    return Settings(**_without_none(given))
-
-
-def _without_none(given: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in given.items() if value is not None}
-
-
 def parser(*, only_serve: bool = False) -> argparse.ArgumentParser:
     """Build the parser for all commands, or for `serve` alone, which imports less and starts faster."""
     parser = argparse.ArgumentParser("ext-classify", description=__doc__)
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    add = functools.partial(_add, commands)
+    _add_serve(add)
+    if not only_serve:
+        _add_other_commands(add)
+    return parser
 
-    command = _add(commands, "serve", serve, "run the classification service")
+
+def _add_serve(add: Add) -> None:
+    command = add("serve", serve, "run the classification service")
     command.add_argument("--host", help="address to listen on (default 127.0.0.1)")
     command.add_argument("--port", type=parse_port, help="port to listen on (default 8000)")
     command.add_argument(
@@ -100,9 +84,27 @@ def parser(*, only_serve: bool = False) -> argparse.ArgumentParser:
     command.add_argument("--model", type=Path, dest="model_path", help="the model's .h5 file")
     command.add_argument("--engine", choices=ENGINES, help="(default: litert)")
 
-    for module in () if only_serve else FURTHER_COMMANDS:
-        importlib.import_module(module).add_commands(functools.partial(_add, commands))
-    return parser
+
+def _add_other_commands(add: Add) -> None:
+    # `serve` starts faster without these imports.
+    from app.cli import classify, models, register, sql  # noqa: PLC0415
+    from app.cli.doctor import command as doctor  # noqa: PLC0415
+    from app.cli.plan import command as plan  # noqa: PLC0415
+
+    classify.add_commands(add)
+    command = add("completion", completion, "print a completion script for a shell")
+    command.add_argument("shell", choices=SHELLS)
+    doctor.add_commands(add)
+    command = add("key", key, "create an API key, and the line for the service's file of keys")
+    command.add_argument("name", help="name of the client that gets the key")
+    command.add_argument(
+        "--file", type=Path, help="append the line to this file of keys (default: print the line)"
+    )
+    add_json(command)
+    sql.add_commands(add)
+    register.add_commands(add)
+    plan.add_commands(add)
+    models.add_commands(add)
 
 
 def _add(
@@ -116,6 +118,60 @@ def _add(
     return command
 
 
+def serve(**given: Any) -> None:
+    flags = {name: value for name, value in given.items() if value is not None}
+    settings = Settings(**flags)  # flags take precedence over the environment
+    end_well_when_stopped()  # after a graceful shutdown, uvicorn raises the signal again
+    gc.disable()  # collecting garbage takes 10% of the startup time and frees almost nothing
+    try:
+        from app.server.run import serve as serve_http  # noqa: PLC0415 - other commands need no server
+
+        refuse_taken_port(settings.host, settings.port)
+        serve_http(settings, flags)
+    finally:
+        gc.enable()
+
+
+def key(name: str, file: Path | None, as_json: bool) -> None:
+    """Print a new key once; only its hash is stored."""
+    from app.api.auth import NAME, line_of, make_key  # noqa: PLC0415 - other commands need no HTTP
+
+    if not NAME.fullmatch(name):
+        raise CommandError(
+            f"A key's name must consist of letters, digits, dots, dashes and underscores. Received: {name!r}"
+        )
+    made = make_key()
+    line = line_of(name, made)
+    if file is not None:
+        text = file.read_text(encoding="utf-8") if file.exists() else ""
+        with file.open("a", encoding="utf-8") as lines:
+            lines.write(f"{line}\n" if text.endswith("\n") or not text else f"\n{line}\n")
+    if as_json:
+        print(json.dumps({"name": name, "key": made, "line": line, "file": file and str(file)}))
+        return
+    print(made)
+    if file is None:
+        print(f"Add this line to the file in EXT_CLASSIFY_API_KEYS_FILE:\n{line}", file=sys.stderr)
+
+
+def completion(shell: str) -> None:
+    """Print a script for the shell to evaluate: `eval "$(ext-classify completion bash)"`."""
+    with needs_extra("terminal"):
+        import shtab  # noqa: PLC0415 - optional
+    commands = parser()
+    _complete_files(commands, shtab.FILE)
+    print(shtab.complete(commands, shell))
+
+
+def _complete_files(parser: argparse.ArgumentParser, file_completion: object) -> None:
+    for action in parser._actions:  # noqa: SLF001 - argparse has no public list of actions
+        if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001
+            for command in action.choices.values():
+                _complete_files(command, file_completion)
+        elif action.type is Path or action.metavar in _FILES:
+            action.complete = file_completion  # type: ignore[attr-defined]
+
+
 def _workers(text: str) -> int:
     return parse_integer(text, 1, 1024)
 
@@ -123,7 +179,3 @@ def _workers(text: str) -> int:
 def _fail(message: str, exit_code: int = 1) -> int:
     print(f"ext-classify: {message}", file=sys.stderr)
     return exit_code
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -6,7 +6,6 @@ that are missing, have changed, failed with a retryable error, or were classifie
 """
 
 import csv
-import importlib
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,6 +14,7 @@ from os import SEEK_END
 from pathlib import Path
 from typing import Any, Self
 
+from app.cli.command_line import needs_extra
 from app.client import ClientError
 from app.outcome import Outcome
 
@@ -36,7 +36,7 @@ class ResultFile:
         if path.suffix.lower() not in _FORMATS:
             raise ClientError(f"--out FILE must end in one of {', '.join(_FORMATS)}. Received: {path}")
         if path.suffix.lower() == ".parquet":
-            _arrow("pyarrow")
+            _arrow()
         self.path = path
         self._read, self._write, self._keeps_heatmaps = _FORMATS[path.suffix.lower()]
         self._journal_path = path.with_name(f"{path.name}.partial")
@@ -240,23 +240,25 @@ def _read_json(path: Path) -> Iterator[Record]:
 
 
 def _write_parquet(path: Path, records: Iterable[Record]) -> None:
-    arrow = _arrow("pyarrow")
-    types = {"confidence": arrow.float64(), "abstained": arrow.bool_(), "error_retryable": arrow.bool_()}
-    schema = arrow.schema([(name, types.get(name, arrow.string())) for name in _COLUMNS])
-    table = arrow.Table.from_pylist([_row_of(record) for record in records], schema=schema)
-    _arrow("pyarrow.parquet").write_table(table, path)
+    pa, parquet = _arrow()
+    types = {"confidence": pa.float64(), "abstained": pa.bool_(), "error_retryable": pa.bool_()}
+    schema = pa.schema([(name, types.get(name, pa.string())) for name in _COLUMNS])
+    table = pa.Table.from_pylist([_row_of(record) for record in records], schema=schema)
+    parquet.write_table(table, path)
 
 
 def _read_parquet(path: Path) -> Iterator[Record]:
-    for row in _arrow("pyarrow.parquet").read_table(path).to_pylist():
+    _, parquet = _arrow()
+    for row in parquet.read_table(path).to_pylist():
         yield _record_of(row)
 
 
-def _arrow(module: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError:
-        raise ClientError("Parquet needs the terminal extra. Install it with: make setup") from None
+def _arrow() -> tuple[Any, Any]:
+    """Pyarrow and pyarrow.parquet, which have no types."""
+    with needs_extra("terminal"):
+        import pyarrow as pa  # noqa: PLC0415 - optional
+        from pyarrow import parquet  # noqa: PLC0415
+    return pa, parquet
 
 
 _Read = Callable[[Path], Iterator[Record]]

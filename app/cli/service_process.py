@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from app.cli.command_line import refuse_taken_port
 from app.client import DEFAULT_URL, Client, ClientError, is_ready
 from app.client.conversation import PATIENCE_SECONDS
 from app.errors import CommandError
-from app.server.listening import refuse_taken_port
 
 HOST = "127.0.0.1"
 START_TIMEOUT_SECONDS = 60.0

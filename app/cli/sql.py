@@ -1,18 +1,39 @@
-"""ext-classify sql: run SQL on an emulated Snowflake, without an account."""
+"""ext-classify sql and demo: run SQL on an emulated Snowflake, without an account."""
 
-import importlib
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-from app.cli.command_line import Add, end_well_when_stopped
+from app.cli.command_line import Add, end_well_when_stopped, needs_extra, parse_port
 from app.cli.service_process import reach_loopback_directly
 from app.client import ClientError
 from app.provisioning.console import Console, connect
+from app.settings import Settings
 from model.defaults import SAMPLES
 
 LOCAL_PORT = 8100
 LOCAL_DATABASE = "LOCAL"
+
+STATEMENT = """SELECT relative_path, answer:label::string AS label, answer:confidence::float AS confidence
+FROM (SELECT relative_path, ext_classify(file_url) AS answer FROM DIRECTORY(@images))
+ORDER BY relative_path"""
+
+_INTRODUCTION = """
+An emulated Snowflake has {images} images of {folder} on its stage @images. For this query, it calls
+POST {url}/classify as Snowflake does:
+
+{statement};
+"""
+
+_NEXT = """
+Serving on {url} until Ctrl-C. In another terminal, try:
+
+  .venv/bin/ext-classify sql --images YOUR_FOLDER     (an interactive SQL shell)
+  curl -s -H 'Content-Type: image/png' --data-binary @{example} {url}/classify
+  curl -s -F file=@{example} {url}/classify
+
+or open {url}/ in a browser and drop images of your own on the page
+"""
 
 
 def sql(
@@ -29,7 +50,8 @@ def sql(
     if serve and (local or statement is not None):
         received = "`--local`" if local else "a statement"
         raise ClientError(f"`--serve` takes neither a statement nor `--local`. Received: {received}.")
-    shell = import_local("app.cli.sql_shell")
+    with needs_extra("sql"):
+        from app.cli import sql_shell as shell  # noqa: PLC0415 - optional
     end_well_when_stopped()
     reach_loopback_directly()
     if local:
@@ -37,12 +59,33 @@ def sql(
             shell.Shell(console).answer(statement, as_json=as_json)
         return
     running = shell.local_sql(images, url=url, chaos_seed=seed if chaos else None, port=port if serve else 0)
-    with running as (session, service_url, _):
+    with running as emulated:
         if serve:
             with suppress(KeyboardInterrupt):
-                shell.serve(session.server, service_url)
+                shell.serve(emulated.server, emulated.url)
         else:
-            session.answer(statement, as_json=as_json, banner=shell.banner(session, service_url, images))
+            banner = shell.banner(emulated.shell, emulated.url, images)
+            emulated.shell.answer(statement, as_json=as_json, banner=banner)
+
+
+def demo(images: Path, port: int | None) -> None:
+    """Serve until Ctrl-C. Raises CommandError if the port is in use or the service does not start."""
+    settings = Settings() if port is None else Settings(port=port)
+    end_well_when_stopped()
+    with needs_extra("sql"):
+        from app.cli.sql_shell import local_sql  # noqa: PLC0415 - optional
+    folder, example = _shortest(images), _shortest(SAMPLES / "scratches.png")
+    try:
+        with local_sql(folder, service_port=settings.port) as (shell, _, url, service):
+            print(_INTRODUCTION.format(url=url, images=shell.images, folder=folder, statement=STATEMENT))
+            rows = shell.run(STATEMENT, as_json=False)
+            labels = Counter(label or "(none)" for _, label, _ in rows)
+            print("\n" + ", ".join(f"{count} {label}" for label, count in sorted(labels.items())))
+            print(_NEXT.format(url=url, example=example), flush=True)
+            if service is not None:
+                service.wait()
+    except KeyboardInterrupt:
+        print("Stopped.")
 
 
 def add_commands(add: Add) -> None:
@@ -69,6 +112,12 @@ def add_commands(add: Add) -> None:
         "--port", type=int, default=LOCAL_PORT, help="port of the emulator (default %(default)s)"
     )
 
+    command = add("demo", demo, "start the service, classify sample images with SQL, and keep serving")
+    command.add_argument("--port", type=parse_port, help="port to listen on (default 8000)")
+    command.add_argument(
+        "--images", type=Path, default=SAMPLES, help="folder to classify (default: the samples)"
+    )
+
 
 def connect_locally(port: int) -> Console:
     """Connect to the server of `sql --serve`. Raises ClientError."""
@@ -86,10 +135,6 @@ def connect_locally(port: int) -> Console:
     )
 
 
-def import_local(module: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise ClientError(
-            f"This command needs the sql extra, which make setup installs. Missing: {error.name}."
-        ) from None
+def _shortest(path: Path) -> Path:
+    """The path relative to the working directory, if it is inside it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from app.cli.service_process import own_service
 from app.cli.terminal import open_screen
@@ -36,6 +36,15 @@ End each statement with a semicolon. To quit, press Ctrl-D or type exit;
 """
 
 
+class LocalSql(NamedTuple):
+    """An emulated Snowflake, its shell, and the service: a process, unless its URL was given."""
+
+    shell: "Shell"
+    server: LocalServer
+    url: str
+    service: "subprocess.Popen[bytes] | None"
+
+
 @contextmanager
 def local_sql(
     images: Path,
@@ -44,8 +53,8 @@ def local_sql(
     chaos_seed: int | None = None,
     port: int = 0,
     service_port: int | None = None,
-) -> Iterator[tuple["Shell", str, "subprocess.Popen[bytes] | None"]]:
-    """A shell, the service's URL, and its process unless `url` is given. Raises ClientError."""
+) -> Iterator[LocalSql]:
+    """Start the emulator, and the service unless `url` is given. Raises ClientError."""
     find_images([images])
     with ExitStack() as stack:
         chaos = None if chaos_seed is None else Chaos(chaos_seed)
@@ -64,7 +73,7 @@ def local_sql(
         batch_rows = MAX_BATCH_ROWS if chaos is None else MAX_BATCH_ROWS_IN_CHAOS
         for _ in register(console, _registration(url.rstrip("/"), batch_rows)):
             pass
-        yield Shell(console, server, len(stage.directory)), url, service
+        yield LocalSql(Shell(console, server, len(stage.directory)), server, url, service)
 
 
 class Shell:

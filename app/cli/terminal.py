@@ -1,15 +1,18 @@
 """Output of commands: plain text, or colours and progress bars from rich on a terminal."""
 
-import importlib
 import importlib.util
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import PurePath
-from typing import Any, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from app.outcome import Outcome
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
 
 Advance = Callable[[int], None]
 """Adds a number of finished items to the progress."""
@@ -69,9 +72,10 @@ class _RichScreen:
         self._console.print(text, style=style or None, markup=False, highlight=False, soft_wrap=True)
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        table = importlib.import_module("rich.table").Table(
-            box=importlib.import_module("rich.box").SIMPLE_HEAD
-        )
+        from rich.box import SIMPLE_HEAD  # noqa: PLC0415 - optional
+        from rich.table import Table  # noqa: PLC0415
+
+        table = Table(box=SIMPLE_HEAD)
         for number, name in enumerate(columns):
             is_number = bool(rows) and all(_is_number(row[number]) for row in rows)
             table.add_column(_text(name), justify="right" if is_number else "left", overflow="fold")
@@ -90,19 +94,30 @@ class _RichScreen:
 
 
 @contextmanager
-def _bar(total: int | None, what: str, console: Any) -> Iterator[Advance]:
-    rich = importlib.import_module("rich.progress")
-    columns = (
-        rich.TextColumn("{task.description}"),
-        rich.BarColumn(WIDEST_BAR),
-        rich.MofNCompleteColumn(),
-        rich.TimeElapsedColumn(),
-        rich.TextColumn("left"),
-        rich.TimeRemainingColumn(),
+def _bar(total: int | None, what: str, console: "Console") -> Iterator[Advance]:
+    from rich.progress import (  # noqa: PLC0415 - optional
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
     )
-    # Printed output goes to its own stream, not through the progress bar.
-    streams = {"redirect_stdout": False, "redirect_stderr": False}
-    with rich.Progress(*columns, console=console, transient=True, **streams) as progress:
+
+    shown = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(WIDEST_BAR),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        # Printed output goes to its own stream, not through the progress bar.
+        redirect_stdout=False,
+        redirect_stderr=False,
+    )
+    with shown as progress:
         task = progress.add_task(what, total=total)
         yield lambda done: progress.advance(task, done)
 
@@ -128,13 +143,17 @@ def _rich() -> bool:
     return importlib.util.find_spec("rich") is not None
 
 
-def _rich_console(*, stderr: bool = False) -> Any:
-    return importlib.import_module("rich.console").Console(stderr=stderr, highlight=False)
+def _rich_console(*, stderr: bool = False) -> "Console":
+    from rich.console import Console  # noqa: PLC0415 - optional
+
+    return Console(stderr=stderr, highlight=False)
 
 
-def _text(cell: str) -> Any:
+def _text(cell: str) -> "Text":
     """Return text without markup, because file names can contain square brackets."""
-    return importlib.import_module("rich.text").Text(cell)
+    from rich.text import Text  # noqa: PLC0415 - optional
+
+    return Text(cell)
 
 
 def _is_number(cell: str) -> bool:

@@ -1,16 +1,18 @@
 """A user's own Snowflake session, for the commands that set up an account."""
 
-import importlib
 import json
 import re
 from collections.abc import Sequence
-from typing import IO, Any, Self
+from typing import IO, TYPE_CHECKING, Any, Self
 
 from app.client import ClientError
 from app.names import quote_string
 from app.settings import Settings
 from app.snowflake.credentials import connect_arguments
 from app.spcs import is_inside_spcs
+
+if TYPE_CHECKING:
+    from snowflake.connector import SnowflakeConnection
 
 # Type codes of VARIANT, OBJECT and ARRAY, whose values come as JSON text.
 # Source: Snowflake Connector for Python API, "Data types and type codes".
@@ -30,9 +32,11 @@ class StatementFailed(ClientError):
 class Console:
     """Executes statements in turn; a context manager that logs out."""
 
-    def __init__(self, connection: Any) -> None:
+    def __init__(self, connection: "SnowflakeConnection") -> None:
+        from snowflake.connector.errors import Error  # noqa: PLC0415 - slow to import
+
         self._connection = connection
-        self._error = importlib.import_module("snowflake.connector.errors").Error
+        self._error = Error
 
     def __enter__(self) -> Self:
         return self
@@ -51,12 +55,13 @@ class Console:
         """Column names, rows with parsed JSON, and the query id. Raises StatementFailed."""
         with self._connection.cursor() as cursor:
             try:
-                rows = cursor.execute(statement, tuple(parameters) or None).fetchall()
+                cursor.execute(statement, tuple(parameters) or None)
+                rows = cursor.fetchall()
             except self._error as error:
                 raise StatementFailed(describe_error(error)) from None
             columns = [column[0] for column in cursor.description]
             semi_structured = [column[1] in _SEMI_STRUCTURED for column in cursor.description]
-            query_id: str = cursor.sfqid
+            query_id = cursor.sfqid or ""
         return columns, [_unpack(row, semi_structured) for row in rows], query_id
 
     def put(self, content: IO[bytes], name: str, location: str, *, overwrite: bool) -> str:
@@ -70,7 +75,8 @@ class Console:
         )
         with self._connection.cursor() as cursor:
             try:
-                [row] = cursor.execute(statement, file_stream=content).fetchall()
+                cursor.execute(statement, file_stream=content)
+                [row] = cursor.fetchall()
             except self._error as error:
                 raise StatementFailed(describe_error(error)) from None
         return str(row[6])
@@ -93,7 +99,8 @@ def connect_as_service(settings: Settings) -> Console:
 
 def connect(*, advice: str = _CONNECTION_ADVICE, **arguments: Any) -> Console:
     """Connect with the connector's arguments. Raises ClientError, with the advice."""
-    connector = importlib.import_module("snowflake.connector")
+    from snowflake import connector  # noqa: PLC0415 - slow to import
+
     if _connector_version() >= 5:
         arguments["enable_server_session_keep_alive_auto_detection"] = False
     try:
@@ -103,8 +110,9 @@ def connect(*, advice: str = _CONNECTION_ADVICE, **arguments: Any) -> Console:
 
 
 def _connector_version() -> int:
-    version: str = importlib.import_module("snowflake.connector").__version__
-    return int(version.partition(".")[0])
+    from snowflake.connector import __version__  # noqa: PLC0415 - slow to import
+
+    return int(__version__.partition(".")[0])
 
 
 def _unpack(row: Sequence[Any], semi_structured: Sequence[bool]) -> list[Any]:

@@ -16,7 +16,6 @@ from uvicorn.config import LOGGING_CONFIG, STARTUP_FAILURE
 
 from app.server import metrics_files
 from app.server.connection import HttpProtocol
-from app.server.listening import refuse_taken_port
 from app.server.supervisor import Workers, stop_with_supervisor
 from app.server.uvicorn_server import LastCallServer
 from app.settings import Settings
@@ -39,9 +38,8 @@ _ANSWERING_SECONDS = 2
 def serve(settings: Settings, flags: Mapping[str, Any]) -> None:
     """Return when the service was stopped. `flags` are the settings that no environment variable says.
 
-    Raises ModelError, CommandError for a port that is taken, or SystemExit when the workers could not start.
+    Raises ModelError, or SystemExit when the workers could not start.
     """
-    refuse_taken_port(settings.host, settings.port)
     _allow_open_files()
     if settings.workers == 1:
         _serve_alone(settings)

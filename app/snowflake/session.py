@@ -6,7 +6,6 @@ batches queues for connections instead of opening more. The connector never runs
 
 import asyncio
 import contextlib
-import importlib
 import logging
 import re
 import tempfile
@@ -15,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from app.errors import FileMissing, SnowflakeRefused, SnowflakeUnavailable
 from app.names import quote_identifier, quote_string
@@ -24,6 +23,9 @@ from app.snowflake.credentials import connect_arguments
 from app.snowflake.errors import is_session_over, login_failure, no_answer, statement_failure
 from app.telemetry.log import logger
 from model.errors import ImageTooLarge, InputError
+
+if TYPE_CHECKING:
+    from snowflake.connector import SnowflakeConnection
 
 # Pause after a failed login: Snowflake locks users after too many failures.
 LOGIN_PAUSE_SECONDS = 15.0
@@ -47,8 +49,8 @@ class SnowflakeSession:
         self._turns = asyncio.Semaphore(settings.snowflake_max_connections)
         self._unavailable_at = float("-inf")
         self._threads = ThreadPoolExecutor(settings.snowflake_max_connections, "snowflake")
-        self._open: set[Any] = set()
-        self._idle: list[Any] = []
+        self._open: set[SnowflakeConnection] = set()
+        self._idle: list[SnowflakeConnection] = []
         self._login_lock = threading.RLock()
         self._failed_login: tuple[float, InputError] | None = None
 
@@ -79,7 +81,7 @@ class SnowflakeSession:
         with contextlib.suppress(InputError):  # already logged; batches get the same error
             await self._run(self._log_in_ahead)
 
-    async def _with_connection(self, work: Callable[[Any], _Result]) -> _Result:
+    async def _with_connection(self, work: Callable[["SnowflakeConnection"], _Result]) -> _Result:
         return await self._run(lambda: self._work(work))
 
     async def _run(self, work: Callable[[], _Result]) -> _Result:
@@ -118,13 +120,15 @@ class SnowflakeSession:
         if not running.cancelled():
             running.exception()  # retrieved, so that asyncio does not log it
 
-    def _work(self, work: Callable[[Any], _Result]) -> _Result:
+    def _work(self, work: Callable[["SnowflakeConnection"], _Result]) -> _Result:
         try:
             return self._attempt(self._take_connection(), work)
         except _SessionExpired:
             return self._attempt(self._log_in(), work)
 
-    def _attempt(self, connection: Any, work: Callable[[Any], _Result]) -> _Result:
+    def _attempt(
+        self, connection: "SnowflakeConnection", work: Callable[["SnowflakeConnection"], _Result]
+    ) -> _Result:
         is_expired = False
         try:
             return work(connection)
@@ -145,7 +149,7 @@ class SnowflakeSession:
             if not self._open:  # a batch may have logged in first
                 self._idle.append(self._log_in())
 
-    def _take_connection(self) -> Any:
+    def _take_connection(self) -> "SnowflakeConnection":
         """The most recently used idle connection, or a new one."""
         with contextlib.suppress(IndexError):
             return self._idle.pop()
@@ -154,11 +158,12 @@ class SnowflakeSession:
                 return self._idle.pop()
             return self._log_in()
 
-    def _log_in(self) -> Any:
+    def _log_in(self) -> "SnowflakeConnection":
         with self._login_lock:  # one login at a time, so that a failure stops the others
             if self._failed_login and time.monotonic() < self._failed_login[0]:
                 raise self._failed_login[1].anew()
-            connector = importlib.import_module("snowflake.connector")  # imported lazily: 48 MB
+            from snowflake import connector  # noqa: PLC0415 - takes 48 MB of memory
+
             try:
                 version = int(connector.__version__.partition(".")[0])
                 connection = connector.connect(**connect_arguments(self._settings, version))
@@ -171,7 +176,7 @@ class SnowflakeSession:
             self._open.add(connection)
             return connection
 
-    def _close(self, connection: Any) -> None:
+    def _close(self, connection: "SnowflakeConnection") -> None:
         self._open.discard(connection)
         with contextlib.suppress(Exception):  # its session has expired anyway
             connection.close()
@@ -182,17 +187,21 @@ def _log(error: Exception) -> None:
     logger.warning("Snowflake: %s: %s", type(error).__name__, " ".join(str(error).split())[:500])
 
 
-def _fetch_all(connection: Any, statement: str, parameters: Sequence[object]) -> list[tuple[Any, ...]]:
+def _fetch_all(
+    connection: "SnowflakeConnection", statement: str, parameters: Sequence[object]
+) -> list[tuple[Any, ...]]:
     with connection.cursor() as cursor:
-        rows: list[tuple[Any, ...]] = cursor.execute(statement, tuple(parameters) or None).fetchall()
-        return rows
+        cursor.execute(statement, tuple(parameters) or None)
+        return cursor.fetchall()
 
 
 # AES in CBC mode pads each file by 1 to 16 bytes.
 _BLOCK_BYTES = 16
 
 
-def download_file(connection: Any, stage: tuple[str, ...], path: str, max_bytes: int) -> bytes:
+def download_file(
+    connection: "SnowflakeConnection", stage: tuple[str, ...], path: str, max_bytes: int
+) -> bytes:
     """The decrypted content. Raises FileMissing, ImageTooLarge, or the connector's errors.
 
     GET treats its path as a prefix, so the matching files are listed first.
@@ -200,7 +209,8 @@ def download_file(connection: Any, stage: tuple[str, ...], path: str, max_bytes:
     location = quote_string(f"@{quote_identifier(*stage)}/{path}")
     name = path.rpartition("/")[2]
     with connection.cursor() as cursor, tempfile.TemporaryDirectory(prefix="ext-classify-") as folder:
-        listed = cursor.execute(f"LIST {location}").fetchall()
+        cursor.execute(f"LIST {location}")
+        listed = cursor.fetchall()
         _refuse_bytes(_listed_bytes(listed, path) - _BLOCK_BYTES, max_bytes)
         pattern = f" PATTERN = {quote_string(f'.*{re.escape(name)}')}" if len(listed) > 1 else ""
         cursor.execute(f"GET {location} {quote_string(f'file://{folder}/')}{pattern}")

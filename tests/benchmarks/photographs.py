@@ -2,7 +2,7 @@
 
 They come from Debian's wallpaper packages and from the sample pictures of scikit-image and scikit-learn,
 which anybody can fetch. Of each picture the whole and two random crops are kept, as grey 200 x 200 PNG. Give
-the folder to `ext-classify crossvalidate --foreign` or `ext-classify evaluate --foreign`. Needs apt-get and
+the folder to `ext-classify crossvalidate` or `evaluate` with --out-of-distribution. Needs apt-get and
 dpkg.
 """
 

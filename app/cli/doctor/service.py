@@ -10,13 +10,12 @@ from http import HTTPStatus
 from pydantic import ValidationError
 
 from app.api.auth import ApiKeys
-from app.cli.command_line import describe_settings_faults
+from app.cli.command_line import describe_settings_faults, refuse_taken_port
 from app.cli.doctor.findings import TIMEOUT_SECONDS, Findings, check_certificate, check_date_header
 from app.client import Client, ClientError
 from app.client.transport import NoReply, Request, send_once
 from app.errors import CommandError, UrlNotAllowed
 from app.images.allowlist import HTTPS_PORT, Allowlist
-from app.server.listening import refuse_taken_port
 from app.settings import Settings, unknown_variables
 from model.artifact import load_artifact
 from model.cores import usable_cores

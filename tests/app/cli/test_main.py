@@ -71,6 +71,8 @@ def test_images_beyond_one_batch_are_classified(
         (["classify", "--url", "http://ho st", str(SAMPLES)], "Received: http://ho st"),
         (["train", "--data", "/nowhere", "--output", "model.keras"], "model.keras"),
         (["train", "--data", "/nowhere"], "/nowhere"),
+        (["train", "--data", "/nowhere", "--size", "64x96"], "/nowhere"),
+        (["train", "--data", "/nowhere", "--network", "recipe"], "/nowhere"),
         (["describe", "/nowhere/m.h5", "--class-names", "a,b", "--scale", "1"], "/nowhere/m.h5"),
     ],
 )

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from app.cli.completion import SHELLS
-from app.cli.main import main
+from app.cli.main import SHELLS, main
 from app.cli.terminal import PlainScreen, bar
 from model.defaults import DEFAULT_MODEL_PATH
 from tests.conftest import SAMPLES

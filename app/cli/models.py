@@ -1,7 +1,6 @@
-"""ext-classify train, evaluate, crossvalidate, compile and describe: create and measure models."""
+"""ext-classify train, evaluate, crossvalidate, compile, describe and verify: make and measure models."""
 
 import argparse
-import importlib
 import json
 import re
 import shlex
@@ -10,13 +9,13 @@ from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
-from types import ModuleType
-from typing import Any, get_args
+from typing import Literal, get_args
 
-from app.cli.command_line import Add, add_json, parse_integer
+from app.cli.command_line import Add, add_json, needs_extra, parse_integer
 from model.artifact import Artifact, load_artifact
 from model.defaults import DEFAULT_MODEL_PATH, Engine, user_cache_dir
-from model.errors import ArtifactError, TrainingError
+from model.engines import open_classifier
+from model.errors import TrainingError
 
 ENGINES = get_args(Engine)
 NETWORKS = ("texture", "recipe")
@@ -32,64 +31,87 @@ def train(
     accuracy: float | None,
     as_json: bool,
 ) -> None:
-    given: dict[str, Any] = {} if epochs is None else {"epochs": epochs}
     _refuse_unused_flags(network, seeds, size, accuracy)
     with _progress_on_stderr(as_json):
         if network == "recipe":
-            training = import_training("model.training.recipe")
-            artifact = training.train(training.Knobs(**given), data, output, seeds)
+            artifact = _train_recipe(data, output, seeds, epochs)
         else:
-            training = import_training("model.train")
-            knobs = training.Knobs(**given, accuracy=accuracy)
-            if size is not None:
-                knobs = training.resized(knobs, *size)
-            artifact = training.train(data, output, knobs, seeds[0])
+            artifact = _train_texture(data, output, seeds[0], epochs, size, accuracy)
     print(_as_json(artifact) if as_json else f"Saved {artifact.h5_path}, its card and its compiled model.")
+
+
+def _train_recipe(data: Path, output: Path, seeds: list[int], epochs: int | None) -> Artifact:
+    with needs_extra("train"):
+        from model.training.recipe import Knobs, train  # noqa: PLC0415 - optional
+    knobs = Knobs() if epochs is None else Knobs(epochs=epochs)
+    return train(knobs, data, output, seeds)
+
+
+def _train_texture(
+    data: Path,
+    output: Path,
+    seed: int,
+    epochs: int | None,
+    size: tuple[int, int] | None,
+    accuracy: float | None,
+) -> Artifact:
+    with needs_extra("train"):
+        from model.train import train  # noqa: PLC0415 - optional
+        from model.training.fit import Knobs, resized  # noqa: PLC0415
+    knobs = Knobs(accuracy=accuracy) if epochs is None else Knobs(accuracy=accuracy, epochs=epochs)
+    return train(data, output, knobs if size is None else resized(knobs, *size), seed)
 
 
 def evaluate(
     data: Path,
     split: str,
     model: Path,
-    engine: str,
-    foreign: list[Path],
+    engine: Engine | Literal["both"],
+    out_of_distribution: list[Path],
     report: Path | None,
     as_json: bool,
 ) -> None:
-    if foreign and report is None:
-        raise TrainingError("--foreign needs --report DIR, because the report holds its results.")
+    if out_of_distribution and report is None:
+        raise TrainingError("--out-of-distribution needs --report DIR, because the report holds its results.")
     artifact = load_artifact(model)
-    engines = ("tensorflow", "litert") if engine == "both" else (engine,)
-    evaluating = importlib.import_module("model.evaluation.evaluate")
-    for evaluation in evaluating.evaluate(artifact, data, split, engines):
+    engines: tuple[Engine, ...] = ("tensorflow", "litert") if engine == "both" else (engine,)
+    from model.evaluation import evaluate as evaluation_of  # noqa: PLC0415 - slow to import
+
+    for evaluation in evaluation_of.evaluate(artifact, data, split, engines):
         print(json.dumps(asdict(evaluation)) if as_json else evaluation)
     if report is not None:
         with _progress_on_stderr(as_json):
-            page = import_training("model.evaluation.study").report(artifact, data, split, foreign, report)
+            with needs_extra("train"):
+                from model.evaluation import study  # noqa: PLC0415 - optional
+            page = study.report(artifact, data, split, out_of_distribution, report)
             print(f"Wrote {page} and its figures.")
 
 
 def crossvalidate(
-    data: Path, networks: list[str], foreign: list[Path], work: Path, output: Path | None
+    data: Path, networks: list[str], out_of_distribution: list[Path], work: Path, output: Path | None
 ) -> None:
-    text = import_training("model.evaluation.study").crossvalidation(networks, data, foreign, work)
+    with needs_extra("train"):
+        from model.evaluation import study  # noqa: PLC0415 - optional
+    text = study.crossvalidation(networks, data, out_of_distribution, work)
     print(text)
     if output is not None:
         output.write_text(text + "\n", encoding="utf-8")
 
 
 def compile_model(model: Path, as_json: bool) -> None:
-    compiling = import_training("model.compile")
+    with needs_extra("train"):
+        from model.compile import compile_artifact  # noqa: PLC0415 - optional
     artifact = load_artifact(model)
     with _progress_on_stderr(as_json):
-        paths = compiling.compile_artifact(artifact)
+        paths = compile_artifact(artifact)
     print(_as_json(artifact) if as_json else f"Compiled {paths.tflite}, with its stamp {paths.stamp}")
 
 
 def describe(h5: Path, class_names: str, scale: float, as_json: bool) -> None:
-    describing = import_training("model.training.describe")
+    with needs_extra("train"):
+        from model.training import describe as description  # noqa: PLC0415 - optional
     names = [name.strip() for name in class_names.split(",")]
-    artifact = describing.describe(h5, names, scale)
+    artifact = description.describe(h5, names, scale)
     if as_json:
         print(_as_json(artifact))
         return
@@ -97,6 +119,19 @@ def describe(h5: Path, class_names: str, scale: float, as_json: bool) -> None:
     shape = " x ".join(map(str, card.image.shape))
     print(f"Wrote the card of {h5}: {shape} pixels, scale {card.scale:g}, {', '.join(card.class_names)}.")
     print(f"Next: ext-classify compile --model {shlex.quote(str(h5))}")
+
+
+def verify(model: Path, engine: Engine, as_json: bool) -> None:
+    """Raises ArtifactError if the service would not start with the model."""
+    artifact = load_artifact(model)
+    open_classifier(artifact, engine, 1, user_cache_dir())
+    card = artifact.card
+    if as_json:
+        about = {"name": artifact.name, "version": artifact.version, "engine": engine}
+        print(json.dumps({**about, "class_names": card.class_names, "shape": card.image.shape}))
+        return
+    size = "x".join(map(str, card.image.shape))
+    print(f"{artifact.name} {artifact.version}: {', '.join(card.class_names)}; {size}, engine {engine}")
 
 
 def _as_json(artifact: Artifact) -> str:
@@ -136,7 +171,7 @@ def add_commands(add: Add) -> None:
     command.add_argument("--split", default="test", choices=("train", "valid", "test"))
     command.add_argument("--model", type=Path, default=DEFAULT_MODEL_PATH, metavar="H5")
     command.add_argument("--engine", default="litert", choices=(*ENGINES, "both"))
-    command.add_argument("--foreign", type=Path, nargs="+", default=[], metavar="DIR", help=_FOREIGN)
+    _add_out_of_distribution(command)
     command.add_argument(
         "--report", type=Path, metavar="DIR", help="write an HTML report and its figures to this folder"
     )
@@ -145,7 +180,7 @@ def add_commands(add: Add) -> None:
     command = add("crossvalidate", crossvalidate, "measure networks with grouped 5-fold cross-validation")
     command.add_argument("--data", type=Path, required=True, metavar="DIR")
     command.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS)
-    command.add_argument("--foreign", type=Path, nargs="+", default=[], metavar="DIR", help=_FOREIGN)
+    _add_out_of_distribution(command)
     command.add_argument("--work", type=Path, default=user_cache_dir() / "crossvalidation", metavar="DIR")
     command.add_argument("--output", type=Path, metavar="MD", help="also write the tables to this file")
 
@@ -166,8 +201,31 @@ def add_commands(add: Add) -> None:
     )
     add_json(command)
 
+    command = add(
+        "verify", verify, "check a model's hash, card, compiled model and self-test on its golden image"
+    )
+    command.add_argument(
+        "model",
+        type=Path,
+        nargs="?",
+        default=DEFAULT_MODEL_PATH,
+        metavar="H5",
+        help="(default: the shipped model)",
+    )
+    command.add_argument("--engine", choices=ENGINES, default="litert", help="(default: litert)")
+    add_json(command)
 
-_FOREIGN = "folders of out-of-distribution images, to measure abstention"
+
+def _add_out_of_distribution(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--out-of-distribution",
+        "--foreign",  # the former name
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="folders of images of no class, to measure abstention",
+    )
 
 
 def _refuse_unused_flags(
@@ -178,17 +236,6 @@ def _refuse_unused_flags(
         raise TrainingError("--network recipe does not allow --size and --accuracy.")
     if network == "texture" and len(seeds) > 1:
         raise TrainingError(f"--network texture takes one seed. Received: {len(seeds)}")
-
-
-def import_training(module: str) -> ModuleType:
-    """Import a module that needs TensorFlow. Raises ArtifactError in environments without it."""
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise ArtifactError(
-            f"This command needs {error.name}, which the serving environment lacks. In a clone: make dev, "
-            f"then .venv-dev/bin/ext-classify"
-        ) from None
 
 
 def _size(text: str) -> tuple[int, int]:
