@@ -19,7 +19,7 @@ from app.batches.store import AnswerStore, MemoryStore
 from app.event_loop import within
 from app.images.fetcher import Fetcher, create_fetcher
 from app.pipeline import Pipeline, max_fetched_rows
-from app.settings import Settings, unknown_variables
+from app.settings import Settings, deprecated_variables, unknown_variables
 from app.snowflake.session import SnowflakeSession
 from app.snowflake.stage import StageReader
 from app.telemetry.log import configure, log_event, logger, serving
@@ -69,6 +69,8 @@ def _start_telemetry(settings: Settings) -> None:
     log_event("starting", **settings.model_dump(mode="json"))
     for variable in unknown_variables():
         logger.warning("There is no such setting. Received: %r", variable)
+    for variable, replacement in deprecated_variables().items():
+        logger.warning("Deprecated setting: %s. Set %s; 0.2 removes the old name.", variable, replacement)
     if settings.traces:
         TRACING.start()
 
@@ -85,12 +87,12 @@ def _create_batches(settings: Settings, classifier: RowClassifier, admission: Ad
 
 
 def _create_store(settings: Settings, admission: Admission) -> AnswerStore:
-    local = MemoryStore(settings.remembered_seconds, settings.max_remembered_bytes)
+    local = MemoryStore(settings.answer_cache_seconds, settings.max_answer_cache_bytes)
     if settings.redis_url is None:
         return local
     from app.batches.redis_store import RedisStore  # noqa: PLC0415 - Redis is optional, and slow to import
 
-    return RedisStore(settings.redis_url.get_secret_value(), local, settings.remembered_seconds, admission)
+    return RedisStore(settings.redis_url.get_secret_value(), local, settings.answer_cache_seconds, admission)
 
 
 def _lifespan(

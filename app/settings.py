@@ -1,4 +1,4 @@
-"""Every knob of the service, once. Each is read from the environment: EXT_CLASSIFY_<NAME>."""
+"""All settings of the service. Each is read from an environment variable, EXT_CLASSIFY_<NAME>."""
 
 import os
 import re
@@ -16,13 +16,27 @@ from pydantic import (
     SecretStr,
     model_validator,
 )
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from app.names import parse_identifier
-from app.spcs import is_inside_spcs
 from model.cores import usable_cores
 from model.defaults import DEFAULT_MODEL_PATH, Engine, user_cache_dir
 from model.image_limits import ImageLimits
+
+# Snowpark Container Services mounts a token and renews it every few minutes; a login needs the newest.
+# Source: Snowflake documentation, "Connect to Snowflake from within a container".
+SPCS_TOKEN_FILE = Path("/snowflake/session/token")
+
+
+def is_inside_spcs() -> bool:
+    """Whether this process runs in Snowpark Container Services."""
+    return "SNOWFLAKE_HOST" in os.environ and SPCS_TOKEN_FILE.is_file()
 
 
 def _split_list(value: object) -> object:
@@ -30,7 +44,7 @@ def _split_list(value: object) -> object:
 
 
 def _split_names(value: object) -> object:
-    """By commas, but for those in double quotes."""
+    """Split by commas outside double quotes."""
     if not isinstance(value, str):
         return value
     return [name.strip() for name in re.findall(r'(?:"(?:[^"]|"")*"|[^",])+', value) if name.strip()]
@@ -57,7 +71,7 @@ StageName = Annotated[str, AfterValidator(_require_stage_name)]
 
 
 def _share_of_cores(settings: dict[str, Any]) -> int:
-    """Of one worker, rounded up: a process too many costs less than a core that idles."""
+    """One worker's share, rounded up: an extra process costs less than an idle core."""
     if settings.get("engine") == "tensorflow":
         return 1
     workers: int = settings.get("workers", 1)
@@ -67,7 +81,7 @@ def _share_of_cores(settings: dict[str, Any]) -> int:
 def _is_loopback(host: str) -> bool:
     try:
         return ip_address(host.strip("[]")).is_loopback
-    except ValueError:  # a name, which may mean any address
+    except ValueError:  # a name, which may resolve to any address
         return host == "localhost"
 
 
@@ -75,16 +89,22 @@ DEFAULT_PORT = 8000
 
 
 def _ignore_service_link(value: object) -> object:
-    """Of a service named ext-classify, Kubernetes tells every pod EXT_CLASSIFY_PORT=tcp://10.0.0.1:8000."""
+    """Kubernetes sets EXT_CLASSIFY_PORT=tcp://10.0.0.1:8000 in pods, for a service named ext-classify."""
     return DEFAULT_PORT if isinstance(value, str) and value.startswith("tcp://") else value
 
 
-# What else it says then, of which nothing is meant for us.
+# Variables that Kubernetes also sets for such a service.
 _SERVICE_LINK = re.compile(r"EXT_CLASSIFY_(SERVICE_HOST|SERVICE_PORT|SERVICE_PORT_.+|PORT_\d+_(TCP|UDP).*)")
+
+# Former names of settings, by the current name. Until 0.2, the service accepts them and logs a warning.
+_FORMER_NAMES = {
+    "answer_cache_seconds": "remembered_seconds",
+    "max_answer_cache_bytes": "max_remembered_bytes",
+}
 
 
 class Settings(BaseSettings):
-    """Made once at start, passed in, never changed."""
+    """Immutable settings, read once at startup."""
 
     model_config = SettingsConfigDict(env_prefix="EXT_CLASSIFY_", frozen=True, use_attribute_docstrings=True)
 
@@ -95,103 +115,104 @@ class Settings(BaseSettings):
     auth: Annotated[
         tuple[Literal["none", "api_key", "jwt", "spcs"], ...], NoDecode, BeforeValidator(_split_list)
     ] = ()
-    """Who may call: whoever has an `api_key`, bears a `jwt`, or comes through the ingress of Snowpark
-    Container Services (`spcs`), or any of several, separated by commas. `none` is anybody: without a word on
-    it, the service listens on loopback only."""
+    """Authentication of clients: `api_key`, `jwt`, `spcs` (the ingress of Snowpark Container Services), or
+    several of them, separated by commas; `none` accepts every client. If it is not set, the service listens
+    on loopback only."""
     api_keys_file: FilePath | None = None
-    """File of the API keys' hashes, one `NAME SHA256` a line, read anew when it changes; `ext-classify key`
-    makes them."""
+    """File of the API keys' hashes, one `NAME SHA256` a line, reloaded when it changes; `ext-classify key`
+    creates keys."""
     jwt_issuer: str | None = None
-    """Who must have issued a token, its `iss`."""
+    """Required `iss` of a token."""
     jwt_audience: str | None = None
-    """Whom it must be for, its `aud`."""
+    """Required `aud` of a token."""
     jwt_jwks_url: Annotated[str, Field(pattern="^https?://")] | None = None
-    """Where the issuer's keys are."""
+    """URL of the issuer's keys (JWKS)."""
     jwt_callers: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_list)] = ()
-    """Whose it must be, its `appid`, `azp` or `sub`, separated by commas; by default anybody's, which in a
-    tenant of Azure AD is any application's."""
+    """Accepted `appid`, `azp` or `sub` of a token, separated by commas; all by default, which in Azure AD
+    includes every application of the tenant."""
     show_playground: bool = True
-    """Whether there is a page at `/` to try images on."""
+    """Whether to serve a page at `/` where images can be classified."""
     show_docs: bool = True
-    """Whether there are `/docs` and `/openapi.json`."""
+    """Whether to serve `/docs` and `/openapi.json`."""
     traces: bool = False
-    """Whether to send OpenTelemetry traces, by its own variables such as `OTEL_EXPORTER_OTLP_ENDPOINT`; needs
-    the `traces` extra."""
+    """Whether to send OpenTelemetry traces, configured by the standard variables such as
+    `OTEL_EXPORTER_OTLP_ENDPOINT`; needs the `traces` extra."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """The least severe log lines to write, to standard error."""
+    """Lowest level of log lines to write to stderr."""
 
     model_path: Path = DEFAULT_MODEL_PATH
-    """The network's .h5; its .json card and its compiled .tflite stand beside it."""
+    """The network's .h5; its .json card and its compiled .tflite are in the same folder."""
     engine: Engine = "litert"
-    """`litert` serves; `tensorflow` is the reference, and needs the `train` extra."""
+    """`litert` is for serving; `tensorflow` is the reference, and needs the `train` extra."""
     cache_dir: Path = Field(default_factory=user_cache_dir)
-    """Where a network without a compiled twin is compiled to."""
+    """Folder for the compiled model of a network that has none."""
     stop_delay_seconds: Annotated[float, Field(ge=0)] = 1.0
-    """How long the service answers on after SIGTERM, no longer ready, so that load balancers learn of it."""
+    """How long the service still accepts requests after SIGTERM, while `/readyz` answers 503, so that load
+    balancers stop sending requests to it."""
     stop_grace_seconds: PositiveInt = 25
-    """Time that it then has to end what was begun; what is left is answered 503, to be sent again
-    elsewhere."""
+    """How long the service then completes requests in progress; after that they get 503, and clients retry
+    them on another replica."""
     workers: Annotated[int, Field(ge=1, le=1024)] = 1
-    """Processes that answer HTTP, each with a network and classifiers of its own."""
+    """Processes that answer HTTP, each with its own network and classifier processes."""
     classifiers: PositiveInt = Field(default_factory=_share_of_cores)
-    """Processes that decode and predict, for each worker; by default, as many as give each core one, and one
-    with TensorFlow, which takes all cores by itself."""
+    """Processes that decode and predict, for each worker; by default one per core in total, and one per
+    worker with TensorFlow, which uses all cores by itself."""
 
     max_wait_seconds: PositiveFloat = 5.0
-    """Longest that rows may have to wait for those before them, as measured; beyond it, 429 until it is
-    less."""
+    """Longest estimated time that rows may wait in the queue; beyond it, requests get 429."""
     max_pending_bytes: PositiveInt = 256 * 1024 * 1024
-    """Most bytes of bodies, inflated, that arrive or wait for their answer, and of large answers being sent;
-    beyond it, slow bodies are evicted and the youngest get 429. Bodies of at most `MAX_IMAGE_BYTES` have as
-    much again."""
+    """Most bytes of decompressed bodies that arrive or wait for their answer, and of large answers being
+    sent; beyond it, slow bodies are evicted and the newest get 429. Bodies of at most `MAX_IMAGE_BYTES` have
+    a reserve of that size."""
     sync_deadline_seconds: PositiveFloat = 20.0
-    """Longest that a batch with an id is waited for; then 202, and it is to be asked for. Gateways wait 29.
-    Several workers promise nothing without Redis."""
+    """Longest time until a batch with an id is answered; then the service answers 202 and the client polls.
+    Gateways time out after 29 seconds. Several workers need Redis for this."""
     request_timeout_seconds: PositiveFloat = 600.0
-    """Longest that any request, or a batch that is asked for later, may take; then 503, to be sent again.
-    Snowflake asks for a batch for 10 minutes."""
-    remembered_seconds: Annotated[float, Field(ge=600)] = 600.0
-    """How long the answer to a batch is remembered by its id; Snowflake would have it 43200, 12 hours."""
-    max_remembered_bytes: PositiveInt = 128 * 1024 * 1024
-    """Most memory for such answers, compressed; beyond it, the oldest are forgotten sooner."""
+    """Longest time for any request, and for a deferred batch; then 503, and the client retries. Snowflake
+    polls for 10 minutes."""
+    answer_cache_seconds: Annotated[float, Field(ge=600)] = 600.0
+    """How long the answer to a batch is cached by its id; Snowflake recommends 43200, 12 hours."""
+    max_answer_cache_bytes: PositiveInt = 128 * 1024 * 1024
+    """Most memory for cached answers, compressed; beyond it, the oldest are evicted."""
     redis_url: Annotated[SecretStr, AfterValidator(_require_redis_url)] | None = None
-    """Redis that all replicas remember answers in, such as `rediss://user:password@host:6379/0`; by default,
-    each has its own memory only."""
+    """Redis in which all replicas cache answers, such as `rediss://user:password@host:6379/0`; by default,
+    each process caches answers in its memory."""
     body_timeout_seconds: PositiveFloat = 30.0
     """Longest time for a request's body to arrive."""
     max_body_bytes: PositiveInt = 64 * 1024 * 1024
-    """Largest request body, as sent and once inflated."""
+    """Largest request body, both as sent and decompressed."""
     max_rows: PositiveInt = 4096
     """Most rows, or files, in one request."""
     max_image_bytes: PositiveInt = ImageLimits.max_image_bytes
     """Largest image file."""
     max_image_pixels: PositiveInt = ImageLimits.max_image_pixels
-    """Most pixels in an image, checked before they are decoded."""
+    """Most pixels in an image, checked before the image is decoded."""
     max_image_side_pixels: PositiveInt = ImageLimits.max_image_side_pixels
-    """Longest side of an image, checked before it is decoded."""
+    """Longest side of an image, checked before the image is decoded."""
     max_image_memory_bytes: Annotated[int, Field(ge=64 * 1024 * 1024)] = 1024 * 1024 * 1024
-    """Memory that each classifier process may take for its images, beside the network's."""
+    """Most memory of each classifier process for images, in addition to the network's."""
     max_image_cpu_seconds: PositiveFloat = 10.0
     """Longest CPU time for one image."""
     image_statistics: bool = False
-    """Whether to measure how bright and how sharp images are, for `/metrics` and the log; it takes a little
-    of each one's time."""
+    """Whether to measure the brightness and sharpness of images for `/metrics` and the log, at a small cost
+    per image."""
 
     allowed_url_hosts: Annotated[tuple[HostPattern, ...], NoDecode, BeforeValidator(_split_list)] = ()
-    """Hosts that images may be fetched from, separated by commas: `host`, `.domain` for all hosts below
-    it, or `host:port`, each with `/bucket` behind it for what lies below that only."""
+    """Hosts from which images may be fetched, separated by commas: `host`, `.domain` for all hosts below it,
+    or `host:port`; a `/bucket` after it allows only paths below that."""
     allow_private_addresses: bool = False
-    """Fetch from private, loopback and link-local addresses too, such as a store inside the plant."""
+    """Whether images may be fetched from private, loopback and link-local addresses, such as a store inside
+    the plant."""
     max_redirects: Annotated[int, Field(ge=0, le=20)] = 3
-    """Redirects to follow for one image; each hop is checked like the first."""
+    """Most redirects to follow for one image; each is checked like the first URL."""
     fetch_timeout_seconds: PositiveFloat = 10.0
-    """Longest time for one image to arrive, redirects included."""
+    """Longest time to fetch one image, redirects included."""
     max_concurrent_fetches: PositiveInt = 64
     """Images fetched at the same time, over all requests."""
 
     snowflake_account: str | None = None
-    """Account to read stages from, `organization-account` or a locator with its region; none by default. In
-    Snowpark Container Services the service finds its account and token by itself."""
+    """Account whose stages the service reads, `organization-account` or a locator with its region; none by
+    default. In Snowpark Container Services the service finds its account and token by itself."""
     snowflake_user: str | None = None
     """User that the service logs in as."""
     snowflake_private_key_file: FilePath | None = None
@@ -201,49 +222,57 @@ class Settings(BaseSettings):
     snowflake_token: SecretStr | None = None
     """Token to log in with."""
     snowflake_token_file: Path | None = None
-    """File with that token, read anew for every login."""
+    """File with that token, read at every login."""
     snowflake_token_type: Literal["PROGRAMMATIC_ACCESS_TOKEN", "OAUTH"] = "PROGRAMMATIC_ACCESS_TOKEN"  # noqa: S105
-    """What kind of token it is."""
+    """Type of the token."""
     snowflake_workload_identity_provider: Literal["AWS", "AZURE", "GCP", "OIDC"] | None = None
-    """Cloud whose identity of this machine is the login."""
+    """Cloud whose workload identity the service logs in with."""
     snowflake_role: str | None = None
-    """Role with READ on the stages; the user's default role by default."""
+    """Role with READ on the stages; by default the user's default role."""
     snowflake_warehouse: str | None = None
-    """Warehouse for the statements that sign URLs; the user's default warehouse by default."""
+    """Warehouse for the statements that sign URLs; by default the user's default warehouse."""
     snowflake_stages: Annotated[tuple[StageName, ...], NoDecode, BeforeValidator(_split_names)] = ()
-    """Stages that may be read, `db.schema.stage`, separated by commas; all that the role may read by
-    default."""
+    """Stages that the service may read, `db.schema.stage`, separated by commas; by default all that the role
+    may read."""
     snowflake_presigned_urls: bool = True
-    """Fetch staged files by pre-signed URLs; if false, the connector downloads them."""
+    """Whether to fetch staged files by presigned URLs; if false, the connector downloads them."""
     snowflake_max_connections: PositiveInt = 4
-    """Connections to Snowflake at the same time."""
+    """Most connections to Snowflake at the same time."""
     snowflake_timeout_seconds: PositiveFloat = 20.0
     """Longest time for a login or a statement."""
     snowflake_host: str | None = None
-    """Host of the account where it is not the usual one, such as a private link's."""
+    """Host of the account if it is not the default one, such as a private link's."""
     snowflake_port: Annotated[int, Field(ge=1, le=65535)] = 443
     """Port of that host."""
     snowflake_protocol: Literal["https", "http"] = "https"
     """`http` is for local SQL only."""
 
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], *sources: PydanticBaseSettingsSource, **named: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Read former names last, so that current names take precedence."""
+        return (*sources, *named.values(), InitSettingsSource(settings_cls, _read_former_names()))
+
     @model_validator(mode="after")
-    def _require_what_auth_needs(self) -> Self:
+    def _check_auth(self) -> Self:
         needs = {
             "api_key": {"api_keys_file"},
             "jwt": {"jwt_issuer", "jwt_audience", "jwt_jwks_url"},
         }
-        for way in self.auth:
-            if missing := sorted(name.upper() for name in needs.get(way, ()) if not getattr(self, name)):
-                raise ValueError(f"AUTH={way} needs {', '.join(missing)}")
+        for method in self.auth:
+            if missing := sorted(name.upper() for name in needs.get(method, ()) if not getattr(self, name)):
+                raise ValueError(f"AUTH={method} needs {', '.join(missing)}")
         if "none" in self.auth and len(self.auth) > 1:
-            raise ValueError("AUTH=none is for anybody, and excludes all others")
+            raise ValueError("AUTH=none cannot be combined with other methods")
         if "spcs" in self.auth and not is_inside_spcs():
             raise ValueError(
-                "AUTH=spcs is for Snowpark Container Services only: elsewhere, anybody can say so"
+                "AUTH=spcs needs Snowpark Container Services: elsewhere, any client can send its headers"
             )
         if not self.auth and not _is_loopback(self.host):
             raise ValueError(
-                f"HOST={self.host} lets others in: say who may call, AUTH=api_key, jwt or spcs, or AUTH=none"
+                "AUTH must be api_key, jwt, spcs or none if HOST is not a loopback address. "
+                f"Received: HOST={self.host} without AUTH"
             )
         return self
 
@@ -257,8 +286,23 @@ class Settings(BaseSettings):
         return self.snowflake_account is not None or is_inside_spcs()
 
 
+def _read_former_names() -> dict[str, str]:
+    """Values of deprecated variables, by the current name of the setting."""
+    values = {name.upper(): value for name, value in os.environ.items()}
+    former = {name: f"EXT_CLASSIFY_{old}".upper() for name, old in _FORMER_NAMES.items()}
+    return {name: values[variable] for name, variable in former.items() if variable in values}
+
+
+def deprecated_variables() -> dict[str, str]:
+    """Deprecated environment variables that are set, each with the variable that replaces it."""
+    return {
+        f"EXT_CLASSIFY_{_FORMER_NAMES[name]}".upper(): f"EXT_CLASSIFY_{name}".upper()
+        for name in _read_former_names()
+    }
+
+
 def unknown_variables() -> list[str]:
-    """Environment variables of our prefix that name no knob: misspelt, they would silently do nothing."""
-    known = {f"EXT_CLASSIFY_{name.upper()}" for name in Settings.model_fields}
+    """Environment variables with the prefix EXT_CLASSIFY_ that name no setting, such as misspelt ones."""
+    known = {f"EXT_CLASSIFY_{name}".upper() for name in (*Settings.model_fields, *_FORMER_NAMES.values())}
     ours = (name for name in os.environ if name.upper().startswith("EXT_CLASSIFY_"))
     return sorted(name for name in ours if name.upper() not in known and not _SERVICE_LINK.fullmatch(name))

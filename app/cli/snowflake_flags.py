@@ -10,8 +10,7 @@ from app.client import ClientError
 from app.provisioning.console import Console, connect_as_service, open_console
 from app.provisioning.ddl import VARIABLES
 from app.provisioning.registration import Registration
-from app.settings import Settings
-from app.spcs import is_inside_spcs
+from app.settings import Settings, is_inside_spcs
 
 
 def add_connection(command: argparse.ArgumentParser) -> None:

@@ -7,9 +7,8 @@ from typing import IO, TYPE_CHECKING, Any, Self
 
 from app.client import ClientError
 from app.names import quote_string
-from app.settings import Settings
+from app.settings import Settings, is_inside_spcs
 from app.snowflake.credentials import connect_arguments
-from app.spcs import is_inside_spcs
 
 if TYPE_CHECKING:
     from snowflake.connector import SnowflakeConnection

@@ -5,8 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from app import spcs
-from app.settings import Settings
+from app.settings import SPCS_TOKEN_FILE, Settings
 
 _RENAMED_IN_5 = {
     "private_key_file_pwd": "private_key_password",
@@ -53,7 +52,7 @@ def connect_arguments(settings: Settings, connector_version: int) -> dict[str, A
 
 def _credentials(settings: Settings) -> dict[str, Any]:
     if settings.snowflake_account is None:
-        return {"authenticator": "OAUTH", "token": _read_token(spcs.TOKEN_FILE)}
+        return {"authenticator": "OAUTH", "token": _read_token(SPCS_TOKEN_FILE)}
     if settings.snowflake_workload_identity_provider is not None:
         return {
             "authenticator": "WORKLOAD_IDENTITY",

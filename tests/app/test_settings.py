@@ -7,7 +7,7 @@ from app.main import create_app
 from app.settings import Settings, unknown_variables
 
 
-def test_knobs_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EXT_CLASSIFY_MAX_ROWS", "7")
     monkeypatch.setenv("EXT_CLASSIFY_ALLOWED_URL_HOSTS", "a.example.com, .b.example.com,c.example.com:9000")
     settings = Settings()
@@ -28,30 +28,60 @@ def test_knobs_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) ->
         ("ALLOWED_URL_HOSTS", "a..b"),
     ],
 )
-def test_impossible_value_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+def test_invalid_value_is_rejected(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(f"EXT_CLASSIFY_{name}", value)
     with pytest.raises(ValidationError):
         Settings()
 
 
-def test_misspelt_knob_is_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setenv("EXT_CLASSIFY_PROT", "9000")
-    monkeypatch.setenv("EXT_CLASSIFY_PORT", "9000")
+def warnings_at_start(caplog: pytest.LogCaptureFixture) -> list[str]:
     logger = logging.getLogger("ext_classify")
     logger.addHandler(caplog.handler)
     try:
         create_app(Settings())
     finally:
         logger.removeHandler(caplog.handler)
-    warnings = {record.getMessage() for record in caplog.records if record.levelno == logging.WARNING}
-    assert warnings == {"There is no such setting. Received: 'EXT_CLASSIFY_PROT'"}
+    return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
 
 
-def test_every_knob_says_what_it_is() -> None:
+def test_misspelt_variable_is_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("EXT_CLASSIFY_PROT", "9000")
+    monkeypatch.setenv("EXT_CLASSIFY_PORT", "9000")
+    [warning] = warnings_at_start(caplog)
+    assert "EXT_CLASSIFY_PROT" in warning
+
+
+def test_deprecated_variable_still_works_and_is_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("EXT_CLASSIFY_REMEMBERED_SECONDS", "700")
+    monkeypatch.setenv("EXT_CLASSIFY_MAX_REMEMBERED_BYTES", "800")
+    assert (Settings().answer_cache_seconds, Settings().max_answer_cache_bytes) == (700, 800)
+    assert unknown_variables() == []
+    seconds, size = warnings_at_start(caplog)
+    assert "EXT_CLASSIFY_ANSWER_CACHE_SECONDS" in seconds
+    assert "EXT_CLASSIFY_MAX_ANSWER_CACHE_BYTES" in size
+
+
+def test_current_variable_takes_precedence_over_the_deprecated_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EXT_CLASSIFY_REMEMBERED_SECONDS", "700")
+    monkeypatch.setenv("EXT_CLASSIFY_ANSWER_CACHE_SECONDS", "900")
+    assert Settings().answer_cache_seconds == 900
+
+
+def test_invalid_value_of_a_deprecated_variable_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EXT_CLASSIFY_REMEMBERED_SECONDS", "1")
+    with pytest.raises(ValidationError, match="answer_cache_seconds"):
+        Settings()
+
+
+def test_every_setting_has_a_description() -> None:
     assert [name for name, field in Settings.model_fields.items() if not field.description] == []
 
 
-def test_what_kubernetes_says_of_a_service_of_our_name_is_not_meant_for_us(
+def test_variables_of_a_kubernetes_service_are_ignored(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Source: Kubernetes documentation, "Service", on environment variables."""

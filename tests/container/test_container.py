@@ -195,7 +195,7 @@ def test_wrong_network_ends_the_start_with_a_line_that_says_so(
 def test_without_a_word_on_who_may_call_it_does_not_listen() -> None:
     ran = run_to_its_end("--env=EXT_CLASSIFY_HOST=0.0.0.0")
     assert ran.returncode == 1
-    assert "say who may call, AUTH=api_key, jwt or spcs, or AUTH=none" in ran.stderr
+    assert "AUTH must be api_key, jwt, spcs or none" in ran.stderr
 
 
 def test_compiled_packages_work_without_their_symbols() -> None:

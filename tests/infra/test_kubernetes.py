@@ -224,7 +224,7 @@ def test_memory_adds_up() -> None:
     needed = (
         int(setting("classifiers")) * int(setting("max_image_memory_bytes"))
         + int(setting("max_pending_bytes"))
-        + int(setting("max_remembered_bytes"))
+        + int(setting("max_answer_cache_bytes"))
         + 256 * MEBIBYTE
     )
     text = (FOLDER / DEPLOYMENT).read_text(encoding="utf-8")

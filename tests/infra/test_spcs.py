@@ -107,7 +107,7 @@ def test_memory_has_room_for_every_classifier(name: str) -> None:
     classifiers = int(variables.get("EXT_CLASSIFY_CLASSIFIERS", resources["limits"]["cpu"]))
     memory_bytes = int(resources["limits"]["memory"].removesuffix("Gi")) * 1024**3
     needed = classifiers * int(variables["EXT_CLASSIFY_MAX_IMAGE_MEMORY_BYTES"])
-    assert needed + Settings().max_pending_bytes + Settings().max_remembered_bytes < memory_bytes
+    assert needed + Settings().max_pending_bytes + Settings().max_answer_cache_bytes < memory_bytes
 
 
 def test_endpoint_and_probe_are_the_services() -> None:

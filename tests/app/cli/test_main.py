@@ -1,6 +1,7 @@
 """The commands of ext-classify, with the real service."""
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -146,13 +147,14 @@ def test_serving_environment_names_the_compile_command(tmp_path: Path) -> None:
         "u.find_spec = lambda name, *more: None if name == 'tensorflow' else find(name, *more)",
         encoding="utf-8",
     )
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     finished = subprocess.run(
         [*CLI, "serve", "--model", str(h5)],
         capture_output=True,
         text=True,
         check=False,
         timeout=60,
-        env={"XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(tmp_path)},
+        env={"XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": path},
     )
     assert finished.returncode == 1
     assert f"ext-classify compile --model {h5}" in finished.stderr

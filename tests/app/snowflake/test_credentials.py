@@ -18,7 +18,6 @@ from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
 from cryptography.hazmat.primitives.hashes import SHA256
 from snowflake.connector.connection import DEFAULT_CONFIGURATION
 
-from app import spcs
 from app.settings import Settings
 from app.snowflake.credentials import account_and_host, connect_arguments
 from tests.snowflake_front import Front, front
@@ -44,7 +43,8 @@ def in_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Simulates a container of Snowpark Container Services; returns the token's file."""
     token = tmp_path / "token"
     token.write_text("first\n")
-    monkeypatch.setattr(spcs, "TOKEN_FILE", token)
+    monkeypatch.setattr("app.settings.SPCS_TOKEN_FILE", token)
+    monkeypatch.setattr("app.snowflake.credentials.SPCS_TOKEN_FILE", token)
     for name, value in {
         "ACCOUNT": "STEEL",
         "HOST": "steel.internal",
