@@ -1,11 +1,13 @@
 """One HTTP/1.1 connection between uvicorn's server and the ASGI application.
 
-Requests are taken one at a time: what a client pipelines stays unparsed until the request before it is
-answered, so that a flood of requests in one packet costs no more than its bytes.
+It parses one request at a time: pipelined requests stay unparsed until the previous one is answered, so that
+a flood of requests in one packet costs no more than its bytes.
 """
 
 import asyncio
 import logging
+import resource
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -17,30 +19,45 @@ from uvicorn.protocols.utils import get_local_addr, get_remote_addr
 from uvicorn.server import ServerState
 
 from app.outcome import ErrorDetail
-from app.server.connection_limits import ConnectionLimits
-from app.server.request_body import BodyFraming, ChunkedBody
-from app.server.request_errors import BadRequest, ConnectionOverload, HeadTimeout, HeadTooLarge
-from app.server.request_head import MAX_HEAD_BYTES, RequestHead
+from app.server.framing import (
+    MAX_HEAD_BYTES,
+    BadRequest,
+    BodyFraming,
+    ChunkedBody,
+    ConnectionOverload,
+    HeadTimeout,
+    HeadTooLarge,
+    RequestHead,
+)
 
 HEAD_TIMEOUT_SECONDS = 10.0
-# A client that reads nothing of its answer for so long is disconnected.
+# A client that reads nothing of its answer for this long is disconnected.
 WRITE_TIMEOUT_SECONDS = 30.0
-# On shutdown, a request that is already on its way over an idle connection is still answered.
+# On shutdown, idle connections stay open this long, for requests that are already on their way.
 SHUTDOWN_IDLE_SECONDS = 0.5
-# On shutdown, for a client to read the rest of an answer.
+# On shutdown, the time for a client to read the rest of an answer.
 SHUTDOWN_UNREAD_SECONDS = 5.0
-# The rest of a body whose request was answered early. Most clients read no answer before they have sent all.
+# Limits for the rest of a body whose request was answered early: most clients send all before they read.
 MAX_DISCARDED_BYTES = 256 * 1024 * 1024
 DISCARD_TIMEOUT_SECONDS = 30.0
-# RFC 9112, section 9.6: closing at once would reset the connection, and the client would lose the answer.
+# RFC 9112, section 9.6: closing immediately would reset the connection, and the client would lose the answer.
 LINGER_TIMEOUT_SECONDS = 10.0
+
+# A connection uses about 10 kB of memory.
+MAX_CONNECTIONS = 4096
+# Incomplete heads, and pipelined requests.
+MAX_BUFFERED_BYTES = 64 * 1024 * 1024
+# A connection that buffers less, such as one request, is never refused because of the others.
+FREE_BYTES = 8 * 1024
+# One file in four is for the listening socket, the log, classifier processes and fetches.
+_OTHER_FILES_SHARE = 4
 
 _LOGGER = logging.getLogger("uvicorn.error")
 _HEAD_END = b"\r\n\r\n"
 
 
 class _Transport:
-    """What a response cycle sees of a transport: closing waits until the client can have read the answer."""
+    """The transport of a response cycle: closing leaves the client time to read the answer."""
 
     __slots__ = ("close", "is_closing", "write")
 
@@ -51,7 +68,7 @@ class _Transport:
 
 
 class _Flow(FlowControl):
-    """Reads nothing while a pipelined request waits or the client does not read its answers."""
+    """Pauses reading while a pipelined request waits or the client does not read its answers."""
 
     is_input_waiting = False
 
@@ -61,10 +78,10 @@ class _Flow(FlowControl):
 
 
 class _ExpectingCycle(RequestResponseCycle):
-    """Of a request with `Expect: 100-continue`.
+    """The response cycle of a request with `Expect: 100-continue`.
 
-    A client that is refused before it was told to continue may or may not send its body: what comes next
-    cannot be framed (RFC 9110, section 10.1.1).
+    If the answer comes instead of 100, the client may or may not send its body, so that the next bytes cannot
+    be framed and the connection has to close (RFC 9110, section 10.1.1).
     """
 
     async def send(self, message: Any) -> None:
@@ -73,8 +90,64 @@ class _ExpectingCycle(RequestResponseCycle):
         await super().send(message)
 
 
+class ConnectionLimits:
+    """Limits of one server: its number of connections, and the bytes of unparsed requests in memory."""
+
+    def __init__(
+        self, max_connections: int | None = None, max_buffered_bytes: int = MAX_BUFFERED_BYTES
+    ) -> None:
+        self.buffered_bytes = 0
+        self._max_connections = max_connections or _max_connections()
+        self._max_buffered_bytes = max_buffered_bytes
+        self._count = 0
+        # Connections without a request in progress, in the order in which they are evicted.
+        self._idle: OrderedDict[HttpConnection, None] = OrderedDict()
+
+    def open(self, connection: "HttpConnection") -> bool:
+        """Count one more connection. At the limit, an idle one is evicted; False if none is idle."""
+        self._count += 1
+        if self._count > self._max_connections:
+            if not self._idle:
+                return False
+            next(iter(self._idle)).evict()
+        self._idle[connection] = None
+        return True
+
+    def close(self, connection: "HttpConnection") -> None:
+        self._count -= 1
+        self._idle.pop(connection, None)
+
+    def note_idle(self, connection: "HttpConnection", *, is_answered: bool = False) -> None:
+        """Allow its eviction, before all others if only its client keeps it open (`is_answered`)."""
+        self._idle[connection] = None
+        self._idle.move_to_end(connection, last=not is_answered)
+
+    def note_busy(self, connection: "HttpConnection") -> None:
+        self._idle.pop(connection, None)
+
+    def buffer(self, more_bytes: int, held_bytes: int) -> None:
+        """Count a change of a connection's buffered bytes; `held_bytes` is their number after the change.
+
+        Raises ConnectionOverload.
+        """
+        self.buffered_bytes += more_bytes
+        if more_bytes > 0 and held_bytes > FREE_BYTES and self.buffered_bytes > self._max_buffered_bytes:
+            raise ConnectionOverload(
+                f"Requests that wait to be read must have at most {self._max_buffered_bytes} bytes together. "
+                f"Received: {self.buffered_bytes}."
+            )
+
+
+def _max_connections() -> int:
+    """MAX_CONNECTIONS, or fewer if the limit of open files is lower."""
+    max_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if max_files == resource.RLIM_INFINITY:
+        return MAX_CONNECTIONS
+    return max(8, min(MAX_CONNECTIONS, max_files - max_files // _OTHER_FILES_SHARE))
+
+
 class HttpConnection(asyncio.Protocol):
-    """Errors of framing are answered in the service's own form, `{"error": {code, message, retryable}}`."""
+    """Answers framing errors as the application answers errors: `{"error": {code, message, retryable}}`."""
 
     def __init__(
         self, limits: ConnectionLimits, config: Config, server_state: ServerState, app_state: dict[str, Any]
@@ -92,13 +165,13 @@ class HttpConnection(asyncio.Protocol):
         self._app_state = app_state
         self._data = b""
         self._position = 0
-        """Of the first byte of `_data` that is not taken yet."""
+        """Index of the first byte of `_data` that is not consumed yet."""
         self._buffered_bytes = 0
         self._head: RequestHead | None = None
         self._head_bytes = 0
         self._head_tail = b""
         self._body: BodyFraming | None = None
-        """Of the request that has begun, until it has arrived."""
+        """Framing of the current request's body, until all of it has arrived."""
         self._discarded_bytes = 0
         self._is_lingering = False
         self._is_shutting_down = False
@@ -118,11 +191,11 @@ class HttpConnection(asyncio.Protocol):
             self._set_timer(self._config.timeout_keep_alive, self._end_idle)
         else:
             self._write_error(
-                ConnectionOverload("A connection must wait until one of those that are open ends.")
+                ConnectionOverload("A server must not exceed its limit of connections. Received: one more.")
             )
             self._close()
 
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio names it
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio passes it
         self._limits.close(self)
         self._server_state.connections.discard(self)
         self._drop_input()
@@ -133,7 +206,7 @@ class HttpConnection(asyncio.Protocol):
         self.flow.resume_writing()
 
     def eof_received(self) -> None:
-        """The client has gone, or may send no more: both end the connection, answered or not."""
+        """Close: the client has disconnected, or will send no more."""
         self._close()
 
     def data_received(self, data: bytes) -> None:
@@ -146,7 +219,7 @@ class HttpConnection(asyncio.Protocol):
             self._advance()
 
     def pause_writing(self) -> None:
-        """Nothing more is read from a client that does not read."""
+        """Also pause reading: a client that does not read its answers gets no more of them."""
         self.flow.pause_writing()
         self.flow.pause_reading()
         self._await_writing()
@@ -159,7 +232,7 @@ class HttpConnection(asyncio.Protocol):
         self.flow.resume_reading()
 
     def shutdown(self) -> None:
-        """Called by the server once it does not listen any more."""
+        """Called by the server after it has stopped listening."""
         self._is_shutting_down = True
         if self._is_answering and self.cycle is not None:
             self.cycle.keep_alive = False
@@ -167,7 +240,7 @@ class HttpConnection(asyncio.Protocol):
             self.loop.call_later(SHUTDOWN_IDLE_SECONDS, self._close_unless_answering)
 
     def evict(self) -> None:
-        """Close at once: no request is in progress, or only its client keeps the connection open."""
+        """Close immediately: no request is in progress, or only the client keeps the connection open."""
         self._limits.note_busy(self)
         self.transport.abort()
 
@@ -176,7 +249,7 @@ class HttpConnection(asyncio.Protocol):
         return self.cycle is not None and not self.cycle.response_complete
 
     def _advance(self) -> None:
-        """Take at most one head and one piece of a body from what has arrived."""
+        """Parse at most one head and one piece of a body of the received data."""
         self._is_scheduled = False
         if self._is_lingering or self.transport.is_closing():
             return
@@ -200,9 +273,9 @@ class HttpConnection(asyncio.Protocol):
             if self._body is not None or not self._is_answering:
                 self._schedule()
             return
-        self._data, self._position = b"", 0  # it would stay in memory for as long as the connection is idle
+        self._data, self._position = b"", 0  # otherwise kept in memory while the connection is idle
         if self._body is None or not self._is_answering:
-            self.flow.resume_reading()  # the application resumes it for the rest of a body
+            self.flow.resume_reading()  # for the rest of a body, the application resumes it
 
     def _schedule(self) -> None:
         if not self._is_scheduled:
@@ -281,15 +354,15 @@ class HttpConnection(asyncio.Protocol):
         self._cancel_timer()
         self._limits.note_busy(self)
         if has_body:
-            self.flow.pause_reading()  # until the application asks for the body
+            self.flow.pause_reading()  # until the application reads the body
         else:
             self.cycle.more_body = False
             self.cycle.message_event.set()
         self._start_cycle(self.cycle)
 
     def _start_cycle(self, cycle: RequestResponseCycle) -> None:
-        """Run the application, or answer at once what it has no time for: refusing a flood must be cheap."""
-        # A client that does not read its answers is answered by the application, which waits for it.
+        """Run the application, or send its rejection by the head alone, which is cheap under overload."""
+        # The application handles clients that do not read their answers, because it waits for them.
         refuse_at_once = None if self.flow.write_paused else getattr(self._app, "refuse_at_once", None)
         refusal = refuse_at_once and refuse_at_once(cycle.scope)
         if not refusal:
@@ -332,7 +405,7 @@ class HttpConnection(asyncio.Protocol):
         if self._body is None:
             self._become_idle()
         elif isinstance(self._body, ChunkedBody):
-            self._linger()  # which discards without parsing
+            self._linger()  # it discards without parsing
             return
         else:
             self._limits.note_idle(self, is_answered=True)
@@ -344,7 +417,7 @@ class HttpConnection(asyncio.Protocol):
     def _become_idle(self) -> None:
         if self._is_lingering or self.transport.is_closing():
             return
-        self.cycle = None  # with its headers, it would stay in memory until the next request
+        self.cycle = None  # frees its headers until the next request
         self._limits.note_idle(self)
         self._set_timer(self._config.timeout_keep_alive, self._end_idle)
 
@@ -358,14 +431,14 @@ class HttpConnection(asyncio.Protocol):
             self._linger()
 
     def _finish(self) -> None:
-        """Close once the answer is written, without cutting off a client that is still sending."""
+        """Close after the answer is written, without cutting off a client that is still sending."""
         if self._body is not None or self._position < len(self._data):
             self._linger()
         else:
             self._close()
 
     def _close(self) -> None:
-        """Close once what is written has left; a client that does not read is not waited for long."""
+        """Close after the written data is sent; a client that does not read it is disconnected."""
         if self.transport.is_closing():
             return
         self.transport.close()
@@ -374,7 +447,7 @@ class HttpConnection(asyncio.Protocol):
             self._await_writing()
 
     def _linger(self) -> None:
-        """Write no more, and discard what comes until the client closes (RFC 9112, section 9.6)."""
+        """Stop writing, and discard input until the client closes (RFC 9112, section 9.6)."""
         if self._is_lingering or self.transport.is_closing():
             return
         self._is_lingering = True
@@ -425,7 +498,7 @@ class HttpConnection(asyncio.Protocol):
             self.cycle.message_event.set()
 
     def _count_buffered(self) -> None:
-        """What waits in memory to be taken. Raises Overload."""
+        """Report the number of unparsed bytes. Raises ConnectionOverload."""
         now = len(self._data) - self._position + (0 if self._head is None else self._head_bytes)
         if now != self._buffered_bytes:
             more, self._buffered_bytes = now - self._buffered_bytes, now
@@ -448,10 +521,10 @@ class HttpConnection(asyncio.Protocol):
             self._timer = None
 
     def _end_idle(self) -> None:
-        if self._write_timer is not None:  # the client still reads its answer
+        if self._write_timer is not None:  # the client is still reading its answer
             self._set_timer(self._config.timeout_keep_alive, self._end_idle)
         elif self.transport.get_write_buffer_size():
-            self.transport.abort()  # closing would wait for the client to read the rest
+            self.transport.abort()  # close() would wait for the client to read the rest
         else:
             self._close()
 
@@ -465,7 +538,7 @@ class HttpConnection(asyncio.Protocol):
             self.transport.abort()
 
     def _await_writing(self) -> None:
-        """Disconnect a client that reads nothing of what does not fit into the socket's buffers."""
+        """Disconnect a client that reads nothing for WRITE_TIMEOUT_SECONDS."""
         if self._write_timer is not None:
             self._write_timer.cancel()
         self._unwritten_bytes = self.transport.get_write_buffer_size()
@@ -480,9 +553,9 @@ class HttpConnection(asyncio.Protocol):
 
 
 class HttpProtocol:
-    """What uvicorn's `http` option takes: makes the connections of one server, which share their limits.
+    """The value of uvicorn's `http` option: creates a server's connections, which share their limits.
 
-    It can be pickled, as uvicorn passes it to its workers.
+    It is pickled, because uvicorn passes it to its workers.
     """
 
     def __init__(self, limits: ConnectionLimits | None = None) -> None:

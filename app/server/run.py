@@ -1,4 +1,4 @@
-"""ext-classify serve: the app under uvicorn, in this process or in several."""
+"""ext-classify serve: run the app under uvicorn, in this process or in several workers."""
 
 import gc
 import os
@@ -14,10 +14,8 @@ from typing import TYPE_CHECKING, Any
 import uvicorn
 from uvicorn.config import LOGGING_CONFIG, STARTUP_FAILURE
 
-from app.server import metrics_files
 from app.server.connection import HttpProtocol
-from app.server.supervisor import Workers, stop_with_supervisor
-from app.server.uvicorn_server import LastCallServer
+from app.server.uvicorn_server import GracefulServer, Supervisor, stop_with_supervisor
 from app.settings import Settings
 from app.workers.host import ClassifierProcesses
 from model.errors import ModelError
@@ -25,20 +23,29 @@ from model.errors import ModelError
 if TYPE_CHECKING:
     from app.api.asgi import Service
 
-# uvicorn's own lines, tracebacks among them, do not wait for the log's reader either.
+# uvicorn's own log lines must not block the event loop either if the log's reader is slow.
 _LOG_HANDLERS = {"default": {"class": "app.telemetry.log.BackgroundHandler", "formatter": "default"}}
 _LOG_CONFIG = {**LOGGING_CONFIG, "handlers": {**LOGGING_CONFIG["handlers"], **_LOG_HANDLERS}}
 
-# Gateways hold idle connections for a minute or so; closing first would race their next request.
+# Gateways keep idle connections for about a minute; closing them first would race with the next request.
 KEEP_ALIVE_SECONDS = 75
-# For those who are refused when the grace period is over to hear of it.
+# After the grace period, the time to send 503 to the requests that are left.
 _ANSWERING_SECONDS = 2
+
+# prometheus_client's files of one process: one for each kind of metric and each mode of gauges.
+_FILE_BYTES = {
+    "counter": 128 * 1024,
+    "histogram": 128 * 1024,
+    "gauge_livesum": 64 * 1024,
+    "gauge_livemax": 64 * 1024,
+    "gauge_livemin": 64 * 1024,
+}
 
 
 def serve(settings: Settings, flags: Mapping[str, Any]) -> None:
-    """Return when the service was stopped. `flags` are the settings that no environment variable says.
+    """Return after the service has stopped. `flags` are the settings given as flags, for the workers.
 
-    Raises ModelError, or SystemExit when the workers could not start.
+    Raises ModelError, or SystemExit if the workers cannot start.
     """
     _allow_open_files()
     if settings.workers == 1:
@@ -48,17 +55,17 @@ def serve(settings: Settings, flags: Mapping[str, Any]) -> None:
 
 
 def _serve_alone(settings: Settings) -> None:
-    server = LastCallServer(uvicorn.Config(start_app(settings), **_options(settings)))
-    with suppress(KeyboardInterrupt):  # it raises anew what it has heard
+    server = GracefulServer(uvicorn.Config(start_app(settings), **_options(settings)))
+    with suppress(KeyboardInterrupt):  # uvicorn raises the signal again after its shutdown
         server.run()
     if not server.started:
         sys.exit(STARTUP_FAILURE)
 
 
 def start_app(settings: Settings) -> "Service":
-    """The app, with what it holds for ever out of the garbage collector's way."""
+    """The app, with its permanent objects frozen, so that the garbage collector skips them."""
     processes = ClassifierProcesses(settings)
-    from app.main import create_app  # noqa: PLC0415 - imported while the processes open the network
+    from app.main import create_app  # noqa: PLC0415 - imported while the processes load the network
 
     app = create_app(settings, processes)
     gc.freeze()
@@ -67,24 +74,24 @@ def start_app(settings: Settings) -> "Service":
 
 
 def worker() -> "Service":
-    """What each worker serves. A fault that keeps all of them from starting ends the service."""
+    """The app of one worker. If it cannot start, exits with STARTUP_FAILURE, which stops the service."""
     folder = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
     stop_with_supervisor(folder)
     try:
-        metrics_files.reserve(folder)
+        _reserve_metrics(folder)
         return start_app(Settings())
     except (ModelError, OSError) as error:
-        _say_once(folder, f"ext-classify: {error}")
+        _print_once(folder, f"ext-classify: {error}")
         sys.exit(STARTUP_FAILURE)
 
 
-def _say_once(folder: Path, message: str) -> None:
-    """All workers meet the same fault at their start."""
+def _print_once(folder: Path, message: str) -> None:
+    """Print the message unless another worker has: all fail to start for the same reason."""
     try:
         (folder / f"fault_{zlib.crc32(message.encode())}").touch(exist_ok=False)
     except FileExistsError:
         return
-    except OSError:  # no room, and better said twice than never
+    except OSError:  # no room for the file; then print it more than once
         pass
     print(message, file=sys.stderr)
 
@@ -95,18 +102,49 @@ def _serve_in_workers(settings: Settings, flags: Mapping[str, Any]) -> None:
         f"{__name__}:{worker.__name__}", factory=True, workers=settings.workers, **_options(settings)
     )
     with tempfile.TemporaryDirectory(prefix="ext-classify-metrics-") as folder:
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder  # whichever worker is asked answers for all
-        metrics_files.require_room(Path(folder), settings.workers)
-        workers = Workers(config, [config.bind_socket()])
-        workers.run()
-    if workers.has_failed:
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder  # so that each worker returns the metrics of all
+        _require_room(Path(folder), settings.workers)
+        supervisor = Supervisor(config, [config.bind_socket()])
+        supervisor.run()
+    if supervisor.has_failed:
         sys.exit(1)
 
 
+def _require_room(folder: Path, workers: int) -> None:
+    """Raises OSError unless the metrics files of this many workers fit."""
+    probe = folder / "probe"
+    try:
+        _allocate(probe, workers * sum(_FILE_BYTES.values()))
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def _reserve_metrics(folder: Path) -> None:
+    """Allocate this process's metrics files, before prometheus_client is imported. Raises OSError.
+
+    prometheus_client maps sparse files into memory. A write to a page for which the file system has no room
+    kills the process with SIGBUS; allocating the pages first raises an error instead.
+    """
+    for kind, size_bytes in _FILE_BYTES.items():
+        _allocate(folder / f"{kind}_{os.getpid()}.db", size_bytes)
+
+
+def _allocate(path: Path, size_bytes: int) -> None:
+    try:
+        with path.open("ab") as file:
+            if hasattr(os, "posix_fallocate"):  # macOS has none
+                os.posix_fallocate(file.fileno(), 0, size_bytes)
+    except OSError as error:
+        raise OSError(
+            f"The metrics of the workers need {size_bytes} bytes in {path.parent}: {error.strerror}. "
+            "Set TMPDIR to another folder."
+        ) from None
+
+
 def _allow_open_files() -> None:
-    """As many as the system does: connections that nobody uses are not to keep out those that are."""
+    """Raise the limit of open files to the maximum, because each connection uses one."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(ValueError, OSError):  # macOS has a lower limit than it says
+    with suppress(ValueError, OSError):  # macOS reports a higher maximum than it allows
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
@@ -117,7 +155,7 @@ def _options(settings: Settings) -> dict[str, Any]:
         "log_level": settings.log_level,
         "log_config": _LOG_CONFIG,
         "access_log": False,
-        "proxy_headers": False,  # nothing here asks for a caller's address
+        "proxy_headers": False,  # the service does not use clients' addresses
         "timeout_keep_alive": KEEP_ALIVE_SECONDS,
         "server_header": False,
         "timeout_graceful_shutdown": settings.stop_grace_seconds + _ANSWERING_SECONDS,

@@ -1,28 +1,47 @@
-"""uvicorn, which at its end takes in the connections that the system has made and it has not seen yet.
-
-They would be reset otherwise: their callers have sent a request, and never learn what became of it.
-"""
+"""uvicorn's server and supervisor, changed to drain connections and to replace workers."""
 
 import asyncio
+import logging
+import multiprocessing
 import os
+import shutil
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
+from multiprocessing.connection import wait
+from pathlib import Path
+from time import monotonic
 
-import uvicorn
+from uvicorn import Config, Server
+from uvicorn.config import STARTUP_FAILURE
+from uvicorn.supervisors import Multiprocess, multiprocess
 
-# The system lets no more wait for a server (uvicorn's backlog); who comes after them comes too late.
-_MOST_WAITING = 2048
+logger = logging.getLogger("uvicorn.error")  # as uvicorn's own supervisor
+
+# uvicorn's default backlog: at most this many connections wait in the kernel.
+_MAX_BACKLOG = 2048
+# A worker that ends sooner after its start than this is restarted with growing delays.
+_EARLY_SECONDS = 30.0
+_MAX_DELAY_SECONDS = 30.0
+# If no worker has ever been ready, the service exits after this many failed starts.
+_MAX_FAILED_STARTS = 4
 
 
-class LastCallServer(uvicorn.Server):
+class GracefulServer(Server):
+    """On shutdown, accepts the connections that wait in the kernel's backlog and answers their requests.
+
+    Closing the listening socket would reset them, and their clients could not know whether to retry.
+    """
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         waiting = [connection for server in self.servers for connection in _accept_all(server)]
         for server in self.servers:
             server.close()
         loop = asyncio.get_running_loop()
-        taken_in = (loop.connect_accepted_socket(self._make_protocol, connection) for connection in waiting)
-        await asyncio.gather(*taken_in, return_exceptions=True)
+        accepted = (loop.connect_accepted_socket(self._make_protocol, connection) for connection in waiting)
+        await asyncio.gather(*accepted, return_exceptions=True)
         await super().shutdown(sockets)
 
     def _make_protocol(self) -> asyncio.Protocol:
@@ -33,13 +52,133 @@ class LastCallServer(uvicorn.Server):
 
 
 def _accept_all(server: asyncio.Server) -> Iterator[socket.socket]:
-    """Without waiting for more."""
+    """Accept all waiting connections, without blocking."""
     for listening in server.sockets:
-        # None is left, or there is no descriptor for one more. uvloop shows its sockets only, but another
-        # descriptor of the same one can accept.
+        # OSError: no connection is left, or no file descriptor. uvloop's sockets cannot accept; a socket of a
+        # duplicated descriptor can.
         with suppress(OSError), socket.socket(fileno=os.dup(listening.fileno())) as listener:
             listener.setblocking(False)
-            for _ in range(_MOST_WAITING):
+            for _ in range(_MAX_BACKLOG):
                 connection, _ = listener.accept()
                 connection.setblocking(False)
                 yield connection
+
+
+class Worker(multiprocess.Process):
+    """A worker process, in the supervisor."""
+
+    def __init__(self, config: Config, sockets: list[socket.socket]) -> None:
+        super().__init__(config, sockets)
+        self.has_been_ready = False
+        self.started_at = monotonic()
+
+    @property
+    def server(self) -> Server:
+        if self._server is None:
+            self._server = GracefulServer(self.config)
+        return self._server
+
+
+class Supervisor(Multiprocess):
+    """Supervises the workers. SIGTERM or SIGHUP stops them, a second one immediately; SIGUSR1 is passed on.
+
+    A worker that exits is restarted, with growing delays if it exits early. If none has ever been ready, the
+    service exits.
+    """
+
+    def __init__(self, config: Config, sockets: list[socket.socket]) -> None:
+        self.processes: list[Worker] = []  # type: ignore[assignment]
+        super().__init__(config, sockets)
+        self.has_failed = False
+        """Whether the workers could not start."""
+        self._has_been_ready = False
+        self._is_stopping = False
+        self._failures = 0
+        self._start_at: dict[int, float] = {}
+        multiprocess.Process = Worker  # type: ignore[misc]  # Multiprocess has no parameter for it
+        signal.signal(signal.SIGTERM, lambda *_: self._stop())
+        if hasattr(signal, "SIGHUP"):  # the terminal was closed
+            signal.signal(signal.SIGHUP, lambda *_: self._stop())
+
+    def terminate_all(self) -> None:
+        """Also close the listening sockets: connections would wait in a backlog that no worker reads."""
+        for listening in self.sockets:
+            listening.close()
+        super().terminate_all()
+
+    def keep_subprocess_alive(self) -> None:
+        for place, process in enumerate(self.processes):
+            if self.should_exit.is_set():
+                return
+            if place in self._start_at:
+                self._start_when_due(place)
+            elif process.is_alive(self.config.timeout_worker_healthcheck):
+                self._note_ready(process)
+            else:
+                process.kill()  # it may be hanging
+                process.join()
+                self._note_exit(place, process)
+
+    def handle_usr1(self) -> None:
+        self._signal_all(signal.SIGUSR1)
+
+    def _note_ready(self, process: Worker) -> None:
+        if not process.has_been_ready and process.is_ready(self.config.timeout_worker_healthcheck):
+            process.has_been_ready = self._has_been_ready = True
+        elif process.has_been_ready and monotonic() - process.started_at > _EARLY_SECONDS:
+            self._failures = 0
+
+    def _note_exit(self, place: int, process: Worker) -> None:
+        if process.has_been_ready and monotonic() - process.started_at > _EARLY_SECONDS:
+            self._start_at[place] = 0.0
+        else:
+            self._failures += 1
+            self._start_at[place] = monotonic() + self._delay_seconds(process)
+        if self._has_been_ready:
+            logger.warning("Worker [%s] ended (exit code %s).", process.pid, process.exitcode)
+        elif process.exitcode == STARTUP_FAILURE or self._failures >= _MAX_FAILED_STARTS:
+            logger.error("The workers cannot start (exit code %s).", process.exitcode)
+            self.has_failed = True
+            self.should_exit.set()
+
+    def _delay_seconds(self, process: Worker) -> float:
+        if process.has_been_ready and self._failures == 1:
+            return 0.0
+        return float(min(_MAX_DELAY_SECONDS, 2 ** min(self._failures - 1, 10)))
+
+    def _start_when_due(self, place: int) -> None:
+        if monotonic() >= self._start_at[place]:
+            del self._start_at[place]
+            process = Worker(self.config, self.sockets)
+            process.start()
+            self.processes[place] = process
+
+    def _stop(self) -> None:
+        """Queue the first signal; pass a second one to the workers, as the supervisor only waits for them."""
+        if self._is_stopping:
+            self._signal_all(signal.SIGTERM)
+        else:
+            self._is_stopping = True
+            self.signal_queue.append(signal.SIGTERM)
+
+    def _signal_all(self, number: int) -> None:
+        for process in self.processes:
+            if process.pid is not None and process.exitcode is None:
+                os.kill(process.pid, number)
+
+
+def stop_with_supervisor(folder: Path) -> None:
+    """In a worker: shut down as on SIGTERM if the supervisor dies.
+
+    Then no other process would remove the folder of metrics; files that are mapped from it remain usable.
+    """
+    supervisor = multiprocessing.parent_process()
+    if supervisor is None:
+        return
+
+    def stop_when_it_exits() -> None:
+        wait([supervisor.sentinel])
+        shutil.rmtree(folder, ignore_errors=True)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop_when_it_exits, daemon=True).start()

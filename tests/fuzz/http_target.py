@@ -7,8 +7,7 @@ from typing import Any
 
 import h11
 
-from app.server.connection import HttpProtocol
-from app.server.connection_limits import ConnectionLimits
+from app.server.connection import ConnectionLimits, HttpProtocol
 
 _MAX_TURNS = 2000
 _RUNNER = asyncio.Runner()

@@ -12,7 +12,7 @@ import yaml
 
 from app.cli.main import parse_arguments
 from app.errors import ServiceError
-from app.server.request_errors import BadRequest
+from app.server.framing import BadRequest
 from app.settings import Settings
 from model.errors import InputError
 from tests.infra.test_observability import exposed, named

@@ -14,9 +14,8 @@ import uvicorn
 from starlette.responses import Response
 
 from app.server import connection
-from app.server.connection import HttpProtocol
-from app.server.connection_limits import ConnectionLimits
-from app.server.request_head import MAX_HEAD_BYTES, MAX_HEADERS, MAX_TARGET_BYTES
+from app.server.connection import ConnectionLimits, HttpProtocol
+from app.server.framing import MAX_HEAD_BYTES, MAX_HEADERS, MAX_TARGET_BYTES
 from tests.running import free_port, wait_until
 
 Answer = tuple[int, dict[str, Any]]

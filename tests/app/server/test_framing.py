@@ -4,15 +4,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.server.request_body import (
+from app.server.framing import (
     MAX_CHUNK_LINE_BYTES,
     MAX_CHUNKS_A_CALL,
     MAX_TRAILER_BYTES,
+    BadRequest,
     BodyFraming,
     ChunkedBody,
+    FramingTooLarge,
     LengthBody,
+    TrailersTooLarge,
 )
-from app.server.request_errors import BadRequest, FramingTooLarge, TrailersTooLarge
 
 REST = b"GET / HTTP/1.1\r\n"
 
