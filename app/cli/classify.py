@@ -22,7 +22,7 @@ from app.cli.images import ImageSource, content_of, find_sources
 from app.cli.rescoring import AnswersTable, Shard, store_outcomes
 from app.cli.result_file import ResultFile
 from app.cli.service_process import default_or_own_service, named_or_own_service
-from app.cli.snowflake_flags import add_connection, open_session
+from app.cli.sql import add_connection, open_session
 from app.cli.terminal import OutcomeLines, Screen, Tally, open_screen
 from app.client import BATCH_ROWS, DEFAULT_URL, Client, ClientError, Image
 from app.errors import CommandError, Incomplete

@@ -1,5 +1,9 @@
-"""ext-classify sql and demo: run SQL on an emulated Snowflake, without an account."""
+"""ext-classify sql and demo: run SQL on an emulated Snowflake, without an account.
 
+Also opens the Snowflake sessions of other commands, on the emulator or on an account.
+"""
+
+import argparse
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -7,8 +11,8 @@ from pathlib import Path
 from app.cli.command_line import Add, end_well_when_stopped, needs_extra, parse_port
 from app.cli.service_process import reach_loopback_directly
 from app.client import ClientError
-from app.provisioning.console import Console, connect
-from app.settings import Settings
+from app.provisioning.console import Console, connect, connect_as_service, open_console
+from app.settings import Settings, is_inside_spcs
 from model.defaults import SAMPLES
 
 LOCAL_PORT = 8100
@@ -117,6 +121,32 @@ def add_commands(add: Add) -> None:
     command.add_argument(
         "--images", type=Path, default=SAMPLES, help="folder to classify (default: the samples)"
     )
+
+
+def add_connection(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--connection",
+        metavar="NAME",
+        help="connection in connections.toml (default: its default connection)",
+    )
+    command.add_argument(
+        "--local", action="store_true", help="connect to the local server of `ext-classify sql --serve`"
+    )
+    command.add_argument(
+        "--port", type=int, default=LOCAL_PORT, help="port of the local server (default %(default)s)"
+    )
+
+
+def open_session(connection: str | None, local: bool, port: int) -> Console:
+    """Open a session. Raises ClientError.
+
+    Inside Snowpark Container Services without a named connection, it logs in with the container's token.
+    """
+    if local:
+        return connect_locally(port)
+    if connection is None and is_inside_spcs():
+        return connect_as_service(Settings())
+    return open_console(connection)
 
 
 def connect_locally(port: int) -> Console:

@@ -1,19 +1,211 @@
-"""Sets up the function in Snowflake; idempotent: what already matches is unchanged."""
+"""Sets up the function in Snowflake.
+
+A Registration turns the SQL files into statements, each with the object that it creates or alters; register()
+executes them. It is idempotent: objects that already match stay unchanged.
+"""
 
 import base64
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from app.client import ClientError
-from app.names import quote_identifier, quote_string
-from app.provisioning import existing
-from app.provisioning.console import Console, StatementFailed
-from app.provisioning.ddl import load
-from app.provisioning.registration import PROVIDERS, SIGNATURES, About, Registration
+from app.names import parse_identifier, quote_identifier, quote_string
+from app.provisioning.console import (
+    Console,
+    StatementFailed,
+    allowed_prefixes,
+    describe_function,
+    describe_integration,
+    describe_stage,
+    functions_through,
+    has_integration,
+    is_client_side_encrypted,
+    is_external_stage,
+)
+from app.provisioning.ddl import load, load_with_fingerprint
 from app.provisioning.trust import describe_trust
 
-__all__ = ["PROVIDERS", "Registration", "register", "unregister", "verify"]
+INTEGRATION_FILES = {
+    "aws": "02_api_integration_aws.sql",
+    "azure": "03_api_integration_azure.sql",
+    "google": "04_api_integration_google.sql",
+}
+PROVIDERS = (*INTEGRATION_FILES, "spcs")
+# Argument types of the function, and the NULL handling that DESC FUNCTION shows.
+SIGNATURES = {
+    "VARCHAR": "RETURNS NULL ON NULL INPUT",
+    "VARCHAR, OBJECT": "CALLED ON NULL INPUT",
+}
+
+Kind: TypeAlias = Literal["use", "stage", "integration", "alteration", "trust", "key", "function", "grant"]
+
+
+@dataclass(frozen=True)
+class About:
+    """What a statement creates or alters: `thing` is the kind and full name, `role` a name as stored.
+
+    For a function also its argument types, and the properties that SHOW and DESC should report.
+    """
+
+    kind: Kind
+    thing: str
+    privilege: str = ""
+    role: str = ""
+    types: str = ""
+    properties: Mapping[str, str] = field(default_factory=dict)
+
+
+_USE = About("use", "")
+
+
+@dataclass(frozen=True)
+class Registration:
+    """What to set up; `variables` are those of the SQL files.
+
+    With an `owner_role`, only what that role needs to set up the functions itself.
+    """
+
+    provider: str
+    variables: Mapping[str, str]
+    makes_integration: bool = True
+
+    @property
+    def function(self) -> tuple[str, ...]:
+        return (*self._schema, *self._parts("function"))
+
+    @property
+    def stage(self) -> tuple[str, ...]:
+        """Database, schema and name; the function's database and schema are the defaults."""
+        parts = self._parts("stage")
+        return (*self._schema[: 3 - len(parts)], *parts)
+
+    @property
+    def integration(self) -> str:
+        return self._parts("integration")[0]
+
+    def steps(self) -> Iterator[tuple[About, str]]:
+        """Each statement with its About. Raises ClientError for a missing or invalid variable."""
+        try:
+            for name, registration in self._files():
+                yield from registration.steps_of(name)
+        except ValueError as error:
+            raise ClientError(str(error)) from None
+
+    def statements(self) -> list[str]:
+        """All statements for an empty account, to run by hand; the API key is masked."""
+        masked = {"api_key": "***"} if "api_key" in self.variables else {}
+        shown = Registration(self.provider, {**self.variables, **masked}, self.makes_integration)
+        return [statement for about, statement in shown.steps() if about.kind != "alteration"]
+
+    def steps_of(self, name: str) -> Iterator[tuple[About, str]]:
+        """The steps of one file. Raises ValueError."""
+        if name in {"11_external_functions.sql", "13_service_functions.sql"}:
+            statements, fingerprint = load_with_fingerprint(name, self.variables)
+        else:
+            statements, fingerprint = load(name, self.variables), ""
+        return zip(self._about(name, fingerprint), statements, strict=True)
+
+    def _files(self) -> Iterator[tuple[str, "Registration"]]:
+        """The SQL files to run, in order; grants only for the roles that are set."""
+        given = self.variables.keys()
+        is_external, is_for_another = self.provider != "spcs", "owner_role" in given
+        functions = "11_external_functions.sql" if is_external else "13_service_functions.sql"
+        files = {
+            "01_stage.sql": not is_for_another,
+            INTEGRATION_FILES.get(self.provider, ""): is_external and self.makes_integration,
+            "05_api_key.sql": "api_key" in given,
+            "06_grant_integration.sql": is_for_another and is_external,
+            "12_grant_endpoint.sql": is_for_another and not is_external,
+            functions: not is_for_another,
+            "21_grant_callers.sql": "caller_role" in given,
+            "23_grant_warehouse.sql": {"service_role", "warehouse"} <= given,
+        }
+        yield from ((name, self) for name, is_wanted in files.items() if is_wanted)
+        if "caller_role" in given and self.stage[:2] != self._schema:
+            yield "22_grant_service.sql", self._for_stage_reader(self.variables["caller_role"])
+        if "service_role" in given:
+            yield "22_grant_service.sql", self._for_stage_reader(self.variables["service_role"])
+
+    def _for_stage_reader(self, role: str) -> "Registration":
+        """The registration with the stage's database and schema, on which its readers need USAGE."""
+        database, schema = map(quote_identifier, self.stage[:2])
+        own = {"database": database, "schema": schema, "service_role": role}
+        return Registration(self.provider, {**self.variables, **own})
+
+    def _about(self, name: str, fingerprint: str) -> list[About]:
+        """One About per statement. Reads only the variables that the file needs; others may be missing."""
+        match name[:2]:
+            case "01":
+                return [_USE, About("stage", f"STAGE {quote_identifier(*self.stage)}")]
+            case "02" | "03" | "04":
+                kinds: tuple[Kind, ...] = ("integration", "alteration", "trust")
+                return [About(kind, self._api_integration) for kind in kinds]
+            case "05":
+                return [About("key", f"API key of {self._api_integration}")]
+            case "11" | "13":
+                return [_USE, *(self._about_function(types, fingerprint) for types in SIGNATURES)]
+            case _:
+                return self._about_grants(name)
+
+    def _about_grants(self, name: str) -> list[About]:
+        match name[:2]:
+            case "06":
+                return [
+                    self._grant("USAGE", f"INTEGRATION {quote_identifier(self.integration)}", "owner_role")
+                ]
+            case "12":
+                service = quote_identifier(*self._parts("service"))
+                return [self._grant("", f"SERVICE ROLE {service}!ALL_ENDPOINTS_USAGE", "owner_role")]
+            case "21":
+                signatures = [f"FUNCTION {quote_identifier(*self.function)}({types})" for types in SIGNATURES]
+                usage = [self._grant("USAGE", signature, "caller_role") for signature in signatures]
+                return [*self._grants_on_schema("caller_role"), _USE, *usage, self._read("caller_role")]
+            case "22":
+                return [*self._grants_on_schema("service_role"), _USE, self._read("service_role")]
+            case _:
+                warehouse = quote_identifier(*self._parts("warehouse"))
+                return [self._grant("USAGE", f"WAREHOUSE {warehouse}", "service_role")]
+
+    def _about_function(self, types: str, fingerprint: str) -> About:
+        is_external = self.provider != "spcs"
+        properties = {
+            "returns": "VARIANT",
+            "null handling": SIGNATURES[types],
+            "volatility": "VOLATILE",
+            "max_batch_rows": self.variables["max_batch_rows"],
+            "body": self.variables["url"] if is_external else "/classify",
+            "comment": fingerprint,
+        }
+        if is_external:
+            properties |= {"compression": "AUTO", "api_integration": self.integration}
+        thing = f"FUNCTION {quote_identifier(*self.function)}({types})"
+        return About("function", thing, types=types, properties=properties)
+
+    def _grants_on_schema(self, role: str) -> list[About]:
+        database, schema = quote_identifier(self._schema[0]), quote_identifier(*self._schema)
+        return [
+            self._grant("USAGE", f"DATABASE {database}", role),
+            self._grant("USAGE", f"SCHEMA {schema}", role),
+        ]
+
+    def _read(self, role: str) -> About:
+        return self._grant("READ", f"STAGE {quote_identifier(*self.stage)}", role)
+
+    def _grant(self, privilege: str, thing: str, role: str) -> About:
+        return About("grant", thing, privilege, self._parts(role)[0])
+
+    @property
+    def _schema(self) -> tuple[str, ...]:
+        return (*self._parts("database"), *self._parts("schema"))
+
+    @property
+    def _api_integration(self) -> str:
+        return f"API INTEGRATION {quote_identifier(self.integration)}"
+
+    def _parts(self, variable: str) -> tuple[str, ...]:
+        return parse_identifier(self.variables[variable])
 
 
 def register(console: Console, registration: Registration) -> Iterator[str]:
@@ -67,12 +259,12 @@ def unregister(console: Console, variables: Mapping[str, str], *, drop_integrati
 
 def _require_unused_integration(console: Console, registration: Registration) -> None:
     integration = registration.integration
-    if not existing.has_integration(console, integration):
+    if not has_integration(console, integration):
         return
     own = {(registration.function, types) for types in SIGNATURES}
     others = [
         f"{quote_identifier(*name)}({types})"
-        for name, types in existing.functions_through(console, integration)
+        for name, types in functions_through(console, integration)
         if (name, types) not in own
     ]
     if others:
@@ -96,7 +288,7 @@ def _execute(
         case "alteration":
             pass  # skipped: it would replace the list of prefixes; keep_integration extends it
         case "trust":
-            properties = existing.describe_integration(console, registration.integration)
+            properties = describe_integration(console, registration.integration)
             trust = describe_trust(registration.provider, properties, registration.variables["url"])
             yield f"\n{trust}\n"
         case "key":
@@ -115,14 +307,14 @@ def _keep_stage(console: Console, registration: Registration, statement: str) ->
     if "already exists" not in str(row["status"]):
         yield _line("created", f"STAGE {name}")
         return
-    stage = existing.describe_stage(console, registration.stage)
+    stage = describe_stage(console, registration.stage)
     if stage["directory_enabled"] == "N":
         console.rows(f"ALTER STAGE {name} SET DIRECTORY = (ENABLE = TRUE)")
         console.rows(f"ALTER STAGE {name} REFRESH")
         yield _line("altered", f"STAGE {name}: directory table enabled")
     else:
         yield _line("unchanged", f"STAGE {name}")
-    if existing.is_encrypted(stage):
+    if is_client_side_encrypted(stage):
         yield (
             f"Note: the files of stage {name} are client-side encrypted, so the service cannot fetch them by "
             "URL and downloads each with the connector, which is slower. The encryption of a stage cannot be "
@@ -134,7 +326,7 @@ def _keep_function(
     console: Console, registration: Registration, about: About, statement: str, lost: list[str]
 ) -> Iterator[str]:
     """Replace the function only if it differs, because replacing it drops its grants."""
-    there = existing.describe_function(console, registration.function, about.types)
+    there = describe_function(console, registration.function, about.types)
     if there and _matches(there, about.properties):
         yield _line("unchanged", about.thing)
         return
@@ -186,9 +378,7 @@ def _restore(console: Console, grants: list[str]) -> list[str]:
 
 
 def _grant(console: Console, registration: Registration, about: About, statement: str) -> str:
-    if about.privilege == "READ" and existing.is_external(
-        existing.describe_stage(console, registration.stage)
-    ):
+    if about.privilege == "READ" and is_external_stage(describe_stage(console, registration.stage)):
         statement = f"GRANT USAGE ON {about.thing} TO ROLE {quote_identifier(about.role)}"
         return _grant_if_missing(console, about, "USAGE", statement)
     return _grant_if_missing(console, about, about.privilege, statement)
@@ -230,10 +420,10 @@ def keep_integration(console: Console, registration: Registration, create: str) 
     Raises ClientError if an integration of this name exists that cannot be altered as needed.
     """
     thing = f"API INTEGRATION {quote_identifier(registration.integration)}"
-    if not existing.has_integration(console, registration.integration) and _create(console, create):
+    if not has_integration(console, registration.integration) and _create(console, create):
         yield f"created    {thing}"
         return
-    properties = existing.describe_integration(console, registration.integration)
+    properties = describe_integration(console, registration.integration)
     _require_same_kind(registration, properties)
     options = _options_to_alter(registration.variables, properties)
     if options:
@@ -268,7 +458,7 @@ def _options_to_alter(variables: Mapping[str, str], properties: dict[str, str]) 
         for variable, option in _ALTERABLE.items()
         if variable in variables and properties.get(option) != variables[variable]
     ]
-    prefixes = existing.allowed_prefixes(properties)
+    prefixes = allowed_prefixes(properties)
     if variables["allowed_prefix"] not in prefixes:
         union = ", ".join(map(quote_string, [*prefixes, variables["allowed_prefix"]]))
         options.append(f"API_ALLOWED_PREFIXES = ({union})")

@@ -11,8 +11,13 @@ from typing import Any
 from app.client import ClientError
 from app.images.files import IMAGE_SUFFIXES, find_images
 from app.names import parse_identifier, quote_identifier, quote_string
-from app.provisioning import existing
-from app.provisioning.console import Console, StatementFailed, describe_error
+from app.provisioning.console import (
+    Console,
+    StatementFailed,
+    describe_error,
+    describe_stage,
+    is_client_side_encrypted,
+)
 
 CONCURRENT_UPLOADS = 4
 Track = Callable[[Iterable[str]], Iterable[str]]
@@ -93,7 +98,7 @@ def upload(
 
 def is_encrypted_by_clients(console: Console, stage: str) -> bool:
     """Whether the stage is client-side encrypted (no SNOWFLAKE_SSE), so that URLs return ciphertext."""
-    return existing.is_encrypted(_describe(console, stage))
+    return is_client_side_encrypted(_describe(console, stage))
 
 
 def _in_threads(
@@ -112,7 +117,7 @@ def _in_threads(
 def _describe(console: Console, stage: str) -> dict[str, Any]:
     """The stage's row of SHOW STAGES. Raises ClientError if there is no such stage."""
     try:
-        return existing.describe_stage(console, parse_identifier(stage.removeprefix("@")))
+        return describe_stage(console, parse_identifier(stage.removeprefix("@")))
     except ValueError as error:
         raise ClientError(str(error)) from None
 

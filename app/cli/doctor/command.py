@@ -7,7 +7,7 @@ from pathlib import Path
 from app.cli.command_line import Add, add_json, read_api_key
 from app.cli.doctor import service, snowflake
 from app.cli.doctor.findings import Findings
-from app.cli.snowflake_flags import add_connection, open_session
+from app.cli.sql import add_connection, open_session
 from app.cli.terminal import Screen, open_screen
 from app.errors import CommandError
 

@@ -19,8 +19,13 @@ from app.client.conversation import Service
 from app.client.transport import NoReply, Reply, Request, send_once
 from app.images.allowlist import HTTPS_PORT
 from app.names import parse_identifier, quote_identifier, quote_string
-from app.provisioning import existing
-from app.provisioning.console import Console, StatementFailed, connect_as_service
+from app.provisioning.console import (
+    Console,
+    StatementFailed,
+    connect_as_service,
+    describe_stage,
+    is_client_side_encrypted,
+)
 from app.settings import Settings
 
 _WHO = "SELECT CURRENT_USER(), CURRENT_ROLE(), CURRENT_WAREHOUSE(), CURRENT_TIMESTAMP()"
@@ -114,7 +119,7 @@ def _check_stage(findings: Findings, console: Console, stage: str) -> None:
     advice = "Grant the service's role access with infra/snowflake/22_grant_service.sql."
     with findings.expecting(check, advice, ClientError):
         console.rows(f"SELECT GET_PRESIGNED_URL(@{name}, '{_NO_FILE}', 60)")
-        if existing.is_encrypted(existing.describe_stage(console, parts)):
+        if is_client_side_encrypted(describe_stage(console, parts)):
             findings.note(
                 check,
                 "client-side encryption: the service cannot fetch its files by URL",

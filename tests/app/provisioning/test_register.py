@@ -10,8 +10,7 @@ import snowflake.connector
 from app.client import ClientError
 from app.emulator import LocalServer
 from app.provisioning.console import Console, StatementFailed
-from app.provisioning.register import register, unregister
-from app.provisioning.registration import Registration
+from app.provisioning.register import Registration, register, unregister
 
 URL = "https://abc.execute-api.eu-central-1.amazonaws.com/prod/classify"
 VARIABLES = {
