@@ -1,16 +1,16 @@
 # syntax=docker/dockerfile:1
-# Two images of one wheel. `serve`, the default: what answers POST /classify, without TensorFlow, a compiler or
-# pip. `full`: trains, compiles, runs local SQL, and serves by TensorFlow too.
+# Two images from one wheel. `serve`, the default, runs the service, without TensorFlow, a compiler or pip.
+# `full` also trains, compiles, runs local SQL, and can serve with TensorFlow.
 #
 #   docker build -t ext-classify .
 #   docker build -t ext-classify:full --target full .
 #
-# The base is a Debian, or an image upon it that brings its own Python of 3.11 to 3.13.
+# The base image is Debian, or an image based on it with Python 3.11 to 3.13.
 ARG BASE_IMAGE=debian:bookworm-slim
 
 FROM ${BASE_IMAGE} AS python
-# Python, and whom to trust when images are fetched by https; and no program that would make root of somebody.
-# Bytecode is good whatever time a layer gives its files: without it, each start would compile all anew.
+# Python, and CA certificates to fetch images by https. No program keeps a setuid or setgid bit.
+# Bytecode is compiled with unchecked hashes, as layers change the files' times: otherwise each start would compile.
 # hadolint ignore=SC2046
 RUN apt-get update \
  && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends ca-certificates \
@@ -21,8 +21,8 @@ RUN apt-get update \
       "$(python3 -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')" \
  && find / -xdev -perm /6000 -type f -exec chmod a-s {} +
 
-# The wheel, by a locked builder. Behind a company's proxy, its certificates come in as a secret, and stay out
-# of the image: --secret id=pip_conf,src=pip.conf --secret id=ca_bundle,src=ca.crt, with `cert = /run/ca.crt`.
+# The wheel, built with locked tools. Behind a company's proxy, pass its certificates as a secret, which stays
+# out of the image: --secret id=pip_conf,src=pip.conf --secret id=ca_bundle,src=ca.crt, with `cert = /run/ca.crt`.
 FROM python AS builder
 # hadolint ignore=SC2046
 RUN apt-get update \
@@ -52,7 +52,7 @@ COPY infra/container/prune.sh .
 RUN apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends binutils \
  && sh prune.sh /opt/ext-classify \
  && python3 -m compileall -q --invalidation-mode unchecked-hash /opt/ext-classify/lib
-# The image is complete, and its model passes its self-test.
+# The build fails unless the shipped model passes its self-test.
 RUN /opt/ext-classify/bin/ext-classify verify
 
 FROM builder AS full-builder
@@ -66,7 +66,7 @@ RUN /opt/build/bin/pip --python /opt/ext-classify/bin/python install --quiet --n
  && python3 -m compileall -q --invalidation-mode unchecked-hash /opt/ext-classify/lib
 RUN /opt/ext-classify/bin/ext-classify verify
 
-# What both are when they run: nobody on this machine, who may write nothing but /tmp.
+# Both images run as an unprivileged user that can write only to /tmp.
 FROM python AS runtime
 ENV PATH=/opt/ext-classify/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
@@ -90,6 +90,6 @@ LABEL org.opencontainers.image.title="ext-classify" \
 FROM runtime AS full
 COPY --from=full-builder /opt/ext-classify /opt/ext-classify
 
-# The last is what a build without --target makes.
+# The last stage is the default target.
 FROM runtime AS serve
 COPY --from=serve-builder /opt/ext-classify /opt/ext-classify

@@ -1,5 +1,5 @@
-# .venv serves, runs local SQL and carries no TensorFlow; .venv-dev trains, compiles, checks and tests;
-# .venv-connector5 is what serves, with the next line of Snowflake's connector, for the tests.
+# .venv serves and runs local SQL, without TensorFlow; .venv-dev trains, compiles, checks and tests;
+# .venv-connector5 serves with version 5 of Snowflake's connector, for the tests.
 PYTHON ?= python3
 DATA ?= $(NEU_DATA_DIR)
 SEEDS ?= 0 1 2
@@ -10,7 +10,7 @@ IMAGE ?= ext-classify
 TARGET ?= serve
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 TESTED_IMAGE = localhost/ext-classify:test
-NEEDS_DATA = @test -n "$(DATA)" || { echo "Say where the images are: make $@ DATA=DIR"; exit 2; }
+NEEDS_DATA = @test -n "$(DATA)" || { echo "DATA must be the folder of images: make $@ DATA=DIR"; exit 2; }
 
 SERVE = .venv/bin
 DEV = .venv-dev/bin
@@ -27,17 +27,17 @@ UV_COMPILE = $(DEV)/uv pip compile --quiet --universal --python-version 3.11 --g
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-14s %s\n", $$1, $$2}'
 
-setup: .venv/.installed ## make .venv: what serving and local SQL need, no TensorFlow
+setup: .venv/.installed ## create .venv, for serving and local SQL, without TensorFlow
 
-dev: .venv-dev/.installed ## make .venv-dev: all of it, to train, compile, check and test
+dev: .venv-dev/.installed ## create .venv-dev, to train, compile, check and test
 
-run: setup ## set up, serve, classify the samples by SQL, keep serving (IMAGES=DIR, PORT=8000)
+run: setup ## start the service, classify the samples with SQL, keep serving (IMAGES=DIR, PORT=8000)
 	@$(SERVE)/ext-classify demo $(if $(PORT),--port $(PORT)) $(if $(IMAGES),--images "$(IMAGES)")
 
-test: .venv-dev/.installed .venv-connector5/.installed ## set up, run all tests (NEU_DATA_DIR=… adds the real images)
+test: .venv-dev/.installed .venv-connector5/.installed ## run all tests (NEU_DATA_DIR=DIR adds those on the real images)
 	$(DEV)/pytest
 
-lint: .venv-dev/.installed ## formatting, rules, directions of imports, SQL, types
+lint: .venv-dev/.installed ## check formatting, lint rules, import layers, SQL, the Dockerfile and types
 	$(DEV)/ruff format --check .
 	$(DEV)/ruff check .
 	$(DEV)/lint-imports
@@ -45,24 +45,24 @@ lint: .venv-dev/.installed ## formatting, rules, directions of imports, SQL, typ
 	$(DEV)/hadolint Dockerfile
 	$(DEV)/mypy
 
-fuzz: .venv-fuzz/.installed ## fuzz bodies, images and HTTP (SECONDS=600, EXAMPLES=5000 an operation)
+fuzz: .venv-fuzz/.installed ## fuzz bodies, images and HTTP (SECONDS=600, EXAMPLES=5000 per operation)
 	.venv-fuzz/bin/python -m tests.fuzz.run $(if $(SECONDS),--seconds $(SECONDS))
 	.venv-fuzz/bin/python -m tests.fuzz.contract $(if $(EXAMPLES),--examples $(EXAMPLES))
 
-audit: .venv-fuzz/.installed ## ask PyPI for known faults of what serves, and of what tests
+audit: .venv-fuzz/.installed ## check the locked dependencies for known vulnerabilities
 	.venv-fuzz/bin/pip-audit --require-hashes --disable-pip -r requirements.txt -r requirements-dev.txt
 
-bench: bench-serving ## measure all that is claimed, into tests/benchmarks/results/; an hour and a half
+bench: bench-serving ## run all benchmarks, into tests/benchmarks/results/; 90 minutes
 	$(DEV)/python -m tests.benchmarks.engines
 	$(DEV)/python -m tests.benchmarks.networks
 	$(DEV)/python -m tests.benchmarks.downloads
 	$(DEV)/python -m tests.benchmarks.start --python $(SERVE)/python
 	$(DEV)/python -m tests.benchmarks.training
 
-bench-serving: .venv-dev/.installed setup $(BENCH_PEERS) ## the part of it that compares servers (BENCH="--quick"); an hour
+bench-serving: .venv-dev/.installed setup $(BENCH_PEERS) ## compare the service with other servers (BENCH="--quick"); an hour
 	$(DEV)/python -m tests.benchmarks.serving $(BENCH)
 
-tune-peers: .venv-dev/.installed $(BENCH_PEERS) ## find the best settings of the servers that are compared with; 20 minutes
+tune-peers: .venv-dev/.installed $(BENCH_PEERS) ## find the best settings of the other servers; 20 minutes
 	$(DEV)/python -m tests.benchmarks.tune_peers
 
 train: .venv-dev/.installed ## train the default network on DATA=DIR (OUTPUT=trained.h5, SEEDS=0, ACCURACY=SHARE)
@@ -70,57 +70,57 @@ train: .venv-dev/.installed ## train the default network on DATA=DIR (OUTPUT=tra
 	$(DEV)/ext-classify train --data "$(DATA)" --output "$(OUTPUT)" --seeds $(firstword $(SEEDS)) \
 		$(if $(ACCURACY),--accuracy $(ACCURACY))
 
-train-recipe: .venv-dev/.installed ## train the published recipe on DATA=DIR once a seed (SEEDS="0 1 2")
+train-recipe: .venv-dev/.installed ## train the published recipe on DATA=DIR, once per seed (SEEDS="0 1 2")
 	$(NEEDS_DATA)
 	$(DEV)/ext-classify train --network recipe --data "$(DATA)" --seeds $(SEEDS) \
 		--output model/saved/metal_defects_final.h5
 
-evaluate: .venv-dev/.installed ## measure MODEL=H5 on DATA=DIR and write REPORT=report (FOREIGN=DIRS)
+evaluate: .venv-dev/.installed ## measure MODEL=H5 on DATA=DIR and write REPORT=report (FOREIGN=DIRS, out of distribution)
 	$(NEEDS_DATA)
 	$(DEV)/ext-classify evaluate --data "$(DATA)" --engine both --report "$(REPORT)" \
 		$(if $(MODEL),--model "$(MODEL)") $(if $(FOREIGN),--out-of-distribution $(FOREIGN))
 
-crossvalidate: .venv-dev/.installed ## both networks by grouped folds on DATA=DIR, into TABLES (FOREIGN=DIRS); an hour
+crossvalidate: .venv-dev/.installed ## cross-validate both networks on DATA=DIR, into TABLES=crossvalidation.md (FOREIGN=DIRS); an hour
 	$(NEEDS_DATA)
 	$(DEV)/ext-classify crossvalidate --data "$(DATA)" --output "$(TABLES)" \
 		$(if $(FOREIGN),--out-of-distribution $(FOREIGN))
 
-samples: .venv-dev/.installed ## draw the sample images anew
+samples: .venv-dev/.installed ## regenerate the sample images
 	$(DEV)/python -m tests.draw_samples
 
-system-deps: ## install the Debian packages that the whole test suite wants, as root
+system-deps: ## install the Debian packages of the test suite, as root
 	apt-get update -qq
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core nginx-light prometheus redis-server
 
-container-deps: ## install the Debian packages that build and run containers where there is no docker, as root
+container-deps: ## install Debian packages to build and run containers without docker, as root
 	apt-get update -qq
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends buildah catatonit containers-storage \
 		debootstrap golang-github-containers-common iptables netavark podman runc
 
-container-base: ## make the base image of Debian's packages, where no registry of images is reached, as root
+container-base: ## build a base image from Debian's packages, without an image registry, as root
 	sh infra/container/base.sh
 
-container: ## build the service's image (IMAGE=ext-classify TARGET=serve)
+container: ## build the image (IMAGE=ext-classify TARGET=serve)
 	sh infra/container/build.sh $(IMAGE) $(TARGET)
 
-container-audit: .venv-fuzz/.installed ## list what the image holds (dist/), and ask PyPI for known faults of it
+container-audit: .venv-fuzz/.installed ## write the image's bill of materials to dist/, and check it for known vulnerabilities
 	sh infra/container/packages.sh $(IMAGE) dist
 	.venv-fuzz/bin/cyclonedx-py requirements --output-reproducible --of JSON -o dist/sbom.cdx.json dist/python-packages.txt
 	.venv-fuzz/bin/pip-audit --no-deps --disable-pip -r dist/python-packages.txt
 
-release: .venv-dev/.installed ## build what is published, from what is committed: dist/, and the image tagged by its version
-	@test -z "$$(git status --porcelain)" || { echo "Commit first: what is published is what is committed."; exit 2; }
+release: .venv-dev/.installed ## build the release from a clean checkout: dist/, and the image tagged with the version
+	@test -z "$$(git status --porcelain)" || { echo "A release needs a clean checkout: commit first."; exit 2; }
 	rm -rf dist
 	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(DEV)/python -m hatchling build --directory dist
 	sh infra/container/build.sh $(IMAGE):$(VERSION)
 	$(MAKE) container-audit IMAGE=$(IMAGE):$(VERSION)
 	cd dist && sha256sum * > SHA256SUMS && cat SHA256SUMS
 
-container-test: .venv-dev/.installed ## build the image, and try it as hardened as it is to run
+container-test: .venv-dev/.installed ## build the image and test it with the hardened container settings
 	sh infra/container/build.sh $(TESTED_IMAGE)
 	. infra/container/engine.sh && CONTAINER_IMAGE=$(TESTED_IMAGE) $(DEV)/pytest tests/container
 
-lock: .venv-dev/.installed ## write the locked requirements anew from pyproject.toml
+lock: .venv-dev/.installed ## update the locked requirements from pyproject.toml
 	$(UV_COMPILE) --upgrade -o requirements.txt --extra traces pyproject.toml
 	$(UV_COMPILE) --upgrade -o requirements-sql.txt --extra sql -c requirements.txt pyproject.toml
 	$(UV_COMPILE) --upgrade -o requirements-dev.txt --extra dev -c requirements.txt -c requirements-sql.txt pyproject.toml

@@ -1,4 +1,4 @@
-"""Parses and quotes Snowflake's names and string constants.
+"""Snowflake's names: identifiers, string constants and stage locations in SQL, and the headers with its ids.
 
 Grammar: Snowflake's reference, "Identifier requirements" and "String & binary data types".
 """

@@ -1,1 +1,1 @@
-"""Snowflake: its wire format, sessions and credentials, and the commands that set up an account."""
+"""Snowflake: its external-function format, the service's sessions and credentials, and its stages."""

@@ -1,4 +1,4 @@
-"""The service's pool of Snowflake connections.
+"""The service's Snowflake session: a pool of connections that runs statements and downloads staged files.
 
 A connection runs one statement at a time. There are at most as many connections as threads, so a burst of
 batches queues for connections instead of opening more. The connector never runs on the event loop.

@@ -23,7 +23,7 @@ GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
 async def application(scope: Any, receive: Any, send: Any) -> None:
-    """Answers with the length of the body, or with as many bytes as it is asked for."""
+    """Answers with the length of the body, or with the requested number of bytes."""
     if scope["type"] != "http":
         return
     body = await read_body(receive)
@@ -105,7 +105,7 @@ def head_of(total_bytes: int) -> bytes:
 
 
 @pytest.mark.parametrize("piece_bytes", [1_000_000, 1000])
-def test_head_has_at_most_so_many_bytes(port: int, piece_bytes: int) -> None:
+def test_head_larger_than_the_limit_is_rejected(port: int, piece_bytes: int) -> None:
     for more, status in ((0, b"200"), (1, b"431")):
         head = head_of(MAX_HEAD_BYTES + more)
         with connect(port) as connected:
@@ -118,7 +118,7 @@ def test_head_has_at_most_so_many_bytes(port: int, piece_bytes: int) -> None:
     assert error["message"].endswith("at most 65536 bytes. Received: more.")
 
 
-def test_head_that_never_ends_is_refused(port: int) -> None:
+def test_endless_head_is_rejected(port: int) -> None:
     with connect(port) as connected:
         connected.sendall(b"GET / HTTP/1.1\r\na: " + b"x" * MAX_HEAD_BYTES)
         assert refusal_of(read_all(connected))[0] == 431
@@ -151,12 +151,12 @@ def test_head_that_never_ends_is_refused(port: int) -> None:
         (b"POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n", 400, "malformed_request"),
     ],
 )
-def test_head_that_breaks_a_rule_is_refused(port: int, head: bytes, status: int, code: str) -> None:
+def test_invalid_head_is_rejected(port: int, head: bytes, status: int, code: str) -> None:
     answered, error = ask(port, head)
     assert (answered, error["code"]) == (status, code)
 
 
-def test_length_may_begin_with_zeros(echo_port: int) -> None:
+def test_content_length_may_have_leading_zeros(echo_port: int) -> None:
     sent = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: " + b"0" * 5000 + b"2\r\n\r\nhi"
     first, _ = answers_to(echo_port, sent + LAST)
     assert first.endswith(b"|hi>")
@@ -183,13 +183,13 @@ def test_http_1_0_needs_no_host(port: int) -> None:
         b"not http at all\r\n\r\n",
     ],
 )
-def test_what_two_servers_could_read_differently_is_refused(port: int, said: bytes) -> None:
+def test_ambiguous_framing_is_rejected(port: int, said: bytes) -> None:
     status, error = ask(port, said)
     assert (status, error["code"]) == (400, "malformed_request")
     assert error["retryable"] is False
 
 
-def test_slow_head_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_head_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "HEAD_TIMEOUT_SECONDS", 0.3)
     with serving() as (port, _), connect(port) as slow:
         for byte in b"GET / HT":
@@ -199,7 +199,7 @@ def test_slow_head_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
         assert (status, error["code"]) == (408, "head_timeout")
 
 
-def test_slow_head_of_a_later_request_is_given_up_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_head_of_a_later_request_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "HEAD_TIMEOUT_SECONDS", 0.3)
     with serving() as (port, _), connect(port) as slow:
         slow.sendall(GET)
@@ -208,13 +208,13 @@ def test_slow_head_of_a_later_request_is_given_up_too(monkeypatch: pytest.Monkey
         assert refusal_of(read_all(slow))[0] == 408
 
 
-def test_connection_that_asks_for_nothing_is_closed_without_a_word() -> None:
+def test_idle_connection_is_closed_without_an_answer() -> None:
     with serving() as (port, server), connect(port) as silent:
         wait_until(lambda: len(server.server_state.connections) == 1)
         assert read_all(silent) == b""
 
 
-def test_hundreds_of_half_open_connections_shut_nobody_out(port: int) -> None:
+def test_hundreds_of_incomplete_requests_do_not_block_other_clients(port: int) -> None:
     with ExitStack() as stack:
         for number in range(300):
             half_open = stack.enter_context(connect(port))
@@ -227,7 +227,7 @@ def test_hundreds_of_half_open_connections_shut_nobody_out(port: int) -> None:
                 assert connected.recv(100).startswith(b"HTTP/1.1 200")
 
 
-def test_answer_that_is_not_taken_is_thrown_away(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_client_that_does_not_read_its_answer_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "WRITE_TIMEOUT_SECONDS", 0.3)
     with serving() as (port, server), connect(port) as deaf:
         deaf.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 12\r\n\r\nsend50000000")
@@ -235,7 +235,7 @@ def test_answer_that_is_not_taken_is_thrown_away(monkeypatch: pytest.MonkeyPatch
         wait_until(lambda: not server.server_state.connections)
 
 
-def test_requests_go_on_over_one_connection(port: int) -> None:
+def test_connection_serves_several_requests(port: int) -> None:
     with connect(port) as connected:
         for length in (0, 5, 100_000):
             request = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % length
@@ -246,7 +246,7 @@ def test_requests_go_on_over_one_connection(port: int) -> None:
             assert received.startswith(b"HTTP/1.1 200")
 
 
-def test_answer_that_is_taken_slowly_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_client_that_reads_slowly_gets_its_whole_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "WRITE_TIMEOUT_SECONDS", 0.3)
     with serving() as (port, _), connect(port) as slow:
         slow.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 12\r\n\r\nsend50000000")
@@ -258,7 +258,7 @@ def test_answer_that_is_taken_slowly_is_waited_for(monkeypatch: pytest.MonkeyPat
             time.sleep(0.1)
 
 
-def test_connection_is_not_kept_by_bytes_that_ask_for_nothing() -> None:
+def test_blank_lines_do_not_keep_a_connection_open() -> None:
     with serving() as (port, server), connect(port) as idle:
         idle.sendall(GET)
         assert idle.recv(100).startswith(b"HTTP/1.1 200")
@@ -267,7 +267,7 @@ def test_connection_is_not_kept_by_bytes_that_ask_for_nothing() -> None:
 
 
 @pytest.mark.parametrize("asked_before", [False, True])
-def test_request_on_its_way_when_the_service_ends_is_answered(*, asked_before: bool) -> None:
+def test_request_that_arrives_during_shutdown_is_answered(*, asked_before: bool) -> None:
     with serving() as (port, server), connect(port) as late:
         if asked_before:
             late.sendall(GET)
@@ -282,7 +282,7 @@ def test_request_on_its_way_when_the_service_ends_is_answered(*, asked_before: b
 
 
 class Busy:
-    """Has no time for what is asked of /busy, and answers all else."""
+    """Rejects requests to /busy early, and answers all others."""
 
     asked = 0
     answer: Any = staticmethod(application)
@@ -299,7 +299,7 @@ class Busy:
 BUSY = b"POST /busy HTTP/1.1\r\nHost: a\r\nContent-Length: 500000\r\n\r\n"
 
 
-def test_what_there_is_no_time_for_is_answered_before_its_body_and_without_the_app() -> None:
+def test_early_rejection_needs_neither_the_body_nor_the_app() -> None:
     app = Busy()
     with serving(app) as (port, server), connect(port) as caller:
         for _ in range(3):
@@ -325,7 +325,7 @@ def test_what_there_is_no_time_for_is_answered_before_its_body_and_without_the_a
         b"POST /busy HTTP/1.0\r\nContent-Length: 0\r\n\r\n",
     ],
 )
-def test_refusal_at_once_closes_for_whoever_asks_for_it(head: bytes) -> None:
+def test_early_rejection_closes_the_connection_if_the_client_asks_for_it(head: bytes) -> None:
     with serving(Busy()) as (port, _), connect(port) as caller:
         caller.sendall(head)
         answer = read_all(caller)
@@ -333,7 +333,7 @@ def test_refusal_at_once_closes_for_whoever_asks_for_it(head: bytes) -> None:
         assert b"connection: close" in answer
 
 
-def test_refusal_at_once_waits_for_the_answers_before_it() -> None:
+def test_early_rejection_waits_for_earlier_answers() -> None:
     ask = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi"
     busy = b"POST /busy HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi"
     last = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
@@ -345,14 +345,14 @@ def test_refusal_at_once_waits_for_the_answers_before_it() -> None:
 
 
 def send_much(connected: socket.socket, heads: bytes) -> None:
-    """Raises TimeoutError when nothing more has been taken for a while, however slowly it was before."""
+    """Raises TimeoutError if the server reads nothing more for a while."""
     sent = 0
     while sent < 50_000_000:
         sent += connected.send(heads[sent % len(heads) :])
 
 
-def test_whoever_takes_no_answers_gets_no_more_of_them_at_once() -> None:
-    """They would pile up: what waits for the caller stops reading from it too."""
+def test_client_that_does_not_read_gets_no_early_rejections() -> None:
+    """They would pile up; the application waits for the client and stops reading from it."""
     app = Busy()
     heads = b"POST /busy HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n" * 1000
     with serving(app) as (port, server), connect(port) as caller:
@@ -364,7 +364,7 @@ def test_whoever_takes_no_answers_gets_no_more_of_them_at_once() -> None:
         assert there.transport.get_write_buffer_size() < 1_000_000
 
 
-def test_many_requests_at_once_behind_a_slow_one_are_all_refused_in_turn() -> None:
+def test_pipelined_requests_behind_a_slow_one_are_rejected_in_order() -> None:
     async def slow(scope: Any, receive: Any, send: Any) -> None:
         await asyncio.sleep(0.3)
         await application(scope, receive, send)
@@ -379,8 +379,8 @@ def test_many_requests_at_once_behind_a_slow_one_are_all_refused_in_turn() -> No
     assert statuses == [b"200", *[b"429"] * 600, b"200"]
 
 
-def test_many_small_requests_in_one_piece_are_no_long_head(port: int) -> None:
-    """Cut where the last of them is not whole."""
+def test_many_pipelined_requests_do_not_count_as_one_head(port: int) -> None:
+    """The last of them is incomplete."""
     with connect(port) as caller:
         caller.sendall(GET * 20_000 + GET[:-4])
         taken = 0
@@ -408,7 +408,7 @@ LAST = b"GET /last HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
 
 
 def answers_to(port: int, *pieces: bytes) -> list[bytes]:
-    """What stands between angle brackets, or the status of an error, answer by answer."""
+    """For each answer the text in angle brackets, or the status of an error."""
     with connect(port) as connected:
         for piece in pieces:
             connected.sendall(piece)
@@ -420,7 +420,7 @@ def answers_to(port: int, *pieces: bytes) -> list[bytes]:
     ]
 
 
-def test_trailers_are_no_headers(echo_port: int) -> None:
+def test_trailers_do_not_become_headers(echo_port: int) -> None:
     head = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
     sent = head + b"2\r\nhi\r\n0\r\nX-API-Key: secret\r\n\r\n"
     assert answers_to(echo_port, sent + LAST) == [
@@ -432,7 +432,7 @@ def test_trailers_are_no_headers(echo_port: int) -> None:
     )
 
 
-def test_trailers_without_end_are_refused(echo_port: int) -> None:
+def test_endless_trailers_are_rejected(echo_port: int) -> None:
     head = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n"
     status, error = ask(echo_port, head + b"a:b\r\n" * 10_000)
     assert (status, error["code"]) == (431, "trailers_too_large")
@@ -449,7 +449,7 @@ INNER = b"GET /inner HTTP/1.1\r\nHost: a\r\n\r\n"
 
 @pytest.mark.parametrize("upgrade", UPGRADES)
 @pytest.mark.parametrize("framing", ["length", "chunked"])
-def test_body_of_a_request_that_proposes_an_upgrade_is_its_body(
+def test_body_of_a_request_that_proposes_an_upgrade_is_read(
     echo_port: int, upgrade: bytes, framing: str
 ) -> None:
     if framing == "length":
@@ -486,7 +486,7 @@ def test_blank_lines_before_a_request_are_skipped(echo_port: int) -> None:
 
 
 async def refusing(scope: Any, receive: Any, send: Any) -> None:
-    """Answers 429 without a look at the body, and closes the connection where the path says so."""
+    """Answers 429 without reading the body, and closes the connection if the path says so."""
     if scope["type"] == "http":
         headers = [(b"content-length", b"2")]
         if scope["path"] == "/close":
@@ -496,7 +496,7 @@ async def refusing(scope: Any, receive: Any, send: Any) -> None:
 
 
 @pytest.mark.parametrize("path", ["/", "/close"])
-def test_client_that_is_still_sending_hears_that_it_is_refused(path: str) -> None:
+def test_client_that_is_still_sending_receives_the_rejection(path: str) -> None:
     with serving(refusing) as (port, server):
         with closing(HTTPConnection("127.0.0.1", port, timeout=10)) as client:
             for _ in range(2):
@@ -522,7 +522,7 @@ def test_rest_of_a_refused_chunked_body_is_discarded_without_parsing() -> None:
         assert read_all(refused).count(b"HTTP/1.1") == 1
 
 
-def test_rest_of_a_refused_body_that_never_comes_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rest_of_a_rejected_body_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "DISCARD_TIMEOUT_SECONDS", 0.2)
     monkeypatch.setattr(connection, "LINGER_TIMEOUT_SECONDS", 0.2)
     with serving(refusing) as (port, server), connect(port) as refused:
@@ -531,8 +531,8 @@ def test_rest_of_a_refused_body_that_never_comes_is_not_waited_for(monkeypatch: 
         wait_until(lambda: not server.server_state.connections)
 
 
-def test_client_that_was_not_told_to_continue_is_disconnected() -> None:
-    """It may send its body or not, so that nothing that follows could be framed."""
+def test_client_that_received_no_100_continue_is_disconnected() -> None:
+    """It may or may not send its body, so the next bytes cannot be framed."""
     with serving(refusing) as (port, _), connect(port) as expecting:
         expecting.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n")
         answer = read_all(expecting)
@@ -540,7 +540,7 @@ def test_client_that_was_not_told_to_continue_is_disconnected() -> None:
         assert b"connection: close" in answer
 
 
-def test_client_is_told_to_continue(echo_port: int) -> None:
+def test_client_receives_100_continue(echo_port: int) -> None:
     with connect(echo_port) as expecting:
         expecting.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n")
         assert expecting.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -548,7 +548,7 @@ def test_client_is_told_to_continue(echo_port: int) -> None:
         assert b"|hello>" in expecting.recv(1000)
 
 
-def test_body_with_a_broken_chunk_is_refused_while_the_application_waits_for_it(echo_port: int) -> None:
+def test_invalid_chunk_is_rejected_while_the_application_reads_the_body(echo_port: int) -> None:
     head = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n"
     with connect(echo_port) as broken:
         broken.sendall(head)
@@ -557,7 +557,7 @@ def test_body_with_a_broken_chunk_is_refused_while_the_application_waits_for_it(
         assert refusal_of(read_all(broken))[0] == 400
 
 
-def test_at_the_limit_the_longest_idle_connection_gives_way() -> None:
+def test_at_the_limit_the_connection_idle_for_longest_is_evicted() -> None:
     limits = ConnectionLimits(max_connections=3)
     with serving(limits=limits) as (port, server), ExitStack() as stack:
         first, busy, second = (stack.enter_context(connect(port)) for _ in range(3))
@@ -587,7 +587,7 @@ def test_connection_beyond_the_limit_is_refused_while_all_are_busy() -> None:
         assert busy.recv(100).startswith(b"HTTP/1.1 200")
 
 
-def test_heads_that_never_end_have_so_much_memory_together() -> None:
+def test_memory_of_endless_heads_is_limited() -> None:
     limits = ConnectionLimits(max_buffered_bytes=200_000)
     with serving(limits=limits) as (port, server), ExitStack() as stack:
         half_open = [stack.enter_context(connect(port)) for _ in range(5)]
@@ -596,7 +596,7 @@ def test_heads_that_never_end_have_so_much_memory_together() -> None:
             time.sleep(0.05)
         assert refusal_of(read_all(half_open[-1]))[0] == 503
         wait_until(lambda: limits.buffered_bytes <= 200_000)
-        newcomer = stack.enter_context(connect(port))  # pays for nobody else
+        newcomer = stack.enter_context(connect(port))  # not affected by the others
         for piece in (GET[:5], GET[5:]):
             newcomer.sendall(piece)
             time.sleep(0.05)
@@ -607,7 +607,7 @@ def test_heads_that_never_end_have_so_much_memory_together() -> None:
         assert limits.buffered_bytes == 0
 
 
-def test_answered_connection_whose_body_never_comes_gives_way_first() -> None:
+def test_answered_connection_with_an_incomplete_body_is_evicted_first() -> None:
     limits = ConnectionLimits(max_connections=2)
     with serving(refusing, limits) as (port, server), ExitStack() as stack:
         idle, answered = (stack.enter_context(connect(port)) for _ in range(2))
@@ -622,8 +622,8 @@ def test_answered_connection_whose_body_never_comes_gives_way_first() -> None:
         assert answered.recv(100) == b""
 
 
-def test_client_that_ends_and_reads_nothing_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Little enough is unread that the server was never told to pause writing."""
+def test_client_that_half_closes_and_does_not_read_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So little is unread that the transport never pauses writing."""
     monkeypatch.setattr(connection, "WRITE_TIMEOUT_SECONDS", 0.3)
     with serving() as (port, server), socket.socket() as deaf:
         deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -667,7 +667,7 @@ def test_broken_chunk_after_expect_is_refused_once(path: str, caplog: pytest.Log
     assert not caplog.records
 
 
-def test_what_is_pipelined_behind_a_slow_request_stays_in_the_socket() -> None:
+def test_requests_pipelined_behind_a_slow_one_stay_in_the_socket() -> None:
     released = threading.Event()
 
     async def slow(scope: Any, receive: Any, send: Any) -> None:

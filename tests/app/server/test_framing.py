@@ -32,7 +32,7 @@ def chunked(body: bytes, sizes: list[int], extension: bytes = b"", trailers: byt
 
 
 def take_all(framing: BodyFraming, pieces: list[bytes]) -> tuple[bytes, bytes]:
-    """The body, and what is left after it."""
+    """The body, and the bytes after it."""
     body, rest = bytearray(), b""
     for piece in pieces:
         position = 0
@@ -54,7 +54,7 @@ def cut(data: bytes, places: list[int]) -> list[bytes]:
     st.sampled_from([b"", b";a=b", b';name="quoted value"', b";" + b"x" * 200]),
     st.sampled_from([b"", b"X-Checksum: 1\r\n", b"a:b\r\nc: d\r\n"]),
 )
-def test_body_is_the_same_however_it_is_cut_into_chunks_and_packets(
+def test_body_does_not_depend_on_chunks_and_packets(
     body: bytes, sizes: list[int], places: list[int], extension: bytes, trailers: bytes
 ) -> None:
     sent = chunked(body, sizes, extension, trailers) + REST
@@ -85,7 +85,7 @@ def test_body_is_the_same_however_it_is_cut_into_chunks_and_packets(
         b"0\n\n",
     ],
 )
-def test_chunk_that_two_parsers_could_frame_differently_is_refused(sent: bytes) -> None:
+def test_ambiguous_chunk_is_rejected(sent: bytes) -> None:
     for pieces in ([sent], [bytes([byte]) for byte in sent]):
         with pytest.raises(BadRequest) as refused:
             take_all(ChunkedBody(), pieces)
@@ -102,23 +102,21 @@ def test_chunk_that_two_parsers_could_frame_differently_is_refused(sent: bytes) 
         (b"0" * 15 + b"1;" + b"x" * 80 + b"\r\na\r\n", FramingTooLarge),
     ],
 )
-def test_framing_without_end_is_refused_before_it_takes_memory(
-    sent: bytes, refusal: type[BadRequest]
-) -> None:
+def test_endless_framing_is_rejected_before_it_uses_memory(sent: bytes, refusal: type[BadRequest]) -> None:
     stream = sent * (1 + 3_000_000 // len(sent))
     packets = [stream[start : start + 1000] for start in range(0, len(stream), 1000)]
     with pytest.raises(refusal):
         take_all(ChunkedBody(), packets)
 
 
-def test_trailers_may_have_exactly_so_many_bytes() -> None:
+def test_trailers_may_have_as_many_bytes_as_the_limit() -> None:
     line = b"a: " + b"b" * (MAX_TRAILER_BYTES - 7) + b"\r\n"
     assert len(line) + 2 == MAX_TRAILER_BYTES
     assert take_all(ChunkedBody(), [b"1\r\na\r\n0\r\n" + line + b"\r\n" + REST]) == (b"a", REST)
 
 
-def test_one_call_takes_so_many_chunks_at_most() -> None:
-    """A packet of tens of thousands of chunks does not hold up the event loop."""
+def test_one_call_parses_a_limited_number_of_chunks() -> None:
+    """A packet of tens of thousands of chunks must not block the event loop."""
     sent = b"1\r\nx\r\n" * 40_000
     framing, body, position, calls = ChunkedBody(), bytearray(), 0, 0
     while position < len(sent):
@@ -130,6 +128,6 @@ def test_one_call_takes_so_many_chunks_at_most() -> None:
     assert calls >= 40_000 // MAX_CHUNKS_A_CALL
 
 
-def test_large_body_in_one_byte_chunks_is_taken() -> None:
+def test_large_body_in_one_byte_chunks_is_accepted() -> None:
     body = bytes(range(256)) * 400
     assert take_all(ChunkedBody(), [chunked(body, [1] * len(body))]) == (body, b"")

@@ -21,14 +21,14 @@ from tests.running import CLI, free_port, logging_service, wait_until
 
 
 def workers_in(log: Path) -> list[int]:
-    """Processes that ever began to serve, the latest last."""
+    """Process ids of all workers that have started, the latest last."""
     return list(map(int, re.findall(r"Started server process \[(\d+)\]", log.read_text(encoding="utf-8"))))
 
 
 @pytest.mark.parametrize(
     ("cores", "workers", "classifiers"), [(1, 1, 1), (2, 1, 2), (2, 2, 1), (3, 2, 2), (2, 4, 1), (16, 4, 4)]
 )
-def test_classifiers_of_all_workers_are_as_many_as_the_cores(
+def test_workers_share_one_classifier_per_core(
     monkeypatch: pytest.MonkeyPatch, cores: int, workers: int, classifiers: int
 ) -> None:
     monkeypatch.setattr(settings, "usable_cores", lambda: cores)
@@ -37,7 +37,7 @@ def test_classifiers_of_all_workers_are_as_many_as_the_cores(
     assert Settings(workers=workers, engine="tensorflow").classifiers == 1
 
 
-def test_what_is_not_needed_to_serve_is_not_imported() -> None:
+def test_serve_imports_only_what_it_needs() -> None:
     program = (
         "import sys; from app.cli.main import main, parse_arguments; parse_arguments(['serve']);"
         "import app.server.run; app.server.run.start_app(app.server.run.Settings()); print(*sys.modules)"
@@ -46,10 +46,10 @@ def test_what_is_not_needed_to_serve_is_not_imported() -> None:
     imported = {module.partition(".")[0] for module in ran.stdout.split()}
     assert "uvicorn" in imported
     assert not imported & {"aiohttp", "snowflake", "tensorflow", "keras", "h5py", "duckdb"}
-    assert not imported & {"numpy", "PIL", "ai_edge_litert"}  # processes of their own have these
+    assert not imported & {"numpy", "PIL", "ai_edge_litert"}  # only classifier processes import these
 
 
-def test_app_that_has_started_is_left_to_no_garbage_collection() -> None:
+def test_started_app_is_frozen_for_the_garbage_collector() -> None:
     try:
         app = serving.start_app(Settings())
         assert gc.isenabled()
@@ -58,7 +58,7 @@ def test_app_that_has_started_is_left_to_no_garbage_collection() -> None:
         gc.unfreeze()
 
 
-def test_workers_answer_and_a_dead_one_is_replaced(tmp_path: Path) -> None:
+def test_dead_worker_is_replaced(tmp_path: Path) -> None:
     log = tmp_path / "log"
     with logging_service(log, "--workers", "2") as (service, port):
         wait_until(lambda: len(workers_in(log)) == 2)
@@ -71,7 +71,7 @@ def test_workers_answer_and_a_dead_one_is_replaced(tmp_path: Path) -> None:
     assert len(set(workers_in(log))) == 3
 
 
-def test_workers_stop_when_the_terminal_is_lost(tmp_path: Path) -> None:
+def test_workers_stop_on_sighup(tmp_path: Path) -> None:
     log = tmp_path / "log"
     with logging_service(log, "--workers", "2") as (service, _):
         wait_until(lambda: len(workers_in(log)) == 2)
@@ -82,7 +82,7 @@ def test_workers_stop_when_the_terminal_is_lost(tmp_path: Path) -> None:
 
 
 def start_without_model(workers: int, folder: Path) -> str:
-    """What a service prints that cannot start, for there is no model."""
+    """The output of a service that cannot start, because there is no model."""
     model = str(folder / "m.h5")
     command = [*CLI, "serve", "--workers", str(workers), "--port", str(free_port()), "--model", model]
     ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
@@ -90,7 +90,7 @@ def start_without_model(workers: int, folder: Path) -> str:
     return ran.stderr
 
 
-def test_fault_of_the_workers_ends_the_service_in_one_line(tmp_path: Path) -> None:
+def test_worker_that_cannot_start_stops_the_service_with_one_line(tmp_path: Path) -> None:
     stderr = start_without_model(2, tmp_path)
     assert "ext-classify: " in stderr
     assert "m.h5" in stderr
@@ -101,14 +101,14 @@ def fault_lines(stderr: str) -> list[str]:
     return [line for line in stderr.splitlines() if not line.startswith("INFO:")]
 
 
-def test_fault_is_said_once_however_many_workers_meet_it(tmp_path: Path) -> None:
+def test_start_error_of_all_workers_is_printed_once(tmp_path: Path) -> None:
     stderr = start_without_model(4, tmp_path)
     assert stderr.count("ext-classify: ") == 1
 
 
 @pytest.mark.parametrize("room", ["16k", "300k"])
-def test_workers_without_room_for_their_metrics_say_so_once(room: str, tmp_path: Path) -> None:
-    """A full tmpfs would end them by SIGBUS, one after the other, for ever."""
+def test_missing_room_for_metrics_is_printed_once(room: str, tmp_path: Path) -> None:
+    """Otherwise a full tmpfs would kill each of them with SIGBUS, again and again."""
     apart = ["unshare", "-rm"]
     tried = ["sh", "-c", shlex.join([*apart, "mount", "-t", "tmpfs", "none", str(tmp_path)])]
     if subprocess.run(tried, capture_output=True, check=False).returncode != 0:
@@ -129,7 +129,7 @@ def test_workers_without_room_for_their_metrics_say_so_once(room: str, tmp_path:
     assert str(tmp_path) in line
 
 
-def test_metrics_of_workers_are_in_files_without_holes(tmp_path: Path) -> None:
+def test_metrics_files_of_workers_are_not_sparse(tmp_path: Path) -> None:
     environment = {"TMPDIR": str(tmp_path)}
     with logging_service(tmp_path / "log", "--workers", "2", **environment) as (_, port):
         wait_until(lambda: len(workers_in(tmp_path / "log")) == 2)
@@ -139,12 +139,12 @@ def test_metrics_of_workers_are_in_files_without_holes(tmp_path: Path) -> None:
         assert [file.name for file in files if 512 * file.stat().st_blocks < file.stat().st_size] == []
 
 
-def test_worker_that_cannot_start_again_costs_the_others_nothing(tmp_path: Path) -> None:
+def test_worker_that_cannot_restart_does_not_stop_the_others(tmp_path: Path) -> None:
     log, model_path = tmp_path / "log", tmp_path / "m.h5"
     put(DEFAULT_MODEL_PATH, model_path)
     with logging_service(log, "--workers", "2", "--model", str(model_path)) as (service, port):
         wait_until(lambda: log.read_text(encoding="utf-8").count("Application startup complete") == 2)
-        time.sleep(1)  # the supervisor learns of it twice a second
+        time.sleep(1)  # the supervisor checks its workers twice a second
         tear(model_path)
         os.kill(workers_in(log)[0], signal.SIGKILL)
         wait_until(lambda: "ended (exit code 3)" in log.read_text(encoding="utf-8"))
@@ -157,8 +157,8 @@ def test_worker_that_cannot_start_again_costs_the_others_nothing(tmp_path: Path)
     assert log.read_text(encoding="utf-8").count("must have the sha256") == 1
 
 
-def test_workers_that_die_at_each_start_end_the_service(tmp_path: Path) -> None:
-    """By a signal, such as for want of memory, without a word of their own."""
+def test_service_exits_if_its_workers_always_die_at_start(tmp_path: Path) -> None:
+    """Killed by a signal, such as for lack of memory, so that they print nothing."""
     (tmp_path / "sitecustomize.py").write_text(
         "import os, sys\nif 'spawn_main' in ' '.join(sys.orig_argv): os.abort()\n", encoding="utf-8"
     )
