@@ -234,7 +234,7 @@ RESTORED = [
 ]
 
 
-def test_every_grant_is_told_before_and_given_back_after_a_replacement(console: ScriptedConsole) -> None:
+def test_grants_are_printed_before_and_restored_after_a_replacement(console: ScriptedConsole) -> None:
     run(console)
     console.scripted = {
         'SHOW GRANTS ON FUNCTION "LOCAL"."PUBLIC"."EXT_CLASSIFY"(VARCHAR)': lambda _: GRANTS,

@@ -75,7 +75,7 @@ def test_one_login_serves_all_statements(server: Front) -> None:
     assert len(server.statements) == 5
 
 
-def test_parameters_travel_beside_the_statement(server: Front) -> None:
+def test_parameters_are_sent_separately(server: Front) -> None:
     run(server, lambda session: session.query("SELECT PARSE_JSON(?)", ["['); DROP --"]))
     [asked] = [asked for asked in server.asked if asked.path == QUERY]
     assert asked.sql == "SELECT PARSE_JSON(?)"
