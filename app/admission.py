@@ -299,7 +299,7 @@ class Admission:
         )
         self._queue = queue
         self._max_wait_seconds = max_wait_seconds
-        queue.on_look = self._shed
+        queue.on_check = self._shed
         self._rows_a_byte: dict[str, float] = {}
 
     def refuse(self, body_bytes: int, rows: int) -> None:
@@ -322,7 +322,7 @@ class Admission:
         wait_seconds = self._queue.wait_seconds(rows, unfetched_rows)
         max_wait_seconds = self._max_wait_of(rows)
         if rows <= FEW_ROWS:
-            wait_seconds = max(wait_seconds, self._queue.overdue[True].longest_wait_seconds)
+            wait_seconds = max(wait_seconds, self._queue.shedder(rows).longest_wait_seconds)
         if wait_seconds > max_wait_seconds:
             raise _overloaded(
                 f"A request of {rows} rows must wait at most {max_wait_seconds:g} seconds. "
@@ -334,8 +334,8 @@ class Admission:
         return min(self._max_wait_seconds, MAX_WAIT_SECONDS_OF_FEW if rows <= FEW_ROWS else math.inf)
 
     def _shed(self) -> None:
-        for overdue, rows in zip(self._queue.overdue, (FEW_ROWS + 1, FEW_ROWS), strict=True):
-            overdue.shed(self._max_wait_of(rows), self._waited_for_too_long)
+        for rows in (FEW_ROWS + 1, FEW_ROWS):
+            self._queue.shedder(rows).shed(self._max_wait_of(rows), self._waited_for_too_long)
 
     def _waited_for_too_long(self, request: QueuedRequest) -> Overloaded:
         max_wait_seconds = self._max_wait_of(request.rows)

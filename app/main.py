@@ -14,8 +14,7 @@ from app.api.health import Gauges
 from app.api.pages import create_pages
 from app.api.shutdown import Shutdown
 from app.api.state import ServiceState
-from app.batches.batches import Batches
-from app.batches.store import AnswerStore, MemoryStore
+from app.batches.batches import AnswerCache, Batches, SharedStore
 from app.event_loop import within
 from app.images.fetcher import Fetcher, create_fetcher
 from app.pipeline import Pipeline, max_fetched_rows
@@ -25,11 +24,9 @@ from app.snowflake.stage import StageReader
 from app.telemetry.log import configure, log_event, logger, serving
 from app.telemetry.record import RefusalLog
 from app.telemetry.tracing import TRACING
-from app.workers.capacity import Capacity
 from app.workers.host import ClassifierProcesses
-from app.workers.pool import LiveClassifiers
-from app.workers.queue import RowQueue
-from app.workers.reload import ignore_until_ready, reloaded_by_signal
+from app.workers.pool import LiveClassifiers, ignore_reload_signal, reload_on_signal
+from app.workers.queue import Capacity, RowQueue
 
 
 def create_app(settings: Settings, processes: ClassifierProcesses | None = None) -> Service:
@@ -38,7 +35,7 @@ def create_app(settings: Settings, processes: ClassifierProcesses | None = None)
     `processes` may have been started earlier, so that they and this process start up in parallel.
     """
     processes = processes or ClassifierProcesses(settings)
-    ignore_until_ready()
+    ignore_reload_signal()
     _start_telemetry(settings)
     shutdown = Shutdown(settings.stop_delay_seconds, settings.stop_grace_seconds)
     guards = create_guards(settings)
@@ -57,7 +54,7 @@ def create_app(settings: Settings, processes: ClassifierProcesses | None = None)
     pipeline = Pipeline(classifiers.pool, queue, fetcher, stages, max_fetched_rows(settings))
     classifier = RowClassifier(settings, pipeline, admission)
     batches = _create_batches(settings, classifier, admission)
-    shutdown.has_deferred_responses = lambda: batches.owes
+    shutdown.has_deferred_responses = lambda: batches.has_deferred_answers
     state = ServiceState(settings, guards, shutdown, RefusalLog(), classifiers, pipeline, admission, batches)
     gauges = Gauges(state)
     pages = create_pages(state, gauges, _lifespan(state, gauges, fetcher, session))
@@ -78,21 +75,23 @@ def _start_telemetry(settings: Settings) -> None:
 def _create_batches(settings: Settings, classifier: RowClassifier, admission: Admission) -> Batches:
     # A poll may reach any worker, and without Redis only one of them has the deferred response.
     can_defer = settings.workers == 1 or settings.redis_url is not None
+    cache = AnswerCache(settings.answer_cache_seconds, settings.max_answer_cache_bytes)
     return Batches(
         within(settings.request_timeout_seconds, classifier.classify_batch),
-        _create_store(settings, admission),
+        cache,
         settings.sync_deadline_seconds if can_defer else None,
         settings.request_timeout_seconds,
+        _create_shared_store(settings, admission, cache),
     )
 
 
-def _create_store(settings: Settings, admission: Admission) -> AnswerStore:
-    local = MemoryStore(settings.answer_cache_seconds, settings.max_answer_cache_bytes)
+def _create_shared_store(settings: Settings, admission: Admission, cache: AnswerCache) -> SharedStore | None:
     if settings.redis_url is None:
-        return local
+        return None
     from app.batches.redis_store import RedisStore  # noqa: PLC0415 - Redis is optional, and slow to import
 
-    return RedisStore(settings.redis_url.get_secret_value(), local, settings.answer_cache_seconds, admission)
+    url = settings.redis_url.get_secret_value()
+    return RedisStore(url, settings.answer_cache_seconds, admission, cache.decompress)
 
 
 def _lifespan(
@@ -106,7 +105,7 @@ def _lifespan(
         async with state.classifiers, fetcher, session:
             updating = asyncio.create_task(gauges.keep_updating())
             log_event("ready", **state.pipeline.model.identity)
-            with state.shutdown.handling_signals(), reloaded_by_signal(state.classifiers), serving():
+            with state.shutdown.handling_signals(), reload_on_signal(state.classifiers), serving():
                 yield
                 updating.cancel()
                 await state.batches.close()

@@ -75,7 +75,7 @@ class Pipeline:
         with self.queue.request(len(rows), len(remote)) as request:
             batch = _Batch(rows, [None] * len(rows), request, pending)
             # They need no process, so they do not count towards the wait of other requests.
-            request.note_answered(sum(row.is_settled for row in rows))
+            request.mark_answered(sum(row.is_settled for row in rows))
             try:
                 if remote:
                     await self._fetch_and_classify(batch, held, remote)
@@ -125,9 +125,9 @@ class Pipeline:
                 # Otherwise thousands of rejected URLs would be one step of the event loop.
                 await asyncio.sleep(0)
                 fetched = await self._fetch(batch, source, staged)
-                batch.request.note_fetched(1)
+                batch.request.mark_fetched(1)
                 if not isinstance(fetched, Image):
-                    batch.request.note_answered(1)
+                    batch.request.mark_answered(1)
                 await batch.classify([(place, fetched)])
 
     async def _fetch(self, batch: "_Batch", source: Remote, staged: StageBatch) -> Fetched:
@@ -141,7 +141,7 @@ class Pipeline:
         finally:
             ended = perf_counter()
             batch.request.steps.fetch.note(ended - started, started, ended)
-            self.queue.capacity.note_fetched(ended - started)
+            self.queue.capacity.record_fetched(ended - started)
 
 
 @dataclass

@@ -31,7 +31,7 @@ class InputError(ModelError):
         self.message = message
         self.retryable = retryable
 
-    def anew(self) -> Self:
+    def without_traceback(self) -> Self:
         """A copy of this error without its traceback."""
         return type(self)(self.message, retryable=self.retryable)
 

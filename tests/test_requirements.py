@@ -30,8 +30,8 @@ def test_serving_imports_no_tensorflow() -> None:
     """Neither what answers HTTP, nor what classifies."""
     program = (
         "import sys; from app.main import create_app; from app.settings import Settings;"
-        "from app.workers.host import options_of; from app.workers.process import Opening;"
-        "create_app(Settings()); Opening(options_of(Settings())).images();"
+        "from app.workers.host import options_of; from app.workers.process import NetworkLoader;"
+        "create_app(Settings()); NetworkLoader(options_of(Settings())).classifier();"
         "print(sorted({'tensorflow', 'keras', 'h5py', 'tqdm', 'scipy'} & set(sys.modules)))"
     )
     finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

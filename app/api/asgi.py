@@ -74,7 +74,7 @@ class Service:
             self.state.admission.refuse_rows(1)
         except Overloaded as error:
             metrics.count_request(error.status, 0.0)
-            self.state.refusals.note(error, Headers(scope=scope))
+            self.state.refusals.add(error, Headers(scope=scope))
             response = error_response(error)
             response.raw_headers.extend(_RESPONSE_HEADERS)
             return response
@@ -105,7 +105,7 @@ class Service:
                 await _send(response, request, send)
         except Exception as error:
             if isinstance(error, ServiceError):
-                self.state.refusals.note(error, request.headers)
+                self.state.refusals.add(error, request.headers)
             if not send.has_started:  # otherwise the server closes the connection
                 response = error_response(error)
                 if scope["path"] == _CLASSIFY_PATH:

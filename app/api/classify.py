@@ -25,8 +25,7 @@ from app.api.body import (
     parse_files,
     read_body,
 )
-from app.batches.batches import Batches, check_batch_id
-from app.batches.store import SentBatch
+from app.batches.batches import Batches, SentBatch, check_batch_id
 from app.errors import InvalidBatch, Overloaded, UnsupportedMediaType
 from app.images.source import ROW_BYTES, Row
 from app.names import BATCH_ID_HEADER, ids_of

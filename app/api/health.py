@@ -8,12 +8,12 @@ from fastapi import APIRouter, Response
 from typing_extensions import TypedDict
 
 from app.api.state import ServiceState
-from app.batches.store import AnswerStore
+from app.batches.batches import SharedStore
 from app.outcome import ModelIdentity
 from app.telemetry import metrics
 
 # Probes wait a few seconds at most for their response.
-_LOOK_SECONDS = 1.0
+_PING_SECONDS = 1.0
 _GAUGE_SECONDS = 1.0
 
 
@@ -41,14 +41,15 @@ def create_router(state: ServiceState, gauges: "Gauges") -> APIRouter:
 
         503 during shutdown, and while no classifier process is ready.
         """
-        store = state.batches.store
-        with suppress(TimeoutError):  # report what was last known of the store
-            async with asyncio.timeout(_LOOK_SECONDS):
-                await store.look()
+        shared = state.batches.shared
+        if shared is not None:
+            with suppress(TimeoutError):  # report what was last known of the store
+                async with asyncio.timeout(_PING_SECONDS):
+                    await shared.ping()
         status = _status(state)
         if status != "ready":
             response.status_code = 503
-        return Readiness(status=status, model=state.pipeline.model.identity, answers=_location_of(store))
+        return Readiness(status=status, model=state.pipeline.model.identity, answers=_location_of(shared))
 
     @router.get("/model", summary="The card of the network that serves")
     async def model() -> dict[str, Any]:
@@ -74,10 +75,10 @@ def _status(state: ServiceState) -> Literal["ready", "stopping", "no_classifier"
     return "ready" if state.classifiers.pool.is_available else "no_classifier"
 
 
-def _location_of(store: AnswerStore) -> Literal["memory", "redis", "redis_unavailable"]:
-    if not store.is_shared:
+def _location_of(shared: SharedStore | None) -> Literal["memory", "redis", "redis_unavailable"]:
+    if shared is None:
         return "memory"
-    return "redis" if store.is_available else "redis_unavailable"
+    return "redis" if shared.is_available else "redis_unavailable"
 
 
 class Gauges:
@@ -94,14 +95,14 @@ class Gauges:
             await asyncio.sleep(_GAUGE_SECONDS)
 
     def update(self) -> None:
-        state, queue, store = self._state, self._state.pipeline.queue, self._state.batches.store
+        state, queue, batches = self._state, self._state.pipeline.queue, self._state.batches
         metrics.UNANSWERED_ROWS.set(queue.unanswered_rows)
         metrics.PENDING_BYTES.set(state.admission.pending_bytes)
         metrics.ROW_SECONDS.set(queue.capacity.row_seconds)
-        metrics.RUNNING_BATCHES.set(len(state.batches))
-        metrics.REMEMBERED_BYTES.set(store.held_bytes)
+        metrics.RUNNING_BATCHES.set(len(batches))
+        metrics.CACHED_ANSWER_BYTES.set(batches.cache.held_bytes)
         metrics.CLASSIFIERS.set(state.classifiers.pool.size)
-        metrics.SHARED_STORE_UP.set(store.is_available)
+        metrics.SHARED_STORE_UP.set(batches.shared is None or batches.shared.is_available)
         metrics.ABANDONED_ROWS.inc(queue.abandoned_rows - self._abandoned_rows)
         self._abandoned_rows = queue.abandoned_rows
         self._update_model(state.pipeline.model.identity)

@@ -1,7 +1,7 @@
-"""Answers that all replicas remember together, in Redis; without it, each remembers what it answered itself.
+"""Answers, leases and unfinished batches of all replicas, in Redis.
 
-A batch belongs to whoever holds its lease. The lease of a replica that dies ends by itself, and the batch is
-begun anew by the first replica that is asked for it.
+While Redis does not answer, each replica works alone: it serves the answers that its own memory caches, and
+does not defer batches.
 """
 
 import asyncio
@@ -22,28 +22,28 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
 from app.admission import Admission, PendingBody
-from app.batches.store import MemoryStore, Remembered, SentBatch, compress
+from app.batches.batches import CachedAnswer, SentBatch, compress
 from app.telemetry.log import log_event, logger
 
 T = TypeVar("T")
 
 LEASE_SECONDS = 10.0
-# How long a caller of a batch that another replica classifies waits between two looks.
+# Between two attempts to take a lease that another replica holds.
 LOOK_SECONDS = 0.2
-# Longer than this, Redis counts as absent, and is not asked again for a while.
+# After this time without an answer, Redis counts as unavailable, and the next attempt follows later.
 ANSWER_SECONDS = 0.5
 ASK_AGAIN_SECONDS = 2.0
 _MOST_CONNECTIONS = 64
 _DIGEST_BYTES = 32
 # What PTTL answers (Redis documentation).
 _NO_KEY, _NO_EXPIRY = -2, -1
-# Only whoever holds a lease may prolong or end it.
+# Only the holder of a lease renews or releases it.
 _RENEW = "return redis.call('get', KEYS[1]) == ARGV[1] and redis.call('pexpire', KEYS[1], ARGV[2])"
 _RELEASE = "return redis.call('get', KEYS[1]) == ARGV[1] and redis.call('del', KEYS[1])"
 
 
 class _Head(BaseModel, strict=True, extra="forbid"):
-    """The first line of a batch that is kept until it is answered; its content follows."""
+    """The first line of an unfinished batch; its content follows."""
 
     batch_id: str
     query_id: str | None
@@ -52,16 +52,20 @@ class _Head(BaseModel, strict=True, extra="forbid"):
 
 
 class RedisStore:
-    """Every answer is in this process's memory too, so that Redis is asked for those of others only."""
+    """Implements SharedStore. A command that fails has no effect and returns a default."""
 
-    is_shared = True
-
-    def __init__(self, url: str, local: MemoryStore, remembered_seconds: float, admission: Admission) -> None:
-        """Raises ValueError for what is no Redis URL."""
+    def __init__(
+        self,
+        url: str,
+        ttl_seconds: float,
+        admission: Admission,
+        decompress: Callable[[bytes, PendingBody | None], Awaitable[bytes]],
+    ) -> None:
+        """Raises ValueError for an invalid Redis URL. `decompress` limits concurrent decompressions."""
         self.is_available = True
-        self._local = local
-        self._remembered_milliseconds = round(1000 * remembered_seconds)
+        self._ttl_milliseconds = round(1000 * ttl_seconds)
         self._admission = admission
+        self._decompress = decompress
         self._ask_again_at = 0.0
         pool = redis.asyncio.BlockingConnectionPool.from_url(
             url,
@@ -73,70 +77,62 @@ class RedisStore:
         )
         self._redis = redis.asyncio.Redis.from_pool(pool)
 
-    @property
-    def held_bytes(self) -> int:
-        """Here, not in Redis."""
-        return self._local.held_bytes
-
     async def close(self) -> None:
-        self._ask_again_at = math.inf  # what still runs would open connections anew
+        self._ask_again_at = math.inf  # a running task would open a new connection
         with suppress(RedisError, OSError):
             await self._redis.aclose()
 
-    async def look(self) -> None:
+    async def ping(self) -> None:
         await self._ask(self._redis.ping, None)
-
-    def has(self, batch_id: str) -> bool:
-        return self._local.has(batch_id)
 
     async def find(
         self, batch_id: str, pending: PendingBody | None = None, digest: bytes | None = None
-    ) -> Remembered | None:
-        if (remembered := await self._local.find(batch_id, pending, digest)) is not None:
-            return remembered
+    ) -> CachedAnswer | None:
         stored = await self._ask(lambda: self._redis.get(_key(batch_id, "answer")), None)
         if not stored or (digest is not None and stored[:_DIGEST_BYTES] != digest):
             return None
         try:
-            answer = await self._local.decompress(stored[_DIGEST_BYTES:], pending)
+            answer = await self._decompress(stored[_DIGEST_BYTES:], pending)
         except (zlib.error, ValueError, TypeError) as error:
             _warn_of_corrupt_entry("answer", error)
             return None
-        return Remembered(stored[:_DIGEST_BYTES], answer)
+        return CachedAnswer(stored[:_DIGEST_BYTES], answer)
 
-    async def keep(self, batch_id: str, remembered: Remembered) -> None:
-        await self._local.keep(batch_id, remembered)
-        stored = remembered.digest + await compress(remembered.answer)
+    async def keep(self, batch_id: str, cached: CachedAnswer) -> None:
+        stored = cached.digest + await compress(cached.answer)
 
         async def store() -> None:
             async with self._redis.pipeline() as pipeline:
-                pipeline.set(_key(batch_id, "answer"), stored, px=self._remembered_milliseconds)
+                pipeline.set(_key(batch_id, "answer"), stored, px=self._ttl_milliseconds)
                 pipeline.delete(_key(batch_id, "unfinished"))
                 await pipeline.execute()
 
         await self._ask(store, None)
 
     @asynccontextmanager
-    async def claim(self, batch_id: str) -> AsyncIterator[Remembered | None]:
-        lease, token = _key(batch_id, "lease"), secrets.token_bytes(16)
-        # Another process releases it, and tells nobody.
-        while not await self._ask(lambda: self._take(lease, token), default=True):  # noqa: ASYNC110
+    async def lease(self, batch_id: str) -> AsyncIterator[CachedAnswer | None]:
+        key, token = _key(batch_id, "lease"), secrets.token_bytes(16)
+        # Another process releases the lease, without an event here.
+        while not await self._ask(lambda: self._take(key, token), default=True):  # noqa: ASYNC110
             await asyncio.sleep(LOOK_SECONDS)
-        renewing = asyncio.ensure_future(self._renew(lease, token))
+        renewing = asyncio.ensure_future(self._renew(key, token))
         try:
             yield await self.find(batch_id)
         finally:
             renewing.cancel()
-            await self._ask(lambda: self._redis.eval(_RELEASE, 1, lease, token), None)
+            await self._ask(lambda: self._redis.eval(_RELEASE, 1, key, token), None)
+
+    async def is_leased(self, batch_id: str) -> bool:
+        """Also true if Redis does not answer, as an error would end the client's query."""
+        return bool(await self._ask(lambda: self._is_held(_key(batch_id, "lease")), default=True))
 
     async def keep_unfinished(self, batch: SentBatch) -> bool:
         if batch.batch_id is None:
             return False
         key, stored = _key(batch.batch_id, "unfinished"), _format(batch)
-        kept = await self._ask(lambda: self._redis.set(key, stored, px=self._remembered_milliseconds), None)
-        return bool(kept)
+        return bool(await self._ask(lambda: self._redis.set(key, stored, px=self._ttl_milliseconds), None))
 
-    async def forget_unfinished(self, batch_id: str) -> None:
+    async def discard_unfinished(self, batch_id: str) -> None:
         await self._ask(lambda: self._redis.delete(_key(batch_id, "unfinished")), None)
 
     async def find_unfinished(self, batch_id: str) -> SentBatch | None:
@@ -156,10 +152,6 @@ class RedisStore:
             _warn_of_corrupt_entry("batch", error)
             return None
 
-    async def is_claimed(self, batch_id: str) -> bool:
-        """Whether a replica holds the lease; true if Redis does not say, as an error would end the query."""
-        return bool(await self._ask(lambda: self._is_held(_key(batch_id, "lease")), default=True))
-
     async def _take(self, lease: str, token: bytes) -> bool:
         if await self._redis.set(lease, token, nx=True, px=round(1000 * LEASE_SECONDS)):
             return True
@@ -167,7 +159,7 @@ class RedisStore:
         return False
 
     async def _is_held(self, lease: str) -> bool:
-        """Whether the lease exists. One that no replica can have written gets the expiry of a lease."""
+        """Whether the lease exists. Sets the expiry of one that was written without, or with a later one."""
         milliseconds = await self._redis.pttl(lease)
         if milliseconds == _NO_EXPIRY or milliseconds > 1000 * LEASE_SECONDS:
             await self._redis.pexpire(lease, round(1000 * LEASE_SECONDS))
@@ -180,7 +172,7 @@ class RedisStore:
             await self._ask(lambda: self._redis.eval(_RENEW, 1, lease, token, milliseconds), None)
 
     async def _ask(self, command: Callable[[], Awaitable[Any]], default: T) -> Any:
-        """What Redis answers, or the default when it does not."""
+        """The answer of Redis, or the default if it does not answer."""
         if monotonic() < self._ask_again_at:
             return default
         try:
@@ -191,27 +183,27 @@ class RedisStore:
                 _warn_of_corrupt_entry("mistyped", error)
                 return default
             self._ask_again_at = max(self._ask_again_at, monotonic() + ASK_AGAIN_SECONDS)
-            self._note(is_available=False, reason=type(error).__name__)
+            self._log_change(is_available=False, reason=type(error).__name__)
             return default
-        self._note(is_available=True)
+        self._log_change(is_available=True)
         return answer
 
-    def _note(self, *, is_available: bool, reason: str | None = None) -> None:
+    def _log_change(self, *, is_available: bool, reason: str | None = None) -> None:
         if is_available != self.is_available:
             self.is_available = is_available
             log_event("redis_back" if is_available else "redis_gone", reason=reason)
 
     def _parse(self, batch_id: str, stored: bytes) -> SentBatch:
-        """Raises ValueError for an entry that no replica has written."""
+        """Raises ValueError for an invalid entry."""
         head, _, content = stored.partition(b"\n")
         parsed = _Head.model_validate_json(head)
         if parsed.batch_id != batch_id:
-            raise ValueError("another batch's id")
+            raise ValueError(f"The id must be {batch_id!r}. Received: {parsed.batch_id!r}.")
         return SentBatch(content=content, pending=self._admission.reserve(), **parsed.model_dump())
 
 
 async def ping(url: str) -> float:
-    """Seconds until a Redis answers. Raises OSError with the reason."""
+    """Return the seconds that a Redis takes to answer. Raises OSError with the reason."""
     client = redis.asyncio.Redis.from_url(
         url, socket_timeout=ANSWER_SECONDS, socket_connect_timeout=ANSWER_SECONDS, retry=Retry(NoBackoff(), 0)
     )
@@ -226,7 +218,7 @@ async def ping(url: str) -> float:
 
 
 def _warn_of_corrupt_entry(kind: str, error: Exception) -> None:
-    logger.warning("Redis has a corrupt %s entry, which counts as absent: %s", kind, type(error).__name__)
+    logger.warning("Redis has a corrupt %s entry, which the service ignores: %s", kind, type(error).__name__)
 
 
 def _format(batch: SentBatch) -> bytes:
@@ -240,5 +232,5 @@ def _format(batch: SentBatch) -> bytes:
 
 
 def _key(batch_id: str, kind: str) -> str:
-    """Those of a batch are in one slot of a cluster, by what stands in braces."""
+    """Braces put all keys of a batch into one slot of a Redis cluster."""
     return f"ext-classify:{{{hashlib.sha256(batch_id.encode()).hexdigest()}}}:{kind}"

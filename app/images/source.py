@@ -319,7 +319,7 @@ def _parse_inline(text: bytes, characters: int, limits: ImageLimits) -> InlineTe
     try:
         limits.refuse_bytes(kind.image_bytes(characters))
     except ImageTooLarge as error:
-        return error.anew()
+        return error.without_traceback()
     return kind(text)
 
 

@@ -161,7 +161,7 @@ class SnowflakeSession:
     def _log_in(self) -> "SnowflakeConnection":
         with self._login_lock:  # one login at a time, so that a failure stops the others
             if self._failed_login and time.monotonic() < self._failed_login[0]:
-                raise self._failed_login[1].anew()
+                raise self._failed_login[1].without_traceback()
             from snowflake import connector  # noqa: PLC0415 - takes 48 MB of memory
 
             try:

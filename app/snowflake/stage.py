@@ -147,7 +147,7 @@ class StageReader:
             self._hosts_query = asyncio.ensure_future(self._query_hosts())
         failure = await asyncio.shield(self._hosts_query)
         if failure is not None:
-            raise failure.anew()
+            raise failure.without_traceback()
 
     async def _query_hosts(self) -> InputError | None:
         """Add the hosts of the account's other names, which SYSTEM$ALLOWLIST lists."""
@@ -190,7 +190,7 @@ class StageBatch:
             raise StageNotAllowed(f"A batch must name at most {MAX_STAGES_IN_BATCH} stages. Received: more.")
         signed = await self._signed(file.stage)
         if file.host in signed.refused:
-            raise signed.refused[file.host].anew()
+            raise signed.refused[file.host].without_traceback()
         return await self._reader.fetch(file, signed.urls)
 
     async def _signed(self, stage: Stage) -> SignedStage:

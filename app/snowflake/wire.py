@@ -217,7 +217,7 @@ def _parse_row(index: int, row: object, limits: ImageLimits, *, evidence: bool) 
     try:
         parsed_options = _parse_options(options)
     except InvalidOptions as error:
-        return Row(number, error.anew())
+        return Row(number, error.without_traceback())
     return Row(number, parse_source(value, limits), evidence=parsed_options.get("evidence", evidence))
 
 

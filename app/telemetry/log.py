@@ -1,7 +1,7 @@
-"""The service's log: one JSON line an event, written by a thread, so that a slow log never delays a request.
+"""The service's log: one JSON line per event, written by a thread, so that a slow log never delays a request.
 
-Whatever reads standard error may stall: a full pipe, a stopped terminal, a slow disk. Lines then wait in a
-bounded queue, and those that exceed it are dropped and counted.
+The reader of standard error may stall: a full pipe, a stopped terminal, a slow disk. Lines then wait in a
+bounded queue; lines beyond its limit are dropped and counted.
 """
 
 import atexit
@@ -21,7 +21,7 @@ from pydantic_core import to_json
 logger = logging.getLogger("ext_classify")
 
 MAX_QUEUED_BYTES = 4 * 1024 * 1024
-# How long startup and shutdown wait for a log that is not read.
+# The limit for startup and shutdown to wait for a log that nobody reads.
 FLUSH_SECONDS = 1.0
 _MAX_WRITE_BYTES = 64 * 1024
 # Another process may have made the shared descriptor non-blocking.
@@ -30,7 +30,7 @@ _FORMATTER = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
 
 
 class LogWriter:
-    """Writes lines in order from a thread of its own. Safe in threads and in signal handlers."""
+    """Writes lines in order from a background thread. Thread-safe, and safe in signal handlers."""
 
     def __init__(self, stream: TextIO, max_queued_bytes: int = MAX_QUEUED_BYTES) -> None:
         self.is_serving = False
@@ -64,7 +64,7 @@ class LogWriter:
             self.flush(FLUSH_SECONDS)
 
     def flush(self, timeout_seconds: float) -> bool:
-        """Wait until every queued line is written. Returns whether it is."""
+        """Wait until every queued line is written. Returns False after a timeout."""
         with self._chunk_written:
             is_written = self._chunk_written.wait_for(lambda: not self._queued_bytes, timeout_seconds)
             self._is_stalled = not is_written
@@ -114,17 +114,17 @@ class LogWriter:
 
 
 class BackgroundHandler(logging.Handler):
-    """Formats records where they arise, and hands the lines to the process's one writer."""
+    """Formats records in the logging thread, and queues the lines at the process's only writer."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
             _WRITER.write(self.format(record))
-        except Exception:  # noqa: BLE001 - logging never fails its caller
+        except Exception:  # noqa: BLE001 - logging must not raise
             self.handleError(record)
 
 
 def configure(level: str) -> None:
-    """Write to standard error, as it is now, from `level` on; once, however many apps are made."""
+    """Log to the current standard error from `level` on. Safe to call for each app of a process."""
     _WRITER.switch_to(sys.stderr)
     handler = BackgroundHandler()
     handler.setFormatter(_FORMATTER)
@@ -138,7 +138,7 @@ def configure(level: str) -> None:
 
 @contextmanager
 def serving() -> Iterator[None]:
-    """Inside, no log line waits to be written."""
+    """A context in which logging does not wait for lines to be written."""
     _WRITER.is_serving = True
     try:
         yield
@@ -154,15 +154,15 @@ def log_event(event: str, **fields: object) -> None:
 def _format_json(fields: dict[str, object]) -> str:
     try:
         return to_json(fields).decode()
-    except ValueError:  # half of a surrogate pair, which UTF-8 has no bytes for
+    except ValueError:  # half of a surrogate pair, which UTF-8 cannot encode
         return json.dumps(fields, default=repr)
 
 
 def _write_all(stream: TextIO, content: bytes) -> None:
-    """Past the stream's buffer: a thread that holds its lock would abort the interpreter's shutdown."""
+    """Bypass the stream's buffer: a thread that holds its lock would abort the interpreter's shutdown."""
     try:
         descriptor = stream.fileno()
-    except (OSError, ValueError):  # not a file, as under a test's capture
+    except (OSError, ValueError):  # not a file, such as pytest's capture
         stream.write(content.decode("utf-8"))
         stream.flush()
         return

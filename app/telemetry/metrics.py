@@ -1,7 +1,7 @@
-"""What the service counts, for Prometheus; correct over several workers, whichever of them is asked.
+"""Prometheus metrics. Every worker exposes the values of all workers.
 
-With workers, the library keeps values in files that all of them read (PROMETHEUS_MULTIPROC_DIR, which must be
-set before it is imported).
+With several workers, prometheus_client keeps values in files that all of them read (PROMETHEUS_MULTIPROC_DIR,
+which must be set before its import).
 """
 
 import os
@@ -19,26 +19,26 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from app.outcome import Outcome, Steps, Summary
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
-# The library's own name for where workers keep their values.
+# prometheus_client's name for the folder of these files.
 _MULTIPROCESS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
-# Of a worker's time, and how much of it may be saved up.
+# The share of a worker's time for reading the files, and the longest time that it can save up.
 _READ_SHARE = 0.1
 _MAX_READ_BUDGET_SECONDS = 0.5
 
-# From a single image on an idle machine to a batch that is asked for later.
+# From a single image on an idle machine to a deferred batch.
 _REQUEST_SECONDS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0)
 _ROW_SECONDS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
-# A trained network is mostly sure: where it is less so shows near 1.
+# Most images have a confidence near 1.
 CONFIDENCE_BOUNDS = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999)
 _BRIGHTNESSES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
-# Those of the NEU images span two powers of ten, and out of focus they have less.
+# NEU images span two powers of ten; images out of focus have less.
 _SHARPNESSES = (0.00002, 0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 
 
 class Distribution(Histogram):
     def observe_all(self, values: Collection[float]) -> None:
-        """As to observe each, for a fraction of the time: a value that workers share is slow to grow."""
+        """Observe all values in a fraction of the time, as each change of a shared value is slow."""
         if not values:
             return
         self._sum.inc(sum(values))
@@ -46,21 +46,19 @@ class Distribution(Histogram):
             self._buckets[place].inc(count)
 
 
-REQUESTS = Counter(
-    "ext_classify_requests", "Requests to /classify, by the status they were answered.", ["status"]
-)
+REQUESTS = Counter("ext_classify_requests", "Requests to /classify, by status of the response.", ["status"])
 REQUEST_SECONDS = Histogram(
-    "ext_classify_request_seconds", "From the head of a request to its answer.", buckets=_REQUEST_SECONDS
+    "ext_classify_request_seconds", "From the head of a request to its response.", buckets=_REQUEST_SECONDS
 )
 ROWS = Counter(
     "ext_classify_rows",
-    "Rows by what became of them: classified, abstained, null, or an error's code.",
+    "Rows by outcome: classified, abstained, null, or an error's code.",
     ["outcome"],
 )
 STEP_SECONDS = Histogram(
-    "ext_classify_row_step_seconds", "Mean of a request's rows, by step.", ["step"], buckets=_ROW_SECONDS
+    "ext_classify_row_step_seconds", "Mean over a request's rows, by step.", ["step"], buckets=_ROW_SECONDS
 )
-LABELS = Counter("ext_classify_labels", "Images by label; one that was abstained on has none.", ["label"])
+LABELS = Counter("ext_classify_labels", "Images by label; images without one are not counted.", ["label"])
 CONFIDENCE = Distribution(
     "ext_classify_confidence", "Confidence of the images that have a label.", buckets=CONFIDENCE_BOUNDS
 )
@@ -75,7 +73,7 @@ IMAGE_SHARPNESS = Distribution(
     buckets=_SHARPNESSES,
 )
 UNANSWERED_ROWS = Gauge(
-    "ext_classify_unanswered_rows", "Rows let in and not answered yet.", multiprocess_mode="livesum"
+    "ext_classify_unanswered_rows", "Rows admitted and not answered yet.", multiprocess_mode="livesum"
 )
 PENDING_BYTES = Gauge(
     "ext_classify_pending_bytes",
@@ -84,31 +82,34 @@ PENDING_BYTES = Gauge(
 )
 ROW_SECONDS = Gauge(
     "ext_classify_row_seconds",
-    "From one row to the next at full load, as measured.",
+    "Measured time from one row to the next at full load.",
     multiprocess_mode="livemax",
 )
 RUNNING_BATCHES = Gauge(
-    "ext_classify_running_batches", "Batches with an id that run.", multiprocess_mode="livesum"
+    "ext_classify_running_batches", "Running batches with an id.", multiprocess_mode="livesum"
 )
-REMEMBERED_BYTES = Gauge(
-    "ext_classify_remembered_bytes", "Bytes of remembered answers.", multiprocess_mode="livesum"
+CACHED_ANSWER_BYTES = Gauge(
+    "ext_classify_remembered_bytes", "Bytes of cached answers.", multiprocess_mode="livesum"
 )
 CLASSIFIERS = Gauge(
     "ext_classify_classifiers", "Processes that can classify now.", multiprocess_mode="livesum"
 )
 SHARED_STORE_UP = Gauge(
-    "ext_classify_shared_store_up", "1 while Redis answers, or none is set.", multiprocess_mode="livemin"
+    "ext_classify_shared_store_up", "1 while Redis answers, or without Redis.", multiprocess_mode="livemin"
 )
-ABANDONED_ROWS = Counter("ext_classify_abandoned_rows", "Rows dropped, for whoever asked had left.")
-RELOADS = Counter(
-    "ext_classify_reloads", "Networks read anew, and those that did not prove themselves.", ["result"]
+ABANDONED_ROWS = Counter(
+    "ext_classify_abandoned_rows", "Rows dropped because the client disconnected or the request failed."
 )
+RELOADS = Counter("ext_classify_reloads", "Model reloads, by result: done or refused.", ["result"])
 MODEL = Gauge(
-    "ext_classify_model", "1 for the network that answers.", ["name", "version"], multiprocess_mode="livemax"
+    "ext_classify_model",
+    "1 for the network that classifies.",
+    ["name", "version"],
+    multiprocess_mode="livemax",
 )
 
 
-# To look a label up takes longer than to count.
+# Looking up a label takes longer than counting.
 _STEPS = {step: STEP_SECONDS.labels(step) for step in ("fetch", "decode", "predict")}
 _requests: dict[int, Counter] = {}
 _rows: dict[str, Counter] = {}
@@ -123,18 +124,18 @@ def count_request(status: int, seconds: float) -> None:
 
 
 def count_rows(outcomes: Sequence[Outcome | None], steps: Steps) -> None:
-    """Of one request."""
+    """Count those of one request."""
     for name, rows in CounterOf(map(_name_of, outcomes)).items():
         if name not in _rows:
             _rows[name] = ROWS.labels(name)
         _rows[name].inc(rows)
     for step, observed in _STEPS.items():
-        if spent_seconds := getattr(steps, step).seconds:  # what was not done has no time
+        if spent_seconds := getattr(steps, step).seconds:  # a skipped step has no time
             observed.observe(spent_seconds / len(outcomes))
 
 
 def count_images(summary: Summary) -> None:
-    """Of one request."""
+    """Count those of one request."""
     for label, images in summary.labels.items():
         if label not in _labels:
             _labels[label] = LABELS.labels(label)
@@ -145,21 +146,21 @@ def count_images(summary: Summary) -> None:
 
 
 def expose() -> bytes:
-    """All that is counted, in Prometheus's text format."""
+    """All metrics in Prometheus's text format."""
     folder = os.environ.get(_MULTIPROCESS_FOLDER)
-    return generate(REGISTRY) if folder is None else _EXPOSED.read(Path(folder))
+    return generate(REGISTRY) if folder is None else _WORKER_METRICS.read(Path(folder))
 
 
-class _ExposedByWorkers:
-    """All values of all workers. To read their files takes longer than most requests.
+class _WorkerMetrics:
+    """The metrics of all workers. Reading their files takes longer than most requests.
 
-    Reading them takes a tenth of a worker's time at most; requests past that get what was read last.
+    Reading takes a tenth of a worker's time at most; beyond it, requests receive the latest content.
     """
 
     def __init__(self) -> None:
         self._content = b""
         self._budget_seconds = _MAX_READ_BUDGET_SECONDS
-        self._counted_at = monotonic()
+        self._measured_at = monotonic()
 
     def read(self, folder: Path) -> bytes:
         earned_seconds = _READ_SHARE * self._elapsed_seconds()
@@ -170,15 +171,15 @@ class _ExposedByWorkers:
         return self._content
 
     def _elapsed_seconds(self) -> float:
-        counted_at, self._counted_at = self._counted_at, monotonic()
-        return self._counted_at - counted_at
+        measured_at, self._measured_at = self._measured_at, monotonic()
+        return self._measured_at - measured_at
 
 
-_EXPOSED = _ExposedByWorkers()
+_WORKER_METRICS = _WorkerMetrics()
 
 
 def _read_files(folder: Path) -> bytes:
-    _forget_dead(folder)
+    _remove_dead_workers(folder)
     registry = CollectorRegistry()
     MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     return generate(registry)
@@ -192,8 +193,8 @@ def _name_of(outcome: Outcome | None) -> str:
     return "abstained" if outcome["abstained"] else "classified"
 
 
-def _forget_dead(folder: Path) -> None:
-    """What a worker that has died held, nobody holds; what it counted stays counted."""
+def _remove_dead_workers(folder: Path) -> None:
+    """Remove the gauges of workers that have died. Their counters remain."""
     for path in folder.glob("gauge_live*.db"):
         pid = int(path.stem.rpartition("_")[2])
         if not _is_alive(pid):

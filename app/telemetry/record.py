@@ -1,4 +1,4 @@
-"""What is kept of each request: a line in the log, its share of the figures, its steps in a trace."""
+"""Records each request: a log line, metrics, and its steps in a trace."""
 
 import asyncio
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from app.telemetry import metrics
 from app.telemetry.log import log_event
 from app.telemetry.tracing import TRACING
 
-MAX_REFUSAL_LINES_A_SECOND = 20
+MAX_REFUSAL_LINES_PER_SECOND = 20
 _WINDOW_SECONDS = 1.0
 
 
@@ -38,37 +38,37 @@ def record_answer(
 
 
 class RefusalLog:
-    """Logs requests that failed as a whole: of each code, the first of a second, and a count of the rest.
+    """Logs rejected requests: for each error code, the first ones of a second, and then their number.
 
-    A client without a key can send thousands of them a second, with ids of its choice.
+    A client without authentication can send thousands of them a second, with ids of its choice.
     """
 
     def __init__(self) -> None:
         self._counts: dict[tuple[int, str], int] = {}
 
-    def note(self, error: ServiceError, headers: Mapping[str, str]) -> None:
+    def add(self, error: ServiceError, headers: Mapping[str, str]) -> None:
         kind = error.status, error.code
         if kind not in self._counts:
             asyncio.get_running_loop().call_later(_WINDOW_SECONDS, self._end_window, kind)
         count = self._counts[kind] = self._counts.get(kind, 0) + 1
-        if count <= MAX_REFUSAL_LINES_A_SECOND:
+        if count <= MAX_REFUSAL_LINES_PER_SECOND:
             query_id, batch_id = ids_of(headers)
             log_event("refused", query_id=query_id, batch_id=batch_id, status=error.status, code=error.code)
 
     def close(self) -> None:
-        """Log what is counted and not logged yet."""
+        """Log the numbers of all open windows."""
         for kind in list(self._counts):
             self._end_window(kind)
 
     def _end_window(self, kind: tuple[int, str]) -> None:
-        unlogged = self._counts.pop(kind, 0) - MAX_REFUSAL_LINES_A_SECOND
+        unlogged = self._counts.pop(kind, 0) - MAX_REFUSAL_LINES_PER_SECOND
         if unlogged > 0:
             status, code = kind
             log_event("refused", query_id=None, batch_id=None, status=status, code=code, requests=unlogged)
 
 
 def record_abandoned(query_id: str | None, batch_id: str | None, rows: int, since_start: int) -> None:
-    """Whoever asked has left before the answer."""
+    """The client has disconnected before the answer."""
     log_event(
         "abandoned",
         query_id=query_id,

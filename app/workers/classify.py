@@ -1,6 +1,6 @@
-"""From the bytes of images to outcomes: decode → predict → format, with no network and no event loop.
+"""From the bytes of images to outcomes: decode → predict → format, without I/O and event loop.
 
-The service runs it in processes of their own; the Python UDF inside a warehouse runs it as it is.
+The service runs it in classifier processes, and the Python UDF inside a Snowflake warehouse.
 """
 
 from base64 import b64encode
@@ -37,15 +37,15 @@ from model.novelty import reasons_to_abstain
 _DECIMALS = 6
 
 Pixels: TypeAlias = Decoded | Outcome | None
-Bounded: TypeAlias = Callable[[], AbstractContextManager[None]]
+Limits: TypeAlias = Callable[[], AbstractContextManager[None]]
 
 
 class ClassifiedImages(NamedTuple):
     outcomes: list[Outcome | None]
-    """One an image, in order."""
+    """One per image, in order."""
     spent: CallSeconds
     statistics: dict[int, ImageStatistics]
-    """By the place of an image that was decoded, where they are measured."""
+    """By the place of a decoded image; empty unless `measures`."""
 
 
 @dataclass(frozen=True)
@@ -56,26 +56,26 @@ class ImageClassifier:
     classifier: Classifier
     limits: ImageLimits
     measures: bool = False
-    """Whether images are measured too."""
+    """Whether to compute image statistics."""
 
     def classify(
-        self, fetched: Sequence[Fetched], evidence: Sequence[bool], bounded: Bounded = nullcontext
+        self, fetched: Sequence[Fetched], evidence: Sequence[bool], limited: Limits = nullcontext
     ) -> ClassifiedImages:
-        """`evidence` says for each image whether to show it.
+        """Classify images; `evidence` states for which of them the outcome includes evidence.
 
-        Each image is decoded, and then all are predicted, inside a `bounded` of its own.
+        Each image is decoded within its own `limited()`, and all are predicted within another one.
         """
         started = perf_counter()
         decoded: list[Pixels] = []
         statistics: dict[int, ImageStatistics] = {}
         for place, image in enumerate(fetched):
-            with bounded():
+            with limited():
                 pixels = self._decode(image)
                 decoded.append(pixels)
                 if self.measures and isinstance(pixels, Decoded):
                     statistics[place] = ImageStatistics(*brightness_and_sharpness(pixels.pixels))
         decode_ended = perf_counter()
-        with bounded():
+        with limited():
             outcomes = self._predict(decoded, evidence)
         spent = CallSeconds(decode_ended - started, perf_counter() - decode_ended)
         return ClassifiedImages(outcomes, spent, statistics)
@@ -93,8 +93,8 @@ class ImageClassifier:
             return outcome_of_error(out_of_memory(), self.model)
 
     def _predict(self, decoded: Sequence[Pixels], evidence: Sequence[bool]) -> list[Outcome | None]:
-        """Outcomes in the place of images; those known already, and NULLs, stay where they are."""
-        rows = [(row, wish) for row, wish in zip(decoded, evidence, strict=True) if isinstance(row, Decoded)]
+        """Replace decoded images by their outcomes. Known outcomes and NULLs keep their places."""
+        rows = [pair for pair in zip(decoded, evidence, strict=True) if isinstance(pair[0], Decoded)]
         outcomes = iter(self._classify_decoded(*zip(*rows, strict=True)) if rows else ())
         return [next(outcomes) if isinstance(row, Decoded) else row for row in decoded]
 
@@ -132,12 +132,12 @@ def outcome_of_probabilities(
     model: ModelIdentity,
     reason: str | None = None,
 ) -> Outcome:
-    """The outcome of an image that was classified; `probabilities` (k,) in the order of `class_names`.
+    """The outcome of a classified image; `probabilities` (k,) in the order of `class_names`.
 
-    With a reason to abstain, the label stays null and `nearest_label` says what it would have been.
+    With a reason to abstain, `label` is null and `nearest_label` is the most probable class.
     """
     if not np.isfinite(probabilities).all():
-        failure = PredictionFailed("The network must answer with finite probabilities.")
+        failure = PredictionFailed("The network must return finite probabilities. Received: NaN or infinity.")
         return outcome_of_error(failure, model)
     rounded = [round(p, _DECIMALS) for p in probabilities.tolist()]
     best = int(probabilities.argmax())

@@ -1,4 +1,4 @@
-"""One classifier process as the service sees it: the calls it has, and what it answers."""
+"""The connection to one classifier process, with its calls and progress, and retries after a crash."""
 
 import asyncio
 from collections import deque
@@ -10,8 +10,9 @@ from typing import Protocol, cast
 from app.errors import ClassifierDied, ClassifyTimeout
 from app.outcome import CallSeconds, ModelIdentity, outcome_of_error
 from app.workers.protocol import (
-    STALLED_LOOKS,
-    STOPPED_LOOKS,
+    MAX_SECONDS_PER_CPU_SECOND,
+    STALLED_CHECKS,
+    STOPPED_CHECKS,
     Answers,
     FrameReader,
     Greeting,
@@ -22,112 +23,113 @@ from app.workers.protocol import (
     stat_of,
 )
 from app.workers.queue import QueuedRow, RowQueue
-from app.workers.resource_limits import MOST_SECONDS_A_CPU_SECOND
 from model.errors import InputError
 
-# A call that takes longer holds up whatever waits behind it.
+# Calls that wait behind a longer one are delayed noticeably.
 SLOW_CALL_SECONDS = 0.1
-# The process ends itself when an image takes too long; this is for one whose timer cannot fire.
-_GRACE_LOOKS = 10
+# A process ends itself when an image takes too long; the service kills it later if its timer cannot fire.
+_GRACE_CHECKS = 10
 
 
 @dataclass
 class Call:
-    """Rows that a process has been given together."""
+    """Rows sent to a process together."""
 
     rows: list[QueuedRow]
     is_repeated: bool = False
-    """Another process has been given the same rows; whichever answers first counts."""
+    """Another process has received the same rows; the first answer counts."""
 
 
-class Owner(Protocol):
-    """Log lines about classifier processes that die or cannot start, limited in number."""
+class ConnectionEvents(Protocol):
+    """Callbacks of a connection."""
 
-    def connected(self, classifier: "Classifier") -> None: ...
+    def connected(self, connection: "ClassifierConnection") -> None: ...
 
-    def greeted(self, classifier: "Classifier", greeting: Greeting) -> None: ...
+    def greeted(self, connection: "ClassifierConnection", greeting: Greeting) -> None: ...
 
-    def answered(self, classifier: "Classifier", rows: list[QueuedRow], answers: Answers) -> None: ...
+    def answered(
+        self, connection: "ClassifierConnection", rows: list[QueuedRow], answers: Answers
+    ) -> None: ...
 
-    def lost(self, classifier: "Classifier") -> None: ...
+    def lost(self, connection: "ClassifierConnection") -> None: ...
 
 
-class Classifier(asyncio.Protocol):
-    """One process, and the calls that it has not answered yet."""
+class ClassifierConnection(asyncio.Protocol):
+    """One classifier process, and the calls that it has not answered yet."""
 
     def __init__(
-        self, owner: Owner, *, has_greeted: bool, pid: int | None = None, is_spare: bool = False
+        self, events: ConnectionEvents, *, has_greeted: bool, pid: int | None = None, is_spare: bool = False
     ) -> None:
         self.calls: deque[Call] = deque()
         self.has_greeted = has_greeted
-        self.has_answered = False
         self.has_left = False
-        """Told to, and not dead."""
+        """The service closed the connection; the process did not crash."""
         self.is_closed = False
-        self.has_been_killed = False
+        self.was_killed = False
         self.pid = pid
         self.is_spare = is_spare
         self.is_slow = False
-        """Its latest call, or the one it is at, is slow."""
+        """Its latest or current call is slow."""
         self.refusal: str | None = None
-        """Why it cannot classify."""
+        """Why the process cannot classify."""
         self.fault = ""
-        """Why its connection was ended, for the log."""
-        self._begun_at = 0.0
-        self._owner = owner
+        """Why the service closed the connection, for the log."""
+        self._call_started_at = 0.0
+        self._events = events
         self._reader = FrameReader()
         self._watch: StallWatch | None = None
-        self._stopped_looks = 0
+        self._stopped_checks = 0
         self._transport: asyncio.Transport | None = None
 
     def call(self, rows: list[QueuedRow]) -> None:
         if not self.calls:
-            self._begun_at = monotonic()
+            self._call_started_at = monotonic()
         self.calls.append(Call(rows))
         if self._transport is not None:
             self._transport.writelines(format_rows([queued.row for queued in rows]))
 
     def busy_seconds(self) -> float:
-        """With the first of its calls, at most."""
-        return monotonic() - self._begun_at if self.calls else 0.0
+        """The maximum time that it has spent on its first call."""
+        return monotonic() - self._call_started_at if self.calls else 0.0
 
-    def has_taken(self, cpu_seconds: float) -> bool:
-        """Whether it may have ended itself over its call; one that stalled used no CPU time."""
-        return not self.has_been_killed and self.busy_seconds() >= cpu_seconds
+    def may_have_timed_out(self, cpu_seconds: float) -> bool:
+        """Whether it may have reached its time limit. One that the service killed has used no CPU time."""
+        return not self.was_killed and self.busy_seconds() >= cpu_seconds
 
-    def note_slow(self) -> None:
-        """And whose rows make it so, which are then small no more whatever their number."""
+    def update_slow(self) -> None:
+        """Mark a slow call, and requests of which each row is slow: those no longer count as small."""
         if self.busy_seconds() >= SLOW_CALL_SECONDS:
             self.is_slow = True
             rows = self.calls[0].rows
             if self.busy_seconds() >= SLOW_CALL_SECONDS * len(rows):
                 for queued in rows:
-                    queued.awaited.request.is_costly = True
+                    queued.group.request.is_costly = True
 
-    def stuck_call(self) -> Call | None:
-        """Rows of small requests that wait behind a slow call, and that no other process has been given."""
+    def blocked_call(self) -> Call | None:
+        """A call of small requests that waits behind a slow one, and that no other process has received."""
         if not self.is_slow or len(self.calls) < 2:
             return None
         call = self.calls[1]
-        is_small = all(queued.awaited.request.is_small for queued in call.rows)
+        is_small = all(queued.group.request.is_small for queued in call.rows)
         return call if is_small and not call.is_repeated else None
 
     def has_stalled(self, max_image_cpu_seconds: float) -> bool:
-        """Takes one look. True if the process is stopped, or its call makes no progress or is overdue.
+        """Check once whether the process is stopped, or its call makes no progress or takes too long.
 
-        An idle process is looked at too: it may be next.
+        An idle process may be stopped too, and the next call would go to it.
         """
         stat = None if self.pid is None else stat_of(self.pid)
-        self._stopped_looks = self._stopped_looks + 1 if stat is not None and stat.is_stopped else 0
+        self._stopped_checks = self._stopped_checks + 1 if stat is not None and stat.is_stopped else 0
         if self.busy_seconds() < 1.0:
-            return self._stopped_looks >= STOPPED_LOOKS
+            return self._stopped_checks >= STOPPED_CHECKS
         if self._watch is None:
-            steps = len(self.calls[0].rows) + 1  # each image is decoded, then all are predicted
-            max_looks = steps * MOST_SECONDS_A_CPU_SECOND * max_image_cpu_seconds + _GRACE_LOOKS
-            self._watch = StallWatch(STALLED_LOOKS, max_looks)
-        return self._watch.has_stalled(stat and stat.ticks) or self._stopped_looks >= STOPPED_LOOKS
+            steps = len(self.calls[0].rows) + 1  # it decodes each image, then it predicts all of them
+            max_checks = steps * MAX_SECONDS_PER_CPU_SECOND * max_image_cpu_seconds + _GRACE_CHECKS
+            self._watch = StallWatch(STALLED_CHECKS, max_checks)
+        return self._watch.has_stalled(stat and stat.ticks) or self._stopped_checks >= STOPPED_CHECKS
 
     def leave(self) -> None:
+        """Close the connection, upon which the process ends."""
         self.has_left = True
         self.disconnect()
 
@@ -138,18 +140,18 @@ class Classifier(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self._owner.connected(self)
+        self._events.connected(self)
 
     def data_received(self, data: bytes) -> None:
         try:
             for content in self._reader.read(data):
                 self._read(content)
         except ValueError as error:
-            self.disconnect(f"It sent something other than answers: {str(error)[:200]!r}.")
+            self.disconnect(f"It sent an invalid frame: {str(error)[:200]!r}.")
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio names it
         self.is_closed = True
-        self._owner.lost(self)
+        self._events.lost(self)
 
     def _read(self, content: bytes) -> None:
         if not self.has_greeted:
@@ -159,35 +161,34 @@ class Classifier(asyncio.Protocol):
                 self.disconnect()
                 return
             self.pid, self.has_greeted = greeting.pid, True
-            self._owner.greeted(self, greeting)
+            self._events.greeted(self, greeting)
             return
         if not self.calls:
             raise ValueError("answers to no call")
         answers = parse_answers(content, rows=len(self.calls[0].rows))
         self.is_slow = self.busy_seconds() >= SLOW_CALL_SECONDS
-        self.has_answered = True
-        self._watch, self._begun_at = None, monotonic()
-        self._owner.answered(self, self.calls.popleft().rows, answers)
+        self._watch, self._call_started_at = None, monotonic()
+        self._events.answered(self, self.calls.popleft().rows, answers)
 
 
 def deliver(rows: Sequence[QueuedRow], answers: Answers) -> None:
-    """To the requests that the rows are of."""
+    """Pass the answers to a call on to the requests of its rows."""
     call, ended = CallSeconds(answers.decode_seconds, answers.predict_seconds), perf_counter()
     for number, (queued, outcome) in enumerate(zip(rows, answers.outcomes, strict=True)):
         if (failure := answers.failures.get(number)) is not None:
-            queued.awaited.fail(RuntimeError(f"A classifier process failed: {failure}"))
-        elif queued.awaited.answer(queued.place, outcome):
-            queued.awaited.request.steps.note_call(call, len(rows), ended)
+            queued.group.fail(RuntimeError(f"A classifier process failed: {failure}"))
+        elif queued.group.answer(queued.place, outcome):
+            queued.group.request.steps.note_call(call, len(rows), ended)
             if (image := answers.statistics.get(number)) is not None:
-                queued.awaited.request.statistics.append(image)
+                queued.group.request.statistics.append(image)
 
 
-# A process may die of something else than the image that it has, but hardly with the same image each time.
-MAX_DEATHS = 3
+# Other causes than its image may crash a process, but hardly with the same image each time.
+MAX_CRASHES = 3
 
 
 class Retries:
-    """Rows that are classified once more, before those that wait in the queue."""
+    """Rows of crashed processes. They are classified one by one, and before the rows of the queue."""
 
     def __init__(
         self, queue: RowQueue, max_image_cpu_seconds: float, model: Callable[[], ModelIdentity]
@@ -197,42 +198,43 @@ class Retries:
         self._model = model
         self._rows: deque[QueuedRow] = deque()
 
-    def add(self, classifier: Classifier) -> None:
-        """The rows of a process that has died. One that takes too long over an image ends itself."""
-        begun, *unbegun = [call.rows for call in classifier.calls] or [[]]
-        self._queue.capacity.note_classified(len(begun), classifier.busy_seconds())
-        if len(begun) == 1 and classifier.has_taken(self._max_image_cpu_seconds):
-            self._give_up(begun[0], self._timeout())
+    def add_crashed(self, connection: ClassifierConnection) -> None:
+        """Retry the rows of a crashed process. Only those of its first call may have caused the crash."""
+        started, *waiting = [call.rows for call in connection.calls] or [[]]
+        self._queue.capacity.record_classified(len(started), connection.busy_seconds())
+        if len(started) == 1 and connection.may_have_timed_out(self._max_image_cpu_seconds):
+            self._fail(started[0], self._timeout())
         else:
-            for queued in begun:
-                self._blame(queued._replace(deaths=queued.deaths + 1))
-        self._rows.extend(queued for rows in unbegun for queued in rows)
+            for queued in started:
+                self._count_crash(queued._replace(crashes=queued.crashes + 1))
+        self._rows.extend(queued for rows in waiting for queued in rows)
 
-    def add_blameless(self, calls: Iterable[Call]) -> None:
+    def add_calls(self, calls: Iterable[Call]) -> None:
+        """Retry rows that caused no crash."""
         self._rows.extend(queued for call in calls for queued in call.rows)
 
     def next_rows(self) -> list[QueuedRow]:
-        """One, or none."""
+        """One row, or none."""
         while self._rows:
             queued = self._rows.popleft()
-            if not queued.awaited.is_over:
+            if not queued.group.is_done:
                 return [queued]
         return []
 
     def fail(self, error: Exception) -> None:
         while self._rows:
-            self._rows.popleft().awaited.fail(error)
+            self._rows.popleft().group.fail(error)
 
-    def _blame(self, queued: QueuedRow) -> None:
-        if queued.deaths < MAX_DEATHS:
+    def _count_crash(self, queued: QueuedRow) -> None:
+        if queued.crashes < MAX_CRASHES:
             self._rows.append(queued)
             return
         error = ClassifierDied(
-            "An image must be classified without ending the process that does it. "
-            f"Received: an image with which {queued.deaths} ended.",
+            "A process must classify an image without crashing. "
+            f"Received: an image with which {queued.crashes} processes crashed.",
             retryable=True,
         )
-        self._give_up(queued, error)
+        self._fail(queued, error)
 
     def _timeout(self) -> ClassifyTimeout:
         return ClassifyTimeout(
@@ -240,5 +242,5 @@ class Retries:
             "Received: an image that takes longer."
         )
 
-    def _give_up(self, queued: QueuedRow, error: InputError) -> None:
-        queued.awaited.answer(queued.place, outcome_of_error(error, self._model()))
+    def _fail(self, queued: QueuedRow, error: InputError) -> None:
+        queued.group.answer(queued.place, outcome_of_error(error, self._model()))

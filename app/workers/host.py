@@ -1,4 +1,4 @@
-"""How classifier processes come to be: one that holds the network is started, and forks the others."""
+"""Starts the fork server, which loads the network once and forks the classifier processes."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from app.settings import Settings
 from app.workers.protocol import (
-    MAX_START_LOOKS,
+    MAX_START_CHECKS,
     FrameReader,
     Greeting,
     ServedModel,
@@ -29,7 +29,7 @@ from model.image_limits import ImageLimits
 
 
 class ProcessOptions(BaseModel):
-    """Which network, and what of an image it may be shown."""
+    """The network, and the limits on images."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -45,37 +45,37 @@ class ProcessOptions(BaseModel):
 _PROGRAM = (sys.executable, "-P", "-m", "app.workers.process")
 _RECEIVED_BYTES = 64 * 1024
 END_TIMEOUT_SECONDS = 5.0
-# An order is a byte and a descriptor; only a process that has stopped reading fills the socket.
+# An order is one byte and a descriptor; the socket fills only if the fork server has stopped reading.
 _ORDER_TIMEOUT_SECONDS = 1.0
 
 
 class Host(Protocol):
-    """Whatever makes processes."""
+    """Starts classifier processes."""
 
     def connect(self) -> socket.socket:
-        """To a new process, which says first whether it can classify.
+        """Connect to a new process, which sends a Greeting first.
 
-        Blocks, so it is called in a thread. Raises OSError when no process can be started.
+        Blocks, and so must run in a thread. Raises OSError if no process can be started.
         """
         ...
 
     def kill(self, pid: int) -> None:
-        """Kill a classifier process that does not respond."""
+        """Kill a classifier process that has stalled."""
         ...
 
     def kill_others(self, healthy: Collection[int]) -> None:
-        """Kill what should have become a classifier process by now: all but those that are."""
+        """Kill all processes but the healthy ones, and so those that have stalled while starting."""
         ...
 
     def ticks_without(self, healthy: Collection[int]) -> int | None:
-        """CPU time of what should become a classifier process, in ticks; None if unknown."""
+        """CPU time in ticks of all processes but the healthy ones; None if unknown."""
         ...
 
 
-class ProcessHost:
-    """Starts the process that holds the network, and starts it again when it has died. Safe in threads.
+class ForkServer:
+    """The fork server, which is restarted after it has died. Thread-safe.
 
-    It leads a process group of its own, so that its processes can be found and killed when it hangs.
+    The fork server leads a process group, by which the service finds and kills its processes if it hangs.
     """
 
     def __init__(self, options: ProcessOptions) -> None:
@@ -84,13 +84,13 @@ class ProcessHost:
         self._groups: set[int] = set()
         self._lock = threading.Lock()
         self.close = weakref.finalize(self, _close, self._lock, self._started)
-        """End it, and with it whatever it has forked."""
+        """End the fork server and all its processes."""
         self._orders = self._start()
 
     def connect(self) -> socket.socket:
         with self._lock:
             if not self.close.alive:
-                raise ConnectionAbortedError("The process that holds the network has been closed.")
+                raise ConnectionAbortedError("The fork server has been closed.")
             ours, theirs = socket.socketpair()
             try:
                 with theirs:
@@ -101,7 +101,7 @@ class ProcessHost:
             return ours
 
     def kill(self, pid: int) -> None:
-        """A process id that belongs to anything else by now is left alone."""
+        """Kill a process, unless its id belongs to another program by now."""
         with suppress(OSError):
             if os.getpgid(pid) in self._groups:
                 os.kill(pid, signal.SIGKILL)
@@ -117,11 +117,11 @@ class ProcessHost:
 
     def _order_fork(self, connection: socket.socket) -> None:
         try:
-            _hand_over(connection, self._orders)
+            _send_socket(connection, self._orders)
         except OSError:
             self._started.close()
             self._orders = self._start()
-            _hand_over(connection, self._orders)
+            _send_socket(connection, self._orders)
 
     def _start(self) -> socket.socket:
         orders, theirs = socket.socketpair()
@@ -138,32 +138,32 @@ class ProcessHost:
         orders.settimeout(_ORDER_TIMEOUT_SECONDS)
         self._groups = {*filter(_has_members, self._groups), process.pid}
         self._started.callback(_end, process)
-        self._started.enter_context(orders)  # closed first, which is what the process waits for
+        self._started.enter_context(orders)  # closed first, upon which the fork server ends
         return orders
 
 
 class ClassifierProcesses:
-    """Started at once; while they open the network, the service can import what it needs itself."""
+    """The first processes. They load the network while the service imports its own modules."""
 
     def __init__(self, settings: Settings) -> None:
-        self.host = ProcessHost(options_of(settings))
+        self.host = ForkServer(options_of(settings))
         self._connections = ExitStack()
         self._close = weakref.finalize(self, self._connections.close)
         self.pids: list[int | None] = [None] * settings.classifiers
-        """Of the processes in their order, once they are ready."""
+        """Process ids, once the processes are ready."""
         self._started = [
             self._connections.enter_context(self.host.connect()) for _ in range(settings.classifiers)
         ]
 
     def wait_until_ready(self) -> ServedModel:
-        """Raises ArtifactError when they cannot classify."""
+        """Raises ArtifactError if they cannot classify."""
         greetings = [_greeting_of(connection) for connection in self._started]
         self.pids = [greeting.pid for greeting in greetings]
         [model, *_] = [greeting.model for greeting in greetings if greeting.model is not None]
         return model
 
-    def hand_over(self) -> list[socket.socket]:
-        """To whoever will close them."""
+    def take_connections(self) -> list[socket.socket]:
+        """Return the connections, which the caller must close."""
         self._connections.pop_all()
         return self._started
 
@@ -185,9 +185,9 @@ def options_of(settings: Settings) -> ProcessOptions:
 
 
 def _environment() -> dict[str, str]:
-    """Without the service's secrets: what decodes strangers' files has no use for them."""
+    """The environment without the service's secrets, which no decoder of untrusted files needs."""
     others = {name: value for name, value in os.environ.items() if not name.startswith("EXT_CLASSIFY_")}
-    return {"OPENBLAS_NUM_THREADS": "1", **others}  # a process is to use one core
+    return {"OPENBLAS_NUM_THREADS": "1", **others}  # one core per process
 
 
 def _has_members(group_id: int) -> bool:
@@ -206,20 +206,20 @@ def _close(lock: threading.Lock, started: ExitStack) -> None:
 def _end(process: "subprocess.Popen[bytes]") -> None:
     try:
         process.wait(END_TIMEOUT_SECONDS)
-    except subprocess.TimeoutExpired:  # it is stopped, or hangs, and so may its processes
+    except subprocess.TimeoutExpired:  # it is stopped or hangs, as its processes may
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
-def _hand_over(connection: socket.socket, orders: socket.socket) -> None:
+def _send_socket(connection: socket.socket, orders: socket.socket) -> None:
     socket.send_fds(orders, [b"f"], [connection.fileno()])
 
 
 def _greeting_of(connection: socket.socket) -> Greeting:
-    """Raises ArtifactError unless the process can classify."""
+    """Raises ArtifactError if the process cannot classify."""
     reader = FrameReader()
-    connection.settimeout(MAX_START_LOOKS)
+    connection.settimeout(MAX_START_CHECKS)
     try:
         while piece := connection.recv(_RECEIVED_BYTES):
             for content in reader.read(piece):
@@ -228,5 +228,5 @@ def _greeting_of(connection: socket.socket) -> Greeting:
                     raise ArtifactError(greeting.refusal)
                 return greeting
     except TimeoutError:
-        raise ArtifactError(f"The network must open within {MAX_START_LOOKS} seconds.") from None
-    raise ArtifactError("The process that holds the network ended before it was ready; it says why above.")
+        raise ArtifactError(f"The network must load within {MAX_START_CHECKS} seconds.") from None
+    raise ArtifactError("The fork server ended before it was ready; the log above has its error.")

@@ -1,55 +1,66 @@
-"""python -m app.workers.process: holds the network, and forks itself for each connection it is handed.
+"""python -m app.workers.process: the fork server, and the classifier processes that it forks.
 
-The service hands it one end of a socket for each classifier process that it wants. A fork shares the
-network's memory and is ready at once; what it does with a hostile image, it does to itself alone.
+The fork server loads the network. For each socket that the service sends, it forks a classifier process,
+which shares the network's memory and is ready at once. A hostile image crashes one process only. Processes
+also enforce the limits on an image: a thread cannot be stopped within a decoder.
 """
 
 import gc
 import os
+import resource
 import signal
 import socket
 import sys
-from collections.abc import Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from app.workers.classify import Bounded, ImageClassifier
+from app.workers.classify import ImageClassifier, Limits
 from app.workers.host import ProcessOptions
-from app.workers.protocol import Answers, Greeting, ServedModel, WaitingRow, format_frame, read_rows
-from app.workers.resource_limits import bound_memory, bounded_time, keep_libraries_from_stderr
+from app.workers.protocol import (
+    MAX_SECONDS_PER_CPU_SECOND,
+    Answers,
+    Greeting,
+    ServedModel,
+    WaitingRow,
+    format_frame,
+    read_rows,
+)
 from model.artifact import load_artifact
 from model.engines import open_classifier
 from model.errors import ModelError
 
-# They are always busy under load; whoever answers HTTP has little to do, and is waited for.
+# The service's event loop has little work, and everything waits for it.
 _NICENESS = 5
-# Nothing to read, and large.
+# Large, and not readable.
 _ARRAYS: Any = {"class_weights": True, "novelty": {"whitening", "class_means", "prototypes"}}
+_MAX_OOM_SCORE = "1000"
 
 
-class Opening:
-    """The network, opened before the first fork where it can live in several processes."""
+class NetworkLoader:
+    """Loads the network before the first fork if forks can share it, and otherwise in each of them."""
 
     def __init__(self, options: ProcessOptions) -> None:
         self.options = options
-        self._opened: ImageClassifier | ModelError | None = None
-        if options.engine == "litert":  # TensorFlow has threads, which a fork loses
-            self._opened = self._open()
+        self._loaded: ImageClassifier | ModelError | None = None
+        if options.engine == "litert":  # TensorFlow has threads, which do not survive a fork
+            self._loaded = self._load()
 
     @property
     def has_failed(self) -> bool:
-        """A fork could only repeat the refusal, so another process must read the network again."""
-        return isinstance(self._opened, ModelError)
+        """Every fork would repeat the error, so that the service must start another fork server."""
+        return isinstance(self._loaded, ModelError)
 
-    def images(self) -> ImageClassifier:
-        """Raises ArtifactError when the network cannot be trusted or served."""
-        opened = self._opened or self._open()
-        if isinstance(opened, ModelError):
-            raise opened
-        return opened
+    def classifier(self) -> ImageClassifier:
+        """Raises ArtifactError if the network is invalid."""
+        loaded = self._loaded or self._load()
+        if isinstance(loaded, ModelError):
+            raise loaded
+        return loaded
 
-    def _open(self) -> ImageClassifier | ModelError:
+    def _load(self) -> ImageClassifier | ModelError:
         options = self.options
         try:
             artifact = load_artifact(options.model_path)
@@ -59,75 +70,75 @@ class Opening:
             return error
 
 
-def fork_for_each(connections: socket.socket, opening: Opening) -> None:
-    """Until the service has gone; nothing that was forked outlives it."""
+def fork_for_each(connections: socket.socket, loader: NetworkLoader) -> None:
+    """Fork a classifier process for each socket received, and kill them all once the service has gone."""
     forked: set[int] = set()
     while True:
-        order, handed, _, _ = socket.recv_fds(connections, 1, 1)
-        _forget_ended(forked)
+        order, descriptors, _, _ = socket.recv_fds(connections, 1, 1)
+        _reap(forked)
         if not order:
             break
-        [descriptor] = handed
+        [descriptor] = descriptors
         with socket.socket(fileno=descriptor) as connection:
             try:
                 pid = os.fork()
-            except OSError as error:  # too many processes, or no memory: the service tries again later
+            except OSError as error:  # too many processes, or no memory: the service retries later
                 _refuse(connection, f"It cannot be forked: {error}.")
                 continue
             if pid == 0:
                 connections.close()
-                _serve_and_exit(connection, opening)
+                _serve_and_exit(connection, loader)
         forked.add(pid)
-        if opening.has_failed:
+        if loader.has_failed:
             return
     for pid in forked:
         os.kill(pid, signal.SIGKILL)
 
 
-def serve_connection(connection: socket.socket, opening: Opening) -> None:
-    """Say whether there is anything to serve with, then answer call after call."""
-    options = opening.options
+def serve_connection(connection: socket.socket, loader: NetworkLoader) -> None:
+    """Send the greeting, then answer one call after the other."""
+    options = loader.options
     try:
-        images = opening.images()
+        classifier = loader.classifier()
     except ModelError as error:
         connection.sendall(format_frame(Greeting(refusal=str(error))))
     else:
-        keep_libraries_from_stderr()
-        bound_memory(options.max_image_memory_bytes)
-        answer_calls(connection, images, partial(bounded_time, options.max_image_cpu_seconds))
+        redirect_library_stderr()
+        limit_memory(options.max_image_memory_bytes)
+        answer_calls(connection, classifier, partial(limited_time, options.max_image_cpu_seconds))
 
 
 def answer_calls(
     connection: socket.socket,
-    images: ImageClassifier,
-    bounded: Bounded = nullcontext,
+    classifier: ImageClassifier,
+    limited: Limits = nullcontext,
 ) -> None:
-    """Until the service closes the connection; each image within its bounds."""
-    card = images.artifact.card.model_dump(mode="json", exclude=_ARRAYS)
-    connection.sendall(format_frame(Greeting(ServedModel(images.model, card), pid=os.getpid())))
+    """Answer calls until the service closes the connection; each image is handled within `limited()`."""
+    card = classifier.artifact.card.model_dump(mode="json", exclude=_ARRAYS)
+    connection.sendall(format_frame(Greeting(ServedModel(classifier.model, card), pid=os.getpid())))
     with connection.makefile("rb") as calls:
         while rows := read_rows(calls):
-            answers = _classify(images, rows, bounded)
+            answers = _classify(classifier, rows, limited)
             connection.sendall(format_frame(answers))
-            del rows, answers  # images must not outlive their turn while the process waits for the next
+            del rows, answers  # or they would stay in memory while the process waits for the next call
 
 
-def _classify(images: ImageClassifier, rows: Sequence[WaitingRow], bounded: Bounded) -> Answers:
+def _classify(classifier: ImageClassifier, rows: Sequence[WaitingRow], limited: Limits) -> Answers:
     try:
-        outcomes, spent, statistics = images.classify(
-            [row.image for row in rows], [row.evidence for row in rows], bounded
+        outcomes, spent, statistics = classifier.classify(
+            [row.image for row in rows], [row.evidence for row in rows], limited
         )
         return Answers(
             outcomes, statistics=statistics, decode_seconds=spent.decode, predict_seconds=spent.predict
         )
-    except Exception as error:  # noqa: BLE001 - it is a row's failure, and the process goes on
+    except Exception as error:  # noqa: BLE001 - a row's failure, which must not end the process
         if len(rows) == 1:
             return Answers([None], failures={0: f"{type(error).__name__}: {error}"})
-        return _join([_classify(images, [row], bounded) for row in rows])
+        return _join([_classify(classifier, [row], limited) for row in rows])
 
 
 def _join(answers: Sequence[Answers]) -> Answers:
-    """Rows may be of several requests, and only those that fail by themselves are to blame."""
+    """Join answers to single rows: rows may be of several requests, and only those that fail alone fail."""
     return Answers(
         [outcome for answer in answers for outcome in answer.outcomes],
         {place: text for place, answer in enumerate(answers) for text in answer.failures.values()},
@@ -142,34 +153,73 @@ def _refuse(connection: socket.socket, refusal: str) -> None:
         connection.sendall(format_frame(Greeting(refusal=refusal)))
 
 
-def _serve_and_exit(connection: socket.socket, opening: Opening) -> None:
+def _serve_and_exit(connection: socket.socket, loader: NetworkLoader) -> None:
     try:
         with suppress(EOFError, ConnectionError), connection:
-            serve_connection(connection, opening)
-    except BaseException:  # noqa: BLE001 - whose traceback is all that is left of it
+            serve_connection(connection, loader)
+    except BaseException:  # noqa: BLE001 - the process ends, and its traceback goes to the log
         sys.excepthook(*sys.exc_info())
         os._exit(1)
-    os._exit(0)  # what was registered for exit is the parent's
+    os._exit(0)  # exit handlers are the fork server's
 
 
-def _forget_ended(forked: set[int]) -> None:
-    """Reap them, so that none of their numbers is killed when it is somebody else's."""
+def _reap(forked: set[int]) -> None:
+    """Reap ended processes and remove their ids, which may belong to other processes later."""
     with suppress(ChildProcessError):
         while (ended := os.waitpid(-1, os.WNOHANG)[0]) != 0:
             forked.discard(ended)
 
 
+def limit_memory(max_bytes: int) -> None:
+    """Limit further allocations of this process to `max_bytes`; beyond it they raise MemoryError.
+
+    If the machine itself runs out of memory, the kernel kills this process first (proc(5), oom_score_adj),
+    and no core dump writes its memory to disk. Only Linux tells how much memory a process already has.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(_MAX_OOM_SCORE, encoding="ascii")
+    with suppress(OSError):
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+        limit = pages * resource.getpagesize() + max_bytes
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+@contextmanager
+def limited_time(max_cpu_seconds: float) -> Iterator[None]:
+    """End this process by a signal if the body takes longer, as no signal handler runs within a decoder."""
+    signal.setitimer(signal.ITIMER_PROF, max_cpu_seconds)
+    signal.setitimer(signal.ITIMER_REAL, MAX_SECONDS_PER_CPU_SECOND * max_cpu_seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def redirect_library_stderr() -> None:
+    """Redirect file descriptor 2 to /dev/null, except for Python's own messages.
+
+    C libraries write the content of a client's broken file there, line after line.
+    """
+    sys.stderr.flush()
+    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, encoding="utf-8", errors="backslashreplace")
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    os.close(null)
+
+
 def main(descriptor: str, options: str) -> None:
-    # The terminal and the supervisor tell everyone; the service decides when its processes end.
+    # Terminals and supervisors signal the whole process group, and accepted rows must be answered.
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"):
         signal.signal(getattr(signal, name), signal.SIG_IGN)
-    gc.disable()  # until the network is there: a start makes hardly any garbage
-    opening = Opening(ProcessOptions.model_validate_json(options))
+    gc.disable()  # loading the network produces hardly any garbage
+    loader = NetworkLoader(ProcessOptions.model_validate_json(options))
     os.nice(_NICENESS)
-    gc.freeze()  # a look at what is shared would copy it
+    gc.freeze()  # a collection would copy the memory that forks share
     gc.enable()
     with socket.socket(fileno=int(descriptor)) as connections:
-        fork_for_each(connections, opening)
+        fork_for_each(connections, loader)
 
 
 if __name__ == "__main__":

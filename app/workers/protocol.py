@@ -1,6 +1,7 @@
-"""What passes between the service and a classifier process: rows one way, their outcomes the other.
+"""The protocol between the service and a classifier process, and how the service detects a stalled process.
 
-A process decodes what strangers send, so what it says is read as JSON, never unpickled.
+The service sends calls of rows; a process sends a greeting, and then answers. A process decodes untrusted
+files and may be compromised, so the service reads its frames as JSON and never unpickles them.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -16,12 +17,14 @@ from pydantic_core import to_json
 from app.images.source import Base64Text, HexText, InlineText
 from app.outcome import ImageStatistics, ModelIdentity, Outcome
 
-# Once a second. Even on a busy machine, a process that works uses 10 ms of CPU time in so many.
-STALLED_LOOKS = 5
-STALLED_START_LOOKS = 10
-STOPPED_LOOKS = 2
-# To open a network may include compiling it.
-MAX_START_LOOKS = 300
+# The maximum time of a call relative to its CPU time, on a machine that has other work.
+MAX_SECONDS_PER_CPU_SECOND = 6
+# Checks run once a second. Even on a busy machine, a working process uses 10 ms of CPU time between so many.
+STALLED_CHECKS = 5
+STALLED_START_CHECKS = 10
+STOPPED_CHECKS = 2
+# A process may compile the network when it starts.
+MAX_START_CHECKS = 300
 
 _PROC = Path("/proc")
 
@@ -31,7 +34,7 @@ class ProcessStat(NamedTuple):
     state: str
     group_id: int
     ticks: int
-    """CPU time, of the process and of the children that it has waited for."""
+    """CPU time of the process and of the children that it has waited for."""
 
     @property
     def is_stopped(self) -> bool:
@@ -40,25 +43,25 @@ class ProcessStat(NamedTuple):
 
 
 class StallWatch:
-    """Counts consecutive looks at which a process has used no CPU time since the look before.
+    """Counts consecutive checks between which a process has used no CPU time.
 
-    Looks are counted, not seconds: a service that was suspended with its processes must not blame them.
+    It counts checks, not seconds, as a suspended machine suspends the processes too.
     """
 
-    def __init__(self, stalled_looks: int, max_looks: float) -> None:
-        self._stalled_looks = stalled_looks
-        self._max_looks = max_looks
-        self._looks = 0
-        self._looks_without_progress = 0
+    def __init__(self, stalled_checks: int, max_checks: float) -> None:
+        self._stalled_checks = stalled_checks
+        self._max_checks = max_checks
+        self._checks = 0
+        self._checks_without_progress = 0
         self._ticks: int | None = None
 
     def has_stalled(self, ticks: int | None) -> bool:
-        """Takes one look; `ticks` is None where CPU time cannot be read."""
-        self._looks += 1
-        is_still = ticks is not None and ticks == self._ticks
-        self._looks_without_progress = self._looks_without_progress + 1 if is_still else 0
+        """Check once; `ticks` is None where CPU time cannot be read."""
+        self._checks += 1
+        is_idle = ticks is not None and ticks == self._ticks
+        self._checks_without_progress = self._checks_without_progress + 1 if is_idle else 0
         self._ticks = ticks
-        return self._looks_without_progress >= self._stalled_looks or self._looks >= self._max_looks
+        return self._checks_without_progress >= self._stalled_checks or self._checks >= self._max_checks
 
 
 def stat_of(pid: int) -> ProcessStat | None:
@@ -72,7 +75,7 @@ def stat_of(pid: int) -> ProcessStat | None:
 
 
 def stats_of_groups(group_ids: Collection[int]) -> Iterator[ProcessStat]:
-    """Living members of process groups; none where there is no /proc."""
+    """Running members of process groups; none where there is no /proc."""
     with suppress(OSError):
         for path in _PROC.iterdir():
             stat = stat_of(int(path.name)) if path.name.isdigit() else None
@@ -81,20 +84,20 @@ def stats_of_groups(group_ids: Collection[int]) -> Iterator[ProcessStat]:
 
 
 Image: TypeAlias = bytes | InlineText
-# NaN or a negative number would stay in the running means that admission goes by.
+# NaN or a negative number would spoil the running means on which admission relies.
 Seconds: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 # The heatmaps of a call's images in the largest network's input are less than half of it.
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 
 _COUNT = Struct("<I")
-_ROW = Struct("<B?Q")  # its kind, whether evidence is wanted, bytes
+_ROW = Struct("<B?Q")  # kind, evidence requested, bytes
 _LENGTH = Struct("<Q")
 _BYTES, _BASE64, _HEX = range(3)
 
 
 class WaitingRow(NamedTuple):
-    """An image that has arrived, and whether to show evidence for it."""
+    """An image, and whether its outcome includes evidence."""
 
     image: Image
     evidence: bool
@@ -106,34 +109,34 @@ class WaitingRow(NamedTuple):
 
 @dataclass(frozen=True)
 class ServedModel:
-    """The network that answers."""
+    """The network that classifies."""
 
     identity: ModelIdentity
     card: dict[str, Any]
-    """Without its arrays, which are large and nothing to read."""
+    """Without its arrays, which are large and not readable."""
 
 
 @dataclass(frozen=True)
 class Greeting:
-    """What a process says first."""
+    """The first frame of a process."""
 
     model: ServedModel | None = None
     refusal: str | None = None
-    """Why it can classify nothing, in place of a model."""
+    """Why it cannot classify; in place of a model."""
     pid: int | None = None
-    """Its process id, so that the service can tell whether it still makes progress."""
+    """Its process id, by which the service checks its progress."""
 
 
 @dataclass(frozen=True)
 class Answers:
-    """To the rows of one call, in their order."""
+    """The answers to the rows of one call, in order."""
 
     outcomes: Sequence[Outcome | None]
     """None where the process failed."""
     failures: dict[int, str] = field(default_factory=dict)
-    """By the place of such a row: what went wrong, for the log."""
+    """The error by the place of such a row, for the log."""
     statistics: dict[int, ImageStatistics] = field(default_factory=dict)
-    """By the place of an image that was decoded; of none unless they are wanted."""
+    """By the place of a decoded image; empty unless requested."""
     decode_seconds: Seconds = 0.0
     predict_seconds: Seconds = 0.0
 
@@ -143,7 +146,7 @@ _ANSWERS = TypeAdapter(Answers)
 
 
 def format_rows(rows: Sequence[WaitingRow]) -> list[bytes]:
-    """A call, as buffers to be written one after the other."""
+    """A call, as buffers for `writelines`."""
     contents = [_content(row.image) for row in rows]
     heads = [
         _ROW.pack(kind, row.evidence, len(content))
@@ -153,7 +156,7 @@ def format_rows(rows: Sequence[WaitingRow]) -> list[bytes]:
 
 
 def read_rows(calls: IO[bytes]) -> list[WaitingRow]:
-    """The next call; none once the service has gone. Raises EOFError when it goes amid one."""
+    """The next call; empty once the service has closed the connection. Raises EOFError within a call."""
     beginning = calls.read(_COUNT.size)
     if not beginning:
         return []
@@ -162,13 +165,13 @@ def read_rows(calls: IO[bytes]) -> list[WaitingRow]:
     return [WaitingRow(_image(kind, _read(calls, size)), evidence) for kind, evidence, size in heads]
 
 
-def format_frame(said: Greeting | Answers) -> bytes:
-    content = to_json(said)
+def format_frame(message: Greeting | Answers) -> bytes:
+    content = to_json(message)
     return _LENGTH.pack(len(content)) + content
 
 
 def parse_greeting(content: bytes) -> Greeting:
-    """Raises ValueError for what is none."""
+    """Raises ValueError for anything else."""
     return _GREETING.validate_json(content)
 
 
@@ -181,13 +184,13 @@ def parse_answers(content: bytes, rows: int) -> Answers:
 
 
 class FrameReader:
-    """Puts together what arrives in pieces. Raises ValueError for a frame longer than any has to be."""
+    """Assembles frames from received pieces. Raises ValueError for a frame above the limit."""
 
     def __init__(self) -> None:
         self._pieces = bytearray()
 
     def read(self, piece: bytes) -> Iterator[bytes]:
-        """The contents that this piece completes."""
+        """Yield the contents of the frames that this piece completes."""
         self._pieces += piece
         while len(self._pieces) >= _LENGTH.size:
             [length] = _LENGTH.unpack_from(self._pieces)

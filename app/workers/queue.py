@@ -1,11 +1,12 @@
-"""One queue of rows for all requests, and who is next in it. All of it happens on the event loop.
+"""The queue of rows of all requests, on the event loop: which rows are next, and how long a request waits.
 
-Rows are taken of the smallest request and of the oldest one alternately: a single image waits behind a few
-rows and not behind a batch of thousands, and that batch has half of the machine whatever comes after it.
-Requests of one size are answered in the order in which they came.
+Rows are taken alternately from the smallest request and from the oldest one: a single image waits behind a
+few rows and not behind a batch of thousands, and that batch has half of the machine whatever arrives later.
+Requests of one size are answered in the order of their arrival.
 """
 
 import asyncio
+import heapq
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,115 +17,172 @@ from typing import NamedTuple
 
 from app.errors import Overloaded
 from app.outcome import ImageStatistics, Outcome, Steps
-from app.workers.capacity import Capacity
 from app.workers.protocol import WaitingRow
-from app.workers.turns import Overdue, RequestLine
 
-# Requests are grouped by the power of two of their number of rows.
-_SIZES = 64
-
-
-class RowsBySize:
-    """`request_rows` is the size of a request, `rows` says how many of its rows are meant."""
-
-    def __init__(self) -> None:
-        self._rows = [0] * _SIZES
-
-    def add(self, request_rows: int, rows: int) -> None:
-        """Or subtract, where `rows` is negative."""
-        self._rows[request_rows.bit_length()] += rows
-
-    @property
-    def total(self) -> int:
-        return sum(self._rows)
-
-    def before(self, request_rows: int) -> int:
-        """Rows that are served before the first row of one more request.
-
-        All rows, or those of requests of its size and below twice, because it takes turns with the oldest.
-        """
-        return min(2 * sum(self._rows[: request_rows.bit_length() + 1]), self.total)
-
-    def has_larger(self, request_rows: int) -> bool:
-        """Whether there are rows of a request of a larger size."""
-        return any(self._rows[request_rows.bit_length() + 1 :])
-
-
-@dataclass(eq=False)
-class AwaitedRows:
-    """Rows of one request that are awaited together, and answered one by one."""
-
-    answered: "asyncio.Future[list[Outcome | None]]"
-    outcomes: list[Outcome | None]
-    unanswered: int
-    request: "QueuedRequest"
-    on_answered: Callable[[int, Outcome | None], None]
-    """Called with each row's place and outcome; raises Overloaded where there is no room for it."""
-    answered_places: set[int] = field(default_factory=set)
-
-    @property
-    def is_over(self) -> bool:
-        """All rows are answered, one has failed, or the client has disconnected."""
-        return self.answered.done()
-
-    def answer(self, place: int, outcome: Outcome | None) -> bool:
-        """False for a row that another process has answered before."""
-        if place in self.answered_places:
-            return False
-        self.answered_places.add(place)
-        self.outcomes[place] = outcome
-        try:
-            self.on_answered(place, outcome)
-        except Overloaded as error:
-            self.fail(error)
-        self.request.note_classified()
-        self.unanswered -= 1
-        if self.unanswered == 0 and not self.is_over:
-            self.answered.set_result(self.outcomes)
-        return True
-
-    def fail(self, error: Exception) -> None:
-        if not self.is_over:
-            self.answered.set_exception(error)
-
-
-# One by one is slower, for each call wakes a process and the event loop and reads a network's dense end.
-MAX_ROWS_AT_ONCE = 8
-# A small request waits for the calls that are out, so large ones have short calls while small ones come.
-ROWS_AT_ONCE_BESIDE_SMALL = 1
-# Rows that a process has been given wait behind each other, and can no longer be refused.
+# A call of one row each is slower: it wakes a process and the event loop, and reads a network's dense layers.
+MAX_ROWS_PER_CALL = 8
+# A small request waits for the running calls, so large requests have short ones while small requests arrive.
+MAX_ROWS_PER_CALL_BESIDE_SMALL = 1
+# The service cannot shed rows any more once they are sent to a process.
 MAX_CALL_SECONDS = 0.2
-SMALL_REMEMBERED_SECONDS = 1.0
-# Images of so many bytes take long enough for a call, and memory enough.
-MAX_BYTES_AT_ONCE = 1024 * 1024
-# Requests of up to so many are small.
+# Images of this size together take enough time and memory for a call.
+MAX_BYTES_PER_CALL = 1024 * 1024
+RECENT_SECONDS = 1.0
+# A request of at most this number of rows is small.
 FEW_ROWS = 4
 
 
-class QueuedRow(NamedTuple):
-    """A row in its place, and who waits for its outcome."""
+class RowQueue:
+    """Requests put rows; classifier processes take them."""
 
-    row: WaitingRow
-    place: int
-    awaited: AwaitedRows
-    deaths: int = 0
-    """Processes that died over it."""
+    def __init__(self, capacity: "Capacity") -> None:
+        self.capacity = capacity
+        self.abandoned_rows = 0
+        """Rows dropped without being classified: their client disconnected, or their request failed."""
+        self.on_put: Callable[[], None] = lambda: None
+        self.on_check: Callable[[], None] = lambda: None
+        """Called several times a second while rows are being classified."""
+        self.unfetched = _RowCounts()
+        self.unclassified = _RowCounts()
+        """Rows that have their image and no outcome."""
+        self._waiting_rows = 0
+        self._small_arrived_at = -RECENT_SECONDS
+        self._arrivals = count()
+        self._small_shedder, self._large_shedder = LoadShedder(), LoadShedder()
+        self._heaps = deque([_RequestHeap(_rows, _has_waiting), _RequestHeap(_arrival, _has_waiting)])
+        self._small = _RequestHeap(_arrival, lambda request: _has_waiting(request) and request.is_small)
+
+    @contextmanager
+    def request(self, rows: int, unfetched_rows: int = 0) -> "Iterator[QueuedRequest]":
+        """A request with this number of rows; at its end, rows that still wait are dropped.
+
+        Raises the first error of an exception group alone.
+        """
+        request = QueuedRequest(rows, unfetched_rows, next(self._arrivals), self)
+        self.unfetched.add(rows, unfetched_rows)
+        self.unclassified.add(rows, rows - unfetched_rows)
+        self._track_small(rows)
+        try:
+            yield request
+        except ExceptionGroup as group:
+            raise _first_of(group) from group
+        finally:
+            request.mark_fetched(request.unfetched_rows)
+            request.mark_answered(rows)
+            self._drop(request)
+
+    def put(self, request: "QueuedRequest", rows: "Sequence[QueuedRow]") -> None:
+        self._waiting_rows += len(rows)
+        self._track_small(request.rows)
+        request.waiting.extend(rows)
+        if rows:
+            if not request.is_started:
+                self.shedder(request.rows).add(request)
+            for heap in self._heaps:
+                heap.push(request)
+            if request.is_small:
+                self._small.push(request)
+        self.on_put()
+
+    def next_rows(self) -> "list[QueuedRow]":
+        """The rows of the next call: few where few wait, so that all processes end together."""
+        wanted = max(1, min(self._max_rows(), self._waiting_rows // (2 * self.capacity.classifiers)))
+        rows: list[QueuedRow] = []
+        size_bytes = 0
+        while len(rows) < wanted and size_bytes < MAX_BYTES_PER_CALL and (request := self._next_request()):
+            rows.append(request.waiting.popleft())
+            self._mark_started(request)
+            size_bytes += rows[-1].row.size_bytes
+        self._waiting_rows -= len(rows)
+        return rows
+
+    def next_small_rows(self) -> "list[QueuedRow]":
+        """The rows of the oldest small request that waits."""
+        request = self._small.first()
+        if request is None:
+            return []
+        rows = list(request.waiting)
+        request.waiting.clear()
+        self._mark_started(request)
+        self._waiting_rows -= len(rows)
+        return rows
+
+    def fail_waiting(self, error: Exception) -> None:
+        """Fail all requests with waiting rows; they drop their rows when they end."""
+        for request in self._heaps[0].all():
+            request.fail(error)
+
+    def wait_seconds(self, rows: int, unfetched_rows: int = 0) -> float:
+        """How long the first row of a new request of this size would wait.
+
+        A request without rows to fetch does not wait for the images of others to be fetched.
+        """
+        wait_seconds = self.unclassified.before(rows) * self.capacity.classified_row_seconds
+        if not unfetched_rows:
+            return wait_seconds
+        return max(wait_seconds, self.unfetched.before(rows) * self.capacity.fetched_row_seconds)
+
+    def shedder(self, rows: int) -> "LoadShedder":
+        """The load shedder of small or of large requests."""
+        return self._small_shedder if rows <= FEW_ROWS else self._large_shedder
+
+    @property
+    def unanswered_rows(self) -> int:
+        """Rows of all requests, including rows to fetch."""
+        return self.unfetched.total + self.unclassified.total
+
+    @property
+    def has_small_waiting(self) -> bool:
+        return self._small.first() is not None
+
+    @property
+    def had_small_recently(self) -> bool:
+        """Whether more small requests are likely to follow."""
+        return monotonic() - self._small_arrived_at < RECENT_SECONDS
+
+    def _max_rows(self) -> int:
+        has_large = self.unfetched.has_larger(FEW_ROWS) or self.unclassified.has_larger(FEW_ROWS)
+        if has_large and self.had_small_recently:
+            return MAX_ROWS_PER_CALL_BESIDE_SMALL
+        return min(MAX_ROWS_PER_CALL, int(MAX_CALL_SECONDS / max(self.capacity.classify_seconds, 1e-9)))
+
+    def _next_request(self) -> "QueuedRequest | None":
+        self._heaps.rotate()
+        return self._heaps[0].first()
+
+    def _mark_started(self, request: "QueuedRequest") -> None:
+        if not request.is_started:
+            request.is_started = True
+            self.shedder(request.rows).remove(request)
+
+    def _track_small(self, rows: int) -> None:
+        """Called when a request arrives and when its images do, as its fetches may take a while."""
+        if rows <= FEW_ROWS:
+            self._small_arrived_at = monotonic()
+
+    def _drop(self, request: "QueuedRequest") -> None:
+        self.abandoned_rows += len(request.waiting)
+        self._waiting_rows -= len(request.waiting)
+        request.waiting.clear()
+        self._mark_started(request)
+        for heap in (*self._heaps, self._small):
+            heap.prune()
 
 
 @dataclass(eq=False)
 class QueuedRequest:
-    """One request's place in the queue."""
+    """One request in the queue."""
 
     rows: int
     unfetched_rows: int
     arrival: int
-    queue: "RowQueue"
-    waiting: deque[QueuedRow] = field(default_factory=deque)
+    queue: RowQueue
+    waiting: "deque[QueuedRow]" = field(default_factory=deque)
     steps: Steps = field(default_factory=Steps)
     statistics: list[ImageStatistics] = field(default_factory=list)
-    """Of its images, in whatever order they were answered."""
-    is_begun: bool = False
-    """A process has been given one of its rows, or the request has ended."""
+    """Of its images, in the order in which they were answered."""
+    is_started: bool = False
+    """A process has received one of its rows, or the request has ended."""
     is_costly: bool = False
     """One of its rows has proved slow."""
 
@@ -135,180 +193,265 @@ class QueuedRequest:
     def is_small(self) -> bool:
         return self.rows <= FEW_ROWS and not self.is_costly
 
-    def fail(self, error: Exception) -> None:
-        """For a request of which a row waits."""
-        self.waiting[0].awaited.fail(error)
-
-    def note_answered(self, rows: int) -> None:
-        """Their outcomes are known, or awaited no more."""
-        rows = min(rows, self._unanswered)  # a process may still be at one when the request has ended
-        self._unanswered -= rows
-        self.queue.note_answered(self, rows)
-
-    def note_classified(self) -> None:
-        """One more row."""
-        self.note_answered(1)
-        self.queue.overdue[self.rows <= FEW_ROWS].note_served(1)
-
-    def note_fetched(self, rows: int) -> None:
-        """Their images are there, or will not come."""
-        self.unfetched_rows -= rows
-        self.queue.note_fetched(self, rows)
-
     def classify(
         self,
         rows: Sequence[WaitingRow],
         on_answered: Callable[[int, Outcome | None], None] = lambda *_: None,
     ) -> "asyncio.Future[list[Outcome | None]]":
-        """One outcome a row, in order, once all of them have been classified."""
+        """Queue rows. The result is one outcome per row, in order, once all of them are classified."""
         answered: asyncio.Future[list[Outcome | None]] = asyncio.get_running_loop().create_future()
-        awaited = AwaitedRows(answered, [None] * len(rows), len(rows), self, on_answered)
+        group = RowGroup(answered, [None] * len(rows), len(rows), self, on_answered)
         if not rows:
             answered.set_result([])
-        self.queue.put(self, [QueuedRow(row, place, awaited) for place, row in enumerate(rows)])
+        self.queue.put(self, [QueuedRow(row, place, group) for place, row in enumerate(rows)])
         return answered
 
+    def fail(self, error: Exception) -> None:
+        """Fail the request, which must have a waiting row."""
+        self.waiting[0].group.fail(error)
 
-class RowQueue:
-    """Filled by requests, emptied by classifier processes."""
+    def mark_answered(self, rows: int) -> None:
+        """Their outcomes are known, or nobody waits for them any more."""
+        rows = min(rows, self._unanswered)  # a process may still classify one after the request has ended
+        self._unanswered -= rows
+        self.queue.unclassified.add(self.rows, -rows)
 
-    def __init__(self, capacity: Capacity) -> None:
-        self.capacity = capacity
-        self.abandoned_rows = 0
-        """Rows dropped without being classified: their client disconnected, or their request failed."""
-        self.on_put: Callable[[], None] = lambda: None
-        """Called when there are more rows."""
-        self.on_look: Callable[[], None] = lambda: None
-        """Called several times a second while rows are being classified."""
-        self.overdue = (Overdue[QueuedRequest](), Overdue[QueuedRequest]())
-        """Requests of more than FEW_ROWS rows, and of at most as many, whose first row waits."""
-        self._unfetched = RowsBySize()
-        self._unclassified = RowsBySize()
-        """Rows whose image has arrived, and that are not answered yet."""
-        self._waiting = 0
-        self._small_came_at = -SMALL_REMEMBERED_SECONDS
-        self._arrivals = count()
-        self._lines = deque([RequestLine(_rows, _has_waiting), RequestLine(_arrival, _has_waiting)])
-        self._small = RequestLine(_arrival, lambda request: _has_waiting(request) and request.is_small)
+    def mark_fetched(self, rows: int) -> None:
+        """Their images have arrived or failed."""
+        self.unfetched_rows -= rows
+        self.queue.unfetched.add(self.rows, -rows)
+        self.queue.unclassified.add(self.rows, rows)
 
-    @contextmanager
-    def request(self, rows: int, unfetched_rows: int = 0) -> Iterator[QueuedRequest]:
-        """A place for a request of so many rows; those that still wait at its end are dropped.
 
-        Of tasks that fail together, it raises what the first of them has raised.
-        """
-        request = QueuedRequest(rows, unfetched_rows, next(self._arrivals), self)
-        self._unfetched.add(rows, unfetched_rows)
-        self._unclassified.add(rows, rows - unfetched_rows)
-        self._note_small(rows)
+@dataclass(eq=False)
+class RowGroup:
+    """Rows of one request with one future, answered one by one."""
+
+    answered: "asyncio.Future[list[Outcome | None]]"
+    outcomes: list[Outcome | None]
+    unanswered: int
+    request: QueuedRequest
+    on_answered: Callable[[int, Outcome | None], None]
+    """Called with each row's place and outcome. Raises Overloaded if there is no memory for the outcome."""
+    answered_places: set[int] = field(default_factory=set)
+
+    @property
+    def is_done(self) -> bool:
+        """All rows are answered, one has failed, or the client has disconnected."""
+        return self.answered.done()
+
+    def answer(self, place: int, outcome: Outcome | None) -> bool:
+        """Returns False for a row that another process has already answered."""
+        if place in self.answered_places:
+            return False
+        self.answered_places.add(place)
+        self.outcomes[place] = outcome
         try:
-            yield request
-        except ExceptionGroup as group:
-            raise _first_of(group) from group
-        finally:
-            request.note_fetched(request.unfetched_rows)
-            request.note_answered(rows)
-            self._drop(request)
+            self.on_answered(place, outcome)
+        except Overloaded as error:
+            self.fail(error)
+        self.request.mark_answered(1)
+        self.request.queue.shedder(self.request.rows).count_served(1)
+        self.unanswered -= 1
+        if self.unanswered == 0 and not self.is_done:
+            self.answered.set_result(self.outcomes)
+        return True
 
-    def wait_seconds(self, rows: int, unfetched_rows: int = 0) -> float:
-        """How long a request of so many would wait for its first, should it come now.
+    def fail(self, error: Exception) -> None:
+        if not self.is_done:
+            self.answered.set_exception(error)
 
-        A request whose images are all there does not wait for the images of others to be fetched.
+
+class QueuedRow(NamedTuple):
+    """A row, its place in its group, and the number of processes that crashed while handling it."""
+
+    row: WaitingRow
+    place: int
+    group: RowGroup
+    crashes: int = 0
+
+
+# Means follow the latest rows: an hour of small images must not hide a minute of large ones.
+_MAX_WEIGHED_ROWS = 500
+
+
+class Capacity:
+    """Measured seconds per row, from which waits are estimated. All are 0 before the first row."""
+
+    def __init__(self, classifiers: int, max_concurrent_fetches: int) -> None:
+        self.classifiers = classifiers
+        self._max_concurrent_fetches = max_concurrent_fetches
+        self._classify_seconds = _RunningMean()
+        self._fetch_seconds = _RunningMean()
+
+    @property
+    def classify_seconds(self) -> float:
+        """A process's time for a row."""
+        return self._classify_seconds.mean
+
+    @property
+    def classified_row_seconds(self) -> float:
+        """From one row to the next while all processes are busy."""
+        return self._classify_seconds.mean / self.classifiers
+
+    @property
+    def fetched_row_seconds(self) -> float:
+        """From one row to the next while the limit of concurrent fetches is reached."""
+        return self._fetch_seconds.mean / self._max_concurrent_fetches
+
+    @property
+    def row_seconds(self) -> float:
+        """From one row to the next under full load."""
+        return max(self.classified_row_seconds, self.fetched_row_seconds)
+
+    def record_classified(self, rows: int, seconds: float, failed_rows: int = 0) -> None:
+        """Record a call. Failed rows count only in a call that took as long as one of classified rows.
+
+        Most fail within microseconds, and would hide the cost of an image.
         """
-        wait_seconds = self._unclassified.before(rows) * self.capacity.classified_row_seconds
-        if not unfetched_rows:
-            return wait_seconds
-        return max(wait_seconds, self._unfetched.before(rows) * self.capacity.fetched_row_seconds)
+        if seconds < rows * self._classify_seconds.mean:
+            rows -= failed_rows
+        self._classify_seconds.add(rows, seconds)
 
-    def note_answered(self, request: QueuedRequest, rows: int) -> None:
-        self._unclassified.add(request.rows, -rows)
+    def record_fetched(self, seconds: float) -> None:
+        """Record the fetch of one row, whether it succeeded or failed."""
+        self._fetch_seconds.add(1, seconds)
 
-    def note_fetched(self, request: QueuedRequest, rows: int) -> None:
-        self._unfetched.add(request.rows, -rows)
-        self._unclassified.add(request.rows, rows)
+
+class _RunningMean:
+    def __init__(self) -> None:
+        self.mean = 0.0
+        self._count = 0
+
+    def add(self, count: int, total: float) -> None:
+        if count:
+            self._count = min(self._count + count, _MAX_WEIGHED_ROWS)
+            weight = min(1.0, count / self._count)
+            self.mean += weight * (total / count - self.mean)
+
+
+# A batch that waits for long is deferred (202), and Snowflake does not send a deferred batch again.
+_MAX_SHED_WAITS = 3
+
+
+class LoadShedder:
+    """Fails the youngest requests once the oldest waits longer for its first row than admission estimated.
+
+    Estimates follow from the rows answered before. Rows that cost a hundred times as much make all estimates
+    wrong, and the requests that were admitted would keep others out for minutes.
+    """
+
+    def __init__(self) -> None:
+        self._since: dict[QueuedRequest, float] = {}
+        self._served_rows = 0
+        self._checks: deque[tuple[float, int]] = deque()
+        """Time, and rows served by then."""
+
+    def add(self, request: QueuedRequest) -> None:
+        self._since.setdefault(request, monotonic())
+
+    def remove(self, request: QueuedRequest) -> None:
+        self._since.pop(request, None)
+
+    def count_served(self, rows: int) -> None:
+        self._served_rows += rows
 
     @property
-    def unanswered_rows(self) -> int:
-        """Of all requests, those that are still to be fetched among them."""
-        return self._unfetched.total + self._unclassified.total
+    def longest_wait_seconds(self) -> float:
+        """Of the requests that wait now."""
+        since = next(iter(self._since.values()), None)
+        return 0.0 if since is None else monotonic() - since
 
-    def next_rows(self) -> list[QueuedRow]:
-        """The rows that are next, few where few wait, so that all processes end together."""
-        wanted = max(1, min(self._most_rows_at_once(), self._waiting // (2 * self.capacity.classifiers)))
-        rows: list[QueuedRow] = []
-        size_bytes = 0
-        while len(rows) < wanted and size_bytes < MAX_BYTES_AT_ONCE and (request := self._next_request()):
-            rows.append(request.waiting.popleft())
-            self._note_begun(request)
-            size_bytes += rows[-1].row.size_bytes
-        self._waiting -= len(rows)
-        return rows
+    def shed(self, max_wait_seconds: float, error: Callable[[QueuedRequest], Exception]) -> None:
+        """Fail the youngest requests if the oldest has waited for more than `max_wait_seconds`.
+
+        As many rows remain as were served in the latest `max_wait_seconds`. The oldest request always
+        remains, and so do those that have waited for three times as long. Must be called at short intervals.
+        """
+        now = monotonic()
+        self._checks.append((now, self._served_rows))
+        while self._checks[0][0] < now - max_wait_seconds:
+            self._checks.popleft()
+        if self.longest_wait_seconds <= max_wait_seconds:
+            return
+        excess_rows = sum(len(request.waiting) for request in self._since)
+        excess_rows -= self._served_rows - self._checks[0][1]
+        for request, since in list(reversed(self._since.items()))[:-1]:
+            if excess_rows <= 0 or now - since > _MAX_SHED_WAITS * max_wait_seconds:
+                return
+            excess_rows -= len(request.waiting)
+            self.remove(request)
+            request.fail(error(request))
+
+
+# Fewer requests are not worth pruning.
+_MIN_PRUNED = 64
+
+
+class _RequestHeap:
+    """Requests by rank, the lowest first. Requests that are no longer members are removed lazily."""
+
+    def __init__(
+        self, rank: Callable[[QueuedRequest], int], is_member: Callable[[QueuedRequest], bool]
+    ) -> None:
+        self._rank = rank
+        self._is_member = is_member
+        self._heap: list[tuple[int, int, QueuedRequest]] = []
+        self._arrivals: set[int] = set()
+        self._prune_at = _MIN_PRUNED
+
+    def push(self, request: QueuedRequest) -> None:
+        if request.arrival not in self._arrivals:
+            self._arrivals.add(request.arrival)
+            heapq.heappush(self._heap, (self._rank(request), request.arrival, request))
+
+    def first(self) -> QueuedRequest | None:
+        while self._heap and not self._is_member(self._heap[0][-1]):
+            self._arrivals.discard(heapq.heappop(self._heap)[1])
+        return self._heap[0][-1] if self._heap else None
+
+    def all(self) -> list[QueuedRequest]:
+        """In no order."""
+        return [request for *_, request in self._heap if self._is_member(request)]
+
+    def prune(self) -> None:
+        """Remove former members that may never become the first, once they may be the majority."""
+        if len(self._heap) < self._prune_at:
+            return
+        self._heap = [entry for entry in self._heap if self._is_member(entry[-1])]
+        heapq.heapify(self._heap)
+        self._arrivals = {arrival for _, arrival, _ in self._heap}
+        self._prune_at = max(_MIN_PRUNED, 2 * len(self._heap))
+
+
+# Requests are grouped by the power of two of their number of rows.
+_SIZES = 64
+
+
+class _RowCounts:
+    """Numbers of rows, by the size of their request."""
+
+    def __init__(self) -> None:
+        self._rows = [0] * _SIZES
+
+    def add(self, request_rows: int, rows: int) -> None:
+        """Add `rows`, which may be negative, to requests of `request_rows`."""
+        self._rows[request_rows.bit_length()] += rows
 
     @property
-    def has_small_waiting(self) -> bool:
-        return self._small.first() is not None
+    def total(self) -> int:
+        return sum(self._rows)
 
-    @property
-    def has_small_lately(self) -> bool:
-        """More may come."""
-        return monotonic() - self._small_came_at < SMALL_REMEMBERED_SECONDS
+    def before(self, request_rows: int) -> int:
+        """Rows that are served before the first row of a new request.
 
-    def next_small_rows(self) -> list[QueuedRow]:
-        """Of one small request that waits, the oldest."""
-        request = self._small.first()
-        if request is None:
-            return []
-        rows = list(request.waiting)
-        request.waiting.clear()
-        self._note_begun(request)
-        self._waiting -= len(rows)
-        return rows
+        Twice the rows of requests of its size and below, as it alternates with the oldest, or all rows.
+        """
+        return min(2 * sum(self._rows[: request_rows.bit_length() + 1]), self.total)
 
-    def fail_waiting(self, error: Exception) -> None:
-        """All requests with rows that wait; the rows are dropped when their requests end."""
-        for request in self._lines[0].all():
-            request.fail(error)
-
-    def _most_rows_at_once(self) -> int:
-        has_large = self._unfetched.has_larger(FEW_ROWS) or self._unclassified.has_larger(FEW_ROWS)
-        if has_large and self.has_small_lately:
-            return ROWS_AT_ONCE_BESIDE_SMALL
-        return min(MAX_ROWS_AT_ONCE, int(MAX_CALL_SECONDS / max(self.capacity.classify_seconds, 1e-9)))
-
-    def put(self, request: QueuedRequest, rows: Sequence[QueuedRow]) -> None:
-        self._waiting += len(rows)
-        self._note_small(request.rows)
-        request.waiting.extend(rows)
-        if rows:
-            if not request.is_begun:
-                self.overdue[request.rows <= FEW_ROWS].enter(request)
-            for line in self._lines:
-                line.enter(request)
-            if request.is_small:
-                self._small.enter(request)
-        self.on_put()
-
-    def _note_begun(self, request: QueuedRequest) -> None:
-        if not request.is_begun:
-            request.is_begun = True
-            self.overdue[request.rows <= FEW_ROWS].leave(request)
-
-    def _note_small(self, rows: int) -> None:
-        """That there is one, for it may come again, or still has images to fetch."""
-        if rows <= FEW_ROWS:
-            self._small_came_at = monotonic()
-
-    def _next_request(self) -> QueuedRequest | None:
-        self._lines.rotate()
-        return self._lines[0].first()
-
-    def _drop(self, request: QueuedRequest) -> None:
-        self.abandoned_rows += len(request.waiting)
-        self._waiting -= len(request.waiting)
-        request.waiting.clear()
-        self._note_begun(request)
-        for line in (*self._lines, self._small):
-            line.tidy()
+    def has_larger(self, request_rows: int) -> bool:
+        """Whether there are rows of a request of a larger size."""
+        return any(self._rows[request_rows.bit_length() + 1 :])
 
 
 def _first_of(group: ExceptionGroup[Exception]) -> Exception:

@@ -5,14 +5,13 @@ import pytest
 
 from app.admission import MAX_WAIT_SECONDS_OF_FEW, Admission
 from app.errors import Overloaded
-from app.workers.capacity import Capacity
 from app.workers.protocol import WaitingRow
-from app.workers.queue import FEW_ROWS, RowQueue
+from app.workers.queue import FEW_ROWS, Capacity, RowQueue
 
 
 def queue_of_a_thousand_rows_a_second() -> RowQueue:
     capacity = Capacity(classifiers=1, max_concurrent_fetches=1)
-    capacity.note_classified(1000, 1.0)
+    capacity.record_classified(1000, 1.0)
     return RowQueue(capacity)
 
 
@@ -73,7 +72,7 @@ def test_small_request_is_refused_while_another_exceeds_the_maximum_wait(
 ) -> None:
     """Regardless of the estimate: earlier rows may cost more than any measured so far."""
     now = 100.0
-    monkeypatch.setattr("app.workers.turns.monotonic", lambda: now)
+    monkeypatch.setattr("app.workers.queue.monotonic", lambda: now)
 
     async def check() -> None:
         nonlocal now
@@ -98,7 +97,7 @@ def test_youngest_requests_beyond_the_maximum_wait_are_refused(
     rows: int, wait_seconds: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 100.0
-    monkeypatch.setattr("app.workers.turns.monotonic", lambda: now)
+    monkeypatch.setattr("app.workers.queue.monotonic", lambda: now)
 
     async def check() -> list[BaseException | None]:
         nonlocal now
@@ -109,12 +108,12 @@ def test_youngest_requests_beyond_the_maximum_wait_are_refused(
                 burst.enter_context(queue.request(rows)).classify([WaitingRow(b"", evidence=False)] * rows)
                 for _ in range(10)
             ]
-            queue.on_look()
+            queue.on_check()
             now += wait_seconds
-            queue.on_look()
+            queue.on_check()
             assert not any(answer.done() for answer in answers)
             now += 0.1
-            queue.on_look()
+            queue.on_check()
             errors = [answer.exception() if answer.done() else None for answer in answers]
             assert answers[0].cancel()
         return errors
@@ -127,14 +126,14 @@ def test_youngest_requests_beyond_the_maximum_wait_are_refused(
 
 def test_request_with_inline_images_does_not_wait_for_fetches() -> None:
     queue = queue_of_a_thousand_rows_a_second()
-    queue.capacity.note_fetched(10.0)
+    queue.capacity.record_fetched(10.0)
     admission = admission_of(queue)
     with queue.request(1, unfetched_rows=1) as slow:
         admission.refuse_rows(1)
         admission.refuse_rows(64)
         with pytest.raises(Overloaded):
             admission.refuse_rows(1, unfetched_rows=1)
-        slow.note_fetched(1)
+        slow.mark_fetched(1)
         admission.refuse_rows(1, unfetched_rows=1)
     with queue.request(2000, unfetched_rows=500):
         with pytest.raises(Overloaded):

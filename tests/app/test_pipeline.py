@@ -18,10 +18,9 @@ from app.pipeline import PIECE_ROWS, Pipeline, max_fetched_rows
 from app.settings import Settings
 from app.snowflake.session import SnowflakeSession
 from app.snowflake.stage import MAX_STAGES_IN_BATCH, StageReader
-from app.workers.capacity import Capacity
 from app.workers.classify import ImageClassifier
 from app.workers.protocol import ServedModel
-from app.workers.queue import RowQueue
+from app.workers.queue import Capacity, RowQueue
 from model import image as image_module
 from model.artifact import load_artifact
 from model.defaults import DEFAULT_MODEL_PATH
@@ -298,7 +297,7 @@ def test_answered_row_releases_its_bytes() -> None:
                 await asyncio.sleep(0)
             [queued] = queue.next_rows()
             assert pending.held_bytes == 2 * getsizeof(texts[0].text)
-            queued.awaited.answer(queued.place, None)
+            queued.group.answer(queued.place, None)
             assert pending.held_bytes == getsizeof(texts[1].text)
             assert [row.source for row in rows] == [None, None, texts[1]]
             answering.cancel()
@@ -339,9 +338,9 @@ def test_evidence_is_counted_until_the_request_is_answered(room_bytes: int) -> N
             outcome = blank_outcome(network.model.identity)
             outcome["evidence"] = EvidenceDetail(box=(0, 0, 1, 1), heatmap_png="A" * 999)
             [first], [second] = queue.next_rows(), queue.next_rows()
-            first.awaited.answer(first.place, outcome)
+            first.group.answer(first.place, outcome)
             assert pending.held_bytes == (999 if room_bytes == 1000 else 0)
-            second.awaited.answer(second.place, None)
+            second.group.answer(second.place, None)
             if room_bytes == 1000:
                 assert (await answering).outcomes == [outcome, None]
             else:
@@ -368,12 +367,12 @@ def test_row_answered_after_its_request_has_ended_is_not_counted(end: str) -> No
             if end == "cancel":
                 answering.cancel()
             else:
-                taken[0].awaited.fail(ValueError("broken"))
+                taken[0].group.fail(ValueError("broken"))
             await asyncio.wait({answering})
             assert answering.cancelled() or answering.exception()
             outcome = blank_outcome(network.model.identity)
             outcome["evidence"] = EvidenceDetail(box=(0, 0, 1, 1), heatmap_png="A" * 999)
-            taken[-1].awaited.answer(taken[-1].place, outcome)
+            taken[-1].group.answer(taken[-1].place, outcome)
             assert pending.held_bytes == 0
             assert queue.unanswered_rows == 0
 

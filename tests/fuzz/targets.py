@@ -14,8 +14,7 @@ from app.images.source import Row
 from app.outcome import Outcome, blank_outcome
 from app.snowflake import strict_json, wire
 from app.snowflake.strict_json import parse_json
-from app.workers.capacity import Capacity
-from app.workers.queue import RowQueue
+from app.workers.queue import Capacity, RowQueue
 from model.errors import InputError
 from model.image import ImageSpec, decode_sized
 from model.image_limits import ImageLimits

@@ -19,7 +19,7 @@ from app.names import BATCH_ID_HEADER
 from app.settings import Settings
 from tests.app.forms import text_of
 from tests.app.workers.costly_jpeg import costly_jpeg
-from tests.running import Exchanged, exchange, logging_service, wait_until
+from tests.running import Exchanged, exchange, free_port, logging_service, wait_until
 
 JSON = {"Content-Type": "application/json"}
 IMAGE = {"Content-Type": "image/png"}
@@ -108,9 +108,9 @@ def test_probe_does_not_wait_for_a_silent_redis(sample: bytes, tmp_path: Path) -
 
 def test_probe_does_not_wait_for_a_store_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     """The probe has a deadline of its own, in case the store has none."""
-    monkeypatch.setattr("app.api.health._LOOK_SECONDS", 0.05)
-    monkeypatch.setattr("app.batches.store.MemoryStore.look", lambda _: asyncio.Event().wait())
-    with TestClient(create_app(Settings())) as client:
+    monkeypatch.setattr("app.api.health._PING_SECONDS", 0.05)
+    monkeypatch.setattr("app.batches.redis_store.RedisStore.ping", lambda _: asyncio.Event().wait())
+    with TestClient(create_app(Settings(redis_url=f"redis://127.0.0.1:{free_port()}"))) as client:  # type: ignore[arg-type]
         assert client.get("/readyz").json()["status"] == "ready"
 
 

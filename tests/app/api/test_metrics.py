@@ -176,7 +176,7 @@ def test_flood_of_scrapes_reads_the_files_of_the_workers_a_tenth_of_the_time(
 
     monkeypatch.setattr(metrics, "_read_files", read)
     monkeypatch.setattr(metrics, "monotonic", lambda: now)
-    monkeypatch.setattr(metrics, "_EXPOSED", metrics._ExposedByWorkers())  # noqa: SLF001
+    monkeypatch.setattr(metrics, "_WORKER_METRICS", metrics._WorkerMetrics())  # noqa: SLF001
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
     assert [metrics.expose() for _ in range(10)] == [b"%d" % number for number in range(1, 11)]
     for _ in range(10_000):

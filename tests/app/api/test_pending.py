@@ -23,7 +23,7 @@ from starlette.types import Message
 from app.admission import Admission, PendingBody, PendingBytes
 from app.api.body import arriving_within, inflate
 from app.api.classify import PIECE_BYTES, LargeResponse, RowClassifier, json_response
-from app.batches.store import SentBatch
+from app.batches.batches import SentBatch
 from app.errors import AnswerTooLarge, BodyTimeout, MalformedBody, Overloaded, ServiceError
 from app.event_loop import BulkTurn
 from app.images.source import ROW_BYTES, Row, Url
@@ -31,8 +31,7 @@ from app.outcome import ClassifiedRows, Steps
 from app.pipeline import Pipeline
 from app.settings import Settings
 from app.snowflake.wire import format_batch
-from app.workers.capacity import Capacity
-from app.workers.queue import RowQueue
+from app.workers.queue import Capacity, RowQueue
 from tests.app.forms import text_of
 from tests.app.turns import turns_during
 from tests.running import exchange, running_service, wait_until

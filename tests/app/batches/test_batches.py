@@ -1,7 +1,5 @@
 import asyncio
-import random
 from collections.abc import Awaitable, Callable
-from time import monotonic
 from traceback import walk_tb
 from typing import Any
 
@@ -9,11 +7,9 @@ import pytest
 
 from app.admission import Admission
 from app.batches import batches as batches_module
-from app.batches.batches import Batches
-from app.batches.store import MemoryStore, Remembered, SentBatch
+from app.batches.batches import AnswerCache, Batches, SentBatch
 from app.errors import BatchUnknown, InvalidBatch
-from app.workers.capacity import Capacity
-from app.workers.queue import RowQueue
+from app.workers.queue import Capacity, RowQueue
 
 ADMISSION = Admission(RowQueue(Capacity(1, 1)), 1.0, 1000)
 
@@ -23,7 +19,7 @@ def batch_of(content: bytes = b"rows", batch_id: str = "b", *, evidence: bool = 
 
 
 class Classifier:
-    """Answers when it is told to, and counts."""
+    """Answers once `ended` is set."""
 
     def __init__(self) -> None:
         self.started = 0
@@ -47,30 +43,41 @@ class Classifier:
 def run(check: Callable[[Batches, Classifier], Awaitable[Any]], deadline_seconds: float = 5.0) -> None:
     async def checked() -> None:
         classifier = Classifier()
-        store = MemoryStore(600, 1_000_000)
-        await check(Batches(classifier, store, deadline_seconds), classifier)
+        await check(Batches(classifier, AnswerCache(600, 1_000_000), deadline_seconds), classifier)
 
     asyncio.run(asyncio.wait_for(checked(), 20))
 
 
-async def soon(batches: Batches, batch: SentBatch) -> "asyncio.Future[bytes | None]":
-    """Asked for, and running."""
-    asked = asyncio.ensure_future(batches.answer("b", batch))
-    await asyncio.sleep(0.01)
-    return asked
+async def send(batches: Batches, batch: SentBatch) -> "asyncio.Future[bytes | None]":
+    """A request that waits for the running batch."""
+    sent = asyncio.ensure_future(batches.answer("b", batch))
+    await settle()
+    return sent
 
 
-def test_retries_join_what_runs_and_all_hear_the_same_bytes() -> None:
+async def settle() -> None:
+    """Let every task run until it waits."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def reached(condition: Callable[[], bool]) -> None:
+    """Limited by the timeout of `run`."""
+    while not condition():  # noqa: ASYNC110 - tests of any state
+        await asyncio.sleep(0.005)
+
+
+def test_retries_join_the_running_batch_and_receive_the_same_bytes() -> None:
     async def check(batches: Batches, classifier: Classifier) -> None:
-        asked = [await soon(batches, batch_of()) for _ in range(50)]
+        sent = [await send(batches, batch_of()) for _ in range(50)]
         classifier.ended.set()
-        assert set(await asyncio.gather(*asked)) == {b"answer 1 to rows"}
+        assert set(await asyncio.gather(*sent)) == {b"answer 1 to rows"}
         assert classifier.started == 1
 
     run(check)
 
 
-def test_retry_after_the_answer_gets_the_bytes_that_are_remembered() -> None:
+def test_retry_after_the_answer_receives_the_cached_bytes() -> None:
     async def check(batches: Batches, classifier: Classifier) -> None:
         classifier.ended.set()
         first = await batches.answer("b", batch_of())
@@ -82,12 +89,12 @@ def test_retry_after_the_answer_gets_the_bytes_that_are_remembered() -> None:
 
 
 @pytest.mark.parametrize("other", [{"content": b"other rows"}, {"evidence": True}])
-def test_batch_of_other_content_is_not_given_the_answer_of_the_first(other: dict[str, Any]) -> None:
+def test_batch_with_other_content_does_not_receive_the_answer_of_the_first(other: dict[str, Any]) -> None:
     async def check(batches: Batches, classifier: Classifier) -> None:
-        asked = await soon(batches, batch_of())
-        differing = await soon(batches, batch_of(**other))
+        sent = await send(batches, batch_of())
+        differing = await send(batches, batch_of(**other))
         classifier.ended.set()
-        assert await asked != await differing
+        assert await sent != await differing
         assert classifier.started == 2
         await batches.answer("b", batch_of(**other))
         assert classifier.started == 3
@@ -95,45 +102,45 @@ def test_batch_of_other_content_is_not_given_the_answer_of_the_first(other: dict
     run(check)
 
 
-def test_batch_that_outlasts_the_deadline_is_asked_for_later() -> None:
+def test_batch_that_outlasts_the_deadline_is_polled() -> None:
     async def check(batches: Batches, classifier: Classifier) -> None:
         assert await batches.answer("b", batch_of()) is None
         assert await batches.poll("b") is None
-        assert await batches.answer("b", batch_of()) is None  # sent once more
+        assert await batches.answer("b", batch_of()) is None  # a retry
         classifier.ended.set()
-        await asyncio.sleep(0.01)
+        await reached(lambda: not len(batches))
         assert await batches.poll("b") == await batches.poll("b") == b"answer 1 to rows"
         assert classifier.started == 1
 
     run(check, deadline_seconds=0.05)
 
 
-def test_caller_who_comes_back_in_time_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_client_that_retries_in_time_joins_the_running_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batches_module, "ABANDONED_SECONDS", 0.2)
 
     async def check(batches: Batches, classifier: Classifier) -> None:
-        (await soon(batches, batch_of())).cancel()
-        await asyncio.sleep(0.1)
-        asked = await soon(batches, batch_of())
-        await asyncio.sleep(0.2)
+        (await send(batches, batch_of())).cancel()
+        await settle()
+        sent = await send(batches, batch_of())
+        await asyncio.sleep(0.3)
         classifier.ended.set()
-        assert await asked == b"answer 1 to rows"
+        assert await sent == b"answer 1 to rows"
         assert classifier.cancelled == 0
 
     run(check)
 
 
-def test_batch_that_nobody_comes_back_for_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_abandoned_batch_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batches_module, "ABANDONED_SECONDS", 0.05)
 
     async def check(batches: Batches, classifier: Classifier) -> None:
-        staying, leaving = [await soon(batches, batch_of()) for _ in range(2)]
+        staying, leaving = [await send(batches, batch_of()) for _ in range(2)]
         leaving.cancel()
         await asyncio.sleep(0.1)
         assert classifier.cancelled == 0
         staying.cancel()
-        await asyncio.sleep(0.1)
-        assert classifier.cancelled == 1
+        await reached(lambda: classifier.cancelled == 1)
+        await settle()
         with pytest.raises(BatchUnknown, match="Received: 'b'"):
             await batches.poll("b")
         classifier.ended.set()
@@ -142,25 +149,25 @@ def test_batch_that_nobody_comes_back_for_is_given_up(monkeypatch: pytest.Monkey
     run(check)
 
 
-def test_promised_answer_is_not_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deferred_batch_is_not_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batches_module, "ABANDONED_SECONDS", 0.02)
 
     async def check(batches: Batches, classifier: Classifier) -> None:
         assert await batches.answer("b", batch_of()) is None
         await asyncio.sleep(0.1)
         classifier.ended.set()
-        await asyncio.sleep(0.01)
+        await reached(lambda: not len(batches))
         assert await batches.poll("b") == b"answer 1 to rows"
 
     run(check, deadline_seconds=0.02)
 
 
-def test_failure_is_everybody_s_and_is_not_remembered() -> None:
+def test_every_waiting_client_receives_the_error_and_it_is_not_cached() -> None:
     async def check(batches: Batches, classifier: Classifier) -> None:
         classifier.error = InvalidBatch("no")
-        asked = [await soon(batches, batch_of()) for _ in range(3)]
+        sent = [await send(batches, batch_of()) for _ in range(3)]
         classifier.ended.set()
-        for failed in asked:
+        for failed in sent:
             with pytest.raises(InvalidBatch):
                 await failed
         classifier.error = None
@@ -169,27 +176,27 @@ def test_failure_is_everybody_s_and_is_not_remembered() -> None:
     run(check)
 
 
-def test_failure_of_a_promised_answer_is_told_to_whoever_asks() -> None:
+def test_poll_for_a_deferred_batch_that_failed_raises_its_error() -> None:
     async def check(batches: Batches, classifier: Classifier) -> None:
         classifier.error = InvalidBatch("no")
         assert await batches.answer("b", batch_of()) is None
         classifier.ended.set()
-        await asyncio.sleep(0.01)
+        await reached(lambda: not len(batches))
         for _ in range(2):
             with pytest.raises(InvalidBatch):
                 await batches.poll("b")
         classifier.error = None
-        assert await batches.answer("b", batch_of()) == b"answer 2 to rows"  # it was sent anew
+        assert await batches.answer("b", batch_of()) == b"answer 2 to rows"  # a new request
 
     run(check, deadline_seconds=0.02)
 
 
-def test_failure_that_is_kept_keeps_nothing_of_the_rows() -> None:
+def test_kept_error_does_not_reference_the_rows() -> None:
     async def check(batches: Batches, classifier: Classifier) -> None:
         classifier.error = InvalidBatch("no")
         assert await batches.answer("b", batch_of()) is None
         classifier.ended.set()
-        await asyncio.sleep(0.01)
+        await reached(lambda: not len(batches))
         with pytest.raises(InvalidBatch) as failure:
             await batches.poll("b")
         frames = [frame for frame, _ in walk_tb(failure.value.__traceback__)]
@@ -199,7 +206,7 @@ def test_failure_that_is_kept_keeps_nothing_of_the_rows() -> None:
     run(check, deadline_seconds=0.02)
 
 
-def test_body_is_held_as_long_as_the_batch_runs() -> None:
+def test_body_counts_as_pending_while_the_batch_runs() -> None:
     async def check(batches: Batches, classifier: Classifier) -> None:
         with ADMISSION.reserve() as pending:
             pending.take(7)
@@ -214,7 +221,7 @@ def test_body_is_held_as_long_as_the_batch_runs() -> None:
     run(check, deadline_seconds=0.02)
 
 
-def test_what_nobody_could_ask_for_any_more_is_not_waited_for() -> None:
+def test_shutdown_cancels_a_deferred_batch() -> None:
     async def check(batches: Batches, classifier: Classifier) -> None:
         assert await batches.answer("b", batch_of()) is None
         await batches.close()
@@ -223,7 +230,7 @@ def test_what_nobody_could_ask_for_any_more_is_not_waited_for() -> None:
     run(check, deadline_seconds=0.02)
 
 
-def test_unknown_batch_is_unknown() -> None:
+def test_poll_for_an_unknown_batch_raises_batch_unknown() -> None:
     async def check(batches: Batches, _: Classifier) -> None:
         assert not batches.knows("x")
         with pytest.raises(BatchUnknown):
@@ -232,7 +239,7 @@ def test_unknown_batch_is_unknown() -> None:
     run(check)
 
 
-def test_large_batch_has_the_digest_of_its_content() -> None:
+def test_large_batches_are_compared_by_their_content() -> None:
     async def check(batches: Batches, classifier: Classifier) -> None:
         classifier.ended.set()
         large = bytes(3 * 1024 * 1024)
@@ -243,46 +250,3 @@ def test_large_batch_has_the_digest_of_its_content() -> None:
         assert classifier.started == 2
 
     run(check)
-
-
-def remember(store: MemoryStore, **answers: bytes) -> list[str]:
-    """Those that are still remembered when all were."""
-
-    async def kept() -> list[str]:
-        for batch_id, answer in answers.items():
-            await store.keep(batch_id, Remembered(b"d", answer))
-        return [batch_id for batch_id in answers if await store.find(batch_id)]
-
-    return asyncio.run(kept())
-
-
-def test_oldest_answers_make_room_for_the_latest() -> None:
-    chance = random.Random(0)  # noqa: S311 - nothing is secret
-    incompressible = [chance.randbytes(2000) for _ in range(2)]
-    store = MemoryStore(600, max_bytes=3500)
-    assert remember(store, a=b"small", b=incompressible[0], c=incompressible[1]) != ["a", "b", "c"]
-    assert store.held_bytes <= 3500
-
-
-def test_answer_that_is_larger_than_all_room_is_not_remembered() -> None:
-    store = MemoryStore(600, max_bytes=100)
-    assert remember(store, a=b"x" * 1000) == []
-    assert store.held_bytes == 0
-
-
-def test_answer_is_forgotten_when_its_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    store = MemoryStore(600, max_bytes=1_000_000)
-    assert remember(store, a=b"answer") == ["a"]
-    later = monotonic() + 601
-    monkeypatch.setattr("app.batches.store.monotonic", lambda: later)
-    assert not store.has("a")
-    assert (len(store), store.held_bytes) == (0, 0)
-
-
-def test_answer_comes_back_byte_for_byte() -> None:
-    store = MemoryStore(600, max_bytes=10_000_000)
-    answer = b'{"data":[' + b",".join(b"[%d,null]" % n for n in range(100_000)) + b"]}"
-    remember(store, a=answer)
-    remembered = asyncio.run(store.find("a"))
-    assert remembered == Remembered(b"d", answer)
-    assert store.held_bytes < len(answer) / 3

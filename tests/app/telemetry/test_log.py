@@ -1,4 +1,4 @@
-"""The log's writer, and what a service does whose log nobody reads."""
+"""The log writer, and the service while its log is not read."""
 
 import json
 import os
@@ -23,7 +23,7 @@ TIMEOUT_SECONDS = 30.0
 
 @contextmanager
 def unread_pipe() -> Iterator[tuple[int, TextIO]]:
-    """A pipe's end to read from later, and a stream into it."""
+    """The read end of a pipe, and a stream to its write end."""
     reading, writing = os.pipe()
     try:
         with os.fdopen(writing, "w") as stream:
@@ -60,7 +60,7 @@ def test_line_is_written_when_write_returns_unless_the_service_serves() -> None:
     assert stream.getvalue() == "starting\n"
 
 
-def test_full_pipe_delays_no_caller_and_lines_past_the_queue_are_counted() -> None:
+def test_full_pipe_does_not_block_and_dropped_lines_are_counted() -> None:
     with unread_pipe() as (reading, stream):
         writer = LogWriter(stream, max_queued_bytes=100 * LINE_BYTES)
         writer.is_serving = True
@@ -74,7 +74,7 @@ def test_full_pipe_delays_no_caller_and_lines_past_the_queue_are_counted() -> No
     assert report == {"event": "log_lines_dropped", "lines": 2 * LINES_PAST_A_PIPE - len(kept)}
 
 
-def test_queue_holds_no_more_than_its_bytes_and_a_line() -> None:
+def test_queue_exceeds_its_limit_by_one_line_at_most() -> None:
     with unread_pipe() as (reading, stream):
         writer = LogWriter(stream, max_queued_bytes=10 * LINE_BYTES)
         writer.is_serving = True
@@ -85,7 +85,7 @@ def test_queue_holds_no_more_than_its_bytes_and_a_line() -> None:
     assert len("".join(lines)) < in_pipe_bytes + 11 * LINE_BYTES + LINE_BYTES
 
 
-def test_log_is_written_again_once_it_is_read_again() -> None:
+def test_lines_are_written_again_once_the_pipe_is_read() -> None:
     with unread_pipe() as (reading, stream):
         writer = LogWriter(stream, max_queued_bytes=10 * LINE_BYTES)
         writer.is_serving = True
@@ -96,7 +96,7 @@ def test_log_is_written_again_once_it_is_read_again() -> None:
         assert lines_of(reading, until="later") == ["later"]
 
 
-def test_stream_that_fails_loses_its_lines_and_no_others() -> None:
+def test_failing_stream_loses_only_its_own_lines() -> None:
     with unread_pipe() as (reading, stream):
         writer = LogWriter(stream)
         closed = StringIO()
@@ -122,7 +122,7 @@ def test_event_with_a_lone_surrogate_is_logged(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_service_answers_and_stops_while_nobody_reads_its_log(workers: str) -> None:
+def test_service_answers_and_stops_while_its_log_is_not_read(workers: str) -> None:
     port, url_ids = free_port(), {"sf-external-function-query-batch-id": '"' * 512}
     with unread_pipe() as (reading, stream):
         command = [*CLI, "serve", "--port", str(port), "--workers", workers]
@@ -142,7 +142,7 @@ def test_service_answers_and_stops_while_nobody_reads_its_log(workers: str) -> N
     assert service.returncode == 0
 
 
-def test_last_lines_of_a_service_that_is_read_are_written_before_it_ends() -> None:
+def test_last_lines_are_written_before_the_service_ends() -> None:
     port = free_port()
     environment = os.environ | {"EXT_CLASSIFY_STOP_DELAY_SECONDS": "0"}
     command = [*CLI, "serve", "--port", str(port), "--workers", "2"]

@@ -1,4 +1,4 @@
-"""The log's lines, from the service as it really runs."""
+"""Log lines of the running service."""
 
 import asyncio
 import json
@@ -12,7 +12,7 @@ from app.api.auth import line_of, make_key
 from app.client import is_ready
 from app.errors import InvalidBatch, Unauthorized
 from app.names import BATCH_ID_HEADER, QUERY_ID_HEADER
-from app.telemetry.record import MAX_REFUSAL_LINES_A_SECOND, RefusalLog
+from app.telemetry.record import MAX_REFUSAL_LINES_PER_SECOND, RefusalLog
 from tests.running import exchange, logging_service, wait_until
 
 IDS = {QUERY_ID_HEADER: "01b2-query", BATCH_ID_HEADER: "b-1"}
@@ -25,7 +25,7 @@ def events(log: Path, kind: str) -> list[dict[str, Any]]:
     return [event for event in found if event.pop("event") == kind]
 
 
-def test_batch_and_refusal_have_a_line_each_with_their_ids_and_nothing_sent(tmp_path: Path) -> None:
+def test_batch_and_rejection_are_logged_with_their_ids_and_without_content(tmp_path: Path) -> None:
     log = tmp_path / "log"
     with logging_service(log) as (_, port):
         wait_until(lambda: is_ready(f"http://127.0.0.1:{port}"))
@@ -47,7 +47,7 @@ def test_batch_and_refusal_have_a_line_each_with_their_ids_and_nothing_sent(tmp_
     assert "c2VjcmV0" not in log.read_text(encoding="utf-8")
 
 
-def test_id_of_a_stranger_is_logged_as_far_as_any_of_snowflake_s_could_be_long(tmp_path: Path) -> None:
+def test_logged_ids_are_truncated(tmp_path: Path) -> None:
     log = tmp_path / "log"
     with logging_service(log) as (_, port):
         wait_until(lambda: is_ready(f"http://127.0.0.1:{port}"))
@@ -59,7 +59,7 @@ def test_id_of_a_stranger_is_logged_as_far_as_any_of_snowflake_s_could_be_long(t
     assert (unknown["batch_id"], unknown["code"]) == ("unknown", "batch_unknown")
 
 
-def test_caller_without_a_key_has_a_line_and_its_wrong_key_is_not_in_it(tmp_path: Path) -> None:
+def test_rejected_key_is_not_logged(tmp_path: Path) -> None:
     log, keys = tmp_path / "log", tmp_path / "keys"
     keys.write_text(line_of("snowflake", make_key()))
     with logging_service(log, EXT_CLASSIFY_AUTH="api_key", EXT_CLASSIFY_API_KEYS_FILE=str(keys)) as (_, port):
@@ -74,7 +74,7 @@ def test_caller_without_a_key_has_a_line_and_its_wrong_key_is_not_in_it(tmp_path
 def refusals_logged(
     monkeypatch: pytest.MonkeyPatch, use: Callable[[RefusalLog], None]
 ) -> list[dict[str, Any]]:
-    """The lines of a refusal log that is used so, and then closed."""
+    """The lines of a refusal log after `use`."""
     lines: list[dict[str, Any]] = []
     monkeypatch.setattr(
         "app.telemetry.record.log_event", lambda event, **fields: lines.append({"event": event} | fields)
@@ -89,46 +89,46 @@ def refusals_logged(
     return lines
 
 
-def test_refusals_past_the_first_of_a_second_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rejections_beyond_the_first_of_a_second_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     def flood(refusals: RefusalLog) -> None:
         for number in range(1000):
-            refusals.note(Unauthorized("No key."), {QUERY_ID_HEADER: str(number)})
+            refusals.add(Unauthorized("No key."), {QUERY_ID_HEADER: str(number)})
 
     lines = refusals_logged(monkeypatch, flood)
-    assert [line["query_id"] for line in lines[:-1]] == [str(n) for n in range(MAX_REFUSAL_LINES_A_SECOND)]
+    assert [line["query_id"] for line in lines[:-1]] == [str(n) for n in range(MAX_REFUSAL_LINES_PER_SECOND)]
     assert lines[-1] == {
         "event": "refused",
         "query_id": None,
         "batch_id": None,
         "status": 401,
         "code": "unauthorized",
-        "requests": 1000 - MAX_REFUSAL_LINES_A_SECOND,
+        "requests": 1000 - MAX_REFUSAL_LINES_PER_SECOND,
     }
 
 
-def test_flood_of_one_code_hides_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flood_of_one_error_code_does_not_hide_another(monkeypatch: pytest.MonkeyPatch) -> None:
     def flood(refusals: RefusalLog) -> None:
         for _ in range(100):
-            refusals.note(Unauthorized("No key."), {})
-        refusals.note(InvalidBatch("No rows."), IDS)
+            refusals.add(Unauthorized("No key."), {})
+        refusals.add(InvalidBatch("No rows."), IDS)
 
     lines = refusals_logged(monkeypatch, flood)
     [other] = [line for line in lines if line["code"] == "invalid_batch"]
     assert other["query_id"] == "01b2-query"
 
 
-def test_refusal_has_a_line_of_its_own_again_in_the_next_second(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rejections_are_logged_again_in_the_next_second(monkeypatch: pytest.MonkeyPatch) -> None:
     def fill_two_seconds(refusals: RefusalLog) -> None:
         for _ in range(2):
-            for _ in range(MAX_REFUSAL_LINES_A_SECOND + 1):
-                refusals.note(Unauthorized("No key."), {})
+            for _ in range(MAX_REFUSAL_LINES_PER_SECOND + 1):
+                refusals.add(Unauthorized("No key."), {})
             refusals.close()
 
     counts = [line.get("requests") for line in refusals_logged(monkeypatch, fill_two_seconds)]
-    assert counts == 2 * [*MAX_REFUSAL_LINES_A_SECOND * [None], 1]
+    assert counts == 2 * [*MAX_REFUSAL_LINES_PER_SECOND * [None], 1]
 
 
-def test_flood_without_a_key_writes_few_lines(tmp_path: Path) -> None:
+def test_flood_without_authentication_writes_few_lines(tmp_path: Path) -> None:
     log, keys = tmp_path / "log", tmp_path / "keys"
     keys.write_text(line_of("snowflake", make_key()))
     ids = {QUERY_ID_HEADER: '"' * 512, BATCH_ID_HEADER: '"' * 512}

@@ -1,4 +1,4 @@
-"""Traces as a collector receives them: OTLP over HTTP, from the service as it really runs."""
+"""Traces of the running service as a collector receives them: OTLP over HTTP."""
 
 import json
 import os
@@ -30,7 +30,7 @@ HEADERS = {
 
 
 class Collector(ThreadingHTTPServer):
-    """What it was sent, decoded."""
+    """Decodes and collects requests."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Receiver)
@@ -85,7 +85,7 @@ def port_of(url: str) -> int:
     return int(url.rpartition(":")[2])
 
 
-def test_batch_is_a_span_of_the_caller_s_trace_and_its_steps_are_below(sample: bytes) -> None:
+def test_batch_is_a_span_of_the_client_s_trace_with_its_steps_as_children(sample: bytes) -> None:
     body = json.dumps({"data": [[n, text_of(sample)] for n in range(20)] + [[20, "?"]]}).encode()
     with collector() as there:
         with traced_service(there.url) as url:
@@ -99,11 +99,11 @@ def test_batch_is_a_span_of_the_caller_s_trace_and_its_steps_are_below(sample: b
     request = spans["POST /classify"]
     assert request.parent_span_id.hex() == CALLER
     assert request.kind == Span.SPAN_KIND_SERVER
-    said = attributes_of(request)
-    assert said["snowflake.query_id"] == "01b2-query"
-    assert said["snowflake.batch_id"] == "b-1"
-    assert said["http.response.status_code"] == 200
-    assert (said["ext_classify.rows"], said["ext_classify.failed"]) == (21, 1)
+    attributes = attributes_of(request)
+    assert attributes["snowflake.query_id"] == "01b2-query"
+    assert attributes["snowflake.batch_id"] == "b-1"
+    assert attributes["http.response.status_code"] == 200
+    assert (attributes["ext_classify.rows"], attributes["ext_classify.failed"]) == (21, 1)
     for name in ("decode", "predict"):
         step = spans[name]
         assert step.parent_span_id == request.span_id
@@ -113,28 +113,28 @@ def test_batch_is_a_span_of_the_caller_s_trace_and_its_steps_are_below(sample: b
     assert {span.trace_id.hex() for span in spans.values()} == {TRACE_ID}
 
 
-def test_refusal_is_a_span_with_its_status_and_ids() -> None:
+def test_rejected_request_is_a_span_with_its_status_and_ids() -> None:
     with collector() as there:
         with traced_service(there.url) as url:
             assert exchange(port_of(url), "POST", "/classify", b"{", HEADERS).status == 400
         [span] = there.spans()
-    said = attributes_of(span)
-    assert said["http.response.status_code"] == 400
-    assert said["snowflake.query_id"] == "01b2-query"
-    assert span.status.code != Status.STATUS_CODE_ERROR, "it is the caller's"
+    attributes = attributes_of(span)
+    assert attributes["http.response.status_code"] == 400
+    assert attributes["snowflake.query_id"] == "01b2-query"
+    assert span.status.code != Status.STATUS_CODE_ERROR, "the client caused it"
 
 
-def test_collector_that_is_not_there_costs_neither_answers_nor_the_end(sample: bytes) -> None:
+def test_unreachable_collector_delays_neither_answers_nor_shutdown(sample: bytes) -> None:
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         with traced_service(f"http://127.0.0.1:{deaf.getsockname()[1]}") as url:
             for _ in range(3):
                 answer = exchange(port_of(url), "POST", "/classify", sample, {"Content-Type": "image/png"})
                 assert answer.status == 200
             began = time.monotonic()
-        assert time.monotonic() - began < 8, "a collector is waited for, for two seconds at most"
+        assert time.monotonic() - began < 8, "shutdown waits two seconds at most for the collector"
 
 
-def test_batch_that_is_answered_later_has_its_steps_and_no_complaint(sample: bytes, tmp_path: Path) -> None:
+def test_deferred_batch_has_its_steps_and_logs_no_warning(sample: bytes, tmp_path: Path) -> None:
     body = json.dumps({"data": [[n, text_of(sample)] for n in range(400)]}).encode()
     log = tmp_path / "log"
     headers = HEADERS | {BATCH_ID_HEADER: "later"}
@@ -149,7 +149,7 @@ def test_batch_that_is_answered_later_has_its_steps_and_no_complaint(sample: byt
     assert "ended span" not in log.read_text(encoding="utf-8")
 
 
-def start_in_vain(before: str = "pass", **variables: str) -> "subprocess.CompletedProcess[str]":
+def fail_to_start(before: str = "pass", **variables: str) -> "subprocess.CompletedProcess[str]":
     serve = f"from app.cli.main import main; sys.exit(main(['serve', '--port', '{free_port()}']))"
     program = f"import sys; {before}; {serve}"
     started = subprocess.run(
@@ -165,12 +165,12 @@ def start_in_vain(before: str = "pass", **variables: str) -> "subprocess.Complet
     return started
 
 
-def test_without_its_packages_the_service_says_what_to_install() -> None:
-    started = start_in_vain("sys.modules['opentelemetry.sdk'] = None")
+def test_missing_packages_are_named_at_start() -> None:
+    started = fail_to_start("sys.modules['opentelemetry.sdk'] = None")
     assert "EXT_CLASSIFY_TRACES needs opentelemetry.sdk" in started.stderr
     assert "pip install 'ext-classify[traces]'" in started.stderr
 
 
-def test_variables_that_opentelemetry_refuses_are_said_to_be_so() -> None:
-    started = start_in_vain(OTEL_BSP_MAX_QUEUE_SIZE="-1")
-    assert "OpenTelemetry refuses what its variables (OTEL_…) say: max_queue_size must be" in started.stderr
+def test_invalid_opentelemetry_variables_are_named_at_start() -> None:
+    started = fail_to_start(OTEL_BSP_MAX_QUEUE_SIZE="-1")
+    assert "Received: max_queue_size must be" in started.stderr

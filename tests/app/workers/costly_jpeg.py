@@ -1,4 +1,4 @@
-"""A small JPEG that takes long to decode: as many passes over all coefficients as an image may have."""
+"""A small JPEG that takes long to decode: the maximum number of passes over all coefficients."""
 
 _MARKERS = {"begin": b"\xff\xd8", "end": b"\xff\xd9"}
 _QUANTISATION, _HUFFMAN, _PROGRESSIVE, _SCAN = 0xDB, 0xC4, 0xC2, 0xDA
@@ -8,7 +8,7 @@ _RUN_BLOCKS = 32767
 
 
 def costly_jpeg(side: int = 4000, scans: int = 25) -> bytes:
-    """Grey. Source: ITU-T T.81, annex G."""
+    """A grey JPEG. Source: ITU-T T.81, annex G."""
     runs = "0" + "1" * 14
     bits = runs * (-(-((side // 8) ** 2) // _RUN_BLOCKS) + 1)
     bits += "1" * (-len(bits) % 8)

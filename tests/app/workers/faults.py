@@ -1,4 +1,4 @@
-"""A network in the place of another, and what can be wrong with it."""
+"""Replaces a network by another one, and makes it invalid."""
 
 import hashlib
 import json
@@ -26,8 +26,8 @@ def flip_a_bit(path: Path) -> None:
     path.write_bytes(content)
 
 
-def put_foreign_twin(path: Path) -> None:
-    """Of another network, with a stamp that binds it to this one."""
+def put_other_compiled_model(path: Path) -> None:
+    """The compiled model of another network, with a stamp for this one."""
     shutil.copy(RECIPE.with_suffix(".tflite"), path)
     stamp = path.with_name(f"{path.name}.json")
     stamped = json.loads(stamp.read_bytes())
@@ -46,6 +46,6 @@ FAULTS: dict[str, tuple[str, Callable[[Path], None]]] = {
     "h5 corrupt": (".h5", flip_a_bit),
     "card torn": (".json", tear),
     "card of another shape": (".json", claim_another_shape),
-    "twin of another network": (".tflite", put_foreign_twin),
+    "compiled model of another network": (".tflite", put_other_compiled_model),
     "nothing there": (".h5", Path.unlink),
 }

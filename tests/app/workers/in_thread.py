@@ -1,4 +1,4 @@
-"""A classifier process as a thread of the test's own, so that a test can choose what it classifies with."""
+"""Classifier processes as threads of the test, with a classifier that the test chooses."""
 
 import asyncio
 import socket
@@ -15,7 +15,7 @@ from app.workers.queue import RowQueue
 
 
 class ThreadHost:
-    """Makes threads that classify with `images`, and waits for them at the end."""
+    """Starts threads that classify with `images`; `join` waits for them."""
 
     def __init__(self, images: ImageClassifier) -> None:
         self._images = images
@@ -54,7 +54,7 @@ def served(images: ImageClassifier) -> Served:
 
 @asynccontextmanager
 async def classifying(queue: RowQueue, images: ImageClassifier, threads: int = 1) -> AsyncIterator[None]:
-    """What the queue has is classified until the context ends."""
+    """A context in which the rows of the queue are classified."""
     host = ThreadHost(images)
     pool = ClassifierPool(queue, host, model_of(images), max_image_cpu_seconds=10)
     try:

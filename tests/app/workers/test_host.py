@@ -15,7 +15,7 @@ import pytest
 
 from app.settings import Settings
 from app.workers.host import ClassifierProcesses
-from app.workers.process import Opening, fork_for_each
+from app.workers.process import NetworkLoader, fork_for_each
 from app.workers.protocol import (
     Answers,
     FrameReader,
@@ -35,7 +35,7 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="pr
 
 
 def children(pid: int) -> list[int]:
-    """That live."""
+    """The running child processes."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
@@ -55,14 +55,14 @@ def processes(**settings: object) -> Iterator[ClassifierProcesses]:
 
 
 def family() -> tuple[int, list[int]]:
-    """The latest process that holds a network, and those that it has forked."""
+    """The latest fork server, and the processes that it has forked."""
     hosts = [pid for pid in children(os.getpid()) if "app.workers.process" in command_of(pid)]
     latest = max(hosts, key=start_of)
     return latest, children(latest)
 
 
 def start_of(pid: int) -> int:
-    """In ticks since the machine's: field 22 of proc(5)."""
+    """In ticks since boot: field 22 of proc(5)."""
     return int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19])
 
 
@@ -73,7 +73,7 @@ def command_of(pid: int) -> str:
         return ""
 
 
-def test_they_say_which_model_they_hold() -> None:
+def test_greeting_contains_the_model() -> None:
     artifact = load_artifact(DEFAULT_MODEL_PATH)
     with processes(classifiers=2) as started:
         model = started.wait_until_ready()
@@ -84,7 +84,7 @@ def test_they_say_which_model_they_hold() -> None:
 
 
 @pytest.mark.parametrize("engine", ["litert", "tensorflow"])
-def test_why_they_cannot_classify_is_said(engine: str, tmp_path: Path) -> None:
+def test_missing_network_raises_artifact_error(engine: str, tmp_path: Path) -> None:
     with (
         processes(model_path=tmp_path / "none.h5", engine=engine, classifiers=1) as started,
         pytest.raises(ArtifactError, match=r"Missing: .*none\.h5"),
@@ -92,10 +92,12 @@ def test_why_they_cannot_classify_is_said(engine: str, tmp_path: Path) -> None:
         started.wait_until_ready()
 
 
-def test_death_before_the_first_word_is_no_endless_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fork_server_that_ends_without_a_greeting_raises_artifact_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     program = (sys.executable, "-c", "raise SystemExit(3)")
     monkeypatch.setattr("app.workers.host._PROGRAM", program)
-    with processes(classifiers=1) as started, pytest.raises(ArtifactError, match="ended before it was ready"):
+    with processes(classifiers=1) as started, pytest.raises(ArtifactError, match="fork server"):
         started.wait_until_ready()
 
 
@@ -103,7 +105,7 @@ def test_each_engine_classifies(sample: bytes) -> None:
     for engine in ("litert", "tensorflow"):
         with processes(engine=engine, classifiers=1) as started:
             started.wait_until_ready()
-            [connection] = started.hand_over()
+            [connection] = started.take_connections()
             with connection:
                 connection.sendall(b"".join(format_rows([WaitingRow(sample, evidence=False)])))
                 reader, frames = FrameReader(), list[bytes]()
@@ -117,7 +119,7 @@ def test_each_engine_classifies(sample: bytes) -> None:
 
 
 @needs_proc
-def test_they_let_whoever_answers_http_go_first() -> None:
+def test_classifier_processes_have_a_lower_priority_than_the_service() -> None:
     with processes() as started:
         started.wait_until_ready()
         _, forked = family()
@@ -127,7 +129,7 @@ def test_they_let_whoever_answers_http_go_first() -> None:
 
 
 @needs_proc
-def test_nothing_outlives_their_end() -> None:
+def test_close_ends_all_processes() -> None:
     with processes(classifiers=3) as started:
         started.wait_until_ready()
         host, forked = family()
@@ -136,7 +138,7 @@ def test_nothing_outlives_their_end() -> None:
 
 
 @needs_proc
-def test_they_end_with_whoever_forgot_them() -> None:
+def test_processes_end_when_their_owner_is_garbage_collected() -> None:
     started = ClassifierProcesses(Settings(classifiers=1))
     started.wait_until_ready()
     host, forked = family()
@@ -146,7 +148,7 @@ def test_they_end_with_whoever_forgot_them() -> None:
 
 
 @needs_proc
-def test_they_end_with_a_service_that_is_killed() -> None:
+def test_processes_end_with_a_service_that_is_killed() -> None:
     program = (
         "import time; from app.workers.host import ClassifierProcesses;"
         "from app.settings import Settings;"
@@ -157,16 +159,16 @@ def test_they_end_with_a_service_that_is_killed() -> None:
         assert service.stdout is not None
         assert service.stdout.readline() == b"ready\n"
         [host] = children(service.pid)
-        everyone = [host, *children(host)]
-        assert len(everyone) == 3
+        pids = [host, *children(host)]
+        assert len(pids) == 3
         service.kill()
-    wait_until(lambda: not any(map(command_of, everyone)))
+    wait_until(lambda: not any(map(command_of, pids)))
 
 
 @needs_proc
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
-def test_they_leave_it_to_the_service_when_to_end(name: str) -> None:
-    """A terminal and a supervisor tell everyone, and accepted work is to be finished."""
+def test_processes_ignore_signals_to_the_process_group(name: str) -> None:
+    """Terminals and supervisors send them to the whole group, and accepted rows must be answered."""
     with processes(classifiers=1) as started:
         started.wait_until_ready()
         host, forked = family()
@@ -177,14 +179,14 @@ def test_they_leave_it_to_the_service_when_to_end(name: str) -> None:
 
 
 @needs_proc
-def test_host_that_was_killed_is_started_again() -> None:
+def test_killed_fork_server_is_restarted() -> None:
     with processes(classifiers=1) as started:
         started.wait_until_ready()
         killed, _ = family()
         os.kill(killed, signal.SIGKILL)
 
         def is_greeted() -> bool:
-            """Not before the kernel has closed what the killed one had open."""
+            """False until the kernel has closed the sockets of the killed one."""
             with started.host.connect() as connection:
                 said = connection.recv(65536)
                 return any(parse_greeting(frame).model for frame in FrameReader().read(said))
@@ -194,7 +196,7 @@ def test_host_that_was_killed_is_started_again() -> None:
 
 
 @needs_proc
-def test_secrets_of_the_service_are_not_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_classifier_processes_do_not_inherit_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EXT_CLASSIFY_SNOWFLAKE_TOKEN", "of-the-mill")
     monkeypatch.setenv("LANGUAGE", "en")
     with processes(classifiers=1) as started:
@@ -206,8 +208,8 @@ def test_secrets_of_the_service_are_not_handed_on(monkeypatch: pytest.MonkeyPatc
             assert b"LANGUAGE=en" in environment
 
 
-class Opened:
-    """A network that need not be there."""
+class FakeLoader:
+    """A loader without a network."""
 
     def __init__(self, *, has_failed: bool) -> None:
         self.has_failed = has_failed
@@ -219,14 +221,16 @@ def greeting_from(connection: socket.socket) -> Greeting:
     return parse_greeting(frame)
 
 
-def test_host_that_cannot_fork_says_why_and_tries_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_fork_is_refused_with_its_reason_and_the_next_is_tried(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def refuse() -> int:
         raise BlockingIOError("Resource temporarily unavailable")
 
     monkeypatch.setattr(os, "fork", refuse)
     orders, theirs = socket.socketpair()
-    opening = cast(Opening, Opened(has_failed=False))
-    host = threading.Thread(target=fork_for_each, args=(theirs, opening), daemon=True)
+    loader = cast(NetworkLoader, FakeLoader(has_failed=False))
+    host = threading.Thread(target=fork_for_each, args=(theirs, loader), daemon=True)
     host.start()
     with theirs, orders:
         for _ in range(2):
@@ -243,8 +247,8 @@ def test_host_that_cannot_fork_says_why_and_tries_again(monkeypatch: pytest.Monk
 
 
 @needs_proc
-def test_host_whose_network_did_not_open_is_started_again(tmp_path: Path) -> None:
-    """Its forks could only repeat its refusal."""
+def test_fork_server_whose_network_did_not_load_is_restarted(tmp_path: Path) -> None:
+    """Its forks would repeat the error."""
     model_path = tmp_path / "m.h5"
     with processes(classifiers=1, model_path=model_path) as started:
         with pytest.raises(ArtifactError):
@@ -261,7 +265,7 @@ def test_host_whose_network_did_not_open_is_started_again(tmp_path: Path) -> Non
 
 
 @needs_proc
-def test_order_to_a_host_that_reads_none_does_not_block_for_ever() -> None:
+def test_fork_request_to_a_stopped_fork_server_times_out() -> None:
     with processes(classifiers=1) as started:
         started.wait_until_ready()
         stopped, _ = family()
@@ -275,8 +279,8 @@ def test_order_to_a_host_that_reads_none_does_not_block_for_ever() -> None:
 
 
 @needs_proc
-def test_only_its_own_processes_can_be_killed() -> None:
-    """A process id may be somebody else's by now."""
+def test_kill_ignores_processes_of_other_programs() -> None:
+    """A process id may belong to another program by now."""
     with processes(classifiers=1) as started, subprocess.Popen(["/bin/sleep", "60"]) as other:
         started.wait_until_ready()
         _, [forked] = family()
@@ -287,7 +291,7 @@ def test_only_its_own_processes_can_be_killed() -> None:
         other.kill()
 
 
-def test_closed_host_starts_nothing() -> None:
+def test_closed_fork_server_starts_no_process() -> None:
     with processes(classifiers=1) as started:
         started.wait_until_ready()
         started.close()

@@ -13,11 +13,10 @@ import pytest
 from app.outcome import ModelIdentity, Outcome, outcome_of_error
 from app.settings import Settings
 from app.workers import pool as pool_module
-from app.workers.capacity import Capacity
 from app.workers.host import ClassifierProcesses
 from app.workers.pool import ClassifierPool, LiveClassifiers
 from app.workers.protocol import Answers, Greeting, ServedModel, WaitingRow, format_frame, read_rows
-from app.workers.queue import RowQueue
+from app.workers.queue import Capacity, RowQueue
 from model.errors import CorruptImage
 from tests.app.workers.test_host import family, needs_proc
 from tests.running import wait_until
@@ -38,13 +37,13 @@ def name_in(outcome: Outcome | None) -> str:
 
 
 class ScriptedHost:
-    """Its processes answer with the names of their images, and die of those that are named `deadly`."""
+    """Its processes answer with the names of their images, and crash on those named `deadly`."""
 
     def __init__(self) -> None:
         self.started = 0
         self.calls: list[str] = []
         self.ended: list[None] = []
-        """One for each process that has ended."""
+        """One item per process that has ended."""
         self.greeting = Greeting(MODEL)
         self.on_call: Callable[[str], None] = lambda _: None
 
@@ -55,10 +54,10 @@ class ScriptedHost:
         return ours
 
     def kill(self, pid: int) -> None:
-        """Threads have no process id of their own, and end with their connection."""
+        """Threads have no process id, and end with their connection."""
 
     def kill_others(self, healthy: Collection[int]) -> None:
-        """None is."""
+        """Its processes start at once."""
 
     def ticks_without(self, healthy: Collection[int]) -> int | None:
         return None
@@ -78,7 +77,7 @@ class ScriptedHost:
 
 
 def family_of(forks: int) -> tuple[int, list[int]]:
-    """Once there are so many."""
+    """Wait for this number of forks."""
     wait_until(lambda: len(family()[1]) == forks)
     return family()
 
@@ -99,7 +98,7 @@ def in_pool(
         queue = RowQueue(Capacity(processes, 64))
         pool = ClassifierPool(queue, host, MODEL, max_image_cpu_seconds)
         answers = [asyncio.ensure_future(classify(queue, names)) for names in requests]
-        await asyncio.sleep(0)  # all wait before anyone takes
+        await asyncio.sleep(0)  # all rows wait before a process takes some
         for _ in range(processes):
             await pool.connect(host.connect(), has_greeted=False)
         try:
@@ -117,12 +116,12 @@ def test_outcomes_come_back_to_their_requests() -> None:
     assert [name for answer in answers for name in answer] == names
 
 
-def test_rows_that_fail_do_not_change_what_a_row_is_expected_to_take() -> None:
-    """The processes of these tests answer every row with an error."""
+def test_failed_rows_do_not_change_the_measured_row_time() -> None:
+    """ScriptedHost answers every row with an error."""
 
     async def run() -> float:
         queue = RowQueue(Capacity(1, 64))
-        queue.capacity.note_classified(1, 0.5)
+        queue.capacity.record_classified(1, 0.5)
         pool = ClassifierPool(queue, ScriptedHost(), MODEL, 10)
         await pool.connect(ScriptedHost().connect(), has_greeted=False)
         await classify(queue, " ".join(map(str, range(100))))
@@ -132,10 +131,10 @@ def test_rows_that_fail_do_not_change_what_a_row_is_expected_to_take() -> None:
     assert asyncio.run(run()) == 0.5
 
 
-def test_requests_that_wait_are_looked_at_while_rows_are_classified() -> None:
+def test_on_check_is_called_while_rows_are_classified() -> None:
     async def run() -> None:
         queue, looked = RowQueue(Capacity(1, 64)), asyncio.Event()
-        queue.on_look = looked.set
+        queue.on_check = looked.set
         host, ended = ScriptedHost(), Event()
         host.on_call = lambda _: cast("None", ended.wait(20))
         pool = ClassifierPool(queue, host, MODEL, 10)
@@ -149,19 +148,19 @@ def test_requests_that_wait_are_looked_at_while_rows_are_classified() -> None:
     asyncio.run(run())
 
 
-def test_image_that_kills_costs_its_neighbours_nothing() -> None:
-    """Neither those in its call, nor those in the call that lay ready behind it."""
+def test_image_that_crashes_processes_fails_alone() -> None:
+    """Its neighbours are in the same call, and in the call that waits behind it."""
     names = " ".join(["a", "b", "deadly", *map(str, range(29))])
     host = ScriptedHost()
     others = " ".join(f"x{number}" for number in range(9))
     [answer, other] = in_pool(host, names, others)
     assert answer == names.replace("deadly", "classifier_died").split()
     assert other == others.split()
-    assert host.started == 4  # it was tried three times
-    assert host.calls.count("deadly") == 2  # the last times alone
+    assert host.started == 4  # after three crashes
+    assert host.calls.count("deadly") == 2  # the last two attempts alone
 
 
-def test_process_that_is_killed_once_costs_nothing() -> None:
+def test_rows_of_a_process_that_crashes_once_are_retried() -> None:
     host, killed = ScriptedHost(), list[str]()
 
     def die_once(names: str) -> None:
@@ -175,8 +174,8 @@ def test_process_that_is_killed_once_costs_nothing() -> None:
     assert killed
 
 
-def test_image_that_takes_too_long_is_tried_alone_once() -> None:
-    """The process ends itself; that it took so long says why."""
+def test_image_that_exceeds_the_time_limit_is_retried_alone_once() -> None:
+    """The process ends itself; the service concludes the reason from the time that it took."""
     host = ScriptedHost()
     host.on_call = lambda names: time.sleep(0.3 if "deadly" in names else 0)
     [answer] = in_pool(host, "a b deadly c d", max_image_cpu_seconds=0.25)
@@ -184,7 +183,7 @@ def test_image_that_takes_too_long_is_tried_alone_once() -> None:
     assert host.calls.count("deadly") == 1
 
 
-def test_failure_inside_a_process_fails_the_request_it_is_of() -> None:
+def test_exception_in_a_process_fails_its_request_only() -> None:
     class Failing(ScriptedHost):
         def _serve(self, connection: socket.socket) -> None:
             with connection, connection.makefile("rb") as calls:
@@ -200,7 +199,7 @@ def test_failure_inside_a_process_fails_the_request_it_is_of() -> None:
     assert "Broken: yes" in str(bad)
 
 
-def test_process_that_talks_nonsense_is_taken_for_a_dead_one() -> None:
+def test_process_that_sends_an_invalid_frame_is_replaced() -> None:
     class Confused(ScriptedHost):
         def _serve(self, connection: socket.socket) -> None:
             if self.started > 1:
@@ -217,7 +216,7 @@ def test_process_that_talks_nonsense_is_taken_for_a_dead_one() -> None:
     assert host.started == 2
 
 
-def test_host_that_starts_none_for_a_while_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_start_is_retried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool_module, "RETRY_SECONDS", 0.02)
 
     class Exhausted(ScriptedHost):
@@ -241,7 +240,7 @@ def test_host_that_starts_none_for_a_while_is_asked_again(monkeypatch: pytest.Mo
     assert (host.refused, host.started) == (3, 2)
 
 
-def test_process_that_cannot_classify_is_asked_for_again_later(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_process_that_cannot_classify_is_restarted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool_module, "RETRY_SECONDS", 0.05)
     host = ScriptedHost()
     host.greeting = Greeting(refusal="no network")
@@ -262,7 +261,7 @@ def test_process_that_cannot_classify_is_asked_for_again_later(monkeypatch: pyte
     assert asyncio.run(run()) == ["a"]
 
 
-def test_rows_of_a_request_that_is_over_are_not_tried_again() -> None:
+def test_rows_of_an_ended_request_are_not_retried() -> None:
     host = ScriptedHost()
 
     async def run() -> None:
@@ -283,7 +282,7 @@ def test_rows_of_a_request_that_is_over_are_not_tried_again() -> None:
 
 
 @needs_proc
-def test_rows_survive_the_death_of_every_real_process(sample: bytes) -> None:
+def test_rows_are_retried_after_all_processes_are_killed(sample: bytes) -> None:
     async def run() -> list[str | None]:
         settings = Settings(classifiers=2)
         processes = ClassifierProcesses(settings)

@@ -31,13 +31,13 @@ calls = st.lists(st.builds(WaitingRow, images, st.booleans()), min_size=1)
 
 
 @given(st.lists(calls))
-def test_rows_arrive_as_they_were_sent(sent: list[list[WaitingRow]]) -> None:
+def test_read_rows_returns_the_formatted_rows(sent: list[list[WaitingRow]]) -> None:
     stream = BytesIO(b"".join(buffer for rows in sent for buffer in format_rows(rows)))
     assert list(iter(lambda: read_rows(stream), [])) == sent
 
 
 @given(calls, st.data())
-def test_call_that_ends_early_is_told_from_the_end(rows: list[WaitingRow], data: st.DataObject) -> None:
+def test_truncated_call_raises_eof_error(rows: list[WaitingRow], data: st.DataObject) -> None:
     call = b"".join(format_rows(rows))
     cut = data.draw(st.integers(1, len(call) - 1))
     with pytest.raises(EOFError):
@@ -50,7 +50,7 @@ def pieces(content: bytes, cuts: list[int]) -> Iterator[bytes]:
 
 
 @given(st.lists(st.integers(0, 10_000)))
-def test_answers_arrive_in_whatever_pieces(cuts: list[int]) -> None:
+def test_frames_are_assembled_from_any_pieces(cuts: list[int]) -> None:
     answers = [
         Answers([OUTCOME, None], {1: "RuntimeError: no"}, {0: ImageStatistics(0.5, 1e-7)}, 0.25, 0.5),
         Answers([], {}),
@@ -77,7 +77,7 @@ def test_statistics_that_are_no_numbers_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "said",
+    "content",
     [
         b"[]",
         b"5",
@@ -93,14 +93,14 @@ def test_statistics_that_are_no_numbers_are_refused() -> None:
         b"\xff",
     ],
 )
-def test_what_is_no_answers_is_a_value_error(said: bytes) -> None:
-    """Which the connection to the process ends over; anything else would be raised in the event loop."""
+def test_invalid_answers_raise_value_error(content: bytes) -> None:
+    """The connection handles ValueError only; the event loop would receive other exceptions."""
     with pytest.raises(ValueError, match=r"."):
-        parse_answers(said, rows=1)
+        parse_answers(content, rows=1)
 
 
 @pytest.mark.parametrize("greeting", [Greeting(ServedModel(MODEL, {"a": [1]})), Greeting(refusal="no")])
-def test_greeting_arrives(greeting: Greeting) -> None:
+def test_greeting_is_parsed_as_it_was_formatted(greeting: Greeting) -> None:
     [frame] = FrameReader().read(format_frame(greeting))
     assert parse_greeting(frame) == greeting
 

@@ -7,9 +7,8 @@ import pytest
 
 from app.images.source import Base64Text
 from app.outcome import ModelIdentity, Outcome, outcome_of_error
-from app.workers.capacity import Capacity
 from app.workers.protocol import WaitingRow
-from app.workers.queue import MAX_BYTES_AT_ONCE, QueuedRow, RowQueue
+from app.workers.queue import MAX_BYTES_PER_CALL, Capacity, QueuedRow, RowQueue
 from model.errors import CorruptImage
 
 OUTCOME = outcome_of_error(CorruptImage("?"), ModelIdentity(name="m", version="v"))
@@ -31,8 +30,8 @@ def on_loop(check: Callable[[RowQueue], Any]) -> None:
     asyncio.run(run())
 
 
-def take_turns(queue: RowQueue, count: int) -> list[str]:
-    """The rows of so many turns."""
+def take_calls(queue: RowQueue, count: int) -> list[str]:
+    """The rows of the next calls."""
     return ["".join(map(name_of, queue.next_rows())) for _ in range(count)]
 
 
@@ -40,14 +39,14 @@ def test_small_request_does_not_wait_behind_a_batch() -> None:
     def check(queue: RowQueue) -> None:
         with queue.request(4096) as large, queue.request(1) as small:
             large.classify(rows("L", 4096))
-            assert take_turns(queue, 100) == ["L"] * 100
+            assert take_calls(queue, 100) == ["L"] * 100
             small.classify(rows("s", 1))
-            assert "s" in take_turns(queue, 2)
+            assert "s" in take_calls(queue, 2)
 
     on_loop(check)
 
 
-def test_turns_are_long_while_large_requests_are_among_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_calls_are_long_while_there_are_only_large_requests(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr("app.workers.queue.monotonic", lambda: now)
 
@@ -55,56 +54,54 @@ def test_turns_are_long_while_large_requests_are_among_themselves(monkeypatch: p
         nonlocal now
         with queue.request(4096) as large:
             large.classify(rows("L", 4096))
-            assert take_turns(queue, 2) == ["LLLLLLLL"] * 2
+            assert take_calls(queue, 2) == ["LLLLLLLL"] * 2
             with queue.request(4):
-                assert take_turns(queue, 1) == ["L"]
+                assert take_calls(queue, 1) == ["L"]
             now += 0.9
-            assert take_turns(queue, 1) == ["L"]
+            assert take_calls(queue, 1) == ["L"]
             now += 0.2
-            assert take_turns(queue, 1) == ["LLLLLLLL"]
+            assert take_calls(queue, 1) == ["LLLLLLLL"]
 
     on_loop(check)
 
 
-def test_turns_are_long_while_small_requests_are_among_themselves() -> None:
+def test_calls_are_long_while_there_are_only_small_requests() -> None:
     def check(queue: RowQueue) -> None:
         with ExitStack() as requests:
             for _ in range(32):
                 requests.enter_context(queue.request(1)).classify(rows("s", 1))
-            assert take_turns(queue, 2) == ["ssssssss"] * 2
+            assert take_calls(queue, 2) == ["ssssssss"] * 2
 
     on_loop(check)
 
 
 @pytest.mark.parametrize(
-    ("image_bytes", "turn"),
-    [(MAX_BYTES_AT_ONCE // 8, 8), (MAX_BYTES_AT_ONCE // 4, 4), (MAX_BYTES_AT_ONCE, 1)],
+    ("image_bytes", "call_rows"),
+    [(MAX_BYTES_PER_CALL // 8, 8), (MAX_BYTES_PER_CALL // 4, 4), (MAX_BYTES_PER_CALL, 1)],
 )
 @pytest.mark.parametrize("kind", [bytes, Base64Text])
-def test_turns_of_large_images_are_short(image_bytes: int, turn: int, kind: type) -> None:
+def test_calls_of_large_images_are_short(image_bytes: int, call_rows: int, kind: type) -> None:
     def check(queue: RowQueue) -> None:
         image = bytes(image_bytes) if kind is bytes else Base64Text(b"A" * image_bytes)
         with queue.request(64) as request:
             request.classify([WaitingRow(image, evidence=False)] * 64)
-            assert len(queue.next_rows()) == turn
+            assert len(queue.next_rows()) == call_rows
 
     on_loop(check)
 
 
-@pytest.mark.parametrize(("row_seconds", "turn"), [(0.001, 8), (0.1, 2), (0.3, 1), (10.0, 1)])
-def test_turns_are_short_where_images_take_long(row_seconds: float, turn: int) -> None:
-    """Rows that a process has been given can no longer be refused."""
-
+@pytest.mark.parametrize(("row_seconds", "call_rows"), [(0.001, 8), (0.1, 2), (0.3, 1), (10.0, 1)])
+def test_calls_of_slow_images_are_short(row_seconds: float, call_rows: int) -> None:
     def check(queue: RowQueue) -> None:
-        queue.capacity.note_classified(1, row_seconds)
+        queue.capacity.record_classified(1, row_seconds)
         with queue.request(64) as request:
             request.classify(rows("L", 64))
-            assert len(queue.next_rows()) == turn
+            assert len(queue.next_rows()) == call_rows
 
     on_loop(check)
 
 
-def test_oldest_request_has_half_of_the_rows_whatever_comes_after_it() -> None:
+def test_oldest_request_gets_half_of_the_calls() -> None:
     def check(queue: RowQueue) -> None:
         with queue.request(400) as oldest:
             oldest.classify(rows("L", 400))
@@ -112,7 +109,7 @@ def test_oldest_request_has_half_of_the_rows_whatever_comes_after_it() -> None:
             for _ in range(20):
                 with queue.request(9) as small:
                     small.classify(rows("s", 9))
-                    taken += "".join(take_turns(queue, 2))
+                    taken += "".join(take_calls(queue, 2))
             assert taken.count("L") == taken.count("s") == 160
 
     on_loop(check)
@@ -123,77 +120,77 @@ def test_requests_of_one_size_are_answered_in_the_order_of_their_arrival() -> No
         with queue.request(2) as first, queue.request(2) as second, queue.request(2) as third:
             for name, request in {"c": third, "b": second, "a": first}.items():
                 request.classify(rows(name, 2))
-            assert "".join(take_turns(queue, 4)) == "aabbcc"
+            assert "".join(take_calls(queue, 4)) == "aabbcc"
 
     on_loop(check)
 
 
 @pytest.mark.parametrize(
-    ("classifiers", "turns"), [(1, [6, 3, 1, 1, 1]), (2, [3, 2, 1, 1, 1, 1, 1, 1, 1]), (4, [1] * 12)]
+    ("classifiers", "calls"), [(1, [6, 3, 1, 1, 1]), (2, [3, 2, 1, 1, 1, 1, 1, 1, 1]), (4, [1] * 12)]
 )
-def test_turns_grow_short_so_that_classifiers_end_a_request_together(
-    classifiers: int, turns: list[int]
+def test_calls_become_shorter_so_that_processes_end_a_request_together(
+    classifiers: int, calls: list[int]
 ) -> None:
     async def run() -> list[int]:
         queue = RowQueue(Capacity(classifiers, 64))
         with queue.request(12) as request:
             request.classify(rows("a", 12))
-            return [len(queue.next_rows()) for _ in turns]
+            return [len(queue.next_rows()) for _ in calls]
 
-    assert asyncio.run(run()) == turns
-    assert sum(turns) == 12
+    assert asyncio.run(run()) == calls
+    assert sum(calls) == 12
 
 
-def test_rows_that_come_in_later_find_their_request_in_its_place() -> None:
+def test_rows_that_arrive_later_keep_the_place_of_their_request() -> None:
     """As fetched rows do."""
 
     def check(queue: RowQueue) -> None:
         with queue.request(3) as first, queue.request(3) as second:
             for _ in range(3):
                 first.classify(rows("a", 1))
-                assert take_turns(queue, 1) == ["a"]
+                assert take_calls(queue, 1) == ["a"]
                 second.classify(rows("b", 1))
             first.classify(rows("a", 1))
-            assert "".join(take_turns(queue, 3)) == "abbb"
+            assert "".join(take_calls(queue, 3)) == "abbb"
 
     on_loop(check)
 
 
-def test_rows_of_a_caller_who_left_are_dropped_and_counted() -> None:
+def test_rows_of_a_client_that_disconnected_are_dropped_and_counted() -> None:
     def check(queue: RowQueue) -> None:
         with queue.request(4) as staying:
             with queue.request(10) as leaving:
                 leaving.classify(rows("l", 10))
-                assert take_turns(queue, 1) == ["l"]
+                assert take_calls(queue, 1) == ["l"]
             assert queue.abandoned_rows == 9
             staying.classify(rows("s", 4))
-            assert take_turns(queue, 3) == ["ss", "s", "s"]
+            assert take_calls(queue, 3) == ["ss", "s", "s"]
         assert queue.next_rows() == []
 
     on_loop(check)
 
 
-def test_outcomes_take_the_places_of_their_rows_in_whatever_order_they_are_answered() -> None:
+def test_outcomes_are_in_the_order_of_their_rows() -> None:
     async def run() -> Sequence[Outcome | None]:
         queue = RowQueue(Capacity(1, 64))
         with queue.request(3) as request:
             answered = request.classify(rows("a", 3))
             for [queued] in reversed([queue.next_rows() for _ in range(3)]):
                 outcome = None if queued.place == 1 else OUTCOME
-                queued.awaited.answer(queued.place, outcome)
+                queued.group.answer(queued.place, outcome)
             return await answered
 
     assert asyncio.run(run()) == [OUTCOME, None, OUTCOME]
 
 
-def test_failure_is_the_request_s_and_comes_once() -> None:
+def test_request_fails_with_its_first_error() -> None:
     async def run() -> None:
         queue = RowQueue(Capacity(1, 64))
         with queue.request(2) as request:
             answered = request.classify(rows("a", 2))
             for _ in range(2):
                 [queued] = queue.next_rows()
-                queued.awaited.fail(RuntimeError("no"))
+                queued.group.fail(RuntimeError("no"))
             with pytest.raises(RuntimeError, match="no"):
                 await answered
             await asyncio.sleep(0)
@@ -209,10 +206,10 @@ def test_request_without_rows_is_answered_at_once() -> None:
     assert asyncio.run(run()) == []
 
 
-def test_whoever_has_room_is_told_of_new_rows() -> None:
+def test_on_put_is_called_for_new_rows() -> None:
     def check(queue: RowQueue) -> None:
         taken: list[str] = []
-        queue.on_put = lambda: taken.extend(take_turns(queue, 1))
+        queue.on_put = lambda: taken.extend(take_calls(queue, 1))
         with queue.request(2) as request:
             request.classify(rows("a", 1))
             request.classify(rows("b", 1))
@@ -221,16 +218,14 @@ def test_whoever_has_room_is_told_of_new_rows() -> None:
     on_loop(check)
 
 
-def test_requests_that_have_ended_leave_nothing_behind() -> None:
-    """Neither behind a small one that is always there, nor behind an old one."""
-
+def test_ended_requests_are_removed_from_the_heaps() -> None:
     def check(queue: RowQueue) -> None:
         with queue.request(1) as small:
             small.classify(rows("s", 1))
             for _ in range(1000):
                 with queue.request(2) as request:
                     request.classify(rows("a", 2))
-            assert max(len(line._heap) for line in queue._lines) < 100  # noqa: SLF001
-            assert take_turns(queue, 1) == ["s"]
+            assert max(len(heap._heap) for heap in queue._heaps) < 100  # noqa: SLF001
+            assert take_calls(queue, 1) == ["s"]
 
     on_loop(check)

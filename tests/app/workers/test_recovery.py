@@ -1,4 +1,4 @@
-"""The whole service, whose classifier processes are killed, stopped, or cannot be started again."""
+"""The whole service while its classifier processes are killed, stopped, or cannot be restarted."""
 
 import json
 import os
@@ -45,7 +45,7 @@ class Family:
 
 
 class Service:
-    """With two classifier processes, and a network of its own."""
+    """A service with two classifier processes and its own copy of the network."""
 
     def __init__(self, process: "subprocess.Popen[bytes]", port: int, log: Path, model_path: Path) -> None:
         self.family = Family(process.pid)
@@ -97,28 +97,29 @@ def service(tmp_path: Path) -> Iterator[Service]:
         yield service
 
 
-def test_without_any_classifier_requests_are_refused_until_the_network_opens_again(
+def test_without_a_classifier_requests_are_rejected_until_the_network_loads_again(
     service: Service, sample: bytes
 ) -> None:
     service.spoil()
     service.family.signal(signal.SIGKILL, [*service.family.hosts, *service.family.forks])
-    for _ in range(3):  # the first waits for a while, for a process may come up; the others do not
+    for _ in range(3):  # the first waits for the grace period; the others do not
         answer = service.classify(sample)
         assert (answer.status, answer.headers["retry-after"]) == (503, "5")
         assert error_of(answer)["code"] == "no_classifier"
         assert error_of(answer)["retryable"] is True
     assert service.ready() == (503, "no_classifier")
+    wait_until(lambda: service.lines("must have the sha256") == 1)
     put(DEFAULT_MODEL_PATH, service.model_path)
     wait_until(lambda: service.ready() == (200, "ready"))
     assert service.classify(sample).status == 200
     assert len(service.family.forks) >= 1
     assert service.lines("No classifier process is ready") == 1
     assert service.lines("The service can classify again") == 1
-    assert service.lines("must have the sha256") == 1  # however often it was tried
+    assert service.lines("must have the sha256") == 1  # after any number of attempts
 
 
-def test_rows_to_fetch_are_refused_in_the_same_way(service: Service, sample: bytes) -> None:
-    """They wait in tasks of their own, which fail together."""
+def test_rows_to_fetch_are_rejected_without_a_classifier(service: Service, sample: bytes) -> None:
+    """They wait in tasks, which fail as a group."""
     service.spoil()
     service.family.signal(signal.SIGKILL, [*service.family.hosts, *service.family.forks])
     answer = service.classify_rows("https://example.invalid/a.png", text_of(sample))
@@ -127,7 +128,7 @@ def test_rows_to_fetch_are_refused_in_the_same_way(service: Service, sample: byt
 
 
 def test_stopped_processes_are_replaced_and_their_rows_are_answered(service: Service, sample: bytes) -> None:
-    """No timer of their own can end them."""
+    """Their own timers do not fire."""
     stopped = service.family.forks
     service.family.signal(signal.SIGSTOP, stopped)
     answer = service.classify_rows(*[text_of(sample)] * 20)
@@ -151,7 +152,7 @@ def test_reload_does_not_wait_for_processes_that_are_stopped_at_a_call(
     wait_until(lambda: not any(map(command_of, stopped)))
 
 
-def test_stopped_host_is_replaced(service: Service, sample: bytes) -> None:
+def test_stopped_fork_server_is_replaced(service: Service, sample: bytes) -> None:
     [host] = service.family.hosts
     forks = service.family.forks
     service.family.signal(signal.SIGSTOP, [host])
@@ -162,7 +163,7 @@ def test_stopped_host_is_replaced(service: Service, sample: bytes) -> None:
     assert host not in service.family.hosts
 
 
-def test_host_that_is_killed_costs_nobody_anything(service: Service, sample: bytes) -> None:
+def test_requests_succeed_after_the_fork_server_is_killed(service: Service, sample: bytes) -> None:
     service.family.signal(signal.SIGKILL, service.family.hosts)
     for _ in range(3):
         service.family.signal(signal.SIGKILL, service.family.forks[:1])
@@ -170,8 +171,10 @@ def test_host_that_is_killed_costs_nobody_anything(service: Service, sample: byt
         assert service.ready() == (200, "ready")
 
 
-def test_network_that_a_new_host_finds_answers_alone(service: Service, sample: bytes) -> None:
-    """Files that were replaced without SIGUSR1 are read when the host is started again."""
+def test_network_that_a_restarted_fork_server_loads_replaces_the_earlier_one(
+    service: Service, sample: bytes
+) -> None:
+    """The files were replaced without SIGUSR1."""
     put(RECIPE, service.model_path)
     version = json.loads(service.classify(sample).body)["model"]["version"]
     [survivor, killed] = service.family.forks
@@ -195,7 +198,7 @@ def test_reload_restores_a_service_without_classifiers(tmp_path: Path, sample: b
         service.family.signal(signal.SIGKILL, [*service.family.hosts, *service.family.forks])
         wait_until(lambda: service.ready() == (503, "no_classifier"))
         process.send_signal(signal.SIGUSR1)
-        wait_until(lambda: service.lines("is not read anew") == 1)
+        wait_until(lambda: service.lines("The reload failed") == 1)
         assert service.ready() == (503, "no_classifier")
         put(RECIPE, model_path)
         process.send_signal(signal.SIGUSR1)
@@ -203,8 +206,8 @@ def test_reload_restores_a_service_without_classifiers(tmp_path: Path, sample: b
         assert service.classify(sample).status == 200
 
 
-def test_service_that_stops_does_not_wait_for_a_stopped_host(tmp_path: Path) -> None:
+def test_shutdown_does_not_wait_for_a_stopped_fork_server(tmp_path: Path) -> None:
     with served(tmp_path) as service:
-        everyone = [*service.family.hosts, *service.family.forks]
-        service.family.signal(signal.SIGSTOP, everyone)
-    wait_until(lambda: not any(map(command_of, everyone)))
+        pids = [*service.family.hosts, *service.family.forks]
+        service.family.signal(signal.SIGSTOP, pids)
+    wait_until(lambda: not any(map(command_of, pids)))

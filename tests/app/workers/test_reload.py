@@ -7,11 +7,10 @@ import pytest
 
 from app.outcome import Outcome
 from app.settings import Settings
-from app.workers.capacity import Capacity
 from app.workers.host import ClassifierProcesses
 from app.workers.pool import LiveClassifiers
 from app.workers.protocol import WaitingRow
-from app.workers.queue import RowQueue
+from app.workers.queue import Capacity, RowQueue
 from model.defaults import DEFAULT_MODEL_PATH
 from model.errors import ArtifactError
 from tests.app.workers.faults import FAULTS, RECIPE, put, tear
@@ -21,13 +20,13 @@ from tests.running import wait_until
 
 @pytest.fixture
 def model_path(tmp_path: Path) -> Path:
-    """A network that a test may put others in the place of."""
+    """A copy of the network, which a test may replace."""
     put(DEFAULT_MODEL_PATH, tmp_path / "m.h5")
     return tmp_path / "m.h5"
 
 
 class Load:
-    """Rows that are classified all the time, and what came of them."""
+    """Classifies rows continuously, and collects their outcomes."""
 
     def __init__(self, queue: RowQueue, sample: bytes) -> None:
         self.outcomes: list[Outcome | None] = []
@@ -41,9 +40,9 @@ class Load:
         assert all(outcome["error"] is None for outcome in answered)
         return {outcome["model"]["version"] for outcome in answered}
 
-    async def goes_on(self) -> None:
+    async def makes_progress(self) -> None:
         before = len(self.outcomes)
-        while len(self.outcomes) < before + 20:  # noqa: ASYNC110 - it is another task that adds to them
+        while len(self.outcomes) < before + 20:  # noqa: ASYNC110 - another task adds to them
             await asyncio.sleep(0.01)
 
     async def end(self) -> None:
@@ -67,22 +66,22 @@ def under_load(
         model = await asyncio.to_thread(processes.wait_until_ready)
         async with LiveClassifiers(settings, queue, processes, model) as classifiers:
             load = Load(queue, sample)
-            await load.goes_on()
+            await load.makes_progress()
             await check(classifiers, load)  # type: ignore[misc]
-            await load.goes_on()
+            await load.makes_progress()
             await load.end()
 
     asyncio.run(asyncio.wait_for(run(), 300))
 
 
-def test_new_network_takes_over_and_no_row_fails(model_path: Path, sample: bytes) -> None:
+def test_reload_switches_to_the_new_network_without_failed_rows(model_path: Path, sample: bytes) -> None:
     async def check(classifiers: LiveClassifiers, load: Load) -> None:
         [earlier] = load.versions()
         put(RECIPE, model_path)
         model = await classifiers.reload()
         assert model.identity["version"] == classifiers.pool.model.identity["version"] != earlier
         switched = len(load.outcomes)
-        await load.goes_on()
+        await load.makes_progress()
         assert load.versions(since=switched + 8) == {model.identity["version"]}
         assert load.versions() == {earlier, model.identity["version"]}
 
@@ -90,7 +89,7 @@ def test_new_network_takes_over_and_no_row_fails(model_path: Path, sample: bytes
 
 
 @pytest.mark.parametrize(("suffix", "spoil"), FAULTS.values(), ids=FAULTS)
-def test_network_that_does_not_prove_itself_never_serves(
+def test_invalid_network_never_serves(
     model_path: Path, sample: bytes, suffix: str, spoil: Callable[[Path], None]
 ) -> None:
     async def check(classifiers: LiveClassifiers, load: Load) -> None:
@@ -98,7 +97,7 @@ def test_network_that_does_not_prove_itself_never_serves(
         spoil(model_path.with_suffix(suffix))
         with pytest.raises(ArtifactError):
             await classifiers.reload()
-        await load.goes_on()
+        await load.makes_progress()
         assert classifiers.pool.model is earlier
         assert load.versions() == {earlier.identity["version"]}
 

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from app.client import is_ready
-from app.workers.capacity import Capacity
 from app.workers.pool import ClassifierPool
-from app.workers.queue import RowQueue
+from app.workers.queue import Capacity, RowQueue
 from tests.app.api.test_shutdown import Caller
 from tests.app.forms import text_of
 from tests.app.workers.costly_jpeg import costly_jpeg
@@ -22,7 +21,7 @@ Check = Callable[[RowQueue, ClassifierPool], Awaitable[None]]
 
 
 class Holding(ScriptedHost):
-    """Its processes hold calls with an image whose name begins with `slow`, until they are released."""
+    """Its processes block on images whose names contain `slow` until they are released."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,7 +39,7 @@ def in_pool(host: Holding, check: Check, *, has_spare: bool = True) -> None:
         pool = ClassifierPool(queue, host, MODEL, max_image_cpu_seconds=60, has_spare=has_spare)
         for _ in range(2):
             await pool.connect(host.connect(), has_greeted=False)
-        while pool.size < 2:  # noqa: ASYNC110 - threads greet it
+        while pool.size < 2:  # noqa: ASYNC110 - threads send the greetings
             await asyncio.sleep(0.01)
         try:
             await check(queue, pool)
@@ -75,8 +74,8 @@ def test_small_requests_are_answered_while_slow_images_hold_all_processes() -> N
     in_pool(host, check)
 
 
-def test_small_request_that_lies_ready_behind_a_slow_call_is_answered_too() -> None:
-    """It was given out before anybody could know."""
+def test_small_request_sent_behind_a_slow_call_is_answered_too() -> None:
+    """It was sent before the call turned out to be slow."""
     host = Holding()
 
     async def check(queue: RowQueue, _: ClassifierPool) -> None:
@@ -90,7 +89,7 @@ def test_small_request_that_lies_ready_behind_a_slow_call_is_answered_too() -> N
     in_pool(host, check)
 
 
-def test_idle_process_takes_what_lies_ready_behind_a_slow_call() -> None:
+def test_idle_process_takes_a_call_that_waits_behind_a_slow_one() -> None:
     host = Holding()
 
     async def check(queue: RowQueue, _: ClassifierPool) -> None:
@@ -104,8 +103,8 @@ def test_idle_process_takes_what_lies_ready_behind_a_slow_call() -> None:
     in_pool(host, check, has_spare=False)
 
 
-def test_without_a_spare_process_they_wait() -> None:
-    """Or the tests above show nothing."""
+def test_without_a_spare_process_small_requests_wait() -> None:
+    """Proves that the tests above depend on it."""
     host = Holding()
 
     async def check(queue: RowQueue, _: ClassifierPool) -> None:
@@ -121,10 +120,10 @@ def test_without_a_spare_process_they_wait() -> None:
     in_pool(host, check, has_spare=False)
 
 
-def test_slow_image_of_a_small_request_does_not_keep_the_spare_process_from_others(
+def test_slow_image_of_a_small_request_does_not_occupy_the_spare_process(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("app.workers.starting.MAX_CALL_SECONDS", 0.2)
+    monkeypatch.setattr("app.workers.starting.MAX_SPARE_CALL_SECONDS", 0.2)
     host = Holding()
 
     async def check(queue: RowQueue, _: ClassifierPool) -> None:
@@ -138,7 +137,7 @@ def test_slow_image_of_a_small_request_does_not_keep_the_spare_process_from_othe
 
 
 def test_spare_process_ends_once_it_is_idle(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.workers.starting.IDLE_SECONDS", 0.1)
+    monkeypatch.setattr("app.workers.starting.SPARE_IDLE_SECONDS", 0.1)
     host = Holding()
 
     async def check(queue: RowQueue, _: ClassifierPool) -> None:
@@ -154,7 +153,7 @@ def test_spare_process_ends_once_it_is_idle(monkeypatch: pytest.MonkeyPatch) -> 
     in_pool(host, check)
 
 
-def test_usual_loads_need_no_spare_process() -> None:
+def test_load_without_slow_images_starts_no_spare_process() -> None:
     host = Holding()
 
     async def check(queue: RowQueue, _: ClassifierPool) -> None:
@@ -168,7 +167,7 @@ def test_usual_loads_need_no_spare_process() -> None:
 
 
 @needs_proc
-def test_images_are_answered_beside_a_batch_of_slow_ones(tmp_path: Path, sample: bytes) -> None:
+def test_images_are_answered_during_a_batch_of_slow_images(tmp_path: Path, sample: bytes) -> None:
     slow = text_of(costly_jpeg())
     body = json.dumps({"data": [[number, slow] for number in range(16)]}).encode()
     with logging_service(tmp_path / "log", EXT_CLASSIFY_CLASSIFIERS="1") as (process, port):
@@ -182,5 +181,5 @@ def test_images_are_answered_beside_a_batch_of_slow_ones(tmp_path: Path, sample:
             answered += 1
         assert batch.answer.status == 200
         assert len(family.forks) == 2
-    # Without a process for them, at most one would be answered between two slow images.
+    # Without the spare process, at most one would be answered between two slow images.
     assert answered > 20

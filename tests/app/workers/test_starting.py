@@ -1,4 +1,5 @@
 import asyncio
+import logging
 import os
 import socket
 import threading
@@ -6,52 +7,58 @@ import threading
 import pytest
 
 from app.errors import NoClassifier
+from app.telemetry.log import logger
 from app.workers import pool as pool_module
-from app.workers.capacity import Capacity
 from app.workers.pool import ClassifierPool
 from app.workers.protocol import Greeting, StallWatch, WaitingRow, format_frame, stat_of, stats_of_groups
-from app.workers.queue import RowQueue
-from app.workers.starting import CRASHES_WITHOUT_DELAY, MAX_DELAY_SECONDS, Pace
+from app.workers.queue import Capacity, RowQueue
+from app.workers.starting import (
+    CRASHES_WITHOUT_DELAY,
+    FAULT_INTERVAL_SECONDS,
+    MAX_DELAY_SECONDS,
+    FaultLog,
+    StartBackoff,
+)
 from tests.app.workers.test_host import needs_proc
 from tests.app.workers.test_pool import MODEL, ScriptedHost, classify
 
 
-def test_starts_that_fail_are_tried_later_each_time_up_to_a_limit() -> None:
-    pace, delays = Pace(), []
+def test_delay_doubles_after_each_failed_start_up_to_a_limit() -> None:
+    backoff, delays = StartBackoff(), []
     for _ in range(20):
-        delays.append(pace.delay_seconds(0.5))
-        pace.note_failure()
+        delays.append(backoff.delay_seconds(0.5))
+        backoff.count_failure()
     assert delays[:5] == [0.0, 0.5, 1.0, 2.0, 4.0]
     assert set(delays[5:]) == {MAX_DELAY_SECONDS}
-    pace.note_greeting()
-    assert pace.delay_seconds(0.5) == 0.0
+    backoff.reset_failures()
+    assert backoff.delay_seconds(0.5) == 0.0
 
 
-def test_deaths_over_hostile_images_delay_nobody_and_a_crash_loop_is_slowed_down() -> None:
-    pace = Pace()
+def test_crashes_delay_starts_only_when_there_are_many_without_an_answer() -> None:
+    backoff = StartBackoff()
     for _ in range(CRASHES_WITHOUT_DELAY):
-        pace.note_crash()
-        pace.note_greeting()
-        assert pace.delay_seconds(0.5) == 0.0
-    pace.note_crash()
-    pace.note_greeting()
-    assert pace.delay_seconds(0.5) == 0.5
-    pace.note_answers()
-    assert pace.delay_seconds(0.5) == 0.0
+        backoff.count_crash()
+        backoff.reset_failures()
+        assert backoff.delay_seconds(0.5) == 0.0
+    backoff.count_crash()
+    backoff.reset_failures()
+    assert backoff.delay_seconds(0.5) == 0.5
+    backoff.reset()
+    assert backoff.delay_seconds(0.5) == 0.0
 
 
-def test_process_without_progress_has_stalled_after_so_many_looks() -> None:
-    watch = StallWatch(3, max_looks=100)
+def test_process_without_progress_has_stalled_after_some_checks() -> None:
+    watch = StallWatch(3, max_checks=100)
     assert [watch.has_stalled(ticks) for ticks in (1, 1, 1, 2, 2, 2, 2)] == [False] * 6 + [True]
 
 
-def test_process_of_which_nothing_is_known_has_only_a_limit() -> None:
-    watch = StallWatch(3, max_looks=6)
+def test_process_without_known_cpu_time_has_a_limit_of_checks() -> None:
+    watch = StallWatch(3, max_checks=6)
     assert [watch.has_stalled(None) for _ in range(6)] == [False] * 5 + [True]
 
 
 @needs_proc
-def test_progress_is_read_of_this_process() -> None:
+def test_cpu_time_is_read_from_proc() -> None:
     stat = stat_of(os.getpid())
     assert stat is not None
     assert stat.group_id == os.getpgid(0)
@@ -63,8 +70,7 @@ def test_progress_is_read_of_this_process() -> None:
     assert later.ticks >= stat.ticks
 
 
-def test_start_that_blocks_holds_up_nothing_else() -> None:
-    """The loop turns while a process is started, or it could not let the start end."""
+def test_blocking_start_does_not_block_the_event_loop() -> None:
     may_start = threading.Event()
 
     class Blocking(ScriptedHost):
@@ -98,7 +104,7 @@ def test_start_that_blocks_holds_up_nothing_else() -> None:
     assert asyncio.run(run()) == ["a"]
 
 
-def test_processes_that_die_idle_again_and_again_are_started_ever_more_slowly(
+def test_processes_that_crash_repeatedly_while_idle_are_restarted_with_backoff(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(pool_module, "RETRY_SECONDS", 60.0)
@@ -115,7 +121,7 @@ def test_processes_that_die_idle_again_and_again_are_started_ever_more_slowly(
         pool = ClassifierPool(queue, host, MODEL, max_image_cpu_seconds=10)
         await pool.connect(host.connect(), has_greeted=False)
         before = -1
-        while host.started != before:  # until none is started any more
+        while host.started != before:  # until no more are started
             before = host.started
             await asyncio.sleep(0.3)
         pool.close()
@@ -124,7 +130,7 @@ def test_processes_that_die_idle_again_and_again_are_started_ever_more_slowly(
     assert host.started == 1 + CRASHES_WITHOUT_DELAY
 
 
-def test_rows_fail_once_no_process_has_been_ready_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_fail_after_the_grace_period_without_a_ready_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.workers.pool.GRACE_SECONDS", 0.05)
     monkeypatch.setattr(pool_module, "RETRY_SECONDS", 0.05)
 
@@ -154,7 +160,7 @@ def test_rows_fail_once_no_process_has_been_ready_for_a_while(monkeypatch: pytes
             assert not pool.is_available
         assert queue.unanswered_rows == 0
         host.may_start = True
-        while not pool.is_available:  # noqa: ASYNC110 - it is another task that starts one
+        while not pool.is_available:  # noqa: ASYNC110 - another task starts one
             await asyncio.sleep(0.01)
         assert await asyncio.wait_for(classify(queue, "a b c"), 20) == ["a", "b", "c"]
         pool.close()
@@ -162,15 +168,38 @@ def test_rows_fail_once_no_process_has_been_ready_for_a_while(monkeypatch: pytes
     asyncio.run(run())
 
 
-def test_row_that_two_processes_answer_counts_once() -> None:
+def test_second_answer_to_a_row_is_ignored() -> None:
     async def run() -> None:
         queue = RowQueue(Capacity(1, 64))
         with queue.request(2) as request:
             answered = request.classify([WaitingRow(b"a", evidence=False)] * 2)
             [first] = queue.next_rows()
-            assert first.awaited.answer(first.place, None)
-            assert not first.awaited.answer(first.place, None)
+            assert first.group.answer(first.place, None)
+            assert not first.group.answer(first.place, None)
             assert not answered.done()
             assert queue.unanswered_rows == 1
 
     asyncio.run(run())
+
+
+def test_repeated_fault_is_logged_at_intervals_with_a_count(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = 100.0
+    monkeypatch.setattr("app.workers.starting.monotonic", lambda: now)
+    monkeypatch.setattr(logger, "propagate", False)
+    logger.addHandler(caplog.handler)
+    try:
+        faults = FaultLog()
+        for _ in range(1000):
+            faults.log_crash()
+        faults.log_failed_start(BlockingIOError("no more processes"))
+        now += FAULT_INTERVAL_SECONDS
+        faults.log_crash()
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert [(record.levelno, record.getMessage()) for record in caplog.records] == [
+        (logging.WARNING, "A classifier process died."),
+        (logging.ERROR, "A classifier process cannot be started: BlockingIOError: no more processes"),
+        (logging.WARNING, "A classifier process died. (999 more since the last such line)"),
+    ]

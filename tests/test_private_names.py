@@ -1,0 +1,76 @@
+"""Private names of dependencies have upper bounds, and a test names those that an upgrade removes."""
+
+import tomllib
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry, Histogram
+
+PYPROJECT = Path(__file__).parent.parent / "pyproject.toml"
+
+NAMES = {
+    "aiohttp": [
+        ("aiohttp.client_proto", "ResponseHandler"),
+        ("aiohttp.http", "RawResponseMessage"),
+    ],
+    "uvicorn": [
+        ("uvicorn.config", "STARTUP_FAILURE"),
+        ("uvicorn.protocols.http.flow_control", "HIGH_WATER_LIMIT"),
+        ("uvicorn.protocols.http.flow_control", "FlowControl.resume_reading"),
+        ("uvicorn.protocols.http.httptools_impl", "STATUS_LINE"),
+        ("uvicorn.protocols.http.httptools_impl", "RequestResponseCycle.send"),
+        ("uvicorn.protocols.utils", "get_local_addr"),
+        ("uvicorn.protocols.utils", "get_remote_addr"),
+        ("uvicorn.server", "ServerState"),
+        ("uvicorn.supervisors.multiprocess", "Multiprocess"),
+        ("uvicorn.supervisors.multiprocess", "Process.is_ready"),
+    ],
+    "fakesnow": [
+        ("fakesnow.conn", "FakeSnowflakeConnection"),
+        ("fakesnow.cursor", "FakeSnowflakeCursor"),
+        ("fakesnow.dialect", "parse_one"),
+        ("fakesnow.instance", "FakeSnow"),
+        ("fakesnow.server", "query_request"),
+        ("fakesnow.server", "routes"),
+        ("fakesnow.server", "sessions"),
+        ("fakesnow.transforms", "SERVER_VERSION"),
+    ],
+}
+
+
+@pytest.mark.parametrize(("module", "name"), [name for names in NAMES.values() for name in names])
+def test_private_name_exists(module: str, name: str) -> None:
+    found = import_module(module)
+    for part in name.split("."):
+        found = getattr(found, part)
+
+
+def test_histogram_of_prometheus_client_has_its_private_attributes() -> None:
+    """`app.telemetry.metrics.Distribution` adds many values at once."""
+    histogram = Histogram("h", "A histogram.", buckets=(1.0,), registry=CollectorRegistry())
+    assert list(histogram._upper_bounds) == [1.0, float("inf")]  # noqa: SLF001
+    for value in (histogram._sum, *histogram._buckets):  # noqa: SLF001
+        value.inc(1)
+        assert value.get() == 1
+
+
+def test_layer_of_keras_has_its_private_attributes() -> None:
+    """`model.graph_rewrites` follows the calls of a layer."""
+    keras = import_module("keras")
+    layer = keras.layers.Dense(1)
+    tensor = keras.Input((2,))
+    layer(tensor)
+    [node] = layer._inbound_nodes  # noqa: SLF001
+    assert [id(one) for one in node.input_tensors] == [id(tensor)]
+
+
+@pytest.mark.parametrize("package", ["keras", "prometheus-client", *NAMES])
+def test_package_with_private_names_has_an_upper_bound(package: str) -> None:
+    project = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]
+    requirements = [
+        *project["dependencies"],
+        *(one for extra in project["optional-dependencies"].values() for one in extra),
+    ]
+    [requirement] = [one for one in requirements if one.startswith((f"{package}>", f"{package}["))]
+    assert ",<" in requirement
