@@ -25,8 +25,7 @@ from pydantic_settings import (
 )
 
 from app.names import parse_identifier
-from model.cores import usable_cores
-from model.defaults import DEFAULT_MODEL_PATH, Engine, user_cache_dir
+from model.defaults import DEFAULT_MODEL_PATH, Engine, usable_cores, user_cache_dir
 from model.image_limits import ImageLimits
 
 # Snowpark Container Services mounts a token and renews it every few minutes; a login needs the newest.

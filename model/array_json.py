@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Side = Annotated[int, Field(ge=1)]
 
 
-class PackedArray(BaseModel):
+class ArrayJson(BaseModel):
     """`float32` is the base64 of the array's little-endian values in row-major order."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -20,11 +20,11 @@ class PackedArray(BaseModel):
     float32: str
 
     @classmethod
-    def pack(cls, array: NDArray[np.floating]) -> Self:
+    def from_array(cls, array: NDArray[np.floating]) -> Self:
         content = np.ascontiguousarray(array, dtype="<f4").tobytes()
         return cls(shape=array.shape, float32=base64.b64encode(content).decode())
 
-    def unpack(self) -> NDArray[np.float32]:
+    def to_array(self) -> NDArray[np.float32]:
         """A read-only array of `shape`, float32."""
         content = base64.b64decode(self.float32, validate=True)
         return np.frombuffer(content, dtype="<f4").astype(np.float32, copy=False).reshape(self.shape)
@@ -35,6 +35,6 @@ class PackedArray(BaseModel):
         actual = len(base64.b64decode(self.float32, validate=True))
         if actual != expected:
             raise ValueError(f"an array of shape {self.shape} must have {expected} bytes. Received: {actual}")
-        if not np.isfinite(self.unpack()).all():
+        if not np.isfinite(self.to_array()).all():
             raise ValueError("an array must have finite values only. Received: NaN or infinity")
         return self

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from model.array_json import PackedArray
+from model.array_json import ArrayJson
 from model.errors import ArtifactError
 from model.image import ImageSpec
 from model.novelty import Novelty
@@ -38,7 +38,7 @@ class ArtifactCard(BaseModel):
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     golden_probabilities: tuple[float, ...] | None = None
     """Output of the reference engine for `golden_image(image)`, for the self-test."""
-    class_weights: PackedArray | None = None
+    class_weights: ArrayJson | None = None
     """Weights (d, k) of the last layer, if the network ends in global average pooling and one dense layer.
     With the last feature map, they give the evidence.
     """

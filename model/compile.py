@@ -9,10 +9,10 @@ import keras
 import tensorflow as tf
 
 from model.artifact import Artifact, load_artifact
-from model.compiled import CompiledPaths, beside, write_twin
+from model.compiled import CompiledPaths, next_to_h5, write_compiled
 from model.errors import ArtifactError
 from model.graph_rewrites import patches_first, pool_first, split_heavy_head
-from model.networks.registry import load_network, named_outputs, refuse_mismatch
+from model.networks.keras_model import load_network, named_outputs, refuse_mismatch
 
 
 def compile_artifact(artifact: Artifact, paths: CompiledPaths | None = None) -> CompiledPaths:
@@ -21,11 +21,11 @@ def compile_artifact(artifact: Artifact, paths: CompiledPaths | None = None) -> 
     `paths` are next to the .h5 by default. Raises ArtifactError if the network's input or output shape
     differs from the card's.
     """
-    paths = paths or beside(artifact)
+    paths = paths or next_to_h5(artifact)
     network = load_network(artifact.h5_path)
     refuse_mismatch(network, artifact.card)
     compiled = compile_network(network, artifact.card.image.shape)
-    write_twin(artifact, paths, compiled, {"tensorflow": tf.__version__})
+    write_compiled(artifact, paths, compiled, {"tensorflow": tf.__version__})
     return paths
 
 

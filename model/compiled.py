@@ -40,11 +40,11 @@ class CompiledPaths:
         return self.tflite.with_name(self.tflite.name + ".json")
 
 
-def beside(artifact: Artifact) -> CompiledPaths:
+def next_to_h5(artifact: Artifact) -> CompiledPaths:
     return CompiledPaths(artifact.h5_path.with_suffix(".tflite"))
 
 
-def cached(artifact: Artifact, cache_dir: Path) -> CompiledPaths:
+def in_cache(artifact: Artifact, cache_dir: Path) -> CompiledPaths:
     return CompiledPaths(cache_dir / f"{artifact.card.sha256}.tflite")
 
 
@@ -55,9 +55,9 @@ def load_compiled(artifact: Artifact, cache_dir: Path) -> bytes:
     Compilation takes seconds, requires TensorFlow and runs in a subprocess. Raises ArtifactError with the
     command to run if TensorFlow is not installed.
     """
-    in_cache = cached(artifact, cache_dir)
-    for paths in (beside(artifact), in_cache):
-        if (compiled := read_twin(artifact, paths)) is not None:
+    cache_paths = in_cache(artifact, cache_dir)
+    for paths in (next_to_h5(artifact), cache_paths):
+        if (compiled := read_compiled(artifact, paths)) is not None:
             return compiled
     if importlib.util.find_spec("tensorflow") is None:
         raise ArtifactError(
@@ -65,16 +65,16 @@ def load_compiled(artifact: Artifact, cache_dir: Path) -> bytes:
             f"installed to compile one. Where it is installed (in a clone: make dev), run: "
             f"ext-classify compile --model {shlex.quote(str(artifact.h5_path))}"
         )
-    _compile_in_subprocess(artifact, in_cache)
-    compiled = read_twin(artifact, in_cache)
+    _compile_in_subprocess(artifact, cache_paths)
+    compiled = read_compiled(artifact, cache_paths)
     if compiled is None:
         raise ArtifactError(
-            f"{in_cache.tflite} must match the .h5 that it was compiled from. Received: another sha256."
+            f"{cache_paths.tflite} must match the .h5 that it was compiled from. Received: another sha256."
         )
     return compiled
 
 
-def read_twin(artifact: Artifact, paths: CompiledPaths) -> bytes | None:
+def read_compiled(artifact: Artifact, paths: CompiledPaths) -> bytes | None:
     """Return the compiled model, or None if it is missing or its stamp does not match."""
     try:
         stamp = Stamp.model_validate_json(paths.stamp.read_bytes())
@@ -85,7 +85,9 @@ def read_twin(artifact: Artifact, paths: CompiledPaths) -> bytes | None:
     return compiled if matches else None
 
 
-def write_twin(artifact: Artifact, paths: CompiledPaths, compiled: bytes, versions: dict[str, str]) -> None:
+def write_compiled(
+    artifact: Artifact, paths: CompiledPaths, compiled: bytes, versions: dict[str, str]
+) -> None:
     """Write the compiled model, then its stamp, each atomically."""
     stamp = Stamp(
         h5_sha256=artifact.card.sha256,

@@ -1,4 +1,7 @@
-"""Decode image files to pixels, with the same code for training, evaluation and serving."""
+"""Decode image files to pixels, measure pixels, and encode them.
+
+Training, evaluation and serving decode with the same code.
+"""
 
 import io
 import warnings
@@ -11,45 +14,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field
 
 from model.errors import CorruptImage, InputError, UnsupportedFormat
-from model.formats.orientation import UPRIGHT, Metadata
+from model.formats import UPRIGHT, Metadata
 from model.image_limits import ImageLimits, out_of_memory, refuse_costly_content, strip_metadata
-
-# White levels assumed for formats that do not state one: 0..1, 8-bit and 16-bit images.
-USUAL_WHITES = (1.0, 255.0, 65535.0)
-# Rows are scaled in float64, which no float32 range overflows, in small blocks to bound memory.
-_ROWS_AT_A_TIME = 64
-
-
-def scale_integers(values: NDArray[np.uint16], bits: int) -> NDArray[np.uint8]:
-    """Scale unsigned pixels (h, w) of `bits` bits, 9 to 16, so that full white becomes 255."""
-    table = np.rint(np.arange(2**16) * (255.0 / (2**bits - 1))).clip(0, 255).astype(np.uint8)
-    scaled: NDArray[np.uint8] = table[values]
-    return scaled
-
-
-def scale_to_fit(values: NDArray[np.generic]) -> NDArray[np.uint8]:
-    """Scale pixels (h, w) of a format that does not state its white level.
-
-    White is the first of USUAL_WHITES that no pixel exceeds. If a pixel exceeds all of them or is negative,
-    the range from minimum to maximum is stretched to 0..255. Raises CorruptImage for NaN or infinity.
-    """
-    low, high = float(values.min()), float(values.max())
-    if not np.isfinite((low, high)).all():
-        raise CorruptImage("Float pixels must be finite. Received: NaN or infinity.")
-    black, white = _black_and_white(low, high)
-    scaled = np.empty(values.shape, np.uint8)
-    for start in range(0, len(values), _ROWS_AT_A_TIME):
-        rows = values[start : start + _ROWS_AT_A_TIME].astype(np.float64)
-        scaled[start : start + _ROWS_AT_A_TIME] = np.rint((rows - black) / (white - black or 1.0) * 255.0)
-    return scaled
-
-
-def _black_and_white(low: float, high: float) -> tuple[float, float]:
-    for white in USUAL_WHITES:
-        if low >= 0.0 and high <= white:
-            return 0.0, white
-    return low, high
-
 
 FORMATS = ("BMP", "PNG", "JPEG", "TIFF", "WEBP")
 
@@ -72,6 +38,15 @@ _RESAMPLE = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 
+# White levels assumed for formats that do not state one: 0..1, 8-bit and 16-bit images.
+USUAL_WHITES = (1.0, 255.0, 65535.0)
+# Rows are scaled in float64, which no float32 range overflows, in small blocks to bound memory.
+_ROWS_AT_A_TIME = 64
+ROWS_APART = 4
+"""Only every n-th row is measured: all rows give nearly the same values and take several times as long."""
+# The weights that Pillow converts to grey with (ITU-R BT.601).
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+_WHITE = 255.0
 
 Side = Annotated[int, Field(ge=1, le=4096)]
 
@@ -115,7 +90,7 @@ def decode_sized(data: bytes, spec: ImageSpec, limits: ImageLimits) -> Decoded:
         with Image.open(io.BytesIO(stripped), formats=FORMATS) as image:
             refuse_costly_content(image, stripped, limits)
             _refuse_misread(image)
-            return _to_pixels(image, metadata, spec)
+            return _convert(image, metadata, spec)
     except InputError:
         raise
     except UnidentifiedImageError:
@@ -130,6 +105,24 @@ def decode_sized(data: bytes, spec: ImageSpec, limits: ImageLimits) -> Decoded:
         ) from error
 
 
+def brightness_and_sharpness(pixels: NDArray[np.uint8]) -> tuple[float, float]:
+    """Mean and variance of the Laplacian of the grey values, 0 to 1, of pixels (h, w, c).
+
+    Sharpness is the variance of the Laplacian (J. L. Pech-Pacheco et al., Diatom autofocusing in
+    brightfield microscopy, ICPR 2000): an image that is out of focus has few edges. Both are computed
+    from every fourth inner row. An image narrower or lower than 3 pixels has sharpness 0.
+    """
+    height, width, _ = pixels.shape
+    if min(height, width) < 3:
+        return float(_grey(pixels).mean()) / _WHITE, 0.0
+    above, inside, below = (_grey(pixels[row : height - 2 + row : ROWS_APART]) for row in range(3))
+    grey = inside.astype(np.float32)
+    laplacian = grey[:, 1:-1] * -4
+    for neighbours in (above[:, 1:-1], below[:, 1:-1], grey[:, :-2], grey[:, 2:]):
+        laplacian += neighbours
+    return _mean(grey.ravel()) / _WHITE, _variance(laplacian.ravel()) / _WHITE**2
+
+
 def encode_png(pixels: NDArray[np.uint8]) -> bytes:
     """Write pixels (h, w), (h, w, 1) or (h, w, 3), uint8, as a PNG file."""
     if pixels.ndim == 3 and pixels.shape[2] == 1:
@@ -139,12 +132,18 @@ def encode_png(pixels: NDArray[np.uint8]) -> bytes:
     return file.getvalue()
 
 
+def to_pixels(values: NDArray[np.floating]) -> NDArray[np.uint8]:
+    """Round values to pixels 0..255; values outside are clipped."""
+    pixels: NDArray[np.uint8] = np.rint(np.clip(values, 0, 255)).astype(np.uint8)
+    return pixels
+
+
 def stretch(field: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
     """Resize a field (h, w), float32, to `size` (width, height), bilinear."""
     return np.asarray(Image.fromarray(field).resize(size, Image.Resampling.BILINEAR))
 
 
-def _to_pixels(image: Image.Image, metadata: Metadata, spec: ImageSpec) -> Decoded:
+def _convert(image: Image.Image, metadata: Metadata, spec: ImageSpec) -> Decoded:
     image.load()
     _turn_upright(image, metadata)
     source_size = image.size
@@ -192,10 +191,40 @@ def _eight_bit(image: Image.Image) -> Image.Image:
         pixels = scale_to_fit(values)
     if tags.get(_PHOTOMETRIC_INTERPRETATION) == _WHITE_IS_ZERO:
         pixels = 255 - pixels
-    pixels[values == image.info.get("transparency")] = (
-        255  # a PNG's transparent colour, at the file's bit depth
-    )
+    # A PNG's transparent colour, at the file's bit depth.
+    pixels[values == image.info.get("transparency")] = 255
     return Image.fromarray(pixels)
+
+
+def scale_integers(values: NDArray[np.uint16], bits: int) -> NDArray[np.uint8]:
+    """Scale unsigned pixels (h, w) of `bits` bits, 9 to 16, so that full white becomes 255."""
+    table = np.rint(np.arange(2**16) * (255.0 / (2**bits - 1))).clip(0, 255).astype(np.uint8)
+    scaled: NDArray[np.uint8] = table[values]
+    return scaled
+
+
+def scale_to_fit(values: NDArray[np.generic]) -> NDArray[np.uint8]:
+    """Scale pixels (h, w) of a format that does not state its white level.
+
+    White is the first of USUAL_WHITES that no pixel exceeds. If a pixel exceeds all of them or is negative,
+    the range from minimum to maximum is stretched to 0..255. Raises CorruptImage for NaN or infinity.
+    """
+    low, high = float(values.min()), float(values.max())
+    if not np.isfinite((low, high)).all():
+        raise CorruptImage("Float pixels must be finite. Received: NaN or infinity.")
+    black, white = _black_and_white(low, high)
+    scaled = np.empty(values.shape, np.uint8)
+    for start in range(0, len(values), _ROWS_AT_A_TIME):
+        rows = values[start : start + _ROWS_AT_A_TIME].astype(np.float64)
+        scaled[start : start + _ROWS_AT_A_TIME] = np.rint((rows - black) / (white - black or 1.0) * 255.0)
+    return scaled
+
+
+def _black_and_white(low: float, high: float) -> tuple[float, float]:
+    for white in USUAL_WHITES:
+        if low >= 0.0 and high <= white:
+            return 0.0, white
+    return low, high
 
 
 def _tiff_tags(image: Image.Image) -> Mapping[int, Any]:
@@ -225,3 +254,20 @@ def _unidentified(data: bytes) -> InputError:
 
 def _describe(data: bytes) -> str:
     return f"{len(data)} bytes beginning {data[:8].hex(' ')}"
+
+
+def _grey(pixels: NDArray[np.uint8]) -> NDArray[np.uint8] | NDArray[np.float32]:
+    """(h, w), 0 to 255."""
+    if pixels.shape[2] == 1 or pixels.strides[2] == 0:  # all channels are equal
+        return pixels[:, :, 0]
+    grey: NDArray[np.float32] = pixels @ _LUMA
+    return grey
+
+
+# For arrays of this size, NumPy's mean and var take several times as long.
+def _mean(values: NDArray[np.float32]) -> float:
+    return float(np.add.reduce(values)) / values.size
+
+
+def _variance(values: NDArray[np.float32]) -> float:
+    return float(values.dot(values)) / values.size - _mean(values) ** 2

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from model.errors import ImageTooLarge
-from model.formats import jpeg, png, tiff
-from model.formats.orientation import Metadata
+from model.formats import Metadata, jpeg, png, tiff
 
 # Pillow decodes run-length BMPs byte by byte in Python and holds the GIL.
 MAX_RLE_PIXELS = 1_000_000
@@ -55,7 +54,7 @@ class ImageLimits:
 
 def out_of_memory() -> ImageTooLarge:
     """Error for an allocation that failed during decoding."""
-    return ImageTooLarge("An image must be decodable in the memory at hand.")
+    return ImageTooLarge("An image must be decodable in the available memory.")
 
 
 def strip_metadata(data: bytes) -> tuple[bytes, Metadata]:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from model.array_json import PackedArray
+from model.array_json import ArrayJson
 
 OUT_OF_DISTRIBUTION = "out_of_distribution"
 """Reason that the service reports when it abstains."""
@@ -26,7 +26,7 @@ OUT_OF_DISTRIBUTION = "out_of_distribution"
 _EPSILON = 1e-6
 
 
-class Points(NamedTuple):
+class _Points(NamedTuple):
     """Points (n, r), and their squared distances (n,) from the origin."""
 
     places: NDArray[np.float32]
@@ -37,10 +37,10 @@ class Points(NamedTuple):
         return math.sqrt(max(0.0, float((self.squares - 2 * (self.places @ place)).min() + place @ place)))
 
 
-class Arrays(NamedTuple):
+class _Arrays(NamedTuple):
     whitening: NDArray[np.float32]
-    class_means: Points
-    prototypes: Points
+    class_means: _Points
+    prototypes: _Points
 
 
 class Novelty(BaseModel):
@@ -48,11 +48,11 @@ class Novelty(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    whitening: PackedArray
+    whitening: ArrayJson
     """(d, r): makes the covariance within classes the identity, in units of that distance's quantile."""
-    class_means: PackedArray
+    class_means: ArrayJson
     """(k, r), whitened."""
-    prototypes: PackedArray
+    prototypes: ArrayJson
     """(p, d), of unit length."""
     prototype_unit: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     """Quantile of the distances to the prototypes."""
@@ -85,9 +85,11 @@ class Novelty(BaseModel):
         return self
 
     @cached_property
-    def _arrays(self) -> Arrays:
-        return Arrays(
-            self.whitening.unpack(), _points(self.class_means.unpack()), _points(self.prototypes.unpack())
+    def _arrays(self) -> _Arrays:
+        return _Arrays(
+            self.whitening.to_array(),
+            _points(self.class_means.to_array()),
+            _points(self.prototypes.to_array()),
         )
 
 
@@ -98,10 +100,6 @@ def reasons_to_abstain(
     if novelty is None or embeddings is None:
         return [None] * images
     return [OUT_OF_DISTRIBUTION if score > novelty.threshold else None for score in novelty.score(embeddings)]
-
-
-def _points(places: NDArray[np.float32]) -> Points:
-    return Points(places, (places**2).sum(axis=1))
 
 
 def distances_between(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -115,3 +113,7 @@ def unit_length(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
     lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
     scaled: NDArray[np.float32] = embeddings / (lengths + _EPSILON)
     return scaled
+
+
+def _points(places: NDArray[np.float32]) -> _Points:
+    return _Points(places, (places**2).sum(axis=1))

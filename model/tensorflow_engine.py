@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from model.artifact import Artifact, ArtifactCard
 from model.engines import Answers, Images, join_answers, verify_golden
-from model.networks.registry import load_network, named_outputs, refuse_mismatch
+from model.networks.keras_model import load_network, named_outputs, refuse_mismatch
 
 # Small enough for the CPU cache, large enough to amortise the overhead of a call.
 BATCH_SIZE = 8

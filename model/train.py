@@ -1,6 +1,5 @@
 """Train on any labelled folder: check → split → fit → calibrate → save → compile → report."""
 
-import os
 import sys
 import time
 from dataclasses import asdict
@@ -12,16 +11,20 @@ from numpy.typing import NDArray
 
 from model.artifact import Artifact
 from model.compile import compile_artifact
-from model.errors import TrainingError
 from model.evaluation.report import Labelled, report_on
+from model.networks.keras_model import count_macs
 from model.tensorflow_engine import TensorFlowClassifier
-from model.training.dataset import SPLITS, LabelledImages
 from model.training.fit import Knobs, Trained, fit_calibrated, with_channels
-from model.training.folder import Folder, choose_channels, describe_folder, load_folder
-from model.training.metrics import Metrics, measure
-from model.training.network_cost import count_macs
-from model.training.save import save
-from model.training.split import split
+from model.training.folder import (
+    SPLITS,
+    Folder,
+    choose_channels,
+    describe_folder,
+    load_folder,
+    split,
+)
+from model.training.metrics import measure
+from model.training.save import refuse_output, save
 
 
 def train(data_dir: Path, h5_path: Path, knobs: Knobs, seed: int = 0) -> Artifact:
@@ -45,13 +48,16 @@ def train(data_dir: Path, h5_path: Path, knobs: Knobs, seed: int = 0) -> Artifac
         raise
     seconds = round(time.monotonic() - started, 1)
     classifier = TensorFlowClassifier(trained.network)
-    measured = {name: measure_part(classifier, folder.data.take(splits == name)) for name in SPLITS[1:]}
-    parts = _card_parts(folder, splits, knobs, trained)
-    parts["metrics"] = {name: _round(asdict(metrics)) for name, metrics in measured.items()}
-    parts["training"] |= {"seed": seed, "train_seconds": seconds}
-    artifact = save(trained.network, h5_path, parts)
+    held_out = {name: folder.data.take(splits == name) for name in SPLITS[1:]}
+    measured = {
+        name: measure(classifier.predict(data.images), data.labels) for name, data in held_out.items()
+    }
+    card_parts = _card_parts(folder, splits, knobs, trained)
+    card_parts["metrics"] = {name: _round(asdict(metrics)) for name, metrics in measured.items()}
+    card_parts["training"] |= {"seed": seed, "train_seconds": seconds}
+    artifact = save(trained.network, h5_path, card_parts)
     compile_artifact(artifact)
-    tested = Labelled(folder.data.take(splits == "test"), data_dir, "test")
+    tested = Labelled(held_out["test"], data_dir, "test")
     page = report_on(artifact, tested, (), report_dir_of(h5_path))
     checkpoint.unlink(missing_ok=True)
     print(f"Wrote {page} and its figures.")
@@ -60,28 +66,9 @@ def train(data_dir: Path, h5_path: Path, knobs: Knobs, seed: int = 0) -> Artifac
     return artifact
 
 
-def refuse_output(h5_path: Path, data_dir: Path) -> None:
-    """Raise TrainingError, before training starts, if the network cannot be saved as `h5_path`."""
-    if h5_path.suffix != ".h5":
-        raise TrainingError(f"The network must be saved as an .h5. Received: {h5_path}")
-    if h5_path.resolve().is_relative_to(data_dir.resolve()):
-        raise TrainingError(f"The network must be saved outside the folder of images. Received: {h5_path}")
-    if h5_path.is_dir() or not os.access(_nearest_folder(h5_path), os.W_OK):
-        raise TrainingError(f"The network must be saved where a file can be written. Received: {h5_path}")
-
-
 def report_dir_of(h5_path: Path) -> Path:
     """Folder of training's report, which contains images of the dataset."""
     return h5_path.with_name(f"{h5_path.stem}-report")
-
-
-def measure_part(classifier: TensorFlowClassifier, data: LabelledImages) -> Metrics:
-    return measure(classifier.predict(data.images), data.labels)
-
-
-def _nearest_folder(path: Path) -> Path:
-    """The first folder above `path` that exists."""
-    return next(parent for parent in path.resolve().parents if parent.is_dir())
 
 
 def _card_parts(folder: Folder, splits: NDArray[np.str_], knobs: Knobs, trained: Trained) -> dict[str, Any]:

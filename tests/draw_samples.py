@@ -7,15 +7,14 @@ Run `python -m tests.draw_samples` to regenerate them.
 """
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from model.image import encode_png
+from model.defaults import SAMPLES
+from model.image import encode_png, to_pixels
 
-SAMPLES = Path(__file__).parent.parent / "model" / "samples"
 SIDE = 200
 SEEDS = {"crazing": 1, "inclusion": 1, "patches": 1, "pitted": 1, "rolled": 1, "scratches": 1}
 # A kernel is truncated where it falls to about a hundredth of its peak.
@@ -96,8 +95,7 @@ DRAWINGS: dict[str, Callable[[Generator], Field]] = {
 
 def draw(name: str, seed: int) -> NDArray[np.uint8]:
     """Draw one defect; the same seed gives the same pixels."""
-    image = DRAWINGS[name](np.random.default_rng(seed))
-    return np.rint(np.clip(image, 0.0, 255.0)).astype(np.uint8)
+    return to_pixels(DRAWINGS[name](np.random.default_rng(seed)))
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from typing import NoReturn
 import pytest
 
 from model.artifact import load_artifact
-from model.networks.registry import load_network
+from model.networks.keras_model import load_network
 from tests.benchmarks import contenders as labels
 from tests.benchmarks import served, tune_peers
 from tests.benchmarks.contenders import (

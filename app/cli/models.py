@@ -13,12 +13,12 @@ from typing import Literal, get_args
 
 from app.cli.command_line import Add, add_json, needs_extra, parse_integer
 from model.artifact import Artifact, load_artifact
-from model.defaults import DEFAULT_MODEL_PATH, Engine, user_cache_dir
+from model.defaults import DEFAULT_MODEL_PATH, Engine, Network, user_cache_dir
 from model.engines import open_classifier
 from model.errors import TrainingError
 
 ENGINES = get_args(Engine)
-NETWORKS = ("texture", "recipe")
+NETWORKS = get_args(Network)
 
 
 def train(
@@ -82,17 +82,17 @@ def evaluate(
     if report is not None:
         with _progress_on_stderr(as_json):
             with needs_extra("train"):
-                from model.evaluation import study  # noqa: PLC0415 - optional
-            page = study.report(artifact, data, split, out_of_distribution, report)
+                from model.evaluation.report import report as write_report  # noqa: PLC0415 - optional
+            page = write_report(artifact, data, split, out_of_distribution, report)
             print(f"Wrote {page} and its figures.")
 
 
 def crossvalidate(
-    data: Path, networks: list[str], out_of_distribution: list[Path], work: Path, output: Path | None
+    data: Path, networks: list[Network], out_of_distribution: list[Path], work: Path, output: Path | None
 ) -> None:
     with needs_extra("train"):
-        from model.evaluation import study  # noqa: PLC0415 - optional
-    text = study.crossvalidation(networks, data, out_of_distribution, work)
+        from model.evaluation.tables import crossvalidation  # noqa: PLC0415 - optional
+    text = crossvalidation(networks, data, out_of_distribution, work)
     print(text)
     if output is not None:
         output.write_text(text + "\n", encoding="utf-8")
@@ -109,9 +109,9 @@ def compile_model(model: Path, as_json: bool) -> None:
 
 def describe(h5: Path, class_names: str, scale: float, as_json: bool) -> None:
     with needs_extra("train"):
-        from model.training import describe as description  # noqa: PLC0415 - optional
+        from model.training import save  # noqa: PLC0415 - optional
     names = [name.strip() for name in class_names.split(",")]
-    artifact = description.describe(h5, names, scale)
+    artifact = save.describe(h5, names, scale)
     if as_json:
         print(_as_json(artifact))
         return

@@ -14,7 +14,7 @@ import app
 import model
 from app.provisioning.ddl import FOLDER
 from model.artifact import Artifact, load_artifact
-from model.compiled import beside, read_twin
+from model.compiled import next_to_h5, read_compiled
 from model.defaults import DEFAULT_MODEL_PATH
 from model.errors import ArtifactError
 
@@ -27,14 +27,14 @@ def write_bundle(artifact: Artifact, folder: Path) -> list[Path]:
 
     The output is reproducible: unchanged code gives the same bytes, so an upload can skip it.
     """
-    twin = beside(artifact)
-    if read_twin(artifact, twin) is None:
+    paths = next_to_h5(artifact)
+    if read_compiled(artifact, paths) is None:
         raise ArtifactError(
             f"A warehouse needs a compiled model. Run first: ext-classify compile --model {artifact.h5_path}"
         )
     folder.mkdir(parents=True, exist_ok=True)
     _write_zip(folder / ZIP_NAME)
-    copied = [HANDLER, artifact.h5_path, artifact.h5_path.with_suffix(".json"), twin.tflite, twin.stamp]
+    copied = [HANDLER, artifact.h5_path, artifact.h5_path.with_suffix(".json"), paths.tflite, paths.stamp]
     for path in copied:
         shutil.copyfile(path, folder / path.name)
     return [folder / ZIP_NAME, *(folder / path.name for path in copied)]

@@ -28,9 +28,8 @@ from model.artifact import Artifact
 from model.engines import Classifier
 from model.errors import InputError
 from model.evidence import Evidence, against_the_others, find_evidence
-from model.image import Decoded, decode_sized
+from model.image import Decoded, brightness_and_sharpness, decode_sized
 from model.image_limits import ImageLimits, out_of_memory
-from model.image_statistics import brightness_and_sharpness
 from model.novelty import reasons_to_abstain
 
 # Float32 probabilities carry about seven digits; engines agree to five.
@@ -115,10 +114,10 @@ class ImageClassifier:
     def _explain(
         self, features: NDArray[np.float32], class_index: int, image: Decoded
     ) -> EvidenceDetail | None:
-        packed = self.artifact.card.class_weights
-        if packed is None:
+        card_weights = self.artifact.card.class_weights
+        if card_weights is None:
             return None
-        weights = against_the_others(packed.unpack())[:, class_index]
+        weights = against_the_others(card_weights.to_array())[:, class_index]
         return detail_of_evidence(find_evidence(image.pixels, features, weights, image.source_size))
 
     @property

@@ -7,7 +7,8 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from model.training.augmentation import blur, compress
+from model.image import to_pixels
+from model.training.augmentation import blur, compress, project
 
 Images = NDArray[np.uint8]
 
@@ -28,21 +29,22 @@ def corruptions() -> dict[str, dict[str, Callable[[Images], Images]]]:
 def _noise(deviation: float) -> Callable[[Images], Images]:
     def add(images: Images) -> Images:
         noise = np.random.default_rng(0).normal(0, deviation, images.shape)
-        return _to_pixels(images + noise)
+        return to_pixels(images + noise)
 
     return add
 
 
 def _blur(sigma: float) -> Callable[[Images], Images]:
-    return lambda images: _to_pixels(
-        blur(tf.cast(images, tf.float32), tf.fill([len(images)], sigma)).numpy(),
-    )
+    def change(images: Images) -> Images:
+        return to_pixels(blur(tf.cast(images, tf.float32), tf.fill([len(images)], sigma)).numpy())
+
+    return change
 
 
 def _light(contrast: float, brightness: float) -> Callable[[Images], Images]:
     def change(images: Images) -> Images:
         mean = images.mean(axis=(1, 2, 3), keepdims=True)
-        return _to_pixels((images - mean) * contrast + mean + brightness)
+        return to_pixels((images - mean) * contrast + mean + brightness)
 
     return change
 
@@ -50,7 +52,7 @@ def _light(contrast: float, brightness: float) -> Callable[[Images], Images]:
 def _jpeg(quality: int) -> Callable[[Images], Images]:
     def through(images: Images) -> Images:
         floats = tf.cast(images, tf.float32)
-        return _to_pixels(compress(floats, tf.fill([len(images)], float(quality))).numpy())
+        return to_pixels(compress(floats, tf.fill([len(images)], float(quality))).numpy())
 
     return through
 
@@ -63,19 +65,7 @@ def _warp(degrees: float, zoom: float) -> Callable[[Images], Images]:
         cos, sin = math.cos(math.radians(degrees)) / zoom, math.sin(math.radians(degrees)) / zoom
         x, y = (width - 1) / 2, (height - 1) / 2
         transform = [cos, -sin, x - cos * x + sin * y, sin, cos, y - sin * x - cos * y, 0.0, 0.0]
-        warped = tf.raw_ops.ImageProjectiveTransformV3(
-            images=tf.cast(images, tf.float32),
-            transforms=tf.constant([transform], tf.float32),
-            output_shape=(height, width),
-            fill_value=0.0,
-            interpolation="BILINEAR",
-            fill_mode="REFLECT",
-        )
-        return _to_pixels(warped.numpy())
+        warped = project(tf.cast(images, tf.float32), tf.constant([transform], tf.float32), "REFLECT")
+        return to_pixels(warped.numpy())
 
     return warp
-
-
-def _to_pixels(images: NDArray[np.floating]) -> Images:
-    pixels: Images = np.rint(np.clip(images, 0, 255)).astype(np.uint8)
-    return pixels

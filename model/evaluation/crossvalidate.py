@@ -15,30 +15,28 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from model.defaults import Network
 from model.errors import DatasetError
 from model.evaluation.corruptions import corruptions
-from model.evaluation.out_of_distribution import foreign_sets
-from model.image import ImageSpec
+from model.evaluation.out_of_distribution import out_of_distribution_sets
+from model.networks.keras_model import count_macs
 from model.novelty import Novelty
 from model.tensorflow_engine import TensorFlowClassifier
-from model.training.dataset import LabelledImages
 from model.training.fit import Knobs, fit_calibrated, with_channels
-from model.training.folder import Folder, choose_channels, load_folder
-from model.training.groups import FOLDS, assign_folds
-from model.training.network_cost import count_macs
+from model.training.folder import SPLITS, Folder, LabelledImages, choose_channels, load_folder
 from model.training.recipe import Knobs as RecipeKnobs
 from model.training.recipe import train_one_seed
-from model.training.split import hold_out
+from model.training.splits import FOLDS, assign_folds, hold_out
 
 VALID_SHARE = 0.04
 """Share of each class, in whole groups, for calibration or early stopping; as in the dataset's own split."""
 
 
 @dataclass(frozen=True)
-class Answers:
+class Predictions:
     """Predictions of one network for all images, each by the fold that was not trained on its group."""
 
-    network: str
+    network: Network
     parameters: int
     macs: int
     labels: NDArray[np.int64]
@@ -51,7 +49,7 @@ class Answers:
     """Probabilities (n, k) by kind and severity."""
     novelty: NDArray[np.float32] | None
     """Novelty scores (n,), divided by the threshold of the image's fold."""
-    foreign: dict[str, NDArray[np.float32]]
+    out_of_distribution: dict[str, NDArray[np.float32]]
     """Novelty scores (folds * m,) by set of out-of-distribution images, divided by the fold's threshold."""
 
 
@@ -71,31 +69,45 @@ def fit_texture(folder: Folder, splits: NDArray[np.str_], fold: int, checkpoint:
 
 
 def fit_recipe(folder: Folder, splits: NDArray[np.str_], fold: int, _: Path) -> FoldNetwork:
-    parts = {name: folder.data.take(splits == name) for name in ("train", "valid", "test")}
+    parts = {name: folder.data.take(splits == name) for name in SPLITS}
     trained = train_one_seed(RecipeKnobs(), parts, len(folder.class_names), fold)
     if trained.interrupted:  # an incomplete training must not be measured
         raise KeyboardInterrupt
     return FoldNetwork(trained.network, None)
 
 
-NETWORKS: dict[str, tuple[ImageSpec, FitFold]] = {
-    "recipe": (RecipeKnobs().image, fit_recipe),
-    "texture": (Knobs().image, fit_texture),
+@dataclass(frozen=True)
+class Candidate:
+    """How a network is trained for cross-validation."""
+
+    knobs: Knobs | RecipeKnobs
+    fit_fold: FitFold
+    any_channels: bool
+    """Whether it takes grey or coloured images, as the folder has them."""
+
+
+NETWORKS: dict[Network, Candidate] = {
+    "texture": Candidate(Knobs(), fit_texture, any_channels=True),
+    "recipe": Candidate(RecipeKnobs(), fit_recipe, any_channels=False),
 }
 
 
-def cross_validate(name: str, data_dir: Path, foreign_dirs: Sequence[Path], work_dir: Path) -> Answers:
+def cross_validate(
+    name: Network, data_dir: Path, out_of_distribution_dirs: Sequence[Path], work_dir: Path
+) -> Predictions:
     """Run all folds of one network. Raises DatasetError if a folder cannot be used."""
-    spec, fit_fold = NETWORKS[name]
-    if name == "texture":
+    candidate = NETWORKS[name]
+    spec = candidate.knobs.image
+    if candidate.any_channels:
         spec = spec.model_copy(update={"channels": choose_channels(data_dir)})
     folder = load_folder(data_dir, spec)
-    study = _Study(name, folder, foreign_sets(spec, foreign_dirs), fit_fold, work_dir)
+    images = out_of_distribution_sets(spec, out_of_distribution_dirs)
+    study = _Study(name, candidate, folder, images, work_dir)
     folds = folder.folds
     if folds is None:
-        folds = assign_folds(folder.data.labels, folder.groups, FOLDS)
+        folds = assign_folds(folder.data.labels, folder.groups)
     _refuse_unusable_folds(folder, folds)
-    kept = [study.answers_of_fold(fold, folds == fold) for fold in range(FOLDS)]
+    kept = [study.predictions_of_fold(fold, folds == fold) for fold in range(FOLDS)]
     return _join(name, folder, folds, kept)
 
 
@@ -103,35 +115,34 @@ def cross_validate(name: str, data_dir: Path, foreign_dirs: Sequence[Path], work
 class _Study:
     """A network, the data to measure it on, and the folder of saved predictions."""
 
-    name: str
+    name: Network
+    candidate: Candidate
     folder: Folder
-    foreign: dict[str, NDArray[np.uint8]]
-    fit_fold: FitFold
+    out_of_distribution: dict[str, NDArray[np.uint8]]
     work_dir: Path
 
-    def answers_of_fold(self, fold: int, tested: NDArray[np.bool_]) -> dict[str, NDArray[np.generic]]:
+    def predictions_of_fold(self, fold: int, tested: NDArray[np.bool_]) -> dict[str, NDArray[np.generic]]:
         """Predictions of one fold by name: loaded from `work_dir`, or computed by training now."""
         path = self.work_dir / f"{self.name}-fold{fold}-{self._fingerprint(tested)}.npz"
         if path.is_file():
             with np.load(path) as saved:
                 return dict(saved)
         splits = _splits_of_fold(self.folder, tested)
-        fitted = self.fit_fold(self.folder, splits, fold, path.with_suffix(".checkpoint.npz"))
-        answers = _predict_all(fitted, self.folder.data.take(tested), self.foreign)
+        fitted = self.candidate.fit_fold(self.folder, splits, fold, path.with_suffix(".checkpoint.npz"))
+        predictions = _predict_all(fitted, self.folder.data.take(tested), self.out_of_distribution)
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(".part.npz")
-        np.savez(unfinished, **answers)  # type: ignore[arg-type]
+        np.savez(unfinished, **predictions)  # type: ignore[arg-type]
         unfinished.replace(path)
         path.with_suffix(".checkpoint.npz").unlink(missing_ok=True)
-        return answers
+        return predictions
 
     def _fingerprint(self, tested: NDArray[np.bool_]) -> str:
         """Hash of everything that a fold's predictions depend on, except the code."""
-        knobs = Knobs() if self.name == "texture" else RecipeKnobs()
-        digest = hashlib.sha256(json.dumps(repr(knobs)).encode())
+        digest = hashlib.sha256(json.dumps(repr(self.candidate.knobs)).encode())
         data, groups = self.folder.data, self.folder.groups
         arrays: list[NDArray[Any]] = [data.images, data.labels, groups, tested]
-        for array in (*arrays, *self.foreign.values()):
+        for array in (*arrays, *self.out_of_distribution.values()):
             digest.update(array.tobytes())
         return digest.hexdigest()[:12]
 
@@ -162,7 +173,7 @@ def _splits_of_fold(folder: Folder, tested: NDArray[np.bool_]) -> NDArray[np.str
 
 
 def _predict_all(
-    fitted: FoldNetwork, data: LabelledImages, foreign: dict[str, NDArray[np.uint8]]
+    fitted: FoldNetwork, data: LabelledImages, out_of_distribution: dict[str, NDArray[np.uint8]]
 ) -> dict[str, NDArray[np.generic]]:
     classifier = TensorFlowClassifier(fitted.network)
     found: dict[str, NDArray[np.generic]] = {
@@ -176,27 +187,27 @@ def _predict_all(
     if fitted.novelty is None or clean.embeddings is None:
         return found
     found["novelty"] = fitted.novelty.score(clean.embeddings) / np.float32(fitted.novelty.threshold)
-    for name, images in foreign.items():
+    for name, images in out_of_distribution.items():
         embeddings = classifier.answer(images).embeddings
         if embeddings is not None:
             scores = fitted.novelty.score(embeddings)
-            found[f"foreign/{name}"] = scores / np.float32(fitted.novelty.threshold)
+            found[f"out_of_distribution/{name}"] = scores / np.float32(fitted.novelty.threshold)
     return found
 
 
 def _join(
-    name: str, folder: Folder, folds: NDArray[np.int64], kept: Sequence[dict[str, NDArray[np.generic]]]
-) -> Answers:
+    name: Network, folder: Folder, folds: NDArray[np.int64], kept: Sequence[dict[str, NDArray[np.generic]]]
+) -> Predictions:
     def gathered(key: str) -> NDArray[np.float32]:
         first = kept[0][key]
         whole = np.zeros((len(folds), *first.shape[1:]), dtype=np.float32)
-        for fold, answers in enumerate(kept):
-            whole[folds == fold] = answers[key]
+        for fold, part in enumerate(kept):
+            whole[folds == fold] = part[key]
         return whole
 
     keys = kept[0]
     parameters, macs = (int(number) for number in keys["size"])
-    return Answers(
+    return Predictions(
         network=name,
         parameters=parameters,
         macs=macs,
@@ -205,12 +216,14 @@ def _join(
         folds=folds,
         clean=gathered("clean"),
         corrupted={
-            (key.split("/")[1], key.split("/")[2]): gathered(key) for key in keys if key.startswith("corr")
+            (kind, severity): gathered(f"corrupted/{kind}/{severity}")
+            for kind, severities in corruptions().items()
+            for severity in severities
         },
         novelty=gathered("novelty") if "novelty" in keys else None,
-        foreign={
-            key.removeprefix("foreign/"): np.concatenate([answers[key] for answers in kept])
+        out_of_distribution={
+            key.removeprefix("out_of_distribution/"): np.concatenate([part[key] for part in kept])
             for key in keys
-            if key.startswith("foreign/")
+            if key.startswith("out_of_distribution/")
         },
     )

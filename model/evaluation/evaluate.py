@@ -9,12 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.artifact import Artifact
-from model.cores import usable_cores
-from model.defaults import Engine, user_cache_dir
-from model.engines import Answers, Classifier, join_answers, open_classifier
-from model.training.dataset import LabelledImages
+from model.defaults import Engine, usable_cores, user_cache_dir
+from model.engines import Classifier, open_classifier
+from model.training.folder import LabelledImages, load_part
 from model.training.metrics import Metrics, measure
-from model.training.split import load_part
 
 _BATCH_SIZE = 8
 
@@ -45,12 +43,6 @@ def predict_all(classifier: Classifier, data: LabelledImages, threads: int) -> N
     batches = np.array_split(data.images, -(-len(data) // _BATCH_SIZE))
     with ThreadPoolExecutor(threads) as pool:
         return np.concatenate(list(pool.map(classifier.predict, batches)))
-
-
-def answer_all(classifier: Classifier, images: NDArray[np.uint8]) -> Answers:
-    """All outputs for images (n, h, w, c), including feature maps."""
-    batches = np.array_split(images, -(-len(images) // _BATCH_SIZE))
-    return join_answers([classifier.answer(batch, with_features=True) for batch in batches])
 
 
 @dataclass(frozen=True)

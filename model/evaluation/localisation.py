@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from model.errors import DatasetError
 from model.evidence import Box, box_around, heat_of
-from model.training.dataset import LabelledImages
-from model.training.groups import read_csv
+from model.training.folder import LabelledImages
+from model.training.splits import read_csv
 
 BOXES = "boxes.csv"
 _COLUMNS = ("path", "label", "xmin", "ymin", "xmax", "ymax")

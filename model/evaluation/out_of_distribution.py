@@ -1,6 +1,7 @@
 """Out-of-distribution images to measure abstention: blank frames, noise and drawn shapes.
 
-They are generated, so the measurement needs no dataset; photographs can be added from a folder.
+They are generated, so the measurement needs no dataset; photographs can be added from a folder. Training uses
+other drawings (`model.training.synthetic_negatives`), so no image that is measured here was trained on.
 """
 
 from collections.abc import Sequence
@@ -11,18 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.errors import DatasetError, InputError
-from model.image import ImageSpec, decode
+from model.image import ImageSpec, decode, to_pixels
 from model.image_limits import ImageLimits
+from model.training.synthetic_negatives import along
 
 Images = NDArray[np.uint8]
 GREYS = (0, 32, 64, 96, 128, 160, 192, 224, 255)
 _LIMITS = ImageLimits()
 
 
-def foreign_sets(spec: ImageSpec, foreign_dirs: Sequence[Path]) -> dict[str, Images]:
+def out_of_distribution_sets(spec: ImageSpec, folders: Sequence[Path]) -> dict[str, Images]:
     """Named sets of images (m, h, w, c), uint8. Raises DatasetError for an empty folder or a name in use."""
     made = {"blank": blank(spec), "noise": noise(spec), "shapes": shapes(spec)}
-    for folder in foreign_dirs:
+    for folder in folders:
         if folder.name in made:
             raise DatasetError(
                 f"Folders of out-of-distribution images must have distinct names. Received: {folder.name}"
@@ -35,7 +37,7 @@ def blank(spec: ImageSpec) -> Images:
     """Frames of uniform grey, without and with faint sensor noise."""
     random = np.random.default_rng(0)
     flat = np.stack([np.full(spec.shape, grey, dtype=np.float64) for grey in GREYS])
-    return _to_pixels(np.concatenate([flat, flat + random.normal(0, 1, flat.shape)]))
+    return to_pixels(np.concatenate([flat, flat + random.normal(0, 1, flat.shape)]))
 
 
 def noise(spec: ImageSpec) -> Images:
@@ -43,7 +45,7 @@ def noise(spec: ImageSpec) -> Images:
     random = np.random.default_rng(1)
     uniform = random.uniform(0, 255, (8, *spec.shape))
     normal = [128 + random.normal(0, deviation, (8, *spec.shape)) for deviation in (5, 20, 60)]
-    return _to_pixels(np.concatenate([uniform, *normal]))
+    return to_pixels(np.concatenate([uniform, *normal]))
 
 
 def shapes(spec: ImageSpec) -> Images:
@@ -53,15 +55,15 @@ def shapes(spec: ImageSpec) -> Images:
     pictures = []
     for _ in range(12):
         angle, length = random.uniform(0, np.pi), random.uniform(4, 80)
-        along = x * np.cos(angle) + y * np.sin(angle)
-        pictures.append(np.interp(along, (along.min(), along.max()), random.permutation([20.0, 235.0])))
-        pictures.append(128 + 100 * np.sign(np.sin(2 * np.pi * along / length)))
+        place = along(spec.height, spec.width, angle)
+        pictures.append(np.interp(place, (place.min(), place.max()), random.permutation([20.0, 235.0])))
+        pictures.append(128 + 100 * np.sign(np.sin(2 * np.pi * place / length)))
         centre_y, centre_x = random.uniform(0.2, 0.8, 2) * (spec.height, spec.width)
         radius = random.uniform(0.05, 0.4) * min(spec.height, spec.width)
         disc = (y - centre_y) ** 2 + (x - centre_x) ** 2 < radius**2
         pictures.append(np.where(disc, *random.permutation([40.0, 215.0])))
     grey = np.stack(pictures)[..., np.newaxis]
-    return _to_pixels(np.broadcast_to(grey, (*grey.shape[:3], spec.channels)))
+    return to_pixels(np.broadcast_to(grey, (*grey.shape[:3], spec.channels)))
 
 
 def load(spec: ImageSpec, folder: Path) -> Images:
@@ -83,8 +85,3 @@ def _decode(path: Path, spec: ImageSpec) -> Images | None:
         return decode(path.read_bytes(), spec, _LIMITS)
     except InputError:
         return None
-
-
-def _to_pixels(images: NDArray[np.floating]) -> Images:
-    pixels: Images = np.rint(np.clip(images, 0, 255)).astype(np.uint8)
-    return pixels

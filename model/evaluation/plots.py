@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from model.networks.keras_model import LayerCost
 from model.training.metrics import Reliability, RiskCoverage
 
 INK, GRID, BLUE, ORANGE, GREY = "#1f2933", "#d5dbe1", "#2166ac", "#d9730d", "#8a949e"
@@ -167,18 +168,17 @@ def robustness_chart(accuracies: dict[tuple[str, str], float], clean: float) -> 
     return _png(figure)
 
 
-def architecture(steps: Sequence[tuple[str, tuple[int, ...], int]]) -> bytes:
-    """A bar per layer with weights: its name, output shape and MACs."""
-    figure, axes = _figure(7.2, 0.6 + 0.24 * len(steps), 1, 1)
+def architecture(costs: Sequence[LayerCost]) -> bytes:
+    """A bar per layer with weights: its kind, output shape and MACs."""
+    figure, axes = _figure(7.2, 0.6 + 0.24 * len(costs), 1, 1)
     axis = axes[0, 0]
-    macs = np.array([step[2] for step in steps]) / 1e6
-    places = np.arange(len(steps))
+    macs = np.array([cost.macs for cost in costs]) / 1e6
+    places = np.arange(len(costs))
     axis.barh(places, macs, color=BLUE, height=0.7)
-    for place, (_, shape, _) in zip(places, steps, strict=True):
-        axis.text(
-            macs[place] + 0.02 * macs.max(), place, " x ".join(map(str, shape)), va="center", fontsize=7
-        )
-    axis.set_yticks(places, [name for name, _, _ in steps], fontsize=7)
+    for place, cost in enumerate(costs):
+        shape = " x ".join(map(str, cost.output_shape))
+        axis.text(macs[place] + 0.02 * macs.max(), place, shape, va="center", fontsize=7)
+    axis.set_yticks(places, [cost.kind for cost in costs], fontsize=7)
     axis.invert_yaxis()
     axis.grid(visible=False, axis="y")
     axis.set(

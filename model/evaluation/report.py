@@ -10,21 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.artifact import Artifact
-from model.cores import usable_cores
-from model.defaults import user_cache_dir
+from model.defaults import usable_cores, user_cache_dir
 from model.engines import Answers, Classifier, open_classifier
 from model.evaluation import plots
 from model.evaluation.corruptions import corruptions
-from model.evaluation.evaluate import answer_all
 from model.evaluation.localisation import judge, read_boxes
-from model.evaluation.out_of_distribution import foreign_sets
+from model.evaluation.out_of_distribution import out_of_distribution_sets
 from model.evidence import Box, against_the_others, heat_of
 from model.image import ImageSpec, decode_sized
 from model.image_limits import ImageLimits
-from model.networks.registry import load_network
-from model.training.dataset import LabelledImages
+from model.networks.keras_model import layer_costs, load_network
+from model.training.folder import LabelledImages, load_part
 from model.training.metrics import confusion_matrix, measure, reliability, risk_coverage, wilson_interval
-from model.training.network_cost import layers_of_weight
 
 PAGE = "report.html"
 _TRAINING_FACTS = {
@@ -47,7 +44,7 @@ class Studied:
     data_dir: Path
     split: str
     answers: Answers
-    foreign: dict[str, NDArray[np.float32]]
+    out_of_distribution: dict[str, NDArray[np.float32]]
     """Novelty scores (m,) by set of images."""
 
     @property
@@ -82,7 +79,17 @@ class Labelled:
     split: str
 
 
-def report_on(artifact: Artifact, given: Labelled, foreign_dirs: Sequence[Path], report_dir: Path) -> Path:
+def report(
+    artifact: Artifact, data_dir: Path, split: str, out_of_distribution_dirs: Sequence[Path], report_dir: Path
+) -> Path:
+    """Measure an artifact on a split of a folder, write its report and return the path of the page."""
+    data = load_part(data_dir, split, artifact.card.class_names, artifact.card.image)
+    return report_on(artifact, Labelled(data, data_dir, split), out_of_distribution_dirs, report_dir)
+
+
+def report_on(
+    artifact: Artifact, given: Labelled, out_of_distribution_dirs: Sequence[Path], report_dir: Path
+) -> Path:
     """Measure an artifact, write the page and its figures, and return the path of the page."""
     classifier = open_classifier(artifact, "litert", usable_cores(), user_cache_dir())
     studied = Studied(
@@ -91,8 +98,8 @@ def report_on(artifact: Artifact, given: Labelled, foreign_dirs: Sequence[Path],
         data=given.data,
         data_dir=given.data_dir,
         split=given.split,
-        answers=answer_all(classifier, given.data.images),
-        foreign=_foreign_scores(artifact, classifier, foreign_dirs),
+        answers=classifier.answer(given.data.images, with_features=True),
+        out_of_distribution=_novelty_scores(artifact, classifier, out_of_distribution_dirs),
     )
     return write_report(studied, report_dir)
 
@@ -154,7 +161,7 @@ def _figures(studied: Studied) -> Iterator[Drawn]:
     yield Drawn("risk_coverage", "Risk and coverage", words, plots.risk_coverage_curve(curve))
     yield from _novelty(studied)
     yield _robustness(studied)
-    steps = layers_of_weight(load_network(studied.artifact.h5_path))
+    steps = layer_costs(load_network(studied.artifact.h5_path))
     if steps:
         words = "Every layer with weights, from input to output, with its cost."
         yield Drawn("architecture", "Architecture", words, plots.architecture(steps))
@@ -173,7 +180,7 @@ def _novelty(studied: Studied) -> Iterator[Drawn]:
     novelty, embeddings = studied.artifact.card.novelty, studied.answers.embeddings
     if novelty is None or embeddings is None:
         return
-    scores = {f"{studied.split} images": novelty.score(embeddings), **studied.foreign}
+    scores = {f"{studied.split} images": novelty.score(embeddings), **studied.out_of_distribution}
     shares = ", ".join(f"{name} {(values > novelty.threshold).mean():.1%}" for name, values in scores.items())
     chart = plots.novelty_histogram(scores, novelty.threshold)
     yield Drawn("novelty", "Unfamiliar images", f"Abstained on: {shares}.", chart)
@@ -204,11 +211,11 @@ def _worst(studied: Studied) -> Drawn:
 
 
 def _heat(studied: Studied, place: int) -> NDArray[np.float32] | None:
-    packed, features = studied.artifact.card.class_weights, studied.answers.features
-    if packed is None or features is None:
+    weights, features = studied.artifact.card.class_weights, studied.answers.features
+    if weights is None or features is None:
         return None
-    weights = against_the_others(packed.unpack())[:, studied.predicted[place]]
-    return heat_of(studied.data.images[place], features[place], weights)
+    class_weights = against_the_others(weights.to_array())[:, studied.predicted[place]]
+    return heat_of(studied.data.images[place], features[place], class_weights)
 
 
 def _caption(studied: Studied, place: int) -> str:
@@ -234,7 +241,7 @@ def _localisation(studied: Studied) -> tuple[str, str] | None:
             strict=True,
         )
     ]
-    weights = against_the_others(card.class_weights.unpack())
+    weights = against_the_others(card.class_weights.to_array())
     found = judge(studied.data, studied.answers.features, weights, own)
     if found is None:
         return None
@@ -253,15 +260,15 @@ def _scaled(boxes: Sequence[Box], path: Path, spec: ImageSpec) -> list[Box]:
     ]
 
 
-def _foreign_scores(
-    artifact: Artifact, classifier: Classifier, foreign_dirs: Sequence[Path]
+def _novelty_scores(
+    artifact: Artifact, classifier: Classifier, out_of_distribution_dirs: Sequence[Path]
 ) -> dict[str, NDArray[np.float32]]:
     novelty = artifact.card.novelty
     if novelty is None:
         return {}
     found = {}
-    for name, images in foreign_sets(artifact.card.image, foreign_dirs).items():
-        embeddings = answer_all(classifier, images).embeddings
+    for name, images in out_of_distribution_sets(artifact.card.image, out_of_distribution_dirs).items():
+        embeddings = classifier.answer(images).embeddings
         if embeddings is not None:
             found[name] = novelty.score(embeddings)
     return found

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 
 from model.errors import ImageTooLarge
-from model.formats.orientation import Metadata
+from model.formats import Metadata
 
 # Pillow reads a header marker by marker in Python. Ordinary files have at most a few hundred segments.
 MAX_HEADER_SEGMENTS = 10_000

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 from model.errors import ImageTooLarge
-from model.formats.orientation import Metadata
+from model.formats import Metadata
 
 # Walking this many chunk headers takes 0.3 seconds.
 MAX_CHUNKS = 1_000_000

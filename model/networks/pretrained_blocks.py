@@ -1,9 +1,12 @@
 """The pretrained network: the first eight blocks of EfficientNet-Lite0, complete or with fewer filters."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import keras
 import numpy as np
+from keras import layers
 from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
@@ -30,6 +33,13 @@ class Convolution:
 
     kernel: Array
     norm: Array
+
+    def folded(self, *, depthwise: bool) -> list[Array]:
+        """Kernel and bias of an equal convolution without normalisation."""
+        gamma, beta, mean, variance = self.norm
+        factor = gamma / np.sqrt(variance + NORM_EPSILON)
+        shape = (-1, 1) if depthwise else (-1,)
+        return [self.kernel * factor.reshape(shape), beta - mean * factor]
 
 
 STEM_FILTERS = 32
@@ -60,6 +70,18 @@ def load_convolutions(channels: int, stem_filters: int, blocks: tuple[Block, ...
         for number, block in enumerate(blocks):
             found += _load_block(weights, number, block, kept)
     return found
+
+
+def apply_block(
+    x: keras.KerasTensor, block: Block, convolve: Callable[..., keras.KerasTensor]
+) -> keras.KerasTensor:
+    """Apply a block to features; `convolve(x, layer type, *size, active, strides)` adds one convolution."""
+    before = x
+    if block.expanded is not None:
+        x = convolve(x, layers.Conv2D, block.expanded, 1)
+    x = convolve(x, layers.DepthwiseConv2D, block.kernel, strides=block.strides)
+    x = convolve(x, layers.Conv2D, block.filters, 1, active=False)
+    return layers.Add()([before, x]) if before.shape == x.shape else x
 
 
 def _load_block(

@@ -19,6 +19,7 @@ from model.networks.pretrained_blocks import (
     PIXEL_SCALE,
     Block,
     Convolution,
+    apply_block,
     load_convolutions,
 )
 
@@ -90,11 +91,9 @@ def fold(trained: keras.Model, image: ImageSpec, temperature: float = 1.0) -> ke
     folded = texture_cnn(image, trained.outputs[0].shape[-1])
     pairs = zip(_convolutions(trained), _norms(trained), _convolutions(folded), strict=True)
     for convolution, norm, target in pairs:
-        gamma, beta, mean, variance = norm.get_weights()
-        factor = gamma / np.sqrt(variance + NORM_EPSILON)
         [kernel] = convolution.get_weights()
-        shape = (-1, 1) if isinstance(convolution, layers.DepthwiseConv2D) else (-1,)
-        target.set_weights([kernel * factor.reshape(shape), beta - mean * factor])
+        whole = Convolution(kernel, np.stack(norm.get_weights()))
+        target.set_weights(whole.folded(depthwise=isinstance(convolution, layers.DepthwiseConv2D)))
     kernel, bias = trained.layers[-1].get_weights()
     folded.layers[-1].set_weights([kernel / temperature, bias / temperature])
     return folded
@@ -112,13 +111,7 @@ def _features(x: keras.KerasTensor, *, normalised: bool) -> keras.KerasTensor:
     x = _standardise(x)
     x = convolve(x, layers.Conv2D, STEM_FILTERS, STEM_KERNEL, strides=STEM_STRIDES)
     for block in BLOCKS:
-        before = x
-        if block.expanded is not None:
-            x = convolve(x, layers.Conv2D, block.expanded, 1)
-        x = convolve(x, layers.DepthwiseConv2D, block.kernel, strides=block.strides)
-        x = convolve(x, layers.Conv2D, block.filters, 1, active=False)
-        if before.shape == x.shape:
-            x = layers.Add()([before, x])
+        x = apply_block(x, block, convolve)
     return convolve(x, layers.Conv2D, EMBEDDING, 1)
 
 

@@ -1,6 +1,9 @@
-"""Random augmentation: geometric transforms, then changes of contrast and brightness, blur, noise and JPEG.
+"""Random augmentation of training images, and the published recipe's own, a warp like Keras's.
 
-All draws are stateless: the same seed gives the same views, even after training has been resumed.
+The default network's images are turned, which its distillation sees too, and then disturbed: contrast,
+brightness, blur, noise and JPEG.
+
+All draws are stateless: the same seed gives the same images, even after training has been resumed.
 """
 
 import math
@@ -9,67 +12,11 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-
-@dataclass(frozen=True)
-class Augmentation:
-    """Ranges as defined by Keras's ImageDataGenerator, which the published recipe used."""
-
-    shear_degrees: float = 0.2
-    """Degrees, like Keras's shear_range: the recipe's 0.2 has almost no effect."""
-    zoom: float = 0.2
-    """Height and width are scaled independently, by factors in [1 - zoom, 1 + zoom]."""
-    horizontal_flip: bool = True
-
-
-class Warp(NamedTuple):
-    """One warp per image; each field has shape (count,). `shear` is in radians and applied after the zoom."""
-
-    zoom_x: tf.Tensor
-    zoom_y: tf.Tensor
-    shear: tf.Tensor
-    flip: tf.Tensor
-
-
-def random_warp(augmentation: Augmentation, count: tf.Tensor, seed: tf.Tensor) -> Warp:
-    """Draw `count` warps. `seed` is a stateless seed (2,), int64: equal seeds draw equal warps."""
-    draws = tf.random.stateless_uniform((4, count), seed, minval=-1.0, maxval=1.0)
-    return Warp(
-        zoom_x=1 + augmentation.zoom * draws[0],
-        zoom_y=1 + augmentation.zoom * draws[1],
-        shear=math.radians(augmentation.shear_degrees) * draws[2],
-        flip=(draws[3] < 0) & augmentation.horizontal_flip,
-    )
-
-
-def apply_warp(images: tf.Tensor, warp: Warp) -> tf.Tensor:
-    """Warp images (n, h, w, c), float32, bilinear; pixels beyond the border repeat the nearest edge pixel."""
-    return tf.raw_ops.ImageProjectiveTransformV3(
-        images=images,
-        transforms=_transforms(warp, images.shape[1], images.shape[2]),
-        output_shape=images.shape[1:3],
-        fill_value=0.0,
-        interpolation="BILINEAR",
-        fill_mode="NEAREST",
-    )
-
-
-def _transforms(warp: Warp, height: int, width: int) -> tf.Tensor:
-    """Projective transforms (count, 8) about the centre, from output (x, y) to input (x, y)."""
-    centre_x, centre_y = (width - 1) / 2, (height - 1) / 2
-    a0 = tf.where(warp.flip, -warp.zoom_x, warp.zoom_x)
-    a1 = -tf.sin(warp.shear) * warp.zoom_y
-    b1 = tf.cos(warp.shear) * warp.zoom_y
-    a2 = centre_x - a0 * centre_x - a1 * centre_y
-    b2 = centre_y - b1 * centre_y
-    zero = tf.zeros_like(a0)
-    return tf.stack([a0, a1, a2, zero, b1, b2, zero, zero], axis=1)
-
-
 BLUR_REACH_PIXELS = 5
 
 
 @dataclass(frozen=True)
-class Views:
+class Augmentation:
     """Ranges of the augmentation."""
 
     tilt_degrees: float = 12.0
@@ -93,50 +40,51 @@ class Views:
     least_jpeg_quality: int = 20
 
 
-def turn(images: tf.Tensor, views: Views, seed: tf.Tensor) -> tf.Tensor:
+def turn(images: tf.Tensor, ranges: Augmentation, seed: tf.Tensor) -> tf.Tensor:
     """Turn by quarters, mirror, tilt, zoom and shift images (n, h, w, c), float32; edges are reflected."""
     count, height, width = tf.shape(images)[0], images.shape[1], images.shape[2]
     draw = tf.unstack(tf.random.stateless_uniform((9, count), seed), 9)
-    tilt = tf.where(draw[0] < 0.7, _between(draw[1], -1.0, 1.0), 0.0) * math.radians(views.tilt_degrees)
+    tilt = tf.where(draw[0] < 0.7, _between(draw[1], -1.0, 1.0), 0.0) * math.radians(ranges.tilt_degrees)
     angle = tilt + math.pi / 2 * tf.floor(4 * draw[2])
-    zoom = tf.exp(_between(draw[3], math.log(views.least_zoom), math.log(views.most_zoom)))
+    zoom = tf.exp(_between(draw[3], math.log(ranges.least_zoom), math.log(ranges.most_zoom)))
     zoom = tf.where(draw[4] < 0.3, 1.0, zoom)
-    along = zoom * tf.exp(_between(draw[5], -views.stretch, views.stretch))
+    along = zoom * tf.exp(_between(draw[5], -ranges.stretch, ranges.stretch))
     mirror = tf.where(draw[6] < 0.5, -1.0, 1.0)
     # Scaled by the aspect ratio, so that an oblong image fills the frame after a quarter turn.
     a0, a1 = mirror * tf.cos(angle) / along, -tf.sin(angle) / zoom * (width / height)
     b0, b1 = mirror * tf.sin(angle) / along * (height / width), tf.cos(angle) / zoom
     centre_x, centre_y = (width - 1) / 2, (height - 1) / 2
-    a2 = centre_x - a0 * centre_x - a1 * centre_y + _between(draw[7], -views.shift, views.shift) * width
-    b2 = centre_y - b0 * centre_x - b1 * centre_y + _between(draw[8], -views.shift, views.shift) * height
+    a2 = centre_x - a0 * centre_x - a1 * centre_y + _between(draw[7], -ranges.shift, ranges.shift) * width
+    b2 = centre_y - b0 * centre_x - b1 * centre_y + _between(draw[8], -ranges.shift, ranges.shift) * height
     zero = tf.zeros_like(a0)
-    return tf.raw_ops.ImageProjectiveTransformV3(
-        images=images,
-        transforms=tf.stack([a0, a1, a2, b0, b1, b2, zero, zero], axis=1),
-        output_shape=(height, width),
-        fill_value=0.0,
-        interpolation="BILINEAR",
-        fill_mode="REFLECT",
-    )
+    return project(images, tf.stack([a0, a1, a2, b0, b1, b2, zero, zero], axis=1), "REFLECT")
 
 
-def disturb(images: tf.Tensor, views: Views, seed: tf.Tensor) -> tf.Tensor:
+def disturb(images: tf.Tensor, ranges: Augmentation, seed: tf.Tensor) -> tf.Tensor:
     """Vary contrast and brightness of images (n, h, w, c), float32 0..255, and add blur, noise and JPEG."""
     draw = tf.unstack(tf.random.stateless_uniform((9, tf.shape(images)[0], 1, 1, 1), seed), 9)
     mean = tf.reduce_mean(images, axis=(1, 2, 3), keepdims=True)
-    images = (images - mean) * tf.exp(_between(draw[0], -views.contrast, views.contrast))
-    images += mean + _between(draw[1], -views.brightness, views.brightness)
-    sigma = tf.where(draw[2] < views.blur_share, draw[3] * views.most_blur_pixels, 0.0)
+    images = (images - mean) * tf.exp(_between(draw[0], -ranges.contrast, ranges.contrast))
+    images += mean + _between(draw[1], -ranges.brightness, ranges.brightness)
+    sigma = tf.where(draw[2] < ranges.blur_share, draw[3] * ranges.most_blur_pixels, 0.0)
     images = blur(images, sigma[:, 0, 0, 0])
     noise = tf.random.stateless_normal(tf.shape(images), seed + 1)
-    images += noise * tf.where(draw[4] < views.noise_share, draw[5] ** 1.5 * views.most_noise, 0.0)
+    images += noise * tf.where(draw[4] < ranges.noise_share, draw[5] ** 1.5 * ranges.most_noise, 0.0)
     images = tf.clip_by_value(images, 0.0, 255.0)
-    quality = tf.where(draw[6] < views.jpeg_share, _between(draw[7], views.least_jpeg_quality, 90.0), 0.0)
+    quality = tf.where(draw[6] < ranges.jpeg_share, _between(draw[7], ranges.least_jpeg_quality, 90.0), 0.0)
     return compress(images, quality[:, 0, 0, 0])
 
 
-def _between(draw: tf.Tensor, least: float, most: float) -> tf.Tensor:
-    return least + draw * (most - least)
+def project(images: tf.Tensor, transforms: tf.Tensor, fill_mode: str) -> tf.Tensor:
+    """Map images (n, h, w, c), float32, bilinear, by transforms (n, 8) from output (x, y) to input (x, y)."""
+    return tf.raw_ops.ImageProjectiveTransformV3(
+        images=images,
+        transforms=transforms,
+        output_shape=images.shape[1:3],
+        fill_value=0.0,
+        interpolation="BILINEAR",
+        fill_mode=fill_mode,
+    )
 
 
 def blur(images: tf.Tensor, sigma: tf.Tensor) -> tf.Tensor:
@@ -159,6 +107,46 @@ def compress(images: tf.Tensor, quality: tf.Tensor) -> tf.Tensor:
     return tf.map_fn(_compress_one, (images, quality), fn_output_signature=tf.float32)
 
 
+@dataclass(frozen=True)
+class RecipeAugmentation:
+    """Ranges as defined by Keras's ImageDataGenerator, which the published recipe used."""
+
+    shear_degrees: float = 0.2
+    """Degrees, like Keras's shear_range: the recipe's 0.2 has almost no effect."""
+    zoom: float = 0.2
+    """Height and width are scaled independently, by factors in [1 - zoom, 1 + zoom]."""
+    horizontal_flip: bool = True
+
+
+class Warp(NamedTuple):
+    """One warp per image; each field has shape (count,). `shear` is in radians and applied after the zoom."""
+
+    zoom_x: tf.Tensor
+    zoom_y: tf.Tensor
+    shear: tf.Tensor
+    flip: tf.Tensor
+
+
+def random_warp(augmentation: RecipeAugmentation, count: tf.Tensor, seed: tf.Tensor) -> Warp:
+    """Draw `count` warps. `seed` is a stateless seed (2,), int64: equal seeds draw equal warps."""
+    draws = tf.random.stateless_uniform((4, count), seed, minval=-1.0, maxval=1.0)
+    return Warp(
+        zoom_x=1 + augmentation.zoom * draws[0],
+        zoom_y=1 + augmentation.zoom * draws[1],
+        shear=math.radians(augmentation.shear_degrees) * draws[2],
+        flip=(draws[3] < 0) & augmentation.horizontal_flip,
+    )
+
+
+def apply_warp(images: tf.Tensor, warp: Warp) -> tf.Tensor:
+    """Warp images (n, h, w, c), float32, bilinear; pixels beyond the border repeat the nearest edge pixel."""
+    return project(images, _transforms(warp, images.shape[1], images.shape[2]), "NEAREST")
+
+
+def _between(draw: tf.Tensor, least: float, most: float) -> tf.Tensor:
+    return least + draw * (most - least)
+
+
 def _compress_one(image_and_quality: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
     image, quality = image_and_quality
 
@@ -170,3 +158,15 @@ def _compress_one(image_and_quality: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
         return tf.ensure_shape(tf.cast(decoded, tf.float32), image.shape)
 
     return tf.cond(quality > 0, through_jpeg, lambda: image)
+
+
+def _transforms(warp: Warp, height: int, width: int) -> tf.Tensor:
+    """Projective transforms (count, 8) about the centre, from output (x, y) to input (x, y)."""
+    centre_x, centre_y = (width - 1) / 2, (height - 1) / 2
+    a0 = tf.where(warp.flip, -warp.zoom_x, warp.zoom_x)
+    a1 = -tf.sin(warp.shear) * warp.zoom_y
+    b1 = tf.cos(warp.shear) * warp.zoom_y
+    a2 = centre_x - a0 * centre_x - a1 * centre_y
+    b2 = centre_y - b1 * centre_y
+    zero = tf.zeros_like(a0)
+    return tf.stack([a0, a1, a2, zero, b1, b2, zero, zero], axis=1)

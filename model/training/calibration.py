@@ -5,9 +5,9 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from model.array_json import PackedArray
+from model.array_json import ArrayJson
 from model.novelty import Novelty, distances_between, unit_length
-from model.training.groups import FOLDS, assign_folds
+from model.training.splits import assign_folds
 
 FALSE_ABSTENTION = 0.01
 """Target share of in-distribution images on which the service abstains."""
@@ -61,9 +61,9 @@ def fit_novelty(
     scores = to_class / class_unit + to_prototype / prototype_unit
     whitening, means, prototypes = _fit_centres(embeddings, labels)
     return Novelty(
-        whitening=PackedArray.pack(whitening / class_unit),
-        class_means=PackedArray.pack(means / class_unit),
-        prototypes=PackedArray.pack(prototypes),
+        whitening=ArrayJson.from_array(whitening / class_unit),
+        class_means=ArrayJson.from_array(means / class_unit),
+        prototypes=ArrayJson.from_array(prototypes),
         prototype_unit=prototype_unit,
         threshold=float(np.quantile(scores, 1 - FALSE_ABSTENTION)),
     )
@@ -78,7 +78,7 @@ def _distances_held_out(
     images to a fit on all images.
     """
     to_class, to_prototype = [], []
-    folds = assign_folds(labels, groups, FOLDS)
+    folds = assign_folds(labels, groups)
     for fold in np.unique(folds):
         rest = folds != fold
         held_out = ~rest & np.isin(labels, labels[rest])

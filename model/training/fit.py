@@ -1,42 +1,45 @@
 """Train the default network on labels and, by distillation, on a pretrained network's features.
 
-Every batch consists of augmented views of the images and of synthetic negatives, which are images of no
-class. The teacher sees each view without disturbance; the network sees it with changed light, blur and noise
-and learns to predict the teacher's features (G. Hinton et al., Distilling the Knowledge in a Neural Network,
-2015; features as in A. Romero et al., FitNets, 2015). The final weights are a moving average over the
-last steps (B. Polyak).
+Every batch consists of augmented images and of synthetic negatives, which are images of no class. The
+pretrained network sees each augmented image without disturbance; the trained network sees it with changed
+light, blur and noise and learns to predict the pretrained network's texture statistics (G. Hinton et al.,
+Distilling the Knowledge in a Neural Network, 2015; features as in A. Romero et al., FitNets, 2015). The final
+weights are a moving average over the last steps (B. Polyak). Afterwards, the temperature and the novelty
+detector are fitted.
 """
 
 import hashlib
 import json
 import math
+import sys
 import zlib
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import keras
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
+from tqdm import tqdm
 
-from model.cores import usable_cores
+from model.defaults import usable_cores
 from model.errors import TrainingError
 from model.image import ImageSpec
 from model.networks.texture_cnn import fold, trainable_texture_cnn
 from model.novelty import Novelty
-from model.training.augmentation import Views, disturb, turn
+from model.training.augmentation import Augmentation, disturb, turn
 from model.training.calibration import expected_accuracy, fit_novelty, fit_temperature
-from model.training.callbacks import StepBar
-from model.training.dataset import LabelledImages
-from model.training.distillation import Teacher
-from model.training.folder import Folder
-from model.training.synthetic_negatives import draw_strange
+from model.training.distillation import TextureStatistics
+from model.training.folder import Folder, LabelledImages
+from model.training.synthetic_negatives import draw_negatives
 
 DEFAULT_IMAGE = ImageSpec(height=200, width=200, channels=1)
+LOG_INTERVAL_SECONDS = 5.0
+"""Minimum interval between updates of a progress bar that is written to a file or a pipe."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,9 @@ class Knobs:
     """Peak value, after a linear warm-up over two epochs; a cosine decay follows."""
     weight_decay: float = 0.02
     label_smoothing: float = 0.05
-    imitation: float = 2.0
+    distillation: float = 2.0
     """Weight of the distillation loss, relative to the label loss."""
-    strange: int = 4
+    synthetic_negatives: int = 4
     """Synthetic negatives per batch, which the network learns to separate from the folder's images."""
     familiarity: float = 0.3
     """Weight of the loss of that separation, relative to the label loss."""
@@ -60,7 +63,7 @@ class Knobs:
     """Highest decay of the moving average of the weights, per step."""
     most_gradient: float = 2.0
     """Global norm to which gradients are clipped."""
-    views: Views = field(default_factory=Views)
+    augmentation: Augmentation = field(default_factory=Augmentation)
     accuracy: float | None = None
     """Accuracy on unseen groups, if known from cross-validation; confidence is calibrated to it. If None, the
     accuracy is estimated on the held-out calibration images.
@@ -73,9 +76,46 @@ class Fitted:
 
     network: keras.Model
     loss: tuple[float, ...]
-    """Mean loss on augmented views by epoch, including the distillation loss."""
+    """Mean loss on augmented images by epoch, including the distillation loss."""
     accuracy: tuple[float, ...]
-    """Accuracy on augmented views by epoch, measured before each step."""
+    """Accuracy on augmented images by epoch, measured before each step."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network to save, with its temperature folded in, and its novelty detector."""
+
+    network: keras.Model
+    temperature: float
+    accuracy: float
+    """The mean confidence after calibration."""
+    novelty: Novelty
+    fitted: Fitted
+
+
+def resized(knobs: Knobs, height: int, width: int) -> Knobs:
+    """Return the options for images of another size."""
+    return replace(knobs, image=knobs.image.model_copy(update={"height": height, "width": width}))
+
+
+def with_channels(knobs: Knobs, channels: int) -> Knobs:
+    """Return the options for grey or coloured images."""
+    return replace(knobs, image=knobs.image.model_copy(update={"channels": channels}))
+
+
+def fit_calibrated(
+    folder: Folder, splits: NDArray[np.str_], knobs: Knobs, seed: int, checkpoint: Path
+) -> Trained:
+    """Train on the split `train`, and fit the temperature to the split `valid`."""
+    fitted_on, held_out = splits == "train", splits == "valid"
+    fitted = fit(folder.data.take(fitted_on), len(folder.class_names), knobs, seed, checkpoint)
+    trainable = fitted.network
+    logits, _ = _answer(trainable, folder.data.images[held_out])
+    accuracy = knobs.accuracy or expected_accuracy(logits, folder.data.labels[held_out])
+    temperature = fit_temperature(logits, accuracy)
+    _, embeddings = _answer(trainable, folder.data.images[fitted_on])
+    novelty = fit_novelty(embeddings, folder.data.labels[fitted_on], folder.groups[fitted_on])
+    return Trained(fold(trainable, knobs.image, temperature), temperature, accuracy, novelty, fitted)
 
 
 def fit(data: LabelledImages, num_classes: int, knobs: Knobs, seed: int, checkpoint: Path) -> Fitted:
@@ -90,14 +130,21 @@ def fit(data: LabelledImages, num_classes: int, knobs: Knobs, seed: int, checkpo
     done = training.load(checkpoint)
     steps = training.steps_per_epoch
     batches = training.batches(done)
-    with closing(StepBar(knobs.epochs * steps, done * steps, f"seed {seed}")) as bar:
+    with progress_bar(knobs.epochs * steps, done * steps, f"seed {seed}") as bar:
         for epoch in range(done, knobs.epochs):
             for batch in islice(batches, steps):
                 training.note(epoch, *training.step(*batch))
-                bar.advance(training.loss[epoch])
+                bar.set_postfix_str(f"loss {training.loss[epoch]:.3f}", refresh=False)
+                bar.update()
             training.save(checkpoint, epoch + 1)
     training.use_average()
     return Fitted(training.network, tuple(training.loss.tolist()), tuple(training.accuracy.tolist()))
+
+
+def progress_bar(steps: int, done: int, title: str) -> "tqdm[Any]":
+    """A bar over all steps of a training, starting at `done`, with the remaining time."""
+    seconds = 0.1 if sys.stderr.isatty() else LOG_INTERVAL_SECONDS
+    return tqdm(total=steps, initial=done, desc=title, unit="step", dynamic_ncols=True, mininterval=seconds)
 
 
 class Training:
@@ -108,17 +155,17 @@ class Training:
         self._fingerprint = _fingerprint_of(data, num_classes, knobs, seed)
         self._batch_size = min(knobs.batch_size, len(data))
         self.steps_per_epoch = len(data) // self._batch_size
-        self._teacher = Teacher(knobs.image, usable_cores())
-        statistics = self._teacher.describe(data.images)
+        self._texture_statistics = TextureStatistics(knobs.image, usable_cores())
+        statistics = self._texture_statistics.describe(data.images)
         self._statistics_mean = statistics.mean(axis=0)
         self._statistics_scale = statistics.std(axis=0) + 1e-3
         self._class_weights = tf.constant(class_weights(data.labels, num_classes))
         self.network = trainable_texture_cnn(knobs.image, num_classes)
-        self._imitate = keras.layers.Dense(Teacher.STATISTICS)
-        self._imitate.build(self.network.outputs[1].shape)
+        self._distil = keras.layers.Dense(TextureStatistics.SIZE)
+        self._distil.build(self.network.outputs[1].shape)
         self._recognise = keras.layers.Dense(1)
         self._recognise.build(self.network.outputs[1].shape)
-        helpers = (self._imitate, self._recognise)
+        helpers = (self._distil, self._recognise)
         self._trained = [
             *self.network.trainable_variables,
             *(variable for layer in helpers for variable in layer.trainable_variables),
@@ -132,24 +179,25 @@ class Training:
         self._steps_recorded = np.zeros(knobs.epochs)
 
     def batches(self, first_epoch: int) -> Iterator[tuple[tf.Tensor, tf.Tensor, tf.Tensor]]:
-        """Batches from an epoch on: views and negatives (b + x, h, w, c), labels (b,), statistics (b, s)."""
+        """Batches from an epoch on: images and negatives (b + x, h, w, c), labels (b,), statistics (b, s)."""
         # One stream for all epochs, so that only the first epoch waits for its first batch.
         steps = np.arange(self._knobs.epochs * self.steps_per_epoch)[first_epoch * self.steps_per_epoch :]
-        views = tf.data.Dataset.from_tensor_slices(steps).map(self._view, usable_cores(), deterministic=True)
-        return iter(views.prefetch(usable_cores()))
+        dataset = tf.data.Dataset.from_tensor_slices(steps)
+        batches = dataset.map(self._augmented_batch, usable_cores(), deterministic=True)
+        return iter(batches.prefetch(usable_cores()))
 
-    def _view(self, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    def _augmented_batch(self, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         images, labels = tf.numpy_function(self._select_batch, [step], (tf.uint8, tf.int64))
         images = tf.ensure_shape(images, (self._batch_size, *self._knobs.image.shape))
         labels = tf.ensure_shape(labels, (self._batch_size,))
         seed = tf.stack([tf.constant(self._seed, tf.int64), step])
-        views = tf.round(turn(tf.cast(images, tf.float32), self._knobs.views, seed))
+        images = tf.round(turn(tf.cast(images, tf.float32), self._knobs.augmentation, seed))
         negatives = tf.numpy_function(self._draw_negatives, [seed], tf.float32)
-        negatives = tf.ensure_shape(negatives, (self._knobs.strange, *self._knobs.image.shape))
-        statistics = tf.numpy_function(self._teacher_statistics, [views], tf.float32)
-        statistics = tf.ensure_shape(statistics, (self._batch_size, Teacher.STATISTICS))
-        views = disturb(views, self._knobs.views, seed + 1)
-        return tf.concat([views, negatives], 0), labels, statistics
+        negatives = tf.ensure_shape(negatives, (self._knobs.synthetic_negatives, *self._knobs.image.shape))
+        statistics = tf.numpy_function(self._statistics_of, [images], tf.float32)
+        statistics = tf.ensure_shape(statistics, (self._batch_size, TextureStatistics.SIZE))
+        images = disturb(images, self._knobs.augmentation, seed + 1)
+        return tf.concat([images, negatives], 0), labels, statistics
 
     def _select_batch(self, step: np.int64) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         epoch, place = divmod(int(step), self.steps_per_epoch)
@@ -159,22 +207,26 @@ class Training:
 
     def _draw_negatives(self, seed: NDArray[np.int64]) -> NDArray[np.float32]:
         random = np.random.default_rng(seed.tolist())
-        return draw_strange(self._knobs.strange, self._knobs.image.shape, random)
+        return draw_negatives(self._knobs.synthetic_negatives, self._knobs.image.shape, random)
 
-    def _teacher_statistics(self, views: NDArray[np.float32]) -> NDArray[np.float32]:
-        return np.asarray((self._teacher.describe(views) - self._statistics_mean) / self._statistics_scale)
+    def _statistics_of(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        # Rounded before, so the conversion changes nothing.
+        statistics = self._texture_statistics.describe(images.astype(np.uint8))
+        return np.asarray((statistics - self._statistics_mean) / self._statistics_scale)
 
     @tf.function  # type: ignore[untyped-decorator]
-    def step(self, views: tf.Tensor, labels: tf.Tensor, statistics: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def step(
+        self, images: tf.Tensor, labels: tf.Tensor, statistics: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         """Run one optimizer step; return the loss and the accuracy from before the step."""
         self._optimizer.learning_rate.assign(self._learning_rate())
         with tf.GradientTape() as tape:
-            all_logits, embedding = self.network(views, training=True)
+            all_logits, embedding = self.network(images, training=True)
             logits = all_logits[: self._batch_size]
             loss = self._label_loss(logits, labels)
             loss += self._knobs.familiarity * self._familiarity_loss(embedding)
-            imitated = self._imitate(embedding[: self._batch_size])
-            loss += self._knobs.imitation * tf.reduce_mean((imitated - statistics) ** 2)
+            predicted = self._distil(embedding[: self._batch_size])
+            loss += self._knobs.distillation * tf.reduce_mean((predicted - statistics) ** 2)
         gradients = tape.gradient(loss, self._trained)
         gradients, _ = tf.clip_by_global_norm(gradients, self._knobs.most_gradient)
         self._optimizer.apply_gradients(zip(gradients, self._trained, strict=True))
@@ -248,7 +300,7 @@ class Training:
         optimizer = [v for v in self._optimizer.variables if v is not self._optimizer.learning_rate]
         return [
             *self.network.variables,
-            *self._imitate.variables,
+            *self._distil.variables,
             *self._recognise.variables,
             *optimizer,
             *self._average,
@@ -273,43 +325,6 @@ def class_weights(labels: NDArray[np.int64], num_classes: int) -> NDArray[np.flo
     weights = 1 / np.sqrt(np.maximum(counts, 1))
     normed: NDArray[np.float32] = (weights * len(labels) / (weights * counts).sum()).astype(np.float32)
     return normed
-
-
-def resized(knobs: Knobs, height: int, width: int) -> Knobs:
-    """Return the options for images of another size."""
-    return replace(knobs, image=knobs.image.model_copy(update={"height": height, "width": width}))
-
-
-def with_channels(knobs: Knobs, channels: int) -> Knobs:
-    """Return the options for grey or coloured images."""
-    return replace(knobs, image=knobs.image.model_copy(update={"channels": channels}))
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A network to save, with its temperature folded in, and its novelty detector."""
-
-    network: keras.Model
-    temperature: float
-    accuracy: float
-    """The mean confidence after calibration."""
-    novelty: Novelty
-    fitted: Fitted
-
-
-def fit_calibrated(
-    folder: Folder, splits: NDArray[np.str_], knobs: Knobs, seed: int, checkpoint: Path
-) -> Trained:
-    """Train on the split `train`, and fit the temperature to the split `valid`."""
-    fitted_on, held_out = splits == "train", splits == "valid"
-    fitted = fit(folder.data.take(fitted_on), len(folder.class_names), knobs, seed, checkpoint)
-    trainable = fitted.network
-    logits, _ = _answer(trainable, folder.data.images[held_out])
-    accuracy = knobs.accuracy or expected_accuracy(logits, folder.data.labels[held_out])
-    temperature = fit_temperature(logits, accuracy)
-    _, embeddings = _answer(trainable, folder.data.images[fitted_on])
-    novelty = fit_novelty(embeddings, folder.data.labels[fitted_on], folder.groups[fitted_on])
-    return Trained(fold(trainable, knobs.image, temperature), temperature, accuracy, novelty, fitted)
 
 
 def _answer(

@@ -10,22 +10,200 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model.errors import DatasetError, InputError
-from model.image import ImageSpec, decode
+from model.image import ImageSpec, decode, stretch
 from model.image_limits import ImageLimits
-from model.training.dataset import SPLITS, LabelledImages, find_files
-from model.training.groups import find_groups
+from model.training.splits import find_groups, split_randomly
 
+SPLITS = ("train", "valid", "test")
+LEAST_CLASSES, MOST_CLASSES = 2, 1000
+LEAST_IMAGES = 3
+"""Per class: one each for training, calibration and testing."""
+FEW_IMAGES = 30
+"""Classes with fewer images cause a warning."""
+MOST_NAMED = 10
+"""Faults of one kind that a message lists; it counts the others."""
+COLOUR_LEVELS = 3.0
+"""Mean difference between colour channels, in grey levels, above which images count as coloured."""
+COLOUR_SAMPLE = 64
 PATTERN_SIDE = 32
-LEAST_CORRELATION = 0.992
-"""JPEG copies (quality 75) of the NEU images reach 0.996 or more, different images 0.990 at most."""
+LEAST_CORRELATION = 0.995
+"""JPEG copies (quality 75) of the NEU images reach 0.999 or more, different images 0.992 at most."""
 _FLAT = 1.0
 """In grey levels. Patterns that vary less are skipped, because all of them look alike."""
 _ROWS = 512
+"""Patterns compared at a time, to bound memory."""
+_LIMITS = ImageLimits()
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Images (n, h, w, c), uint8; labels (n,), int64, indices into the class names; paths of the files."""
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    paths: tuple[Path, ...]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def take(self, chosen: NDArray[np.bool_]) -> "LabelledImages":
+        """The images where `chosen` (n,) is true."""
+        paths = tuple(path for path, wanted in zip(self.paths, chosen, strict=True) if wanted)
+        return LabelledImages(self.images[chosen], self.labels[chosen], paths)
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A labelled folder, loaded."""
+
+    class_names: tuple[str, ...]
+    """Sorted, which is the order of the network's outputs."""
+    data: LabelledImages
+    splits: NDArray[np.str_]
+    """(n,): train, valid or test; empty strings if the folder has no split."""
+    groups: NDArray[np.int64]
+    """(n,): images with the same number show the same piece and must not be divided between splits."""
+    folds: NDArray[np.int64] | None
+    """(n,): fold numbers from the folder's manifest, or None."""
+    warnings: tuple[str, ...]
+
+
+def load_folder(data_dir: Path, spec: ImageSpec) -> Folder:
+    """Load and check every image. Raises DatasetError that lists all faults of a kind and how to fix them."""
+    folders = list(_class_folders(data_dir))
+    class_names = _class_names(data_dir, {folder.name for _, folder in folders})
+    found = list(_find_images(folders))
+    _refuse_small_classes(found, {split for split, _ in folders}, class_names)
+    data = _decode_all(found, class_names, spec)
+    splits = np.array([image.split for image in found])
+    copies = find_copies(data.images)
+    _refuse_contradictions(data, copies)
+    groups, folds = find_groups(data_dir, data.paths, copies)
+    names = [path.relative_to(data_dir).as_posix() for path in data.paths]
+    warnings = [
+        *_warn_of_leaks(splits, groups),
+        *_warn_of_copies(splits, copies, names),
+        *_warn_of_lookalikes(data, groups, names),
+        *_warn_of_few(data.labels, class_names),
+    ]
+    return Folder(class_names, data, splits, groups, folds, tuple(warnings))
+
+
+def split(folder: Folder) -> NDArray[np.str_]:
+    """Name of the split (n,) of each image, train, valid or test: the folder's own, or a random one.
+
+    Raises DatasetError if the images of a class are too few for a random split.
+    """
+    if folder.splits[0]:
+        return folder.splits
+    return split_randomly(folder.data.labels, folder.groups, folder.class_names)
+
+
+def load_part(data_dir: Path, name: str, class_names: tuple[str, ...], spec: ImageSpec) -> LabelledImages:
+    """Load one split of a folder: its own split, which needs no other, or the one that training makes.
+
+    Raises DatasetError if the folder's classes are not `class_names`, or an image cannot be decoded.
+    """
+    if not (data_dir / name).is_dir():
+        folder = load_folder(data_dir, spec)
+        _refuse_other_classes(data_dir, folder.class_names, class_names)
+        return folder.data.take(split(folder) == name)
+    subfolders = _subfolders(data_dir / name)
+    found_names = tuple(folder.name for folder in subfolders)
+    _refuse_other_classes(data_dir / name, found_names, tuple(sorted(class_names)))
+    found = list(_find_images((name, data_dir / name / class_name) for class_name in class_names))
+    _refuse_small_classes(found, {name}, class_names)
+    return _decode_all(found, class_names, spec)
+
+
+def describe_folder(folder: Folder) -> str:
+    """Summary of a folder: images, groups, classes and warnings."""
+    counts = np.bincount(folder.data.labels)
+    named = ", ".join(f"{name} {count}" for name, count in zip(folder.class_names, counts, strict=True))
+    found = f"{len(folder.data)} images of {len(set(folder.groups.tolist()))} groups: {named}"
+    return "\n".join([found, *(f"Note: {warning}" for warning in folder.warnings)])
+
+
+def choose_channels(data_dir: Path) -> int:
+    """3 if the images are coloured, judged by a sample, else 1."""
+    paths = [image.path for image in _find_images(_class_folders(data_dir))]
+    spec = ImageSpec(height=32, width=32, channels=3)
+    chroma = []
+    for path in paths[:: max(1, len(paths) // COLOUR_SAMPLE)]:
+        try:
+            pixels = decode(path.read_bytes(), spec, _LIMITS).astype(np.int16)
+        except InputError:
+            continue  # load_folder reports it
+        chroma.append(float((pixels.max(axis=2) - pixels.min(axis=2)).mean()))
+    return 3 if chroma and float(np.mean(chroma)) > COLOUR_LEVELS else 1
+
+
+class _ImageFile(NamedTuple):
+    split: str
+    """Empty if the folder has no split."""
+    path: Path
+    class_name: str
+
+
+def _class_folders(data_dir: Path) -> Iterator[tuple[str, Path]]:
+    """Split and path of every class folder, in sorted order; files next to class folders are ignored."""
+    if not data_dir.is_dir():
+        raise DatasetError(f"A labelled folder must contain a folder for each class. Missing: {data_dir}")
+    is_split = (data_dir / "train").is_dir() and any((data_dir / name).is_dir() for name in SPLITS[1:])
+    roots = {name: data_dir / name for name in SPLITS} if is_split else {"": data_dir}
+    for split_name, root in roots.items():
+        if not root.is_dir():
+            raise DatasetError(f"A folder with {SPLITS[0]} must contain {', '.join(SPLITS)}. Missing: {root}")
+        yield from ((split_name, folder) for folder in _subfolders(root))
+
+
+def _subfolders(root: Path) -> list[Path]:
+    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _class_names(data_dir: Path, names: set[str]) -> tuple[str, ...]:
+    class_names = tuple(sorted(names))
+    if not LEAST_CLASSES <= len(class_names) <= MOST_CLASSES:
+        raise DatasetError(
+            f"{data_dir} must contain {LEAST_CLASSES} to {MOST_CLASSES} classes, one folder each. "
+            f"Received: {len(class_names)}."
+        )
+    return class_names
+
+
+def _find_images(folders: Iterable[tuple[str, Path]]) -> Iterator[_ImageFile]:
+    """Every file below the class folders, in sorted order, except hidden ones."""
+    for split_name, folder in folders:
+        for path in sorted(folder.rglob("*")):
+            is_hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+            if path.is_file() and not is_hidden:
+                yield _ImageFile(split_name, path, folder.name)
+
+
+def _decode_all(found: Sequence[_ImageFile], class_names: tuple[str, ...], spec: ImageSpec) -> LabelledImages:
+    def read(image: _ImageFile) -> NDArray[np.uint8] | str:
+        try:
+            return decode(image.path.read_bytes(), spec, _LIMITS)
+        except InputError as error:
+            return f"{image.path}: {error.message}"
+
+    with ThreadPoolExecutor() as threads:
+        pictures = list(threads.map(read, found))
+    faults = [picture for picture in pictures if isinstance(picture, str)]
+    if faults:
+        raise DatasetError(_list("Every file must be an image; repair or remove these:", faults))
+    index = {name: number for number, name in enumerate(class_names)}
+    return LabelledImages(
+        images=np.stack([picture for picture in pictures if not isinstance(picture, str)]),
+        labels=np.array([index[image.class_name] for image in found], dtype=np.int64),
+        paths=tuple(image.path for image in found),
+    )
 
 
 def find_copies(images: NDArray[np.uint8]) -> list[list[int]]:
@@ -59,156 +237,28 @@ def find_lookalikes(
 def _patterns(images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Coarse grey patterns (n, d) of mean 0 and length 1, and whether each varies (n,)."""
     height, width = images.shape[1:3]
-    pooled = (_pool(_pool(image.mean(axis=2), height, 0), width, 1) for image in images)
-    coarse = np.stack([field.astype(np.float32).ravel() for field in pooled])
+    size = min(width, PATTERN_SIDE), min(height, PATTERN_SIDE)
+    greys = (image.mean(axis=2, dtype=np.float32) for image in images)
+    coarse = np.stack([stretch(grey, size).ravel() for grey in greys])
     coarse -= coarse.mean(axis=1, keepdims=True)
-    deviation = coarse.std(axis=1)
     length = np.maximum(np.linalg.norm(coarse, axis=1, keepdims=True), 1e-6)
-    return coarse / length, np.asarray(deviation > _FLAT)
+    return coarse / length, np.asarray(coarse.std(axis=1) > _FLAT)
 
 
-def _pool(field: NDArray[np.float64], side: int, axis: int) -> NDArray[np.float64]:
-    """Means of `PATTERN_SIDE` segments along an axis, or all its pixels if there are fewer."""
-    edges = np.linspace(0, side, min(side, PATTERN_SIDE), endpoint=False).astype(np.intp)
-    widths = np.diff([*edges.tolist(), side])
-    means: NDArray[np.float64] = np.add.reduceat(field, edges, axis=axis) / np.expand_dims(widths, 1 - axis)
-    return means
-
-
-LEAST_CLASSES, MOST_CLASSES = 2, 1000
-LEAST_IMAGES = 3
-"""Per class: one each for training, calibration and testing."""
-FEW_IMAGES = 30
-"""Classes with fewer images cause a warning."""
-MOST_NAMED = 10
-"""Faults of one kind that a message lists; it counts the others."""
-COLOUR_LEVELS = 3.0
-"""Mean difference between colour channels, in grey levels, above which images count as coloured."""
-COLOUR_SAMPLE = 64
-
-_LIMITS = ImageLimits()
-
-
-@dataclass(frozen=True)
-class Folder:
-    """A labelled folder, loaded."""
-
-    class_names: tuple[str, ...]
-    data: LabelledImages
-    splits: NDArray[np.str_]
-    """(n,): train, valid or test; empty strings if the folder has no split."""
-    groups: NDArray[np.int64]
-    """(n,): images with the same number show the same piece and must not be divided between splits."""
-    folds: NDArray[np.int64] | None
-    """(n,): fold numbers from the folder's manifest, or None."""
-    warnings: tuple[str, ...]
-
-
-def load_folder(data_dir: Path, spec: ImageSpec) -> Folder:
-    """Load and check every image. Raises DatasetError that lists all faults of a kind and how to fix them."""
-    folders = list(_class_folders(data_dir))
-    class_names = _class_names(data_dir, {folder.name for _, folder in folders})
-    found = list(_find_images(folders))
-    _refuse_small_classes(found, {split for split, _ in folders}, class_names)
-    data = _decode_all(found, class_names, spec)
-    splits = np.array([split for split, _, _ in found])
-    copies = find_copies(data.images)
-    _refuse_contradictions(data, copies)
-    groups, folds = find_groups(data_dir, data.paths, copies)
-    names = [path.relative_to(data_dir).as_posix() for path in data.paths]
-    warnings = [
-        *_warn_of_leaks(splits, groups),
-        *_warn_of_copies(splits, copies, names),
-        *_warn_of_lookalikes(data, groups, names),
-        *_warn_of_few(data.labels, class_names),
-    ]
-    return Folder(class_names, data, splits, groups, folds, tuple(warnings))
-
-
-def describe_folder(folder: Folder) -> str:
-    """Summary of a folder: images, groups, classes and warnings."""
-    counts = np.bincount(folder.data.labels)
-    named = ", ".join(f"{name} {count}" for name, count in zip(folder.class_names, counts, strict=True))
-    found = f"{len(folder.data)} images of {len(set(folder.groups.tolist()))} groups: {named}"
-    return "\n".join([found, *(f"Note: {warning}" for warning in folder.warnings)])
-
-
-def choose_channels(data_dir: Path) -> int:
-    """3 if the images are coloured, judged by a sample, else 1."""
-    paths = [path for _, path, _ in _find_images(_class_folders(data_dir))]
-    spec = ImageSpec(height=32, width=32, channels=3)
-    chroma = []
-    for path in paths[:: max(1, len(paths) // COLOUR_SAMPLE)]:
-        try:
-            pixels = decode(path.read_bytes(), spec, _LIMITS).astype(np.int16)
-        except InputError:
-            continue  # load_folder reports it
-        chroma.append(float((pixels.max(axis=2) - pixels.min(axis=2)).mean()))
-    return 3 if chroma and float(np.mean(chroma)) > COLOUR_LEVELS else 1
-
-
-def _find_images(folders: Iterable[tuple[str, Path]]) -> Iterator[tuple[str, Path, str]]:
-    """Split, path and class name of every file in the class folders, in order."""
-    for split, folder in folders:
-        yield from ((split, path, folder.name) for path in find_files(folder))
-
-
-def _class_folders(data_dir: Path) -> Iterator[tuple[str, Path]]:
-    """Split and path of every class folder, in sorted order; files next to class folders are ignored."""
-    if not data_dir.is_dir():
-        raise DatasetError(f"A labelled folder must contain a folder for each class. Missing: {data_dir}")
-    is_split = (data_dir / "train").is_dir() and any((data_dir / name).is_dir() for name in SPLITS[1:])
-    roots = {name: data_dir / name for name in SPLITS} if is_split else {"": data_dir}
-    for split, root in roots.items():
-        if not root.is_dir():
-            raise DatasetError(f"A folder with {SPLITS[0]} must contain {', '.join(SPLITS)}. Missing: {root}")
-        for folder in sorted(path for path in root.iterdir() if path.is_dir()):
-            if not folder.name.startswith("."):
-                yield split, folder
-
-
-def _class_names(data_dir: Path, names: set[str]) -> tuple[str, ...]:
-    class_names = tuple(sorted(names))
-    if not LEAST_CLASSES <= len(class_names) <= MOST_CLASSES:
-        raise DatasetError(
-            f"{data_dir} must contain {LEAST_CLASSES} to {MOST_CLASSES} classes, one folder each. "
-            f"Received: {len(class_names)}."
-        )
-    return class_names
-
-
-def _decode_all(
-    found: Sequence[tuple[str, Path, str]], class_names: tuple[str, ...], spec: ImageSpec
-) -> LabelledImages:
-    def read(path: Path) -> NDArray[np.uint8] | str:
-        try:
-            return decode(path.read_bytes(), spec, _LIMITS)
-        except InputError as error:
-            return f"{path}: {error.message}"
-
-    with ThreadPoolExecutor() as threads:
-        pictures = list(threads.map(read, (path for _, path, _ in found)))
-    faults = [picture for picture in pictures if isinstance(picture, str)]
-    if faults:
-        raise DatasetError(_list("Every file must be an image; repair or remove these:", faults))
-    index = {name: number for number, name in enumerate(class_names)}
-    return LabelledImages(
-        images=np.stack([picture for picture in pictures if not isinstance(picture, str)]),
-        labels=np.array([index[name] for _, _, name in found], dtype=np.int64),
-        paths=tuple(path for _, path, _ in found),
-    )
+def _refuse_other_classes(root: Path, found: tuple[str, ...], expected: tuple[str, ...]) -> None:
+    if found != expected:
+        raise DatasetError(f"{root} must contain the classes {expected}. Received: {found}")
 
 
 def _refuse_small_classes(
-    found: Sequence[tuple[str, Path, str]], splits: set[str], class_names: tuple[str, ...]
+    found: Sequence[_ImageFile], splits: set[str], class_names: tuple[str, ...]
 ) -> None:
-    counts = Counter((split, name) for split, _, name in found)
+    counts = Counter((image.split, image.class_name) for image in found)
     small = []
-    for split in sorted(splits):
-        least, where = (1, f" in {split}") if split else (LEAST_IMAGES, "")
-        small += [
-            f"{name}{where}: {counts[split, name]}" for name in class_names if counts[split, name] < least
-        ]
+    for name in sorted(splits):
+        least, where = (1, f" in {name}") if name else (LEAST_IMAGES, "")
+        sizes = ((class_name, counts[name, class_name]) for class_name in class_names)
+        small += [f"{class_name}{where}: {size}" for class_name, size in sizes if size < least]
     if small:
         raise DatasetError(
             _list(
@@ -232,12 +282,12 @@ def _refuse_contradictions(data: LabelledImages, copies: Sequence[Sequence[int]]
 def _warn_of_leaks(splits: NDArray[np.str_], groups: NDArray[np.int64]) -> Iterator[str]:
     """Warn of test images in the same group as training images."""
     trained = set(groups[splits == "train"].tolist())
-    for split in ("valid", "test"):
-        tested = groups[splits == split]
+    for name in SPLITS[1:]:
+        tested = groups[splits == name]
         leaked = sum(group in trained for group in tested.tolist())
         if leaked:
             yield (
-                f"{leaked} of {len(tested)} {split} images belong to a group that is in train too, "
+                f"{leaked} of {len(tested)} {name} images belong to a group that is in train too, "
                 f"so that metrics on them are too optimistic."
             )
 

@@ -91,13 +91,14 @@ def reliability(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -
     )
 
 
-def area_under_roc(familiar: NDArray[np.floating], foreign: NDArray[np.floating]) -> float:
+def area_under_roc(in_distribution: NDArray[np.floating], out_of_distribution: NDArray[np.floating]) -> float:
     """The share of pairs in which the out-of-distribution image scores higher; ties count half."""
-    scores = np.concatenate([familiar, foreign]).astype(np.float64)
+    scores = np.concatenate([in_distribution, out_of_distribution]).astype(np.float64)
     _, index, counts = np.unique(scores, return_inverse=True, return_counts=True)
     ranks = (np.cumsum(counts) - (counts - 1) / 2)[index]
-    foreign_ranks = ranks[len(familiar) :].sum() - len(foreign) * (len(foreign) + 1) / 2
-    return float(foreign_ranks / (len(familiar) * len(foreign)))
+    inside, outside = len(in_distribution), len(out_of_distribution)
+    higher = ranks[inside:].sum() - outside * (outside + 1) / 2
+    return float(higher / (inside * outside))
 
 
 class RiskCoverage(NamedTuple):

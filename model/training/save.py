@@ -1,6 +1,8 @@
-"""Save a trained network as an artifact: its .h5 and its card."""
+"""Write artifacts: of a network that was just trained, or of an .h5 that was trained elsewhere."""
 
+import os
 import platform
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -8,9 +10,21 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from model.artifact import Artifact, ArtifactCard, save_card, sha256_of
-from model.networks.registry import class_weights_of, save_network
+from model.artifact import Artifact, ArtifactCard, card_faults, card_path, save_card, sha256_of
+from model.errors import ArtifactError, TrainingError
+from model.image import ImageSpec
+from model.networks.keras_model import class_weights_of, load_network, refuse_mismatch, save_network
 from model.tensorflow_engine import with_golden_answer
+
+
+def refuse_output(h5_path: Path, data_dir: Path) -> None:
+    """Raise TrainingError, before training starts, if the network cannot be saved as `h5_path`."""
+    if h5_path.suffix != ".h5":
+        raise TrainingError(f"The network must be saved as an .h5. Received: {h5_path}")
+    if h5_path.resolve().is_relative_to(data_dir.resolve()):
+        raise TrainingError(f"The network must be saved outside the folder of images. Received: {h5_path}")
+    if h5_path.is_dir() or not os.access(_nearest_folder(h5_path), os.W_OK):
+        raise TrainingError(f"The network must be saved where a file can be written. Received: {h5_path}")
 
 
 def save(network: keras.Model, h5_path: Path, card_parts: dict[str, Any]) -> Artifact:
@@ -27,6 +41,35 @@ def save(network: keras.Model, h5_path: Path, card_parts: dict[str, Any]) -> Art
     return save_card(h5_path, with_golden_answer(card, network))
 
 
+def describe(h5_path: Path, class_names: Sequence[str], scale: float) -> Artifact:
+    """Write <name>.json next to `h5_path`; image size and channels are read from the network.
+
+    Raises ArtifactError if a card exists already, or the service could not serve the network.
+    """
+    if card_path(h5_path).exists():
+        raise ArtifactError(
+            f"The .h5 must have no card yet; remove the card to write another. Received: {card_path(h5_path)}"
+        )
+    if not h5_path.is_file():
+        raise ArtifactError(f"The .h5 must exist. Missing: {h5_path}")
+    network = load_network(h5_path)
+    with card_faults(h5_path):
+        card = ArtifactCard(
+            class_names=tuple(class_names),
+            image=_image_spec_of(network.input_shape),
+            scale=scale,
+            sha256=sha256_of(h5_path),
+            class_weights=class_weights_of(network),
+        )
+    refuse_mismatch(network, card)
+    return save_card(h5_path, with_golden_answer(card, network))
+
+
+def _nearest_folder(path: Path) -> Path:
+    """The first folder above `path` that exists."""
+    return next(parent for parent in path.resolve().parents if parent.is_dir())
+
+
 def _versions() -> dict[str, str]:
     return {
         "ext-classify": version("ext-classify"),
@@ -34,3 +77,12 @@ def _versions() -> dict[str, str]:
         "python": platform.python_version(),
         "tensorflow": tf.__version__,
     }
+
+
+def _image_spec_of(input_shape: tuple[int | None, ...]) -> ImageSpec:
+    match input_shape:
+        case (None, int(height), int(width), 1 | 3 as channels):
+            return ImageSpec(height=height, width=width, channels=channels)
+    raise ArtifactError(
+        f"The network must take images of shape (n, height, width, 1 or 3). Received: {input_shape}."
+    )

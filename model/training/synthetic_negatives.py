@@ -14,7 +14,7 @@ GRAINS = (0.0, 0.0, 0.7, 1.5, 4.0, 12.0, 30.0)
 """Standard deviations, in pixels, of the blur of noise; 0 is listed twice, to be drawn twice as often."""
 
 
-def draw_strange(count: int, shape: tuple[int, int, int], random: Generator) -> NDArray[np.float32]:
+def draw_negatives(count: int, shape: tuple[int, int, int], random: Generator) -> NDArray[np.float32]:
     """Synthetic negatives (count, h, w, c), float32, integers 0..255."""
     height, width, channels = shape
     pictures = np.zeros((count, *shape), dtype=np.float32)
@@ -40,11 +40,11 @@ def noise(height: int, width: int, random: Generator) -> Field:
 
 def gradient(height: int, width: int, random: Generator) -> Field:
     """A linear gradient with sensor noise; some are almost blank."""
-    return _along(height, width, random) + random.normal(0, random.uniform(0, 60), (height, width))
+    return _along_any(height, width, random) + random.normal(0, random.uniform(0, 60), (height, width))
 
 
 def grating(height: int, width: int, random: Generator) -> Field:
-    wave = np.sin(2 * np.pi * _along(height, width, random) / random.uniform(4, 80))
+    wave = np.sin(2 * np.pi * _along_any(height, width, random) / random.uniform(4, 80))
     return wave if random.random() < 0.5 else np.sign(wave)
 
 
@@ -64,11 +64,14 @@ def shapes(height: int, width: int, random: Generator) -> Field:
 DRAWINGS: tuple[Callable[[int, int, Generator], Field], ...] = (noise, noise, gradient, grating, shapes)
 
 
-def _along(height: int, width: int, random: Generator) -> Field:
-    """Coordinate of each pixel along a random direction, in pixels."""
-    angle = random.uniform(0, 2 * np.pi)
+def along(height: int, width: int, angle: float) -> Field:
+    """Coordinate of each pixel along a direction, in pixels."""
     y, x = np.mgrid[0:height, 0:width]
     return np.asarray(x * np.cos(angle) + y * np.sin(angle))
+
+
+def _along_any(height: int, width: int, random: Generator) -> Field:
+    return along(height, width, random.uniform(0, 2 * np.pi))
 
 
 def _smoothed(field: Field, grain: float) -> Field:

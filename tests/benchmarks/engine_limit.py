@@ -16,8 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.artifact import Artifact, load_artifact
-from model.cores import usable_cores
-from model.defaults import user_cache_dir
+from model.defaults import usable_cores, user_cache_dir
 from model.engines import Classifier, open_classifier
 from model.image import ImageSpec, decode
 from model.image_limits import ImageLimits

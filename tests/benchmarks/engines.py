@@ -13,10 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.artifact import Artifact, load_artifact
-from model.cores import usable_cores
-from model.defaults import DEFAULT_MODEL_PATH, user_cache_dir
+from model.defaults import DEFAULT_MODEL_PATH, usable_cores, user_cache_dir
 from model.engines import open_classifier
-from model.networks.registry import load_network
+from model.networks.keras_model import load_network
 from tests.benchmarks.tables import write_table
 from tests.draw_samples import SEEDS, draw
 

@@ -24,10 +24,9 @@ import numpy as np
 import tensorflow as tf
 
 from model.image import ImageSpec
-from model.networks.registry import build_network
 from model.training import recipe as train_recipe
-from model.training.dataset import LabelledImages, find_class_names, load_split
 from model.training.fit import Knobs, Training
+from model.training.folder import LabelledImages, load_folder
 from tests.benchmarks.networks import drawn_images
 from tests.benchmarks.tables import write_table
 
@@ -54,7 +53,8 @@ def training_images(spec: ImageSpec) -> LabelledImages:
     """The folder's training images, or drawn ones, repeated, of the same number and shape."""
     folder = os.environ.get("NEU_DATA_DIR")
     if folder:
-        return load_split(Path(folder), "train", find_class_names(Path(folder)), spec)
+        loaded = load_folder(Path(folder), spec)
+        return loaded.data.take(loaded.splits == "train")
     chosen = np.arange(IMAGES) % DRAWN
     images = drawn_images(DRAWN, spec.channels)[chosen]
     return LabelledImages(images, chosen % CLASSES, tuple(Path(str(number)) for number in range(IMAGES)))
@@ -97,7 +97,7 @@ def recipe_training() -> Contender:
     first, last = (list(islice(batches, steps))[place] for place in (0, -1))
     in_memory = tf.data.Dataset.from_tensors(first).repeat(steps - 1)
     in_memory = in_memory.concatenate(tf.data.Dataset.from_tensors(last))
-    network = build_network(knobs.network, knobs.image, CLASSES)
+    network = train_recipe.recipe_cnn(knobs.image, CLASSES)
     network.compile(
         optimizer=keras.optimizers.Adam(knobs.learning_rate),
         loss="categorical_crossentropy",

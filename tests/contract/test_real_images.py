@@ -13,7 +13,7 @@ from model.artifact import load_artifact
 from model.defaults import DEFAULT_MODEL_PATH, user_cache_dir
 from model.engines import open_classifier
 from model.evaluation.evaluate import compare, predict_all
-from model.training.dataset import load_split
+from model.training.folder import load_part
 from model.training.metrics import measure
 from tests.app.forms import text_of
 from tests.running import running_service
@@ -94,7 +94,7 @@ def test_same_image_has_the_same_answer_in_any_batch_and_place(
 
 def test_engines_agree_over_the_whole_test_set(neu_dir: Path) -> None:
     artifact = load_artifact(DEFAULT_MODEL_PATH)
-    data = load_split(neu_dir, "test", artifact.card.class_names, artifact.card.image)
+    data = load_part(neu_dir, "test", artifact.card.class_names, artifact.card.image)
     tensorflow, litert = (
         predict_all(open_classifier(artifact, engine, 2, user_cache_dir()), data, 2)
         for engine in ("tensorflow", "litert")

@@ -7,16 +7,16 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from pydantic import ValidationError
 
-from model.array_json import PackedArray
+from model.array_json import ArrayJson
 
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False, width=32)
 
 
 @given(arrays(np.float32, array_shapes(max_dims=3, max_side=5), elements=NUMBERS))
 def test_array_round_trips(array: np.ndarray) -> None:
-    packed = PackedArray.model_validate_json(PackedArray.pack(array).model_dump_json())
-    assert np.array_equal(packed.unpack(), array)
-    assert packed.unpack().dtype == np.float32
+    json_array = ArrayJson.model_validate_json(ArrayJson.from_array(array).model_dump_json())
+    assert np.array_equal(json_array.to_array(), array)
+    assert json_array.to_array().dtype == np.float32
 
 
 @pytest.mark.parametrize(
@@ -30,4 +30,4 @@ def test_array_round_trips(array: np.ndarray) -> None:
 )
 def test_invalid_array_is_refused(shape: tuple[int, ...], float32: str, fault: str) -> None:
     with pytest.raises(ValidationError, match=fault):
-        PackedArray(shape=shape, float32=float32)
+        ArrayJson(shape=shape, float32=float32)

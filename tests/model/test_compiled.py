@@ -16,11 +16,11 @@ from keras import layers
 from model import compile as compiling
 from model.artifact import Artifact, load_artifact, save_card, sha256_of
 from model.compile import compile_artifact
-from model.compiled import CompiledPaths, beside, cached, load_compiled, read_twin, write_twin
+from model.compiled import CompiledPaths, in_cache, load_compiled, next_to_h5, read_compiled, write_compiled
 from model.defaults import user_cache_dir
 from model.engines import LiteRtClassifier
 from model.errors import ArtifactError
-from model.networks.registry import save_network
+from model.networks.keras_model import save_network
 from model.tensorflow_engine import open_tensorflow
 from tests.model.conftest import random_images, tiny_network
 
@@ -59,7 +59,7 @@ def flip_a_bit(path: Path) -> None:
 
 class TestCompiling:
     def test_compiled_model_and_stamp_are_next_to_the_h5(self, artifact: Artifact) -> None:
-        paths = beside(artifact)
+        paths = next_to_h5(artifact)
         assert paths == CompiledPaths(artifact.h5_path.with_suffix(".tflite"))
         assert paths.stamp.name == "tiny.tflite.json"
         stamp = json.loads(paths.stamp.read_text(encoding="utf-8"))
@@ -70,7 +70,7 @@ class TestCompiling:
     def test_compiled_model_takes_one_float_image(self, artifact: Artifact) -> None:
         from ai_edge_litert.interpreter import Interpreter  # noqa: PLC0415 - only for this test
 
-        interpreter = Interpreter(model_content=beside(artifact).tflite.read_bytes())
+        interpreter = Interpreter(model_content=next_to_h5(artifact).tflite.read_bytes())
         (image,), (outputs,) = interpreter.get_input_details(), interpreter.get_output_details()
         assert (image["shape"].tolist(), image["dtype"]) == ([1, *artifact.card.image.shape], np.float32)
         assert (outputs["shape"].tolist(), outputs["dtype"]) == ([1, 3], np.float32)
@@ -90,10 +90,10 @@ class TestCompiling:
             compiling.main([str(artifact.h5_path)])
 
     def test_command_compiles_next_to_the_h5(self, artifact: Artifact) -> None:
-        paths = beside(artifact)
+        paths = next_to_h5(artifact)
         paths.tflite.unlink()
         compiling.main([str(artifact.h5_path)])
-        assert read_twin(artifact, paths) is not None
+        assert read_compiled(artifact, paths) is not None
 
     def test_dropout_is_off(self, tmp_path: Path) -> None:
         network = keras.Sequential([keras.Input((4, 4, 3)), layers.Dropout(0.5), layers.Flatten()])
@@ -108,7 +108,7 @@ class TestLoading:
     def test_compiled_model_next_to_the_h5_needs_no_tensorflow(
         self, artifact: Artifact, cache_dir: Path
     ) -> None:
-        assert load_compiled(artifact, cache_dir) == beside(artifact).tflite.read_bytes()
+        assert load_compiled(artifact, cache_dir) == next_to_h5(artifact).tflite.read_bytes()
         assert not cache_dir.exists()
 
     def test_retrained_h5_is_compiled_into_the_cache(
@@ -116,22 +116,22 @@ class TestLoading:
     ) -> None:
         """From any working directory; the next start reads the cache and does not compile."""
         monkeypatch.chdir(tmp_path)
-        stale = beside(artifact).tflite.read_bytes()
+        stale = next_to_h5(artifact).tflite.read_bytes()
         retrained = retrain(artifact)
         compiled = load_compiled(retrained, cache_dir)
-        in_cache = cached(retrained, cache_dir)
-        assert compiled == in_cache.tflite.read_bytes() != stale
-        assert beside(artifact).tflite.read_bytes() == stale
+        cache_paths = in_cache(retrained, cache_dir)
+        assert compiled == cache_paths.tflite.read_bytes() != stale
+        assert next_to_h5(artifact).tflite.read_bytes() == stale
         served = LiteRtClassifier(compiled, 1.0, 1).predict(IMAGES)
         assert np.abs(served - open_tensorflow(retrained).predict(IMAGES)).max() <= 1e-5
         assert np.abs(served - LiteRtClassifier(stale, 1.0, 1).predict(IMAGES)).max() > 1e-2
 
-        written = [path.stat() for path in (in_cache.tflite, in_cache.stamp)]
+        written = [path.stat() for path in (cache_paths.tflite, cache_paths.stamp)]
         assert load_compiled(retrained, cache_dir) == compiled
-        for path, stat in zip((in_cache.tflite, in_cache.stamp), written, strict=True):
+        for path, stat in zip((cache_paths.tflite, cache_paths.stamp), written, strict=True):
             assert (path.stat().st_ino, path.stat().st_mtime_ns) == (stat.st_ino, stat.st_mtime_ns)
         assert sorted(path.name for path in cache_dir.iterdir()) == sorted(
-            [in_cache.tflite.name, in_cache.stamp.name]
+            [cache_paths.tflite.name, cache_paths.stamp.name]
         )
 
     @pytest.mark.usefixtures("without_tensorflow")
@@ -139,7 +139,7 @@ class TestLoading:
     def test_without_tensorflow_the_error_names_the_command(
         self, artifact: Artifact, cache_dir: Path, spoilt: str
     ) -> None:
-        paths = beside(artifact)
+        paths = next_to_h5(artifact)
         match spoilt:
             case "model":
                 flip_a_bit(paths.tflite)
@@ -162,17 +162,17 @@ class TestLoading:
     def test_cached_model_is_used_instead_of_a_tampered_one(
         self, artifact: Artifact, cache_dir: Path
     ) -> None:
-        genuine = beside(artifact).tflite.read_bytes()
-        write_twin(artifact, cached(artifact, cache_dir), genuine, {})
-        flip_a_bit(beside(artifact).tflite)
+        genuine = next_to_h5(artifact).tflite.read_bytes()
+        write_compiled(artifact, in_cache(artifact, cache_dir), genuine, {})
+        flip_a_bit(next_to_h5(artifact).tflite)
         assert load_compiled(artifact, cache_dir) == genuine
 
     def test_tampered_model_is_recompiled(self, artifact: Artifact, cache_dir: Path) -> None:
-        for paths in (beside(artifact), cached(artifact, cache_dir)):
-            write_twin(artifact, paths, beside(artifact).tflite.read_bytes(), {})
+        for paths in (next_to_h5(artifact), in_cache(artifact, cache_dir)):
+            write_compiled(artifact, paths, next_to_h5(artifact).tflite.read_bytes(), {})
             flip_a_bit(paths.tflite)
         compiled = load_compiled(artifact, cache_dir)
-        assert compiled == read_twin(artifact, cached(artifact, cache_dir))
+        assert compiled == read_compiled(artifact, in_cache(artifact, cache_dir))
         answers = LiteRtClassifier(compiled, 1.0, 1).predict(IMAGES)
         assert np.abs(answers - open_tensorflow(artifact).predict(IMAGES)).max() <= 1e-5
 
@@ -186,8 +186,8 @@ class TestLoading:
 
     def test_written_model_round_trips(self, artifact: Artifact, cache_dir: Path) -> None:
         paths = CompiledPaths(cache_dir / "deep" / "down.tflite")
-        write_twin(artifact, paths, b"model", {"tensorflow": "2"})
-        assert read_twin(artifact, paths) == b"model"
+        write_compiled(artifact, paths, b"model", {"tensorflow": "2"})
+        assert read_compiled(artifact, paths) == b"model"
         assert sorted(path.name for path in paths.tflite.parent.iterdir()) == [
             "down.tflite",
             "down.tflite.json",
@@ -203,7 +203,7 @@ def test_cache_follows_the_xdg_specification(monkeypatch: pytest.MonkeyPatch, tm
 
 
 def test_serving_modules_import_no_tensorflow() -> None:
-    modules = ["runtime", "image", "image_limits", "artifact", "compiled", "evaluate", "dataset", "errors"]
+    modules = ["artifact", "compiled", "engines", "evaluation.evaluate", "image", "training.folder"]
     code = (
         f"import sys, importlib; [importlib.import_module('model.' + name) for name in {modules}]; "
         "print({'tensorflow', 'keras', 'h5py', 'tqdm'} & {name.split('.')[0] for name in sys.modules})"

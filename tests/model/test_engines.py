@@ -12,12 +12,13 @@ from keras import layers
 
 from model.artifact import Artifact, ArtifactCard, load_artifact, save_card, sha256_of
 from model.compile import compile_artifact
-from model.compiled import beside, write_twin
+from model.compiled import next_to_h5, write_compiled
 from model.defaults import Engine
 from model.engines import Classifier, LiteRtClassifier, open_classifier
 from model.errors import ArtifactError
 from model.image import ImageSpec
-from model.networks.registry import recipe_cnn, save_network
+from model.networks.keras_model import save_network
+from model.training.recipe import recipe_cnn
 from model.training.save import save
 from tests.model.conftest import CLASS_NAMES, SPEC, random_images, tiny_network
 
@@ -90,7 +91,7 @@ class TestParity:
 
     def test_network_with_a_heavy_head_is_in_two_parts(self, pristine: Artifact, heavy: Artifact) -> None:
         """Otherwise, the tests in this file do not cover such a network."""
-        whole, split = (Interpreter(str(beside(artifact).tflite)) for artifact in (pristine, heavy))
+        whole, split = (Interpreter(str(next_to_h5(artifact).tflite)) for artifact in (pristine, heavy))
         assert list(whole.get_signature_list()) == ["serving_default"]
         assert list(split.get_signature_list()) == ["body", "head"]
 
@@ -197,7 +198,7 @@ class TestSelfTest:
             open_engine(save_card(artifact.h5_path, card), engine)
 
     def test_compiled_model_that_is_not_litert_is_refused(self, artifact: Artifact) -> None:
-        write_twin(artifact, beside(artifact), b"not a flatbuffer", {})
+        write_compiled(artifact, next_to_h5(artifact), b"not a flatbuffer", {})
         with pytest.raises(ArtifactError):
             open_engine(artifact, "litert")
 
@@ -216,7 +217,7 @@ def test_tensorflow_engine_names_what_to_install(artifact: Artifact, monkeypatch
 
 
 def test_scale_is_applied_to_the_pixels(artifact: Artifact) -> None:
-    compiled = beside(artifact).tflite.read_bytes()
+    compiled = next_to_h5(artifact).tflite.read_bytes()
     halved = LiteRtClassifier(compiled, 0.5, 1).predict(IMAGES // 2 * 2)
     assert np.array_equal(halved, LiteRtClassifier(compiled, 1.0, 1).predict(IMAGES // 2))
 

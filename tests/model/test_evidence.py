@@ -9,7 +9,7 @@ from PIL import Image
 from model.errors import DatasetError
 from model.evaluation.localisation import judge, overlap, read_boxes
 from model.evidence import HEATMAP_SIDE_PIXELS, against_the_others, find_evidence, heat_of
-from model.training.dataset import LabelledImages
+from model.training.folder import LabelledImages
 
 SIDE, GRID = 100, 10
 

@@ -28,9 +28,9 @@ def test_false_abstention_matches_its_target(novelty: Novelty) -> None:
     assert FALSE_ABSTENTION / 3 < abstained < 3 * FALSE_ABSTENTION
 
 
-@pytest.mark.parametrize("foreign", [np.zeros(SIZE), np.full(SIZE, 6.0), 10 * np.eye(SIZE)[7]])
-def test_foreign_embedding_is_abstained_on(novelty: Novelty, foreign: np.ndarray) -> None:
-    assert reasons_to_abstain(novelty, foreign[None].astype(np.float32), 1) == [OUT_OF_DISTRIBUTION]
+@pytest.mark.parametrize("embedding", [np.zeros(SIZE), np.full(SIZE, 6.0), 10 * np.eye(SIZE)[7]])
+def test_out_of_distribution_embedding_is_abstained_on(novelty: Novelty, embedding: np.ndarray) -> None:
+    assert reasons_to_abstain(novelty, embedding[None].astype(np.float32), 1) == [OUT_OF_DISTRIBUTION]
 
 
 def test_familiar_embedding_is_not_abstained_on(novelty: Novelty) -> None:

@@ -15,12 +15,11 @@ from app.settings import Settings
 from model.artifact import Artifact, load_artifact
 from model.errors import DatasetError, TrainingError
 from model.image import ImageSpec, encode_png
-from model.networks.registry import load_network
+from model.networks.keras_model import count_macs, load_network
 from model.train import train
 from model.training import fit as fitting
-from model.training.dataset import LabelledImages
 from model.training.fit import Knobs, fit, resized
-from model.training.network_cost import count_macs
+from model.training.folder import LabelledImages
 
 SPEC = ImageSpec(height=48, width=48, channels=1)
 KNOBS = Knobs(image=SPEC, epochs=3, batch_size=8)
@@ -207,7 +206,7 @@ def test_output_must_be_a_file_that_can_be_written(data_dir: Path, tmp_path: Pat
 
 def test_diverged_training_is_an_error(data_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="must be finite"):
-        fit(labelled(data_dir), 3, replace(KNOBS, imitation=float("nan")), 0, tmp_path / "c.npz")
+        fit(labelled(data_dir), 3, replace(KNOBS, distillation=float("nan")), 0, tmp_path / "c.npz")
 
 
 def test_damaged_checkpoint_is_ignored(data_dir: Path, tmp_path: Path) -> None:

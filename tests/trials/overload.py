@@ -4,7 +4,7 @@ import argparse
 import time
 from http.client import HTTPConnection
 
-from model.cores import usable_cores
+from model.defaults import usable_cores
 from tests.benchmarks.contenders import Form
 from tests.benchmarks.images import load_images
 from tests.benchmarks.load import Job, Report

@@ -18,7 +18,7 @@ from app.errors import CommandError, UrlNotAllowed
 from app.images.allowlist import HTTPS_PORT, Allowlist
 from app.settings import Settings, unknown_variables
 from model.artifact import load_artifact
-from model.cores import usable_cores
+from model.defaults import usable_cores
 from model.engines import open_classifier
 from model.errors import ModelError
 

@@ -18,8 +18,7 @@ from app.cli.plan.sizing import Measured, Plan, Provider, Request
 from app.cli.service_process import named_or_own_service
 from app.images.files import find_images
 from app.settings import Settings
-from model.cores import usable_cores
-from model.defaults import SAMPLES
+from model.defaults import SAMPLES, usable_cores
 
 # More images do not change the measurement, and a folder may hold a million.
 MAX_IMAGES = 64

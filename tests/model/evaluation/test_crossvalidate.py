@@ -8,12 +8,12 @@ import pytest
 
 from app.cli.main import main
 from model.evaluation import crossvalidate
-from model.evaluation.crossvalidate import Answers, FoldNetwork, cross_validate
+from model.evaluation.crossvalidate import FoldNetwork, Predictions, cross_validate
 from model.evaluation.tables import cross_calibrated, robust_accuracy, tables
 from model.image import ImageSpec, encode_png
 from model.training.fit import fit_calibrated
 from model.training.folder import Folder
-from tests.model.test_train import CLASSES, KNOBS, SPEC, draw_class
+from tests.model.test_train import CLASSES, KNOBS, draw_class
 
 GROUPS = 10
 
@@ -44,7 +44,8 @@ def fitted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Folder, np.ndarray]]:
         trained = fit_calibrated(folder, splits, replace(KNOBS, epochs=1), fold, checkpoint)
         return FoldNetwork(trained.network, trained.novelty)
 
-    monkeypatch.setitem(crossvalidate.NETWORKS, "texture", (SPEC, fit_briefly))
+    candidate = replace(crossvalidate.NETWORKS["texture"], knobs=KNOBS, fit_fold=fit_briefly)
+    monkeypatch.setitem(crossvalidate.NETWORKS, "texture", candidate)
     return calls
 
 
@@ -54,7 +55,7 @@ def test_folds_share_no_group_and_are_trained_once(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    answers = cross_validate("texture", data_dir, [], tmp_path)
+    found = cross_validate("texture", data_dir, [], tmp_path)
     assert len(fitted) == 5
     for folder, splits in fitted:
         groups = [set(folder.groups[splits == name].tolist()) for name in ("train", "valid", "test")]
@@ -63,12 +64,12 @@ def test_folds_share_no_group_and_are_trained_once(
         assert not groups[1] & groups[2]
     tested = np.stack([splits == "test" for _, splits in fitted])
     assert (tested.sum(axis=0) == 1).all()
-    assert np.allclose(answers.clean.sum(axis=1), 1, atol=1e-4)
-    assert answers.novelty is not None
+    assert np.allclose(found.clean.sum(axis=1), 1, atol=1e-4)
+    assert found.novelty is not None
 
     again = cross_validate("texture", data_dir, [], tmp_path)
     assert len(fitted) == 5, "saved predictions must be reused"
-    assert np.array_equal(again.clean, answers.clean)
+    assert np.array_equal(again.clean, found.clean)
 
     output = tmp_path / "tables.md"
     command = ["crossvalidate", "--data", str(data_dir), "--networks", "texture", "--work", str(tmp_path)]
@@ -82,10 +83,10 @@ def test_folds_share_no_group_and_are_trained_once(
         assert heading in written
 
 
-def answers_of(
+def predictions_of(
     clean: np.ndarray, labels: np.ndarray, corrupted: dict[tuple[str, str], np.ndarray]
-) -> Answers:
-    return Answers(
+) -> Predictions:
+    return Predictions(
         network="made up",
         parameters=10,
         macs=2_000_000,
@@ -95,7 +96,7 @@ def answers_of(
         clean=clean,
         corrupted=corrupted,
         novelty=None,
-        foreign={},
+        out_of_distribution={},
     )
 
 
@@ -104,9 +105,9 @@ def test_robust_accuracy_is_the_mean_of_kinds_not_of_severities() -> None:
     right, wrong = np.eye(2)[labels], np.eye(2)[1 - labels]
     # A mean over severities would count blur three times.
     corrupted = {("noise", "1"): right, ("blur", "1"): wrong, ("blur", "2"): wrong, ("blur", "3"): right}
-    answers = answers_of(right, labels, corrupted)
-    assert robust_accuracy(answers) == pytest.approx((1 + 1 / 3) / 2)
-    overview, *_ = tables([answers], ("a", "b"))
+    result = predictions_of(right, labels, corrupted)
+    assert robust_accuracy(result) == pytest.approx((1 + 1 / 3) / 2)
+    overview, *_ = tables([result], ("a", "b"))
     assert "| errors | 0 of 10 |" in overview
     assert "| robust accuracy, mean | 66.67% |" in overview
 
@@ -116,7 +117,7 @@ def test_cross_calibration_uses_the_temperature_of_other_folds() -> None:
     labels = random.integers(0, 2, 4000)
     predicted = np.where(random.random(4000) < 0.8, labels, 1 - labels)
     clean = np.where(np.eye(2)[predicted] == 1, 0.99, 0.01).astype(np.float32)
-    found = cross_calibrated(answers_of(clean, labels, {}))
+    found = cross_calibrated(predictions_of(clean, labels, {}))
     assert np.allclose(found.sum(axis=1), 1, atol=1e-5)
     assert found.max(axis=1).mean() == pytest.approx(0.8, abs=0.02)
     assert np.array_equal(found.argmax(axis=1), clean.argmax(axis=1))
@@ -128,9 +129,9 @@ def test_errors_among_confident_predictions_are_counted() -> None:
     clean[:20] = [0.02, 0.98]
     clean[20:320] = [0.6, 0.4]
     clean[20:140] = [0.4, 0.6]
-    overview, *_ = tables([answers_of(clean, labels, {("noise", "1"): clean})], ("a", "b"))
+    overview, *_ = tables([predictions_of(clean, labels, {("noise", "1"): clean})], ("a", "b"))
     assert "and errors among them | 70.0%, 20 |" in overview
 
 
 def test_recipe_is_measured_at_its_own_size() -> None:
-    assert crossvalidate.NETWORKS["recipe"][0] == ImageSpec(height=200, width=200, channels=3)
+    assert crossvalidate.NETWORKS["recipe"].knobs.image == ImageSpec(height=200, width=200, channels=3)

@@ -10,7 +10,7 @@ import pytest
 from model.artifact import Artifact
 from model.evaluation.evaluate import Parity, compare, evaluate, predict_all
 from model.image import encode_png
-from model.training.dataset import LabelledImages
+from model.training.folder import LabelledImages
 from model.training.metrics import Metrics, measure
 from tests.model.conftest import CLASS_NAMES, random_images
 

@@ -4,7 +4,7 @@ import struct
 
 import pytest
 
-from model.formats.orientation import UPRIGHT, Metadata
+from model.formats import UPRIGHT, Metadata
 
 ORDERS = {b"II*\0": "<", b"MM\0*": ">", b"II\0*": "<", b"MM*\0": ">"}
 SHORT, LONG, RATIONAL, UNKNOWN = 3, 4, 5, 200

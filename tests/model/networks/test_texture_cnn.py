@@ -8,12 +8,12 @@ import pytest
 
 from model.compile import compile_network
 from model.image import ImageSpec
+from model.networks.keras_model import count_macs, find_head, load_network, save_network
 from model.networks.pretrained_blocks import BLOCKS as WHOLE
 from model.networks.pretrained_blocks import STEM_FILTERS, load_convolutions
-from model.networks.registry import find_head, load_network, recipe_cnn, save_network
 from model.networks.texture_cnn import fold, texture_cnn, trainable_texture_cnn
-from model.training.distillation import Teacher, teacher_network
-from model.training.network_cost import count_macs
+from model.training.distillation import TextureStatistics, statistics_network
+from model.training.recipe import recipe_cnn
 from tests.model.conftest import random_images
 
 GREY = ImageSpec(height=64, width=96, channels=1)
@@ -86,18 +86,18 @@ def test_smaller_block_keeps_the_filters_of_largest_weight() -> None:
     assert np.array_equal(thin[-3].kernel, whole[-3].kernel[..., kept])
 
 
-class TestTeacher:
-    def test_compiled_teacher_gives_the_same_statistics(self) -> None:
+class TestTextureStatistics:
+    def test_compiled_network_gives_the_same_statistics(self) -> None:
         images = random_images(3, GREY)
-        expected = teacher_network(GREY)(images.astype(np.float32))["statistics"]
-        found = Teacher(GREY, threads=2).describe(images)
-        assert found.shape == (3, Teacher.STATISTICS)
+        expected = statistics_network(GREY)(images.astype(np.float32))["statistics"]
+        found = TextureStatistics(GREY, threads=2).describe(images)
+        assert found.shape == (3, TextureStatistics.SIZE)
         assert np.allclose(found, expected, atol=1e-4)
 
     def test_grey_and_equal_colours_give_the_same_statistics(self) -> None:
         grey = random_images(2, ImageSpec(height=64, width=64, channels=1))
-        one = Teacher(ImageSpec(height=64, width=64, channels=1), 1).describe(grey)
-        three = Teacher(COLOUR, 1).describe(np.repeat(grey, 3, axis=-1))
+        one = TextureStatistics(ImageSpec(height=64, width=64, channels=1), 1).describe(grey)
+        three = TextureStatistics(COLOUR, 1).describe(np.repeat(grey, 3, axis=-1))
         assert np.allclose(one, three, atol=1e-3)
 
     def test_statistics_distinguish_textures(self) -> None:
@@ -107,6 +107,6 @@ class TestTeacher:
         stripes = np.zeros_like(noise)
         stripes[:, ::4] = 200
         stripes += random.integers(0, 40, stripes.shape, dtype=np.uint8)
-        teacher = Teacher(GREY, 1)
-        a, b = teacher.describe(noise), teacher.describe(stripes)
+        network = TextureStatistics(GREY, 1)
+        a, b = network.describe(noise), network.describe(stripes)
         assert np.linalg.norm(a.mean(0) - b.mean(0)) > 5 * np.linalg.norm(a.std(0) + b.std(0))

@@ -14,8 +14,8 @@ from model.defaults import Engine
 from model.engines import Classifier, LiteRtClassifier, open_classifier
 from model.errors import ArtifactError
 from model.image import ImageSpec
-from model.networks.registry import save_network
-from model.training.describe import describe
+from model.networks.keras_model import save_network
+from model.training.save import describe
 from tests.model.conftest import random_images
 
 # The published script passes an input_shape to its first layer, of which Keras 3 warns.

@@ -43,10 +43,10 @@ def test_calibration_error_is_weighted_by_images() -> None:
 
 
 def test_area_under_roc_counts_pairs() -> None:
-    familiar, foreign = np.array([1.0, 2.0, 3.0]), np.array([2.0, 4.0])
-    pairs = [(b > a) + 0.5 * (b == a) for a in familiar for b in foreign]
-    assert area_under_roc(familiar, foreign) == pytest.approx(np.mean(pairs))
-    assert area_under_roc(familiar, familiar + 10) == 1.0
+    inside, outside = np.array([1.0, 2.0, 3.0]), np.array([2.0, 4.0])
+    pairs = [(b > a) + 0.5 * (b == a) for a in inside for b in outside]
+    assert area_under_roc(inside, outside) == pytest.approx(np.mean(pairs))
+    assert area_under_roc(inside, inside + 10) == 1.0
 
 
 def test_risk_accumulates_from_the_most_confident() -> None:

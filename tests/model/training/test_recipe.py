@@ -16,17 +16,16 @@ import numpy as np
 import pytest
 
 from model.artifact import Artifact, load_artifact
-from model.compiled import beside, read_twin
+from model.compiled import next_to_h5, read_compiled
 from model.engines import open_classifier
 from model.errors import ModelError
 from model.image import ImageSpec, encode_png
-from model.networks.registry import load_network
+from model.networks.keras_model import load_network
 from model.training import recipe as training
-from model.training.augmentation import Augmentation
-from model.training.callbacks import ProgressBar
-from model.training.dataset import LabelledImages, load_split
+from model.training.augmentation import RecipeAugmentation
+from model.training.folder import LabelledImages, load_part
 from model.training.metrics import measure
-from model.training.recipe import Knobs, train
+from model.training.recipe import Knobs, ProgressBar, train
 
 CLASSES = ("bright", "dark", "striped")
 # The recipe's layers need images of at least 61 pixels.
@@ -81,12 +80,11 @@ def trained_again(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> t
 class TestArtifact:
     def test_defaults_are_those_of_the_recipe(self) -> None:
         assert Knobs() == Knobs(
-            network="recipe",
             image=ImageSpec(height=200, width=200, channels=3, resample="bilinear"),
             epochs=20,
             batch_size=16,
             learning_rate=0.001,
-            augmentation=Augmentation(shear_degrees=0.2, zoom=0.2, horizontal_flip=True),
+            augmentation=RecipeAugmentation(shear_degrees=0.2, zoom=0.2, horizontal_flip=True),
         )
 
     def test_artifact_and_compiled_model_are_written_and_match(self, trained: Artifact) -> None:
@@ -97,7 +95,7 @@ class TestArtifact:
             "net.tflite.json",
         ]
         assert load_artifact(trained.h5_path) == trained
-        assert read_twin(trained, beside(trained)) is not None
+        assert read_compiled(trained, next_to_h5(trained)) is not None
 
     @pytest.mark.parametrize("engine", ["litert", "tensorflow"])
     def test_card_metrics_equal_those_measured_again(
@@ -105,7 +103,7 @@ class TestArtifact:
     ) -> None:
         classifier = open_classifier(trained, engine, 1, tmp_path)
         for split in ("valid", "test"):
-            data = load_split(data_dir, split, trained.card.class_names, trained.card.image)
+            data = load_part(data_dir, split, trained.card.class_names, trained.card.image)
             again = measure(classifier.predict(data.images), data.labels)
             stated = trained.card.metrics[split]
             assert stated["images"] == again.images == len(data)
@@ -205,7 +203,7 @@ def test_network_is_saved_even_if_stdout_is_closed(data_dir: Path, tmp_path: Pat
     with redirect_stdout(ClosedStdout()), pytest.raises(BrokenPipeError):
         train(KNOBS, data_dir, tmp_path / "net.h5", SEEDS[:1])
     artifact = load_artifact(tmp_path / "net.h5")
-    assert read_twin(artifact, beside(artifact)) is not None
+    assert read_compiled(artifact, next_to_h5(artifact)) is not None
 
 
 def test_diverged_training_raises_a_model_error(data_dir: Path, tmp_path: Path) -> None:
@@ -318,7 +316,7 @@ class TestControlC:
         facts = artifact.card.training
         assert 1 <= facts["best_epoch"] <= facts["finished_epochs"] < facts["epochs"] == 500
         classifier = open_classifier(artifact, "litert", 1, tmp_path / "cache")
-        data = load_split(data_dir, "test", artifact.card.class_names, artifact.card.image)
+        data = load_part(data_dir, "test", artifact.card.class_names, artifact.card.image)
         measured = measure(classifier.predict(data.images), data.labels)
         assert measured.accuracy == artifact.card.metrics["test"]["accuracy"]
         assert not (tmp_path / "cache").exists()
@@ -335,11 +333,14 @@ class TestControlC:
         assert not h5_path.parent.exists()
 
 
-def test_unknown_network_is_refused_by_name(data_dir: Path, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="resnet"):
-        train(Knobs(network="resnet", image=SPEC), data_dir, tmp_path / "net.h5", [0])
-
-
 def test_output_must_be_an_h5(data_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"\.h5\. Received: .*net\.keras"):
         train(KNOBS, data_dir, tmp_path / "net.keras", [0])
+
+
+def test_folder_without_a_split_is_split_at_random(data_dir: Path, tmp_path: Path) -> None:
+    knobs = Knobs(image=SPEC, epochs=1, batch_size=8)
+    artifact = train(knobs, data_dir / "train", tmp_path / "net.h5", [0])
+    images = artifact.card.training["images"]
+    assert sum(images.values()) == 36
+    assert all(images.values())

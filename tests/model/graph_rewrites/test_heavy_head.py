@@ -7,7 +7,7 @@ from keras import layers
 
 from model.defaults import DEFAULT_MODEL_PATH
 from model.graph_rewrites import HEAVY_BYTES, patches_first, pool_first, split_heavy_head
-from model.networks.registry import load_network
+from model.networks.keras_model import load_network
 
 Tensor = keras.KerasTensor
 RECIPE = DEFAULT_MODEL_PATH.with_name("metal_defects_final.h5")

@@ -7,7 +7,7 @@ from keras import layers
 
 from model.defaults import DEFAULT_MODEL_PATH
 from model.graph_rewrites import RISING, pool_first
-from model.networks.registry import load_network
+from model.networks.keras_model import load_network
 
 Tensor = keras.KerasTensor
 IMAGES = np.random.default_rng(0).normal(size=(4, 20, 20, 3)).astype(np.float32)

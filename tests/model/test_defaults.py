@@ -2,13 +2,13 @@ from pathlib import Path
 
 import pytest
 
-from model import cores
-from model.cores import usable_cores
+from model import defaults
+from model.defaults import usable_cores
 
 
 @pytest.fixture(autouse=True)
 def _eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cores, "_schedulable_cores", lambda: 8)
+    monkeypatch.setattr(defaults, "_schedulable_cores", lambda: 8)
 
 
 def write(folder: Path, files: dict[str, str]) -> Path:

@@ -1,4 +1,4 @@
-"""Images of one piece stay in one fold, whether a manifest or equal pixels group them."""
+"""Images of one piece stay in one split and one fold, whether a manifest or equal pixels group them."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.errors import DatasetError
-from model.training.groups import assign_folds, find_groups
+from model.training.splits import assign_folds, find_groups, hold_out, split_randomly
 
 PATHS = ("a/1.png", "a/2.png", "b/1.png", "b/2.png")
 
@@ -62,7 +62,7 @@ def test_manifest_that_cannot_be_used_is_refused(tmp_path: Path, text: str, faul
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 15)), min_size=5, max_size=80))
 def test_no_group_is_ever_divided(images: list[tuple[int, int]]) -> None:
     labels, groups = (np.array(values) for values in zip(*images, strict=True))
-    folds = assign_folds(labels, groups, 5)
+    folds = assign_folds(labels, groups)
     assert all(len(set(folds[groups == group].tolist())) == 1 for group in groups)
     assert set(folds.tolist()) <= set(range(5))
 
@@ -71,7 +71,46 @@ def test_classes_are_spread_evenly() -> None:
     random = np.random.default_rng(0)
     groups = random.integers(0, 60, 600)
     labels = groups % 3
-    folds = assign_folds(labels, groups, 5)
+    folds = assign_folds(labels, groups)
     for label in range(3):
         counts = np.bincount(folds[labels == label], minlength=5)
         assert counts.min() > 0.6 * counts.mean()
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 30)), min_size=3, max_size=120))
+def test_no_group_is_divided_and_no_class_is_held_out_completely(images: list[tuple[int, int]]) -> None:
+    labels, groups = (np.array(values) for values in zip(*images, strict=True))
+    held_out = hold_out(labels, groups, np.ones(len(labels), dtype=bool), seed=0)
+    assert not set(groups[held_out].tolist()) & set(groups[~held_out].tolist())
+    assert set(labels[~held_out].tolist()) == set(labels.tolist())
+
+
+def test_share_is_about_a_tenth_of_every_class() -> None:
+    random = np.random.default_rng(0)
+    groups = random.integers(0, 300, 2000)
+    labels = groups % 4
+    names = split_randomly(labels, groups, "abcd"[: labels.max() + 1])
+    for label in range(4):
+        for name in ("valid", "test"):
+            assert 0.06 < (names[labels == label] == name).mean() < 0.16
+
+
+def test_large_groups_stay_in_training() -> None:
+    """Each class has one group of 50 and some single images, which are held out."""
+    labels = np.repeat([0, 1, 2], 58)
+    groups = np.concatenate([[100 * c] * 50 + list(range(100 * c + 1, 100 * c + 9)) for c in range(3)])
+    names = split_randomly(labels, groups, "abcd"[: labels.max() + 1])
+    assert (names[groups % 100 == 0] == "train").all()
+    assert set(labels[names == "test"].tolist()) == set(labels[names == "valid"].tolist()) == {0, 1, 2}
+
+
+def test_three_images_of_a_class_go_to_three_splits() -> None:
+    names = split_randomly(np.repeat([0, 1], 3), np.arange(6), "ab")
+    for label in range(2):
+        assert sorted(names[3 * label : 3 * label + 3].tolist()) == ["test", "train", "valid"]
+
+
+def test_class_of_one_group_is_named() -> None:
+    labels, groups = np.repeat([0, 1], 6), np.array([0, 1, 2, 3, 4, 5] + [9] * 6)
+    with pytest.raises(DatasetError, match="Too few: b"):
+        split_randomly(labels, groups, "abcd"[: labels.max() + 1])

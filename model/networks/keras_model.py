@@ -1,10 +1,11 @@
-"""Build, load and save networks. Builders map (image spec, number of classes) to a keras.Model."""
+"""Load and save Keras networks, and what the service, the card and the report read of them."""
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import h5py
 import keras
@@ -12,46 +13,9 @@ import numpy as np
 from keras import layers
 from numpy.typing import NDArray
 
-from model.array_json import PackedArray
+from model.array_json import ArrayJson
 from model.artifact import ArtifactCard
-from model.errors import ArtifactError, TrainingError
-from model.image import ImageSpec
-from model.networks.texture_cnn import texture_cnn
-
-
-def recipe_cnn(image: ImageSpec, num_classes: int) -> keras.Model:
-    """The published recipe: a dilated CNN, 3.45 M parameters and 44 M MACs at 200 x 200 x 3.
-
-    The published script divides pixels by 255 outside the network, but not when it predicts; here, the
-    network does it.
-    """
-    return keras.Sequential(
-        [
-            keras.Input(image.shape),  # (n, 200, 200, 3)
-            layers.Rescaling(1 / 255),
-            layers.Conv2D(64, 2, strides=2, activation="elu"),  # (n, 100, 100, 64)
-            layers.MaxPooling2D(2),  # (n, 50, 50, 64)
-            layers.Conv2D(128, 2, strides=2, activation="elu"),  # (n, 25, 25, 128)
-            layers.MaxPooling2D(2),  # (n, 12, 12, 128)
-            layers.Conv2D(256, 2, dilation_rate=2, activation="elu"),  # (n, 10, 10, 256)
-            layers.MaxPooling2D(2),  # (n, 5, 5, 256)
-            layers.Flatten(),
-            layers.Dense(512, activation="elu"),
-            layers.Dropout(0.3),
-            layers.Dense(num_classes, activation="softmax"),
-        ],
-        name="recipe",
-    )
-
-
-NETWORKS: dict[str, Callable[[ImageSpec, int], keras.Model]] = {"recipe": recipe_cnn, "texture": texture_cnn}
-
-
-def build_network(name: str, image: ImageSpec, num_classes: int) -> keras.Model:
-    """Build an untrained network by name. Raises TrainingError for an unknown name."""
-    if name not in NETWORKS:
-        raise TrainingError(f"A network must be one of {', '.join(NETWORKS)}. Received: {name}.")
-    return NETWORKS[name](image, num_classes)
+from model.errors import ArtifactError
 
 
 def load_network(h5_path: Path) -> keras.Model:
@@ -112,10 +76,10 @@ def named_outputs(network: keras.Model) -> dict[str, keras.KerasTensor]:
     return {"probabilities": probabilities, **shown}
 
 
-def class_weights_of(network: keras.Model) -> PackedArray | None:
+def class_weights_of(network: keras.Model) -> ArrayJson | None:
     """The head's weights (d, k) for the card, or None without a head."""
     head = find_head(network)
-    return None if head is None else PackedArray.pack(head.class_weights)
+    return None if head is None else ArrayJson.from_array(head.class_weights)
 
 
 def refuse_mismatch(network: keras.Model, card: ArtifactCard) -> None:
@@ -127,6 +91,48 @@ def refuse_mismatch(network: keras.Model, card: ArtifactCard) -> None:
             f"The network's input and output shapes must match its card: {expected[0]} and {expected[1]}. "
             f"Received: {actual[0]} and {actual[1]}."
         )
+
+
+class LayerCost(NamedTuple):
+    kind: str
+    output_shape: tuple[int, ...]
+    macs: int
+    """Multiply-accumulate operations for one image."""
+
+
+def layer_costs(network: keras.Model) -> list[LayerCost]:
+    """Cost of every convolution and dense layer, in order; pooling, activations and so on are not counted."""
+    counted = (layers.Conv2D, layers.DepthwiseConv2D, layers.Dense)
+    return [_cost_of(layer) for layer in _layers_of(network) if isinstance(layer, counted)]
+
+
+def count_macs(network: keras.Model) -> int:
+    """Multiply-accumulate operations for one image."""
+    return sum(cost.macs for cost in layer_costs(network))
+
+
+def _layers_of(network: keras.Model) -> Iterator[keras.layers.Layer]:
+    """The network's layers, with nested networks replaced by their layers."""
+    for layer in network.layers:
+        if isinstance(layer, keras.Model):
+            yield from _layers_of(layer)
+        else:
+            yield layer
+
+
+def _cost_of(layer: keras.layers.Layer) -> LayerCost:
+    output_shape = tuple(layer.output.shape[1:])
+    # Also correct for a depthwise kernel (h, w, c, 1), which does not sum over channels.
+    macs = int(np.prod(output_shape[:-1])) * int(np.prod(layer.kernel.shape))
+    return LayerCost(_kind_of(layer), output_shape, macs)
+
+
+def _kind_of(layer: keras.layers.Layer) -> str:
+    if isinstance(layer, layers.Dense):
+        return "dense"
+    kind = "depthwise" if isinstance(layer, layers.DepthwiseConv2D) else "convolution"
+    height, width = layer.kernel_size
+    return f"{kind} {height} x {width}, strides {layer.strides[0]}"
 
 
 def _refuse_lambda(h5_path: Path) -> None:

@@ -11,11 +11,10 @@ import pytest
 from keras import layers
 
 from model.artifact import ArtifactCard
-from model.errors import ArtifactError, TrainingError
+from model.errors import ArtifactError
 from model.image import ImageSpec
-from model.networks.registry import build_network, load_network, recipe_cnn, refuse_mismatch, save_network
-from model.training.network_cost import count_macs
-from model.training.recipe import Knobs
+from model.networks.keras_model import count_macs, load_network, refuse_mismatch, save_network
+from model.training.recipe import recipe_cnn
 from tests.model.conftest import CLASS_NAMES, SPEC, random_images, tiny_network
 
 NEU = ImageSpec(height=200, width=200, channels=3)
@@ -28,13 +27,7 @@ def recipe() -> keras.Model:
 
 class TestRecipe:
     def test_it_has_the_published_parameters(self, recipe: keras.Model) -> None:
-        assert Knobs().network == "recipe"
-        by_name = build_network("recipe", NEU, 6)
-        assert by_name.count_params() == recipe.count_params() == 3_445_446
-
-    def test_only_known_names_are_built(self) -> None:
-        with pytest.raises(TrainingError, match=r"one of recipe, texture\. Received: resnet"):
-            build_network("resnet", NEU, 6)
+        assert recipe.count_params() == 3_445_446
 
     def test_layers_are_the_published_ones(self, recipe: keras.Model) -> None:
         assert [type(layer).__name__ for layer in recipe.layers] == [

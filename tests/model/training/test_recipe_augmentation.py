@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 from keras.src.legacy.preprocessing.image import apply_affine_transform
 
-from model.training.augmentation import Augmentation, Warp, apply_warp, random_warp
+from model.training.augmentation import RecipeAugmentation, Warp, apply_warp, random_warp
 
 # Keras's legacy module still imports a deprecated name from SciPy.
 pytestmark = pytest.mark.filterwarnings("ignore:Please import `affine_transform`:DeprecationWarning:keras")
@@ -86,11 +86,11 @@ def test_each_image_has_its_own_warp() -> None:
 
 
 def test_defaults_are_those_of_the_recipe() -> None:
-    assert Augmentation() == Augmentation(shear_degrees=0.2, zoom=0.2, horizontal_flip=True)
+    assert RecipeAugmentation() == RecipeAugmentation(shear_degrees=0.2, zoom=0.2, horizontal_flip=True)
 
 
 def test_draws_cover_exactly_their_ranges() -> None:
-    warp = random_warp(Augmentation(shear_degrees=10, zoom=0.3), DRAWS, tf.constant([1, 2], tf.int64))
+    warp = random_warp(RecipeAugmentation(shear_degrees=10, zoom=0.3), DRAWS, tf.constant([1, 2], tf.int64))
     for drawn, low, high in (
         (warp.zoom_x, 0.7, 1.3),
         (warp.zoom_y, 0.7, 1.3),
@@ -105,20 +105,20 @@ def test_draws_cover_exactly_their_ranges() -> None:
 
 
 def test_height_and_width_are_zoomed_independently() -> None:
-    warp = random_warp(Augmentation(), DRAWS, tf.constant([1, 2], tf.int64))
+    warp = random_warp(RecipeAugmentation(), DRAWS, tf.constant([1, 2], tf.int64))
     drawn = np.stack([warp.zoom_x, warp.zoom_y, warp.shear, tf.cast(warp.flip, tf.float32)])
     correlations = np.corrcoef(drawn) - np.eye(4)
     assert np.abs(correlations).max() < 0.06
 
 
 def test_flip_can_be_disabled() -> None:
-    warp = random_warp(Augmentation(horizontal_flip=False), DRAWS, tf.constant([1, 2], tf.int64))
+    warp = random_warp(RecipeAugmentation(horizontal_flip=False), DRAWS, tf.constant([1, 2], tf.int64))
     assert not warp.flip.numpy().any()
 
 
 def test_only_equal_seeds_draw_equal_warps() -> None:
     first, again, other_seed, other_step = (
-        np.stack(random_warp(Augmentation(), 9, tf.constant(seed, tf.int64))[:3])
+        np.stack(random_warp(RecipeAugmentation(), 9, tf.constant(seed, tf.int64))[:3])
         for seed in ([3, 4], [3, 4], [5, 4], [3, 5])
     )
     assert np.array_equal(first, again)

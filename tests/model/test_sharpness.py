@@ -6,9 +6,8 @@ import pytest
 from PIL import Image, ImageFilter
 from scipy.ndimage import laplace
 
-from model.image import ImageSpec, decode
+from model.image import ROWS_APART, ImageSpec, brightness_and_sharpness, decode
 from model.image_limits import ImageLimits
-from model.image_statistics import ROWS_APART, brightness_and_sharpness
 from tests.model.pictures import Pixels, encode, noise
 
 SPEC = ImageSpec(height=200, width=200, channels=1)

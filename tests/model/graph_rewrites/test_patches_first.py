@@ -7,7 +7,7 @@ from keras import layers
 
 from model.defaults import DEFAULT_MODEL_PATH
 from model.graph_rewrites import patches_first
-from model.networks.registry import load_network
+from model.networks.keras_model import load_network
 
 IMAGES = np.random.default_rng(0).normal(size=(4, 24, 36, 3)).astype(np.float32)
 
