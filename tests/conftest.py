@@ -5,6 +5,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 from starlette.testclient import TestClient
 
@@ -13,15 +14,28 @@ from app.settings import Settings
 
 SAMPLES = Path(__file__).parent.parent / "model" / "samples"
 
+# Tests share the cores, so that an example's time says nothing.
+hypothesis.settings.register_profile("shared-cores", deadline=None)
+hypothesis.settings.load_profile("shared-cores")
+
 # A shell starts background jobs deaf to Ctrl-C, and processes inherit that: tests that press it would hang.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def _own_signal_handlers() -> Iterator[None]:
+    """A command that runs in this process sets handlers, which would end a later test quietly."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")
 def neu_dir() -> Path:
     """The real NEU images, which are not ours to ship."""
     if not os.environ.get("NEU_DATA_DIR"):
-        pytest.skip("NEU_DATA_DIR does not name a folder of the real NEU images")
+        pytest.skip("NEU_DATA_DIR does not name a folder of the real NEU images: make test NEU_DATA_DIR=DIR")
     return Path(os.environ["NEU_DATA_DIR"]).resolve(strict=True)
 
 

@@ -1,14 +1,16 @@
 """The service as it really runs: `ext-classify serve` in a process of its own."""
 
+import itertools
 import os
 import pty
+import random
 import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import NamedTuple
@@ -22,9 +24,23 @@ START_TIMEOUT_SECONDS = 60.0
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
+    """A port that no other worker of pytest-xdist gets, nor the kernel for an outgoing connection."""
+    while True:
+        port = next(_ports)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+
+
+def _own_ports() -> Iterator[int]:
+    """From a random one on, because another run of the tests may use the same ones."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    first = 10_000 + 1000 * (worker % 20)
+    own = range(first, first + 1000)
+    start = random.SystemRandom().choice(own)
+    return itertools.cycle([*range(start, own.stop), *range(own.start, start)])
+
+
+_ports = _own_ports()
 
 
 class Exchanged(NamedTuple):

@@ -101,7 +101,9 @@ class LocalServer:
         return environment | {"SSL_CERT_FILE": str(self.authority_file)}
 
     def _serve(self, app: Starlette, listening: socket.socket, **options: Any) -> None:
-        config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", **options)
+        # uvicorn's logging would close the handlers of the process, and absl's closes the stderr it was given.
+        options |= {"log_config": None, "log_level": "warning", "access_log": False}
+        config = uvicorn.Config(app, lifespan="off", **options)
         server = uvicorn.Server(config)
         thread = threading.Thread(
             target=asyncio.run, args=(server.serve(sockets=[listening]),), daemon=True, name="local-sql"

@@ -29,10 +29,14 @@ COMMAND_TIMEOUT_SECONDS = 120
 START_TIMEOUT_SECONDS = 60.0
 
 pytestmark = [
-    pytest.mark.skipif(IMAGE is None, reason="CONTAINER_IMAGE names no image"),
-    pytest.mark.skipif(os.environ.get("ENGINE") != "podman", reason="ENGINE is not podman"),
+    pytest.mark.skipif(IMAGE is None, reason="CONTAINER_IMAGE names no image: make container-test"),
     pytest.mark.skipif(
-        os.geteuid() != 0 or shutil.which("nsenter") is None, reason="only root makes networks, with nsenter"
+        os.environ.get("ENGINE") != "podman",
+        reason="ENGINE is not podman: make container-deps container-test",
+    ),
+    pytest.mark.skipif(
+        os.geteuid() != 0 or shutil.which("nsenter") is None,
+        reason="networks need root and nsenter: make container-test as root",
     ),
 ]
 

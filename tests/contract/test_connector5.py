@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent.parent
 PYTHON = ROOT / ".venv-connector5" / "bin" / "python"
 
 pytestmark = pytest.mark.skipif(
-    not PYTHON.exists(), reason="there is no .venv-connector5; make .venv-connector5/.installed makes it"
+    not PYTHON.exists(), reason="connector 5 is not installed: make .venv-connector5/.installed"
 )
 
 

@@ -42,7 +42,7 @@ rows = st.tuples(st.integers(-(1 << 63), (1 << 63) - 1), sources).map(list) | st
 ).map(list)
 batches = st.lists(rows, min_size=1, max_size=8)
 
-few = settings(deadline=None, max_examples=150, suppress_health_check=list(HealthCheck))
+few = settings(max_examples=150, suppress_health_check=list(HealthCheck))
 
 
 def post(client: TestClient, body: bytes, **headers: str) -> Any:

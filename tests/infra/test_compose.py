@@ -157,7 +157,7 @@ def test_memory_is_counted_as_in_kubernetes() -> None:
     assert bytes_of(SERVICES["nginx"]["mem_limit"]) >= bytes_of(bodies) + 2**27
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="there is no promtool: make system-deps")
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed: make system-deps")
 def test_prometheus_reads_its_configuration() -> None:
     checked = subprocess.run(
         ["promtool", "check", "config", str(INFRA / "observability" / "prometheus.yml")],  # noqa: S607

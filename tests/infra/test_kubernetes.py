@@ -102,7 +102,9 @@ def test_every_manifest_is_applied_or_said_to_be_optional() -> None:
     )
 
 
-@pytest.mark.skipif(KUBECTL is None, reason="there is no kubectl, which holds kustomize")
+@pytest.mark.skipif(
+    KUBECTL is None, reason="kubectl is not installed: https://kubernetes.io/docs/tasks/tools"
+)
 def test_kustomize_names_no_namespace_and_the_image_that_is_to_run() -> None:
     assert KUBECTL is not None
     built = subprocess.run(
@@ -295,7 +297,7 @@ def test_what_the_autoscaler_asks_for_is_computed_from_metrics_that_there_are() 
         assert used <= exposed()
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="there is no promtool: make system-deps")
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed: make system-deps")
 def test_prometheus_reads_the_adapters_queries(tmp_path: Any) -> None:
     rules = [{"record": f"a:{number}", "expr": as_asked(rule)} for number, rule in enumerate(adapter_rules())]
     path = tmp_path / "rules.yml"

@@ -21,7 +21,7 @@ from tests.test_house import ROOT
 FOLDER = ROOT / "infra" / "nginx"
 CONFIGURATION = (FOLDER / "nginx.conf").read_text(encoding="utf-8")
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
-needs_nginx = pytest.mark.skipif(NGINX is None, reason="there is no nginx")
+needs_nginx = pytest.mark.skipif(NGINX is None, reason="nginx is not installed: make system-deps")
 JSON = {"Content-Type": "application/json"}
 
 

@@ -64,7 +64,7 @@ def test_panels_lie_side_by_side_and_not_on_each_other() -> None:
         assert panel["targets"]
 
 
-@pytest.mark.skipif(PROMTOOL is None, reason="there is no promtool: make system-deps")
+@pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed: make system-deps")
 def test_prometheus_reads_the_rules(tmp_path: Path) -> None:
     assert PROMTOOL is not None
     checked = subprocess.run(
@@ -116,7 +116,7 @@ STEADY: dict[str, float] = {
 }
 
 
-@pytest.mark.skipif(PROMTOOL is None, reason="there is no promtool: make system-deps")
+@pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed: make system-deps")
 @pytest.mark.parametrize("alert", DRIFTS)
 def test_drift_is_told_from_an_ordinary_day_and_from_a_few_images(alert: str, tmp_path: Path) -> None:
     assert PROMTOOL is not None

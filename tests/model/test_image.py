@@ -450,7 +450,7 @@ def broken_files(draw: st.DrawFn) -> bytes:
 
 class TestHostileBytes:
     @given(broken_files(), st.sampled_from([1, 3]))
-    @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow])
     def test_broken_file_is_decoded_or_becomes_input_error(self, data: bytes, channels: int) -> None:
         spec = ImageSpec(height=5, width=7, channels=channels)
         try:
@@ -463,7 +463,7 @@ class TestHostileBytes:
             assert pixels.dtype == np.uint8
 
     @given(st.binary(max_size=300))
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     def test_random_bytes_become_input_error(self, data: bytes) -> None:
         with pytest.raises(InputError):
             decode(data, ImageSpec(height=5, width=7, channels=3), SMALL)

@@ -25,7 +25,7 @@ from app.workers.queue import Capacity, RowQueue
 from tests.running import free_port, wait_until
 
 REDIS = shutil.which("redis-server") or shutil.which("valkey-server")
-pytestmark = pytest.mark.skipif(REDIS is None, reason="there is no redis-server: make system-deps")
+pytestmark = pytest.mark.skipif(REDIS is None, reason="redis-server is not installed: make system-deps")
 
 
 @contextmanager

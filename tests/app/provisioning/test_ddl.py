@@ -4,7 +4,7 @@ import re
 
 import pytest
 import sqlglot
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sqlglot.tokens import Token, TokenType
 
@@ -93,7 +93,6 @@ def test_each_file_is_split_into_statements(name: str) -> None:
         assert re.match(r"(ALTER|CREATE|DELETE|DESC|DROP|GRANT|INSERT|PUT|SELECT|USE)\s", statement)
 
 
-@settings(deadline=None)
 @given(st.data(), st.sampled_from(file_names()))
 def test_no_value_changes_the_structure_of_a_statement(data: st.DataObject, name: str) -> None:
     variables = dict(PLAIN)

@@ -51,7 +51,7 @@ def serving(
     asked: Any = None, limits: ConnectionLimits | None = None
 ) -> Iterator[tuple[int, uvicorn.Server]]:
     port = free_port()
-    options: Any = {"http": HttpProtocol(limits), "lifespan": "off", "log_level": "critical", "ws": "none"}
+    options: Any = {"http": HttpProtocol(limits), "lifespan": "off", "log_config": None, "ws": "none"}
     options |= {"proxy_headers": False, "timeout_keep_alive": 2}
     server = uvicorn.Server(uvicorn.Config(asked or application, port=port, **options))
     thread = threading.Thread(target=server.run)

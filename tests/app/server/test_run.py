@@ -112,7 +112,7 @@ def test_missing_room_for_metrics_is_printed_once(room: str, tmp_path: Path) -> 
     apart = ["unshare", "-rm"]
     tried = ["sh", "-c", shlex.join([*apart, "mount", "-t", "tmpfs", "none", str(tmp_path)])]
     if subprocess.run(tried, capture_output=True, check=False).returncode != 0:
-        pytest.skip("nothing can be mounted here")
+        pytest.skip("mounting a tmpfs is not permitted: run as root, or allow user namespaces")
     serve = shlex.join([*CLI, "serve", "--workers", "2", "--port", str(free_port())])
     ran = subprocess.run(
         [*apart, "sh", "-c", f"mount -t tmpfs -o size={room} none {tmp_path} && exec {serve}"],

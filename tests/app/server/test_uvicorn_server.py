@@ -17,7 +17,7 @@ SUPERVISED = multiprocess.Process
 
 async def answers_in_the_backlog(kind: type[uvicorn.Server]) -> list[bytes]:
     """Answers to clients whose connections wait in the backlog, with a request, on shutdown."""
-    options: Any = {"http": HttpProtocol(), "lifespan": "off", "log_level": "critical", "ws": "none"}
+    options: Any = {"http": HttpProtocol(), "lifespan": "off", "log_config": None, "ws": "none"}
     listener = socket.create_server(("127.0.0.1", 0))
     server = kind(uvicorn.Config(application, timeout_keep_alive=2, **options))
     server.config.load()
@@ -40,7 +40,9 @@ async def answers_in_the_backlog(kind: type[uvicorn.Server]) -> list[bytes]:
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 def test_connections_in_the_backlog_are_answered_on_shutdown(loop: str) -> None:
-    with asyncio.Runner(loop_factory=uvicorn.Config(application, loop=loop).get_loop_factory()) as runner:
+    with asyncio.Runner(
+        loop_factory=uvicorn.Config(application, loop=loop, log_config=None).get_loop_factory()
+    ) as runner:
         answers = runner.run(answers_in_the_backlog(GracefulServer))
     assert [answer.split(b"\r\n")[0] for answer in answers] == [b"HTTP/1.1 200 OK"] * CLIENTS
 
@@ -54,7 +56,7 @@ def test_workers_drain_and_their_supervisor_closes_the_listening_sockets() -> No
     """Each worker drains its backlog; after the last one, the shared socket is closed."""
     listener = socket.create_server(("127.0.0.1", 0))
     address = listener.getsockname()
-    config = uvicorn.Config(application, http=HttpProtocol(), workers=2)
+    config = uvicorn.Config(application, http=HttpProtocol(), workers=2, log_config=None)
     supervised = {number: signal.getsignal(number) for number in multiprocess.SIGNALS}
     try:
         supervisor = Supervisor(config, [listener])

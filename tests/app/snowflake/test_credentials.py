@@ -164,7 +164,7 @@ def test_timeouts_are_rounded_up(seconds: float, limit: int) -> None:
 
 def test_connector_4_accepts_every_argument(tmp_path: Path) -> None:
     if not snowflake.connector.__version__.startswith("4."):
-        pytest.skip("another connector is installed")
+        pytest.skip("connector 4 is not installed: make dev")
     for _, settings in logins(tmp_path):
         arguments = connect_arguments(Settings(**ACCOUNT | settings, snowflake_role="R"), 4)
         assert set(arguments) <= set(DEFAULT_CONFIGURATION)
@@ -188,7 +188,7 @@ PYTHONS = [
     pytest.param(
         str(CONNECTOR_5),
         marks=pytest.mark.skipif(
-            not CONNECTOR_5.exists(), reason="run `make .venv-connector5/.installed` first"
+            not CONNECTOR_5.exists(), reason="connector 5 is not installed: make .venv-connector5/.installed"
         ),
     ),
 ]
