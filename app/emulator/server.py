@@ -101,7 +101,7 @@ class LocalServer:
         return environment | {"SSL_CERT_FILE": str(self.authority_file)}
 
     def _serve(self, app: Starlette, listening: socket.socket, **options: Any) -> None:
-        # uvicorn's logging would close the handlers of the process, and absl's closes the stderr it was given.
+        # uvicorn's logging would close every handler of the process, and with absl's the process's stderr.
         options |= {"log_config": None, "log_level": "warning", "access_log": False}
         config = uvicorn.Config(app, lifespan="off", **options)
         server = uvicorn.Server(config)

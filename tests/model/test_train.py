@@ -1,6 +1,8 @@
 """Any folder can be trained to a calibrated artifact that abstains; an interrupted training resumes."""
 
+import functools
 import io
+from collections.abc import Iterator
 from contextlib import redirect_stderr
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +15,13 @@ from app.cli.main import main
 from app.main import create_app
 from app.settings import Settings
 from model.artifact import Artifact, load_artifact
+from model.defaults import usable_cores
 from model.errors import DatasetError, TrainingError
 from model.image import ImageSpec, encode_png
 from model.networks.keras_model import count_macs, load_network
 from model.train import train
 from model.training import fit as fitting
+from model.training.distillation import TextureStatistics
 from model.training.fit import Knobs, fit, resized
 from model.training.folder import LabelledImages
 
@@ -36,6 +40,22 @@ def draw_class(class_name: str, random: np.random.Generator, side: int = 60) -> 
     }[class_name]
     grey = random.uniform(90, 160) + 40 * field + random.normal(0, 5, field.shape)
     return np.clip(grey, 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _shared_statistics() -> Iterator[None]:
+    """Compiling their network takes seconds, and all trainings here use the same one."""
+    shared = functools.cache(TextureStatistics)
+    shared(SPEC, usable_cores())  # before any seed is set, because it draws random numbers
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fitting, "TextureStatistics", shared)
+        yield
+
+
+@pytest.fixture
+def _untraced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps run without a graph: tracing one takes longer than a few steps."""
+    monkeypatch.setattr(fitting.Training, "step", fitting.Training.step.python_function)
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +119,7 @@ def test_artifact_is_served_and_shows_evidence(trained: Artifact) -> None:
     assert set(outcome["evidence"]) == {"box", "heatmap_png"}
 
 
+@pytest.mark.usefixtures("_untraced")
 def test_only_equal_seeds_give_equal_weights(data_dir: Path, tmp_path: Path) -> None:
     data = labelled(data_dir)
     knobs = replace(KNOBS, epochs=1)
@@ -127,31 +148,34 @@ def test_order_of_images_depends_on_seed_and_epoch(data_dir: Path) -> None:
     assert np.array_equal(labels, data.labels[np.concatenate(orders)])
 
 
+@pytest.mark.usefixtures("_untraced")
 def test_resumed_training_equals_an_uninterrupted_one(
     data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    knobs = replace(KNOBS, epochs=2)
     data, checkpoint = labelled(data_dir), tmp_path / "deep" / "c.npz"
-    whole = fit(data, 3, KNOBS, 5, tmp_path / "other.npz")
+    whole = fit(data, 3, knobs, 5, tmp_path / "other.npz")
     save = fitting.Training.save
 
     def save_and_stop(self: object, path: Path, finished_epochs: int) -> None:
         save(self, path, finished_epochs)
-        if finished_epochs == 2:
+        if finished_epochs == 1:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(fitting.Training, "save", save_and_stop)
     with pytest.raises(KeyboardInterrupt):
-        fit(data, 3, KNOBS, 5, checkpoint)
+        fit(data, 3, knobs, 5, checkpoint)
     monkeypatch.setattr(fitting.Training, "save", save)
     assert checkpoint.is_file()
     with redirect_stderr(io.StringIO()) as bar:
-        resumed = fit(data, 3, KNOBS, 5, checkpoint)
-    assert "67%" in bar.getvalue(), "training must resume after the second epoch"
+        resumed = fit(data, 3, knobs, 5, checkpoint)
+    assert "50%" in bar.getvalue(), "training must resume after the first epoch"
     pairs = zip(whole.network.get_weights(), resumed.network.get_weights(), strict=True)
     assert all(np.array_equal(a, b) for a, b in pairs)
     assert resumed.loss == whole.loss
 
 
+@pytest.mark.usefixtures("_untraced")
 def test_interrupted_command_says_how_to_resume(
     data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -204,6 +228,7 @@ def test_output_must_be_a_file_that_can_be_written(data_dir: Path, tmp_path: Pat
             train(data_dir, output, KNOBS)
 
 
+@pytest.mark.usefixtures("_untraced")
 def test_diverged_training_is_an_error(data_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="must be finite"):
         fit(labelled(data_dir), 3, replace(KNOBS, distillation=float("nan")), 0, tmp_path / "c.npz")

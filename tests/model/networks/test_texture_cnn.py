@@ -17,7 +17,7 @@ from model.training.recipe import recipe_cnn
 from tests.model.conftest import random_images
 
 GREY = ImageSpec(height=64, width=96, channels=1)
-COLOUR = ImageSpec(height=64, width=64, channels=3)
+COLOUR = ImageSpec(height=64, width=96, channels=3)
 
 
 @pytest.fixture(scope="module")
@@ -86,27 +86,31 @@ def test_smaller_block_keeps_the_filters_of_largest_weight() -> None:
     assert np.array_equal(thin[-3].kernel, whole[-3].kernel[..., kept])
 
 
+@pytest.fixture(scope="module")
+def statistics() -> TextureStatistics:
+    return TextureStatistics(GREY, threads=2)
+
+
 class TestTextureStatistics:
-    def test_compiled_network_gives_the_same_statistics(self) -> None:
+    def test_compiled_network_gives_the_same_statistics(self, statistics: TextureStatistics) -> None:
         images = random_images(3, GREY)
         expected = statistics_network(GREY)(images.astype(np.float32))["statistics"]
-        found = TextureStatistics(GREY, threads=2).describe(images)
+        found = statistics.describe(images)
         assert found.shape == (3, TextureStatistics.SIZE)
         assert np.allclose(found, expected, atol=1e-4)
 
-    def test_grey_and_equal_colours_give_the_same_statistics(self) -> None:
-        grey = random_images(2, ImageSpec(height=64, width=64, channels=1))
-        one = TextureStatistics(ImageSpec(height=64, width=64, channels=1), 1).describe(grey)
+    def test_grey_and_equal_colours_give_the_same_statistics(self, statistics: TextureStatistics) -> None:
+        grey = random_images(2, GREY)
+        one = statistics.describe(grey)
         three = TextureStatistics(COLOUR, 1).describe(np.repeat(grey, 3, axis=-1))
         assert np.allclose(one, three, atol=1e-3)
 
-    def test_statistics_distinguish_textures(self) -> None:
+    def test_statistics_distinguish_textures(self, statistics: TextureStatistics) -> None:
         """Stripes and noise, without which distillation would be useless."""
         random = np.random.default_rng(0)
         noise = random.integers(0, 256, (6, *GREY.shape), dtype=np.uint8)
         stripes = np.zeros_like(noise)
         stripes[:, ::4] = 200
         stripes += random.integers(0, 40, stripes.shape, dtype=np.uint8)
-        network = TextureStatistics(GREY, 1)
-        a, b = network.describe(noise), network.describe(stripes)
+        a, b = statistics.describe(noise), statistics.describe(stripes)
         assert np.linalg.norm(a.mean(0) - b.mean(0)) > 5 * np.linalg.norm(a.std(0) + b.std(0))
