@@ -10,6 +10,7 @@ IMAGE ?= ext-classify
 TARGET ?= serve
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 TESTED_IMAGE = localhost/ext-classify:test
+PYTEST = $(DEV)/pytest -n logical --maxprocesses 8 --dist worksteal
 NEEDS_DATA = @test -n "$(DATA)" || { echo "DATA must be the folder of images: make $@ DATA=DIR"; exit 2; }
 
 SERVE = .venv/bin
@@ -21,7 +22,7 @@ TO_ONNX = TF_CPP_MIN_LOG_LEVEL=3 .venv-bench-peers/bin/python -W ignore $(PEERS)
 UV_COMPILE = $(DEV)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-annotate --no-header
 
-.PHONY: help setup dev run test lint fuzz audit bench bench-serving tune-peers train train-recipe evaluate crossvalidate samples system-deps \
+.PHONY: help setup dev run test quick lint fuzz audit bench bench-serving tune-peers train train-recipe evaluate crossvalidate samples system-deps \
 	container-deps container-base container container-audit release container-test lock clean
 
 help: ## list the targets
@@ -34,8 +35,11 @@ dev: .venv-dev/.installed ## create .venv-dev, to train, compile, check and test
 run: setup ## start the service, classify the samples with SQL, keep serving (IMAGES=DIR, PORT=8000)
 	@$(SERVE)/ext-classify demo $(if $(PORT),--port $(PORT)) $(if $(IMAGES),--images "$(IMAGES)")
 
-test: .venv-dev/.installed .venv-connector5/.installed ## run all tests (NEU_DATA_DIR=DIR adds those on the real images)
-	$(DEV)/pytest
+test: .venv-dev/.installed .venv-connector5/.installed ## run all tests (NEU_DATA_DIR=DIR adds real images; ORDER=random, or ORDER=SEED repeats one)
+	$(PYTEST) $(if $(ORDER),-p randomly --randomly-seed=$(ORDER:random=default))
+
+quick: .venv-dev/.installed ## run the fast tests, in a minute and a half
+	$(PYTEST) -m "not slow"
 
 lint: .venv-dev/.installed ## check formatting, lint rules, import layers, SQL, the Dockerfile and types
 	$(DEV)/ruff format --check .

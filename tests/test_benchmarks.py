@@ -34,6 +34,8 @@ from tests.benchmarks.serving_tables import write_tables
 from tests.benchmarks.tables import RESULTS
 from tests.benchmarks.window import ClosedWindow, quantile
 
+pytestmark = pytest.mark.slow
+
 FILES = [b"first", b"second", b"third"]
 JOB = Job(port=0, path="/snowflake/1", form="snowflake", rows=1, seconds=0.3, warm_up_seconds=0.0)
 

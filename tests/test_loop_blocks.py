@@ -26,6 +26,8 @@ from tests.benchmarks.hostile_bodies import (
 )
 from tests.benchmarks.loop_blocks import Block, exchange, idle_block, running_prober, table_row
 
+pytestmark = pytest.mark.slow
+
 LIMIT_BYTES = 64 * 1024 * 1024
 BLOCK_SECONDS = 0.4
 SERVER = f"""

@@ -14,6 +14,8 @@ from app.settings import Settings
 from model.errors import InputError
 from tests.running import free_port, running_demo, running_service
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"<!-- runs -->\n```sh\n(.*?)```", README, re.DOTALL)

@@ -30,6 +30,8 @@ from tests.benchmarks.servers import Server, answering
 from tests.benchmarks.tune_peers import GRIDS
 from tests.conftest import SAMPLES
 
+pytestmark = pytest.mark.slow
+
 RECIPE, STEEL = NETWORKS
 IMAGE = (SAMPLES / "scratches.png").read_bytes()
 # Written out, and not by the code under test: the engine that each label names, and the file that it takes.

@@ -87,6 +87,7 @@ def test_batch_without_urls_spends_no_time_on_fetching(sample: bytes) -> None:
     assert steps.predict.seconds > 0
 
 
+@pytest.mark.slow
 def test_corrupt_image_releases_its_pixels(sample: bytes, monkeypatch: Any) -> None:
     opened: list[weakref.ref[Any]] = []
     refuse_costly_content = image_module.refuse_costly_content
@@ -192,6 +193,7 @@ def test_only_the_request_that_makes_the_engine_fail_fails(sample: bytes) -> Non
     assert measured == [1] * 7
 
 
+@pytest.mark.slow
 def test_images_that_wait_to_be_decoded_are_bounded(sample: bytes) -> None:
     """A small body can name many large files; only a few are fetched while no process is free."""
     artifact = load_artifact(DEFAULT_MODEL_PATH)

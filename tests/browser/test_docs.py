@@ -11,7 +11,10 @@ from tests.running import running_service
 
 CHROMIUM = shutil.which("chromium")
 
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason="chromium is not installed: make system-deps")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not CHROMIUM, reason="chromium is not installed: make system-deps"),
+]
 
 
 @pytest.fixture

@@ -20,7 +20,10 @@ from tests.running import exchange, logging_service, running_service, wait_until
 
 CHROMIUM = shutil.which("chromium")
 
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason="chromium is not installed: make system-deps")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not CHROMIUM, reason="chromium is not installed: make system-deps"),
+]
 
 ARGUMENTS = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--disable-background-networking"]
 PATIENCE_MS = 30_000

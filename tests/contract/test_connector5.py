@@ -16,9 +16,12 @@ from tests.conftest import SAMPLES
 ROOT = Path(__file__).parent.parent.parent
 PYTHON = ROOT / ".venv-connector5" / "bin" / "python"
 
-pytestmark = pytest.mark.skipif(
-    not PYTHON.exists(), reason="connector 5 is not installed: make .venv-connector5/.installed"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not PYTHON.exists(), reason="connector 5 is not installed: make .venv-connector5/.installed"
+    ),
+]
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,8 @@ from app.emulator import LocalServer
 from app.provisioning.ddl import load
 from tests.app.emulator.sql import Sql
 
+pytestmark = pytest.mark.slow
+
 NAMES = {"database": "LOCAL", "schema": "PUBLIC", "warehouse": "small"}
 IMAGES_A_DAY = 120
 

@@ -6,6 +6,7 @@ import uuid
 import zlib
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
@@ -14,6 +15,8 @@ from app.names import BATCH_ID_HEADER
 from app.outcome import Outcome
 from tests.app.forms import text_of
 from tests.conftest import SAMPLES
+
+pytestmark = pytest.mark.slow
 
 OUTCOME_KEYS = set(Outcome.__annotations__)
 IMAGES = [text_of(path.read_bytes()) for path in sorted(SAMPLES.glob("*.png"))]

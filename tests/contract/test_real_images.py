@@ -18,6 +18,8 @@ from model.training.metrics import measure
 from tests.app.forms import text_of
 from tests.running import running_service
 
+pytestmark = pytest.mark.slow
+
 BROKEN = ["", "?", text_of(b"GIF89a"), 7, None, {"a": 1}, "http://a/b", "https://a/b", "@s/a", "QUJD"]
 
 

@@ -14,6 +14,8 @@ from app.provisioning.ddl import load
 from app.provisioning.upload import find_files, upload
 from tests.conftest import SAMPLES
 
+pytestmark = pytest.mark.slow
+
 NAMES = {
     "database": "LOCAL",
     "schema": "PUBLIC",

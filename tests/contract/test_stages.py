@@ -21,6 +21,8 @@ from tests.contract.source_table import CELLS, ENVIRONMENT, answer_of, classify,
 from tests.running import running_service
 from tests.snowflake_front import LOGIN, QUERY, Answer, Asked, Front, failure, front
 
+pytestmark = pytest.mark.slow
+
 HOST = f"https://{ACCOUNT_HOST}"
 FILES = f"{HOST}/api/files/LOCAL/PUBLIC"
 LABELS = {path.name: path.stem.capitalize() for path in sorted(SAMPLES.glob("*.png"))}

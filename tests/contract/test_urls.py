@@ -14,6 +14,8 @@ import trustme
 from tests.conftest import SAMPLES
 from tests.running import running_service
 
+pytestmark = pytest.mark.slow
+
 
 class Store(BaseHTTPRequestHandler):
     """Serves the samples under signed URLs, and one URL for each kind of failure."""
@@ -59,7 +61,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]
     authority.issue_cert("localhost").configure_cert(context)
     with ThreadingHTTPServer(("127.0.0.1", 0), Store) as server:
         server.socket = context.wrap_socket(server.socket, server_side=True)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield f"localhost:{server.server_address[1]}", certificate
         server.shutdown()
 

@@ -207,6 +207,7 @@ def test_the_readme_registers_as_the_command_takes_it(
 # --- Amazon
 
 
+@pytest.mark.slow
 def test_cfn_lint_finds_nothing() -> None:
     matches = lint_file(CLOUDFORMATION, ManualArgs(regions=["us-east-1", "eu-central-1"]))
     assert [str(match) for match in matches] == []

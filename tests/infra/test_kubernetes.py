@@ -102,6 +102,7 @@ def test_every_manifest_is_applied_or_said_to_be_optional() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     KUBECTL is None, reason="kubectl is not installed: https://kubernetes.io/docs/tasks/tools"
 )

@@ -18,6 +18,8 @@ from app.settings import Settings
 from tests.running import Exchanged, exchange, free_port, wait_until
 from tests.test_house import ROOT
 
+pytestmark = pytest.mark.slow
+
 FOLDER = ROOT / "infra" / "nginx"
 CONFIGURATION = (FOLDER / "nginx.conf").read_text(encoding="utf-8")
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")

@@ -14,6 +14,8 @@ from prometheus_client import REGISTRY
 from app.telemetry import metrics  # noqa: F401 - registers what is counted
 from tests.test_house import ROOT
 
+pytestmark = pytest.mark.slow
+
 FOLDER = ROOT / "infra" / "observability"
 ALERTS = (FOLDER / "alerts.yml").read_text(encoding="utf-8")
 DASHBOARD: dict[str, Any] = json.loads((FOLDER / "dashboard.json").read_text(encoding="utf-8"))

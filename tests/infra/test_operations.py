@@ -156,6 +156,7 @@ def test_every_event_of_the_log_is_explained_with_its_fields() -> None:
     assert told == events
 
 
+@pytest.mark.slow
 def test_every_other_line_of_the_log_is_explained() -> None:
     written = {
         str(call.args[0].value)

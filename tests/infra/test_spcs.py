@@ -149,6 +149,7 @@ def test_clauses_stand_in_the_order_of_the_reference(kind: str) -> None:
         assert min(places) > 0
 
 
+@pytest.mark.slow
 def test_sqlfluff_finds_nothing_to_mend() -> None:
     linter = Linter(config=FluffConfig.from_path(str(FOLDER)))
     found = linter.lint_paths((str(FOLDER),))

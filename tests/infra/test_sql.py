@@ -11,6 +11,8 @@ from sqlfluff.core import FluffConfig, Linter
 from app.provisioning.ddl import FOLDER, VARIABLES, file_names, load, variables_of
 from tests.app.provisioning.test_ddl import PLAIN
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent.parent
 README = (FOLDER / "README.md").read_text(encoding="utf-8")
 STATEMENTS = [(name, statement) for name in file_names() for statement in load(name, PLAIN)]

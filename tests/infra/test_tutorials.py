@@ -16,6 +16,8 @@ from app.cli.main import parse_arguments
 from app.cli.plan.sizing import PRICES, load_prices
 from tests.infra.tutorials import FOLDER, ROOT, PageIsWrong, blocks_of, copy_clone, follow
 
+pytestmark = pytest.mark.slow
+
 PAGES = sorted(path.stem for path in FOLDER.glob("*.md"))
 CLOUDFORMATION = "infra/aws/ext_classify.yaml"
 AWS_ANSWERS = {

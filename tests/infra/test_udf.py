@@ -26,6 +26,8 @@ from model.image_limits import ImageLimits
 from tests.app.provisioning.test_ddl import PLAIN
 from tests.conftest import SAMPLES
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent.parent
 SAMPLE_NAMES = sorted(path.name for path in SAMPLES.glob("*.png"))
 FUNCTIONS = [s for s in load("14_warehouse_functions.sql", PLAIN) if s.startswith("CREATE OR REPLACE")]

@@ -12,6 +12,7 @@ from model.array_json import ArrayJson
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False, width=32)
 
 
+@pytest.mark.slow
 @given(arrays(np.float32, array_shapes(max_dims=3, max_side=5), elements=NUMBERS))
 def test_array_round_trips(array: np.ndarray) -> None:
     json_array = ArrayJson.model_validate_json(ArrayJson.from_array(array).model_dump_json())

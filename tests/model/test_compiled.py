@@ -24,6 +24,8 @@ from model.networks.keras_model import save_network
 from model.tensorflow_engine import open_tensorflow
 from tests.model.conftest import random_images, tiny_network
 
+pytestmark = pytest.mark.slow
+
 IMAGES = random_images(16)
 
 

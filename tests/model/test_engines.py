@@ -22,6 +22,8 @@ from model.training.recipe import recipe_cnn
 from model.training.save import save
 from tests.model.conftest import CLASS_NAMES, SPEC, random_images, tiny_network
 
+pytestmark = pytest.mark.slow
+
 ENGINES = ("litert", "tensorflow")
 IMAGES = random_images(32)
 every_engine = pytest.mark.parametrize("engine", ENGINES)

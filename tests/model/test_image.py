@@ -449,6 +449,7 @@ def broken_files(draw: st.DrawFn) -> bytes:
 
 
 class TestHostileBytes:
+    @pytest.mark.slow
     @given(broken_files(), st.sampled_from([1, 3]))
     @settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow])
     def test_broken_file_is_decoded_or_becomes_input_error(self, data: bytes, channels: int) -> None:

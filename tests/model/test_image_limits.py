@@ -144,6 +144,7 @@ class TestRunLengthBmp:
         with pytest.raises(ImageTooLarge, match=r"10 x 10 pixels must have at most 65756 bytes\."):
             decode_small(padded)
 
+    @pytest.mark.slow
     def test_runs_of_one_pixel_are_decoded(self) -> None:
         bitmap = rle_bmp(1000, 1000)
         content = bitmap.index(b"\xff\7\xff\7")

@@ -6,6 +6,8 @@ import pytest
 from model.novelty import OUT_OF_DISTRIBUTION, Novelty, distances_between, reasons_to_abstain
 from model.training.calibration import FALSE_ABSTENTION, expected_accuracy, fit_novelty, fit_temperature
 
+pytestmark = pytest.mark.slow
+
 CLASSES, SIZE = 3, 8
 
 

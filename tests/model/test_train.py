@@ -25,6 +25,8 @@ from model.training.distillation import TextureStatistics
 from model.training.fit import Knobs, fit, resized
 from model.training.folder import LabelledImages
 
+pytestmark = pytest.mark.slow
+
 SPEC = ImageSpec(height=48, width=48, channels=1)
 KNOBS = Knobs(image=SPEC, epochs=3, batch_size=8)
 CLASSES = ("checked", "grainy", "striped")

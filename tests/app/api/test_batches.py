@@ -21,6 +21,8 @@ from app.settings import Settings
 from tests.app.forms import post_rows, text_of
 from tests.running import exchange, logging_service, running_service, wait_until
 
+pytestmark = pytest.mark.slow
+
 JSON = {"Content-Type": "application/json"}
 
 

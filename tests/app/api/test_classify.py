@@ -311,6 +311,7 @@ def test_length_of_too_many_digits_is_refused(client: TestClient) -> None:
     assert client.post("/classify", content=b"{}", headers=headers).status_code == 400
 
 
+@pytest.mark.slow
 def test_gzip_bomb_is_refused(client: TestClient) -> None:
     bomb = gzip.compress(bytes(200 * 1024 * 1024))
     answer = client.post("/classify", content=bomb, headers={**JSON, "Content-Encoding": "gzip"})

@@ -21,6 +21,8 @@ from tests.app.forms import text_of
 from tests.app.workers.costly_jpeg import costly_jpeg
 from tests.running import Exchanged, exchange, free_port, logging_service, wait_until
 
+pytestmark = pytest.mark.slow
+
 JSON = {"Content-Type": "application/json"}
 IMAGE = {"Content-Type": "image/png"}
 

@@ -68,6 +68,7 @@ def test_failure_of_the_work_is_raised() -> None:
         asyncio.run(while_connected(request_of(then_wait=True), work()))
 
 
+@pytest.mark.slow
 def test_rows_of_a_disconnected_client_are_not_classified(sample: bytes, tmp_path: Path) -> None:
     log = tmp_path / "log"
     body = json.dumps({"data": [[n, text_of(sample)] for n in range(2000)]}).encode()

@@ -20,6 +20,8 @@ from tests.conftest import SAMPLES
 from tests.model.pictures import encode, encode_array, noise
 from tests.running import exchange, logging_service, wait_until
 
+pytestmark = pytest.mark.slow
+
 JSON = {"Content-Type": "application/json"}
 
 

@@ -18,6 +18,8 @@ from app.client import is_ready
 from tests.app.forms import text_of
 from tests.running import free_port, running_service
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:

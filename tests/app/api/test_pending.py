@@ -360,6 +360,7 @@ def post_image(port: int, image: bytes) -> int:
     return exchange(port, "POST", "/classify", image, {"Content-Type": "image/png"}).status
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_chunked", [False, True])
 def test_stalled_bodies_block_neither_images_nor_batches(
     crowded: int, sample: bytes, *, is_chunked: bool

@@ -19,6 +19,8 @@ from tests.app.forms import text_of
 from tests.app.workers.test_host import children, command_of, needs_proc
 from tests.running import Exchanged, exchange, logging_service, wait_until
 
+pytestmark = pytest.mark.slow
+
 JSON = {"Content-Type": "application/json"}
 
 

@@ -51,7 +51,7 @@ class Issuer:
                 pass
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}/keys"
 
     def jwk(self, number: int) -> dict[str, Any]:
@@ -144,6 +144,7 @@ def test_invalid_token_is_rejected(issuer: Issuer, token: Any) -> None:
         subject_of(TokenVerifier(ISSUER, AUDIENCE, issuer.url), token())
 
 
+@pytest.mark.slow
 def test_token_is_valid_until_it_expires(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokens, "_LEEWAY_SECONDS", 0)
     verifier, token = TokenVerifier(ISSUER, AUDIENCE, issuer.url), token_of(exp=time.time() + 2)

@@ -67,6 +67,7 @@ async def reached(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(0.005)
 
 
+@pytest.mark.slow
 def test_retries_join_the_running_batch_and_receive_the_same_bytes() -> None:
     async def check(batches: Batches, classifier: Classifier) -> None:
         sent = [await send(batches, batch_of()) for _ in range(50)]

@@ -204,6 +204,7 @@ def test_every_replica_answers_polls_for_a_deferred_batch(port: int) -> None:
     run(check)
 
 
+@pytest.mark.slow
 def test_batch_of_a_replica_that_died_is_restarted(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(redis_store, "LEASE_SECONDS", 0.5)
 
@@ -222,6 +223,7 @@ def test_batch_of_a_replica_that_died_is_restarted(port: int, monkeypatch: pytes
     run(check)
 
 
+@pytest.mark.slow
 def test_lease_lasts_as_long_as_its_holder(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(redis_store, "LEASE_SECONDS", 0.2)
     monkeypatch.setattr(redis_store, "LOOK_SECONDS", 0.02)
@@ -334,6 +336,7 @@ def test_restarted_batch_counts_as_pending(port: int, monkeypatch: pytest.Monkey
     run(check)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["down", "hangs"])
 def test_replica_works_alone_while_redis_is_unavailable(how: str) -> None:
     async def check() -> None:
@@ -483,6 +486,7 @@ def test_entry_of_another_type_is_ignored(port: int, kind: str) -> None:
     run(check)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("expiry", [[], ["PX", "100000000"]], ids=["none", "too late"])
 def test_lease_without_a_valid_expiry_expires(
     port: int, monkeypatch: pytest.MonkeyPatch, expiry: list[str]

@@ -28,6 +28,8 @@ from tests.app.workers.test_host import children
 from tests.conftest import SAMPLES
 from tests.running import CLI, running_service, wait_until
 
+pytestmark = pytest.mark.slow
+
 STAGE = "@local.public.photos"
 FORMATS = ["csv", "json", "jsonl", "parquet"]
 each_format = pytest.mark.parametrize("suffix", FORMATS)

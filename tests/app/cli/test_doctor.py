@@ -91,6 +91,7 @@ def test_more_processes_than_cores_are_a_note(doctor: Doctor, monkeypatch: pytes
     assert doctor.run()["cores"]["state"] == "note"
 
 
+@pytest.mark.slow
 def test_port_in_use_is_accepted_only_if_ext_classify_uses_it(
     doctor: Doctor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -232,6 +233,7 @@ def test_failed_login_is_reported_without_the_token(doctor: Doctor, monkeypatch:
     assert "of-the-mill" not in found["said"]
 
 
+@pytest.mark.slow
 def test_user_logs_in_and_finds_the_function(
     doctor: Doctor, server: LocalServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -248,6 +250,7 @@ def test_user_logs_in_and_finds_the_function(
     assert "LOCAL" in found["your login"]["said"]
 
 
+@pytest.mark.slow
 def test_gateway_that_reaches_the_service_passes(doctor: Doctor) -> None:
     with running_service() as url:
         found = doctor.run("--gateway", f"{url}/classify")

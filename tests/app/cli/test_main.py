@@ -18,6 +18,8 @@ from model.defaults import DEFAULT_MODEL_PATH
 from tests.conftest import SAMPLES
 from tests.running import CLI, free_port, running_demo, running_service
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:

@@ -19,6 +19,8 @@ from model.defaults import DEFAULT_MODEL_PATH
 from tests.conftest import SAMPLES
 from tests.running import CLI, free_port, running_service
 
+pytestmark = pytest.mark.slow
+
 ROLE_ARN = "arn:aws:iam::123456789012:role/gateway"
 LABELS = "SELECT relative_path, ext_classify(file_url):label::string AS label FROM DIRECTORY(@images)"
 

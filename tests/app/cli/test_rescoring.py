@@ -23,6 +23,8 @@ from tests.app.emulator.sql import Sql
 from tests.conftest import SAMPLES
 from tests.running import CLI, wait_until
 
+pytestmark = pytest.mark.slow
+
 FILES = 60
 STAGE = "local.public.photos"
 TABLE = "local.public.answers"

@@ -16,6 +16,8 @@ from model.defaults import DEFAULT_MODEL_PATH
 from tests.conftest import SAMPLES
 from tests.running import CLI, run_on_a_terminal, running_service, shown_on_a_terminal
 
+pytestmark = pytest.mark.slow
+
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 

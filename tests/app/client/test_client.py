@@ -109,6 +109,7 @@ def without_exceptions(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
+@pytest.mark.slow
 @each_client
 def test_image_is_bytes_a_path_or_a_source(client: AnyClient, url: str) -> None:
     path = SAMPLES / "pitted.png"
@@ -283,6 +284,7 @@ def test_single_too_large_image_does_not_affect_the_others(service: RemoteServic
     assert big["error"] == refusal["error"]
 
 
+@pytest.mark.slow
 def test_response_is_read_if_the_server_rejects_the_body_early() -> None:
     """The service closes the connection while the client is still sending 30 MB."""
     with running_service(EXT_CLASSIFY_MAX_BODY_BYTES="1000000") as url:
@@ -347,6 +349,7 @@ def test_close_stops_pending_retries(service: RemoteService) -> None:
             client.classify("a")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hangs", [True, False])
 def test_closing_the_iterator_early_does_not_wait(service: RemoteService, hangs: bool) -> None:
     """It waits neither for a hanging request nor for a retry, and sends no more batches."""
@@ -369,6 +372,7 @@ def test_closing_the_iterator_early_does_not_wait(service: RemoteService, hangs:
     assert settled(lambda: len(service.received)) < 20
 
 
+@pytest.mark.slow
 def test_closing_the_async_iterator_early_leaves_no_task(service: RemoteService) -> None:
     service.respond = lambda received: echo(received) if received.rows[0][1] == "0" else Reply(503)
 
@@ -416,6 +420,7 @@ def test_proxy_is_used_for_other_hosts(service: RemoteService, monkeypatch: pyte
     assert Blocking("http://mill.example").classify("a") == echoed("a")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_unknown_host_and_untrusted_certificate_are_not_retried(scheme: str) -> None:
     with LocalServer() as server:
@@ -428,6 +433,7 @@ def test_unknown_host_and_untrusted_certificate_are_not_retried(scheme: str) -> 
     assert scheme == "http" or "certificate" in str(refused.value).lower()
 
 
+@pytest.mark.slow
 def test_client_waits_at_least_retry_after(service: RemoteService) -> None:
     replies = iter([Reply(429, b"", {"Retry-After": "1"}), answer([OUTCOME])])
     service.respond = lambda _: next(replies)

@@ -27,6 +27,7 @@ def f(function: Function) -> None:
     function("f(a VARCHAR)", "VARCHAR", "MAX_BATCH_ROWS = 50")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("f")
 def test_faults_do_not_change_the_result(
     sql: Sql, service: RemoteService, server: LocalServer, numbers: int
@@ -40,6 +41,7 @@ def test_faults_do_not_change_the_result(
     assert counts["batches"] + counts["repeated"] + counts["dropped"] == len(service.received)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("f")
 def test_repeated_batch_has_the_same_bytes(
     sql: Sql, service: RemoteService, server: LocalServer, numbers: int

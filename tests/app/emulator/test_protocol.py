@@ -156,6 +156,7 @@ def test_sessions_do_not_share_role_and_schema(server: LocalServer, sql: Sql) ->
         assert sql.value("SELECT CURRENT_SCHEMA()") != "OF_THE_OTHER"
 
 
+@pytest.mark.slow
 def test_concurrent_sessions_get_their_own_answers(
     server: LocalServer, function: Function, service: RemoteService, sql: Sql
 ) -> None:
@@ -172,6 +173,7 @@ def test_concurrent_sessions_get_their_own_answers(
         assert all(threads.map(work, range(8)))
 
 
+@pytest.mark.slow
 def test_threads_of_one_session_get_their_own_answers(sql: Sql, server: LocalServer, tmp_path: Path) -> None:
     """As in `upload`, they share one connection, which holds one result of DuckDB at a time."""
     (tmp_path / "a.png").write_bytes(b"x")
@@ -348,6 +350,7 @@ def test_console_gets_names_and_json(
 # Shutdown.
 
 
+@pytest.mark.slow
 def test_two_servers_are_independent(server: LocalServer) -> None:
     with LocalServer() as another, Sql(another) as sql:
         sql.rows("CREATE TABLE only_here (a INT)")
@@ -361,6 +364,7 @@ def test_two_servers_are_independent(server: LocalServer) -> None:
         assert before.value("SELECT 1") == 1
 
 
+@pytest.mark.slow
 def test_shutdown_does_not_wait_for_a_query_that_retries(service: RemoteService) -> None:
     """The retries would last for ten minutes."""
     asked = threading.Event()

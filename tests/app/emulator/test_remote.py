@@ -317,6 +317,7 @@ def test_other_status_ends_the_query_at_once(
     assert len(service.received) == 1
 
 
+@pytest.mark.slow
 def test_service_that_stays_overloaded_ends_the_query(
     sql: Sql, service: RemoteService, function: Function
 ) -> None:
@@ -328,6 +329,7 @@ def test_service_that_stays_overloaded_ends_the_query(
     assert len(service.received) > 2
 
 
+@pytest.mark.slow
 def test_unreachable_service_ends_the_query(sql: Sql, function: Function) -> None:
     function("f(a VARCHAR)")
     with RemoteService() as gone:
@@ -358,6 +360,7 @@ def test_deferred_batch_is_polled_without_a_body(
     assert server.local.queries.finished[sql.query_id].counts["polls"] == 2
 
 
+@pytest.mark.slow
 def test_throttled_poll_is_retried_as_a_poll(sql: Sql, service: RemoteService, function: Function) -> None:
     replies = iter([Reply(202), Reply(429), DROP, answer(["done"])])
     service.respond = lambda _: next(replies)

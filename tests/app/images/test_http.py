@@ -167,6 +167,7 @@ def test_endless_body_is_cut_off() -> None:
         fetch(respond, max_image_bytes=1_000_000)
 
 
+@pytest.mark.slow
 def test_slow_body_times_out() -> None:
     async def respond(_: str, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
@@ -298,6 +299,7 @@ def test_unknown_host_is_an_error_without_the_resolver_s_message() -> None:
     assert "not known" not in raised.value.message
 
 
+@pytest.mark.slow
 def test_concurrent_fetches_are_limited_and_queueing_does_not_count_as_fetch_time() -> None:
     running = peak = 0
 

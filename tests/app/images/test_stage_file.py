@@ -167,6 +167,7 @@ PERCENT_ENCODED = st.lists(
 ).map("".join)
 
 
+@pytest.mark.slow
 @given(PERCENT_ENCODED)
 def test_percent_decoding_equals_urllib_s(text: str) -> None:
     try:

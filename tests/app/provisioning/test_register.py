@@ -172,6 +172,7 @@ def without(name: str) -> Answer:
     return lambda rows: [row for row in rows if row["property"] != name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hides", [False, True])
 def test_function_of_another_integration_is_replaced(console: ScriptedConsole, hides: bool) -> None:
     run(console)
@@ -199,6 +200,7 @@ def test_manually_altered_function_is_replaced(console: ScriptedConsole) -> None
     assert list(outcomes(run(console)).values()).count("replaced") == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["my fn", "a(b", "a(VARCHAR) RETURN", "a%_\\b", 'say ""hi""', "x'y"])
 def test_quoted_names_are_unchanged_the_second_time_and_keep_their_grants(
     console: ScriptedConsole, name: str
@@ -289,6 +291,7 @@ def test_client_side_encrypted_stage_is_noted(console: ScriptedConsole) -> None:
     assert 'Note: the files of stage "LOCAL"."PUBLIC"."IMAGES" are client-side encrypted' in run(console)
 
 
+@pytest.mark.slow
 def test_external_stage_is_granted_usage(console: ScriptedConsole) -> None:
     run(console)
     console.scripted["SHOW STAGES"] = lambda rows: [row | {"type": "EXTERNAL"} for row in rows]

@@ -189,6 +189,7 @@ def test_ambiguous_framing_is_rejected(port: int, said: bytes) -> None:
     assert error["retryable"] is False
 
 
+@pytest.mark.slow
 def test_slow_head_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "HEAD_TIMEOUT_SECONDS", 0.3)
     with serving() as (port, _), connect(port) as slow:
@@ -208,6 +209,7 @@ def test_slow_head_of_a_later_request_times_out(monkeypatch: pytest.MonkeyPatch)
         assert refusal_of(read_all(slow))[0] == 408
 
 
+@pytest.mark.slow
 def test_idle_connection_is_closed_without_an_answer() -> None:
     with serving() as (port, server), connect(port) as silent:
         wait_until(lambda: len(server.server_state.connections) == 1)
@@ -227,6 +229,7 @@ def test_hundreds_of_incomplete_requests_do_not_block_other_clients(port: int) -
                 assert connected.recv(100).startswith(b"HTTP/1.1 200")
 
 
+@pytest.mark.slow
 def test_client_that_does_not_read_its_answer_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "WRITE_TIMEOUT_SECONDS", 0.3)
     with serving() as (port, server), connect(port) as deaf:
@@ -246,6 +249,7 @@ def test_connection_serves_several_requests(port: int) -> None:
             assert received.startswith(b"HTTP/1.1 200")
 
 
+@pytest.mark.slow
 def test_client_that_reads_slowly_gets_its_whole_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "WRITE_TIMEOUT_SECONDS", 0.3)
     with serving() as (port, _), connect(port) as slow:
@@ -258,6 +262,7 @@ def test_client_that_reads_slowly_gets_its_whole_answer(monkeypatch: pytest.Monk
             time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_blank_lines_do_not_keep_a_connection_open() -> None:
     with serving() as (port, server), connect(port) as idle:
         idle.sendall(GET)
@@ -266,6 +271,7 @@ def test_blank_lines_do_not_keep_a_connection_open() -> None:
         wait_until(lambda: not server.server_state.connections)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asked_before", [False, True])
 def test_request_that_arrives_during_shutdown_is_answered(*, asked_before: bool) -> None:
     with serving() as (port, server), connect(port) as late:
@@ -299,6 +305,7 @@ class Busy:
 BUSY = b"POST /busy HTTP/1.1\r\nHost: a\r\nContent-Length: 500000\r\n\r\n"
 
 
+@pytest.mark.slow
 def test_early_rejection_needs_neither_the_body_nor_the_app() -> None:
     app = Busy()
     with serving(app) as (port, server), connect(port) as caller:
@@ -351,6 +358,7 @@ def send_much(connected: socket.socket, heads: bytes) -> None:
         sent += connected.send(heads[sent % len(heads) :])
 
 
+@pytest.mark.slow
 def test_client_that_does_not_read_gets_no_early_rejections() -> None:
     """They would pile up; the application waits for the client and stops reading from it."""
     app = Busy()
@@ -364,6 +372,7 @@ def test_client_that_does_not_read_gets_no_early_rejections() -> None:
         assert there.transport.get_write_buffer_size() < 1_000_000
 
 
+@pytest.mark.slow
 def test_pipelined_requests_behind_a_slow_one_are_rejected_in_order() -> None:
     async def slow(scope: Any, receive: Any, send: Any) -> None:
         await asyncio.sleep(0.3)
@@ -379,6 +388,7 @@ def test_pipelined_requests_behind_a_slow_one_are_rejected_in_order() -> None:
     assert statuses == [b"200", *[b"429"] * 600, b"200"]
 
 
+@pytest.mark.slow
 def test_many_pipelined_requests_do_not_count_as_one_head(port: int) -> None:
     """The last of them is incomplete."""
     with connect(port) as caller:
@@ -420,6 +430,7 @@ def answers_to(port: int, *pieces: bytes) -> list[bytes]:
     ]
 
 
+@pytest.mark.slow
 def test_trailers_do_not_become_headers(echo_port: int) -> None:
     head = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
     sent = head + b"2\r\nhi\r\n0\r\nX-API-Key: secret\r\n\r\n"
@@ -522,6 +533,7 @@ def test_rest_of_a_refused_chunked_body_is_discarded_without_parsing() -> None:
         assert read_all(refused).count(b"HTTP/1.1") == 1
 
 
+@pytest.mark.slow
 def test_rest_of_a_rejected_body_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "DISCARD_TIMEOUT_SECONDS", 0.2)
     monkeypatch.setattr(connection, "LINGER_TIMEOUT_SECONDS", 0.2)
@@ -587,6 +599,7 @@ def test_connection_beyond_the_limit_is_refused_while_all_are_busy() -> None:
         assert busy.recv(100).startswith(b"HTTP/1.1 200")
 
 
+@pytest.mark.slow
 def test_memory_of_endless_heads_is_limited() -> None:
     limits = ConnectionLimits(max_buffered_bytes=200_000)
     with serving(limits=limits) as (port, server), ExitStack() as stack:
@@ -622,6 +635,7 @@ def test_answered_connection_with_an_incomplete_body_is_evicted_first() -> None:
         assert answered.recv(100) == b""
 
 
+@pytest.mark.slow
 def test_client_that_half_closes_and_does_not_read_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
     """So little is unread that the transport never pauses writing."""
     monkeypatch.setattr(connection, "WRITE_TIMEOUT_SECONDS", 0.3)
@@ -639,6 +653,7 @@ def test_client_that_half_closes_and_does_not_read_is_disconnected(monkeypatch: 
         wait_until(lambda: not server.server_state.connections)
 
 
+@pytest.mark.slow
 def test_body_is_not_read_until_the_application_asks_for_it() -> None:
     released = threading.Event()
 
@@ -667,6 +682,7 @@ def test_broken_chunk_after_expect_is_refused_once(path: str, caplog: pytest.Log
     assert not caplog.records
 
 
+@pytest.mark.slow
 def test_requests_pipelined_behind_a_slow_one_stay_in_the_socket() -> None:
     released = threading.Event()
 

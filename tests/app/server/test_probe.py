@@ -11,6 +11,8 @@ import pytest
 
 from tests.running import free_port, logging_service, running_service, wait_until
 
+pytestmark = pytest.mark.slow
+
 
 def exit_code(port: int, host: str) -> int:
     variables = {"EXT_CLASSIFY_PORT": str(port), "EXT_CLASSIFY_HOST": host}

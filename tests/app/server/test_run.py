@@ -19,6 +19,8 @@ from tests.app.workers.faults import put, tear
 from tests.conftest import SAMPLES
 from tests.running import CLI, free_port, logging_service, wait_until
 
+pytestmark = pytest.mark.slow
+
 
 def workers_in(log: Path) -> list[int]:
     """Process ids of all workers that have started, the latest last."""

@@ -11,6 +11,8 @@ from app.server.connection import HttpProtocol
 from app.server.uvicorn_server import GracefulServer, Supervisor
 from tests.app.server.test_connection import GET, application
 
+pytestmark = pytest.mark.slow
+
 CLIENTS = 20
 SUPERVISED = multiprocess.Process
 

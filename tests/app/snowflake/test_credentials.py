@@ -220,6 +220,7 @@ def sent_login(server: Front, python: str, **settings: object) -> dict[str, Any]
     return data
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("python", PYTHONS, ids=["connector 4", "connector 5"])
 @pytest.mark.parametrize("passphrase", [None, PASSPHRASE])
 def test_key_pair_login_sends_a_signed_token(
@@ -241,6 +242,7 @@ def test_key_pair_login_sends_a_signed_token(
     assert stated["sub"] == "ORG-STEEL.CLASSIFIER"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("python", PYTHONS, ids=["connector 4", "connector 5"])
 @pytest.mark.parametrize("kind", ["PROGRAMMATIC_ACCESS_TOKEN", "OAUTH"])
 def test_token_is_sent_with_its_type(server: Front, tmp_path: Path, python: str, kind: str) -> None:

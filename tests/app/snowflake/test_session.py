@@ -92,6 +92,7 @@ def test_login_sends_user_role_and_query_tag(server: Front) -> None:
     assert asked.body["data"]["CLIENT_ENVIRONMENT"]["APPLICATION"] == "ext_classify"
 
 
+@pytest.mark.slow
 def test_burst_opens_at_most_the_maximum_of_connections(server: Front) -> None:
     together, inside, most = threading.Barrier(3), [0], [0]
     lock = threading.Lock()
@@ -211,6 +212,7 @@ def test_rejected_login_maps_to_an_error(server: Front, answer: Answer, error: t
     assert asked is error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("answer", "error"),
     [
@@ -243,12 +245,14 @@ def test_closed_port_is_unavailable() -> None:
     assert asked is SnowflakeUnavailable
 
 
+@pytest.mark.slow
 def test_hanging_login_times_out(server: Front) -> None:
     server.answer = lambda asked: server.hang() if asked.path == LOGIN else None
     asked = run(server, lambda session: outcome(session.query("SELECT 1")), snowflake_timeout_seconds=1)
     assert asked is SnowflakeUnavailable
 
 
+@pytest.mark.slow
 def test_hanging_statement_times_out_with_all_queued_calls(server: Front) -> None:
     server.answer = lambda asked: server.hang() if asked.path == QUERY else None
 
@@ -260,6 +264,7 @@ def test_hanging_statement_times_out_with_all_queued_calls(server: Front) -> Non
     assert len(server.statements) == 1
 
 
+@pytest.mark.slow
 def test_slow_response_times_out(server: Front) -> None:
     """Each read is short, so no socket timeout applies."""
 
@@ -272,6 +277,7 @@ def test_slow_response_times_out(server: Front) -> None:
     assert run(server, ask, snowflake_timeout_seconds=1) is SnowflakeUnavailable
 
 
+@pytest.mark.slow
 def test_session_recovers_with_snowflake(server: Front) -> None:
     server.answer = lambda asked: server.hang() if asked.path == QUERY else None
 
@@ -304,6 +310,7 @@ def test_event_loop_is_not_blocked_by_a_statement(server: Front) -> None:
     assert run(server, ask) == [("1",)]
 
 
+@pytest.mark.slow
 def test_hanging_logout_does_not_delay_shutdown(server: Front) -> None:
     server.answer = lambda asked: server.hang() if asked.path == "/session" else None
     asked = run(server, lambda session: session.query("SELECT 1"), snowflake_timeout_seconds=1)

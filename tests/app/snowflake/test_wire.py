@@ -35,6 +35,7 @@ def format_batch(rows: Sequence[Row], outcomes: Sequence[Outcome | None]) -> byt
     return asyncio.run(wire.format_batch(rows, outcomes))
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(NUMBERS, JSON_VALUES) | st.tuples(NUMBERS, JSON_VALUES, JSON_VALUES), max_size=30))
 def test_rows_keep_their_order_and_numbers(rows: list[tuple[int, object]]) -> None:
     parsed = parse_batch(json.dumps({"data": rows, "more": 1}).encode(), max_rows=30)
@@ -84,6 +85,7 @@ def outcome_of(body: bytes, piece_bytes: int, max_rows: int = 1000) -> str:
             return repr(error)
 
 
+@pytest.mark.slow
 @given(
     rows=ROWS,
     separators=st.sampled_from([(",", ":"), (", ", ": "), ("\n,\t", " : ")]),
@@ -107,6 +109,7 @@ def test_invalid_body_in_pieces_gives_the_same_error(text: str, rows: list[str],
         assert outcome_of(body.encode(), piece_bytes) == outcome_of(body.encode(), len(body))
 
 
+@pytest.mark.slow
 @given(
     first=ROWS.map(json.dumps) | st.sampled_from(["null", "1", "{}", "[1]", "[[0]]", "[]"]),
     second=ROWS.map(json.dumps) | st.sampled_from(["null", "1", "{}", "[1]", "[[0]]", "[]"]),

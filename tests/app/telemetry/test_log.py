@@ -15,6 +15,8 @@ from app.client import is_ready
 from app.telemetry.log import LogWriter, log_event, logger
 from tests.running import CLI, exchange, free_port, wait_until
 
+pytestmark = pytest.mark.slow
+
 LINE_BYTES = 1000
 # Linux and macOS hold at most 64 KiB in a pipe.
 LINES_PAST_A_PIPE = 200

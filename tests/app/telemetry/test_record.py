@@ -15,6 +15,8 @@ from app.names import BATCH_ID_HEADER, QUERY_ID_HEADER
 from app.telemetry.record import MAX_REFUSAL_LINES_PER_SECOND, RefusalLog
 from tests.running import exchange, logging_service, wait_until
 
+pytestmark = pytest.mark.slow
+
 IDS = {QUERY_ID_HEADER: "01b2-query", BATCH_ID_HEADER: "b-1"}
 JSON = {"Content-Type": "application/json"}
 

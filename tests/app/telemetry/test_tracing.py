@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
@@ -19,6 +20,8 @@ from app.client import is_ready
 from app.names import BATCH_ID_HEADER, QUERY_ID_HEADER
 from tests.app.forms import text_of
 from tests.running import exchange, free_port, logging_service, running_service, wait_until
+
+pytestmark = pytest.mark.slow
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 CALLER = "b7ad6b7169203331"
@@ -68,7 +71,7 @@ class _Receiver(BaseHTTPRequestHandler):
 @contextmanager
 def collector() -> Iterator[Collector]:
     with Collector() as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield server
         server.shutdown()
 

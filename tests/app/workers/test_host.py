@@ -31,6 +31,8 @@ from model.errors import ArtifactError
 from tests.app.workers.faults import put
 from tests.running import wait_until
 
+pytestmark = pytest.mark.slow
+
 needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are read from /proc")
 
 

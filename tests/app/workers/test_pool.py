@@ -281,6 +281,7 @@ def test_rows_of_an_ended_request_are_not_retried() -> None:
     assert sum("deadly" in names.split() for names in host.calls) == 1
 
 
+@pytest.mark.slow
 @needs_proc
 def test_rows_are_retried_after_all_processes_are_killed(sample: bytes) -> None:
     async def run() -> list[str | None]:

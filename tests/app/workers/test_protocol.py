@@ -30,6 +30,7 @@ images = st.one_of(texts, st.builds(Base64Text, texts), st.builds(HexText, texts
 calls = st.lists(st.builds(WaitingRow, images, st.booleans()), min_size=1)
 
 
+@pytest.mark.slow
 @given(st.lists(calls))
 def test_read_rows_returns_the_formatted_rows(sent: list[list[WaitingRow]]) -> None:
     stream = BytesIO(b"".join(buffer for rows in sent for buffer in format_rows(rows)))

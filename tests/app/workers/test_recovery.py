@@ -19,7 +19,7 @@ from tests.app.workers.faults import RECIPE, put, tear
 from tests.app.workers.test_host import children, command_of, needs_proc
 from tests.running import Exchanged, exchange, logging_service, wait_until
 
-pytestmark = needs_proc
+pytestmark = [pytest.mark.slow, needs_proc]
 
 IMAGE = {"Content-Type": "image/png"}
 JSON = {"Content-Type": "application/json"}

@@ -17,6 +17,8 @@ from tests.app.workers.faults import FAULTS, RECIPE, put, tear
 from tests.app.workers.test_host import family, needs_proc
 from tests.running import wait_until
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def model_path(tmp_path: Path) -> Path:

@@ -49,6 +49,7 @@ def code_of(outcome: Outcome | None) -> str | None:
     return outcome["error"] and outcome["error"]["code"]
 
 
+@pytest.mark.slow
 @on_linux
 def test_image_that_exceeds_the_memory_limit_fails_alone(
     sample: bytes,
@@ -58,11 +59,13 @@ def test_image_that_exceeds_the_memory_limit_fails_alone(
     assert [code_of(outcome) for outcome in outcomes] == [None, "image_too_large", None]
 
 
+@pytest.mark.slow
 def test_image_that_exceeds_the_time_limit_fails_alone(sample: bytes, large_image: bytes) -> None:
     outcomes = classify([sample, large_image, sample, sample], max_image_cpu_seconds=0.1)
     assert [code_of(outcome) for outcome in outcomes] == [None, "classify_timeout", None, None]
 
 
+@pytest.mark.slow
 def test_largest_allowed_image_is_within_the_default_limits(large_image: bytes) -> None:
     assert [code_of(outcome) for outcome in classify([large_image] * 3)] == [None] * 3
 
@@ -73,6 +76,7 @@ def run(program: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("wait", "signal_name"),
     [
@@ -96,6 +100,7 @@ def test_time_outside_the_context_does_not_count() -> None:
     assert ended.stdout == "done\n"
 
 
+@pytest.mark.slow
 @on_linux
 @pytest.mark.parametrize(
     ("allocate", "expected"),

@@ -17,6 +17,8 @@ from tests.app.workers.test_pool import MODEL, ScriptedHost, classify
 from tests.app.workers.test_recovery import Family
 from tests.running import exchange, logging_service, wait_until
 
+pytestmark = pytest.mark.slow
+
 Check = Callable[[RowQueue, ClassifierPool], Awaitable[None]]
 
 

@@ -104,6 +104,7 @@ def test_blocking_start_does_not_block_the_event_loop() -> None:
     assert asyncio.run(run()) == ["a"]
 
 
+@pytest.mark.slow
 def test_processes_that_crash_repeatedly_while_idle_are_restarted_with_backoff(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -16,6 +16,8 @@ from model.training.calibration import fit_novelty
 from model.training.folder import Folder
 from tests.model.test_train import CLASSES, KNOBS, draw_class
 
+pytestmark = pytest.mark.slow
+
 GROUPS = 10
 
 

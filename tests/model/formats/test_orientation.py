@@ -57,6 +57,7 @@ def test_first_of_two_orientations_is_used() -> None:
     assert Metadata(exif([(0x0112, SHORT, 1, 3), (0x0112, SHORT, 1, 6)])).orientation() == 3
 
 
+@pytest.mark.slow
 def test_orientation_is_found_behind_every_other_tag() -> None:
     entries = [(tag, RATIONAL, 2**31, 8) for tag in range(65_535) if tag != 0x0112]
     assert Metadata(exif([*entries, (0x0112, SHORT, 1, 8)])).orientation() == 8

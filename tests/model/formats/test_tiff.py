@@ -273,6 +273,7 @@ class TestSharedBytes:
         with pytest.raises(ImageTooLarge, match=rf"at most {allowed} bytes\. Received: {allowed + 16}\."):
             strip(of_shared_strips(16, bytes(allowed // 16 + 1), compression))
 
+    @pytest.mark.slow
     def test_noise_is_not_mistaken_for_padding(self) -> None:
         for compression in ("tiff_lzw", "tiff_deflate", "packbits", "zstd", "lzma"):
             data = encode(Image.fromarray(noise(1000, 1000)), "TIFF", compression=compression)

@@ -9,6 +9,8 @@ from model.defaults import DEFAULT_MODEL_PATH
 from model.graph_rewrites import HEAVY_BYTES, patches_first, pool_first, split_heavy_head
 from model.networks.keras_model import load_network
 
+pytestmark = pytest.mark.slow
+
 Tensor = keras.KerasTensor
 RECIPE = DEFAULT_MODEL_PATH.with_name("metal_defects_final.h5")
 IMAGES = np.random.default_rng(0).normal(size=(4, 20, 20, 3)).astype(np.float32)

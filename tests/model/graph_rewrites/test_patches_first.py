@@ -9,6 +9,8 @@ from model.defaults import DEFAULT_MODEL_PATH
 from model.graph_rewrites import patches_first
 from model.networks.keras_model import load_network
 
+pytestmark = pytest.mark.slow
+
 IMAGES = np.random.default_rng(0).normal(size=(4, 24, 36, 3)).astype(np.float32)
 
 

@@ -9,6 +9,8 @@ from model.defaults import DEFAULT_MODEL_PATH
 from model.graph_rewrites import RISING, pool_first
 from model.networks.keras_model import load_network
 
+pytestmark = pytest.mark.slow
+
 Tensor = keras.KerasTensor
 IMAGES = np.random.default_rng(0).normal(size=(4, 20, 20, 3)).astype(np.float32)
 

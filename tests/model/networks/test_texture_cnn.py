@@ -16,6 +16,8 @@ from model.training.distillation import TextureStatistics, statistics_network
 from model.training.recipe import recipe_cnn
 from tests.model.conftest import random_images
 
+pytestmark = pytest.mark.slow
+
 GREY = ImageSpec(height=64, width=96, channels=1)
 COLOUR = ImageSpec(height=64, width=96, channels=3)
 

@@ -19,7 +19,10 @@ from model.training.save import describe
 from tests.model.conftest import random_images
 
 # The published script passes an input_shape to its first layer, of which Keras 3 warns.
-pytestmark = pytest.mark.filterwarnings("ignore:Do not pass an `input_shape`:UserWarning:keras")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:Do not pass an `input_shape`:UserWarning:keras"),
+]
 
 NAMES = ("Crazing", "Inclusion", "Patches")
 SPEC = ImageSpec(height=24, width=20, channels=3)

@@ -27,6 +27,8 @@ from model.training.folder import LabelledImages, load_part
 from model.training.metrics import measure
 from model.training.recipe import Knobs, ProgressBar, train
 
+pytestmark = pytest.mark.slow
+
 CLASSES = ("bright", "dark", "striped")
 # The recipe's layers need images of at least 61 pixels.
 SPEC = ImageSpec(height=64, width=64, channels=1)
