@@ -1,8 +1,11 @@
-"""Compare checkouts of this project: python -m tests.benchmarks.checkouts OLD NEW [--rounds N] [--seconds S].
+"""Compare two services: python -m tests.benchmarks.compare OLD NEW, or --routed [--rounds N] [--seconds S].
 
-`git worktree add ../before COMMIT` makes a checkout to compare with. Each round starts both services,
-in alternating order, and loads one while the other is suspended. Prints, for each figure, both medians and
-the ratio of the second checkout to the first, with the lowest and the highest ratio of all rounds.
+OLD and NEW are checkouts of this project: `git worktree add ../before COMMIT` makes one. With --routed, the
+service of this checkout is compared with itself where FastAPI routes POST /classify (routed_service).
+
+Each round starts both services, in alternating order, and loads one while the other is suspended. Prints, for
+each figure, both medians and the ratio of the second service to the first, with the lowest and the highest
+ratio of all rounds.
 """
 
 import argparse
@@ -42,14 +45,14 @@ Figures = dict[str, list[float]]
 
 
 def measure_round(
-    checkouts: Sequence[Path], network: Network, load: LoadProcess, seconds: float, found: list[Figures]
+    services: Sequence[Contender], network: Network, load: LoadProcess, seconds: float, found: list[Figures]
 ) -> None:
-    """Start and load each checkout once; append its figures to `found`, in the order of `checkouts`."""
+    """Start and load each service once; append its figures to `found`, in the order of `services`."""
     image = load_images().files[0]
     with ExitStack() as exits:
         servers: list[Server] = []
-        for checkout, figures in zip(checkouts, found, strict=True):
-            server, start_seconds = exits.enter_context(answering(_service_of(checkout), network, image))
+        for service, figures in zip(services, found, strict=True):
+            server, start_seconds = exits.enter_context(answering(service, network, image))
             figures["start, s"].append(start_seconds)
             servers.append(server)
         for kind in LOADS:
@@ -65,16 +68,28 @@ def _measure(server: Server, load: LoadProcess, kind: Load, seconds: float, figu
     job = Job(server.port, "/classify", kind.form, kind.rows, seconds, kind.connections, watched_pid=pid)
     report = load.run(job)
     if report.errors:
-        raise SystemExit(f"{server.contender.cwd}: {report.errors}, {report.first_error}")
+        raise SystemExit(f"{server.contender.name}: {report.errors}, {report.first_error}")
     figures[f"{kind.name}: images/s"].append(report.images_per_second)
     figures[f"{kind.name}: CPU ms/image"].append(1000 * report.server_cpu_seconds / report.images)
     figures[f"{kind.name}: p50, ms"].append(report.p50_ms or 0.0)
 
 
-def _service_of(checkout: Path) -> Contender:
-    command = (str(ROOT / ".venv/bin/python"), "-P", "-m", "app.cli", "serve", "--port", "{port}")
+def _service(checkout: Path, module: str = "app.cli", name: str | None = None) -> Contender:
+    command = (
+        str(ROOT / ".venv/bin/python"),
+        "-P",
+        "-m",
+        module,
+        "serve",
+        "--port",
+        "{port}",
+        "--model",
+        "{h5}",
+    )
     environment = {"PYTHONPATH": str(checkout)}
-    return replace(ext_classify(), template=(*command, "--model", "{h5}"), cwd=checkout, fixed=environment)
+    return replace(
+        ext_classify(), name=name or checkout.name, template=command, cwd=checkout, fixed=environment
+    )
 
 
 def _table(found: Sequence[Figures]) -> list[list[str]]:
@@ -90,23 +105,30 @@ def _table(found: Sequence[Figures]) -> list[list[str]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("checkouts", type=Path, nargs=2, metavar="CHECKOUT")
+    parser.add_argument("checkouts", type=Path, nargs="*", metavar="CHECKOUT")
+    parser.add_argument("--routed", action="store_true", help="compare with POST /classify routed by FastAPI")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
         "--seconds", type=float, default=5.0, help="length of each load (default %(default)s)"
     )
     arguments = parser.parse_args()
-    checkouts = [path.resolve() for path in arguments.checkouts]
-    found: list[Figures] = [defaultdict(list) for _ in checkouts]
+    if arguments.routed:
+        direct = _service(ROOT, name="direct")
+        services = [direct, _service(ROOT, "tests.benchmarks.routed_service", "routed by FastAPI")]
+    elif len(arguments.checkouts) == 2:
+        services = [_service(path.resolve()) for path in arguments.checkouts]
+    else:
+        parser.error("two checkouts, or --routed")
+    found: list[Figures] = [defaultdict(list) for _ in services]
     with load_process() as load:
         for number in range(arguments.rounds):
             order = slice(None, None, -1 if number % 2 else 1)
-            measure_round(checkouts[order], NETWORKS[1], load, arguments.seconds, found[order])
+            measure_round(services[order], NETWORKS[1], load, arguments.seconds, found[order])
     write_table(
-        "checkouts",
-        ["", *(path.name for path in checkouts), "ratio", "lowest to highest"],
+        "compare",
+        ["", *(service.name for service in services), "ratio", "lowest to highest"],
         _table(found),
-        command="python -m tests.benchmarks.checkouts OLD NEW",
+        command="python -m tests.benchmarks.compare",
         about=f"{NETWORKS[1].name}, {arguments.rounds} rounds; {machine()}",
         folder=None,
     )
