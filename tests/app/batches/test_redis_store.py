@@ -324,7 +324,7 @@ def test_poll_finds_an_answer_that_is_stored_meanwhile(port: int, monkeypatch: p
 
 
 def test_restarted_batch_counts_as_pending(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(redis_store, "LEASE_SECONDS", 0.2)
+    monkeypatch.setattr(redis_store, "LEASE_SECONDS", 0.6)
 
     async def check() -> None:
         dying, heir = Replica("dying", port, deadline_seconds=0.05), Replica("heir", port)

@@ -20,6 +20,8 @@ from tests.running import CLI, free_port, running_demo, running_service
 
 pytestmark = pytest.mark.slow
 
+ROOT = Path(__file__).parents[2]
+
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
