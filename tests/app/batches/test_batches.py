@@ -11,7 +11,13 @@ from app.batches.batches import AnswerCache, Batches, SentBatch
 from app.errors import BatchUnknown, InvalidBatch
 from app.workers.queue import Capacity, RowQueue
 
-ADMISSION = Admission(RowQueue(Capacity(1, 1)), 1.0, 1000)
+ADMISSION: Admission
+
+
+@pytest.fixture(autouse=True)
+def _own_admission(monkeypatch: pytest.MonkeyPatch) -> None:
+    admission = Admission(RowQueue(Capacity(1, 1)), 1.0, 1000)
+    monkeypatch.setitem(globals(), "ADMISSION", admission)
 
 
 def batch_of(content: bytes = b"rows", batch_id: str = "b", *, evidence: bool = False) -> SentBatch:
