@@ -68,6 +68,7 @@ def own_service(
             yield url, service
         finally:
             service.terminate()
+            service.wait()  # Popen's own context waits for a quarter of a second after Ctrl-C
 
 
 def reach_loopback_directly() -> None:
