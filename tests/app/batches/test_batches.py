@@ -11,17 +11,13 @@ from app.batches.batches import AnswerCache, Batches, SentBatch
 from app.errors import BatchUnknown, InvalidBatch
 from app.workers.queue import Capacity, RowQueue
 
-ADMISSION: Admission
 
-
-@pytest.fixture(autouse=True)
-def _own_admission(monkeypatch: pytest.MonkeyPatch) -> None:
-    admission = Admission(RowQueue(Capacity(1, 1)), 1.0, 1000)
-    monkeypatch.setitem(globals(), "ADMISSION", admission)
+def new_admission() -> Admission:
+    return Admission(RowQueue(Capacity(1, 1)), 1.0, 1000)
 
 
 def batch_of(content: bytes = b"rows", batch_id: str = "b", *, evidence: bool = False) -> SentBatch:
-    return SentBatch(batch_id, None, content, "identity", evidence, ADMISSION.reserve())
+    return SentBatch(batch_id, None, content, "identity", evidence, new_admission().reserve())
 
 
 class Classifier:
@@ -214,16 +210,18 @@ def test_kept_error_does_not_reference_the_rows() -> None:
 
 
 def test_body_counts_as_pending_while_the_batch_runs() -> None:
+    admission = new_admission()
+
     async def check(batches: Batches, classifier: Classifier) -> None:
-        with ADMISSION.reserve() as pending:
+        with admission.reserve() as pending:
             pending.take(7)
             batch = SentBatch("b", None, b"rows", "identity", evidence=False, pending=pending)
             assert await batches.answer("b", batch) is None
-        assert ADMISSION.pending_bytes == 7
+        assert admission.pending_bytes == 7
         classifier.ended.set()
         await batches.close()
         await asyncio.sleep(0)
-        assert ADMISSION.pending_bytes == 0
+        assert admission.pending_bytes == 0
 
     run(check, deadline_seconds=0.02)
 
