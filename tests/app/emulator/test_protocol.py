@@ -328,7 +328,7 @@ def test_request_may_be_compressed(server: LocalServer) -> None:
     token = log_in(server)
     request = urllib.request.Request(
         f"http://127.0.0.1:{server.port}/queries/v1/query-request",
-        gzip.compress(b'{"sqlText": "SHOW STAGES"}'),
+        gzip.compress(b'{"sqlText": "SHOW STAGES"}', mtime=0),
         {"Content-Encoding": "gzip", "Authorization": f'Snowflake Token="{token}"'},
     )
     with urllib.request.urlopen(request, timeout=10) as response:  # noqa: S310
