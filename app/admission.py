@@ -269,9 +269,8 @@ class PendingBody:
 
     def __exit__(self, _: object, error: object, traceback: TracebackType | None) -> None:
         if traceback is not None:
-            clear_frames(
-                traceback
-            )  # they would keep the received bytes alive until the error response is sent
+            # They would keep the received bytes alive until the error response is sent.
+            clear_frames(traceback)
         self.let_go()
 
 

@@ -1,4 +1,4 @@
-"""One large request at a time on the event loop.
+"""Keeps the event loop responsive: one large request at a time, deadlines, and bodies joined in a thread.
 
 Each large request works in steps of about a millisecond and lets other tasks run between two steps. When
 many large requests are ready together, each of them runs one step in every turn of the loop, and a small
@@ -29,7 +29,7 @@ MAX_SMALL_ROWS = 64
 _MAX_SMALL_BYTES = 256 * 1024
 # A row is [number, source] or [number, source, options].
 _COMMAS_PER_ROW = 3
-_GZIP_MAGIC = b"\x1f\x8b"
+GZIP_MAGIC = b"\x1f\x8b"
 
 
 class BulkTurn:
@@ -44,7 +44,7 @@ class BulkTurn:
 
     def of_body(self, body: bytes, encoding: str) -> AbstractAsyncContextManager[None]:
         """Decompression and parsing of a JSON body. A few compressed bytes can hold thousands of rows."""
-        is_compressed = encoding != "identity" or body.startswith(_GZIP_MAGIC)
+        is_compressed = encoding != "identity" or body.startswith(GZIP_MAGIC)
         is_small = len(body) <= _MAX_SMALL_BYTES and not _has_more_commas(
             body, _COMMAS_PER_ROW * MAX_SMALL_ROWS
         )

@@ -61,8 +61,14 @@ def _require_stage_name(text: str) -> str:
 
 
 def _require_redis_url(url: SecretStr) -> SecretStr:
-    if not url.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
-        raise ValueError("A Redis URL must begin with redis://, rediss:// or unix://")
+    from redis.connection import parse_url  # noqa: PLC0415 - Redis is optional, and slow to import
+
+    try:
+        parse_url(url.get_secret_value())  # type: ignore[no-untyped-call]
+    except ValueError:  # its message may hold a part of the password
+        raise ValueError(
+            "A Redis URL must be redis://user:password@host:port/database, rediss://… or unix://PATH"
+        ) from None
     return url
 
 
@@ -298,6 +304,14 @@ def deprecated_variables() -> dict[str, str]:
         f"EXT_CLASSIFY_{_FORMER_NAMES[name]}".upper(): f"EXT_CLASSIFY_{name}".upper()
         for name in _read_former_names()
     }
+
+
+def variable_of(name: str) -> str:
+    """The environment variable of a setting: its deprecated one if only that is set."""
+    current = f"EXT_CLASSIFY_{name}".upper()
+    if name in _read_former_names() and current not in map(str.upper, os.environ):
+        return f"EXT_CLASSIFY_{_FORMER_NAMES[name]}".upper()
+    return current
 
 
 def unknown_variables() -> list[str]:

@@ -84,6 +84,11 @@ class Service:
         if scope["type"] != "http":  # the lifespan
             await self.pages(scope, receive, send)
             return
+        if not self.state.classifiers.has_started:
+            raise RuntimeError(
+                "The service must start up before it serves: the server must run the lifespan."
+            )
+        scope = _without_root_path(scope)
         with TRACING.request(scope, send) as traced_send:
             await self._serve(Request(scope, receive), _TrackedSend(traced_send))
 
@@ -102,15 +107,18 @@ class Service:
                 response = await self._classify(request)
                 if is_classification:
                     metrics.count_request(response.status_code, perf_counter() - started)
-                await _send(response, request, send)
+                    response.raw_headers.extend(_RESPONSE_HEADERS)
+                    await response(scope, request.receive, send)
+                else:
+                    await response(scope, request.receive, _secured(send))
         except Exception as error:
             if isinstance(error, ServiceError):
                 self.state.refusals.add(error, request.headers)
             if not send.has_started:  # otherwise the server closes the connection
                 response = error_response(error)
-                if scope["path"] == _CLASSIFY_PATH:
+                if is_classification:
                     metrics.count_request(response.status_code, perf_counter() - started)
-                await _send(response, request, send)
+                await response(scope, request.receive, _secured(send))
             if not isinstance(error, _EXPECTED):
                 raise
 
@@ -159,14 +167,6 @@ class _TrackedSend:
         await self._send(message)
 
 
-async def _send(response: Response, request: Request, send: Send) -> None:
-    if _is_post_to_classify(request.scope):
-        response.raw_headers.extend(_RESPONSE_HEADERS)
-    else:
-        send = _secured(send)
-    await response(request.scope, request.receive, send)
-
-
 def _is_post_to_classify(scope: Scope) -> bool:
     return (scope["method"], scope["path"]) == ("POST", _CLASSIFY_PATH)
 
@@ -191,6 +191,14 @@ def _secured(send: Send) -> Send:
         await send(message)
 
     return send_secured
+
+
+def _without_root_path(scope: Scope) -> Scope:
+    """The scope as this application's own: mounted, or behind `--root-path`, its paths have a prefix."""
+    root_path = scope.get("root_path", "")
+    if not root_path or not scope["path"].startswith(root_path):
+        return scope
+    return {**scope, "path": scope["path"][len(root_path) :], "root_path": ""}
 
 
 def _without_cookies_and_query(scope: Scope) -> Scope:

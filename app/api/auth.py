@@ -19,6 +19,14 @@ from app.errors import ApiKeysUnreadable, IssuerUnavailable, Misdirected, Servic
 from app.settings import Settings
 from app.telemetry.log import log_event, logger
 
+if TYPE_CHECKING:
+    from app.api.tokens import TokenVerifier
+
+OPEN_PATHS = frozenset({"/", "/healthz", "/readyz", "/docs", "/openapi.json"})
+OPEN_FOLDERS = ("/docs/", "/playground/")
+API_KEY_HEADER = "x-api-key"
+# Set by the ingress of Snowpark Container Services, which authenticates every request.
+SPCS_USER_HEADER = "sf-context-current-user"
 _PREFIX = "ecl_"
 _CHECK_SECONDS = 1.0
 NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -96,16 +104,6 @@ class ApiKeys:
 
 def _digest_of(key: str) -> bytes:
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
-
-
-if TYPE_CHECKING:
-    from app.api.tokens import TokenVerifier
-
-OPEN_PATHS = frozenset({"/", "/healthz", "/readyz", "/docs", "/openapi.json"})
-OPEN_FOLDERS = ("/docs/", "/playground/")
-API_KEY_HEADER = "x-api-key"
-# Set by the ingress of Snowpark Container Services, which authenticates every request.
-SPCS_USER_HEADER = "sf-context-current-user"
 
 
 class Guard(Protocol):

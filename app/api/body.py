@@ -1,4 +1,4 @@
-"""Reads a request's body under a limit: inflates compressed JSON, and parses multipart forms."""
+"""Reads what a request holds under limits: headers, query, compressed JSON bodies and multipart forms."""
 
 import asyncio
 import logging
@@ -12,11 +12,10 @@ from starlette.requests import Request
 
 from app.admission import PendingBody
 from app.errors import BodyTimeout, InvalidBatch, MalformedBody, PayloadTooLarge, UnsupportedMediaType
-from app.event_loop import join_pieces
+from app.event_loop import GZIP_MAGIC, join_pieces
 
 T = TypeVar("T")
 
-_GZIP_MAGIC = b"\x1f\x8b"
 _GZIP_WINDOW = 16 + zlib.MAX_WBITS
 # About half a millisecond of work; other requests are served between two pieces.
 _INFLATED_AT_ONCE_BYTES = 256 * 1024
@@ -83,7 +82,7 @@ async def inflate(body: bytes, encoding: str, max_bytes: int, pending: PendingBo
             f"A body may be compressed with gzip or deflate. Received: {encoding[:40]!r}."
         )
     with pending.evictable():
-        if body.startswith(_GZIP_MAGIC):
+        if body.startswith(GZIP_MAGIC):
             body = await _inflate(body, _GZIP_WINDOW, max_bytes, pending)
         elif encoding == "deflate":
             body = await _inflate_deflate(body, max_bytes, pending)

@@ -14,7 +14,7 @@ from app.workers.pool import LiveClassifiers
 
 @dataclass(frozen=True)
 class ServiceState:
-    """What is loop-bound in it opens when the application starts up."""
+    """Its connections and classifier processes open when the application starts up, once."""
 
     settings: Settings
     guards: Guards | None

@@ -195,9 +195,8 @@ class Batches:
         if running is None or running.has_failed or running.is_cancelled:
             running = self._start(batch_id, batch)
         elif running.batch.digest != digest:
-            return await self._classify(
-                batch
-            )  # the id belongs to other content, so this answer is not cached
+            # The id belongs to other content, so this answer is not cached.
+            return await self._classify(batch)
         else:
             batch.take_content()  # the running batch has the same
             batch.pending.drop()

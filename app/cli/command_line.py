@@ -13,6 +13,7 @@ from typing import TypeAlias
 from pydantic import ValidationError
 
 from app.errors import CommandError
+from app.settings import variable_of
 
 MAX_PORT = 65535
 # For each extra, the make target that installs it, and the environment.
@@ -95,10 +96,14 @@ def describe_settings_faults(error: ValidationError) -> str:
     Leaves out errors that only follow from another error.
     """
     return "; ".join(
-        f"{'_'.join(['EXT_CLASSIFY', *map(str, fault['loc'])]).upper()}: {_without_prefix(fault['msg'])}"
+        f"{_variable_at(fault['loc'])}: {_without_prefix(fault['msg'])}"
         for fault in error.errors(include_url=False)
         if fault["type"] != "default_factory_not_called"
     )
+
+
+def _variable_at(location: tuple[int | str, ...]) -> str:
+    return variable_of("_".join(map(str, location))) if location else "EXT_CLASSIFY"
 
 
 def _without_prefix(message: str) -> str:

@@ -41,10 +41,12 @@ class LiveClassifiers:
         self._settings = settings
         self._processes = processes
         self._reloading = asyncio.Lock()
+        self.has_started = False
 
     async def __aenter__(self) -> Self:
         for connection, pid in zip(self._processes.take_connections(), self._processes.pids, strict=True):
             await self.pool.connect(connection, pid=pid)
+        self.has_started = True
         return self
 
     async def __aexit__(

@@ -1,4 +1,4 @@
-"""Starts missing classifier processes, with backoff, and a spare process for small requests."""
+"""Starts missing classifier processes, with backoff, and a spare one for small requests; logs faults."""
 
 import asyncio
 import socket

@@ -3,6 +3,7 @@ import logging
 import pytest
 from pydantic import ValidationError
 
+from app.cli.command_line import describe_settings_faults
 from app.main import create_app
 from app.settings import Settings, unknown_variables
 
@@ -73,8 +74,24 @@ def test_current_variable_takes_precedence_over_the_deprecated_one(monkeypatch: 
 
 def test_invalid_value_of_a_deprecated_variable_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EXT_CLASSIFY_REMEMBERED_SECONDS", "1")
-    with pytest.raises(ValidationError, match="answer_cache_seconds"):
+    with pytest.raises(ValidationError, match="answer_cache_seconds") as rejected:
         Settings()
+    assert describe_settings_faults(rejected.value).startswith("EXT_CLASSIFY_REMEMBERED_SECONDS: ")
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://h", "redis://:secret@h:99x9/0", "redis://:se:cret@h:x/0", "redis://h/0?max_connections=abc"],
+)
+def test_invalid_redis_url_is_rejected_without_its_password(
+    monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    monkeypatch.setenv("EXT_CLASSIFY_REDIS_URL", url)
+    with pytest.raises(ValidationError) as rejected:
+        Settings()
+    message = describe_settings_faults(rejected.value)
+    assert message.startswith("EXT_CLASSIFY_REDIS_URL: A Redis URL must be ")
+    assert "cret" not in message
 
 
 def test_every_setting_has_a_description() -> None:

@@ -2,12 +2,16 @@ import json
 
 import pytest
 from starlette import datastructures, requests
+from starlette.applications import Starlette
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Mount
 from starlette.testclient import TestClient
 
 from app.api.asgi import Service, error_response
 from app.api.body import MAX_QUERY_BYTES
 from app.errors import Unauthorized
+from app.main import create_app
+from app.settings import Settings
 
 
 def parse_nothing(text: str, **_: object) -> list[tuple[str, str]]:
@@ -69,6 +73,27 @@ def test_middleware_around_the_service_covers_every_path(client: TestClient, sam
     ):
         assert response.status_code == 200
         assert response.headers["access-control-allow-origin"] == "https://mill.example"
+
+
+def test_mounted_service_answers_below_its_prefix(client: TestClient, sample: bytes) -> None:
+    """Also behind `uvicorn --root-path`, which sets the same key of the scope."""
+    assert isinstance(client.app, Service)
+    mounted = TestClient(Starlette(routes=[Mount("/steel", client.app)]))
+    assert mounted.get("/steel/healthz").status_code == 200
+    image = {"Content-Type": "image/png"}
+    assert mounted.post("/steel/classify", content=sample, headers=image).status_code == 200
+    assert mounted.get("/steel/classify").json()["error"]["code"] == "invalid_batch"
+    assert mounted.put("/steel/classify").headers["allow"] == "GET, POST"
+
+
+@pytest.mark.slow
+def test_service_that_has_not_started_up_fails_at_once() -> None:
+    """As with `uvicorn --lifespan off`."""
+    client = TestClient(create_app(Settings()))  # runs the lifespan only when it is entered
+    with pytest.raises(RuntimeError, match="lifespan"):
+        client.get("/readyz")
+    with client:
+        assert client.get("/readyz").status_code == 200
 
 
 @pytest.mark.parametrize("message", ["half of a pair: \ud800", "\udfff" * 1000, "whole: \U0001f600", "é"])
