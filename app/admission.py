@@ -324,8 +324,8 @@ class Admission:
             wait_seconds = max(wait_seconds, self._queue.shedder(rows).longest_wait_seconds)
         if wait_seconds > max_wait_seconds:
             raise _overloaded(
-                f"A request of {rows} rows must wait at most {max_wait_seconds:g} seconds. "
-                f"Received: an expected wait of {wait_seconds:.1f}.",
+                f"The request's {rows} rows would wait for {wait_seconds:.1f} seconds, more than the "
+                f"{max_wait_seconds:g} allowed. Send it again later.",
                 wait_seconds - max_wait_seconds,
             )
 
@@ -339,8 +339,8 @@ class Admission:
     def _waited_for_too_long(self, request: QueuedRequest) -> Overloaded:
         max_wait_seconds = self._max_wait_of(request.rows)
         return _overloaded(
-            f"A request of {request.rows} rows must wait at most {max_wait_seconds:g} seconds. "
-            "Received: a request behind others that have waited longer.",
+            f"The request's {request.rows} rows would wait longer than {max_wait_seconds:g} seconds: "
+            "other requests have waited longer. Send it again later.",
             max_wait_seconds,
         )
 

@@ -82,7 +82,7 @@ class Deadline:
             await self._timeout.__aexit__(kind, error, trace)
         except TimeoutError:
             raise DeadlineExceeded(
-                f"A request must finish within {self._seconds:g} seconds. Received: a slower one."
+                f"The request took longer than {self._seconds:g} seconds. Send it again."
             ) from None
 
 

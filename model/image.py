@@ -14,7 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field
 
 from model.errors import CorruptImage, InputError, UnsupportedFormat
-from model.formats import UPRIGHT, Metadata
+from model.formats import TIFF_SIGNATURES, UPRIGHT, Metadata
 from model.image_limits import ImageLimits, out_of_memory, refuse_costly_content, strip_metadata
 
 FORMATS = ("BMP", "PNG", "JPEG", "TIFF", "WEBP")
@@ -25,8 +25,7 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 Image.MAX_IMAGE_PIXELS = None
 
 # First bytes of a file of each format, except WebP, whose signature is in two parts.
-_TIFF_SIGNATURES = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
-_SIGNATURES = (b"BM", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", *_TIFF_SIGNATURES)
+_SIGNATURES = (b"BM", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", *TIFF_SIGNATURES)
 # TIFF 6.0, sections 8, 19 and 22.
 _BITS_PER_SAMPLE, _PHOTOMETRIC_INTERPRETATION, _PLANAR_CONFIGURATION, _SAMPLE_FORMAT = 258, 262, 284, 339
 _WHITE_IS_ZERO, _SEPARATE_PLANES, _UNSIGNED, _SIGNED = 0, 2, 1, 2

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from model.errors import ImageTooLarge
-from model.formats import Metadata, jpeg, png, tiff
+from model.formats import TIFF_SIGNATURES, Metadata, jpeg, png, tiff
 
 # Pillow decodes run-length BMPs byte by byte in Python and holds the GIL.
 MAX_RLE_PIXELS = 1_000_000
@@ -23,8 +23,6 @@ _BMP_RLE = (1, 2)
 _TIFF_TILE_WIDTH = 322
 _TIFF_TILE_LENGTH = 323
 _JPEG_SIGNATURE, _PNG_SIGNATURE = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
-# All signatures that Pillow accepts, including two invalid ones.
-_TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II\0*", b"MM*\0", b"II+\0", b"MM\0+")
 
 
 class OpenedImage(Protocol):
@@ -68,7 +66,7 @@ def strip_metadata(data: bytes) -> tuple[bytes, Metadata]:
         return jpeg.strip(data)
     if data.startswith(_PNG_SIGNATURE):
         return png.strip(data)
-    if data.startswith(_TIFF_SIGNATURES):
+    if data.startswith(TIFF_SIGNATURES):
         return tiff.strip(data), Metadata()
     return data, Metadata()
 

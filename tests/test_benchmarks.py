@@ -276,7 +276,7 @@ def test_slope_is_held_against_the_median() -> None:
 
 
 def test_cpu_time_is_that_of_all_processes_of_the_server() -> None:
-    spin = "import time\nwhile time.process_time() < 0.2: pass\nprint(flush=True)\ntime.sleep(30)"
+    spin = "import time\nwhile time.process_time() < 0.3: pass\nprint(flush=True)\ntime.sleep(30)"
     parent = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {spin!r}])"
     with subprocess.Popen(
         [sys.executable, "-c", parent], stdout=subprocess.PIPE, start_new_session=True
@@ -287,7 +287,7 @@ def test_cpu_time_is_that_of_all_processes_of_the_server() -> None:
         spent = cpu_seconds(pids)
         os.killpg(server.pid, 9)
     assert len(pids) == 2
-    assert spent >= 0.2
+    assert spent >= 0.2  # /proc counts in ticks
 
 
 def test_no_cell_is_measured_twice() -> None:

@@ -190,9 +190,7 @@ class HttpConnection(asyncio.Protocol):
         if self._limits.open(self):
             self._set_timer(self._config.timeout_keep_alive, self._end_idle)
         else:
-            self._write_error(
-                ConnectionOverload("A server must not exceed its limit of connections. Received: one more.")
-            )
+            self._write_error(ConnectionOverload("The service has too many connections. Try again later."))
             self._close()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio passes it

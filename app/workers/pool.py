@@ -404,6 +404,4 @@ class _Availability:
 
 
 def _no_classifier() -> NoClassifier:
-    return NoClassifier(
-        "A classifier process must be ready to classify images. Received: no process is ready. Send it again."
-    )
+    return NoClassifier("No classifier process is ready. Send the request again.")

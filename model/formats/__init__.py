@@ -1,6 +1,6 @@
-"""Reads the headers of image files, to limit what a decoder does before it starts.
+"""Reads the headers of JPEG, PNG and TIFF files, to limit what a decoder does before it starts.
 
-This module reads the orientation that metadata states, without decoding the rest of the metadata.
+model.image lists the formats that are accepted. This module reads the orientation that metadata states.
 """
 
 import re
@@ -20,6 +20,8 @@ _BYTE_ORDERS: dict[bytes, Literal["little", "big"]] = {
     b"II\0*": "little",
     b"MM*\0": "big",
 }
+# All that Pillow accepts, BigTIFF included.
+TIFF_SIGNATURES = (*_BYTE_ORDERS, b"II+\0", b"MM\0+")
 _EXIF_PREFIX = re.compile(rb"(?:Exif\0\0){0,2}")
 _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 

@@ -24,7 +24,7 @@ def test_request_is_admitted_up_to_the_maximum_wait() -> None:
     admission = admission_of(queue)
     with queue.request(1000):
         admission.refuse_rows(4096)
-        with queue.request(1), pytest.raises(Overloaded, match="Received: "):
+        with queue.request(1), pytest.raises(Overloaded):
             admission.refuse_rows(4096)
     admission.refuse_rows(4096)
 

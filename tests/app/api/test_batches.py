@@ -123,6 +123,10 @@ def test_retry_after_a_disconnect_joins_the_running_batch(sample: bytes, tmp_pat
     assert "abandoned" not in said
 
 
+def measures_rows(port: int) -> bool:
+    return b"\next_classify_row_seconds 0.0\n" not in exchange(port, "GET", "/metrics").body
+
+
 def test_overload_is_refused_at_once_and_probes_are_not(sample: bytes) -> None:
     body = json.dumps({"data": [[n, text_of(sample)] for n in range(2000)]}).encode()
     with running_service(EXT_CLASSIFY_CLASSIFIERS="1", EXT_CLASSIFY_MAX_WAIT_SECONDS="0.2") as url:
@@ -132,7 +136,7 @@ def test_overload_is_refused_at_once_and_probes_are_not(sample: bytes) -> None:
             closing(HTTPConnection("127.0.0.1", port, timeout=60)) as second,
         ):
             first = first_caller.submit(exchange, port, "POST", "/classify", body, JSON)
-            time.sleep(0.6)
+            wait_until(lambda: measures_rows(port))  # before, no wait can be estimated
             # Only the head is sent: it is refused by its length before there is any body.
             second.putrequest("POST", "/classify")
             for name, value in {**JSON, "Content-Length": str(len(body))}.items():
