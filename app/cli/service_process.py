@@ -12,7 +12,7 @@ from pathlib import Path
 
 from app.cli.command_line import refuse_taken_port
 from app.client import DEFAULT_URL, Client, ClientError, is_ready
-from app.client.conversation import PATIENCE_SECONDS
+from app.client.client import PATIENCE_SECONDS
 from app.errors import CommandError
 
 HOST = "127.0.0.1"

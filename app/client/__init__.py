@@ -1,6 +1,5 @@
-"""A client of the service: Client for threads, `app.client.asynchronous.AsyncClient` for asyncio."""
+"""A client of the service, which threads may share."""
 
-from app.client.blocking import Client, is_ready
-from app.client.conversation import BATCH_ROWS, DEFAULT_URL, ClientError, Image
+from app.client.client import BATCH_ROWS, DEFAULT_URL, Client, ClientError, Image, is_ready
 
 __all__ = ["BATCH_ROWS", "DEFAULT_URL", "Client", "ClientError", "Image", "is_ready"]

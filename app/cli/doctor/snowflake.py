@@ -15,7 +15,7 @@ from app.cli.doctor.findings import (
     check_date_header,
 )
 from app.client import ClientError
-from app.client.conversation import Service
+from app.client.client import Service
 from app.client.transport import NoReply, Reply, Request, send_once
 from app.images.allowlist import HTTPS_PORT
 from app.names import parse_identifier, quote_identifier, quote_string
@@ -69,7 +69,7 @@ def check_own_login(findings: Findings, open_console: Callable[[], Console], fun
 def check_gateway(findings: Findings, url: str, api_key: str | None) -> None:
     """Send a NULL row to the gateway, as Snowflake does."""
     try:
-        service = Service(url, api_key, patience_seconds=0)
+        service = Service(url, api_key)
     except ClientError as error:
         advice = "Pass the URL that the external function calls. It ends in /classify."
         findings.wrong("gateway", str(error), advice)

@@ -1,25 +1,18 @@
-"""The clients, against the real service and against one that returns errors and malformed responses.
+"""The client, against the real service and against one that returns errors and malformed responses."""
 
-Both clients have the protocol and the HTTP requests in common, which Client alone tests.
-"""
-
-import asyncio
 import base64
 import json
 import socket
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
 
 import pytest
 
-from app.client import Client, ClientError, Image, conversation
-from app.client import conversation as rows
-from app.client.asynchronous import AsyncClient
+from app.client import Client, ClientError
+from app.client import client as client_module
 from app.emulator import LocalServer
-from app.outcome import Outcome
 from tests.app.emulator.remote_service import DROP, Received, RemoteService, Reply, answer
 from tests.conftest import SAMPLES
 from tests.running import free_port, running_service
@@ -32,56 +25,9 @@ def echoed(source: str) -> dict[str, str]:
 
 
 def echo(received: Received) -> Reply:
-    return answer([echoed(row[1]) for row in received.rows])
-
-
-_Result = TypeVar("_Result")
-
-
-class Blocking:
-    """Client, with the interface that the tests share."""
-
-    def __init__(self, url: str, **settings: Any) -> None:
-        self._client = Client(url, **settings)
-
-    def classify(self, image: Image, *, evidence: bool = False) -> Outcome:
-        return self._client.classify(image, evidence=evidence)
-
-    def classify_all(self, images: Any, **how: Any) -> list[Outcome]:
-        return list(self._client.classify_all(images, **how))
-
-    def model_version(self) -> str | None:
-        return self._client.model_version()
-
-
-class Asynchronous:
-    """AsyncClient, with one event loop per call."""
-
-    def __init__(self, url: str, **settings: Any) -> None:
-        self._url, self._settings = url, settings
-
-    def classify(self, image: Image, *, evidence: bool = False) -> Outcome:
-        return self._run(lambda client: client.classify(image, evidence=evidence))
-
-    def classify_all(self, images: Any, **how: Any) -> list[Outcome]:
-        async def collect(client: AsyncClient) -> list[Outcome]:
-            return [outcome async for outcome in client.classify_all(images, **how)]
-
-        return self._run(collect)
-
-    def model_version(self) -> str | None:
-        return self._run(lambda client: client.model_version())
-
-    def _run(self, ask: Callable[[AsyncClient], Awaitable[_Result]]) -> _Result:
-        async def call() -> _Result:
-            async with AsyncClient(self._url, **self._settings) as client:
-                return await ask(client)
-
-        return asyncio.run(call())
-
-
-AnyClient = type[Blocking] | type[Asynchronous]
-each_client = pytest.mark.parametrize("client", [Blocking, Asynchronous])
+    """Answer each row with its source, under the number that it was sent with."""
+    rows = [[number, echoed(source)] for number, source in received.rows]
+    return Reply(body=json.dumps({"data": rows}).encode())
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +44,8 @@ def service() -> Iterator[RemoteService]:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(conversation, "POLL_SECONDS", 0.01)
-    monkeypatch.setattr(conversation, "LONGEST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(client_module, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(client_module, "LONGEST_PAUSE_SECONDS", 0.01)
 
 
 @pytest.fixture
@@ -110,65 +56,60 @@ def without_exceptions(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-@each_client
-def test_image_is_bytes_a_path_or_a_source(client: AnyClient, url: str) -> None:
+def test_image_is_bytes_a_path_or_a_source(url: str) -> None:
     path = SAMPLES / "pitted.png"
     content = path.read_bytes()
     for image in (path, content, base64.b64encode(content).decode()):
-        assert client(url).classify(image)["label"] == "Pitted"
+        assert Client(url).classify(image)["label"] == "Pitted"
 
 
 def test_evidence_is_returned_on_request(url: str) -> None:
     path = SAMPLES / "pitted.png"
-    assert Blocking(url).classify(path)["evidence"] is None
-    evidence = Blocking(url).classify(path, evidence=True)["evidence"]
+    assert Client(url).classify(path)["evidence"] is None
+    evidence = Client(url).classify(path, evidence=True)["evidence"]
     assert evidence is not None
     assert len(evidence["box"]) == 4
 
 
-@each_client
-def test_outcomes_are_in_the_order_of_the_images(client: AnyClient, url: str) -> None:
+def test_outcomes_are_in_the_order_of_the_images(url: str) -> None:
     paths = sorted(SAMPLES.glob("*.png")) * 20
-    outcomes = client(url).classify_all(iter(paths), batch_rows=7)
+    outcomes = Client(url).classify_all(iter(paths), batch_rows=7)
     assert [str(outcome["label"]).lower() for outcome in outcomes] == [path.stem for path in paths]
 
 
 def test_bad_image_does_not_affect_the_others(url: str) -> None:
     good = SAMPLES / "pitted.png"
-    first, bad, last = Blocking(url).classify_all([good, b"no image", good])
+    first, bad, last = Client(url).classify_all([good, b"no image", good])
     assert first["label"] == last["label"] == "Pitted"
     assert bad["error"] is not None
     assert bad["error"]["code"] == "unsupported_format"
 
 
-@each_client
-def test_empty_list_sends_no_request(client: AnyClient, service: RemoteService) -> None:
-    assert client(service.origin).classify_all([]) == []
+def test_empty_list_sends_no_request(service: RemoteService) -> None:
+    assert list(Client(service.origin).classify_all([])) == []
     assert service.received == []
 
 
-@each_client
-def test_model_version_equals_that_of_the_outcomes(client: AnyClient, url: str) -> None:
-    outcome = client(url).classify(SAMPLES / "pitted.png")
-    assert client(url).model_version() == outcome["model"]["version"]
+def test_model_version_equals_that_of_the_outcomes(url: str) -> None:
+    outcome = Client(url).classify(SAMPLES / "pitted.png")
+    assert Client(url).model_version() == outcome["model"]["version"]
 
 
 @pytest.mark.parametrize("status", [403, 404])
 def test_model_version_is_none_if_a_gateway_blocks_the_endpoint(service: RemoteService, status: int) -> None:
     service.respond = lambda _: Reply(status)
-    assert Blocking(service.origin).model_version() is None
+    assert Client(service.origin).model_version() is None
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b'{"model": null}', b"<html>"])
 def test_other_service_is_detected(service: RemoteService, body: bytes) -> None:
     service.respond = lambda _: Reply(body=body)
     with pytest.raises(ClientError, match="ext-classify service"):
-        Blocking(service.origin).model_version()
+        Client(service.origin).model_version()
 
 
-@each_client
 @pytest.mark.usefixtures("quick")
-def test_client_retries_with_the_same_batch_id(client: AnyClient, service: RemoteService) -> None:
+def test_client_retries_with_the_same_batch_id(service: RemoteService) -> None:
     replies = iter(
         [
             Reply(503),
@@ -182,7 +123,7 @@ def test_client_retries_with_the_same_batch_id(client: AnyClient, service: Remot
         ]
     )
     service.respond = lambda _: next(replies)
-    assert client(service.origin, api_key="k").classify("a") == OUTCOME
+    assert Client(service.origin, api_key="k").classify("a") == OUTCOME
     methods = [received.method for received in service.received]
     assert methods == ["POST"] * 4 + ["GET"] * 2 + ["POST", "GET"]
     assert len({received.batch_id for received in service.received}) == 1
@@ -206,15 +147,14 @@ def test_client_retries_with_the_same_batch_id(client: AnyClient, service: Remot
 def test_malformed_response_is_rejected(service: RemoteService, body: bytes) -> None:
     service.respond = lambda _: Reply(body=body)
     with pytest.raises(ClientError, match="something other than 2 outcomes"):
-        Blocking(service.origin).classify_all(["a", "b"])
+        list(Client(service.origin).classify_all(["a", "b"]))
 
 
-@each_client
-def test_permanent_error_is_not_retried(client: AnyClient, service: RemoteService) -> None:
+def test_permanent_error_is_not_retried(service: RemoteService) -> None:
     refusal = {"error": {"code": "unauthorized", "message": "No key.", "retryable": False}}
     service.respond = lambda _: Reply(401, json.dumps(refusal).encode())
     with pytest.raises(ClientError, match=r"answered 401: unauthorized: No key\.") as refused:
-        client(service.origin).classify("a")
+        Client(service.origin).classify("a")
     assert (refused.value.status, refused.value.code) == (401, "unauthorized")
     assert len(service.received) == 1
 
@@ -224,17 +164,16 @@ def test_api_key_is_not_sent_to_a_redirect_target(service: RemoteService) -> Non
         service.respond = lambda _: Reply(302, b"", {"Location": elsewhere.origin})
         for ask in (lambda c: c.classify("a"), lambda c: c.model_version()):
             with pytest.raises(ClientError, match="answered 302"):
-                ask(Blocking(service.origin, api_key="secret"))
+                ask(Client(service.origin, api_key="secret"))
         assert elsewhere.received == []
 
 
-@each_client
 @pytest.mark.usefixtures("quick")
-def test_retries_stop_after_patience_seconds(client: AnyClient, service: RemoteService) -> None:
+def test_retries_stop_after_patience_seconds(service: RemoteService) -> None:
     service.respond = lambda _: Reply(503)
     began = time.monotonic()
     with pytest.raises(ClientError, match="answered 503"):
-        client(service.origin, patience_seconds=0.3).classify("a")
+        Client(service.origin, patience_seconds=0.3).classify("a")
     assert time.monotonic() - began < 10
     assert len(service.received) > 1
 
@@ -243,23 +182,23 @@ def test_retries_stop_after_patience_seconds(client: AnyClient, service: RemoteS
 def test_polling_for_a_deferred_response_stops(
     service: RemoteService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(conversation, "MAX_DEFERRED_SECONDS", 0.3)
+    monkeypatch.setattr(client_module, "MAX_DEFERRED_SECONDS", 0.3)
     service.respond = lambda _: Reply(202, b"{}")
     with pytest.raises(ClientError, match="deferred"):
-        Blocking(service.origin).classify("a")
+        Client(service.origin).classify("a")
     assert len(service.received) > 2
 
 
 def test_unreachable_service_raises_with_advice() -> None:
     with pytest.raises(ClientError, match=r"does not answer .* start it with: ext-classify serve"):
-        Blocking(f"http://127.0.0.1:{free_port()}", patience_seconds=0).classify("a")
+        Client(f"http://127.0.0.1:{free_port()}", patience_seconds=0).classify("a")
 
 
 def test_silent_service_times_out() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         with pytest.raises(ClientError, match="does not answer"):
-            Blocking(f"http://127.0.0.1:{port}", timeout_seconds=0.2, patience_seconds=0).classify("a")
+            Client(f"http://127.0.0.1:{port}", timeout_seconds=0.2, patience_seconds=0).classify("a")
 
 
 def test_too_large_batch_is_split_in_half(service: RemoteService) -> None:
@@ -268,7 +207,7 @@ def test_too_large_batch_is_split_in_half(service: RemoteService) -> None:
 
     service.respond = respond
     sources = [str(number) for number in range(9)]
-    assert Blocking(service.origin).classify_all(sources) == list(map(echoed, sources))
+    assert list(Client(service.origin).classify_all(sources)) == list(map(echoed, sources))
 
 
 def test_single_too_large_image_does_not_affect_the_others(service: RemoteService) -> None:
@@ -279,7 +218,7 @@ def test_single_too_large_image_does_not_affect_the_others(service: RemoteServic
         return Reply(413, json.dumps(refusal).encode()) if is_too_large else echo(received)
 
     service.respond = respond
-    first, big, last = Blocking(service.origin).classify_all(["a", "big", "b"])
+    first, big, last = Client(service.origin).classify_all(["a", "big", "b"])
     assert (first, last) == (echoed("a"), echoed("b"))
     assert big["error"] == refusal["error"]
 
@@ -288,24 +227,23 @@ def test_single_too_large_image_does_not_affect_the_others(service: RemoteServic
 def test_response_is_read_if_the_server_rejects_the_body_early() -> None:
     """The service closes the connection while the client is still sending 30 MB."""
     with running_service(EXT_CLASSIFY_MAX_BODY_BYTES="1000000") as url:
-        good, big = Blocking(url).classify_all([SAMPLES / "pitted.png", b"BM" + bytes(22_000_000)])
+        good, big = Client(url).classify_all([SAMPLES / "pitted.png", b"BM" + bytes(22_000_000)])
     assert good["label"] == "Pitted"
     assert big["error"] is not None
     assert big["error"]["code"] == "payload_too_large"
 
 
 def test_bytes_of_a_batch_are_limited(service: RemoteService, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rows, "BATCH_BYTES", 100)
+    monkeypatch.setattr(client_module, "BATCH_BYTES", 100)
     service.respond = echo
     sources = ["a" * size for size in (60, 40, 1, 300, 1)]
-    assert Blocking(service.origin).classify_all(sources) == list(map(echoed, sources))
+    assert list(Client(service.origin).classify_all(sources)) == list(map(echoed, sources))
     assert sorted(len(received.rows) for received in service.received) == [1, 1, 1, 2]
 
 
-@each_client
-def test_unreadable_file_is_named(client: AnyClient, service: RemoteService, tmp_path: Path) -> None:
+def test_unreadable_file_is_named(service: RemoteService, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"gone\.png"):
-        client(service.origin).classify(tmp_path / "gone.png")
+        Client(service.origin).classify(tmp_path / "gone.png")
 
 
 @pytest.mark.parametrize(
@@ -314,7 +252,7 @@ def test_unreadable_file_is_named(client: AnyClient, service: RemoteService, tmp
 )
 def test_url_must_be_http(url: str) -> None:
     with pytest.raises(ClientError, match="must begin with http:// or https://"):
-        Blocking(url).classify("a")
+        Client(url).classify("a")
 
 
 def test_batches_are_sent_concurrently(service: RemoteService) -> None:
@@ -327,9 +265,8 @@ def test_batches_are_sent_concurrently(service: RemoteService) -> None:
 
     service.respond = respond
     sources = list("abcdef")
-    for client in (Blocking, Asynchronous):
-        outcomes = client(service.origin).classify_all(sources, batch_rows=2, concurrent_batches=3)
-        assert outcomes == list(map(echoed, sources))
+    outcomes = Client(service.origin).classify_all(sources, batch_rows=2, concurrent_batches=3)
+    assert list(outcomes) == list(map(echoed, sources))
 
 
 def test_closed_client_sends_no_request(service: RemoteService) -> None:
@@ -372,21 +309,6 @@ def test_closing_the_iterator_early_does_not_wait(service: RemoteService, hangs:
     assert settled(lambda: len(service.received)) < 20
 
 
-@pytest.mark.slow
-def test_closing_the_async_iterator_early_leaves_no_task(service: RemoteService) -> None:
-    service.respond = lambda received: echo(received) if received.rows[0][1] == "0" else Reply(503)
-
-    async def leave() -> set[str]:
-        async with AsyncClient(service.origin) as client:
-            outcomes = client.classify_all(map(str, range(1000)), batch_rows=1)
-            assert await anext(outcomes) == echoed("0")
-            await outcomes.aclose()  # type: ignore[attr-defined]
-            return {task.get_name() for task in asyncio.all_tasks()} - {asyncio.current_task().get_name()}  # type: ignore[union-attr]
-
-    assert asyncio.run(leave()) == set()
-    assert settled(lambda: len(service.received)) < 20
-
-
 def settled(count: Callable[[], int]) -> int:
     """The count once it has stopped growing."""
     before = -1
@@ -399,10 +321,10 @@ def settled(count: Callable[[], int]) -> int:
 def test_api_key_must_be_one_line_of_ascii_and_is_never_shown() -> None:
     for key in ("mill-secret\nsecond", "mill-secret-ü", "mill-secret\x00"):
         with pytest.raises(ClientError, match="one line of printable ASCII") as refused:
-            Blocking("http://127.0.0.1:1", api_key=key).classify("a")
+            Client("http://127.0.0.1:1", api_key=key).classify("a")
         assert "mill-secret" not in str(refused.value)
     with pytest.raises(ClientError, match="without a user") as refused:
-        Blocking("http://user:mill-secret@127.0.0.1:1").classify("a")
+        Client("http://user:mill-secret@127.0.0.1:1").classify("a")
     assert "mill-secret" not in str(refused.value)
 
 
@@ -410,14 +332,14 @@ def test_api_key_must_be_one_line_of_ascii_and_is_never_shown() -> None:
 def test_loopback_bypasses_the_proxy(service: RemoteService, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     service.respond = echo
-    assert Blocking(service.origin).classify("a") == echoed("a")
+    assert Client(service.origin).classify("a") == echoed("a")
 
 
 @pytest.mark.usefixtures("without_exceptions")
 def test_proxy_is_used_for_other_hosts(service: RemoteService, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", service.origin)
     service.respond = echo
-    assert Blocking("http://mill.example").classify("a") == echoed("a")
+    assert Client("http://mill.example").classify("a") == echoed("a")
 
 
 @pytest.mark.slow
@@ -428,7 +350,7 @@ def test_unknown_host_and_untrusted_certificate_are_not_retried(scheme: str) -> 
         host = "no.such.invalid" if scheme == "http" else store
         began = time.monotonic()
         with pytest.raises(ClientError, match="does not answer") as refused:
-            Blocking(f"{scheme}://{host}").classify("a")
+            Client(f"{scheme}://{host}").classify("a")
     assert time.monotonic() - began < 30
     assert scheme == "http" or "certificate" in str(refused.value).lower()
 
@@ -438,5 +360,5 @@ def test_client_waits_at_least_retry_after(service: RemoteService) -> None:
     replies = iter([Reply(429, b"", {"Retry-After": "1"}), answer([OUTCOME])])
     service.respond = lambda _: next(replies)
     began = time.monotonic()
-    Blocking(service.origin).classify("a")
+    Client(service.origin).classify("a")
     assert time.monotonic() - began >= 1

@@ -1,0 +1,392 @@
+"""Client: splits images into batches, sends them, and retries.
+
+Also what it is made of: the rows of a batch, the service's URL and API key, and the time limits of retries.
+"""
+
+import base64
+import json
+import random
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from http import HTTPStatus
+from itertools import islice
+from pathlib import Path
+from typing import Any, Self, TypeAlias, TypeVar
+from urllib.parse import urlsplit
+
+from app.client.transport import (
+    TIMEOUT_SECONDS,
+    NoReply,
+    Reply,
+    Request,
+    Transport,
+    is_loopback,
+    send_once,
+)
+from app.errors import CommandError
+from app.names import BATCH_ID_HEADER
+from app.outcome import ErrorDetail, ModelIdentity, Outcome, blank_outcome
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+API_KEY_HEADER = "X-API-Key"
+BATCH_ROWS = 64
+BATCH_BYTES = 16 * 1024 * 1024
+CONCURRENT_BATCHES = 4
+# How long the client retries while the service is overloaded or restarting.
+PATIENCE_SECONDS = 300.0
+# How often the client polls for a deferred (202) response.
+POLL_SECONDS = 1.0
+# How long the client polls for a deferred response, which the service keeps for minutes once it is ready.
+MAX_DEFERRED_SECONDS = 3600.0
+LONGEST_PAUSE_SECONDS = 10.0
+# How often a pause checks whether the caller has stopped iterating.
+_CHECK_SECONDS = 0.1
+_RETRYABLE = frozenset({429, 500, 502, 503, 504})
+_LONGEST_MESSAGE = 500
+
+Image: TypeAlias = bytes | Path | str
+"""An image's bytes, the path of its file, or a row's source: a URL, a stage path, base64."""
+
+Rows: TypeAlias = list[list[Any]]
+"""Each row's source and options, without its number."""
+
+_Argument = TypeVar("_Argument")
+_Result = TypeVar("_Result")
+
+
+def rows_of(images: Sequence[Image], *, evidence: bool) -> Rows:
+    """The rows of the images. Raises OSError for a file that cannot be read."""
+    options: list[Any] = [{"evidence": True}] if evidence else []
+    return [[source_of(image), *options] for image in images]
+
+
+def source_of(image: Image) -> str:
+    """The image as a row's source: a string unchanged, bytes and files as base64. Raises OSError."""
+    if isinstance(image, str):
+        return image
+    return base64.b64encode(image if isinstance(image, bytes) else image.read_bytes()).decode()
+
+
+def in_batches(images: Iterable[Image], batch_rows: int) -> Iterator[list[Image]]:
+    """Split into batches of at most `batch_rows` images and, if they hold more than one, BATCH_BYTES."""
+    batch: list[Image] = []
+    batch_bytes = 0
+    for image in images:
+        image_bytes = image.stat().st_size if isinstance(image, Path) else len(image)
+        if batch and (len(batch) == batch_rows or batch_bytes + image_bytes > BATCH_BYTES):
+            yield batch
+            batch, batch_bytes = [], 0
+        batch.append(image)
+        batch_bytes += image_bytes
+    if batch:
+        yield batch
+
+
+class ClientError(CommandError):
+    """The service cannot be reached, or rejects the request with `status`, `code` and message (`said`)."""
+
+    def __init__(
+        self, message: str, *, status: int | None = None, code: str | None = None, said: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.said = said
+
+
+@dataclass(frozen=True)
+class Service:
+    """The service's URL and the API key."""
+
+    url: str
+    api_key: str | None
+
+    def __post_init__(self) -> None:
+        """Raises ClientError."""
+        if not _is_http_url(self.url):
+            shown = self.url.rpartition("@")[2]  # what precedes the @ may hold a password
+            raise ClientError(
+                "The service's URL must begin with http:// or https:// and name a host, without a user. "
+                f"Received: {shown}"
+            )
+        if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable()):
+            raise ClientError("An API key must be one line of printable ASCII characters.")
+
+    @property
+    def credentials(self) -> dict[str, str]:
+        return {} if self.api_key is None else {API_KEY_HEADER: self.api_key}
+
+    def url_of(self, path: str) -> str:
+        return self.url.rstrip("/") + path
+
+
+def _is_http_url(url: str) -> bool:
+    if not url.isprintable() or " " in url:
+        return False
+    try:
+        parts = urlsplit(url)
+        has_host = bool(parts.hostname) and parts.port != 0
+        return parts.scheme in ("http", "https") and has_host and parts.username is None
+    except ValueError:
+        return False
+
+
+class Client:
+    """A client of one service; threads may share it.
+
+    The client retries a request that is rejected temporarily (429, 5xx) or gets no response, for up to
+    `patience_seconds`; each deferred (202) response restarts that limit. All methods raise ClientError if the
+    service does not respond or rejects a request permanently. An image that cannot be classified does not
+    raise: its outcome holds the error.
+    """
+
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        api_key: str | None = None,
+        timeout_seconds: float = TIMEOUT_SECONDS,
+        patience_seconds: float = PATIENCE_SECONDS,
+    ) -> None:
+        self._service = Service(url, api_key)
+        self._patience_seconds = patience_seconds
+        self._transport = Transport(url, timeout_seconds)
+        self._closed = threading.Event()
+        self._why_closed = "the client is closed"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self, why: str | None = None) -> None:
+        """Stop retrying: pending requests end with a ClientError whose message includes `why`."""
+        self._why_closed = why or self._why_closed
+        self._closed.set()
+        self._transport.close()
+
+    def classify(self, image: Image, *, evidence: bool = False) -> Outcome:
+        """The outcome of one image. Raises OSError for a file that cannot be read."""
+        [outcome] = self.classify_batch([image], evidence=evidence)
+        return outcome
+
+    def classify_all(
+        self,
+        images: Iterable[Image],
+        *,
+        evidence: bool = False,
+        batch_rows: int = BATCH_ROWS,
+        concurrent_batches: int = CONCURRENT_BATCHES,
+    ) -> Iterator[Outcome]:
+        """Yield outcomes in the order of the images, which are read lazily.
+
+        Closing the iterator early does not wait for pending batches. Raises OSError for an unreadable file.
+        """
+        batches = in_batches(images, batch_rows)
+        abandoned = threading.Event()
+
+        def classify_batch(batch: list[Image]) -> list[Outcome]:
+            return self._classify_rows(rows_of(batch, evidence=evidence), abandoned)
+
+        def start(count: int) -> None:
+            running.extend(_in_thread(classify_batch, batch) for batch in islice(batches, count))
+
+        running: deque[Future[list[Outcome]]] = deque()
+        try:
+            start(concurrent_batches)
+            while running:
+                outcomes = running.popleft().result()
+                start(1)
+                yield from outcomes
+        finally:
+            abandoned.set()
+
+    def classify_batch(self, images: Sequence[Image], *, evidence: bool = False) -> list[Outcome]:
+        """Outcomes of the images, sent in one request. Raises OSError for a file that cannot be read."""
+        return self._classify_rows(rows_of(images, evidence=evidence))
+
+    def model_version(self) -> str | None:
+        """The version of the model that serves now; None if a gateway blocks the endpoint. Not retried."""
+        url = self._service.url_of("/readyz")
+        reply = self._send(Request("GET", url, self._service.credentials))
+        if _status_of(reply) in (HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND):
+            return None
+        if not isinstance(reply, Reply) or reply.status != HTTPStatus.OK:
+            raise _error_of(reply, url)
+        try:
+            version: str = json.loads(reply.body)["model"]["version"]
+        except (ValueError, TypeError, KeyError):
+            raise ClientError(f"{self._service.url} answers but is not an ext-classify service.") from None
+        return version
+
+    def _classify_rows(self, rows: Rows, abandoned: threading.Event | None = None) -> list[Outcome]:
+        """Outcomes in the order of the rows.
+
+        If the request or response is too large, the batch is split in half; a single row that is too large
+        gets that error as its outcome. Raises ClientError.
+        """
+        try:
+            return self._classify_batch(rows, abandoned)
+        except ClientError as error:
+            if error.status != HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+                raise
+            if len(rows) == 1:
+                return [_too_large(error)]
+        middle = len(rows) // 2
+        first = self._classify_rows(rows[:middle], abandoned)
+        return first + self._classify_rows(rows[middle:], abandoned)
+
+    def _classify_batch(self, rows: Rows, abandoned: threading.Event | None) -> list[Outcome]:
+        """Retries keep the batch id, so the service classifies a batch once. Raises ClientError."""
+        headers = self._service.credentials | {BATCH_ID_HEADER: str(uuid.uuid4())}
+        body = json.dumps({"data": [[number, *row] for number, row in enumerate(rows)]}).encode()
+        url = self._service.url_of("/classify")
+        post = Request("POST", url, headers | {"Content-Type": "application/json"}, body)
+        poll = Request("GET", url, headers)
+        retries = _Retries(self._patience_seconds)
+        request = post
+        while True:
+            reply = self._send(request, abandoned)
+            if isinstance(reply, Reply) and reply.status == HTTPStatus.OK:
+                return _outcomes_of(reply, len(rows), self._service.url)
+            if _status_of(reply) == HTTPStatus.ACCEPTED:
+                request = poll
+                self._pause(retries.after_deferral(self._service.url), abandoned)
+                continue
+            # 404 for a deferred batch: the instance that accepted it is gone, so the batch is sent again.
+            is_lost = request is poll and _status_of(reply) == HTTPStatus.NOT_FOUND
+            error = _error_of(reply, url)
+            if not is_lost and not _is_retryable(reply):
+                raise error
+            request = post
+            self._pause(retries.after_failure(reply, error), abandoned)
+
+    def _send(self, request: Request, abandoned: threading.Event | None = None) -> Reply | NoReply:
+        """Raises ClientError if the client is closed or `abandoned` is set."""
+        if self._closed.is_set() or (abandoned and abandoned.is_set()):
+            raise ClientError(f"Requests to {self._service.url} were stopped: {self._why_closed}.")
+        return self._transport.send(request)
+
+    def _pause(self, seconds: float, abandoned: threading.Event | None) -> None:
+        """Shorter if the client is closed or `abandoned` is set."""
+        ends_at = time.monotonic() + seconds
+        while (remaining := ends_at - time.monotonic()) > 0 and not (abandoned and abandoned.is_set()):
+            if self._closed.wait(min(remaining, _CHECK_SECONDS)):
+                break
+
+
+def is_ready(url: str) -> bool:
+    """Whether the service at `url` is ready to classify."""
+    reply = send_once(Request("GET", f"{url}/readyz"))
+    return isinstance(reply, Reply) and reply.status == 200
+
+
+def _in_thread(work: Callable[[_Argument], _Result], argument: _Argument) -> Future[_Result]:
+    """Runs in a daemon thread: unlike an executor's threads, it does not delay the program's exit."""
+    future: Future[_Result] = Future()
+    future.set_running_or_notify_cancel()  # a cancelled future would refuse the result
+
+    def run() -> None:
+        try:
+            result = work(argument)
+        except Exception as error:  # noqa: BLE001 - raised again by Future.result()
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
+
+
+def _too_large(error: ClientError) -> Outcome:
+    outcome = blank_outcome(ModelIdentity(name="", version=""))
+    code = error.code or "payload_too_large"
+    outcome["error"] = ErrorDetail(code=code, message=error.said or str(error), retryable=False)
+    return outcome
+
+
+class _Retries:
+    """Pauses between attempts, which grow until the time limit; a deferred response restarts the limit."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._failures = 0
+        self._deferred_at: float | None = None
+        self._ends_at = time.monotonic() + seconds
+
+    def after_deferral(self, url: str) -> float:
+        """The pause before the next poll. Raises ClientError if the response is deferred for too long."""
+        self._deferred_at = self._deferred_at or time.monotonic()
+        if time.monotonic() - self._deferred_at > MAX_DEFERRED_SECONDS:
+            raise ClientError(f"{url} has deferred its response for {MAX_DEFERRED_SECONDS / 60:.0f} minutes.")
+        self._failures = 0
+        self._ends_at = time.monotonic() + self._seconds
+        return _with_jitter(POLL_SECONDS)
+
+    def after_failure(self, reply: Reply | NoReply, error: ClientError) -> float:
+        """The pause before the next attempt. Raises `error` if the time limit comes first."""
+        self._failures += 1
+        pause = _with_jitter(
+            min(0.1 * 2 ** min(self._failures, 16), LONGEST_PAUSE_SECONDS), at_least=_retry_after_of(reply)
+        )
+        if time.monotonic() + pause > self._ends_at:
+            raise error
+        return pause
+
+
+def _with_jitter(seconds: float, at_least: float = 0.0) -> float:
+    """Seconds with jitter, so that clients rejected together do not retry together."""
+    return at_least + random.uniform(seconds / 2, seconds)  # noqa: S311 - no secret
+
+
+def _retry_after_of(reply: Reply | NoReply) -> float:
+    """Seconds that the service asks the client to wait; 0 if it does not."""
+    seconds = reply.headers.get("Retry-After", "") if isinstance(reply, Reply) else ""
+    return float(seconds) if seconds.isdecimal() else 0.0
+
+
+def _status_of(reply: Reply | NoReply) -> int | None:
+    return reply.status if isinstance(reply, Reply) else None
+
+
+def _is_retryable(reply: Reply | NoReply) -> bool:
+    """Whether another attempt may succeed."""
+    if isinstance(reply, Reply):
+        return reply.status in _RETRYABLE
+    return not reply.is_final
+
+
+def _error_of(reply: Reply | NoReply, url: str) -> ClientError:
+    if not isinstance(reply, Reply):
+        advice = "; start it with: ext-classify serve" if is_loopback(url) else ""
+        return ClientError(f"{url} does not answer ({reply.reason}){advice}")
+    code, said = _code_and_message(reply)
+    message = f"{code}: {said}" if code else said
+    return ClientError(f"{url} answered {reply.status}: {message}", status=reply.status, code=code, said=said)
+
+
+def _code_and_message(reply: Reply) -> tuple[str | None, str]:
+    """Code and message of an error body; None and the beginning of any other body."""
+    try:
+        error = json.loads(reply.body)["error"]
+        return str(error["code"]), str(error["message"])
+    except (ValueError, TypeError, KeyError):
+        return None, reply.body[:_LONGEST_MESSAGE].decode(errors="replace")
+
+
+def _outcomes_of(reply: Reply, rows: int, url: str) -> list[Outcome]:
+    """Outcomes in row order. Raises ClientError unless the response has each of `rows` rows exactly once."""
+    try:
+        by_number = {int(number): outcome for number, outcome in json.loads(reply.body)["data"]}
+        outcomes = [by_number.pop(number) for number in range(rows)]
+    except (TypeError, KeyError, ValueError):
+        outcomes = []
+    if len(outcomes) != rows or by_number or not all(isinstance(one, dict) for one in outcomes):
+        raise ClientError(f"{url} answered with something other than {rows} outcomes.")
+    return outcomes
