@@ -4,8 +4,10 @@ import ssl
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
+from io import BytesIO
 from ipaddress import ip_address
 from socket import EAI_NONAME, gaierror
+from typing import Any
 from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -13,8 +15,12 @@ import urllib3
 from urllib3.exceptions import HTTPError
 
 TIMEOUT_SECONDS = 60.0
-# Concurrent requests above this number open connections that are not kept alive.
-_KEPT_CONNECTIONS = 16
+# More than the threads of a caller: above this number, urllib3 logs a warning for each connection.
+_KEPT_CONNECTIONS = 1000
+# The timeout applies to each piece of a body, because a large batch takes long over a slow connection.
+_PIECE_BYTES = 64 * 1024
+# What a request fails with if the server closes the connection before it responds.
+_CLOSED = (ConnectionResetError, ConnectionAbortedError, BrokenPipeError, ssl.SSLEOFError)
 
 
 @dataclass(frozen=True)
@@ -35,10 +41,12 @@ class Reply:
 
 @dataclass(frozen=True)
 class NoReply:
-    """No response; `is_final` if a retry cannot help: an unknown host, an untrusted certificate."""
+    """No response; `is_final` if a retry cannot help: unknown host, untrusted certificate, invalid proxy."""
 
     reason: str
     is_final: bool = False
+    is_closed: bool = False
+    """Whether the server closed the connection."""
 
 
 class Transport:
@@ -49,28 +57,25 @@ class Transport:
     """
 
     def __init__(self, url: str, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
-        # Per connect and per read: a large batch takes long over a slow connection.
-        timeout = urllib3.Timeout(connect=timeout_seconds, read=timeout_seconds)
-        self._connections = _connections(_proxy_for(url), timeout)
+        self._url = url
+        self._timeout = urllib3.Timeout(connect=timeout_seconds, read=timeout_seconds)
+        self._connections = _connections(url, self._timeout)
 
     def send(self, request: Request) -> Reply | NoReply:
-        """The response, also if the server rejects the body before it has read all of it."""
-        try:
-            response = self._connections.request(
-                request.method,
-                request.url,
-                body=request.body,
-                headers=dict(request.headers),
-                retries=False,
-                redirect=False,
-            )
-        except (HTTPError, OSError, ValueError) as error:
-            cause = _cause_of(error)
-            return NoReply(str(cause) or type(cause).__name__, _is_final(error, cause))
-        return Reply(response.status, response.data, response.headers)
+        """The response, also if the server rejects the body before it has read all of it.
+
+        If the server closes the connection without a response, the request is repeated once over a new one: a
+        server may close a kept-alive connection at the moment of its reuse.
+        """
+        reply = _send(self._connections, request)
+        if isinstance(reply, NoReply) and reply.is_closed:
+            new = _connections(self._url, self._timeout)
+            reply = _send(new, request)
+            _close(new)
+        return reply
 
     def close(self) -> None:
-        self._connections.clear()
+        _close(self._connections)
 
 
 def send_once(request: Request, timeout_seconds: float = TIMEOUT_SECONDS) -> Reply | NoReply:
@@ -88,12 +93,48 @@ def is_loopback(url: str) -> bool:
         return False
 
 
-def _connections(proxy: str | None, timeout: urllib3.Timeout) -> urllib3.PoolManager:
+def _connections(url: str, timeout: urllib3.Timeout) -> urllib3.PoolManager | NoReply:
+    """Connections through the proxy, if one applies; NoReply if urllib3 does not accept the proxy's URL."""
+    proxy = _proxy_for(url)
+    options: Any = {"maxsize": _KEPT_CONNECTIONS, "timeout": timeout, "blocksize": _PIECE_BYTES}
     if proxy is None:
-        return urllib3.PoolManager(maxsize=_KEPT_CONNECTIONS, timeout=timeout)
-    user = urllib3.util.parse_url(proxy).auth
-    credentials = None if user is None else urllib3.make_headers(proxy_basic_auth=unquote(user))
-    return urllib3.ProxyManager(proxy, maxsize=_KEPT_CONNECTIONS, timeout=timeout, proxy_headers=credentials)
+        return urllib3.PoolManager(**options)
+    try:
+        user = urllib3.util.parse_url(proxy).auth
+        credentials = None if user is None else urllib3.make_headers(proxy_basic_auth=unquote(user))
+        return urllib3.ProxyManager(proxy, proxy_headers=credentials, **options)
+    except (HTTPError, ValueError):
+        # The message leaves out the proxy's URL, which may hold a password.
+        rule = f"{urlsplit(url).scheme}_proxy must be an http:// or https:// URL with a valid host and port"
+        return NoReply(rule, is_final=True)
+
+
+def _send(connections: urllib3.PoolManager | NoReply, request: Request) -> Reply | NoReply:
+    if isinstance(connections, NoReply):
+        return connections
+    headers = dict(request.headers)
+    if request.body is not None:
+        headers["Content-Length"] = str(len(request.body))
+    try:
+        response = connections.request(
+            request.method,
+            request.url,
+            body=None if request.body is None else BytesIO(request.body),
+            headers=headers,
+            retries=False,
+            redirect=False,
+        )
+    except (HTTPError, OSError, ValueError) as error:
+        cause = _cause_of(error)
+        return NoReply(
+            str(cause) or type(cause).__name__, _is_final(error, cause), isinstance(cause, _CLOSED)
+        )
+    return Reply(response.status, response.data, response.headers)
+
+
+def _close(connections: urllib3.PoolManager | NoReply) -> None:
+    if not isinstance(connections, NoReply):
+        connections.clear()
 
 
 def _proxy_for(url: str) -> str | None:

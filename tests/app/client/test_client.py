@@ -6,11 +6,12 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from app.client import Client, ClientError
+from app.client import Client, ClientError, is_ready
 from app.client import client as client_module
 from app.emulator import LocalServer
 from tests.app.emulator.remote_service import DROP, Received, RemoteService, Reply, answer
@@ -340,6 +341,95 @@ def test_proxy_is_used_for_other_hosts(service: RemoteService, monkeypatch: pyte
     monkeypatch.setenv("http_proxy", service.origin)
     service.respond = echo
     assert Client("http://mill.example").classify("a") == echoed("a")
+
+
+@pytest.mark.usefixtures("without_exceptions")
+@pytest.mark.parametrize(
+    "proxy", ["socks5://u:mill-secret@mill", "http://u:mill-secret@[bad", "http://u:mill-secret@mill:99999"]
+)
+def test_invalid_proxy_is_named_without_its_password(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", proxy)
+    with pytest.raises(ClientError, match="http_proxy must be") as refused:
+        Client("http://mill.example").classify("a")
+    assert "mill-secret" not in str(refused.value)
+    assert not is_ready("http://mill.example")
+
+
+@contextmanager
+def server(serve: Callable[[socket.socket], None]) -> Iterator[str]:
+    """The URL of a server that runs `serve` in a thread, with its listening socket."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
+        listening.settimeout(30)
+        thread = threading.Thread(target=serve, args=(listening,))
+        thread.start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        thread.join()
+
+
+def http_response(document: object) -> bytes:
+    body = json.dumps(document).encode()
+    return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+
+
+@pytest.mark.parametrize("asks", ["classify", "model_version"])
+def test_connection_that_is_closed_when_reused_is_replaced(asks: str) -> None:
+    response = http_response({"data": [[0, OUTCOME]], "model": {"version": "1"}})
+
+    def serve(listening: socket.socket) -> None:
+        kept, _ = listening.accept()
+        with kept:
+            kept.recv(65536)
+            kept.sendall(response)
+            kept.recv(65536)
+        new, _ = listening.accept()
+        with new:
+            new.recv(65536)
+            new.sendall(response)
+
+    with server(serve) as url, Client(url, patience_seconds=0) as client:
+        assert client.model_version() == "1"
+        if asks == "classify":
+            assert client.classify("a") == OUTCOME
+        else:
+            assert client.model_version() == "1"
+
+
+def test_many_concurrent_batches_log_no_warning(
+    service: RemoteService, caplog: pytest.LogCaptureFixture
+) -> None:
+    meeting = threading.Barrier(40, timeout=30)
+
+    def respond(received: Received) -> Reply:
+        meeting.wait()
+        return echo(received)
+
+    service.respond = respond
+    sources = [str(number) for number in range(40)]
+    outcomes = Client(service.origin).classify_all(sources, batch_rows=1, concurrent_batches=40)
+    assert list(outcomes) == list(map(echoed, sources))
+    assert caplog.messages == []
+
+
+@pytest.mark.slow
+def test_slow_upload_may_take_longer_than_the_timeout() -> None:
+    def serve(listening: socket.socket) -> None:
+        connection, _ = listening.accept()
+        with connection:
+            head, _, body = connection.recv(1024).partition(b"\r\n\r\n")
+            length = next(line for line in head.split(b"\r\n") if line.lower().startswith(b"content-length"))
+            remaining = int(length.split(b":")[1]) - len(body)
+            while remaining > 0 and (piece := connection.recv(256 * 1024)):
+                remaining -= len(piece)
+                if remaining > 6_000_000:  # less may already be in the client's socket buffer
+                    time.sleep(0.01)
+            connection.sendall(http_response({"data": [[0, OUTCOME]]}))
+
+    with server(serve) as url:
+        client = Client(url, timeout_seconds=0.5, patience_seconds=0)
+        began = time.monotonic()
+        assert client.classify("a" * 16_000_000) == OUTCOME
+        assert time.monotonic() - began > 0.5
 
 
 @pytest.mark.slow
