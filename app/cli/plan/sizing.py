@@ -142,6 +142,8 @@ def make_plan(measured: Measured, request: Request, prices: Prices) -> Plan:
     instances = _instances(request, rate)
     rows_in_time = (TIME_SHARE * provider.call_seconds - request.fetch_seconds) * rate
     limits = _limits(measured, request, provider, instances, rows_in_time)
+    if min(limits.values()) < 1:
+        raise PlanError(_explain_limit(limits, measured, request, provider))
     rows = _largest_batch(limits)
     batches = math.ceil(request.images / rows)
     seconds_alone = request.fetch_seconds + rows / rate
@@ -157,7 +159,7 @@ def make_plan(measured: Measured, request: Request, prices: Prices) -> Plan:
     return Plan(
         instances=instances,
         max_batch_rows=rows,
-        busy_batches=max(measured.busy_batches, math.ceil(rate / rows * seconds_alone)),
+        busy_batches=max(_busy_batches(measured, request), math.ceil(rate / rows * seconds_alone)),
         max_batches=max(1, math.floor(rows_in_time / rows)),
         seconds=seconds,
         cost_usd=sum(costs.values()),
@@ -206,32 +208,50 @@ def _limits(
     measured: Measured, request: Request, provider: Provider, instances: int, rows_in_time: float
 ) -> dict[str, int]:
     """Rows of a batch by each limit, of which `time` divides `rows_in_time` among concurrent calls."""
-    calls, busy, source_bytes = CPUS_PER_NODE, CPUS_PER_NODE, measured.image_bytes
-    if not request.in_warehouse:
-        calls = math.ceil(MAX_CALLS_PER_NODE * request.warehouse_nodes / instances)
-        busy = measured.busy_batches
-        base64_bytes = 4 * math.ceil(measured.image_bytes / 3)
-        source_bytes = MAX_URL_CHARACTERS if request.source == "url" else base64_bytes
+    calls = math.ceil(MAX_CALLS_PER_NODE * request.warehouse_nodes / instances)
+    batches = BATCHES_PER_CALL * _busy_batches(measured, request) * instances
     limits = {
-        "time": math.floor(rows_in_time / calls),
-        "even_load": max(1, request.images // (BATCHES_PER_CALL * busy * instances)),
+        "time": math.floor(rows_in_time / (CPUS_PER_NODE if request.in_warehouse else calls)),
+        "even_load": max(1, request.images // batches),
     }
     if not request.in_warehouse:
         limits["max_rows"] = request.max_rows
         limits["response_size"] = RESPONSE_BYTES // (measured.outcome_bytes + ROW_BYTES)
     if provider.request_bytes is not None:
-        limits["request_size"] = provider.request_bytes // (source_bytes + ROW_BYTES)
+        limits["request_size"] = provider.request_bytes // _row_bytes(measured, request)
     return limits
+
+
+def _busy_batches(measured: Measured, request: Request) -> int:
+    """Concurrent batches that keep the cores of an instance, or of a node, busy."""
+    return CPUS_PER_NODE if request.in_warehouse else measured.busy_batches
+
+
+def _row_bytes(measured: Measured, request: Request) -> int:
+    """Bytes of the largest row, which holds the image itself if the warehouse classifies it."""
+    if request.in_warehouse:
+        return measured.image_bytes + ROW_BYTES
+    base64_bytes = 4 * math.ceil(measured.image_bytes / 3)
+    return (MAX_URL_CHARACTERS if request.source == "url" else base64_bytes) + ROW_BYTES
+
+
+def _explain_limit(limits: dict[str, int], measured: Measured, request: Request, provider: Provider) -> str:
+    """The error message for a smallest limit of less than one row."""
+    name = min(limits, key=lambda name: limits[name])
+    outcome_bytes = measured.outcome_bytes + ROW_BYTES
+    reasons = {
+        "request_size": f"a row of {_row_bytes(measured, request):,} bytes, in a request of at most "
+        f"{provider.request_bytes or 0:,} bytes",
+        "response_size": f"an outcome of {outcome_bytes:,} bytes, in a response of at most "
+        f"{RESPONSE_BYTES:,} bytes",
+        "time": f"{measured.images_per_second:g} images/s, and a call of at most {provider.call_seconds:g} s",
+    }
+    return f"A batch must have room for one image. Received, for {provider.name}: {reasons[name]} ({name})."
 
 
 def _largest_batch(limits: dict[str, int]) -> int:
     """The largest power of two of rows within all limits."""
-    name, rows = min(limits.items(), key=lambda limit: limit[1])
-    if rows < 1:
-        raise PlanError(
-            f"A batch must have room for one image. Received: {max(0, rows)} rows by the limit {name}."
-        )
-    return int(2 ** (rows.bit_length() - 1))
+    return int(2 ** (min(limits.values()).bit_length() - 1))
 
 
 def _hourly_costs(measured: Measured, request: Request, prices: Prices, instances: int) -> dict[str, float]:
