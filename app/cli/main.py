@@ -64,7 +64,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> dict[str, Any]:
 
 def parser(*, only_serve: bool = False) -> argparse.ArgumentParser:
     """Build the parser for all commands, or for `serve` alone, which imports less and starts faster."""
-    parser = argparse.ArgumentParser("ext-classify", description=__doc__)
+    parser = argparse.ArgumentParser("ext-classify", description=__doc__, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add = functools.partial(_add, commands)
@@ -113,7 +113,7 @@ def _add(
     run: Callable[..., None],
     summary: str,
 ) -> argparse.ArgumentParser:
-    command = commands.add_parser(name, help=summary, description=summary)
+    command = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
     command.set_defaults(run=run)
     return command
 

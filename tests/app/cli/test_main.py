@@ -99,6 +99,7 @@ def test_failure_is_one_line(capsys: pytest.CaptureFixture[str], arguments: list
         ["train", "--data", ".", "--epochs", "0"],
         ["describe", "a.h5", "--class-names", "a,b", "--scale", "1/0"],
         ["describe", "a.h5", "--class-names", "a,b", "--scale", "much"],
+        ["doctor", "--js"],
     ],
 )
 def test_invalid_argument_prints_the_usage(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
