@@ -1,4 +1,4 @@
-"""Speaks HTTP, Snowflake and the terminal; never trains, never imports TensorFlow."""
+"""The classification service, its client and its command line."""
 
 from importlib.metadata import version
 

@@ -1,1 +1,1 @@
-"""The HTTP server: connections and request framing."""
+"""The HTTP server: start and shutdown of uvicorn, connections, request framing, health probe."""
