@@ -15,7 +15,7 @@ param image string
 @description('The Azure Container Registry in this resource group that has it')
 param registryName string
 
-@description('API Management wants a name and an address to write to')
+@description('The name and email address of the publisher, which API Management requires')
 param publisherName string
 param publisherEmail string
 
@@ -126,7 +126,7 @@ resource apps 'Microsoft.App/managedEnvironments@2024-03-01' = {
   }
 }
 
-// What the service is told.
+// Settings of the service in every deployment.
 var always = [
   { name: 'EXT_CLASSIFY_HOST', value: '0.0.0.0' }
   { name: 'EXT_CLASSIFY_PORT', value: '8000' }

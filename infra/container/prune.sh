@@ -11,7 +11,7 @@ find botocore/data -mindepth 1 -maxdepth 1 -type d ! -name sts ! -name sso ! -na
 # Tests, type stubs, and sources of what is compiled.
 find . -depth -type d -name tests -exec rm -r {} +
 find . -type f \( -name '*.pyi' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.c' -o -name '*.h' -o -name '*.a' \) -delete
-# What debuggers read, half of such a library; those in *.libs were moved about once and stand no second time.
+# Debug symbols are half of a library. auditwheel has rewritten those in *.libs, which strip would break.
 find . -name '*.so' ! -path '*.libs/*' -exec strip --strip-debug {} +
 # Ours: what only training reads, and the published recipe's network, which a volume can bring.
 rm -r model/networks/pretrained model/saved/metal_defects_final.*

@@ -216,7 +216,7 @@ def test_page_retries_while_the_service_restarts(browser: Browser, tmp_path: Pat
                 expect(summary(page)).not_to_contain_text("Retrying")
 
 
-def test_key_is_asked_for_sent_and_forgotten(browser: Browser, tmp_path: Path) -> None:
+def test_key_is_requested_sent_and_not_stored(browser: Browser, tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     made = make_key()
     keys.write_text(line_of("visitor", made) + "\n", encoding="utf-8")

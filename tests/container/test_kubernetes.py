@@ -173,7 +173,7 @@ def pod(namespace: Namespace, tmp_path_factory: pytest.TempPathFactory) -> Itera
     [deployment] = documents(DEPLOYMENT)
     written = [
         config_map("ext-classify-keys", keys=line_of("gateway", KEY)),
-        # Nobody is there: the service goes on with its own memory.
+        # No Redis listens there: the service uses its own memory.
         config_map("ext-classify-redis", url="redis://:nobody@127.0.0.1:6379/0"),
         pod_of(deployment, IMAGE),
     ]
@@ -222,7 +222,7 @@ def test_the_three_forms_of_request_are_answered(pod: Namespace, tmp_path: Path)
     assert [result["label"] for result in results] == labels
 
 
-def test_whoever_has_no_key_gets_no_further_than_the_probes(pod: Namespace) -> None:
+def test_request_without_a_key_reaches_only_the_probes(pod: Namespace) -> None:
     for path, as_whom, status in (
         ("/classify", (*JSON, "-d", "{}"), 401),
         ("/metrics", (), 401),

@@ -12,7 +12,7 @@ PROBES = ("startupProbe", "livenessProbe", "readinessProbe")
 
 
 def documents(name: str) -> list[Any]:
-    """Of one file, each call anew."""
+    """The documents of one file, which the caller may change."""
     return list(yaml.safe_load_all((FOLDER / name).read_text(encoding="utf-8")))
 
 

@@ -27,7 +27,7 @@ from tests.infra.manifests import (
 from tests.infra.test_observability import exposed, named
 from tests.test_house import ROOT
 
-# The oldest that the README promises, and the latest that the package knows.
+# The oldest version that the README supports, and the latest that the package knows.
 VERSIONS = ["1.27", kubernetes_validate.latest_version()]
 MEBIBYTE = 2**20
 UNITS = {"Mi": MEBIBYTE, "Gi": 1024 * MEBIBYTE, "mb": MEBIBYTE, "gb": 1024 * MEBIBYTE}
@@ -118,7 +118,7 @@ def test_kustomize_names_no_namespace_and_the_image_that_is_to_run() -> None:
     by_kind = {manifest["kind"]: manifest for manifest in manifests}
     [image] = yaml.safe_load((FOLDER / "kustomization.yaml").read_text(encoding="utf-8"))["images"]
     assert container_of(by_kind["Deployment"])["image"] == f"{image['newName']}:{image['newTag']}"
-    # A changed redis.conf has another name, so that Redis starts anew with it.
+    # A changed redis.conf has another name, so that Redis restarts with it.
     [volume] = by_kind["StatefulSet"]["spec"]["template"]["spec"]["volumes"]
     assert volume["configMap"]["name"] == by_kind["ConfigMap"]["metadata"]["name"] != "ext-classify-redis"
 
@@ -214,7 +214,7 @@ def test_the_grace_period_covers_all_that_the_service_does_at_its_end() -> None:
     assert pod_of(DEPLOYMENT)["terminationGracePeriodSeconds"] >= needed_seconds + 10
 
 
-def test_a_batch_that_was_let_in_is_answered_or_promised_before_its_pod_ends() -> None:
+def test_accepted_batch_is_answered_or_deferred_before_its_pod_ends() -> None:
     assert float(setting("stop_grace_seconds")) > float(setting("sync_deadline_seconds"))
     assert setting("redis_url") == {"secretKeyRef": {"name": "ext-classify-redis", "key": "url"}}
     # Longer than balancers need to learn that a pod is not ready.
@@ -242,7 +242,7 @@ def test_each_classifier_has_a_core_and_http_has_some_beside() -> None:
     assert int(resources["requests"]["cpu"]) == int(setting("classifiers")) < int(resources["limits"]["cpu"])
 
 
-def test_only_a_pod_that_answers_nothing_for_a_minute_is_started_anew() -> None:
+def test_pod_is_restarted_only_after_a_minute_without_responses() -> None:
     container = container_of(deployment())
     liveness, startup = container["livenessProbe"], container["startupProbe"]
     assert liveness["httpGet"]["path"] == "/healthz"
@@ -338,13 +338,13 @@ def test_pods_are_added_before_the_service_refuses() -> None:
     assert 2 * bytes_of(targets["ext_classify_pending_bytes"]) == int(setting("max_pending_bytes"))
 
 
-def test_redis_holds_what_all_replicas_may_promise() -> None:
+def test_redis_has_room_for_the_deferred_batches_of_all_replicas() -> None:
     settings = redis_settings()
     replicas = autoscaler()["spec"]["maxReplicas"]
-    # A promised batch takes its bytes twice of a replica's memory, and once of Redis.
-    promised = replicas * int(setting("max_pending_bytes")) // 2
-    assert promised == 768 * MEBIBYTE
-    assert bytes_of(settings["maxmemory"]) >= promised + 150 * 10**6
+    # A deferred batch takes twice its bytes of a replica's memory, and once of Redis.
+    deferred = replicas * int(setting("max_pending_bytes")) // 2
+    assert deferred == 768 * MEBIBYTE
+    assert bytes_of(settings["maxmemory"]) >= deferred + 150 * 10**6
     memory = container_of(documents("redis.yaml")[0])["resources"]["limits"]["memory"]
     assert bytes_of(memory) >= 2 * bytes_of(settings["maxmemory"])
     assert settings["maxmemory-policy"] == "volatile-lru"

@@ -95,7 +95,7 @@ def test_service_ends_within_snowflakes_grace_and_answers_within_its_call() -> N
         < GRACE_SECONDS
     )
     assert variables["EXT_CLASSIFY_AUTH"] == "spcs"
-    # No instance can be asked for what another has promised.
+    # No instance can be polled for the deferred response of another.
     assert float(variables["EXT_CLASSIFY_SYNC_DEADLINE_SECONDS"]) > CALL_SECONDS
 
 

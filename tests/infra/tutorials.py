@@ -6,9 +6,9 @@ A comment before a fence says what becomes of it:
     <!-- runs and stays -->  started in a terminal of its own, where it stays until the end
     <!-- prints -->          what the block before it has printed
 
-In what is printed, `…` stands for any text of one line, a line of nothing else for any lines, and NNNNN for a
-number, the same one wherever it stands on the page, commands included. Ports are free ones, which are shown
-as the page shows them. TensorFlow Lite's own lines, which come when they like, are left out.
+In the expected output, `…` matches any text of one line, a line of only `…` any lines, and NNNNN a number,
+the same one everywhere on the page, commands included. Ports are free ones, shown as the page shows them.
+Log lines of TensorFlow Lite, which come at any time, are left out.
 
 A block of sh without a comment is rehearsed: run with stand-ins of the programs that it calls, which only
 write down what they were called with.
@@ -43,7 +43,7 @@ NUMBER = "NNNNN"
 _END = "end-of-block"
 _BLOCK = re.compile(r"(?:^<!-- ([a-z ]+) -->\n)?^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _HOW = (None, "runs", "runs and stays", "prints")
-# What a rehearsal must not do, and what it answers where a page goes on with it.
+# What a rehearsal must not do, and what it answers where a page uses the output.
 _STAND_IN = """#!{python}
 import json, pathlib, sys
 call = [pathlib.Path(sys.argv[0]).name, *sys.argv[1:]]

@@ -408,7 +408,7 @@ def test_name_is_resolved_once_for_a_connection() -> None:
     asyncio.run(run())
 
 
-def test_name_that_has_moved_inward_is_refused_when_it_is_asked_for_anew() -> None:
+def test_name_that_later_resolves_to_a_private_address_is_refused() -> None:
     async def run() -> None:
         resolver = Rebinding(PUBLIC, "127.0.0.1")
         async with Listener() as listener:

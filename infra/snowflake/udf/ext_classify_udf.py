@@ -1,7 +1,7 @@
 """Handler of the Python function inside a warehouse: a batch of rows in, an outcome a row.
 
-Source: Snowflake documentation, "Vectorized Python UDFs" and "Reading files and assets". It stands alone on
-its stage; app and model come in a zip beside it, and with them the outcomes are those of the service.
+Source: Snowflake documentation, "Vectorized Python UDFs" and "Reading files and assets". Its stage also
+holds a zip of app and model, whose outcomes are those of the service.
 """
 # ruff: noqa: INP001 - Snowflake imports it by its name alone
 
@@ -41,7 +41,7 @@ def _load() -> ImageClassifier:
     [h5_path] = Path(sys._xoptions["snowflake_import_directory"]).glob("*.h5")  # noqa: SLF001
     artifact = load_artifact(h5_path)
     engine: Engine = "litert" if find_spec("ai_edge_litert") else "tensorflow"
-    # Snowflake runs as many processes as it wants work done side by side.
+    # One thread: for concurrent batches, Snowflake starts more processes.
     return ImageClassifier(artifact, open_classifier(artifact, engine, 1, CACHE_DIR), ImageLimits())
 
 
