@@ -147,5 +147,5 @@ def _pieces(terminal: int) -> Iterator[bytes]:
         try:
             while piece := reading.read(65536):
                 yield piece
-        except OSError:  # whoever wrote there has ended
+        except OSError:  # the process that wrote there has ended
             return

@@ -46,12 +46,12 @@ class Asked:
         return str(self.body["sqlText"])
 
 
-# Status and JSON. None: the request goes on to the real server, or gets a plain success if there is none.
+# Status and JSON. None: the request is forwarded to the real server, or succeeds if there is none.
 Answer: TypeAlias = tuple[int, dict[str, Any]] | None
 
 
-def failure(number: int, message: str = "It is not to be.", *, status: int = 200) -> Answer:
-    """A refusal, as Snowflake writes it."""
+def failure(number: int, message: str = "Statement failed.", *, status: int = 200) -> Answer:
+    """An error response in Snowflake's format."""
     return status, {
         "data": {"errorCode": f"{number:06d}", "sqlState": "02000"},
         "code": f"{number:06d}",
@@ -161,7 +161,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        with contextlib.suppress(ConnectionError):  # whoever asked may have given up
+        with contextlib.suppress(ConnectionError):  # the client may have disconnected
             self._write(body)
 
     def _write(self, body: bytes) -> None:

@@ -119,7 +119,7 @@ def test_server_that_is_restless_is_told_and_suspended() -> None:
 
 
 def test_open_loop_counts_from_the_intended_start() -> None:
-    """One stall of 300 ms: requests meant to start meanwhile waited too, whoever was asked when."""
+    """After one stall of 300 ms, the latency of requests meant to start meanwhile includes their wait."""
     stalled_until = [0.0]
 
     def stall_once(path: str) -> bytes:

@@ -1,4 +1,4 @@
-"""What a server answered, held to what it was asked: as many labels as images, and no error among them."""
+"""Check what a server answered: one label for each image, and no error."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""What is measured: forms of request, rows in each, and load."""
+"""The cells of a benchmark: form of request, rows in each, and load."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""A keep-alive HTTP/1.1 connection that costs its client little: one request, then its answer, at a time."""
+"""A keep-alive HTTP/1.1 connection with little overhead for its client: one request at a time."""
 
 import asyncio
 from typing import NamedTuple, cast

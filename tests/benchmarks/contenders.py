@@ -1,4 +1,4 @@
-"""The servers that `make bench` compares: ours as shipped, and its peers as tune_peers found them best."""
+"""The servers that `make bench` compares: our service as shipped, and its peers as tuned by tune_peers."""
 
 import re
 import sysconfig

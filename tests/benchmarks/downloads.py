@@ -1,9 +1,9 @@
-"""HTTP clients over the same downloads, side by side: python -m tests.benchmarks.downloads.
+"""Compare HTTP clients over the same downloads: python -m tests.benchmarks.downloads.
 
-256 images of 20 to 40 kB are asked for at once, 64 at a time, over TLS, from a store on this machine that
-thinks a while before it answers. Every turn opens the client, downloads all over new connections, then all
-again over kept ones. The store runs in a process of its own, so CPU time is the client's alone. Rounds are
-interleaved, forwards and backwards, so that a busy neighbour slows all of them alike.
+Each client downloads 256 images of 20 to 40 kB over TLS, 64 at a time, from a store on this machine that
+delays its responses. A turn opens the client, downloads all images over new connections, then all again over
+kept-alive ones. The store runs in its own process, so CPU time is the client's alone. Rounds are interleaved,
+forwards and backwards, so that other load on the machine slows all clients alike.
 """
 
 import argparse

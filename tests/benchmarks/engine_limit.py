@@ -1,6 +1,6 @@
-"""What the engine could do with nothing around it: decode and predict the same files, on all cores.
+"""The engine's maximum rate without a server: decode and predict the same files on all cores.
 
-Two forms stand ready, a process a core and one process with a thread a core; the faster one is the limit.
+The faster of two forms is the limit: a process per core, or one process with a thread per core.
 """
 
 import multiprocessing

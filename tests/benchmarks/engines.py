@@ -1,6 +1,6 @@
-"""Engines over the same images on the same cores, side by side: python -m tests.benchmarks.engines.
+"""Compare engines on the same images and cores: python -m tests.benchmarks.engines.
 
-Rounds are interleaved, forwards and backwards, so that a busy neighbour slows all of them alike.
+Rounds are interleaved, forwards and backwards, so that other load on the machine slows all engines alike.
 """
 
 import argparse

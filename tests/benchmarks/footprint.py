@@ -1,4 +1,4 @@
-"""What a server costs: CPU time and memory of all its processes, from /proc."""
+"""CPU time and memory of all processes of a server, from /proc."""
 
 import os
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""What was aimed at, what was measured, and whether that is enough."""
+"""The goals of the benchmarks, what was measured, and whether it meets them."""
 
 import statistics
 from collections.abc import Iterator

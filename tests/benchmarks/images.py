@@ -1,4 +1,4 @@
-"""The images that every server is sent, in one order: real ones where NEU_DATA_DIR names them, else drawn."""
+"""The images that every server receives, in one order: real ones if NEU_DATA_DIR is set, else drawn ones."""
 
 import io
 import os

@@ -1,7 +1,7 @@
-"""The load process: one job a line comes in, one report a line goes out: python -m tests.benchmarks.load.
+"""The load process, which reads a job per line and writes a report per line: python -m tests.benchmarks.load.
 
-A closed loop keeps n connections asking. An open loop sends at random times of a given rate (Poisson), though
-the server may not keep up, and counts latency from the intended start: it hides no stall.
+A closed loop keeps n connections busy. An open loop sends at random times (Poisson) at a given rate, even if
+the server does not keep up, and measures latency from the intended start, so that no stall is hidden.
 """
 
 import asyncio

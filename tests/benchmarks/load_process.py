@@ -1,4 +1,4 @@
-"""The load process, as those who measure hold it."""
+"""Starts the load process, sends it jobs and reads its reports."""
 
 import json
 import os

@@ -1,12 +1,12 @@
 """How long a request body blocks the event loop: python -m tests.benchmarks.loop_blocks [--only NAME].
 
-Each body of hostile_bodies goes to `ext-classify serve` twice a round. The first time, a separate process
-asks /healthz on one connection, back to back, and keeps the longest time until an answer: about as long, the
-event loop was blocked. The second time, nothing else is asked, and the CPU time of all processes of the
-service is read.
+Each round sends each body of hostile_bodies to `ext-classify serve` twice. During the first, a separate
+process requests /healthz over one connection, back to back; its longest response time is about the time that
+the event loop was blocked. During the second, nothing else is requested, and the CPU time of all processes of
+the service is measured.
 
-The first row, "idle", is the longest answer while no body is sent: it shows what other work on the machine
-adds.
+The first row, "idle", is the longest response time while no body is sent: the effect of other load on the
+machine.
 """
 
 import argparse

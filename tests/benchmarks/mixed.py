@@ -1,6 +1,6 @@
-"""Our service alone, with the largest batch: what one beside single images costs them, and what a row costs.
+"""Our service alone, with the largest batch: how it slows single images, and the cost of a row.
 
-4,096 PNG files exceed the default cap on a body, so these images are JPEG files of the same pictures.
+4,096 PNG files exceed the default limit of a body, so these images are JPEG files of the same pictures.
 """
 
 import itertools

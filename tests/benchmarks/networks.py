@@ -1,8 +1,8 @@
-"""The networks side by side: cost, size and images a second: python -m tests.benchmarks.networks.
+"""Compare networks by cost, size and images per second: python -m tests.benchmarks.networks.
 
-Each runs in LiteRT with one single-threaded interpreter a core, as the service runs it, fed 1, 8 and 64
-images a call; rounds are interleaved, forwards and backwards. Beside each float32 network stands its
-dynamic-range quantisation (8-bit weights) of the same rewritten network, with how many labels it gives alike.
+Each runs in LiteRT with one single-threaded interpreter per core, as in the service, with 1, 8 and 64 images
+per call; rounds are interleaved, forwards and backwards. Each float32 network is compared with its
+dynamic-range quantisation (8-bit weights), including the share of equal labels.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""A server that classifies nothing and answers at once: what the load process could measure at most.
+"""A server that answers at once without classifying: the most that the load process can measure.
 
 `python -m tests.benchmarks.null_server --port PORT`. Paths are /FORM/ROWS.
 """

@@ -1,4 +1,4 @@
-"""Requests as bytes, made before the clock runs: bodies in every form, and heads with fresh batch ids."""
+"""Requests as bytes, built before the measurement: bodies in every form, and heads with new batch ids."""
 
 import base64
 import itertools

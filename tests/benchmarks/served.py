@@ -1,4 +1,4 @@
-"""What a server serves, by its own report, against what its label says: a figure is of the label's engine."""
+"""Check that a server runs the engine that its label names, from what it reports."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Contenders as running processes: started, asked until they answer, stopped with all that they started."""
+"""Contenders as processes: started, polled until ready, and stopped with all their children."""
 
 import http.client
 import os

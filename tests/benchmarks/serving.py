@@ -1,9 +1,10 @@
-"""Servers over the same images on the same cores, side by side: python -m tests.benchmarks.serving.
+"""Compare servers on the same images and cores: python -m tests.benchmarks.serving.
 
-All servers of a network stand ready; one is loaded at a time, by one process. Rounds are interleaved,
-forwards and backwards, so that a busy neighbour slows all alike, and ratios are formed within a round.
-NEU_DATA_DIR names the real images; without it, drawn ones are sent. A run with --quick, --only, --network or
-few rounds prints what it finds, writes it where --output says, and leaves a whole run's results alone.
+All servers of a network run at the same time, and one process loads one of them at a time. Rounds are
+interleaved, forwards and backwards, so that other load on the machine slows all alike, and ratios are formed
+within a round. NEU_DATA_DIR names the real images; without it, drawn ones are sent. A run with --quick,
+--only, --network or few rounds prints its results, writes them to --output, and does not replace the results
+of a whole run.
 """
 
 import argparse
@@ -224,7 +225,7 @@ def _parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     options = _parse_arguments()
-    # Whoever stops this stops the servers too: they lead sessions of their own.
+    # Exit through `finally` blocks, which stop the servers: each leads its own session.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     known = contenders()
     names = _chosen(options.only, [contender.name for contender in known])

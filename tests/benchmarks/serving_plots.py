@@ -1,4 +1,4 @@
-"""The figures of a run as plots: python -m tests.benchmarks.serving_plots draws the last run's anew."""
+"""Draw the figures of the last run again: python -m tests.benchmarks.serving_plots."""
 
 import argparse
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""All that a run found; kept for each network, so that they can be measured one by one."""
+"""All results of a run, kept for each network, so that networks can be measured one by one."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

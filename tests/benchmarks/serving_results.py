@@ -1,4 +1,4 @@
-"""Where the figures of a run go."""
+"""The files of a run's results."""
 
 import sys
 from pathlib import Path

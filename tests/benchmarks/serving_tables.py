@@ -1,4 +1,4 @@
-"""The figures of a run as tables, short enough to be quoted; the long table is serving_cells.csv."""
+"""The results of a run as short tables; serving_cells.csv has all of them."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,10 +1,10 @@
-"""What an epoch of training waits for: python -m tests.benchmarks.training.
+"""Whether an epoch of training waits for its input: python -m tests.benchmarks.training.
 
-An epoch with its real input pipeline beside pure compute, which is as many steps of the same shapes on
-batches in memory, and beside the pipeline drained without training. Rounds are interleaved, forwards and
-backwards. Each epoch includes the start of its stream, which a training has but once. CPU-seconds hold
-where a busy neighbour blurs seconds; where compute has all cores at work, each that the pipeline takes
-lengthens the epoch, however well the two overlap.
+Compares an epoch with its real input pipeline, pure compute (as many steps of the same shapes on batches in
+memory), and the pipeline without training. Rounds are interleaved, forwards and backwards. Each epoch
+includes the start of its stream, which a training has only once. Other load on the machine affects CPU-
+seconds less than seconds. If compute uses all cores, each CPU-second of the pipeline lengthens the epoch,
+however well the two overlap.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """Find each peer's best settings: python -m tests.benchmarks.tune_peers [--peers NAME …].
 
-One step of a peer's grid after the other: its alternatives are tried, forwards and backwards, and the best
-is kept for the steps that follow. A setting is judged by the geometric mean of its rates at 64 rows and at 1
-row. The table goes to peers/tuning.md; contenders.py holds what it says.
+Goes through the steps of a peer's grid in order: measures the alternatives of a step, forwards and backwards,
+and keeps the best for the steps that follow. The score of a setting is the geometric mean of its rates at 64
+rows and at 1 row. The table goes to peers/tuning.md; contenders.py has its settings.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""When counting begins and ends, and what was counted."""
+"""The time window of a measurement, and what was counted in it."""
 
 import math
 import time

@@ -1,6 +1,6 @@
-"""python -m tests.fuzz.contract: thousands of requests, right and wrong, after our own OpenAPI document.
+"""python -m tests.fuzz.contract: thousands of valid and invalid requests from our own OpenAPI document.
 
-Schemathesis sends them to a service that really runs and holds every answer to the document.
+Schemathesis sends them to a running service and checks every response against the document.
 """
 
 import argparse

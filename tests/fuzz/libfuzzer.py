@@ -1,4 +1,4 @@
-"""python -m tests.fuzz.libfuzzer TARGET …: a target under libFuzzer, by its arguments."""
+"""python -m tests.fuzz.libfuzzer TARGET …: run a target under libFuzzer, with its arguments."""
 
 import sys
 
@@ -9,7 +9,7 @@ with atheris.instrument_imports(include=["app", "model", "PIL", "python_multipar
 
 if __name__ == "__main__":
     _, target, *arguments = sys.argv
-    # It starts itself anew to merge, by a shell.
+    # To merge, libFuzzer starts itself again through a shell.
     program = f"{sys.executable} -m tests.fuzz.libfuzzer {target}"
     atheris.Setup([program, *arguments], TARGETS[target])
     atheris.Fuzz()

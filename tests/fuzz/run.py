@@ -1,7 +1,7 @@
-"""python -m tests.fuzz.run: fuzz requests, bodies, JSON and images, and keep what was found.
+"""python -m tests.fuzz.run: fuzz requests, bodies, JSON and images, and keep the new inputs.
 
-Inputs that reach something new are merged into tests/fuzz/corpus, all of which the tests go through. One that
-breaks a target ends the run, and is left in the working folder as crash-…
+Inputs that reach new code are merged into tests/fuzz/corpus, which the tests run. An input that breaks a
+target ends the run and is kept in the working folder as crash-…
 """
 
 import argparse

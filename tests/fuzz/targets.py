@@ -1,4 +1,4 @@
-"""What is fuzzed, and what must hold whatever comes in. Each takes the bytes, and raises when it does not."""
+"""Fuzz targets: each takes the input's bytes, and raises an error if an invariant does not hold."""
 
 import json
 import re
@@ -64,7 +64,7 @@ def read_json(data: bytes) -> None:
 
 
 def decode_image(data: bytes) -> None:
-    """Pixels as the network wants them, or an image's own fault."""
+    """Pixels in the network's shape, or an error of the image."""
     try:
         decoded = decode_sized(data, SPEC, LIMITS)
     except InputError:

@@ -1,1 +1,1 @@
-"""What takes too long for a test: trials of the service as it really runs, each a command with figures."""
+"""Trials of the running service that take too long for a test: each is a command that prints its results."""

@@ -1,4 +1,4 @@
-"""A caller as Snowflake is one: the same bytes under the same id until they are answered, backing off."""
+"""A caller like Snowflake: resends the same bytes under the same batch id, with backoff, until answered."""
 
 import asyncio
 import base64

@@ -1,6 +1,6 @@
-"""python -m tests.trials.capacity: what a million images take, and a thousand times as many, anywhere.
+"""python -m tests.trials.capacity: cost and time of a million images, and of a billion, on each platform.
 
-From the rate that `make bench` measured last, by the arithmetic of `ext-classify plan`.
+Uses the rate that `make bench` measured last, and the formulas of `ext-classify plan`.
 """
 
 from collections.abc import Iterator

@@ -1,6 +1,6 @@
-"""python -m tests.trials.image: what the image weighs, and how soon its container answers.
+"""python -m tests.trials.image: the size of the container image, and the time until it answers.
 
-Of the image that CONTAINER_IMAGE names, run as `make container-test` runs it.
+Measures the image in CONTAINER_IMAGE, run as `make container-test` runs it.
 """
 
 import statistics

@@ -1,4 +1,4 @@
-"""python -m tests.trials.overload: many times the load that the service can bear, and what is left of it."""
+"""python -m tests.trials.overload: many times the load that the service can handle, and its throughput."""
 
 import argparse
 import time

@@ -1,4 +1,4 @@
-"""python -m tests.trials.poison: each input of the fuzzing corpus, amid rows that must not notice."""
+"""python -m tests.trials.poison: each input of the fuzzing corpus, among rows that must succeed."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""python -m tests.trials.reloads: SIGUSR1 under load, again and again, also with networks that are broken."""
+"""python -m tests.trials.reloads: SIGUSR1 under load, repeatedly, also with broken networks."""
 
 import argparse
 import asyncio

@@ -1,7 +1,7 @@
 """python -m tests.trials.scale: three replicas behind nginx, with Redis, through all that happens to them.
 
 50,000 rows in ten statements by `ext-classify sql --chaos`, during which a replica is killed, one is drained,
-Redis begins anew and nginx reads its configuration anew. Every row must be answered once, and alike.
+Redis restarts and nginx reloads its configuration. Every row must be answered once, with the same outcome.
 """
 
 import argparse
@@ -167,7 +167,7 @@ def statements(images: Sequence[bytes], rows: int) -> str:
 
 
 def _ask_for(start: int, images: int) -> str:
-    """A statement's rows; local SQL's client begins one anew that takes longer than a minute or two."""
+    """A statement's rows: few enough, as the emulator's client resends a statement after a minute or two."""
     first, times = start // images, STATEMENT_ROWS // images
     return (
         "INSERT INTO answers SELECT id, number, ext_classify(image) FROM photos CROSS JOIN "  # noqa: S608

@@ -1,4 +1,4 @@
-"""What came of the trial of several replicas: a table, and the line of rows a second."""
+"""The results of tests.trials.scale: a table, and a plot of rows per second."""
 
 from collections import Counter
 from collections.abc import Sequence

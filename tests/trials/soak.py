@@ -1,4 +1,4 @@
-"""python -m tests.trials.soak: at 80 % of the most for half an hour; memory may not grow, no request fail."""
+"""python -m tests.trials.soak: half an hour at 80% load; memory must not grow, and no request may fail."""
 
 import argparse
 import statistics
@@ -18,7 +18,7 @@ from tests.running import logging_service, wait_until
 SHARE = 0.8
 ROWS = 16
 PERIOD_SECONDS = 30.0
-# Until allocators and remembered answers have what they will ever have.
+# Until the allocators and the cache of answers have reached their final size.
 WARM_UP_SHARE = 1 / 3
 # No line is to be drawn through fewer periods.
 LEAST_PERIODS = 6

@@ -1,4 +1,4 @@
-"""python -m tests.trials.stops: SIGTERM under load, again and again; no request that was accepted is lost."""
+"""python -m tests.trials.stops: SIGTERM under load, repeatedly; no accepted request may be lost."""
 
 import argparse
 import asyncio

@@ -1,4 +1,4 @@
-"""python -m tests.trials.storm: one batch, sent by fifty at once under its one id; it is classified once."""
+"""python -m tests.trials.storm: fifty concurrent requests with one batch id, which is classified once."""
 
 import argparse
 import asyncio

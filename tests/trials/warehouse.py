@@ -1,4 +1,4 @@
-"""python -m tests.trials.warehouse: a query of an XL warehouse, 900 callers; every row is answered once."""
+"""python -m tests.trials.warehouse: the query of an XL warehouse, 900 callers; every row is answered once."""
 
 import argparse
 import asyncio

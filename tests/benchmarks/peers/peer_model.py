@@ -1,6 +1,6 @@
-"""What every peer does alike: image files to pixels, pixels to probabilities, probabilities to answers.
+"""What all peers share: image files to pixels, pixels to probabilities, probabilities to answers.
 
-It runs in environments of its own, where nothing of this repository is installed.
+It runs in environments of its own, where no package of this repository is installed.
 """
 
 import io
@@ -40,8 +40,8 @@ class PeerModel:
     """MODEL_PATH (.onnx or .h5), held in memory and warm, that answers for images as CARD_PATH describes.
 
     Reports what it serves, and the version of `framework`, the distribution that serves it.
-    THREADS is the engine's own; MICRO_BATCH is the most images of one call of it, 0 for all;
-    DECODE_THREADS above 1 decode a batch side by side. It may be called from several threads at once.
+    THREADS is the engine's number of threads; MICRO_BATCH is the maximum of images per call of the engine,
+    0 for all; with DECODE_THREADS above 1, threads decode a batch concurrently. It is thread-safe.
     """
 
     def __init__(self, framework: str) -> None:
@@ -108,7 +108,7 @@ class PeerModel:
 
 
 def attempt(decode: Callable[[Any], Pixels], image: Any) -> Pixels | Answer:
-    """Pixels, or an error object in the place of the answer, so that no row fails the rows beside it."""
+    """Pixels, or an error object in place of the answer, so that a bad row does not fail the batch."""
     try:
         return decode(image)
     # Pillow and pybase64 raise whatever the broken part of the image leads to.

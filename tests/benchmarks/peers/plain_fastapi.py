@@ -1,6 +1,6 @@
-"""FastAPI with one endpoint a form of request, tuned by hand: uvicorn plain_fastapi:app.
+"""FastAPI with one endpoint per form of request, tuned by hand: uvicorn plain_fastapi:app.
 
-Whole requests run in a pool of POOL threads, so that no more of them compete for the cores than is good.
+Whole requests run in a pool of POOL threads, which limits how many compete for the cores.
 """
 
 import asyncio

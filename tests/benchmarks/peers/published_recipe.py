@@ -1,7 +1,7 @@
-"""The published recipe's network behind FastAPI the obvious way: uvicorn published_recipe:app.
+"""The published recipe's network behind FastAPI, in the simplest way: uvicorn published_recipe:app.
 
-The recipe predicts without the 1/255 that it trained with; the .h5 holds that step, and so this answers
-rightly.
+The recipe predicts without the scale of 1/255 that it trained with; the .h5 includes that step, so the
+answers are correct.
 """
 
 import base64

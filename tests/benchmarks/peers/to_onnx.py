@@ -1,6 +1,6 @@
-"""Write the ONNX twin of a Keras .h5, checked against it: python to_onnx.py H5 ONNX [--rewrite].
+"""Convert a Keras .h5 to ONNX and compare the two: python to_onnx.py H5 ONNX [--rewrite].
 
-As Keras exports it, or with its graph rewritten by hand to what costs onnxruntime least.
+The graph is as Keras exports it or, with --rewrite, in a form that is faster in onnxruntime.
 """
 
 import os
