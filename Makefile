@@ -32,8 +32,9 @@ setup: .venv/.installed ## create .venv, for serving and local SQL, without Tens
 
 dev: .venv-dev/.installed ## create .venv-dev, to train, compile, check and test
 
-run: setup ## start the service, classify the samples with SQL, keep serving (IMAGES=DIR, PORT=8000)
-	@$(SERVE)/ext-classify demo $(if $(PORT),--port $(PORT)) $(if $(IMAGES),--images "$(IMAGES)")
+run: setup ## start the service, classify the samples with SQL, keep serving (MODEL=H5, IMAGES=DIR, PORT=8000)
+	@$(SERVE)/ext-classify demo $(if $(MODEL),--model "$(MODEL)") $(if $(PORT),--port $(PORT)) \
+		$(if $(IMAGES),--images "$(IMAGES)")
 
 test: .venv-dev/.installed .venv-connector5/.installed ## run all tests (NEU_DATA_DIR=DIR adds real images; ORDER=random, or ORDER=SEED repeats one)
 	$(PYTEST) $(if $(ORDER),-p randomly --randomly-seed=$(ORDER:random=default))

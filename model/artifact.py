@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from model.array_json import ArrayJson
 from model.errors import ArtifactError
 from model.image import ImageSpec
+from model.model_file import describe_command, fault_of, inspect_file, refuse_unusable
 from model.novelty import Novelty
 
 ClassName = Annotated[str, Field(pattern=r"\S")]
@@ -117,15 +118,22 @@ def load_artifact(h5_path: Path) -> Artifact:
 
     Raises ArtifactError if a file is missing or unreadable, the card is invalid, or the SHA-256 differs.
     """
-    for path in (h5_path, card_path(h5_path)):
-        if not path.is_file():
-            raise ArtifactError(f"An artifact needs an .h5 file and its .json card. Missing: {path}")
+    if not h5_path.exists():
+        raise ArtifactError(f"An artifact needs an .h5 file and its .json card. Missing: {h5_path}")
+    if h5_path.suffix != ".h5" or not card_path(h5_path).is_file():
+        found = refuse_unusable(h5_path)
+        raise ArtifactError(
+            f"An artifact needs an .h5 file and its .json card. Missing: {card_path(h5_path)}. "
+            f"To write it, run: {describe_command(found)}"
+        )
     with card_faults(h5_path):
         card = ArtifactCard.model_validate_json(card_path(h5_path).read_bytes())
     actual = sha256_of(h5_path)
     if actual != card.sha256:
+        fault = fault_of(inspect_file(h5_path))
         raise ArtifactError(
-            f"{h5_path} must have the sha256 that its card names, {card.sha256}. Received: {actual}."
+            f"{h5_path} must have the sha256 that its card names, {card.sha256}. "
+            f"Received: {actual}{f', {fault}' if fault else '.'}"
         )
     return Artifact(h5_path, card)
 

@@ -22,6 +22,20 @@ DEFAULT_MODEL_PATH = SHIPPED_MODELS["texture"]
 _CGROUP = Path("/sys/fs/cgroup")
 
 
+def samples_folder(h5_path: Path) -> Path:
+    """Folder of a network's own sample images, next to its .h5."""
+    return h5_path.with_suffix(".samples")
+
+
+def find_samples(h5_path: Path) -> Path | None:
+    """Folder of images to try a network on: its own, else the drawn ones of steel for a shipped network."""
+    own = samples_folder(h5_path)
+    if own.is_dir() and any(own.iterdir()):
+        return own
+    is_shipped = h5_path.resolve() in {path.resolve() for path in SHIPPED_MODELS.values()}
+    return SAMPLES if is_shipped else None
+
+
 def user_cache_dir() -> Path:
     """Cache folder for compiled models of .h5 files that have none next to them."""
     if given := os.environ.get("XDG_CACHE_HOME"):

@@ -24,7 +24,7 @@ from model.training.folder import (
     split,
 )
 from model.training.metrics import measure
-from model.training.save import refuse_output, save
+from model.training.save import refuse_output, save, save_samples
 
 
 def train(data_dir: Path, h5_path: Path, knobs: Knobs, seed: int = 0) -> Artifact:
@@ -57,6 +57,7 @@ def train(data_dir: Path, h5_path: Path, knobs: Knobs, seed: int = 0) -> Artifac
     card_parts["training"] |= {"seed": seed, "train_seconds": seconds}
     artifact = save(trained.network, h5_path, card_parts)
     compile_artifact(artifact)
+    save_samples(h5_path, held_out["test"].images, held_out["test"].labels, folder.class_names)
     tested = Labelled(held_out["test"], data_dir, "test")
     page = report_on(artifact, tested, (), report_dir_of(h5_path))
     checkpoint.unlink(missing_ok=True)

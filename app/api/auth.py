@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 OPEN_PATHS = frozenset({"/", "/healthz", "/readyz", "/docs", "/openapi.json"})
 OPEN_FOLDERS = ("/docs/", "/playground/")
+# A network's samples may be images of its training set.
+SAMPLES_FOLDER = "/playground/samples"
 API_KEY_HEADER = "x-api-key"
 # Set by the ingress of Snowpark Container Services, which authenticates every request.
 SPCS_USER_HEADER = "sf-context-current-user"
@@ -152,7 +154,7 @@ class Guards:
     async def authenticate(self, request: Request) -> None:
         """Raises Unauthorized or IssuerUnavailable."""
         path = request.scope["path"]
-        if path in OPEN_PATHS or path.startswith(OPEN_FOLDERS):
+        if path in OPEN_PATHS or (path.startswith(OPEN_FOLDERS) and not path.startswith(SAMPLES_FOLDER)):
             return
         refusal: ServiceError = Unauthorized("A request must carry an API key or a token. Received: neither.")
         for guard in self._guards:

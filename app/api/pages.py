@@ -27,10 +27,11 @@ from starlette.types import Receive, Scope, Send
 
 from app import __version__
 from app.api.asgi import error_response
+from app.api.auth import SAMPLES_FOLDER
 from app.api.health import Gauges, create_router
 from app.api.openapi import document_classify
 from app.api.state import ServiceState
-from model.defaults import SAMPLES
+from model.defaults import find_samples
 
 
 def create_pages(
@@ -50,6 +51,7 @@ def create_pages(
     pages.include_router(create_router(state, gauges))
     document_classify(pages)
     if state.settings.show_playground:
+        _add_samples(pages, find_samples(state.settings.model_path))
         _add_playground(pages)
     if state.settings.show_docs:
         _add_docs(pages)
@@ -97,6 +99,10 @@ class StaticFiles:
         self._files = {path.name: _read(path) for path in sorted(folder.iterdir()) if _is_page_file(path)}
         self._headers = dict(headers or {})
 
+    @property
+    def names(self) -> list[str]:
+        return list(self._files)
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] not in ("GET", "HEAD"):
             raise HTTPException(405, headers={"Allow": "GET, HEAD"})
@@ -137,8 +143,19 @@ POLICY = (
 _REVALIDATE = {"cache-control": "no-cache"}
 
 
+def _add_samples(pages: FastAPI, folder: Path | None) -> None:
+    """Serve the network's sample images and the list of their names, which is empty without a folder."""
+    images = StaticFiles(folder, _REVALIDATE) if folder is not None else None
+
+    @pages.get(SAMPLES_FOLDER, include_in_schema=False)
+    async def samples() -> list[str]:
+        return images.names if images is not None else []
+
+    if images is not None:
+        pages.mount(SAMPLES_FOLDER, images)
+
+
 def _add_playground(pages: FastAPI) -> None:
-    pages.mount("/playground/samples", StaticFiles(SAMPLES, _REVALIDATE))
     files = StaticFiles(FOLDER, _REVALIDATE)
     pages.mount("/playground", files)
 

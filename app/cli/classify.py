@@ -21,7 +21,7 @@ from app.cli.command_line import Add, add_json, fail_when_stopped, parse_integer
 from app.cli.images import ImageSource, content_of, find_sources
 from app.cli.rescoring import AnswersTable, Shard, store_outcomes
 from app.cli.result_file import ResultFile
-from app.cli.service_process import default_or_own_service, named_or_own_service
+from app.cli.service_process import add_model, default_or_own_service, named_or_own_service
 from app.cli.sql import add_connection, open_session
 from app.cli.terminal import OutcomeLines, Screen, Tally, open_screen
 from app.client import BATCH_ROWS, DEFAULT_URL, Client, ClientError, Image
@@ -38,6 +38,7 @@ STAGE_CONCURRENT_BATCHES = 8
 def classify(
     paths: list[str],
     url: str | None,
+    model: Path | None,
     api_key_file: Path | None,
     as_json: bool,
     evidence: bool,
@@ -62,7 +63,7 @@ def classify(
         sources = find_sources(paths, open_console)
         with (
             ResultFile(Path(out)) if out else nullcontext() as results,
-            default_or_own_service(url, api_key) as client,
+            default_or_own_service(url, api_key, model) as client,
         ):
             _classify_images(sources, client, results, batch_rows, as_json=as_json, evidence=evidence)
         return
@@ -71,7 +72,7 @@ def classify(
     if local and url is None:
         raise CommandError("--local needs --url: the service URL that `ext-classify sql --serve` prints.")
     part = shard or _shard_of_job()
-    with open_console() as console, named_or_own_service(url, api_key) as client:
+    with open_console() as console, named_or_own_service(url, api_key, model=model) as client:
         _classify_stage(AnswersTable(console, stage, out), part, client, batch_rows, as_json=as_json)
 
 
@@ -99,6 +100,7 @@ def add_commands(add: Add) -> None:
     command.add_argument(
         "--url", help=f"URL of the service (default {DEFAULT_URL}; starts a service if none runs there)"
     )
+    add_model(command)
     command.add_argument(
         "--api-key-file", type=Path, metavar="FILE", help="file with the API key, if the service requires one"
     )
@@ -271,28 +273,32 @@ def _print_file_summary(
 
 def _summarise(screen: Screen, tally: Tally) -> None:
     screen.summary(str(tally), ["label", "images", "", "mean confidence"], list(tally.rows()))
+    if tally.models:
+        screen.line(f"Answered by {', '.join(tally.models)}")
 
 
 def _classify_stage(
     table: AnswersTable, part: Shard, client: Client, batch_rows: int, *, as_json: bool
 ) -> None:
     table.create()
-    version = client.model_version()
-    if version is None:
+    model = client.model()
+    if model is None:
         raise ClientError(
             "The service must report its model version in /readyz, because the table stores it."
         )
-    files, sent = tee(table.missing(part, version))
+    files, sent = tee(table.missing(part, model["version"]))
     outcomes = client.classify_all(
         (file.file_url for file in sent), batch_rows=batch_rows, concurrent_batches=STAGE_CONCURRENT_BATCHES
     )
     progress = store_outcomes(table, zip(files, outcomes, strict=True))
     if as_json:
         counts = {"stored": progress.stored, "failed": progress.failed, "failure": progress.failure or None}
-        print(json.dumps({"shard": part.index, "shards": part.count, **counts}, ensure_ascii=False))
+        summary = {"shard": part.index, "shards": part.count, **counts, "model": model}
+        print(json.dumps(summary, ensure_ascii=False))
     else:
         known = "" if progress.stored or progress.failed else "; all already have an outcome from this model"
         print(f"Shard {part.index} of {part.count}: {progress}{known}.")
+        print(f"Network: {model['name']} {model['version']}")
     if progress.failed:
         raise Incomplete(
             f"{progress.failed} files are not classified yet ({progress.failure}). "

@@ -16,11 +16,14 @@ from model.artifact import Artifact, load_artifact
 from model.defaults import DEFAULT_MODEL_PATH, Engine, Network, user_cache_dir
 from model.engines import open_classifier
 from model.errors import TrainingError
+from model.model_file import refuse_unusable
+from model.native_log import without_native_log
 
 ENGINES = get_args(Engine)
 NETWORKS = get_args(Network)
 
 
+@without_native_log()
 def train(
     network: str,
     data: Path,
@@ -62,6 +65,7 @@ def _train_texture(
     return train(data, output, knobs if size is None else resized(knobs, *size), seed)
 
 
+@without_native_log()
 def evaluate(
     data: Path,
     split: str,
@@ -77,8 +81,11 @@ def evaluate(
     engines: tuple[Engine, ...] = ("tensorflow", "litert") if engine == "both" else (engine,)
     from model.evaluation import evaluate as evaluation_of  # noqa: PLC0415 - slow to import
 
+    identity = {"name": artifact.name, "version": artifact.version}
+    if not as_json:
+        print(f"{artifact.name} {artifact.version} on the {split} images of {data}")
     for evaluation in evaluation_of.evaluate(artifact, data, split, engines):
-        print(json.dumps(asdict(evaluation)) if as_json else evaluation)
+        print(json.dumps({"model": identity, **asdict(evaluation)}) if as_json else evaluation)
     if report is not None:
         with _progress_on_stderr(as_json):
             with needs_extra("train"):
@@ -87,6 +94,7 @@ def evaluate(
             print(f"Wrote {page} and its figures.")
 
 
+@without_native_log()
 def crossvalidate(
     data: Path, networks: list[Network], out_of_distribution: list[Path], work: Path, output: Path | None
 ) -> None:
@@ -98,19 +106,22 @@ def crossvalidate(
         output.write_text(text + "\n", encoding="utf-8")
 
 
+@without_native_log()
 def compile_model(model: Path, as_json: bool) -> None:
+    artifact = load_artifact(model)  # an unusable file fails in milliseconds, before TensorFlow starts
     with needs_extra("train"):
         from model.compile import compile_artifact  # noqa: PLC0415 - optional
-    artifact = load_artifact(model)
     with _progress_on_stderr(as_json):
         paths = compile_artifact(artifact)
     print(_as_json(artifact) if as_json else f"Compiled {paths.tflite}, with its stamp {paths.stamp}")
 
 
+@without_native_log()
 def describe(h5: Path, class_names: str, scale: float, as_json: bool) -> None:
+    names = [name.strip() for name in class_names.split(",")]
+    refuse_unusable(h5, names)  # in milliseconds, before TensorFlow starts
     with needs_extra("train"):
         from model.training import save  # noqa: PLC0415 - optional
-    names = [name.strip() for name in class_names.split(",")]
     artifact = save.describe(h5, names, scale)
     if as_json:
         print(_as_json(artifact))
@@ -121,6 +132,7 @@ def describe(h5: Path, class_names: str, scale: float, as_json: bool) -> None:
     print(f"Next: ext-classify compile --model {shlex.quote(str(h5))}")
 
 
+@without_native_log()
 def verify(model: Path, engine: Engine, as_json: bool) -> None:
     """Raises ArtifactError if the service would not start with the model."""
     artifact = load_artifact(model)

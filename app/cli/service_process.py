@@ -1,5 +1,6 @@
 """The service that a command uses: one that runs already, or one in a child process of the command."""
 
+import argparse
 import os
 import socket
 import subprocess
@@ -7,13 +8,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from app.cli.command_line import refuse_taken_port
 from app.client import DEFAULT_URL, Client, ClientError, is_ready
 from app.client.client import PATIENCE_SECONDS
 from app.errors import CommandError
+from model.defaults import DEFAULT_MODEL_PATH, find_samples
 
 HOST = "127.0.0.1"
 START_TIMEOUT_SECONDS = 60.0
@@ -22,8 +24,15 @@ INTERACTIVE_PATIENCE_SECONDS = 60.0
 
 
 @contextmanager
-def default_or_own_service(url: str | None, api_key: str | None) -> Iterator[Client]:
-    """Yield a client of the service at `url`, else of one at the default URL, else of a new one."""
+def default_or_own_service(url: str | None, api_key: str | None, model: Path | None) -> Iterator[Client]:
+    """Yield a client of the service at `url`, else of one at the default URL, else of a new one.
+
+    With `model`, it is a new one, because a service that runs may have another network.
+    """
+    if model is not None:
+        with named_or_own_service(url, api_key, model=model) as client:
+            yield client
+        return
     patience = INTERACTIVE_PATIENCE_SECONDS
     with Client(url or DEFAULT_URL, api_key=api_key, patience_seconds=patience) as client:
         if _answers(client, is_named=url is not None):
@@ -36,14 +45,25 @@ def default_or_own_service(url: str | None, api_key: str | None) -> Iterator[Cli
 
 @contextmanager
 def named_or_own_service(
-    url: str | None, api_key: str | None, *, patience_seconds: float = PATIENCE_SECONDS
+    url: str | None,
+    api_key: str | None,
+    *,
+    patience_seconds: float = PATIENCE_SECONDS,
+    model: Path | None = None,
 ) -> Iterator[Client]:
-    """Yield a client of the service at `url`, or of a new service that ends with the command."""
+    """Yield a client of the service at `url`, or of a new service that ends with the command.
+
+    Raises CommandError for both a `url` and a `model`.
+    """
+    refuse_model_of_another_service(model, url)
     if url is not None:
         with Client(url, api_key=api_key, patience_seconds=patience_seconds) as client:
             yield client
         return
-    with own_service() as (own_url, process), Client(own_url, patience_seconds=patience_seconds) as client:
+    with (
+        own_service(model=model) as (own_url, process),
+        Client(own_url, patience_seconds=patience_seconds) as client,
+    ):
         # If this service dies, no supervisor restarts it, so the client must not wait for it.
         threading.Thread(target=_close_when_it_exits, args=(process, client), daemon=True).start()
         yield client
@@ -54,12 +74,14 @@ def own_service(
     host: str = HOST,
     port: int | None = None,
     environment: Mapping[str, str] | None = None,
+    model: Path | None = None,
     python: Path = Path(sys.executable),
 ) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
     """Yield the URL and the process of a ready service, by default on a free port. Raises ClientError."""
     reach_loopback_directly()
     port = _free_port(host) if port is None else _require_free(host, port)
     command = [str(python), "-m", "app.cli", "serve", "--host", host, "--port", str(port)]
+    command += [] if model is None else ["--model", str(model)]
     variables = _child_environment(environment or {})
     with subprocess.Popen(command, env=variables) as service:
         try:
@@ -69,6 +91,41 @@ def own_service(
         finally:
             service.terminate()
             service.wait()  # Popen's own context waits for a quarter of a second after Ctrl-C
+
+
+def add_model(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--model",
+        type=Path,
+        metavar="H5",
+        help="network of the service that the command starts (default: as for serve)",
+    )
+
+
+def refuse_model_of_another_service(model: Path | None, url: str | None) -> None:
+    """Raises CommandError."""
+    if model is not None and url is not None:
+        raise CommandError(
+            "`--model` is the network of a service that this command starts, so it excludes `--url`. "
+            f"Received: --url {url}"
+        )
+
+
+def default_images(model: Path | None, flag: str) -> Path:
+    """Sample images of the network that the command serves. Raises CommandError if it has none."""
+    # The Settings of this process may be invalid where those of the service, which gets some others, are not.
+    served = model or Path(os.environ.get("EXT_CLASSIFY_MODEL_PATH", DEFAULT_MODEL_PATH))
+    if (folder := find_samples(served)) is None:
+        raise CommandError(f"{flag} must name a folder of images, because {served} has no samples.")
+    return folder
+
+
+def describe_model(client: Client) -> str:
+    """Name and version of the network that serves, or a text that says that they are unknown."""
+    with suppress(ClientError):
+        if (model := client.model()) is not None:
+            return f"{model['name']} {model['version']}"
+    return "an unknown network"
 
 
 def reach_loopback_directly() -> None:

@@ -9,8 +9,14 @@ from contextlib import suppress
 from pathlib import Path
 
 from app.cli.command_line import Add, end_well_when_stopped, needs_extra, parse_port
-from app.cli.service_process import reach_loopback_directly
+from app.cli.service_process import (
+    add_model,
+    default_images,
+    reach_loopback_directly,
+    refuse_model_of_another_service,
+)
 from app.client import ClientError
+from app.images.files import find_images
 from app.provisioning.console import Console, connect, connect_as_service, open_console
 from app.settings import Settings, is_inside_spcs
 from model.defaults import SAMPLES
@@ -24,7 +30,7 @@ ORDER BY relative_path"""
 
 _INTRODUCTION = """
 An emulated Snowflake has {images} images of {folder} on its stage @images. For this query, it calls
-POST {url}/classify as Snowflake does:
+POST {url}/classify as Snowflake does; {network} answers:
 
 {statement};
 """
@@ -42,8 +48,9 @@ or open {url}/ in a browser and drop images of your own on the page
 
 def sql(
     statement: str | None,
-    images: Path,
+    images: Path | None,
     url: str | None,
+    model: Path | None,
     as_json: bool,
     chaos: bool,
     seed: int,
@@ -54,6 +61,9 @@ def sql(
     if serve and (local or statement is not None):
         received = "`--local`" if local else "a statement"
         raise ClientError(f"`--serve` takes neither a statement nor `--local`. Received: {received}.")
+    if local and model is not None:
+        raise ClientError(f"`--local` starts no service, so it excludes `--model`. Received: --model {model}")
+    refuse_model_of_another_service(model, url)
     with needs_extra("sql"):
         from app.cli import sql_shell as shell  # noqa: PLC0415 - optional
     end_well_when_stopped()
@@ -62,26 +72,35 @@ def sql(
         with connect_locally(port) as console:
             shell.Shell(console).answer(statement, as_json=as_json)
         return
-    running = shell.local_sql(images, url=url, chaos_seed=seed if chaos else None, port=port if serve else 0)
+    images = images or (SAMPLES if url is not None else default_images(model, "--images"))
+    chaos_seed, own_port = seed if chaos else None, port if serve else 0
+    choice = shell.ServiceChoice(url, model=model)
+    running = shell.local_sql(images, choice, chaos_seed=chaos_seed, port=own_port)
     with running as emulated:
         if serve:
             with suppress(KeyboardInterrupt):
-                shell.serve(emulated.server, emulated.url)
+                shell.serve(emulated.server, emulated.url, emulated.network)
         else:
-            banner = shell.banner(emulated.shell, emulated.url, images)
+            banner = shell.banner(emulated.shell, emulated.url, emulated.network, images)
             emulated.shell.answer(statement, as_json=as_json, banner=banner)
 
 
-def demo(images: Path, port: int | None) -> None:
+def demo(images: Path | None, model: Path | None, port: int | None) -> None:
     """Serve until Ctrl-C. Raises CommandError if the port is in use or the service does not start."""
     settings = Settings() if port is None else Settings(port=port)
     end_well_when_stopped()
     with needs_extra("sql"):
-        from app.cli.sql_shell import local_sql  # noqa: PLC0415 - optional
-    folder, example = _shortest(images), _shortest(SAMPLES / "scratches.png")
+        from app.cli.sql_shell import ServiceChoice, local_sql  # noqa: PLC0415 - optional
+    folder = _shortest(images or default_images(model, "--images"))
+    example = find_images([folder])[-1]
     try:
-        with local_sql(folder, service_port=settings.port) as (shell, _, url, service):
-            print(_INTRODUCTION.format(url=url, images=shell.images, folder=folder, statement=STATEMENT))
+        choice = ServiceChoice(port=settings.port, model=model)
+        with local_sql(folder, choice) as (shell, _, url, network, service):
+            print(
+                _INTRODUCTION.format(
+                    url=url, network=network, images=shell.images, folder=folder, statement=STATEMENT
+                )
+            )
             rows = shell.run(STATEMENT, as_json=False)
             labels = Counter(label or "(none)" for _, label, _ in rows)
             print("\n" + ", ".join(f"{count} {label}" for label, count in sorted(labels.items())))
@@ -100,9 +119,10 @@ def add_commands(add: Add) -> None:
         "statement", nargs="?", metavar="SQL", help="statement to run (default: read statements from stdin)"
     )
     command.add_argument(
-        "--images", type=Path, default=SAMPLES, help="folder to mount as @images (default: the samples)"
+        "--images", type=Path, help="folder to mount as @images (default: the network's samples)"
     )
     command.add_argument("--url", help="URL of a running service (default: start one)")
+    add_model(command)
     command.add_argument(
         "--json", action="store_true", dest="as_json", help="print each row as a line of JSON"
     )
@@ -118,9 +138,8 @@ def add_commands(add: Add) -> None:
 
     command = add("demo", demo, "start the service, classify sample images with SQL, and keep serving")
     command.add_argument("--port", type=parse_port, help="port to listen on (default 8000)")
-    command.add_argument(
-        "--images", type=Path, default=SAMPLES, help="folder to classify (default: the samples)"
-    )
+    command.add_argument("--images", type=Path, help="folder to classify (default: the network's samples)")
+    add_model(command)
 
 
 def add_connection(command: argparse.ArgumentParser) -> None:

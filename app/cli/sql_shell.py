@@ -13,9 +13,9 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from app.cli.service_process import own_service
+from app.cli.service_process import describe_model, own_service
 from app.cli.terminal import open_screen
-from app.client import ClientError
+from app.client import Client, ClientError
 from app.emulator import DATABASE, SCHEMA, Chaos, LocalServer, split_statements
 from app.images.files import find_images
 from app.provisioning.console import Console, StatementFailed, connect
@@ -27,7 +27,7 @@ MAX_BATCH_ROWS_IN_CHAOS = 4
 WIDEST_CELL = 80
 _ACCIDENTS = ("repeated", "delayed", "dropped")
 _BANNER = """
-Local SQL: an emulation of Snowflake on DuckDB that calls the service at {url}.
+Local SQL: an emulation of Snowflake on DuckDB that calls the service at {url}; {network} answers.
 The stage @images holds the {images} images of {folder}. Try:
 
   SELECT relative_path, ext_classify(file_url):label::string FROM DIRECTORY(@images);
@@ -36,25 +36,32 @@ End each statement with a semicolon. To quit, press Ctrl-D or type exit;
 """
 
 
+class ServiceChoice(NamedTuple):
+    """The service at `url`, or a new one on `port` (any free one by default) with the network `model`."""
+
+    url: str | None = None
+    port: int | None = None
+    model: Path | None = None
+
+
 class LocalSql(NamedTuple):
-    """An emulated Snowflake, its shell, and the service: a process, unless its URL was given."""
+    """An emulated Snowflake, its shell, and the service: a process, unless its URL was given.
+
+    `network` is the name and version of the network that answers.
+    """
 
     shell: "Shell"
     server: LocalServer
     url: str
+    network: str
     service: "subprocess.Popen[bytes] | None"
 
 
 @contextmanager
 def local_sql(
-    images: Path,
-    *,
-    url: str | None = None,
-    chaos_seed: int | None = None,
-    port: int = 0,
-    service_port: int | None = None,
+    images: Path, choice: ServiceChoice, *, chaos_seed: int | None = None, port: int = 0
 ) -> Iterator[LocalSql]:
-    """Start the emulator, and the service unless `url` is given. Raises ClientError."""
+    """Start the emulator, and the service unless the choice has a URL. Raises ClientError."""
     find_images([images])
     with ExitStack() as stack:
         chaos = None if chaos_seed is None else Chaos(chaos_seed)
@@ -64,16 +71,18 @@ def local_sql(
             raise ClientError(
                 f"There are no images in {images}; links that lead out of the folder are ignored."
             )
-        service = None
+        url, service = choice.url, None
         if url is None:
             url, service = stack.enter_context(
-                own_service(port=service_port, environment=server.service_environment)
+                own_service(port=choice.port, environment=server.service_environment, model=choice.model)
             )
         console = stack.enter_context(connect(**server.connect_arguments))
         batch_rows = MAX_BATCH_ROWS if chaos is None else MAX_BATCH_ROWS_IN_CHAOS
         for _ in register(console, _registration(url.rstrip("/"), batch_rows)):
             pass
-        yield LocalSql(Shell(console, server, len(stage.directory)), server, url, service)
+        with Client(url) as client:
+            network = describe_model(client)
+        yield LocalSql(Shell(console, server, len(stage.directory)), server, url, network, service)
 
 
 class Shell:
@@ -97,7 +106,8 @@ class Shell:
         query = self.server.query(query_id) if self.server else None
         if query is not None and query.counts:
             sys.stdout.flush()
-            print(f"({_describe_calls(query.counts)}, {seconds:.1f} s)", file=sys.stderr)
+            models = f", answered by {', '.join(sorted(query.models))}" if query.models else ""
+            print(f"({_describe_calls(query.counts)}{models}, {seconds:.1f} s)", file=sys.stderr)
             if query.row_errors:
                 errors = ", ".join(f"{count} {code}" for code, count in query.row_errors.most_common())
                 print(f"(rows with an error, see answer:error: {errors})", file=sys.stderr)
@@ -129,9 +139,12 @@ class Shell:
             raise ClientError(f"Statements that failed: {failed}.")
 
 
-def serve(server: LocalServer, url: str) -> None:
+def serve(server: LocalServer, url: str, network: str) -> None:
     """Accept logins of other clients until Ctrl-C."""
-    print(f"Local SQL listens on 127.0.0.1:{server.port} and calls the service at {url}. Ctrl-C stops it.")
+    print(
+        f"Local SQL listens on 127.0.0.1:{server.port} and calls the service at {url}; {network} answers. "
+        "Ctrl-C stops it."
+    )
     print(f"Clients connect with:\n\n  {server.connect_arguments}\n\nIn another terminal, try:\n")
     print(
         f"  ext-classify register --local --port {server.port} --provider aws --stage photos --verify \\\n"
@@ -141,8 +154,8 @@ def serve(server: LocalServer, url: str) -> None:
     threading.Event().wait()
 
 
-def banner(shell: Shell, url: str, folder: Path) -> str:
-    return _BANNER.format(url=url, images=shell.images, folder=folder)
+def banner(shell: Shell, url: str, network: str, folder: Path) -> str:
+    return _BANNER.format(url=url, network=network, images=shell.images, folder=folder)
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

@@ -211,8 +211,8 @@ class Client:
         """Outcomes of the images, sent in one request. Raises OSError for a file that cannot be read."""
         return self._classify_rows(rows_of(images, evidence=evidence))
 
-    def model_version(self) -> str | None:
-        """The version of the model that serves now; None if a gateway blocks the endpoint. Not retried."""
+    def model(self) -> ModelIdentity | None:
+        """Name and version of the model that serves; None if a gateway blocks the endpoint. Not retried."""
         url = self._service.url_of("/readyz")
         reply = self._send(Request("GET", url, self._service.credentials))
         if _status_of(reply) in (HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND):
@@ -220,10 +220,15 @@ class Client:
         if not isinstance(reply, Reply) or reply.status != HTTPStatus.OK:
             raise _error_of(reply, url)
         try:
-            version: str = json.loads(reply.body)["model"]["version"]
+            model = json.loads(reply.body)["model"]
+            return ModelIdentity(name=model["name"], version=model["version"])
         except (ValueError, TypeError, KeyError):
             raise ClientError(f"{self._service.url} answers but is not an ext-classify service.") from None
-        return version
+
+    def model_version(self) -> str | None:
+        """The version of `model()`."""
+        model = self.model()
+        return None if model is None else model["version"]
 
     def _classify_rows(self, rows: Rows, abandoned: threading.Event | None = None) -> list[Outcome]:
         """Outcomes in the order of the rows.

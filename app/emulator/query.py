@@ -41,6 +41,8 @@ class Query:
     counts: Counter[str] = field(default_factory=Counter)
     row_errors: Counter[str] = field(default_factory=Counter)
     """Number of answered rows with an error, by error code."""
+    models: set[str] = field(default_factory=set)
+    """Name and version of each network that answered a row."""
     error: Error | None = None
     is_over: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -54,9 +56,16 @@ class Query:
         with self.lock:
             self.counts.update(events)
 
-    def count_row_errors(self, codes: Iterable[str]) -> None:
+    def count_outcomes(self, outcomes: Iterable[dict[str, Any]]) -> None:
+        """Count the errors of our service's outcomes and note their networks."""
         with self.lock:
-            self.row_errors.update(codes)
+            for outcome in outcomes:
+                match outcome.get("error"):
+                    case {"code": str(code)}:
+                        self.row_errors[code] += 1
+                match outcome.get("model"):
+                    case {"name": str(name), "version": str(version)}:
+                        self.models.add(f"{name} {version}")
 
     def next_batch_id(self) -> str:
         """An opaque id, which every attempt of the batch reuses."""

@@ -17,7 +17,7 @@ from snowflake.connector.errors import Error, ProgrammingError
 from app.emulator.catalog import ExternalFunction
 from app.emulator.errors import unsupported
 from app.emulator.query import Query
-from app.emulator.wire import Batch, error_code
+from app.emulator.wire import Batch, outcome_of
 
 # Default of MAX_BATCH_ROWS. Snowflake estimates a size for each query; this is the largest one observed.
 DEFAULT_BATCH_ROWS = 4096
@@ -150,7 +150,7 @@ class _Call:
         values = self.batch.decode(answer)
         if self.fault.kind != "none":
             self.query.count(**{self.fault.kind: 1})
-        self.query.count_row_errors(filter(None, map(error_code, values)))
+        self.query.count_outcomes(map(outcome_of, values))
         return values
 
     def _send(self) -> bytes:

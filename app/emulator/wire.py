@@ -233,14 +233,12 @@ _COERCIONS: dict[str, Callable[[Any, str], Any]] = {
 # Responses.
 
 
-def error_code(value: str | None) -> str | None:
-    """The error code of an outcome of our service; None for any other value."""
+def outcome_of(value: str | None) -> dict[str, Any]:
+    """An outcome of our service; empty for any other value."""
     if value is None or '"error"' not in value:
-        return None
+        return {}
     outcome = json.loads(value)
-    error = outcome.get("error") if isinstance(outcome, dict) else None
-    code = error.get("code") if isinstance(error, dict) else None
-    return code if isinstance(code, str) else None
+    return outcome if isinstance(outcome, dict) else {}
 
 
 def _parse(body: bytes) -> list[list[Any]]:

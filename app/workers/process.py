@@ -31,6 +31,7 @@ from app.workers.protocol import (
 from model.artifact import load_artifact
 from model.engines import open_classifier
 from model.errors import ModelError
+from model.native_log import without_native_log
 
 # The service's event loop has little work, and everything waits for it.
 _NICENESS = 5
@@ -64,7 +65,8 @@ class NetworkLoader:
         options = self.options
         try:
             artifact = load_artifact(options.model_path)
-            classifier = open_classifier(artifact, options.engine, 1, options.cache_dir)
+            with without_native_log():
+                classifier = open_classifier(artifact, options.engine, 1, options.cache_dir)
             return ImageClassifier(artifact, classifier, options.limits, options.image_statistics)
         except ModelError as error:
             return error

@@ -23,7 +23,7 @@ from model.training.augmentation import RecipeAugmentation, apply_warp, random_w
 from model.training.fit import progress_bar
 from model.training.folder import SPLITS, LabelledImages, describe_folder, load_folder, split
 from model.training.metrics import Metrics, measure
-from model.training.save import refuse_output, save
+from model.training.save import refuse_output, save, save_samples
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,7 @@ def train(knobs: Knobs, data_dir: Path, h5_path: Path, seeds: Sequence[int]) -> 
     best = min(trained, key=lambda result: result.valid.loss)
     artifact = save(best.network, h5_path, _card_of(best, trained, knobs, folder.class_names, splits))
     compile_artifact(artifact)
+    save_samples(h5_path, splits["test"].images, splits["test"].labels, folder.class_names)
     print(_describe_spread(trained))
     return artifact
 

@@ -14,6 +14,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from app.api.auth import line_of, make_key
 from app.client import is_ready
+from model.defaults import DEFAULT_MODEL_PATH
 from tests.app.forms import text_of
 from tests.conftest import SAMPLES
 from tests.running import exchange, logging_service, running_service, wait_until
@@ -78,6 +79,16 @@ def test_samples_show_label_confidence_and_all_classes(page: Page) -> None:
     expect(shown.locator(".verdict")).to_have_text(re.compile(r"^Scratches 99\.\d %$"))
     expect(shown.locator(".classes li")).to_have_count(6)
     expect(page.locator("#model")).to_contain_text("steel_defects")
+
+
+def test_network_without_samples_offers_none(browser: Browser, tmp_path: Path) -> None:
+    for suffix in (".h5", ".json", ".tflite", ".tflite.json"):
+        shutil.copy(DEFAULT_MODEL_PATH.with_suffix(suffix), tmp_path)
+    model = tmp_path / DEFAULT_MODEL_PATH.name
+    with running_service(EXT_CLASSIFY_MODEL_PATH=str(model)) as url:
+        for page in opened_page(browser, url):
+            expect(page.locator("#model")).to_contain_text("steel_defects", timeout=PATIENCE_MS)
+            expect(page.locator("#samples")).to_be_hidden()
 
 
 def test_picked_files_include_a_broken_one(page: Page, tmp_path: Path) -> None:

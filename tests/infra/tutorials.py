@@ -221,7 +221,7 @@ class Session:
         printed = printed.replace(f" --port {self._ports[LOCAL_PORT]}", "")
         for shown, free in self._ports.items():
             printed = re.sub(rf"\b{free}\b", str(shown), printed)
-        return _LIBRARY_LINES.sub("", printed)
+        return printed
 
     def _pattern(self, text: str) -> str:
         lines = [
@@ -259,13 +259,6 @@ def _session(clone: Path, answers: dict[str, str]) -> Iterator[Session]:
         yield session
     finally:
         session.end()
-
-
-# What TensorFlow and absl print at their start depends on the processor, and no setting silences all of it.
-_LIBRARY_LINES = re.compile(
-    r"^(INFO: Created TensorFlow Lite |WARNING: All log messages before absl|[IWE]\d{4} \d\d:\d\d:).*\n",
-    re.MULTILINE,
-)
 
 
 def _trimmed(text: str) -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from model.artifact import (
     save_card,
     sha256_of,
 )
+from model.defaults import DEFAULT_MODEL_PATH
 from model.errors import ArtifactError
 from model.image import ImageSpec
 
@@ -88,6 +90,7 @@ def test_one_flipped_bit_is_refused(h5_path: Path) -> None:
 
 
 def test_missing_card_is_named(h5_path: Path) -> None:
+    shutil.copy(DEFAULT_MODEL_PATH, h5_path)
     with pytest.raises(ArtifactError, match=r"Missing: .*mill\.json"):
         load_artifact(h5_path)
 

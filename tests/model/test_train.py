@@ -15,7 +15,7 @@ from app.cli.main import main
 from app.main import create_app
 from app.settings import Settings
 from model.artifact import Artifact, load_artifact
-from model.defaults import usable_cores
+from model.defaults import find_samples, usable_cores
 from model.errors import DatasetError, TrainingError
 from model.image import ImageSpec, encode_png
 from model.networks.keras_model import count_macs, load_network
@@ -105,8 +105,20 @@ def test_card_describes_the_training(trained: Artifact) -> None:
     assert facts["knobs"]["epochs"] == 12
     names = {path.name for path in trained.h5_path.parent.iterdir()}
     files = {f"textures.{suffix}" for suffix in ("h5", "json", "tflite", "tflite.json")}
-    assert names == {*files, "textures-report"}
+    assert names == {*files, "textures-report", "textures.samples"}
     assert (trained.h5_path.parent / "textures-report" / "report.html").is_file()
+
+
+def test_one_test_image_of_each_class_is_a_sample_of_the_playground(trained: Artifact) -> None:
+    folder = find_samples(trained.h5_path)
+    assert folder is not None
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == [f"{label:02}-{name}.png" for label, name in enumerate(trained.card.class_names)]
+    with TestClient(create_app(Settings(model_path=trained.h5_path))) as client:
+        assert client.get("/playground/samples").json() == names
+        picture = client.get(f"/playground/samples/{names[0]}").content
+        outcome = client.post("/classify", content=picture, headers={"Content-Type": "image/png"}).json()
+    assert outcome["error"] is None
 
 
 def test_artifact_is_served_and_shows_evidence(trained: Artifact) -> None:

@@ -1,16 +1,17 @@
 // Collects files: picked, dropped (including folders), pasted, or the samples.
 
-const SUFFIXES = /\.(bmp|png|jpe?g|tiff?|webp)$/i;
-const SAMPLES = ["crazing", "inclusion", "patches", "pitted", "rolled", "scratches"];
+import { fetchSample, listSamples } from "./service.js";
 
-export function watchIntake(element, take) {
+const SUFFIXES = /\.(bmp|png|jpe?g|tiff?|webp)$/i;
+
+export function watchIntake(element, take, takeSamples) {
   for (const input of element.querySelectorAll("input[type=file]")) {
     input.addEventListener("change", () => {
       take(input.webkitdirectory ? onlyImages(input.files) : [...input.files]);
       input.value = "";
     });
   }
-  element.querySelector("#samples").addEventListener("click", async () => take(await fetchSamples()));
+  element.querySelector("#samples").addEventListener("click", takeSamples);
   document.addEventListener("paste", (event) => {
     const files = [...(event.clipboardData?.files ?? [])];
     if (files.length) take(files);
@@ -59,11 +60,6 @@ function onlyImages(files) {
   return [...files].filter((file) => SUFFIXES.test(file.name) && !file.name.startsWith("."));
 }
 
-async function fetchSamples() {
-  return Promise.all(
-    SAMPLES.map(async (name) => {
-      const answer = await fetch(`playground/samples/${name}.png`);
-      return new File([await answer.blob()], `${name}.png`, { type: "image/png" });
-    }),
-  );
+export async function fetchSamples() {
+  return Promise.all((await listSamples()).map(fetchSample));
 }

@@ -2,9 +2,9 @@
 
 import { Card, verdictOf } from "./card.js";
 import { asCsv, asJson, download } from "./exporting.js";
-import { watchIntake } from "./intake.js";
+import { fetchSamples, watchIntake } from "./intake.js";
 import { Queue } from "./queue.js";
-import { classifyBatch, describeModel, hasKey, onServiceProblem, useKey } from "./service.js";
+import { NeedsKey, classifyBatch, describeModel, hasKey, listSamples, onServiceProblem, useKey } from "./service.js";
 import { batchOf, curlFor, shown, sqlFor } from "./snippets.js";
 
 const BATCH_IMAGES = 3;
@@ -16,7 +16,8 @@ let chosen = null;
 let problem = "";
 const queue = new Queue(settle, askForKey);
 
-watchIntake(get("intake"), take);
+let samplesNeedKey = false;
+watchIntake(get("intake"), take, takeSamples);
 get("filter").addEventListener("change", arrange);
 get("sort").addEventListener("change", arrange);
 get("heatmaps").addEventListener("change", () => cards.forEach(showHeatmap));
@@ -46,6 +47,17 @@ function take(files) {
   if (!chosen) choose(cards[0]);
   arrange();
   queue.add(items);
+}
+
+async function takeSamples() {
+  samplesNeedKey = false;
+  try {
+    take(await fetchSamples());
+  } catch (error) {
+    samplesNeedKey = error instanceof NeedsKey;
+    if (samplesNeedKey) askForKey(error.message);
+    else get("announcement").textContent = error.message;
+  }
 }
 
 function settle(item, outcome) {
@@ -160,6 +172,7 @@ function submitKey(event) {
   get("key-form").hidden = true;
   if (chosen) choose(chosen);
   showModel();
+  if (samplesNeedKey) takeSamples();
   queue.release();
 }
 
@@ -188,5 +201,7 @@ async function showModel() {
   const model = await describeModel().catch(() => null);
   const hasDocs = await fetch("openapi.json", { method: "HEAD" }).then((answer) => answer.status !== 404, () => false);
   get("docs-link").hidden = !hasDocs;
+  // If the list needs a key, a click on the button asks for it.
+  get("samples").hidden = !(await listSamples().catch(() => [null])).length;
   if (model) get("model").textContent = `${model.name} ${model.version}: ${model.class_names.join(", ")}`;
 }

@@ -47,6 +47,23 @@ export async function describeModel() {
   return answer.ok ? answer.json() : null;
 }
 
+// The names of the network's sample images; empty if it has none.
+export async function listSamples() {
+  return (await fetchPart("playground/samples")).json();
+}
+
+export async function fetchSample(name) {
+  const content = await (await fetchPart(`playground/samples/${encodeURIComponent(name)}`)).blob();
+  return new File([content], name, { type: content.type });
+}
+
+async function fetchPart(path) {
+  const answer = await fetch(path, { headers: credentials() });
+  if (answer.ok) return answer;
+  const failure = await describeFailure(answer);
+  throw answer.status === 401 ? new NeedsKey(failure.message) : failure;
+}
+
 // A JWT has three parts separated by dots; any other key is an API key.
 function credentials() {
   if (!key) return {};

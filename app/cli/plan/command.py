@@ -14,8 +14,14 @@ from typing import Any
 from app.cli.command_line import Add, add_json, end_well_when_stopped, parse_integer
 from app.cli.plan import sizing
 from app.cli.plan.measuring import measure
-from app.cli.plan.sizing import Measured, Plan, Provider, Request
-from app.cli.service_process import named_or_own_service
+from app.cli.plan.sizing import Measured, Plan, PlanError, Provider, Request
+from app.cli.service_process import (
+    add_model,
+    default_images,
+    describe_model,
+    named_or_own_service,
+    refuse_model_of_another_service,
+)
 from app.images.files import find_images
 from app.settings import Settings
 from model.defaults import SAMPLES, usable_cores
@@ -28,7 +34,8 @@ EVIDENCE_BYTES = 8_000
 
 def plan(
     url: str | None,
-    image_folder: Path,
+    model: Path | None,
+    image_folder: Path | None,
     rate: float | None,
     image_bytes: int | None,
     cores: int | None,
@@ -46,7 +53,7 @@ def plan(
     loaded = sizing.load_prices(prices, request.provider)
     if credit_price is not None:
         loaded = loaded.model_copy(update={"credit_usd": credit_price})
-    measured = _measured(url, image_folder, rate, cores or usable_cores(), evidence=request.evidence)
+    measured = _measured(url, model, image_folder, rate, cores or usable_cores(), evidence=request.evidence)
     if image_bytes is not None:
         measured = replace(measured, image_bytes=image_bytes)
     made = sizing.make_plan(measured, request, loaded)
@@ -56,7 +63,8 @@ def plan(
         print(json.dumps(parts, default=asdict, indent=2))
         return
     print("\n".join(_plans(request, loaded.providers[request.provider], made, cheapest)))
-    print(f"\nOne instance: {measured.images_per_second:,.0f} images/s with {measured.cores} cores")
+    network = f", measured with {measured.network}" if measured.network else ""
+    print(f"\nOne instance: {measured.images_per_second:,.0f} images/s with {measured.cores} cores{network}")
     print(f"\nCost in USD, prices of {loaded.date}, {loaded.credit_usd:.2f} per credit")
     for name, usd in made.costs_usd.items():
         print(f"  {name.replace('_', ' '):<22}{usd:,.2f}")
@@ -83,8 +91,9 @@ def add_commands(add: Add) -> None:
     count("--concurrent-fetches", dest="max_concurrent_fetches", help=fetches)
     flag("--evidence", action="store_true", help="plan for rows with the `evidence` option")
     flag("--url", help="the service to measure (default: start one)")
-    folder = "images to measure with (default: the samples)"
-    flag("--image-folder", type=Path, default=SAMPLES, metavar="DIR", help=folder)
+    add_model(command)
+    folder = "images to measure with (default: the network's samples)"
+    flag("--image-folder", type=Path, metavar="DIR", help=folder)
     number("--rate", help="images/s of one instance; skips the measurement")
     count("--cores", help="cores of one instance (default: this machine's)")
     count("--image-bytes", help="bytes per image (default: the mean of the folder's images)")
@@ -107,11 +116,28 @@ def _parse_number(text: str, least: float) -> float:
     return number
 
 
-def _measured(url: str | None, folder: Path, rate: float | None, cores: int, *, evidence: bool) -> Measured:
+def _measured(
+    url: str | None,
+    model: Path | None,
+    folder: Path | None,
+    rate: float | None,
+    cores: int,
+    *,
+    evidence: bool,
+) -> Measured:
+    if rate is not None and model is not None:
+        raise PlanError(
+            f"`--rate` skips the measurement, so it excludes `--model`. Received: --model {model}"
+        )
+    refuse_model_of_another_service(model, url)
+    if folder is None:
+        starts_service = url is None and rate is None
+        folder = default_images(model, "--image-folder") if starts_service else SAMPLES
     images = [path.read_bytes() for path in find_images([folder])[:MAX_IMAGES]]
     if rate is None:
-        with named_or_own_service(url, None, patience_seconds=0) as client:
-            return measure(client, images, cores, evidence=evidence)
+        with named_or_own_service(url, None, patience_seconds=0, model=model) as client:
+            measured = measure(client, images, cores, evidence=evidence)
+            return replace(measured, network=describe_model(client))
     mean_bytes = round(statistics.mean(map(len, images)))
     return Measured(rate, cores, mean_bytes, EVIDENCE_BYTES if evidence else Measured.outcome_bytes)
 

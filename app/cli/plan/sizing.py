@@ -68,6 +68,8 @@ class Measured:
     outcome_bytes: int = 500
     busy_batches: int = 2
     """Concurrent batches that keep its cores busy."""
+    network: str = ""
+    """Name and version of the network that was measured; empty if the rate was given."""
 
 
 @dataclass(frozen=True)

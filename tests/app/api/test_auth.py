@@ -86,6 +86,12 @@ def test_valid_token_authenticates(guarded: TestClient) -> None:
     assert status(token_of(aud="other")) == 401
 
 
+@pytest.mark.parametrize("path", ["/playground/samples", "/playground/samples/crazing.png"])
+def test_samples_need_authentication(guarded: TestClient, path: str) -> None:
+    assert guarded.get(path).status_code == 401
+    assert guarded.get(path, headers={"X-API-Key": KEY}).status_code == 200
+
+
 @pytest.mark.parametrize("path", OPEN)
 def test_probes_and_pages_without_data_need_no_authentication(guarded: TestClient, path: str) -> None:
     assert guarded.get(path).status_code == 200

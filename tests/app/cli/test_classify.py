@@ -104,6 +104,7 @@ def test_second_run_classifies_only_new_and_changed_images(
         "images": 0,
         "failed": 0,
         "labels": {},
+        "models": [],
     }
     assert out.read_bytes() == first
 
@@ -126,7 +127,7 @@ def test_run_after_a_kill_continues_from_the_journal(photos: Path, tmp_path: Pat
 
     def respond(received: Received) -> Reply:
         if received.method == "GET":
-            return Reply(body=b'{"model": {"version": "v"}}')
+            return Reply(body=b'{"model": {"name": "n", "version": "v"}}')
         if not answered.acquire(blocking=False):
             return Reply(503)
         return answer([outcome_of("Pitted") for _ in received.rows])
@@ -184,7 +185,7 @@ def test_retryable_errors_and_outcomes_of_another_model_are_classified_again(
 
     def respond(received: Received) -> Reply:
         if received.method == "GET":
-            return Reply(body=json.dumps({"model": {"version": version}}).encode())
+            return Reply(body=json.dumps({"model": {"name": "n", "version": version}}).encode())
         late = outcome_of(None, error=error, confidence=None) if error else outcome_of("Pitted")
         model = {"name": "n", "version": version}
         return answer(

@@ -102,7 +102,7 @@ def test_port_in_use_is_accepted_only_if_ext_classify_uses_it(
         other.respond = lambda _: Reply(body=b"{}")
         monkeypatch.setenv("EXT_CLASSIFY_PORT", other.origin.rpartition(":")[2])
         assert doctor.run()["port"]["state"] == "wrong"
-        other.respond = lambda _: Reply(body=b'{"model": {"version": "another"}}')
+        other.respond = lambda _: Reply(body=b'{"model": {"name": "n", "version": "another"}}')
         port = doctor.run()["port"]
         assert port["state"] == "note"
         assert port["said"].endswith("another")

@@ -14,13 +14,15 @@ import pytest
 
 from app.cli.main import main
 from app.client import is_ready
-from model.defaults import DEFAULT_MODEL_PATH
+from model.artifact import load_artifact
+from model.defaults import DEFAULT_MODEL_PATH, SHIPPED_MODELS
 from tests.conftest import SAMPLES
 from tests.running import CLI, free_port, running_demo, running_service
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
+NETWORK = f"{DEFAULT_MODEL_PATH.stem} {load_artifact(DEFAULT_MODEL_PATH).version}"
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +44,8 @@ def test_classify_prints_a_table(url: str, capsys: pytest.CaptureFixture[str]) -
         "image",
         *sorted(p.name for p in SAMPLES.glob("*.png")),
     ]
-    assert "1 Crazing" in lines[-1]
+    assert "1 Crazing" in lines[-2]
+    assert lines[-1] == f"Answered by {NETWORK}"
 
 
 def test_classify_prints_json_with_errors_as_outcomes(
@@ -61,7 +64,7 @@ def test_images_beyond_one_batch_are_classified(
     for number in range(130):
         shutil.copy(SAMPLES / "rolled.png", tmp_path / f"{number:03}.png")
     assert main(["classify", "--url", url, str(tmp_path)]) == 0
-    assert capsys.readouterr().out.endswith("130 Rolled\n")
+    assert "\n130 Rolled\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -116,7 +119,7 @@ def test_large_images_are_sent_in_smaller_batches(
     for number in range(12):
         (tmp_path / f"{number}.bmp").write_bytes(bitmap)
     assert main(["classify", "--url", url, str(tmp_path)]) == 3
-    assert capsys.readouterr().out.endswith("12 (corrupt_image)\n")
+    assert "\n12 (corrupt_image)\n" in capsys.readouterr().out
 
 
 def test_images_with_the_same_name_are_shown_with_their_folders(
@@ -199,6 +202,48 @@ def test_stopped_demo_stops_its_service() -> None:
         demo.terminate()
         assert demo.wait(20) == 0
     assert not is_ready(f"http://127.0.0.1:{port}")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["classify", str(SAMPLES)],
+        ["sql", "SELECT ext_classify(file_url):model.name::string AS n FROM DIRECTORY(@images)"],
+    ],
+)
+def test_model_serves_the_command_and_is_named(arguments: list[str]) -> None:
+    recipe = load_artifact(SHIPPED_MODELS["recipe"])
+    command = [*CLI, *arguments, "--model", str(recipe.h5_path)]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    printed = finished.stdout + finished.stderr
+    assert f"nswered by {recipe.name} {recipe.version}" in printed
+    assert "No service" not in printed
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["classify", str(SAMPLES), "--url", "http://127.0.0.1:1"],
+        ["sql", "SELECT 1", "--url", "http://127.0.0.1:1"],
+        ["sql", "SELECT 1", "--local"],
+        ["plan", "--url", "http://127.0.0.1:1"],
+        ["plan", "--rate", "100"],
+    ],
+)
+def test_model_is_refused_where_no_service_starts(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments, "--model", str(DEFAULT_MODEL_PATH)]) == 1
+    assert "`--model`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["sql", "demo", "plan"])
+def test_another_network_is_not_shown_the_samples_of_steel(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = copy_artifact(tmp_path, ".h5", ".json")
+    assert main([command, "--model", str(model)]) == 1
+    assert "has no samples" in capsys.readouterr().err
 
 
 def test_demo_reports_a_port_in_use(capsys: pytest.CaptureFixture[str], url: str) -> None:

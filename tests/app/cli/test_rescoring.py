@@ -173,7 +173,7 @@ def test_run_stops_if_no_file_can_be_read(
 
     def respond(received: Received) -> Reply:
         if received.method == "GET":
-            return Reply(body=b'{"model": {"version": "v"}}')
+            return Reply(body=b'{"model": {"name": "n", "version": "v"}}')
         error = {"code": "stage_not_authorized", "message": "Let the service read it.", "retryable": False}
         return answer([{"label": None, "model": {"version": "v"}, "error": error} for _ in received.rows])
 
@@ -190,7 +190,7 @@ def test_retryable_error_is_not_stored(
 ) -> None:
     def respond(received: Received) -> Reply:
         if received.method == "GET":
-            return Reply(body=b'{"model": {"version": "v"}}')
+            return Reply(body=b'{"model": {"name": "n", "version": "v"}}')
         failed = {"code": "fetch_timeout", "message": "late", "retryable": True}
         kept = {"label": "Pitted", "model": {"version": "v"}, "error": None}
         return answer([kept | ({"error": failed} if row % 2 else {}) for row, _ in received.rows])

@@ -42,7 +42,7 @@ def test_terminal_shows_colours_and_a_summary(url: str, tmp_path: Path) -> None:
 
 def test_redirected_output_has_no_progress_bar(url: str, tmp_path: Path) -> None:
     """The bar goes to the terminal, on stderr."""
-    for flags, lines in (["--json"], 6), ([], 9):
+    for flags, lines in (["--json"], 6), ([], 10):
         out = tmp_path / "out"
         command = shlex.join([*CLI, "classify", "--url", url, *flags, str(SAMPLES)])
         shown = run_on_a_terminal("sh", "-c", f"{command} > {out}")

@@ -94,6 +94,7 @@ def test_empty_list_sends_no_request(service: RemoteService) -> None:
 def test_model_version_equals_that_of_the_outcomes(url: str) -> None:
     outcome = Client(url).classify(SAMPLES / "pitted.png")
     assert Client(url).model_version() == outcome["model"]["version"]
+    assert Client(url).model() == outcome["model"]
 
 
 @pytest.mark.parametrize("status", [403, 404])
@@ -374,7 +375,7 @@ def http_response(document: object) -> bytes:
 
 @pytest.mark.parametrize("asks", ["classify", "model_version"])
 def test_connection_that_is_closed_when_reused_is_replaced(asks: str) -> None:
-    response = http_response({"data": [[0, OUTCOME]], "model": {"version": "1"}})
+    response = http_response({"data": [[0, OUTCOME]], "model": {"name": "steel", "version": "1"}})
 
     def serve(listening: socket.socket) -> None:
         kept, _ = listening.accept()

@@ -93,6 +93,7 @@ class TestArtifact:
         assert sorted(path.name for path in trained.h5_path.parent.iterdir()) == [
             "net.h5",
             "net.json",
+            "net.samples",
             "net.tflite",
             "net.tflite.json",
         ]

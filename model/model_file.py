@@ -1,0 +1,220 @@
+"""Recognises what a file holds that should be a network, and says which command helps if it is unusable.
+
+It reads bytes only: TensorFlow takes seconds to start, and where the service only serves there is no h5py.
+"""
+
+import json
+import mmap
+import re
+import shlex
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from model.errors import ArtifactError
+
+Kind = Literal[
+    "keras_h5",
+    "keras_zip",
+    "weights",
+    "lfs_pointer",
+    "html",
+    "empty",
+    "zip",
+    "folder",
+    "tflite",
+    "hdf5",
+    "other",
+]
+
+_DESCRIPTIONS: dict[Kind, str] = {
+    "keras_h5": "a network that Keras saved",
+    "keras_zip": "a network in Keras's .keras format",
+    "weights": "the weights of a network without its layers",
+    "lfs_pointer": "a Git LFS pointer, which names the file's content but does not hold it",
+    "html": "a web page",
+    "empty": "an empty file",
+    "zip": "a zip archive that is no .keras file",
+    "folder": "a folder",
+    "tflite": "a LiteRT (TensorFlow Lite) model",
+    "hdf5": "an HDF5 file that Keras did not write",
+    "other": "a file that is not HDF5",
+}
+_ADVICE: dict[Kind, str] = {
+    "keras_zip": "Save it as .h5: "
+    "python -c \"import keras; keras.saving.load_model('{path}').save('{saved}')\"",
+    "weights": "In the code that builds the network, run: "
+    "network.load_weights('{path}'); network.save('{saved}')",
+    "lfs_pointer": "In its repository, run: git lfs pull --include {name}",
+    "html": "Download the file itself; on GitHub, with the button for the raw file.",
+    "empty": "Copy or download it again.",
+    "zip": "Unpack it: unzip {path}",
+    "folder": "Name the .h5 file inside it.",
+    "tflite": "Name the .h5 file that it was converted from.",
+    "hdf5": "In the code that trains the network, run: network.save('{saved}')",
+    "other": "In the code that trains the network, run: network.save('{saved}')",
+}
+_NETWORKS = (".h5", ".hdf5", ".keras")
+_HEAD_BYTES = 512
+# The keys with which a Keras configuration may begin: Python 2 wrote them in any order.
+_CONFIG = re.compile(rb'\{"(?:module|class_name|config|keras_version|backend)": ?')
+_PASSES_CLASSES_ON = {"Activation", "Dropout", "Softmax"}
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A file as `inspect_file` finds it."""
+
+    path: Path
+    kind: Kind
+    config: dict[str, Any] | None = None
+    """Keras's configuration of the network, if it could be read."""
+    members: tuple[str, ...] = ()
+    """Networks inside a zip archive."""
+
+    @property
+    def class_names(self) -> set[str]:
+        """The classes of all layers and of what they contain."""
+        return _class_names(self.config)
+
+    @property
+    def outputs(self) -> int | None:
+        """Number of outputs, if the network ends in a dense layer that the configuration names."""
+        return _units(self.config)
+
+
+def inspect_file(path: Path) -> ModelFile:
+    """Recognise a file by its content. Raises OSError."""
+    if path.is_dir():
+        return ModelFile(path, "folder")
+    with path.open("rb") as file:
+        head = file.read(_HEAD_BYTES)
+        if not head:
+            return ModelFile(path, "empty")
+        if head.startswith(b"\x89HDF\r\n\x1a\n"):
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                return _inspect_hdf5(path, content)
+    if head.startswith(b"PK\x03\x04"):
+        return _inspect_zip(path)
+    return ModelFile(path, _kind_of_head(head))
+
+
+def refuse_unusable(path: Path, class_names: Sequence[str] | None = None) -> ModelFile:
+    """Return what the file is if it can be served. Raises ArtifactError, which names the command that helps.
+
+    `class_names` are checked against the outputs as far as the file tells their number.
+    """
+    if not path.exists():
+        raise ArtifactError(f"A network must be an .h5 file. Missing: {path}")
+    found = inspect_file(path)
+    if (fault := fault_of(found)) is not None:
+        raise ArtifactError(
+            f"A network must be an .h5 file with its layers, saved by Keras. Received: {path}, {fault}"
+        )
+    if class_names is not None and found.outputs not in (None, 1, len(class_names)):
+        raise ArtifactError(
+            f"--class-names must name each of the {found.outputs} outputs of {path}, in their order. "
+            f"Received: {len(class_names)}: {', '.join(class_names)}"
+        )
+    return found
+
+
+def fault_of(found: ModelFile) -> str | None:
+    """What is wrong with the file, and what helps; None if nothing is."""
+    path = found.path
+    if found.kind == "keras_h5":
+        if "Lambda" not in found.class_names:
+            return None
+        return (
+            "a network with a Lambda layer, which is code. Replace it by a layer of Keras, for example "
+            "Rescaling, copy the weights, and save the network."
+        )
+    inside = f" with {', '.join(found.members)}" if found.members else ""
+    saved = f"{path.name.partition('.')[0]}_network.h5"
+    advice = _ADVICE[found.kind].format(path=path, saved=saved, name=path.name)
+    return f"{_DESCRIPTIONS[found.kind]}{inside}. {advice}"
+
+
+def describe_command(found: ModelFile) -> str:
+    """The command that writes the card of a network."""
+    names = ",".join(f"NAME{number + 1}" for number in range(min(found.outputs or 2, 3)))
+    more = ",…" if (found.outputs or 4) > 3 else ""
+    return f"ext-classify describe {shlex.quote(str(found.path))} --class-names {names}{more} --scale 1/255"
+
+
+def _kind_of_head(head: bytes) -> Kind:
+    text = head.lstrip().lower()
+    if head.startswith(b"version https://git-lfs.github.com/spec/"):
+        return "lfs_pointer"
+    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head", b"<script")):
+        return "html"
+    return "tflite" if head[4:8] == b"TFL3" else "other"
+
+
+def _inspect_hdf5(path: Path, content: mmap.mmap) -> ModelFile:
+    if content.find(b"model_config") >= 0:
+        return ModelFile(path, "keras_h5", _find_config(content))
+    # Keras 2 lists the layers' names in an attribute, Keras 3 has a group per layer.
+    is_weights = any(content.find(mark) >= 0 for mark in (b"layer_names", b"weight_names", b"layers\0"))
+    return ModelFile(path, "weights" if is_weights else "hdf5")
+
+
+def _find_config(content: mmap.mmap) -> dict[str, Any] | None:
+    """The model_config attribute, which HDF5 stores uncompressed and in one piece."""
+    for match in _CONFIG.finditer(content):
+        end = content.find(b"\0", match.start())
+        text = content[match.start() : end if end >= 0 else len(content)].decode(errors="replace")
+        try:
+            config, _ = json.JSONDecoder().raw_decode(text)
+        except ValueError:
+            continue
+        if {"class_name", "config"} <= config.keys():
+            return dict(config)
+    return None
+
+
+def _inspect_zip(path: Path) -> ModelFile:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            if {"config.json", "model.weights.h5"} <= set(names):
+                return ModelFile(path, "keras_zip", json.loads(archive.read("config.json")))
+    except (zipfile.BadZipFile, ValueError):
+        return ModelFile(path, "zip")
+    return ModelFile(path, "zip", members=tuple(name for name in names if name.endswith(_NETWORKS)))
+
+
+def _class_names(config: object) -> set[str]:
+    """Every `class_name` anywhere in a Keras configuration."""
+    if isinstance(config, dict):
+        own = {config["class_name"]} if isinstance(config.get("class_name"), str) else set()
+        return own.union(*map(_class_names, config.values()))
+    if isinstance(config, list):
+        return set().union(*map(_class_names, config))
+    return set()
+
+
+def _units(layer: object) -> int | None:
+    """Number of outputs of a layer or network, by its configuration."""
+    match layer:
+        case {"class_name": "Dense", "config": {"units": int(units)}}:
+            return units
+        case {"class_name": "Sequential", "config": {"layers": [*layers]} | [*layers]}:
+            last = [one for one in layers if not _passes_classes_on(one)][-1:]
+            return _units(last[0]) if last else None
+        case {"config": {"layers": [*layers], "output_layers": [str(name), *_] | [[str(name), *_]]}}:
+            return next((_units(one) for one in layers if _name_of(one) == name), None)
+    return None
+
+
+def _passes_classes_on(layer: object) -> bool:
+    return isinstance(layer, dict) and layer.get("class_name") in _PASSES_CLASSES_ON
+
+
+def _name_of(layer: object) -> str | None:
+    match layer:
+        case {"name": str(name)} | {"config": {"name": str(name)}}:
+            return name
+    return None
