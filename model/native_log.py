@@ -1,14 +1,14 @@
 """Drops the log lines that TensorFlow and LiteRT write to file descriptor 2, and passes on all other lines.
 
-Their C++ code writes some of them before any log level applies. Run as a script, this module is the filter.
+Their C++ code writes some of them before any log level applies.
 """
 
 import os
 import re
-import subprocess
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 # absl's and TensorFlow's lines of severity info and warning, and errors that only say that there is no GPU.
 _NOISE = re.compile(
@@ -60,10 +60,10 @@ def _python_stderr_to(descriptor: int) -> Iterator[None]:
 def _filter_to(descriptor: int) -> Iterator[None]:
     read_end, write_end = os.pipe()
     try:
-        process = _start_filter(read_end, descriptor)
+        filtering = _fork_filter(read_end, write_end, descriptor)
         os.dup2(write_end, _STDERR)
     except OSError:  # too many processes, or no memory: the lines do no harm
-        process = None
+        filtering = None
     finally:
         os.close(read_end)
         os.close(write_end)
@@ -71,23 +71,26 @@ def _filter_to(descriptor: int) -> Iterator[None]:
         yield
     finally:
         os.dup2(descriptor, _STDERR)
-        if process is not None:
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(_END_SECONDS)
+        if filtering is not None:
+            _wait_for(filtering)
 
 
-def _start_filter(source: int, target: int) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, "-I", "-S", __file__]
-    # In a session of its own, Ctrl-C does not end it before this process.
-    return subprocess.Popen(command, stdin=source, stdout=target, stderr=target, start_new_session=True)
+def _fork_filter(read_end: int, write_end: int, target: int) -> int:
+    """The id of a process that copies lines from the pipe to `target`."""
+    if process := os.fork():
+        return process
+    try:
+        os.setsid()  # Ctrl-C must not end it before this process
+        os.close(write_end)
+        with os.fdopen(read_end, "rb", closefd=False) as lines:
+            for line in lines:
+                if not _NOISE.match(line):
+                    os.write(target, line)
+    finally:
+        os._exit(0)
 
 
-def main() -> None:
-    for line in sys.stdin.buffer:
-        if not _NOISE.match(line):
-            sys.stdout.buffer.write(line)
-            sys.stdout.buffer.flush()
-
-
-if __name__ == "__main__":
-    main()
+def _wait_for(process: int) -> None:
+    deadline = time.monotonic() + _END_SECONDS
+    while os.waitpid(process, os.WNOHANG) == (0, 0) and time.monotonic() < deadline:
+        time.sleep(0.001)

@@ -9,38 +9,19 @@ import threading
 import weakref
 from collections.abc import Collection
 from contextlib import ExitStack, suppress
-from pathlib import Path
 from typing import Protocol
-
-from pydantic import BaseModel, ConfigDict
 
 from app.settings import Settings
 from app.workers.protocol import (
     MAX_START_CHECKS,
     FrameReader,
     Greeting,
+    ProcessOptions,
     ServedModel,
     parse_greeting,
     stats_of_groups,
 )
-from model.defaults import Engine
 from model.errors import ArtifactError
-from model.image_limits import ImageLimits
-
-
-class ProcessOptions(BaseModel):
-    """The network, and the limits on images."""
-
-    model_config = ConfigDict(frozen=True)
-
-    model_path: Path
-    engine: Engine
-    cache_dir: Path
-    limits: ImageLimits
-    max_image_memory_bytes: int
-    max_image_cpu_seconds: float
-    image_statistics: bool
-
 
 _PROGRAM = (sys.executable, "-P", "-m", "app.workers.process")
 _RECEIVED_BYTES = 64 * 1024

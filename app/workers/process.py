@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from app.workers.classify import ImageClassifier, Limits
-from app.workers.host import ProcessOptions
 from app.workers.protocol import (
     MAX_SECONDS_PER_CPU_SECOND,
     Answers,
     Greeting,
+    ProcessOptions,
     ServedModel,
     WaitingRow,
     format_frame,

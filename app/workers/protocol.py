@@ -11,11 +11,13 @@ from pathlib import Path
 from struct import Struct
 from typing import IO, Annotated, Any, NamedTuple, TypeAlias
 
-from pydantic import Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from pydantic_core import to_json
 
 from app.images.source import Base64Text, HexText, InlineText
 from app.outcome import ImageStatistics, ModelIdentity, Outcome
+from model.defaults import Engine
+from model.image_limits import ImageLimits
 
 # The maximum time of a call relative to its CPU time, on a machine that has other work.
 MAX_SECONDS_PER_CPU_SECOND = 6
@@ -27,6 +29,20 @@ STOPPED_CHECKS = 2
 MAX_START_CHECKS = 300
 
 _PROC = Path("/proc")
+
+
+class ProcessOptions(BaseModel):
+    """The network, and the limits on images."""
+
+    model_config = ConfigDict(frozen=True)
+
+    model_path: Path
+    engine: Engine
+    cache_dir: Path
+    limits: ImageLimits
+    max_image_memory_bytes: int
+    max_image_cpu_seconds: float
+    image_statistics: bool
 
 
 class ProcessStat(NamedTuple):
