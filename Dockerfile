@@ -56,11 +56,13 @@ RUN apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-ins
 RUN /opt/ext-classify/bin/ext-classify verify
 
 FROM builder AS full-builder
-COPY requirements-full.txt .
+COPY requirements-full.txt requirements-keras2.txt ./
 RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf --mount=type=secret,id=ca_bundle,target=/run/ca.crt \
     python3 -m venv --without-pip /opt/ext-classify \
  && /opt/build/bin/pip --python /opt/ext-classify/bin/python install --quiet --no-cache-dir --no-compile --require-hashes \
-      -r requirements-full.txt
+      -r requirements-full.txt \
+ && /opt/build/bin/pip --python /opt/ext-classify/bin/python install --quiet --no-cache-dir --no-compile --require-hashes --no-deps \
+      -r requirements-keras2.txt
 RUN /opt/build/bin/pip --python /opt/ext-classify/bin/python install --quiet --no-compile --no-deps --no-index \
       /opt/wheel/*.whl \
  && python3 -m compileall -q --invalidation-mode unchecked-hash /opt/ext-classify/lib

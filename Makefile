@@ -131,6 +131,7 @@ lock: .venv-dev/.installed ## update the locked requirements from pyproject.toml
 	$(UV_COMPILE) --upgrade -o requirements-dev.txt --extra dev -c requirements.txt -c requirements-sql.txt pyproject.toml
 	$(UV_COMPILE) --upgrade -o requirements-full.txt --extra train --extra sql --extra traces -c requirements-dev.txt pyproject.toml
 	echo hatchling | $(UV_COMPILE) --no-config --upgrade -o requirements-build.txt -c requirements-dev.txt -
+	echo 'tf-keras>=2.21' | $(UV_COMPILE) --no-config --upgrade --no-deps -o requirements-keras2.txt -
 	$(UV_COMPILE) --upgrade -o requirements-fuzz.txt --extra fuzz -c requirements-dev.txt pyproject.toml
 	echo 'snowflake-connector-python>=5' | $(UV_COMPILE) --no-config --upgrade -o requirements-connector5.txt -
 	$(UV_COMPILE) --no-config --upgrade -o $(PEERS)/requirements-peers.txt $(PEERS)/requirements-peers.in
@@ -146,9 +147,10 @@ clean: ## remove the environments and caches
 	$(SERVE)/pip install --quiet --no-deps -e .
 	@touch $@
 
-.venv-dev/.installed: requirements-dev.txt pyproject.toml
+.venv-dev/.installed: requirements-dev.txt requirements-keras2.txt pyproject.toml
 	$(PYTHON) -m venv .venv-dev
 	$(DEV)/pip install --quiet --require-hashes -r requirements-dev.txt
+	$(DEV)/pip install --quiet --require-hashes --no-deps -r requirements-keras2.txt  # it asks for tensorflow, and runs on tensorflow-cpu
 	$(DEV)/pip install --quiet --no-deps -e .
 	@touch $@
 

@@ -1,8 +1,9 @@
 """Builds the service: the one place where its parts meet."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI
 
@@ -105,6 +106,7 @@ def _lifespan(
         async with state.classifiers, fetcher, session:
             updating = asyncio.create_task(gauges.keep_updating())
             log_event("ready", **state.pipeline.model.identity)
+            _warn_of_unchecked_network(state.pipeline.model.card)
             with state.shutdown.handling_signals(), reload_on_signal(state.classifiers), serving():
                 yield
                 updating.cancel()
@@ -113,6 +115,15 @@ def _lifespan(
         TRACING.close()
 
     return lifespan
+
+
+def _warn_of_unchecked_network(card: Mapping[str, Any]) -> None:
+    if card.get("is_unchecked"):
+        logger.warning(
+            "Nothing confirms that the network's preprocessing is right. Check it with images: "
+            "ext-classify import FILE --try DIR --force. Checked with: %s",
+            card.get("preprocessing_check"),
+        )
 
 
 def __getattr__(name: str) -> Service:

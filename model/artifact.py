@@ -1,7 +1,8 @@
 """An artifact: <name>.h5 (the network) and <name>.json (its card).
 
 Training writes an artifact and the service loads one. The card identifies its .h5 by SHA-256, so a
-different file under the same name is rejected.
+different file under the same name is rejected. In place of the .h5, an imported network may be an .hdf5,
+.keras or .tflite file or the folder of a SavedModel.
 """
 
 import hashlib
@@ -20,8 +21,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from model.array_json import ArrayJson
 from model.errors import ArtifactError
 from model.image import ImageSpec
-from model.model_file import describe_command, fault_of, inspect_file, refuse_unusable
+from model.model_file import fault_of, import_command, inspect_file, refuse_unusable
 from model.novelty import Novelty
+from model.preprocessing import MULTI_LABEL, ONE_OUTPUT, Ending, Preprocessing
 
 ClassName = Annotated[str, Field(pattern=r"\S")]
 
@@ -37,6 +39,16 @@ class ArtifactCard(BaseModel):
     scale: Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
     """Factor applied to pixels 0..255 before the network; 1.0 if the network rescales them itself."""
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    preprocessing: Preprocessing | None = None
+    """Compiled into the network, after `scale`, which is then 1."""
+    is_given_tflite: bool = False
+    """Whether the network is a .tflite, which is served as it is; NumPy preprocesses its pixels."""
+    ending: Ending = "probabilities"
+    """What the network's outputs are; the compiled network has probabilities."""
+    preprocessing_check: str | None = None
+    """For an imported network: what was done to check its preprocessing, and the result."""
+    is_unchecked: bool = False
+    """Whether the service warns at each start: no images checked the preprocessing, or they contradict it."""
     golden_probabilities: tuple[float, ...] | None = None
     """Output of the reference engine for `golden_image(image)`, for the self-test."""
     class_weights: ArrayJson | None = None
@@ -56,6 +68,10 @@ class ArtifactCard(BaseModel):
         golden = self.golden_probabilities
         if golden is not None and len(golden) != len(self.class_names):
             raise ValueError(f"golden_probabilities must have one value per class. Received: {len(golden)}")
+        if self.preprocessing is not None:
+            self._check_preprocessing(self.preprocessing)
+        if self.ending in ONE_OUTPUT and len(self.class_names) != 2:
+            raise ValueError(f"a network with one output must have two classes. Received: {self.class_names}")
         weights = self.class_weights
         if weights is not None and (len(weights.shape), weights.shape[-1]) != (2, len(self.class_names)):
             raise ValueError(
@@ -67,6 +83,29 @@ class ArtifactCard(BaseModel):
             if expected != rows:
                 raise ValueError(f"novelty requires class_weights with {expected} rows. Received: {rows}")
         return self
+
+    def _check_preprocessing(self, preprocessing: Preprocessing) -> None:
+        if self.scale != 1:
+            raise ValueError(f"scale must be 1 with preprocessing. Received: {self.scale}")
+        channels = max(len(preprocessing.scale), len(preprocessing.offset))
+        if self.image.channels == 1 and (channels > 1 or preprocessing.order != "rgb"):
+            raise ValueError(
+                f"preprocessing of one channel must have one value and no order. Received: {preprocessing}"
+            )
+
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether the classes' probabilities are independent, so that their sum is not 1."""
+        return self.ending in MULTI_LABEL
+
+    @property
+    def stages_sha256(self) -> str | None:
+        """Hash of what is compiled before and after the network; None if that is nothing."""
+        if self.preprocessing is None and self.ending == "probabilities":
+            return None
+        size = {"height", "width", "channels"}
+        parts = self.model_dump_json(include={"preprocessing": True, "ending": True, "image": size})
+        return hashlib.sha256(parts.encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -86,14 +125,31 @@ class Artifact:
         return self.card.sha256[:12]
 
 
+SUFFIXES = (".h5", ".hdf5", ".keras", ".tflite")
+
+
 def card_path(h5_path: Path) -> Path:
-    """Path of the .json card next to an .h5. Raises ArtifactError for any other suffix."""
-    if h5_path.suffix != ".h5":
-        raise ArtifactError(f"A network must be an .h5 file. Received: {str(h5_path)!r}")
-    return h5_path.with_suffix(".json")
+    """Path of the .json card next to a network. Raises ArtifactError for a file with another suffix."""
+    if h5_path.suffix not in SUFFIXES and not (h5_path / "saved_model.pb").is_file():
+        raise ArtifactError(
+            f"A network must be a file with the suffix {', '.join(SUFFIXES)}, or a SavedModel folder. "
+            f"Received: {str(h5_path)!r}"
+        )
+    return next_to(h5_path, ".json")
+
+
+def next_to(h5_path: Path, suffix: str) -> Path:
+    """Path next to a network, with another suffix."""
+    stem = h5_path.stem if h5_path.suffix in SUFFIXES else h5_path.name
+    return h5_path.with_name(stem + suffix)
 
 
 def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, or of the names and hashes of all files in a folder."""
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        lines = [f"{sha256_of(file)}  {file.relative_to(path).as_posix()}\n" for file in files]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -119,12 +175,12 @@ def load_artifact(h5_path: Path) -> Artifact:
     Raises ArtifactError if a file is missing or unreadable, the card is invalid, or the SHA-256 differs.
     """
     if not h5_path.exists():
-        raise ArtifactError(f"An artifact needs an .h5 file and its .json card. Missing: {h5_path}")
-    if h5_path.suffix != ".h5" or not card_path(h5_path).is_file():
-        found = refuse_unusable(h5_path)
+        raise ArtifactError(f"An artifact needs a network and its .json card. Missing: {h5_path}")
+    if not card_path(h5_path).is_file():
+        refuse_unusable(h5_path)
         raise ArtifactError(
-            f"An artifact needs an .h5 file and its .json card. Missing: {card_path(h5_path)}. "
-            f"To write it, run: {describe_command(found)}"
+            f"An artifact needs a network and its .json card. Missing: {card_path(h5_path)}. "
+            f"To write it, run: {import_command(h5_path)}"
         )
     with card_faults(h5_path):
         card = ArtifactCard.model_validate_json(card_path(h5_path).read_bytes())

@@ -1,9 +1,10 @@
-"""Compile an .h5 to LiteRT: python -m model.compile H5 [TFLITE]."""
+"""Compile a network to LiteRT: python -m model.compile H5 [TFLITE]."""
 
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import keras
 import tensorflow as tf
@@ -12,24 +13,39 @@ from model.artifact import Artifact, load_artifact
 from model.compiled import CompiledPaths, next_to_h5, write_compiled
 from model.errors import ArtifactError
 from model.graph_rewrites import patches_first, pool_first, split_heavy_head
-from model.networks.keras_model import load_network, named_outputs, refuse_mismatch
+from model.networks.keras_model import named_outputs
+from model.networks.network import Network, Stages, open_network, with_stages
+
+_Call: TypeAlias = Callable[[tf.Tensor], dict[str, tf.Tensor]]
 
 
 def compile_artifact(artifact: Artifact, paths: CompiledPaths | None = None) -> CompiledPaths:
-    """Compile the artifact's .h5 in float32 for one image per call, and write its stamp.
+    """Compile the artifact's network in float32 for one image per call, and write its stamp.
 
     `paths` are next to the .h5 by default. Raises ArtifactError if the network's input or output shape
     differs from the card's.
     """
     paths = paths or next_to_h5(artifact)
-    network = load_network(artifact.h5_path)
-    refuse_mismatch(network, artifact.card)
-    compiled = compile_network(network, artifact.card.image.shape)
+    if artifact.card.is_given_tflite:
+        write_compiled(artifact, paths, artifact.h5_path.read_bytes(), {})
+        return paths
+    network, stages = open_network(artifact.h5_path, artifact.card)
+    compiled = compile_with_stages(network, artifact.card.image.shape, stages)
     write_compiled(artifact, paths, compiled, {"tensorflow": tf.__version__})
     return paths
 
 
-def compile_network(network: keras.Model, shape: tuple[int, int, int]) -> bytes:
+def compile_with_stages(network: Network, shape: tuple[int, int, int], stages: Stages | None) -> bytes:
+    """Compile a network and its stages to a LiteRT flatbuffer that takes one image (1, h, w, c), float32.
+
+    The network's graph is rewritten to a faster one if Keras 3 has read it.
+    """
+    if network.is_keras3:
+        return compile_network(network.keras_network, shape, stages)
+    return _convert_call(with_stages(network, stages), (1, *shape), network.resources)
+
+
+def compile_network(network: keras.Model, shape: tuple[int, int, int], stages: Stages | None = None) -> bytes:
     """Compile a network to a LiteRT flatbuffer that takes one image (1, h, w, c), float32.
 
     Outputs are named `probabilities` and, if `find_head` finds a head, `embedding` and `features`. A network
@@ -38,31 +54,59 @@ def compile_network(network: keras.Model, shape: tuple[int, int, int]) -> bytes:
     """
     network = patches_first(pool_first(network))
     if (parts := split_heavy_head(network)) is None:
-        return convert(keras.Model(network.inputs, named_outputs(network)), shape)
+        return convert(keras.Model(network.inputs, named_outputs(network)), shape, stages)
     [flattened], [probabilities] = parts.body.outputs, parts.head.outputs
     body = keras.Model(parts.body.inputs, {"flattened": flattened})
     head = keras.Model(parts.head.inputs, {"probabilities": probabilities})
-    return _convert_signatures({"body": (body, (1, *shape)), "head": (head, (None, flattened.shape[1]))})
+    return _convert_signatures(
+        {"body": (body, (1, *shape)), "head": (head, (None, flattened.shape[1]))}, stages
+    )
 
 
-def convert(network: keras.Model, shape: tuple[int, int, int]) -> bytes:
+def convert(network: keras.Model, shape: tuple[int, int, int], stages: Stages | None = None) -> bytes:
     """Compile a network with named outputs to a LiteRT flatbuffer for one image (1, h, w, c), float32."""
-    return _convert_signatures({"serving_default": (network, (1, *shape))})
+    return _convert_signatures({"serving_default": (network, (1, *shape))}, stages)
 
 
-def _convert_signatures(signatures: dict[str, tuple[keras.Model, tuple[int | None, ...]]]) -> bytes:
+def _convert_signatures(
+    signatures: dict[str, tuple[keras.Model, tuple[int | None, ...]]], stages: Stages | None
+) -> bytes:
     archive = keras.export.ExportArchive()
     for name, (network, shape) in signatures.items():
         archive.track(network)
-        archive.add_endpoint(name, _inference(network), input_signature=[tf.TensorSpec(shape, tf.float32)])
+        call = _inference(network, stages, takes_pixels=name != "head")
+        archive.add_endpoint(name, call, input_signature=[tf.TensorSpec(shape, tf.float32)])
     with tempfile.TemporaryDirectory() as saved_model:
         archive.write_out(saved_model, verbose=False)
-        converter = tf.lite.TFLiteConverter.from_saved_model(saved_model, signature_keys=list(signatures))
-        return bytes(converter.convert())
+        return _convert_saved_model(saved_model, list(signatures))
 
 
-def _inference(network: keras.Model) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
-    return lambda inputs: network(inputs, training=False)
+def _convert_call(call: _Call, shape: tuple[int, ...], resources: Any) -> bytes:
+    module = tf.Module()
+    module.resources = resources
+    function = tf.function(
+        call, autograph=False, input_signature=[tf.TensorSpec(shape, tf.float32, name="images")]
+    )
+    with tempfile.TemporaryDirectory() as saved_model:
+        tf.saved_model.save(module, saved_model, signatures={"serving_default": function})
+        return _convert_saved_model(saved_model, ["serving_default"])
+
+
+def _convert_saved_model(folder: str, signatures: list[str]) -> bytes:
+    return bytes(tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=signatures).convert())
+
+
+def _inference(network: keras.Model, stages: Stages | None, *, takes_pixels: bool) -> _Call:
+    if stages is None:
+        return lambda inputs: network(inputs, training=False)
+
+    def call(inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+        outputs = network(stages.prepare(inputs) if takes_pixels else inputs, training=False)
+        if "probabilities" in outputs:
+            outputs = {**outputs, "probabilities": stages.finish(outputs["probabilities"])}
+        return dict(outputs)
+
+    return call
 
 
 def main(arguments: list[str]) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from model.artifact import Artifact, file_faults
+from model.artifact import Artifact, file_faults, next_to
 from model.errors import ArtifactError
 
 
@@ -26,6 +26,8 @@ class Stamp(BaseModel):
 
     h5_sha256: str
     sha256: str
+    stages_sha256: str | None = None
+    """Of the card's preprocessing and ending, which are compiled into the network."""
     versions: dict[str, str] = {}
 
 
@@ -41,11 +43,13 @@ class CompiledPaths:
 
 
 def next_to_h5(artifact: Artifact) -> CompiledPaths:
-    return CompiledPaths(artifact.h5_path.with_suffix(".tflite"))
+    return CompiledPaths(next_to(artifact.h5_path, ".tflite"))
 
 
 def in_cache(artifact: Artifact, cache_dir: Path) -> CompiledPaths:
-    return CompiledPaths(cache_dir / f"{artifact.card.sha256}.tflite")
+    stages = artifact.card.stages_sha256
+    suffix = "" if stages is None else f".{stages[:16]}"
+    return CompiledPaths(cache_dir / f"{artifact.card.sha256}{suffix}.tflite")
 
 
 @file_faults()
@@ -81,7 +85,11 @@ def read_compiled(artifact: Artifact, paths: CompiledPaths) -> bytes | None:
         compiled = paths.tflite.read_bytes()
     except (FileNotFoundError, ValidationError):
         return None
-    matches = stamp.h5_sha256 == artifact.card.sha256 and stamp.sha256 == hashlib.sha256(compiled).hexdigest()
+    matches = (
+        stamp.h5_sha256 == artifact.card.sha256
+        and stamp.stages_sha256 == artifact.card.stages_sha256
+        and stamp.sha256 == hashlib.sha256(compiled).hexdigest()
+    )
     return compiled if matches else None
 
 
@@ -92,6 +100,7 @@ def write_compiled(
     stamp = Stamp(
         h5_sha256=artifact.card.sha256,
         sha256=hashlib.sha256(compiled).hexdigest(),
+        stages_sha256=artifact.card.stages_sha256,
         versions=versions,
     )
     paths.tflite.parent.mkdir(parents=True, exist_ok=True)

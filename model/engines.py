@@ -12,6 +12,8 @@ from model.artifact import Artifact, ArtifactCard, golden_image
 from model.compiled import load_compiled
 from model.defaults import Engine
 from model.errors import ArtifactError
+from model.given_tflite import GivenTflite
+from model.preprocessing import Preprocessing
 
 # One stacked array, or a sequence where stacking would be a needless copy.
 Images: TypeAlias = NDArray[np.uint8] | Sequence[NDArray[np.uint8]]
@@ -67,7 +69,8 @@ def verify_golden(classifier: Classifier, card: ArtifactCard) -> NDArray[np.floa
             f"The network must have an output for each of the {len(card.class_names)} classes. "
             f"Received: outputs of shape {probabilities.shape}."
         )
-    if not np.isclose(probabilities.sum(), 1.0, atol=1e-3) or (probabilities < 0).any():
+    in_range = ((probabilities >= 0) & (probabilities <= 1 + 1e-3)).all()
+    if not in_range or not (card.is_multi_label or np.isclose(probabilities.sum(), 1.0, atol=1e-3)):
         raise ArtifactError("The network must output probabilities that sum to 1, such as a softmax does.")
     if card.golden_probabilities is None:
         return probabilities
@@ -87,10 +90,14 @@ class LiteRtClassifier:
     output for an image is bit-identical in every batch.
     """
 
-    def __init__(self, compiled: bytes, scale: float, interpreters: int) -> None:
+    def __init__(
+        self, compiled: bytes, scale: float, interpreters: int, given: ArtifactCard | None = None
+    ) -> None:
+        """`given` is the card of a .tflite that was not compiled from another file."""
         self._idle: LifoQueue[_Network] = LifoQueue()
         for _ in range(interpreters):
-            self._idle.put(_open_network(compiled, scale))
+            network = _open_network(compiled, scale) if given is None else _Given(compiled, given)
+            self._idle.put(network)
 
     def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         return self.answer(images).probabilities
@@ -114,7 +121,8 @@ def join_answers(answers: Sequence[Answers]) -> Answers:
 def _open_engine(artifact: Artifact, engine: Engine, interpreters: int, cache_dir: Path) -> Classifier:
     if engine == "litert":
         compiled = load_compiled(artifact, cache_dir)
-        return LiteRtClassifier(compiled, artifact.card.scale, interpreters)
+        given = artifact.card if artifact.card.is_given_tflite else None
+        return LiteRtClassifier(compiled, artifact.card.scale, interpreters, given)
     try:
         from model.tensorflow_engine import open_tensorflow  # noqa: PLC0415 - not installed for serving
     except ModuleNotFoundError as error:
@@ -202,6 +210,19 @@ class _BodyAndHead:
         head = self._interpreter.get_signature_runner("head")
         probabilities: NDArray[np.float32] = head(inputs=flattened)["probabilities"]
         return probabilities
+
+
+class _Given:
+    """A .tflite as it was given."""
+
+    def __init__(self, content: bytes, card: ArtifactCard) -> None:
+        self._network = GivenTflite(content)
+        self._preprocessing = card.preprocessing or Preprocessing(scale=(card.scale,))
+        self._ending = card.ending
+
+    def answer(self, images: Images, *, with_features: bool) -> Answers:  # noqa: ARG002 - no features
+        run = self._network.probabilities
+        return Answers(np.concatenate([run(image, self._preprocessing, self._ending) for image in images]))
 
 
 class _OneImage:

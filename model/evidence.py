@@ -43,15 +43,22 @@ class Evidence:
 
 
 def find_evidence(
-    pixels: NDArray[np.uint8], features: Field, class_weights: Field, source_size: tuple[int, int]
+    pixels: NDArray[np.uint8],
+    features: Field,
+    class_weights: Field,
+    source_size: tuple[int, int],
+    frame_size: tuple[float, float] | None = None,
 ) -> Evidence:
     """Locate one class in an image whose source has the size (width, height).
 
     `pixels` (h, w, c) are the network's input, `features` (gh, gw, d) its last feature maps and
-    `class_weights` (d,) the class's weights for them.
+    `class_weights` (d,) the class's weights for them. `frame_size` is what `ImageSpec.frame_size` returns.
     """
     heat = heat_of(pixels, features, class_weights)
-    return Evidence(box_around(heat, source_size), _draw(heat, source_size))
+    if frame_size is None or frame_size == source_size:
+        return Evidence(box_around(heat, source_size), _draw(heat, source_size))
+    box = _shift(box_around(heat, frame_size), frame_size, source_size)
+    return Evidence(box, _draw(_over_source(heat, frame_size, source_size), source_size))
 
 
 def heat_of(pixels: NDArray[np.uint8], features: Field, class_weights: Field) -> Field:
@@ -64,7 +71,7 @@ def heat_of(pixels: NDArray[np.uint8], features: Field, class_weights: Field) ->
     return _to_one(_blur(activation, _ACTIVATION_BLUR) ** 2 * detail * _border_weight(height, width))
 
 
-def box_around(heat: Field, source_size: tuple[int, int]) -> Box:
+def box_around(heat: Field, source_size: tuple[float, float]) -> Box:
     """Bounding box of all strong positions, in source pixels; the whole image if the heatmap is all 0."""
     smooth = _blur(heat, _BOX_BLUR)
     strong = smooth >= BOX_LEVEL * smooth.max()
@@ -73,8 +80,8 @@ def box_around(heat: Field, source_size: tuple[int, int]) -> Box:
     return (
         int(columns[0] * across),
         int(rows[0] * down),
-        min(source_size[0], int(np.ceil((columns[-1] + 1) * across))),
-        min(source_size[1], int(np.ceil((rows[-1] + 1) * down))),
+        min(int(source_size[0]), int(np.ceil((columns[-1] + 1) * across))),
+        min(int(source_size[1]), int(np.ceil((rows[-1] + 1) * down))),
     )
 
 
@@ -82,6 +89,34 @@ def against_the_others(class_weights: Field) -> Field:
     """Weights (d, k) minus their mean over classes, which removes evidence common to all classes."""
     centred: Field = class_weights - class_weights.mean(axis=1, keepdims=True)
     return centred
+
+
+def _shift(box: Box, frame_size: tuple[float, float], source_size: tuple[int, int]) -> Box:
+    """From pixels of a centred frame to those of the source, of which the box stays a part."""
+    left, top = ((side - frame) / 2 for side, frame in zip(source_size, frame_size, strict=True))
+    across, down = source_size
+    x0, y0 = min(max(0, int(box[0] + left)), across - 1), min(max(0, int(box[1] + top)), down - 1)
+    x1, y1 = min(across, int(np.ceil(box[2] + left))), min(down, int(np.ceil(box[3] + top)))
+    return x0, y0, max(x0 + 1, x1), max(y0 + 1, y1)
+
+
+def _over_source(heat: Field, frame_size: tuple[float, float], source_size: tuple[int, int]) -> Field:
+    """Heatmap of the whole source from that of a centred frame: 0 around a crop, cut from a padded image."""
+    across, down = (side / frame for side, frame in zip(source_size, frame_size, strict=True))
+    height, width = heat.shape
+    whole = np.zeros((max(1, round(height * down)), max(1, round(width * across))), np.float32)
+    for_rows, for_columns = _overlap(whole.shape[0], height), _overlap(whole.shape[1], width)
+    whole[for_rows[0], for_columns[0]] = heat[for_rows[1], for_columns[1]]
+    return whole
+
+
+def _overlap(outer: int, inner: int) -> tuple[slice, slice]:
+    """The parts of two centred sides that overlap, in each side's own coordinates."""
+    common = min(outer, inner)
+    return (
+        slice((outer - common) // 2, (outer - common) // 2 + common),
+        slice((inner - common) // 2, (inner - common) // 2 + common),
+    )
 
 
 def _draw(heat: Field, source_size: tuple[int, int]) -> bytes:

@@ -6,7 +6,7 @@ Training, evaluation and serving decode with the same code.
 import io
 import warnings
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +48,8 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 _WHITE = 255.0
 
 Side = Annotated[int, Field(ge=1, le=4096)]
+Fit: TypeAlias = Literal["stretch", "crop", "pad"]
+Resample: TypeAlias = Literal["nearest", "bilinear", "bicubic", "lanczos", "bilinear-no-antialias"]
 
 
 class ImageSpec(BaseModel):
@@ -58,11 +60,26 @@ class ImageSpec(BaseModel):
     height: Side
     width: Side
     channels: Literal[1, 3]
-    resample: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
+    resample: Resample = "bilinear"
+    """`bilinear-no-antialias` reads four pixels at any size, as cv2.resize and tf.image.resize do."""
+    fit: Fit = "stretch"
+    """For another aspect ratio: stretch the image, crop its centre, or pad it with black."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
         return self.height, self.width, self.channels
+
+    def frame_size(self, source_size: tuple[int, int]) -> tuple[float, float]:
+        """(width, height), in pixels of the upright source, of the centred part that the network sees.
+
+        Smaller than the source if that is cropped, larger if it is padded.
+        """
+        if self.fit == "stretch":
+            return source_size
+        choose = min if self.fit == "crop" else max
+        width, height = source_size
+        ratio = self.width / self.height
+        return choose(width, height * ratio), choose(height, width / ratio)
 
 
 class Decoded(NamedTuple):
@@ -150,11 +167,59 @@ def _convert(image: Image.Image, metadata: Metadata, spec: ImageSpec) -> Decoded
     if image.mode != "L":
         image = image.convert("L" if spec.channels == 1 else "RGB")
     if image.size != (spec.width, spec.height):
-        image = image.resize((spec.width, spec.height), _RESAMPLE[spec.resample])
+        image = _resize(image, spec)
     pixels = np.asarray(image, dtype=np.uint8)
     if pixels.ndim == 2:  # greyscale: the channels share one buffer instead of copies
         pixels = np.broadcast_to(pixels[:, :, np.newaxis], spec.shape)
     return Decoded(pixels, source_size)
+
+
+def _resize(image: Image.Image, spec: ImageSpec) -> Image.Image:
+    size = spec.width, spec.height
+    if spec.resample == "bilinear-no-antialias":
+        return _resize_without_antialias(image, spec)
+    match spec.fit:
+        case "crop":
+            return ImageOps.fit(image, size, _RESAMPLE[spec.resample])
+        case "pad":
+            return ImageOps.pad(image, size, _RESAMPLE[spec.resample])
+    return image.resize(size, _RESAMPLE[spec.resample])
+
+
+def _resize_without_antialias(image: Image.Image, spec: ImageSpec) -> Image.Image:
+    size = spec.width, spec.height
+    if spec.fit == "pad":
+        inner = ImageOps.contain(Image.new("1", image.size), size, Image.Resampling.NEAREST).size
+        small = _sample(image, inner, (0, 0, *image.size))
+        padded = Image.new(image.mode, size)
+        padded.paste(small, ((size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2))
+        return padded
+    width, height = spec.frame_size(image.size)
+    x0, y0 = (image.width - width) / 2, (image.height - height) / 2
+    return _sample(image, size, (x0, y0, x0 + width, y0 + height))
+
+
+def _sample(image: Image.Image, size: tuple[int, int], box: tuple[float, float, float, float]) -> Image.Image:
+    """Interpolate between the four pixels nearest to each new one's centre, whatever the scale."""
+    pixels = np.asarray(image)
+    rows, row_shares = _neighbours(box[1], box[3], size[1], image.height)
+    columns, column_shares = _neighbours(box[0], box[2], size[0], image.width)
+    channels = (1,) * (pixels.ndim - 2)
+    down, across = row_shares.reshape(2, -1, 1, *channels), column_shares.reshape(2, 1, -1, *channels)
+    lines = pixels[rows[0]] * down[0] + pixels[rows[1]] * down[1]
+    values = lines[:, columns[0]] * across[0] + lines[:, columns[1]] * across[1]
+    return Image.fromarray(np.rint(values).astype(np.uint8))
+
+
+def _neighbours(
+    start: float, stop: float, size: int, source: int
+) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+    """For `size` positions between two places of a side, their two pixels (2, size) and their shares."""
+    places = start + (np.arange(size) + 0.5) * (stop - start) / size - 0.5
+    places = places.clip(0, source - 1)
+    first = np.floor(places).astype(np.intp)
+    shares = (places - first).astype(np.float32)
+    return np.stack([first, np.minimum(first + 1, source - 1)]), np.stack([1 - shares, shares])
 
 
 def _turn_upright(image: Image.Image, metadata: Metadata) -> None:

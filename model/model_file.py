@@ -25,6 +25,7 @@ Kind = Literal[
     "zip",
     "folder",
     "tflite",
+    "saved_model",
     "hdf5",
     "other",
 ]
@@ -39,24 +40,23 @@ _DESCRIPTIONS: dict[Kind, str] = {
     "zip": "a zip archive that is no .keras file",
     "folder": "a folder",
     "tflite": "a LiteRT (TensorFlow Lite) model",
+    "saved_model": "a SavedModel folder",
     "hdf5": "an HDF5 file that Keras did not write",
     "other": "a file that is not HDF5",
 }
 _ADVICE: dict[Kind, str] = {
-    "keras_zip": "Save it as .h5: "
-    "python -c \"import keras; keras.saving.load_model('{path}').save('{saved}')\"",
     "weights": "In the code that builds the network, run: "
     "network.load_weights('{path}'); network.save('{saved}')",
     "lfs_pointer": "In its repository, run: git lfs pull --include {name}",
     "html": "Download the file itself; on GitHub, with the button for the raw file.",
     "empty": "Copy or download it again.",
     "zip": "Unpack it: unzip {path}",
-    "folder": "Name the .h5 file inside it.",
-    "tflite": "Name the .h5 file that it was converted from.",
+    "folder": "Name the network's file inside it.",
     "hdf5": "In the code that trains the network, run: network.save('{saved}')",
     "other": "In the code that trains the network, run: network.save('{saved}')",
 }
-_NETWORKS = (".h5", ".hdf5", ".keras")
+_NETWORKS = (".h5", ".hdf5", ".keras", ".tflite")
+_USABLE: frozenset[Kind] = frozenset({"keras_h5", "keras_zip", "tflite", "saved_model"})
 _HEAD_BYTES = 512
 # The keys with which a Keras configuration may begin: Python 2 wrote them in any order.
 _CONFIG = re.compile(rb'\{"(?:module|class_name|config|keras_version|backend)": ?')
@@ -88,7 +88,7 @@ class ModelFile:
 def inspect_file(path: Path) -> ModelFile:
     """Recognise a file by its content. Raises OSError."""
     if path.is_dir():
-        return ModelFile(path, "folder")
+        return ModelFile(path, "saved_model" if (path / "saved_model.pb").is_file() else "folder")
     with path.open("rb") as file:
         head = file.read(_HEAD_BYTES)
         if not head:
@@ -107,11 +107,12 @@ def refuse_unusable(path: Path, class_names: Sequence[str] | None = None) -> Mod
     `class_names` are checked against the outputs as far as the file tells their number.
     """
     if not path.exists():
-        raise ArtifactError(f"A network must be an .h5 file. Missing: {path}")
+        raise ArtifactError(f"A network must be a file or a SavedModel folder. Missing: {path}")
     found = inspect_file(path)
     if (fault := fault_of(found)) is not None:
         raise ArtifactError(
-            f"A network must be an .h5 file with its layers, saved by Keras. Received: {path}, {fault}"
+            "A network must be an .h5, .keras or .tflite file with its layers, or a SavedModel folder. "
+            f"Received: {path}, {fault}"
         )
     if class_names is not None and found.outputs not in (None, 1, len(class_names)):
         raise ArtifactError(
@@ -124,7 +125,7 @@ def refuse_unusable(path: Path, class_names: Sequence[str] | None = None) -> Mod
 def fault_of(found: ModelFile) -> str | None:
     """What is wrong with the file, and what helps; None if nothing is."""
     path = found.path
-    if found.kind == "keras_h5":
+    if found.kind in _USABLE:
         if "Lambda" not in found.class_names:
             return None
         return (
@@ -137,11 +138,9 @@ def fault_of(found: ModelFile) -> str | None:
     return f"{_DESCRIPTIONS[found.kind]}{inside}. {advice}"
 
 
-def describe_command(found: ModelFile) -> str:
+def import_command(path: Path) -> str:
     """The command that writes the card of a network."""
-    names = ",".join(f"NAME{number + 1}" for number in range(min(found.outputs or 2, 3)))
-    more = ",…" if (found.outputs or 4) > 3 else ""
-    return f"ext-classify describe {shlex.quote(str(found.path))} --class-names {names}{more} --scale 1/255"
+    return f"ext-classify import {shlex.quote(str(path))} --class-names NAME1,NAME2,…"
 
 
 def _kind_of_head(head: bytes) -> Kind:

@@ -7,20 +7,27 @@ from numpy.typing import NDArray
 
 from model.artifact import Artifact, ArtifactCard
 from model.engines import Answers, Images, join_answers, verify_golden
-from model.networks.keras_model import load_network, named_outputs, refuse_mismatch
+from model.networks.network import Network, Stages, network_of, open_network, with_stages
 
 # Small enough for the CPU cache, large enough to amortise the overhead of a call.
 BATCH_SIZE = 8
 
 
 class TensorFlowClassifier:
-    """A Keras network as a Classifier."""
+    """A network as a Classifier."""
 
-    def __init__(self, network: keras.Model, scale: float = 1.0) -> None:
-        named = keras.Model(network.inputs, named_outputs(network))
+    def __init__(
+        self, network: keras.Model | Network, scale: float = 1.0, stages: Stages | None = None
+    ) -> None:
+        if not isinstance(network, Network):
+            network = network_of(network)
+        call = with_stages(network, stages)
+        self._resources = network.resources
+        shape = network.input_shape if stages is None else (None, *stages.shape)
         self._answer = tf.function(
-            lambda images: named(tf.cast(images, tf.float32) * scale, training=False),
-            input_signature=[tf.TensorSpec((None, *network.input_shape[1:]), tf.uint8)],
+            lambda images: call(tf.cast(images, tf.float32) * scale),
+            autograph=False,
+            input_signature=[tf.TensorSpec(shape, tf.uint8)],
         )
 
     def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -37,14 +44,15 @@ class TensorFlowClassifier:
         return Answers(outputs["probabilities"], outputs.get("embedding"), features)
 
 
-def with_golden_answer(card: ArtifactCard, network: keras.Model) -> ArtifactCard:
+def with_golden_answer(
+    card: ArtifactCard, network: keras.Model | Network, stages: Stages | None = None
+) -> ArtifactCard:
     """Return the card with this network's probabilities for its golden image. Raises ArtifactError."""
-    golden = verify_golden(TensorFlowClassifier(network, card.scale), card)
+    golden = verify_golden(TensorFlowClassifier(network, card.scale, stages), card)
     return card.model_copy(update={"golden_probabilities": tuple(golden.tolist())})
 
 
 def open_tensorflow(artifact: Artifact) -> TensorFlowClassifier:
-    """Load the artifact's .h5. Raises ArtifactError if its shapes do not match the card."""
-    network = load_network(artifact.h5_path)
-    refuse_mismatch(network, artifact.card)
-    return TensorFlowClassifier(network, artifact.card.scale)
+    """Load the artifact's network. Raises ArtifactError if its shapes do not match the card."""
+    network, stages = open_network(artifact.h5_path, artifact.card)
+    return TensorFlowClassifier(network, artifact.card.scale, stages)

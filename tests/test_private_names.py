@@ -55,6 +55,19 @@ def test_histogram_of_prometheus_client_has_its_private_attributes() -> None:
         assert value.get() == 1
 
 
+def test_operations_of_keras_have_their_private_module() -> None:
+    """`model.networks.keras_model` restores the arithmetic that an .h5 names without a module."""
+    keras = import_module("keras")
+    operations = import_module("keras.src.ops")
+    named = (
+        operations.numpy.TrueDivide,
+        operations.nn.Softmax,
+        operations.core.Cast,
+        operations.image.Resize,
+    )
+    assert all(issubclass(kind, keras.Operation) for kind in named)
+
+
 def test_layer_of_keras_has_its_private_attributes() -> None:
     """`model.graph_rewrites` follows the calls of a layer."""
     keras = import_module("keras")

@@ -2,22 +2,26 @@
 
 import argparse
 import json
+import logging
 import re
 import shlex
 import sys
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from dataclasses import asdict
-from fractions import Fraction
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from app.cli.command_line import Add, add_json, needs_extra, parse_integer
-from model.artifact import Artifact, load_artifact
+from app.errors import CommandError
+from model.artifact import Artifact, card_path, load_artifact
 from model.defaults import DEFAULT_MODEL_PATH, Engine, Network, user_cache_dir
 from model.engines import open_classifier
 from model.errors import TrainingError
+from model.image import Fit, Resample
 from model.model_file import refuse_unusable
 from model.native_log import without_native_log
+from model.preprocessing import PRESETS, Preprocessing, parse_number
 
 ENGINES = get_args(Engine)
 NETWORKS = get_args(Network)
@@ -133,6 +137,121 @@ def describe(h5: Path, class_names: str, scale: float, as_json: bool) -> None:
 
 
 @without_native_log()
+def import_model(
+    file: Path,
+    class_names: str | None,
+    preprocess: str | None,
+    scale: tuple[float, ...] | None,
+    offset: tuple[float, ...] | None,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    order: Literal["rgb", "bgr"],
+    fit: Fit | None,
+    resample: Resample | None,
+    size: tuple[int, int] | None,
+    multi_label: bool,
+    try_dir: Path | None,
+    output: Path | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns of each function that runs once
+    stated = _preprocessing(preprocess, scale, offset, mean, std, order)
+    names = () if class_names is None else parse_class_names(class_names)
+    refuse_unusable(file, names or None)  # in milliseconds, before TensorFlow starts
+    with needs_extra("train"):
+        from model.importing import Request, import_network  # noqa: PLC0415 - optional
+    request = Request(names, stated, fit, resample, size, multi_label, try_dir, output, force)
+    with _progress_on_stderr(as_json):
+        imported = import_network(file, request)
+    artifact = imported.artifact
+    if as_json:
+        table = None if imported.sheet is None else imported.sheet.table()
+        more = {"findings": imported.findings, "warnings": imported.warnings, "contact_sheet": table}
+        print(json.dumps({**json.loads(_as_json(artifact)), **more}))
+        return
+    for finding in imported.findings:
+        print(finding)
+    if imported.sheet is not None:
+        print(_aligned(imported.sheet.table()))
+    for warning in imported.warnings:
+        print(f"Warning: {warning}")
+    print(f"Wrote {card_path(artifact.h5_path)} and the compiled model.")
+    print(f"Next: ext-classify serve --model {shlex.quote(str(artifact.h5_path))}")
+
+
+def parse_class_names(text: str) -> tuple[str, ...]:
+    """Class names in the order of the outputs: separated by commas, a JSON list, or @FILE with lines.
+
+    A file of lines may number them, as Teachable Machine's labels.txt does: "0 ROCK". A JSON object may map
+    names to indices or indices to names.
+    """
+    if text.startswith("@"):
+        text = Path(text[1:]).read_text(encoding="utf-8-sig")
+        if not text.lstrip().startswith(("[", "{")):
+            return _without_numbers([line.strip() for line in text.splitlines() if line.strip()])
+    if text.lstrip().startswith(("[", "{")):
+        try:
+            return _names_of_json(json.loads(text))
+        except (ValueError, TypeError):
+            raise CommandError(f"Class names must be a JSON list of names. Received: {text[:80]}") from None
+    return tuple(name.strip() for name in text.split(","))
+
+
+def _names_of_json(parsed: Any) -> tuple[str, ...]:
+    if isinstance(parsed, list):
+        return tuple(map(str, parsed))
+    if all(isinstance(index, int) for index in parsed.values()):  # Keras's class_indices
+        parsed = {index: name for name, index in parsed.items()}
+    return tuple(str(parsed[index]) for index in sorted(parsed, key=int))
+
+
+def _without_numbers(lines: list[str]) -> tuple[str, ...]:
+    """Lines without their numbers if every line begins with its own."""
+    if len(lines) == 1 and "," in lines[0]:
+        return tuple(name.strip() for name in lines[0].split(","))
+    numbered = [re.fullmatch(rf"{number}[\s:,]\s*(.+)", line) for number, line in enumerate(lines)]
+    if all(numbered):
+        return tuple(match[1].strip() for match in numbered if match)
+    return tuple(lines)
+
+
+def _preprocessing(
+    name: str | None,
+    scale: tuple[float, ...] | None,
+    offset: tuple[float, ...] | None,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    order: Literal["rgb", "bgr"],
+) -> Any:
+    """A preset's name, or an explicit preprocessing, or None. Raises CommandError for flags that conflict."""
+    explicit = any(value is not None for value in (scale, offset, mean, std)) or order != "rgb"
+    if name is not None and explicit:
+        raise CommandError("--preprocess needs no --scale, --offset, --mean, --std and --order.")
+    if not explicit:
+        return name
+    factor = scale or (1.0,)
+    shift = offset or (0.0,)
+    if mean is not None or std is not None:
+        if offset is not None:
+            raise CommandError("--offset cannot be combined with --mean and --std.")
+        means, stds = mean or (0.0,), std or (1.0,)
+        size = max(map(len, (means, stds, factor)))
+        means, stds, factors = (values * (size // len(values)) for values in (means, stds, factor))
+        factor = tuple(a / b for a, b in zip(factors, stds, strict=True))
+        shift = tuple(-a / b for a, b in zip(means, stds, strict=True))
+    return Preprocessing(scale=factor, offset=shift, order=order)
+
+
+def _aligned(table: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in table
+    )
+
+
+@without_native_log()
 def verify(model: Path, engine: Engine, as_json: bool) -> None:
     """Raises ArtifactError if the service would not start with the model."""
     artifact = load_artifact(model)
@@ -213,6 +332,52 @@ def add_commands(add: Add) -> None:
     )
     add_json(command)
 
+    command = add("import", import_model, "make a model that can be served of a network trained elsewhere")
+    command.add_argument(
+        "file", type=Path, metavar="FILE", help=".h5, .keras, .tflite or a SavedModel folder"
+    )
+    command.add_argument(
+        "--class-names",
+        metavar="NAMES",
+        help="in the order of the outputs: a,b,c or a JSON list or @FILE (default: the folders of --try)",
+    )
+    command.add_argument(
+        "--preprocess",
+        choices=tuple(PRESETS),
+        help="raw: pixels 0..255; unit: 0..1; symmetric: -1..1; caffe, torch: modes of Keras's "
+        "preprocess_input (default: what the file or the images show)",
+    )
+    for flag, what in (
+        ("--scale", "factor for pixels 0..255, such as 1/255 or 0.00392"),
+        ("--offset", "added after the factor"),
+        ("--mean", "subtracted after the factor, one value or one for each channel"),
+        ("--std", "divisor after the mean, one value or one for each channel"),
+    ):
+        command.add_argument(flag, type=_numbers, metavar="N[,N,N]", help=what)
+    command.add_argument("--order", choices=("rgb", "bgr"), default="rgb", help="(default: rgb)")
+    command.add_argument("--fit", choices=get_args(Fit), help="for another aspect ratio (default: stretch)")
+    command.add_argument("--resample", choices=get_args(Resample), help="(default: bilinear)")
+    command.add_argument(
+        "--size", type=_small_size, metavar="HxW", help="for a network of any size or a flat input"
+    )
+    command.add_argument(
+        "--multi-label",
+        action="store_true",
+        help="serve independent probabilities; the label is the strongest",
+    )
+    command.add_argument(
+        "--try",
+        type=Path,
+        dest="try_dir",
+        metavar="DIR",
+        help="images to check the preprocessing with, best in a folder for each class",
+    )
+    command.add_argument(
+        "--output", type=Path, metavar="FILE", help="copy the network here (default: leave it)"
+    )
+    command.add_argument("--force", action="store_true", help="replace an existing card")
+    add_json(command)
+
     command = add(
         "verify", verify, "check a model's hash, card, compiled model and self-test on its golden image"
     )
@@ -271,9 +436,24 @@ def _share(text: str) -> float:
 def _scale(text: str) -> float:
     """Parse a factor such as 0.5 or 1/255."""
     try:
-        return float(Fraction(text))
-    except ZeroDivisionError:
-        raise argparse.ArgumentTypeError(f"must be a number. Received: {text}") from None
+        return parse_number(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    numbers = tuple(map(_scale, text.strip("[]()").split(",")))
+    if len(numbers) not in (1, 3):
+        raise argparse.ArgumentTypeError(f"must be one number or three. Received: {text}")
+    return numbers
+
+
+def _small_size(text: str) -> tuple[int, int]:
+    matched = re.fullmatch(r"(\d{1,4})x(\d{1,4})", text)
+    if matched is None or not all(1 <= int(side) <= 4096 for side in matched.groups()):
+        raise argparse.ArgumentTypeError(f"must be HEIGHTxWIDTH, 1 to 4096 each. Received: {text}")
+    height, width = matched.groups()
+    return int(height), int(width)
 
 
 def _epochs(text: str) -> int:

@@ -13,7 +13,7 @@ from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 import app
 import model
 from app.provisioning.ddl import FOLDER
-from model.artifact import Artifact, load_artifact
+from model.artifact import Artifact, card_path, load_artifact, next_to
 from model.compiled import next_to_h5, read_compiled
 from model.defaults import DEFAULT_MODEL_PATH
 from model.errors import ArtifactError
@@ -34,10 +34,17 @@ def write_bundle(artifact: Artifact, folder: Path) -> list[Path]:
         )
     folder.mkdir(parents=True, exist_ok=True)
     _write_zip(folder / ZIP_NAME)
-    copied = [HANDLER, artifact.h5_path, artifact.h5_path.with_suffix(".json"), paths.tflite, paths.stamp]
-    for path in copied:
-        shutil.copyfile(path, folder / path.name)
-    return [folder / ZIP_NAME, *(folder / path.name for path in copied)]
+    if artifact.h5_path.is_dir():
+        raise ArtifactError(
+            f"A warehouse needs a network in one file. Received: the folder {artifact.h5_path}. "
+            "Save the network as .keras and import that."
+        )
+    # The function's SQL names an .h5; the content tells what it is.
+    network = next_to(artifact.h5_path, ".h5").name
+    copied = {path.name: path for path in (HANDLER, card_path(artifact.h5_path), paths.tflite, paths.stamp)}
+    for name, path in {**copied, network: artifact.h5_path}.items():
+        shutil.copyfile(path, folder / name)
+    return [folder / ZIP_NAME, *(folder / name for name in (*copied, network))]
 
 
 def _write_zip(path: Path) -> None:

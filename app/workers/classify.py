@@ -118,7 +118,8 @@ class ImageClassifier:
         if card_weights is None:
             return None
         weights = against_the_others(card_weights.to_array())[:, class_index]
-        return detail_of_evidence(find_evidence(image.pixels, features, weights, image.source_size))
+        frame = self.artifact.card.image.frame_size(image.source_size)
+        return detail_of_evidence(find_evidence(image.pixels, features, weights, image.source_size, frame))
 
     @property
     def model(self) -> ModelIdentity:

@@ -2,36 +2,126 @@
 
 import json
 import logging
+import shutil
+import tempfile
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import h5py
 import keras
 import numpy as np
 from keras import layers
+from keras.src import ops
 from numpy.typing import NDArray
 
 from model.array_json import ArrayJson
-from model.artifact import ArtifactCard
 from model.errors import ArtifactError
+from model.networks.files import NetworkFile, Reader, inspect_network, rewritten_config
 
 
-def load_network(h5_path: Path) -> keras.Model:
-    """Load a Keras .h5 for inference.
+def load_network(h5_path: Path) -> Any:
+    """Load a network for inference with the Keras that wrote it: a keras.Model or a tf_keras.Model.
 
-    Raises ArtifactError if the file contains code: Keras ignores safe_mode for .h5 (CVE-2025-9905), so the
-    layers are checked before any of them is built.
+    Mixed precision becomes float32 and a fixed batch size becomes any. Raises ArtifactError if the file
+    contains code: Keras ignores safe_mode for .h5 (CVE-2025-9905) and tf_keras runs Lambda layers, so the
+    configuration is checked before any layer is built.
     """
+    return load_keras(inspect_network(h5_path))
+
+
+_ADVICE = "If the Keras that wrote it loads it, save it there as .keras: Keras cannot restore every .h5."
+
+_LONGEST_REASON = 400  # characters; Keras quotes whole configurations
+
+
+def load_keras(file: NetworkFile) -> Any:
+    """Load a file that Keras wrote, as `load_network` does."""
+    library = _library(file.reader)
+    custom_objects: dict[str, type] = {}
+    config = rewritten_config(file.config)
+    if file.reader == "keras3" and h5py.is_hdf5(file.path):
+        config = _name_operations(config, custom_objects)
+    with tempfile.TemporaryDirectory() as folder:
+        path = _with_config(file, config, Path(folder))
+        try:
+            network = library.models.load_model(path, compile=False, custom_objects=custom_objects)
+        # For a broken file, Keras and h5py raise many types of exceptions.
+        except Exception as error:
+            reason = " ".join(str(error).split())[:_LONGEST_REASON]
+            raise ArtifactError(f"{file.path} is not a Keras .h5 model: {reason}. {_ADVICE}") from error
+    if file.reader == "keras2" and isinstance(network, library.Sequential) and not network.built:
+        raise ArtifactError(f"A network must have an input shape. Received: none, in {file.path}.")
+    return network
+
+
+def library_of(network: Any) -> Any:
+    """The package keras or tf_keras that the network's class is from."""
+    return _library(
+        "keras2" if any(c.__module__.startswith("tf_keras.") for c in type(network).mro()) else "keras3"
+    )
+
+
+def _library(reader: Reader) -> Any:
+    if reader != "keras2":
+        return keras
     try:
-        _refuse_lambda(h5_path)
-        return keras.models.load_model(h5_path, compile=False)
-    except ArtifactError:
-        raise
-    # For a broken file, Keras and h5py raise many types of exceptions.
-    except Exception as error:
-        raise ArtifactError(f"{h5_path} is not a Keras .h5 model: {error}") from error
+        import tf_keras  # noqa: PLC0415 - only networks of Keras 2 need it
+    except ModuleNotFoundError:
+        raise ArtifactError(
+            "A network of Keras 2 is read by tf_keras, which is not installed. Run: make dev"
+        ) from None
+    return tf_keras
+
+
+# Those of ops.core that are not here take functions.
+_OPERATIONS = {**vars(ops.image), **vars(ops.nn), **vars(ops.numpy), "Cast": ops.core.Cast}
+
+
+def _name_operations(config: Any, found: dict[str, type]) -> Any:
+    """Rename operations of arithmetic on tensors, and add their classes to `found`.
+
+    An .h5 names them without their module, and some names are those of layers too.
+    """
+    if isinstance(config, list):
+        return [_name_operations(value, found) for value in config]
+    if not isinstance(config, dict):
+        return config
+    changed = {name: _name_operations(value, found) for name, value in config.items()}
+    name, own = changed.get("class_name"), changed.get("config")
+    kind = _OPERATIONS.get(name) if isinstance(name, str) else None
+    # Only layers have `trainable`.
+    is_operation = isinstance(own, dict) and "name" in own and "trainable" not in own
+    if is_operation and isinstance(kind, type) and issubclass(kind, keras.Operation):
+        changed["class_name"] = f"Operation{name}"
+        found[changed["class_name"]] = kind
+    return changed
+
+
+def _with_config(file: NetworkFile, config: dict[str, Any], folder: Path) -> Path:
+    """The file's path, or that of a copy in `folder` if the configuration differs from the file's."""
+    suffix = ".h5" if h5py.is_hdf5(file.path) else ".keras"
+    if config == file.config:
+        if file.path.suffix == suffix:
+            return file.path
+        # Keras recognises formats by suffix.
+        link = folder / f"network{suffix}"
+        link.symlink_to(file.path.resolve())
+        return link
+    if h5py.is_hdf5(file.path):
+        copy = folder / "network.h5"
+        shutil.copyfile(file.path, copy)
+        with h5py.File(copy, "r+") as h5:
+            h5.attrs["model_config"] = json.dumps(config)
+        return copy
+    copy = folder / "network.keras"
+    with zipfile.ZipFile(file.path) as source, zipfile.ZipFile(copy, "w") as target:
+        for name in source.namelist():
+            content = json.dumps(config) if name == "config.json" else source.read(name)
+            target.writestr(name, content)
+    return copy
 
 
 def save_network(network: keras.Model, h5_path: Path) -> None:
@@ -56,19 +146,31 @@ class Head:
     """(d, k)."""
 
 
-def find_head(network: keras.Model) -> Head | None:
+def find_head(network: Any) -> Head | None:
     """Head of a network that ends in pooling and a dense layer, dropout and softmax allowed; else None."""
-    end = [layer for layer in network.layers if not isinstance(layer, layers.Dropout | layers.Softmax)]
-    match end[-2:]:
-        case [layers.GlobalAveragePooling2D() as pooling, layers.Dense() as dense]:
-            if pooling.keepdims or pooling.data_format != "channels_last":
-                return None
-            weights = keras.ops.convert_to_numpy(dense.kernel)
-            return Head(pooling.input, pooling.output, weights)
-    return None
+    kinds = library_of(network).layers
+    end = [layer for layer in network.layers if not _keeps_scores(layer, kinds)]
+    if len(end) < 2 or not isinstance(end[-1], kinds.Dense):
+        return None
+    pooling, dense = end[-2:]
+    if not isinstance(pooling, kinds.GlobalAveragePooling2D) or pooling.keepdims:
+        return None
+    if pooling.data_format != "channels_last":
+        return None
+    try:
+        return Head(pooling.input, pooling.output, np.asarray(dense.kernel))
+    except AttributeError:  # tf_keras: the layer has been called in another network too
+        return None
 
 
-def named_outputs(network: keras.Model) -> dict[str, keras.KerasTensor]:
+def _keeps_scores(layer: Any, kinds: Any) -> bool:
+    """Whether a layer leaves the order of scores as it is."""
+    if isinstance(layer, kinds.Activation):
+        return getattr(layer.activation, "__name__", "") in {"linear", "sigmoid", "softmax"}
+    return isinstance(layer, kinds.Dropout | kinds.Softmax)
+
+
+def named_outputs(network: Any) -> dict[str, keras.KerasTensor]:
     """`probabilities` and, if the network has a head, `embedding` and `features`."""
     [probabilities] = network.outputs
     head = find_head(network)
@@ -80,17 +182,6 @@ def class_weights_of(network: keras.Model) -> ArrayJson | None:
     """The head's weights (d, k) for the card, or None without a head."""
     head = find_head(network)
     return None if head is None else ArrayJson.from_array(head.class_weights)
-
-
-def refuse_mismatch(network: keras.Model, card: ArtifactCard) -> None:
-    """Raise ArtifactError if the network's input or output shape differs from the card's."""
-    expected = (None, *card.image.shape), (None, len(card.class_names))
-    actual = network.input_shape, network.output_shape
-    if expected != actual:
-        raise ArtifactError(
-            f"The network's input and output shapes must match its card: {expected[0]} and {expected[1]}. "
-            f"Received: {actual[0]} and {actual[1]}."
-        )
 
 
 class LayerCost(NamedTuple):
@@ -133,20 +224,3 @@ def _kind_of(layer: keras.layers.Layer) -> str:
     kind = "depthwise" if isinstance(layer, layers.DepthwiseConv2D) else "convolution"
     height, width = layer.kernel_size
     return f"{kind} {height} x {width}, strides {layer.strides[0]}"
-
-
-def _refuse_lambda(h5_path: Path) -> None:
-    with h5py.File(h5_path, "r") as file:
-        config = json.loads(file.attrs["model_config"])
-    if "Lambda" in _class_names(config):
-        raise ArtifactError(f"A network must not contain code. Received: a Lambda layer in {h5_path}.")
-
-
-def _class_names(config: object) -> set[str]:
-    """Every `class_name` anywhere in a Keras configuration."""
-    if isinstance(config, dict):
-        own = {config["class_name"]} if isinstance(config.get("class_name"), str) else set()
-        return own.union(*map(_class_names, config.values()))
-    if isinstance(config, list):
-        return set().union(*map(_class_names, config))
-    return set()

@@ -14,11 +14,13 @@ import tensorflow as tf
 from numpy.typing import NDArray
 from PIL import Image
 
+from model.array_json import ArrayJson
 from model.artifact import Artifact, ArtifactCard, card_faults, card_path, save_card, sha256_of
 from model.defaults import samples_folder
 from model.errors import ArtifactError, TrainingError
-from model.image import ImageSpec
-from model.networks.keras_model import class_weights_of, load_network, refuse_mismatch, save_network
+from model.importing import image_spec_of
+from model.networks.keras_model import class_weights_of, load_network, save_network
+from model.networks.network import network_of, refuse_mismatch, stages_of
 from model.tensorflow_engine import with_golden_answer
 
 MAX_SAMPLES = 12
@@ -78,17 +80,19 @@ def describe(h5_path: Path, class_names: Sequence[str], scale: float) -> Artifac
         )
     if not h5_path.is_file():
         raise ArtifactError(f"The .h5 must exist. Missing: {h5_path}")
-    network = load_network(h5_path)
+    network = network_of(load_network(h5_path))
+    weights = network.class_weights
     with card_faults(h5_path):
         card = ArtifactCard(
             class_names=tuple(class_names),
-            image=_image_spec_of(network.input_shape),
+            image=image_spec_of(network.input_shape, None),
             scale=scale,
             sha256=sha256_of(h5_path),
-            class_weights=class_weights_of(network),
+            class_weights=None if weights is None else ArrayJson.from_array(weights),
         )
     refuse_mismatch(network, card)
-    return save_card(h5_path, with_golden_answer(card, network))
+    stages = stages_of(network, card, card.ending)
+    return save_card(h5_path, with_golden_answer(card, network, stages))
 
 
 def _nearest_folder(path: Path) -> Path:
@@ -103,12 +107,3 @@ def _versions() -> dict[str, str]:
         "python": platform.python_version(),
         "tensorflow": tf.__version__,
     }
-
-
-def _image_spec_of(input_shape: tuple[int | None, ...]) -> ImageSpec:
-    match input_shape:
-        case (None, int(height), int(width), 1 | 3 as channels):
-            return ImageSpec(height=height, width=width, channels=channels)
-    raise ArtifactError(
-        f"The network must take images of shape (n, height, width, 1 or 3). Received: {input_shape}."
-    )

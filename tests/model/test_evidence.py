@@ -53,6 +53,25 @@ def test_box_is_in_pixels_of_the_source() -> None:
     assert large[3] == pytest.approx(3 * small[3], abs=3)
 
 
+@pytest.mark.parametrize(
+    ("spot", "source", "frame", "expected"),
+    [
+        ((20, 60), (200, 100), (100, 100), (110, 20, 120, 30)),
+        ((50, 60), (400, 200), (400, 400), (240, 100, 280, 140)),
+    ],
+    ids=["cropped", "padded"],
+)
+def test_box_of_a_cropped_or_padded_image_is_in_pixels_of_the_source(
+    spot: tuple[int, int],
+    source: tuple[int, int],
+    frame: tuple[float, float],
+    expected: tuple[int, int, int, int],
+) -> None:
+    evidence = find_evidence(*scene(*spot), CLASS_WEIGHTS, source, frame)
+    assert Image.open(io.BytesIO(evidence.heatmap_png)).size == (96, 48)
+    assert overlap(evidence.box, expected) > 0.3
+
+
 @pytest.mark.parametrize("size", [(SIDE, SIDE), (1600, 256), (7, 9000), (1, 1)])
 def test_heatmap_is_a_grey_png_of_the_sources_proportions(size: tuple[int, int]) -> None:
     evidence = find_evidence(*scene(20, 60), CLASS_WEIGHTS, size)

@@ -4,13 +4,14 @@ import io
 import os
 import re
 import struct
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from pydantic import ValidationError
 
 from model.errors import InputError
@@ -495,3 +496,42 @@ def test_grey_image_has_three_equal_channels(mode: str, size: tuple[int, int]) -
     }
     assert decoded[3].shape == (20, 30, 3)
     assert np.array_equal(decoded[3], np.repeat(decoded[1], 3, axis=2))
+
+
+class TestFit:
+    PICTURE = np.random.default_rng(3).integers(0, 256, (40, 70, 3), dtype=np.uint8)
+
+    def decode_as(self, **given: Any) -> np.ndarray:
+        spec = ImageSpec(height=16, width=24, channels=3, **given)
+        return decode(encode_png(self.PICTURE), spec, ImageLimits())
+
+    @pytest.mark.parametrize("resample", ["nearest", "bilinear", "bicubic", "lanczos"])
+    def test_crop_and_pad_are_those_of_pillow(self, resample: str) -> None:
+        image, method = Image.fromarray(self.PICTURE), Image.Resampling[resample.upper()]
+        cropped = ImageOps.fit(image, (24, 16), method)
+        padded = ImageOps.pad(image, (24, 16), method)
+        assert np.array_equal(self.decode_as(fit="crop", resample=resample), cropped)
+        assert np.array_equal(self.decode_as(fit="pad", resample=resample), padded)
+
+    def test_bilinear_without_antialias_is_that_of_tensorflow(self) -> None:
+        import tensorflow as tf  # noqa: PLC0415 - only for this test
+
+        expected = tf.image.resize(self.PICTURE, (16, 24)).numpy()
+        found = self.decode_as(resample="bilinear-no-antialias")
+        assert np.abs(found - expected).max() <= 0.501
+
+    @pytest.mark.parametrize("fit", ["crop", "pad"])
+    def test_fit_without_antialias_shows_the_same_part(self, fit: str) -> None:
+        smooth = np.zeros((40, 70, 3), np.uint8) + np.arange(70, dtype=np.uint8)[:, np.newaxis] * 3
+        spec = ImageSpec(height=16, width=24, channels=3, fit=fit)
+        plain = spec.model_copy(update={"resample": "bilinear-no-antialias"})
+        data = encode_png(smooth)
+        difference = decode(data, spec, ImageLimits()) - decode(data, plain, ImageLimits()).astype(int)
+        assert np.abs(difference)[2:-2, 2:-2].max() <= 4
+
+    @pytest.mark.parametrize(
+        ("fit", "expected"), [("stretch", (300, 100)), ("crop", (150, 100)), ("pad", (300, 200))]
+    )
+    def test_frame_is_the_part_that_the_network_sees(self, fit: str, expected: tuple[float, float]) -> None:
+        spec = ImageSpec(height=16, width=24, channels=3, fit=fit)
+        assert spec.frame_size((300, 100)) == expected

@@ -11,7 +11,7 @@ from keras import layers
 from model.artifact import load_artifact, save_card
 from model.defaults import SHIPPED_MODELS
 from model.errors import ArtifactError
-from model.model_file import describe_command, fault_of, inspect_file, refuse_unusable
+from model.model_file import fault_of, import_command, inspect_file, refuse_unusable
 from model.networks.keras_model import save_network
 from tests.model.conftest import tiny_network
 
@@ -49,6 +49,11 @@ def write_lambda(path: Path) -> None:
     save_network(keras.Sequential([keras.Input((8, 8, 3)), keras.Sequential([code]), layers.Flatten()]), path)
 
 
+def write_saved_model(path: Path) -> None:
+    path.mkdir()
+    (path / "saved_model.pb").touch()
+
+
 @pytest.mark.parametrize(
     ("write", "kind", "advice"),
     [
@@ -60,9 +65,7 @@ def write_lambda(path: Path) -> None:
         (lambda path: path.write_bytes(b""), "empty", "again"),
         (lambda path: path.write_bytes(b"\x80\x02}q\x00"), "other", "network.save"),
         (lambda path: path.write_bytes(b"PK\x03\x04"), "zip", "unzip"),
-        (lambda path: path.write_bytes(b"\x1c\0\0\0TFL3"), "tflite", ".h5"),
         (write_zip, "zip", "keras_model.h5"),
-        (write_keras, "keras_zip", "keras.saving.load_model"),
         (write_lambda, "keras_h5", "Lambda"),
         (Path.mkdir, "folder", "inside"),
     ],
@@ -81,7 +84,24 @@ def test_unusable_file_is_recognised(write: object, kind: str, advice: str, tmp_
 def test_shipped_networks_are_recognised(path: Path) -> None:
     found = inspect_file(path)
     assert (found.kind, found.outputs, fault_of(found)) == ("keras_h5", 6, None)
-    assert "NAME1" in describe_command(found)
+
+
+@pytest.mark.parametrize(
+    ("write", "kind"),
+    [
+        (write_keras, "keras_zip"),
+        (lambda path: path.write_bytes(b"\x1c\0\0\0TFL3"), "tflite"),
+        (write_saved_model, "saved_model"),
+    ],
+)
+def test_network_without_a_card_is_imported(write: object, kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "network.h5"
+    write(path)  # type: ignore[operator]
+    found = inspect_file(path)
+    assert (found.kind, fault_of(found)) == (kind, None)
+    with pytest.raises(ArtifactError) as missing:
+        load_artifact(path)
+    assert import_command(path) in str(missing.value)
 
 
 def test_replaced_file_with_a_card_is_recognised(tmp_path: Path) -> None:

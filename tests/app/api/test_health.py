@@ -12,7 +12,13 @@ def test_model_shows_its_card(client: TestClient) -> None:
     card = client.get("/model").json()
     assert card["class_names"] == ["Crazing", "Inclusion", "Patches", "Pitted", "Rolled", "Scratches"]
     assert card["sha256"].startswith(card["version"])
-    assert card["image"] == {"height": 200, "width": 200, "channels": 1, "resample": "bilinear"}
+    assert card["image"] == {
+        "height": 200,
+        "width": 200,
+        "channels": 1,
+        "resample": "bilinear",
+        "fit": "stretch",
+    }
     assert card["novelty"]["threshold"] > 0
     assert "class_weights" not in card
     assert "whitening" not in card["novelty"]

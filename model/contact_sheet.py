@@ -1,0 +1,221 @@
+"""Find a network's preprocessing with a few images: what it answers under each one that is plausible."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.errors import ArtifactError, InputError
+from model.image import Fit, ImageSpec, Resample, decode
+from model.image_limits import ImageLimits
+from model.networks.network import Network
+from model.preprocessing import PRESETS, Preprocessing, Preset
+
+MOST_IMAGES = 200
+_BATCH = 16
+# A stated preprocessing is kept unless another one is right on this share of images more.
+_CLEAR_GAIN = 0.05
+_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+
+Predictor = Callable[[NDArray[np.uint8]], Any]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A preprocessing with the way images are resized for it."""
+
+    name: str
+    preprocessing: Preprocessing
+    spec: ImageSpec
+
+    @classmethod
+    def of(cls, name: Preset, spec: ImageSpec) -> "Candidate":
+        candidate = cls(name, PRESETS[name], spec)
+        return candidate.fitted("crop", "lanczos") if name == "teachable-machine" else candidate
+
+    def fitted(self, fit: Fit | None, resample: Resample | None) -> "Candidate":
+        changes = {name: value for name, value in (("fit", fit), ("resample", resample)) if value is not None}
+        return replace(self, spec=self.spec.model_copy(update=changes))
+
+    def describe(self) -> str:
+        size = f"{self.spec.height} x {self.spec.width} x {self.spec.channels}"
+        return f"{self.preprocessing}; {self.spec.fit} to {size}, {self.spec.resample}"
+
+
+@dataclass(frozen=True)
+class TrialImages:
+    """The user's images, and their classes where folders name them."""
+
+    files: tuple[bytes, ...]
+    labels: tuple[int | None, ...]
+
+    @classmethod
+    def of(cls, folder: Path, class_names: Sequence[str]) -> "TrialImages":
+        """At most MOST_IMAGES images, evenly chosen. Raises ArtifactError if there is none."""
+        if not folder.is_dir():
+            raise ArtifactError(f"--try must be a folder of images. Missing: {folder}")
+        index = {_key(name): number for number, name in enumerate(class_names)}
+        paths = [p for p in sorted(folder.rglob("*")) if p.suffix.lower() in _SUFFIXES and p.is_file()]
+        if not paths:
+            raise ArtifactError(f"--try must be a folder of images. Received: none in {folder}")
+        chosen = paths[:: -(-len(paths) // MOST_IMAGES)]
+        labels = tuple(index.get(_key(path.parent.name)) for path in chosen)
+        return cls(tuple(path.read_bytes() for path in chosen), labels)
+
+    def decode(self, spec: ImageSpec) -> tuple[NDArray[np.uint8], list[int | None]]:
+        """Pixels (n, h, w, c) and labels of the files that are images."""
+        pixels, labels = [], []
+        for file, label in zip(self.files, self.labels, strict=True):
+            try:
+                pixels.append(decode(file, spec, ImageLimits()))
+            except InputError:
+                continue
+            labels.append(label)
+        if not pixels:
+            raise ArtifactError("--try must contain images that can be decoded. Received: none.")
+        return np.stack(pixels), labels
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the network answers under one candidate."""
+
+    candidate: Candidate
+    probabilities: NDArray[np.float32]
+    labels: tuple[int | None, ...]
+    norm_distance: float | None
+    """How far inputs of the first batch normalisation are from its training statistics; None without one."""
+
+    @property
+    def images(self) -> int:
+        return len(self.labels)
+
+    @cached_property
+    def labelled(self) -> list[int]:
+        return [place for place, label in enumerate(self.labels) if label is not None]
+
+    @cached_property
+    def right(self) -> int:
+        best = self.probabilities.argmax(axis=1)
+        return sum(int(best[place] == self.labels[place]) for place in self.labelled)
+
+    @cached_property
+    def log_loss(self) -> float:
+        of_class = [self.probabilities[place, self.labels[place] or 0] for place in self.labelled]
+        return float(-np.log(np.maximum(of_class, 1e-7)).mean())
+
+    @cached_property
+    def entropy(self) -> float:
+        return float(_entropy(self.probabilities).mean())
+
+    @cached_property
+    def confidence(self) -> float:
+        return float(self.probabilities.max(axis=1).mean())
+
+    @cached_property
+    def information(self) -> float:
+        """Nats that an answer says about the image: high if answers are sure and differ between images."""
+        return float(_entropy(self.probabilities.mean(axis=0))) - self.entropy
+
+
+@dataclass(frozen=True)
+class ContactSheet:
+    rows: tuple[Row, ...]
+
+    @property
+    def is_labelled(self) -> bool:
+        return bool(self.rows[0].labelled)
+
+    def recommended(self, stated: Candidate | None) -> Candidate:
+        """The candidate that the images favour; the stated one unless another is clearly better."""
+        best = min(self.rows, key=self._badness)
+        own = next((row for row in self.rows if row.candidate == stated), None)
+        return best.candidate if own is None or self._is_clearly_better(best, own) else own.candidate
+
+    def reason(self, candidate: Candidate) -> str:
+        row = self._row_of(candidate)
+        if self.is_labelled:
+            return (
+                f"{candidate.name} is right on {row.right} of {len(row.labelled)} images{self._others(row)}."
+            )
+        if row.norm_distance is not None:
+            return (
+                f"With {candidate.name}, the first batch normalisation receives inputs at a distance of "
+                f"{row.norm_distance:.2f} from those of training; no folder names a class."
+            )
+        return (
+            f"With {candidate.name}, answers are as sure and as varied as the table says, weak evidence; "
+            "no folder names a class."
+        )
+
+    def summary(self, candidate: Candidate) -> str:
+        row = self._row_of(candidate)
+        if self.is_labelled:
+            return f"{row.right} of {len(row.labelled)} images right with {candidate.name}"
+        return (
+            f"{row.images} images without classes, mean confidence {row.confidence:.2f} with {candidate.name}"
+        )
+
+    def table(self) -> list[tuple[str, ...]]:
+        """Header and rows of text."""
+        header = ("preprocessing", "fit", "right", "confidence", "entropy", "information", "norm distance")
+        return [header, *(self._cells(row) for row in self.rows)]
+
+    def _cells(self, row: Row) -> tuple[str, ...]:
+        right = f"{row.right} of {len(row.labelled)}" if row.labelled else "-"
+        distance = "-" if row.norm_distance is None else f"{row.norm_distance:.2f}"
+        figures = f"{row.confidence:.3f}", f"{row.entropy:.3f}", f"{row.information:.3f}", distance
+        fit = f"{row.candidate.spec.fit}, {row.candidate.spec.resample}"
+        return (row.candidate.name, fit, right, *figures)
+
+    def _badness(self, row: Row) -> tuple[float, float]:
+        if self.is_labelled:
+            return -row.right, row.log_loss
+        return row.norm_distance or 0.0, -row.information
+
+    def _is_clearly_better(self, best: Row, own: Row) -> bool:
+        if self.is_labelled:
+            return best.right - own.right >= max(2, _CLEAR_GAIN * len(own.labelled))
+        if best.norm_distance is not None and own.norm_distance is not None:
+            return own.norm_distance > 2 * best.norm_distance + 0.5
+        return best.information > 2 * own.information + 0.05
+
+    def _row_of(self, candidate: Candidate) -> Row:
+        return next(row for row in self.rows if row.candidate == candidate)
+
+    def _others(self, row: Row) -> str:
+        others = [other.right for other in self.rows if other is not row]
+        return f", the others on at most {max(others)}" if others else ""
+
+
+def judge(
+    images: TrialImages,
+    candidates: Sequence[Candidate],
+    predictor_of: Callable[[Candidate], Predictor],
+    network: Network,
+) -> ContactSheet:
+    """Run the network over the images under each candidate."""
+    rows = []
+    for candidate in candidates:
+        pixels, labels = images.decode(candidate.spec)
+        predict = predictor_of(candidate)
+        batches = np.array_split(pixels, -(-len(pixels) // _BATCH))
+        probabilities = np.concatenate([np.asarray(predict(batch)) for batch in batches])
+        distance = network.norm_distance(pixels[: 2 * _BATCH], candidate.preprocessing)
+        rows.append(Row(candidate, probabilities, tuple(labels), distance))
+    return ContactSheet(tuple(rows))
+
+
+def _entropy(probabilities: NDArray[np.float32]) -> NDArray[np.float32]:
+    total = probabilities.sum(axis=-1, keepdims=True)  # independent probabilities have any sum
+    shares = np.maximum(probabilities / np.maximum(total, 1e-9), 1e-9)
+    entropy: NDArray[np.float32] = -(shares * np.log(shares)).sum(axis=-1)
+    return entropy
+
+
+def _key(name: str) -> str:
+    return name.strip().casefold().replace("/", "_")

@@ -1,0 +1,453 @@
+"""Make an artifact of a network that was trained elsewhere: read, describe, check, compile and save it."""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from model.array_json import ArrayJson
+from model.artifact import Artifact, ArtifactCard, card_faults, card_path, golden_image, save_card, sha256_of
+from model.compile import compile_with_stages
+from model.compiled import next_to_h5, write_compiled
+from model.contact_sheet import Candidate, ContactSheet, TrialImages, judge
+from model.engines import LiteRtClassifier, verify_golden
+from model.errors import ArtifactError
+from model.image import Fit, ImageSpec, Resample
+from model.networks.files import NetworkFile, inspect_network
+from model.networks.network import (
+    Network,
+    Shape,
+    Stages,
+    activation_of,
+    last_layer,
+    read_network,
+    remove_sigmoid,
+    stages_of,
+    with_stages,
+)
+from model.preprocessing import MULTI_LABEL, ONE_OUTPUT, PRESETS, Ending, Preprocessing, Preset
+from model.tensorflow_engine import with_golden_answer
+
+_PROBES = 4
+_SMALLEST_SPREAD = 1e-6
+_LEAST = 1e-37
+_LONGEST_REASON = 300  # characters
+_SCALING_LAYERS = ("Rescaling", "Normalization")
+_ARITHMETIC = {"TrueDivide", "Divide", "Multiply", "Subtract"}
+_TEACHABLE_MACHINE_SHAPE = (None, 224, 224, 3)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user says about a network. None leaves a choice to what its file and the images show."""
+
+    class_names: tuple[str, ...] = ()
+    """Empty: the sorted names of the folders in `try_dir`."""
+    preprocess: Preset | Preprocessing | None = None
+    fit: Fit | None = None
+    resample: Resample | None = None
+    size: tuple[int, int] | None = None
+    """(height, width), for a network of any size or with a flat input."""
+    is_multi_label: bool = False
+    try_dir: Path | None = None
+    output: Path | None = None
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class Imported:
+    """An artifact that was made, and what the user must know of it."""
+
+    artifact: Artifact
+    findings: tuple[str, ...]
+    sheet: ContactSheet | None
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Likely:
+    """A preprocessing that the file makes likely, and why."""
+
+    candidate: Candidate
+    reason: str
+
+
+@dataclass
+class _Import:
+    """The state of one import, filled step by step."""
+
+    file: NetworkFile
+    network: Network
+    request: Request
+    class_names: tuple[str, ...]
+    ending: Ending
+    outputs: Ending
+    """What is left of the ending after a sigmoid has been removed."""
+    spec: ImageSpec
+    warnings: list[str] = field(default_factory=list)
+
+
+def import_network(path: Path, request: Request) -> Imported:
+    """Write the card and the compiled model of a network. Raises ArtifactError.
+
+    Files are written only after the network has passed every check.
+    """
+    file = inspect_network(path)
+    target = _target(path, request)
+    network = read_network(file)
+    class_names = request.class_names or _folder_names(request.try_dir)
+    ending = find_ending(network, is_multi_label=request.is_multi_label)
+    _refuse_other_outputs(network, class_names, ending)
+    spec = image_spec_of(network.input_shape, request.size)
+    outputs = remove_sigmoid(network, ending)
+    work = _Import(file, network, request, class_names, ending, outputs, spec)
+    likely = _find_likely(work)
+    sheet = _try(work, likely)
+    chosen, reason = _choose(work, likely, sheet)
+    _refuse_constant(work, chosen)
+    card = _card_of(work, chosen, target, sheet, path)
+    artifact = _save(work, card, path, target)
+    shapes = f"Input {_shape(network.input_shape)}, output {_shape(network.output_shape)}."
+    findings = (
+        f"Written by {file.writer}. {shapes}",
+        f"Ending: {_ENDINGS[ending]}.",
+        *_describe_inside(file),
+        f"Preprocessing: {chosen.describe()}. {reason}",
+        f"Classes: {', '.join(class_names)}.",
+    )
+    return Imported(artifact, findings, sheet, tuple(work.warnings))
+
+
+def image_spec_of(input_shape: Shape, size: tuple[int, int] | None) -> ImageSpec:
+    """Height, width and channels of the images for an input of any layout. Raises ArtifactError."""
+    height, width, channels = _image_shape(input_shape, size)
+    if channels not in (1, 3) or height is None or width is None:
+        raise ArtifactError(
+            f"The network must take images with 1 or 3 channels. Received: input {_shape(input_shape)}."
+        )
+    if size not in (None, (height, width)):
+        raise ArtifactError(f"--size must be the network's, {height}x{width}. Received: {size[0]}x{size[1]}.")
+    return ImageSpec(height=height, width=width, channels=channels)  # type: ignore[arg-type]
+
+
+def find_ending(network: Network, *, is_multi_label: bool) -> Ending:
+    """What the outputs are, by the last activation, else by their values. Raises ArtifactError if refused."""
+    activation, outputs = activation_of(last_layer(network)), network.outputs
+    values = _probe_values(network)
+    if activation == "softmax" or (outputs > 1 and _sum_to_one(values)):
+        ending: Ending = "probabilities"
+    else:
+        in_range = activation in (None, "hard_sigmoid") and bool(((values >= 0) & (values <= 1)).all())
+        ending = _independent_ending(outputs, is_sigmoid=activation == "sigmoid" or in_range)
+    if ending == "logits" and is_multi_label:
+        return "multi_label_logits"
+    if is_multi_label and ending not in MULTI_LABEL:
+        raise ArtifactError(f"--multi-label needs independent outputs. Received: {_ENDINGS[ending]}.")
+    if ending == "sigmoids" and not is_multi_label:
+        raise ArtifactError(
+            f"{outputs} sigmoids are independent: an image may have several labels or none. To serve the "
+            "strongest as the label, with independent probabilities, add --multi-label."
+        )
+    return ending
+
+
+_ENDINGS: dict[Ending, str] = {
+    "probabilities": "softmax",
+    "logits": "logits, to which a softmax is applied",
+    "sigmoid": "one sigmoid, the probability of the second class",
+    "logit": "one logit, of the second class",
+    "sigmoids": "independent sigmoids (multi-label)",
+    "multi_label_logits": "independent logits (multi-label), to which a sigmoid is applied",
+}
+
+
+def _independent_ending(outputs: int, *, is_sigmoid: bool) -> Ending:
+    if outputs == 1:
+        return "sigmoid" if is_sigmoid else "logit"
+    return "sigmoids" if is_sigmoid else "logits"
+
+
+def _target(path: Path, request: Request) -> Path:
+    """Path of the artifact's network."""
+    target = request.output or path
+    if request.output is not None and path.is_file() and target.suffix != path.suffix:
+        raise ArtifactError(f"--output must have the suffix {path.suffix}. Received: {target}")
+    if card_path(target if target.exists() else path).exists() and target.exists() and not request.force:
+        raise ArtifactError(
+            f"The network must have no card yet; replace it with --force. Received: {card_path(target)}"
+        )
+    return target
+
+
+def _folder_names(try_dir: Path | None) -> tuple[str, ...]:
+    names = () if try_dir is None else tuple(sorted(p.name for p in try_dir.iterdir() if p.is_dir()))
+    if len(names) < 2:
+        raise ArtifactError(
+            "Class names are required, in the order of the outputs: --class-names a,b,c or @FILE."
+        )
+    return names
+
+
+def _refuse_other_outputs(network: Network, class_names: tuple[str, ...], ending: Ending) -> None:
+    needed = 2 if ending in ONE_OUTPUT else network.outputs
+    if len(class_names) != needed:
+        raise ArtifactError(
+            f"There must be a name for each of the network's {needed} classes, in the order of its outputs. "
+            f"Received: {len(class_names)} ({', '.join(class_names)})."
+        )
+
+
+def _image_shape(
+    input_shape: Shape, size: tuple[int, int] | None
+) -> tuple[int | None, int | None, int | None]:
+    match input_shape[1:]:
+        case (height, width, 1 | 3 as channels):
+            pass
+        case (1 | 3 as channels, height, width):
+            pass
+        case (height, width):
+            channels = 1
+        case (int(values),):
+            return _flat_shape(values, size)
+        case _:
+            return None, None, None
+    if (height is None or width is None) and size is None:
+        raise ArtifactError(
+            "The network must take images of a fixed size: give the size it was trained with, --size HxW."
+        )
+    return height or size[0], width or size[1], channels  # type: ignore[index]
+
+
+def _flat_shape(values: int, size: tuple[int, int] | None) -> tuple[int | None, int | None, int | None]:
+    """A flat input is a square image, grey if that is possible, unless a size is given."""
+    for channels in (1, 3):
+        side = round((values / channels) ** 0.5)
+        height, width = size or (side, side)
+        if height * width * channels == values:
+            return height, width, channels
+    return None, None, None
+
+
+def _find_likely(work: _Import) -> _Likely | None:
+    layers = work.file.layers
+    inside = [name for name in layers if name in _SCALING_LAYERS]
+    if not inside:
+        inside = ["arithmetic on the input"] if _has_arithmetic(work.file) else []
+    if inside:
+        return _Likely(Candidate.of("raw", work.spec), f"The network has {inside[0]} inside.")
+    if _is_teachable_machine(work.file, work.network):
+        return _Likely(
+            Candidate.of("teachable-machine", work.spec),
+            "The file has the structure of Teachable Machine's export.",
+        )
+    return None
+
+
+def _has_arithmetic(file: NetworkFile) -> bool:
+    """Whether the first layers, before any with weights, compute with pixels."""
+    early = file.layers[:8]
+    weights = next((i for i, name in enumerate(early) if "Conv" in name or name == "Dense"), len(early))
+    functions = str(file.config)[:20_000]
+    calls = "TFOpLambda" in early[:weights] and any(
+        name in functions for name in ("truediv", "subtract", "multiply")
+    )
+    return calls or bool(_ARITHMETIC & set(early[:weights]))
+
+
+def _is_teachable_machine(file: NetworkFile, network: Network) -> bool:
+    """A Sequential of two Sequentials, of which the first holds a MobileNet."""
+    if network.input_shape != _TEACHABLE_MACHINE_SHAPE or file.config.get("class_name") != "Sequential":
+        return False
+    own = file.config["config"]
+    # Keras before 2.3 lists a Sequential's layers without its name.
+    layers = own if isinstance(own, list) else own.get("layers", [])
+    parts = [part.get("class_name") for part in layers]
+    return parts.count("Sequential") == 2 and set(parts) <= {"Sequential", "InputLayer"}
+
+
+def _describe_inside(file: NetworkFile) -> Iterator[str]:
+    names = sorted(set(file.layers) & {*_SCALING_LAYERS, "BatchNormalization", "TFOpLambda"})
+    if names:
+        yield f"Inside: {', '.join(names)}."
+
+
+def _try(work: _Import, likely: _Likely | None) -> ContactSheet | None:
+    request = work.request
+    if request.try_dir is None:
+        return None
+    images = TrialImages.of(request.try_dir, work.class_names)
+    stated = _stated(work)
+    # Teachable Machine's is almost `symmetric`, so that chance would decide between them.
+    names = [name for name in PRESETS if name != "teachable-machine" and _suits(PRESETS[name], work.spec)]
+    candidates = [Candidate.of(name, work.spec) for name in names]
+    for extra in filter(None, (stated, None if likely is None else likely.candidate)):
+        if extra.preprocessing not in [c.preprocessing for c in candidates]:
+            candidates.append(extra)
+    adjusted = [candidate.fitted(request.fit, request.resample) for candidate in candidates]
+    return judge(images, adjusted, lambda candidate: _predictor(work, candidate), work.network)
+
+
+def _suits(preprocessing: Preprocessing, spec: ImageSpec) -> bool:
+    return spec.channels == 3 or (len(preprocessing.offset) == 1 and preprocessing.order == "rgb")
+
+
+def _stated(work: _Import) -> Candidate | None:
+    preprocess = work.request.preprocess
+    if preprocess is None:
+        return None
+    candidate = (
+        Candidate("as stated", preprocess, work.spec)
+        if isinstance(preprocess, Preprocessing)
+        else Candidate.of(preprocess, work.spec)
+    )
+    return candidate.fitted(work.request.fit, work.request.resample)
+
+
+def _choose(work: _Import, likely: _Likely | None, sheet: ContactSheet | None) -> tuple[Candidate, str]:
+    """The preprocessing to serve with, and the reason. Raises ArtifactError rather than guess."""
+    request = work.request
+    stated = _stated(work)
+    if stated is not None:
+        chosen, reason = stated, "As stated."
+    elif likely is not None:
+        chosen, reason = likely.candidate.fitted(request.fit, request.resample), likely.reason
+    elif sheet is not None:
+        chosen, reason = sheet.recommended(None), "The images decide."
+    else:
+        raise ArtifactError(
+            "The file does not say how pixels were preprocessed. Say it, --preprocess "
+            f"{'|'.join(PRESETS)}, or let images decide: --try DIR, with a folder for each class."
+        )
+    if sheet is None:
+        work.warnings.append(_UNCHECKED)
+        return chosen, reason
+    best = sheet.recommended(chosen)
+    if best != chosen and stated is None:
+        return best, sheet.reason(best)
+    if best != chosen:
+        work.warnings.append(
+            f"The images contradict --preprocess {chosen.name}: {sheet.reason(best)} "
+            f"Import again with --preprocess {best.name} --force, unless you know better."
+        )
+    return chosen, f"{reason} {sheet.reason(chosen)}"
+
+
+_UNCHECKED = (
+    "No images checked the preprocessing; a wrong one gives wrong answers without an error. "
+    "Check it: --try DIR, with a folder for each class."
+)
+
+
+def _predictor(work: _Import, candidate: Candidate) -> Any:
+    card = _bare_card(work, candidate)
+    if card.is_given_tflite:
+        return LiteRtClassifier(work.file.path.read_bytes(), card.scale, 1, card).predict
+    call = with_stages(work.network, stages_of(work.network, card, work.outputs))
+    return tf.function(
+        lambda pixels: call(tf.cast(pixels, tf.float32))["probabilities"],
+        autograph=False,
+        input_signature=[tf.TensorSpec((None, *work.spec.shape), tf.uint8)],
+    )
+
+
+def _refuse_constant(work: _Import, candidate: Candidate) -> None:
+    random = np.random.default_rng(0)
+    noise = random.integers(0, 256, (_PROBES, *work.spec.shape), dtype=np.uint8)
+    plain = [np.full(work.spec.shape, value, np.uint8) for value in (0, 128, 255)]
+    images = np.stack([*noise, *plain, golden_image(work.spec)])
+    predict = _predictor(work, candidate)
+    answers = np.concatenate([np.asarray(predict(image[np.newaxis])) for image in images])
+    if not np.isfinite(answers).all():
+        raise ArtifactError("The network must return finite probabilities. Received: NaN or infinity.")
+    # Logarithms also tell sure answers apart.
+    if float(np.ptp(np.log(np.maximum(answers, _LEAST)), axis=0).max()) < _SMALLEST_SPREAD:
+        raise ArtifactError(
+            f"The network's answer must depend on the image. Received: always {answers[0].round(4)} "
+            f"for {len(images)} images with preprocessing {candidate.describe()}. "
+            + " ".join(warning for warning in work.warnings if warning != _UNCHECKED)
+        )
+
+
+def _bare_card(work: _Import, candidate: Candidate, sha256: str = "0" * 64) -> ArtifactCard:
+    return ArtifactCard(
+        class_names=work.class_names,
+        image=candidate.spec,
+        scale=1.0,
+        sha256=sha256,
+        preprocessing=candidate.preprocessing,
+        ending=work.ending,
+        is_given_tflite=work.file.reader == "tflite",
+    )
+
+
+def _card_of(
+    work: _Import, candidate: Candidate, target: Path, sheet: ContactSheet | None, path: Path
+) -> ArtifactCard:
+    with card_faults(target):
+        card = _bare_card(work, candidate, sha256_of(path))
+        weights = work.network.class_weights
+        if weights is not None and weights.shape[1] == 1 and len(work.class_names) == 2:
+            weights = np.concatenate([np.zeros_like(weights), weights], axis=1)
+        return ArtifactCard.model_validate(
+            {
+                **card.model_dump(),
+                "class_weights": None if weights is None else ArrayJson.from_array(weights),
+                "preprocessing_check": "no images" if sheet is None else sheet.summary(candidate),
+                "is_unchecked": bool(work.warnings),
+                "training": {"written_by": work.file.writer},
+            }
+        )
+
+
+def _save(work: _Import, card: ArtifactCard, path: Path, target: Path) -> Artifact:
+    if card.is_given_tflite:
+        compiled = path.read_bytes()
+        golden = verify_golden(LiteRtClassifier(compiled, card.scale, 1, card), card)
+        card = card.model_copy(update={"golden_probabilities": tuple(golden.tolist())})
+    else:
+        stages = stages_of(work.network, card, work.outputs)
+        card = with_golden_answer(card, work.network, stages)
+        compiled = _compile(work.network, card, stages)
+    if target != path:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        copy = shutil.copytree if path.is_dir() else shutil.copyfile
+        copy(path, target)
+    artifact = save_card(target, card)
+    write_compiled(artifact, next_to_h5(artifact), compiled, {"tensorflow": tf.__version__})
+    return artifact
+
+
+def _compile(network: Network, card: ArtifactCard, stages: Stages | None) -> bytes:
+    try:
+        return compile_with_stages(network, card.image.shape, stages)
+    # The converter raises many types of exceptions.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:_LONGEST_REASON]
+        raise ArtifactError(f"The network must consist of operations that LiteRT has. {reason}") from error
+
+
+def _probe_values(network: Network) -> NDArray[np.float32]:
+    """Outputs for noise at three scales, which reveal a softmax or sigmoid that no layer names."""
+    shape = tuple(side or 64 for side in network.input_shape[1:])
+    noise = np.random.default_rng(0).random((1, *shape), dtype=np.float32)
+    try:
+        values = [network.call(tf.constant(noise * scale))["probabilities"].numpy() for scale in (1, 20, 255)]
+    # TensorFlow and LiteRT raise many types of exceptions.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:_LONGEST_REASON]
+        raise ArtifactError(f"The network must run on a CPU. Received: {reason}") from error
+    return np.concatenate([value.reshape(1, -1) for value in values])
+
+
+def _sum_to_one(values: NDArray[np.float32]) -> bool:
+    rounding = values.shape[1] / 512  # of quantised outputs
+    return bool(np.allclose(values.sum(axis=1), 1, atol=1e-3 + rounding) and (values >= 0).all())
+
+
+def _shape(shape: Sequence[int | None]) -> str:
+    return " x ".join("any" if side is None else str(side) for side in shape[1:])

@@ -1,0 +1,287 @@
+"""What a network's file says about itself, read without Keras: format, writer, layers and code."""
+
+import json
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import h5py
+
+from model.errors import ArtifactError
+
+Reader: TypeAlias = Literal["keras3", "keras2", "saved_model", "tflite"]
+SUFFIXES = (".h5", ".hdf5", ".keras", ".tflite")
+
+# Layers that run code, load other files, or call a function that the file names.
+_CODE_LAYERS = frozenset(
+    {
+        "Lambda",
+        "__lambda__",
+        "ClassMethod",
+        "FlaxLayer",
+        "InstanceMethod",
+        "InstanceProperty",
+        "IntegerLookup",
+        "JaxLayer",
+        "StringLookup",
+        "TFSMLayer",
+        "TextVectorization",
+        "TorchModuleWrapper",
+    }
+)
+# Layers that call the TensorFlow function which their configuration names.
+_TENSORFLOW_CALLS = frozenset({"TFOpLambda", "SlicingOpLambda"})
+# What preprocess_input and arithmetic on tensors write. None of them reads or writes outside the graph.
+_PURE_FUNCTIONS = frozenset(
+    f"{prefix}{name}"
+    for name in (
+        "abs",
+        "add",
+        "add_n",
+        "argmax",
+        "cast",
+        "clip_by_value",
+        "compat.v1.nn.bias_add",
+        "compat.v1.transpose",
+        "concat",
+        "convert_to_tensor",
+        "divide",
+        "exp",
+        "expand_dims",
+        "identity",
+        "image.grayscale_to_rgb",
+        "image.per_image_standardization",
+        "image.resize",
+        "image.rgb_to_grayscale",
+        "keras.backend.bias_add",
+        "maximum",
+        "minimum",
+        "multiply",
+        "negative",
+        "nn.bias_add",
+        "nn.relu",
+        "nn.relu6",
+        "nn.sigmoid",
+        "nn.silu",
+        "nn.softmax",
+        "ones_like",
+        "pow",
+        "reduce_max",
+        "reduce_mean",
+        "reduce_sum",
+        "reshape",
+        "reverse",
+        "sigmoid",
+        "sqrt",
+        "square",
+        "squeeze",
+        "stack",
+        "subtract",
+        "tanh",
+        "tile",
+        "transpose",
+        "truediv",
+    )
+    for prefix in ("", "math.", "__operators__.")
+) | {"__operators__.getitem"}
+_KERAS_PACKAGES = ("keras", "tf_keras", "tensorflow.keras", "tensorflow.python.keras")
+# Functions must be activations, because Keras would call any other of its own or of Python's that is named.
+_ACTIVATIONS = frozenset(
+    {
+        "celu", "elu", "exponential", "gelu", "glu", "hard_sigmoid", "hard_silu", "hard_swish", "hard_tanh",
+        "leaky_relu", "linear", "log_sigmoid", "log_softmax", "mish", "relu", "relu6", "selu", "sigmoid",
+        "silu", "softmax", "softplus", "softsign", "swish", "tanh",
+    }
+)  # fmt: skip
+# Operations of a SavedModel's graph that read or write files, call Python or use the network.
+_IMPURE_OPERATIONS = (
+    b"ReadFile", b"WriteFile", b"MatchingFiles", b"PyFunc", b"PyFuncStateless", b"EagerPyFunc",
+    b"LoadLibrary", b"WholeFileReaderV2", b"RpcCall",
+)  # fmt: skip
+_H5_SIGNATURE, _ZIP_SIGNATURE = b"\x89HDF\r\n\x1a\n", b"PK\x03\x04"
+
+
+@dataclass(frozen=True)
+class NetworkFile:
+    """A file that holds a network, and no code."""
+
+    path: Path
+    reader: Reader
+    version: str
+    """Of the Keras that wrote it; empty if unknown."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """Keras's configuration of the network; empty for other formats."""
+
+    @property
+    def writer(self) -> str:
+        match self.reader:
+            case "keras3" | "keras2":
+                return f"Keras {self.version}" if self.version else "a Keras before 2"
+            case "saved_model":
+                return f"TensorFlow {self.version}".strip() + ", as a SavedModel"
+        return "TensorFlow, as a LiteRT model"
+
+    @property
+    def layers(self) -> list[str]:
+        """Class of every layer, nested ones included."""
+        return [str(part["class_name"]) for part in _parts(self.config)]
+
+
+def inspect_network(path: Path) -> NetworkFile:
+    """Recognise a network's file. Raises ArtifactError if it is none, or contains code."""
+    if not path.exists():
+        raise ArtifactError(f"The network must exist. Missing: {path}")
+    if path.is_dir():
+        return _inspect_saved_model(path)
+    with path.open("rb") as file:
+        start = file.read(16)
+    if start.startswith(_H5_SIGNATURE):
+        return _inspect_h5(path)
+    if start.startswith(_ZIP_SIGNATURE):
+        return _inspect_zip(path)
+    if start[4:8] == b"TFL3":
+        return NetworkFile(path, "tflite", "")
+    if path.suffix == ".onnx":
+        raise ArtifactError(
+            f"A network must be a Keras or TensorFlow file. Received: an ONNX file, {path}. Save the network "
+            "from Keras as .keras, or convert it with `onnx2tf -i FILE -o FOLDER` and import the folder."
+        )
+    raise ArtifactError(
+        f"{path} is not a Keras .h5 model, nor a .keras file, a SavedModel folder or a .tflite file. "
+        f"Received: a file beginning {start[:8].hex(' ')}."
+    )
+
+
+def rewritten_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration to load: float32 instead of mixed precision, any batch size, known modules."""
+    changed: dict[str, Any] = _rewrite(config)
+    return changed
+
+
+def _inspect_h5(path: Path) -> NetworkFile:
+    try:
+        with h5py.File(path, "r") as file:
+            config, version = file.attrs.get("model_config"), file.attrs.get("keras_version", "")
+            if config is None:
+                raise ArtifactError(_without_architecture(path))
+            return _of_keras(path, config, version)
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path} is not a Keras .h5 model: {error}") from None
+
+
+def _inspect_zip(path: Path) -> NetworkFile:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if "config.json" not in archive.namelist():
+                raise ArtifactError(f"{path} is not a .keras file: it has no config.json.")
+            metadata = json.loads(archive.read("metadata.json"))
+            return _of_keras(path, archive.read("config.json"), metadata.get("keras_version", ""))
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise ArtifactError(f"{path} is not a .keras file: {error}") from None
+
+
+def _inspect_saved_model(path: Path) -> NetworkFile:
+    graph = path / "saved_model.pb"
+    if not graph.is_file():
+        raise ArtifactError(f"A folder must be a SavedModel. Missing: {graph}")
+    content = graph.read_bytes()
+    for operation in _IMPURE_OPERATIONS:
+        # A node's operation in its protocol buffer: field 2, its length and its name.
+        if b"\x12" + bytes([len(operation)]) + operation in content:
+            raise ArtifactError(
+                f"A network must not contain code. Received: {operation.decode()} in {graph}."
+            )
+    return NetworkFile(path, "saved_model", "")
+
+
+def _of_keras(path: Path, config: str | bytes, version: str | bytes) -> NetworkFile:
+    parsed = json.loads(config)
+    written_by = version.decode() if isinstance(version, bytes) else str(version)
+    _refuse_code(path, parsed)
+    major = written_by.partition(".")[0]
+    return NetworkFile(
+        path, "keras3" if major.isdecimal() and int(major) >= 3 else "keras2", written_by, parsed
+    )
+
+
+def _refuse_code(path: Path, config: dict[str, Any]) -> None:
+    for part in _parts(config):
+        for name in (part["class_name"], part.get("registered_name")):
+            short = str(name).rpartition(">")[2].rpartition(".")[2]
+            if short in _CODE_LAYERS:
+                raise ArtifactError(f"A network must not contain code. Received: a {short} layer in {path}.")
+        _refuse_call(path, part)
+        _refuse_module(path, part)
+
+
+def _refuse_call(path: Path, part: dict[str, Any]) -> None:
+    if part["class_name"] in _TENSORFLOW_CALLS:
+        called = (part.get("config") or {}).get("function")
+        if called not in _PURE_FUNCTIONS:
+            raise ArtifactError(
+                f"A network must not contain code. Received: a call of tf.{called} in {path}."
+            )
+
+
+def _refuse_module(path: Path, part: dict[str, Any]) -> None:
+    """Refuse classes and functions of other packages than Keras, which Keras would import by name."""
+    module, is_function = part.get("module"), part["class_name"] == "function"
+    if is_function and part.get("config") not in _ACTIVATIONS:
+        module = f"{module}.{part.get('config')}"
+    elif module is None or (is_function and module == "builtins") or _is_of_keras(str(module)):
+        return
+    raise ArtifactError(
+        f"A network must consist of Keras's own layers. Received: {part['class_name']} of {module} in {path}."
+    )
+
+
+def _is_of_keras(module: str) -> bool:
+    return any(module == package or module.startswith(f"{package}.") for package in _KERAS_PACKAGES)
+
+
+def _parts(config: object) -> Iterator[dict[str, Any]]:
+    """Every object of a Keras configuration that names its class."""
+    if isinstance(config, dict):
+        if isinstance(config.get("class_name"), str):
+            yield config
+        for value in config.values():
+            yield from _parts(value)
+    elif isinstance(config, list):
+        for value in config:
+            yield from _parts(value)
+
+
+def _rewrite(config: Any) -> Any:
+    if isinstance(config, list):
+        return [_rewrite(value) for value in config]
+    if not isinstance(config, dict):
+        return config
+    changed = {name: _rewrite(value) for name, value in config.items()}
+    for name in ("batch_shape", "batch_input_shape"):
+        shape = changed.get(name)
+        if isinstance(shape, list) and shape and isinstance(shape[0], int):
+            changed[name] = [None, *shape[1:]]
+    if changed.get("class_name") in {"DTypePolicy", "Policy"} and _is_half(changed.get("config")):
+        changed["config"] = {**changed["config"], "name": "float32"}
+    # Where Keras 2.12 had what tf_keras has in keras.src.
+    if str(changed.get("module")).startswith("keras.engine."):
+        changed["module"] = changed["module"].replace("keras.", "keras.src.", 1)
+    if changed.get("dtype") in _HALF:
+        changed["dtype"] = "float32"
+    return changed
+
+
+_HALF = ("mixed_float16", "mixed_bfloat16", "float16", "bfloat16")
+
+
+def _is_half(config: object) -> bool:
+    return isinstance(config, dict) and config.get("name") in _HALF
+
+
+def _without_architecture(path: Path) -> str:
+    return (
+        f"A network's file must contain its architecture. Received: weights only, {path}. "
+        "Save the whole network: model.save('name.keras')."
+    )
