@@ -37,7 +37,10 @@ from tests.model.kinds import (
 COLOUR = ImageSpec(height=16, width=16, channels=3)
 
 # Keras 2 warns of its own formats, and TensorFlow of its own converters.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning"),
+]
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=[kind.name for kind in KINDS])

@@ -23,7 +23,10 @@ from tests.model.conftest import random_images
 from tests.model.kinds import KINDS
 from tests.running import running_service
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning"),
+]
 
 COLOUR = ImageSpec(height=16, width=16, channels=3)
 LABELS = "0 rock\n1 paper\n2 scissors\n"

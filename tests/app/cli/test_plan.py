@@ -165,13 +165,17 @@ def test_faster_instance_never_needs_more_instances(
 
 @given(counts, st.integers(2, 1000), providers)
 def test_more_images_within_a_longer_deadline_cost_no_less(images: int, times: int, way: str) -> None:
-    """The deadline grows with the images, so the number of instances stays the same."""
+    """The deadline grows with the images, so the number of instances stays the same.
+
+    A few images may be sent in a few batches more, one image each, so that all cores have work.
+    """
 
     def cost(factor: int) -> float:
         request = Request(images=images * factor, deadline_minutes=1e4 * factor, provider=way)
         return plan_of(THOUSAND_A_SECOND, request).cost_usd
 
-    assert cost(1) <= cost(times) * (1 + 1e-9)
+    few_batches_usd = 1e-4
+    assert cost(1) <= cost(times) + few_batches_usd
 
 
 @given(counts, deadlines, providers)
@@ -309,6 +313,7 @@ def url() -> Iterator[str]:
         yield url
 
 
+@pytest.mark.slow
 def test_real_service_is_measured(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     run("--url", url, "--images", "1000000", "--json")
     answer = json.loads(capsys.readouterr().out)
@@ -322,6 +327,7 @@ def test_real_service_is_measured(url: str, capsys: pytest.CaptureFixture[str]) 
     assert answer["plan"]["cost_usd"] > 0
 
 
+@pytest.mark.slow
 def test_evidence_makes_outcomes_larger(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.cli.plan.measuring.ROUND_SECONDS", 0.05)
     image = (SAMPLES / "crazing.png").read_bytes()
@@ -351,6 +357,7 @@ def test_other_server_is_rejected(url: str) -> None:
         run("--url", f"{url}/elsewhere")
 
 
+@pytest.mark.slow
 def test_service_is_started_and_measured(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
