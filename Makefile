@@ -39,7 +39,7 @@ run: setup ## start the service, classify the samples with SQL, keep serving (MO
 test: .venv-dev/.installed .venv-connector5/.installed ## run all tests (NEU_DATA_DIR=DIR adds real images; ORDER=random, or ORDER=SEED repeats one)
 	$(PYTEST) $(if $(ORDER),-p randomly --randomly-seed=$(ORDER:random=default))
 
-quick: .venv-dev/.installed ## run the fast tests, in a minute and a half
+quick: .venv-dev/.installed ## run the fast tests, in two minutes
 	$(PYTEST) -m "not slow"
 
 lint: .venv-dev/.installed ## check formatting, lint rules, import layers, SQL, the Dockerfile and types
