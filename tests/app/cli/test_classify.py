@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ import pytest
 from app.api.auth import line_of, make_key
 from app.cli.main import main
 from app.cli.result_file import ResultFile
-from app.cli.service_process import own_service
 from app.client import ClientError
 from app.emulator import LocalServer
 from tests.app.emulator.remote_service import Received, RemoteService, Reply, answer
@@ -33,18 +31,6 @@ pytestmark = pytest.mark.slow
 STAGE = "@local.public.photos"
 FORMATS = ["csv", "json", "jsonl", "parquet"]
 each_format = pytest.mark.parametrize("suffix", FORMATS)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[LocalServer]:
-    with LocalServer() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def url(server: LocalServer) -> Iterator[str]:
-    with own_service(environment=server.service_environment) as (url, _):
-        yield url
 
 
 @pytest.fixture

@@ -12,10 +12,8 @@ from pathlib import Path
 import pytest
 
 from app.cli import rescoring
-from app.cli import rescoring as answers_table
 from app.cli.main import main
 from app.cli.rescoring import AnswersTable, StagedFile
-from app.cli.service_process import own_service
 from app.emulator import LocalServer
 from app.provisioning.console import connect
 from tests.app.emulator.remote_service import Received, RemoteService, Reply, answer
@@ -32,18 +30,6 @@ CREATE = (
     f"CREATE TABLE {TABLE} (relative_path VARCHAR NOT NULL, etag VARCHAR, model_version VARCHAR NOT NULL, "
     "answer VARIANT, classified_at TIMESTAMP_LTZ)"
 )
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[LocalServer]:
-    with LocalServer() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def url(server: LocalServer) -> Iterator[str]:
-    with own_service(environment=server.service_environment) as (url, _):
-        yield url
 
 
 @pytest.fixture
@@ -160,7 +146,7 @@ def test_stopped_run_exits_with_the_signal_number(command: list[str], sql: Sql) 
 
 
 def test_files_are_listed_in_pages(command: list[str], sql: Sql, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answers_table, "PAGE_ROWS", 7)
+    monkeypatch.setattr(rescoring, "PAGE_ROWS", 7)
     assert main(command) == 0
     assert counts(sql) == (FILES, FILES)
 
