@@ -22,7 +22,7 @@ TO_ONNX = TF_CPP_MIN_LOG_LEVEL=3 .venv-bench-peers/bin/python -W ignore $(PEERS)
 UV_COMPILE = $(DEV)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-annotate --no-header
 
-.PHONY: help setup dev run test quick lint fuzz audit bench bench-serving tune-peers train train-recipe evaluate crossvalidate samples system-deps \
+.PHONY: help setup dev run test retest quick lint fuzz audit bench bench-serving tune-peers train train-recipe evaluate crossvalidate samples system-deps \
 	container-deps container-base container container-audit release container-test lock clean
 
 help: ## list the targets
@@ -38,6 +38,9 @@ run: setup ## start the service, classify the samples with SQL, keep serving (MO
 
 test: .venv-dev/.installed .venv-connector5/.installed ## run all tests (NEU_DATA_DIR=DIR adds real images; ORDER=random, or ORDER=SEED repeats one)
 	$(PYTEST) $(if $(ORDER),-p randomly --randomly-seed=$(ORDER:random=default))
+
+retest: .venv-dev/.installed ## run the tests that failed last once more, one after another, on an idle machine
+	$(PYTEST) -n 0 --last-failed --last-failed-no-failures none
 
 quick: .venv-dev/.installed ## run the fast tests, in two minutes
 	$(PYTEST) -m "not slow"

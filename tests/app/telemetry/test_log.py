@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import StringIO
+from pathlib import Path
 from typing import TextIO
 
 import pytest
@@ -145,17 +146,19 @@ def test_service_answers_and_stops_while_its_log_is_not_read(workers: str) -> No
     assert service.returncode == 0
 
 
-def test_last_lines_are_written_before_the_service_ends() -> None:
-    port = free_port()
+def test_last_lines_are_written_before_the_service_ends(tmp_path: Path) -> None:
+    path = tmp_path / "log"
     environment = os.environ | {"EXT_CLASSIFY_STOP_DELAY_SECONDS": "0"}
-    command = [*CLI, "serve", "--port", str(port), "--workers", "2"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as service:
+    command = [*CLI, "serve", "--port", str(free_port()), "--workers", "2"]
+    with path.open("w") as stream, subprocess.Popen(command, stderr=stream, env=environment) as service:
         try:
-            wait_until(lambda: is_ready(f"http://127.0.0.1:{port}"))
+            # One worker answers earlier than the other can receive a signal.
+            wait_until(lambda: path.read_text().count("Application startup complete") == 2)
             service.terminate()
-            _, log = service.communicate(timeout=TIMEOUT_SECONDS)
+            service.wait(TIMEOUT_SECONDS)
         finally:
             service.kill()
+    log = path.read_text()
     started = set(re.findall(r"Started server process \[(\d+)\]", log))
     assert set(re.findall(r"Finished server process \[(\d+)\]", log)) == started
     assert log.count('"event":"stopping"') == len(started) == 2
