@@ -22,7 +22,7 @@ TO_ONNX = TF_CPP_MIN_LOG_LEVEL=3 .venv-bench-peers/bin/python -W ignore $(PEERS)
 UV_COMPILE = $(DEV)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-annotate --no-header
 
-.PHONY: help setup dev run test retest quick lint fuzz audit bench bench-serving tune-peers train train-recipe evaluate crossvalidate samples system-deps \
+.PHONY: help setup dev run test retest quick lint docs fuzz audit bench bench-serving tune-peers train train-recipe evaluate crossvalidate samples system-deps \
 	container-deps container-base container container-audit release container-test lock clean
 
 help: ## list the targets
@@ -52,6 +52,9 @@ lint: .venv-dev/.installed ## check formatting, lint rules, import layers, SQL, 
 	$(DEV)/sqlfluff lint --disable-progress-bar infra/snowflake infra/spcs
 	$(DEV)/hadolint Dockerfile
 	$(DEV)/mypy
+
+docs: .venv-dev/.installed ## write the reference pages of infra/docs, and the tables of its other pages
+	$(DEV)/python -m tests.write_docs
 
 fuzz: .venv-fuzz/.installed ## fuzz bodies, images and HTTP (SECONDS=600, EXAMPLES=5000 per operation)
 	.venv-fuzz/bin/python -m tests.fuzz.run $(if $(SECONDS),--seconds $(SECONDS))

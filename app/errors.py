@@ -2,47 +2,11 @@
 
 InputError (model.errors): one row cannot be classified. Its outcome carries the error, and the batch is
 answered 200.
-├── UnsupportedFormat, CorruptImage, ImageTooLarge   see model.errors
-├── InvalidSource           the source is not a URL, a stage path, base64 or hex
-├── InvalidBase64           the text is not valid base64
-├── InvalidHex              the text is not valid hexadecimal
-├── InvalidOptions          the row's options are not an object of known options
-├── UrlNotAllowed           the URL is not on the allowlist
-├── FileMissing             the storage service has no such file
-├── UrlExpired              the signed URL has expired
-├── AccessDenied            the storage service denies access to the URL
-├── ClientSideEncrypted     the stage file is client-side encrypted
-├── FetchFailed             the host answered with an error, or did not answer
-├── FetchTimeout            the image did not arrive in time
-├── ScopedUrlNotReadable    a scoped URL, which only the user who created it can read
-├── WrongAccount            a stage file of another account
-├── StageNotAllowed         the stage is not in the service's settings
-├── StageNotAuthorized      the stage does not exist, or the service's role may not read it
-├── SnowflakeNotConfigured  the service has no Snowflake account
-├── SnowflakeLoginFailed    the service cannot log in to Snowflake
-├── SnowflakeUnavailable    Snowflake does not answer in time
-├── SnowflakeRefused        Snowflake rejects the statement
-├── WarehouseUnavailable    no warehouse can run the statement
-├── PredictionFailed        the network returned something other than probabilities
-├── ClassifierDied          classifier processes crashed on this image
-└── ClassifyTimeout         the image exceeds the CPU time limit
 
 ServiceError: the whole request fails with an HTTP status. Snowflake retries on 429 and 5xx, and fails the
 query on any other 4xx.
-├── MalformedBody           400  the body contradicts its headers
-├── Unauthorized            401  credentials are missing or invalid
-├── BatchUnknown            404  a poll for a batch that is neither running nor cached
-├── BodyTimeout             408  the body did not arrive in time
-├── PayloadTooLarge         413  the body exceeds a limit on bytes, rows or files
-├── AnswerTooLarge          413  the response exceeds Snowflake's limit
-├── UnsupportedMediaType    415  not one of the three forms of request
-├── Misdirected             421  the Host header names another host
-├── InvalidBatch            422  valid JSON or multipart, but not rows or files, or an invalid query
-├── Overloaded              429  the queue or the memory for bodies is full
-├── IssuerUnavailable       503  the keys to verify tokens cannot be fetched
-├── NoClassifier            503  no classifier process is ready
-├── DeadlineExceeded        503  the request took too long
-└── Stopped                 503  the service is shutting down
+
+The first line of each docstring is the meaning that infra/docs/reference/errors.md gives.
 """
 
 from collections.abc import Mapping
@@ -53,94 +17,140 @@ from model.errors import InputError
 
 
 class InvalidSource(InputError):
+    """The source is not a string, is empty, or is a file URL or stage path that names no file."""
+
     code = "invalid_source"
 
 
 class InvalidBase64(InputError):
+    """The text is not the base64 of RFC 4648, section 4."""
+
     code = "invalid_base64"
 
 
 class InvalidHex(InputError):
+    """The text begins like an image in hexadecimal, but does not continue so."""
+
     code = "invalid_hex"
 
 
 class InvalidOptions(InputError):
+    """The row's third column must be `{"evidence": true}`, `{"evidence": false}` or NULL."""
+
     code = "invalid_options"
 
 
 class UrlNotAllowed(InputError):
+    """The service may not fetch from this scheme, host, port or address; see `ALLOWED_URL_HOSTS`."""
+
     code = "url_not_allowed"
 
 
 class FileMissing(InputError):
+    """The store has no such file. A directory table may still list it: refresh the stage."""
+
     code = "file_missing"
 
 
 class UrlExpired(InputError):
+    """The signed URL has expired. Pass a new one, or the directory table's `file_url`."""
+
     code = "url_expired"
 
 
 class AccessDenied(InputError):
+    """The store denies access to the URL."""
+
     code = "access_denied"
 
 
 class ClientSideEncrypted(InputError):
+    """The stage lacks SNOWFLAKE_SSE, so a pre-signed URL leads to ciphertext. Pass its `file_url`."""
+
     code = "client_side_encrypted"
 
 
 class FetchFailed(InputError):
+    """The host answered with another status than 200, or not at all."""
+
     code = "fetch_failed"
 
 
 class FetchTimeout(InputError):
+    """The image did not arrive within `FETCH_TIMEOUT_SECONDS`."""
+
     code = "fetch_timeout"
 
 
 class ScopedUrlNotReadable(InputError):
+    """Only the user who created a scoped URL can read it. Pass `file_url`."""
+
     code = "scoped_url_not_readable"
 
 
 class WrongAccount(InputError):
+    """The file URL belongs to another account than `SNOWFLAKE_ACCOUNT`."""
+
     code = "wrong_account"
 
 
 class StageNotAllowed(InputError):
+    """`SNOWFLAKE_STAGES` does not list the stage, or it is the 17th stage of one batch."""
+
     code = "stage_not_allowed"
 
 
 class StageNotAuthorized(InputError):
+    """The stage does not exist, or the service's role lacks READ on it; Snowflake does not say which."""
+
     code = "stage_not_authorized"
 
 
 class SnowflakeNotConfigured(InputError):
+    """The row names a staged file, and the service has no `SNOWFLAKE_ACCOUNT` to read stages from."""
+
     code = "snowflake_not_configured"
 
 
 class SnowflakeLoginFailed(InputError):
+    """Snowflake rejects the service's login."""
+
     code = "snowflake_login_failed"
 
 
 class SnowflakeUnavailable(InputError):
+    """Snowflake does not answer within `SNOWFLAKE_TIMEOUT_SECONDS`."""
+
     code = "snowflake_unavailable"
 
 
 class SnowflakeRefused(InputError):
+    """Snowflake rejects the statement that signs the URLs."""
+
     code = "snowflake_refused"
 
 
 class WarehouseUnavailable(InputError):
+    """The service's user has no warehouse, or its warehouse is suspended and does not resume."""
+
     code = "warehouse_unavailable"
 
 
 class PredictionFailed(InputError):
+    """The network returned NaN or infinity."""
+
     code = "prediction_failed"
 
 
 class ClassifierDied(InputError):
+    """Three classifier processes crashed while they handled this image."""
+
     code = "classifier_died"
 
 
 class ClassifyTimeout(InputError):
+    """The image takes more CPU time than `MAX_IMAGE_CPU_SECONDS`."""
+
     code = "classify_timeout"
 
 
@@ -158,12 +168,17 @@ class ServiceError(Exception):
 
 
 class MalformedBody(ServiceError):
+    """The body is not JSON, multipart or compressed as its headers say."""
+
     status = 400
     code = "malformed_body"
 
 
 class Unauthorized(ServiceError):
-    """RFC 9110, section 15.5.2, requires WWW-Authenticate."""
+    """Credentials are missing or invalid.
+
+    RFC 9110, section 15.5.2, requires WWW-Authenticate.
+    """
 
     status = 401
     code = "unauthorized"
@@ -171,12 +186,17 @@ class Unauthorized(ServiceError):
 
 
 class BatchUnknown(ServiceError):
+    """No batch with this id is running or cached."""
+
     status = 404
     code = "batch_unknown"
 
 
 class BodyTimeout(ServiceError):
-    """Closes the connection: the rest of the body would be parsed as a request."""
+    """The body did not arrive within `BODY_TIMEOUT_SECONDS`.
+
+    Closes the connection: the rest of the body would be parsed as a request.
+    """
 
     status = 408
     code = "body_timeout"
@@ -185,34 +205,48 @@ class BodyTimeout(ServiceError):
 
 
 class PayloadTooLarge(ServiceError):
+    """The body exceeds a limit on bytes, rows or files."""
+
     status = 413
     code = "payload_too_large"
 
 
 class AnswerTooLarge(ServiceError):
+    """The response exceeds 10 MB, Snowflake's limit, or 64 MB without a batch id. Lower MAX_BATCH_ROWS."""
+
     status = 413
     code = "answer_too_large"
 
 
 class UnsupportedMediaType(ServiceError):
+    """The Content-Type or Content-Encoding is not one of the three forms of request."""
+
     status = 415
     code = "unsupported_media_type"
 
 
 class Misdirected(ServiceError):
-    """RFC 9110, section 15.5.20."""
+    """The Host header names another host, which a service on loopback without AUTH rejects.
+
+    RFC 9110, section 15.5.20.
+    """
 
     status = 421
     code = "misdirected"
 
 
 class InvalidBatch(ServiceError):
+    """The JSON or multipart body is valid, but holds no rows or files, or the query is invalid."""
+
     status = 422
     code = "invalid_batch"
 
 
 class Overloaded(ServiceError):
-    """`retry_after_seconds`: RFC 9110, section 10.2.3."""
+    """The queue, or the memory for bodies, is full.
+
+    `retry_after_seconds`: RFC 9110, section 10.2.3.
+    """
 
     status = 429
     code = "overloaded"
@@ -224,12 +258,16 @@ class Overloaded(ServiceError):
 
 
 class IssuerUnavailable(ServiceError):
+    """The keys to verify tokens cannot be fetched from `JWT_JWKS_URL`."""
+
     status = 503
     code = "issuer_unavailable"
     retryable = True
 
 
 class NoClassifier(ServiceError):
+    """No classifier process is ready."""
+
     status = 503
     code = "no_classifier"
     retryable = True
@@ -237,7 +275,10 @@ class NoClassifier(ServiceError):
 
 
 class DeadlineExceeded(ServiceError):
-    """Closes the connection: part of the request may be unread."""
+    """The request took longer than `REQUEST_TIMEOUT_SECONDS`.
+
+    Closes the connection: part of the request may be unread.
+    """
 
     status = 503
     code = "deadline_exceeded"
@@ -246,6 +287,8 @@ class DeadlineExceeded(ServiceError):
 
 
 class Stopped(ServiceError):
+    """The service is shutting down and cannot finish the request."""
+
     status = 503
     code = "stopped"
     retryable = True

@@ -37,14 +37,20 @@ class InputError(ModelError):
 
 
 class UnsupportedFormat(InputError):
+    """The file is not BMP, PNG, JPEG, TIFF or WebP."""
+
     code = "unsupported_format"
 
 
 class CorruptImage(InputError):
+    """The format is supported, but the content does not decode completely."""
+
     code = "corrupt_image"
 
 
 class ImageTooLarge(InputError):
+    """A limit on bytes, pixels, sides or decoding work is exceeded."""
+
     code = "image_too_large"
 
 

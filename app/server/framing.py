@@ -48,43 +48,57 @@ class BadRequest(Exception):
 
 
 class HeadTooLarge(BadRequest):
+    """The request line and header fields exceed their limit."""
+
     status = 431
     code = "head_too_large"
 
 
 class TrailersTooLarge(BadRequest):
+    """The trailers after a chunked body exceed 8 KiB."""
+
     status = 431
     code = "trailers_too_large"
 
 
 class TargetTooLong(BadRequest):
+    """The request's URL is too long."""
+
     status = 414
     code = "uri_too_long"
 
 
 class FramingTooLarge(BadRequest):
+    """The chunks' sizes and extensions take more bytes than the body warrants."""
+
     status = 413
     code = "payload_too_large"
 
 
 class UnknownTransferCoding(BadRequest):
-    """RFC 9112, section 6.1."""
+    """The Transfer-Encoding is not `chunked` (RFC 9112, section 6.1)."""
 
     status = 501
     code = "unknown_transfer_coding"
 
 
 class UnsupportedVersion(BadRequest):
+    """The request is neither HTTP/1.1 nor HTTP/1.0."""
+
     status = 505
     code = "http_version_not_supported"
 
 
 class HeadTimeout(BadRequest):
+    """The request line and header fields did not arrive in time."""
+
     status = 408
     code = "head_timeout"
 
 
 class ConnectionOverload(BadRequest):
+    """Too many connections are open."""
+
     status = 503
     code = "overloaded"
     retryable = True

@@ -8,13 +8,13 @@ import pytest
 
 from tests.test_house import ROOT
 
-PAGE = ROOT / "infra" / "threat_model.md"
+PAGE = ROOT / "infra" / "docs" / "threat_model.md"
 THREATS = [
     row
     for row in re.findall(r"^\|(.*\|.*\|.*\|.*)\|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     if not row.startswith(("---", " threat "))
 ]
-TEST = re.compile(r"\[(test_\w+)\]\(\.\./(tests/[\w/]+\.py)\)")
+TEST = re.compile(r"\[(test_\w+)\]\(\.\./\.\./(tests/[\w/]+\.py)\)")
 PICTURES = sorted((ROOT / "infra" / "pictures").glob("*.svg"))
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -59,6 +59,9 @@ def test_each_picture_has_a_title_a_description_and_a_ground_of_its_own(picture:
 
 @pytest.mark.parametrize("picture", PICTURES, ids=lambda path: path.stem)
 def test_each_picture_is_shown_with_words_for_who_cannot_see_it(picture: Path) -> None:
-    pages = [(ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "infra/README.md")]
-    [words] = re.findall(rf"!\[([^\]]+)\]\((?:infra/)?pictures/{picture.name}\)", "".join(pages))
+    pages = [
+        (ROOT / name).read_text(encoding="utf-8")
+        for name in ("README.md", "infra/docs/architecture.md", "infra/docs/http.md")
+    ]
+    [words] = re.findall(rf"!\[([^\]]+)\]\((?:infra/|\.\./)pictures/{picture.name}\)", "".join(pages))
     assert len(words) > 80

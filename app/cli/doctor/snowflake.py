@@ -91,7 +91,7 @@ def check_gateway(findings: Findings, url: str, api_key: str | None) -> None:
 
 def _log_in(findings: Findings, check: str, connect: Callable[[], Console]) -> Console | None:
     """Return the session, or None if the login fails."""
-    with findings.expecting(check, "See infra/faq.md for the causes of login errors.", ClientError, OSError):
+    with findings.expecting(check, "infra/docs/faq.md has causes of login errors.", ClientError, OSError):
         with ExitStack() as stack:
             console = stack.enter_context(connect())
             _add_session(findings, check, console)

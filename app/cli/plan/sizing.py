@@ -1,4 +1,4 @@
-"""Batch size, concurrency, instances, time and cost from a measurement. infra/README.md has the formulas."""
+"""Batch size, concurrency, instances, time and cost measured; infra/docs/capacity.md has the formulas."""
 
 import math
 import tomllib
