@@ -101,7 +101,7 @@ def test_aws_tells_what_idle_tasks_cost_and_what_is_left() -> None:
         assert f"`{name}`" in text
         if "${" not in log["Fn::Sub"].replace("${AWS::StackName}", ""):
             assert f"--log-group-name {name}\n" in page("aws")
-    assert f"end after {default['LogDays']} days" in text
+    assert f"expire after {default['LogDays']} days" in text
 
 
 @pytest.mark.parametrize("name", PAGES)
