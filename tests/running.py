@@ -15,9 +15,24 @@ from http.client import HTTPConnection
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
+
 from app.client import is_ready
 
 CLI = [sys.executable, "-m", "app.cli"]
+ROOT = Path(__file__).parent.parent
+CONNECTOR_5 = ROOT / ".venv-connector5" / "bin" / "python"
+# The interpreters with each version of Snowflake's connector.
+PYTHONS = [
+    pytest.param(sys.executable, id="connector 4"),
+    pytest.param(
+        str(CONNECTOR_5),
+        id="connector 5",
+        marks=pytest.mark.skipif(
+            not CONNECTOR_5.exists(), reason="connector 5 is not installed: make .venv-connector5/.installed"
+        ),
+    ),
+]
 # No load balancer has to learn that a test's service stops.
 _AT_ONCE = {"EXT_CLASSIFY_STOP_DELAY_SECONDS": "0"}
 START_TIMEOUT_SECONDS = 60.0

@@ -4,8 +4,9 @@ Sources: Snowflake documentation, SHOW STAGES, SHOW USER FUNCTIONS, DESC FUNCTIO
 """
 
 import json
+import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any, Self
 
 from app.client import ClientError
@@ -23,7 +24,8 @@ _SEMI_STRUCTURED = frozenset({5, 9, 10})
 _QUERY = re.compile(r"((?:https?:/)?/[^\s?'\"]*)\?[^\s'\")>]*")
 _SETTINGS_ADVICE = "Check the settings that begin with SNOWFLAKE_: account, user and credentials."
 _CONNECTION_ADVICE = (
-    "Name a connection of your connections.toml with --connection, or set up the default one."
+    "Name a connection of your connections.toml with --connection, or set up the default one: [default], "
+    "default_connection_name in config.toml, or SNOWFLAKE_DEFAULT_CONNECTION_NAME."
 )
 
 
@@ -86,8 +88,56 @@ class Console:
 
 def open_console(connection_name: str | None) -> Console:
     """Connect with a connection of the user's connections.toml, or its default. Raises ClientError."""
-    named = {} if connection_name is None else {"connection_name": connection_name}
-    return connect(**named)
+    name = _default_connection_name() if connection_name is None else connection_name
+    known = _defined_connections()
+    if name not in known:
+        raise ClientError(
+            "A connection must be defined in connections.toml, or in config.toml as [connections.NAME]. "
+            f"Received: {name!r}; defined: {', '.join(known) or 'none'}. {_CONNECTION_ADVICE}"
+        )
+    return connect(connection_name=name, **_overrides(name))
+
+
+def has_default_connection() -> bool:
+    """Whether the user has set up a default connection, usable or not."""
+    try:
+        return _default_connection_name() in _defined_connections()
+    except ClientError:
+        return True
+
+
+def _default_connection_name() -> str:
+    """connect() looks for the default connection only if it gets no argument at all.
+
+    Source: Snowflake Connector for Python, "Setting a default connection". Raises ClientError.
+    """
+    return str(_configuration("default_connection_name"))
+
+
+def _defined_connections() -> dict[str, Mapping[str, Any]]:
+    found: Mapping[str, Any] = _configuration("connections")
+    return {name: values for name, values in found.items() if isinstance(values, Mapping)}
+
+
+def _configuration(option: str) -> Any:
+    """An option of the user's connections.toml, config.toml or environment. Raises ClientError."""
+    from snowflake.connector.config_manager import CONFIG_MANAGER  # noqa: PLC0415 - slow to import
+    from snowflake.connector.errors import Error  # noqa: PLC0415 - slow to import
+
+    try:
+        return CONFIG_MANAGER[option]
+    except (Error, OSError, ValueError) as error:
+        raise _no_connection(error, _CONNECTION_ADVICE) from None
+
+
+def _overrides(name: str) -> dict[str, str]:
+    """Parameters in the environment, such as SNOWFLAKE_CONNECTIONS_MILL_PASSWORD, as in Snowflake CLI."""
+    prefix = f"SNOWFLAKE_CONNECTIONS_{name.upper()}_"
+    return {
+        variable.removeprefix(prefix).lower(): value
+        for variable, value in os.environ.items()
+        if variable.startswith(prefix)
+    }
 
 
 def connect_as_service(settings: Settings) -> Console:
@@ -108,7 +158,11 @@ def connect(*, advice: str = _CONNECTION_ADVICE, **arguments: Any) -> Console:
     try:
         return Console(connector.connect(**({"paramstyle": "qmark"} | arguments)))
     except (connector.errors.Error, OSError, ValueError) as error:
-        raise ClientError(f"There is no connection to Snowflake: {describe_error(error)}. {advice}") from None
+        raise _no_connection(error, advice) from None
+
+
+def _no_connection(error: Exception, advice: str) -> ClientError:
+    return ClientError(f"There is no connection to Snowflake: {describe_error(error)}. {advice}")
 
 
 def _connector_version() -> int:

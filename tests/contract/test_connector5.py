@@ -3,7 +3,6 @@
 import os
 import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx2 as httpx
 import pytest
@@ -12,9 +11,8 @@ from app.cli.service_process import own_service
 from app.emulator import LocalServer
 from app.provisioning.console import Console, connect
 from tests.conftest import SAMPLES
-
-ROOT = Path(__file__).parent.parent.parent
-PYTHON = ROOT / ".venv-connector5" / "bin" / "python"
+from tests.running import CONNECTOR_5 as PYTHON
+from tests.running import ROOT
 
 pytestmark = [
     pytest.mark.slow,

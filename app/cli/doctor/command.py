@@ -10,6 +10,7 @@ from app.cli.doctor.findings import Findings
 from app.cli.sql import add_connection, open_session
 from app.cli.terminal import Screen, open_screen
 from app.errors import CommandError
+from app.provisioning.console import has_default_connection
 
 _STYLES = {"ok": "green", "note": "yellow", "wrong": "red", "skipped": "dim"}
 
@@ -30,7 +31,7 @@ def doctor(
     if settings is not None:
         service.check_service(findings, settings)
         snowflake.check_service_login(findings, settings)
-    if connection is not None or local:
+    if connection is not None or local or has_default_connection():
         snowflake.check_own_login(findings, lambda: open_session(connection, local, port), function)
     if gateway is not None:
         snowflake.check_gateway(findings, gateway, api_key)

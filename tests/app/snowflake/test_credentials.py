@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from base64 import b64encode, urlsafe_b64decode
 from collections.abc import Iterator
 from hashlib import sha256
@@ -20,6 +19,7 @@ from snowflake.connector.connection import DEFAULT_CONFIGURATION
 
 from app.settings import Settings
 from app.snowflake.credentials import account_and_host, connect_arguments
+from tests.running import PYTHONS, ROOT
 from tests.snowflake_front import Front, front
 
 PASSPHRASE = "correct horse"  # noqa: S105 - of a key that the test generates
@@ -182,16 +182,6 @@ async def ask():
 
 asyncio.run(ask())
 """
-CONNECTOR_5 = Path(__file__).parents[3] / ".venv-connector5" / "bin" / "python"
-PYTHONS = [
-    sys.executable,
-    pytest.param(
-        str(CONNECTOR_5),
-        marks=pytest.mark.skipif(
-            not CONNECTOR_5.exists(), reason="connector 5 is not installed: make .venv-connector5/.installed"
-        ),
-    ),
-]
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +202,7 @@ def sent_login(server: Front, python: str, **settings: object) -> dict[str, Any]
         capture_output=True,
         text=True,
         check=False,
-        cwd=Path(__file__).parents[3],
+        cwd=ROOT,
     )
     assert finished.returncode == 0, finished.stderr
     [asked] = server.logins
@@ -221,7 +211,7 @@ def sent_login(server: Front, python: str, **settings: object) -> dict[str, Any]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("python", PYTHONS, ids=["connector 4", "connector 5"])
+@pytest.mark.parametrize("python", PYTHONS)
 @pytest.mark.parametrize("passphrase", [None, PASSPHRASE])
 def test_key_pair_login_sends_a_signed_token(
     server: Front, tmp_path: Path, python: str, passphrase: str | None
@@ -243,7 +233,7 @@ def test_key_pair_login_sends_a_signed_token(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("python", PYTHONS, ids=["connector 4", "connector 5"])
+@pytest.mark.parametrize("python", PYTHONS)
 @pytest.mark.parametrize("kind", ["PROGRAMMATIC_ACCESS_TOKEN", "OAUTH"])
 def test_token_is_sent_with_its_type(server: Front, tmp_path: Path, python: str, kind: str) -> None:
     path = tmp_path / "token"
