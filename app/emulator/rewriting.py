@@ -191,8 +191,8 @@ def _replace_function(node: Any, session: Session, query: Query) -> None:
     name = node.name.upper() if isinstance(node, exp.Anonymous) else node.sql_name().upper()
     if name in STAGE_FUNCTIONS:
         node.replace(_stage_function(name, node.expressions, session, query))
-    elif name == "SYSTEM$ALLOWLIST" and not node.expressions:
-        node.replace(exp.Literal.string(_allowlist()))
+    elif name in {"SYSTEM$ALLOWLIST", "SYSTEM$ALLOWLIST_PRIVATELINK"} and not node.expressions:
+        node.replace(exp.Literal.string(_allowlist(".privatelink" if "PRIVATE" in name else "")))
     elif name in query.context and not node.expressions:
         value = query.context[name]
         node.replace(exp.Literal.string(value) if value else exp.Null())
@@ -315,5 +315,6 @@ def _directory_table(stage: Stage) -> Any:
     return pa.Table.from_pylist(rows, schema=_DIRECTORY_SCHEMA)
 
 
-def _allowlist() -> str:
-    return json.dumps([{"type": "SNOWFLAKE_DEPLOYMENT", "host": ACCOUNT_HOST, "port": 443}])
+def _allowlist(label: str) -> str:
+    host = ACCOUNT_HOST.replace(".", f"{label}.", 1)
+    return json.dumps([{"type": "SNOWFLAKE_DEPLOYMENT", "host": host, "port": 443}])

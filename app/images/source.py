@@ -23,8 +23,8 @@ from app.outcome import Outcome
 from model.errors import ImageTooLarge, InputError
 from model.image_limits import ImageLimits
 
-# Accounts in China have .cn.
-ACCOUNT_DOMAINS = (".snowflakecomputing.com", ".snowflakecomputing.cn")
+# Accounts in China have .cn, those of the US Department of Defense .mil. Source: the connector's constants.
+ACCOUNT_DOMAINS = (".snowflakecomputing.com", ".snowflakecomputing.cn", ".snowflakecomputing.mil")
 
 _FILE_URL = re.compile(
     r"https://(?P<host>[A-Za-z0-9._-]+)(?::443)?/api/files/(?P<rest>.*)", re.IGNORECASE | re.ASCII | re.DOTALL

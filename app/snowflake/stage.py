@@ -5,11 +5,12 @@ files instead.
 """
 
 import asyncio
+import re
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from pydantic_core import from_json, to_json
 
@@ -33,6 +34,11 @@ from model.errors import InputError
 SIGNED_SECONDS = 3600
 # After presigned URLs fail for a stage, the connector downloads its files for this long before a new attempt.
 UNSIGNED_SECONDS = 300.0
+
+# What one account's hosts may differ in: file URLs of Business Critical accounts have .privatelink, with or
+# without private connectivity, and us-west-2 is the region of locators that name none. Sources: Snowflake
+# documentation, BUILD_STAGE_FILE_URL and "Account identifiers".
+_OPTIONAL_LABELS = re.compile(r"(?:\.us-west-2)?(?:\.privatelink)?(?=\.snowflakecomputing\.(?:com|cn|mil)\Z)")
 
 # Each stage costs a statement; the limit keeps a batch of invented names from flooding Snowflake.
 MAX_STAGES_IN_BATCH = 16
@@ -134,9 +140,9 @@ class StageReader:
                 "A stage must be on the service's list, EXT_CLASSIFY_SNOWFLAKE_STAGES. "
                 f"Received: {quote_identifier(*stage)}."
             )
-        if host is not None and host not in self._account_hosts:
+        if host is not None and _canonical(host) not in self._account_hosts:
             await self._learn_account_hosts()
-            if host not in self._account_hosts:
+            if _canonical(host) not in self._account_hosts:
                 raise WrongAccount(
                     f"A file URL must belong to the service's Snowflake account. Received: {host[:100]}."
                 )
@@ -152,12 +158,23 @@ class StageReader:
     async def _query_hosts(self) -> InputError | None:
         """Add the hosts of the account's other names, which SYSTEM$ALLOWLIST lists."""
         try:
-            rows = await self._session.query("SELECT SYSTEM$ALLOWLIST()")
+            public = await self._session.query("SELECT SYSTEM$ALLOWLIST()")
+            private = await self._query_private_hosts()
         except InputError as error:
             self._hosts_query = None  # the next caller retries
             return error
-        self._account_hosts |= _hosts_of_deployment(rows[0][0] if rows else "")
+        for [text] in (*public, *private):
+            self._account_hosts |= _hosts_of_deployment(text)
         return None
+
+    async def _query_private_hosts(self) -> list[tuple[Any, ...]]:
+        """None for accounts that have no private connectivity."""
+        try:
+            return await self._session.query("SELECT SYSTEM$ALLOWLIST_PRIVATELINK()")
+        except InputError as error:
+            if error.retryable:
+                raise
+            return []
 
 
 @dataclass(frozen=True)
@@ -199,10 +216,10 @@ class StageBatch:
 
 
 def _hosts_of_deployment(text: str) -> frozenset[str]:
-    """The account's own hosts in the result of SYSTEM$ALLOWLIST."""
+    """The account's own hosts in the result of SYSTEM$ALLOWLIST, in canonical form."""
     try:
         return frozenset(
-            entry["host"].lower()
+            _canonical(entry["host"])
             for entry in from_json(text)
             if entry["type"].startswith("SNOWFLAKE_DEPLOYMENT")
         )
@@ -211,8 +228,12 @@ def _hosts_of_deployment(text: str) -> frozenset[str]:
 
 
 def _hosts_of_account(settings: Settings) -> frozenset[str]:
-    """The account's hosts by the settings, also with dashes for underscores, as certificates require."""
+    """The account's hosts by the settings, in canonical form."""
     account, host = account_and_host(settings)
-    names = {account.lower(), account.lower().replace("_", "-")} if account else set()
-    hosts = {name + domain for name in names for domain in ACCOUNT_DOMAINS}
-    return frozenset(hosts | ({host.lower()} if host else set()))
+    hosts = [account + domain for domain in ACCOUNT_DOMAINS] if account else []
+    return frozenset(map(_canonical, [*hosts, host] if host else hosts))
+
+
+def _canonical(host: str) -> str:
+    """The same text for all hosts of an account's name; certificates require dashes for underscores."""
+    return _OPTIONAL_LABELS.sub("", host.lower().replace("_", "-"), count=1)

@@ -186,7 +186,10 @@ def test_files_of_other_accounts_are_refused_after_one_question(server: LocalSer
             outcomes = classify(service, [*sources, f"{FILES}/IMAGES/pitted.png"])
             assert list(map(answer_of, outcomes)) == ["wrong_account"] * 20 + ["Pitted"]
     assert hosts[0] in outcomes[0]["error"]["message"]
-    assert [sql for sql in door.statements if not sql.startswith(SIGNING)] == ["SELECT SYSTEM$ALLOWLIST()"]
+    assert [sql for sql in door.statements if not sql.startswith(SIGNING)] == [
+        "SELECT SYSTEM$ALLOWLIST()",
+        "SELECT SYSTEM$ALLOWLIST_PRIVATELINK()",
+    ]
     assert signed_paths(door) == [["pitted.png"]] * 2
 
 
@@ -198,6 +201,16 @@ def test_account_alias_is_accepted(server: LocalServer, door: Front) -> None:
             service, ["https://org-steel.snowflakecomputing.com/api/files/LOCAL/PUBLIC/IMAGES/pitted.png"]
         ) == ["Pitted"]
     assert door.statements.count("SELECT SYSTEM$ALLOWLIST()") == 1
+
+
+def test_privatelink_host_of_business_critical_accounts_is_accepted(server: LocalServer, door: Front) -> None:
+    private = FILES.replace(".snowflakecomputing", ".privatelink.snowflakecomputing")
+    scoped = private.replace("LOCAL/PUBLIC", "019260c2-00c0-f2f2-0000-4383001cf046/bXlfZGF0YWJhc2U")
+    with service_behind(server, door) as service:
+        sources = [f"{FILES}/IMAGES/pitted.png", f"{private}/IMAGES/pitted.png", scoped]
+        assert answers(service, sources) == ["Pitted", "Pitted", "scoped_url_not_readable"]
+    assert signed_paths(door) == [["pitted.png"]]
+    assert len(door.statements) == 1
 
 
 def test_failed_allowlist_query_is_retried(server: LocalServer, door: Front) -> None:

@@ -424,6 +424,8 @@ def test_context_functions_return_the_session(sql: Sql) -> None:
 
 def test_allowlist_names_the_accounts_host(sql: Sql) -> None:
     assert f'"host": "{ACCOUNT_HOST}"' in sql.value("SELECT SYSTEM$ALLOWLIST()")
+    private = ACCOUNT_HOST.replace(".snow", ".privatelink.snow")
+    assert f'"host": "{private}"' in sql.value("SELECT SYSTEM$ALLOWLIST_PRIVATELINK()")
 
 
 # Errors.

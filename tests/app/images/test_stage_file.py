@@ -116,6 +116,9 @@ def test_file_url_keeps_its_host(url: str, host: str) -> None:
     [
         "https://example.com/api/files/DB/S/T/a.png",
         "https://snowflakecomputing.com.evil.example/api/files/DB/S/T/a.png",
+        "https://a.privatelink.snowflakecomputing.com.evil.example/api/files/DB/S/T/a.png",
+        "https://a.privatelink.evilsnowflakecomputing.com/api/files/DB/S/T/a.png",
+        "https://a.privatelink.snowflakecomputing.org/api/files/DB/S/T/a.png",
         "https://evilsnowflakecomputing.com/api/files/DB/S/T/a.png",
         "https://a.snowflakecomputing.com@evil.example/api/files/DB/S/T/a.png",
         "https://a.snowflakecomputing.com:8443/api/files/DB/S/T/a.png",
@@ -128,7 +131,10 @@ def test_other_urls_are_not_stage_files(url: str) -> None:
     assert parse_file_url(url) is None
 
 
-@pytest.mark.parametrize("host", [HOST, "https://local.snowflakecomputing.com"])
+@pytest.mark.parametrize(
+    "host",
+    [HOST, "https://local.snowflakecomputing.com", "https://a.us-east-1.privatelink.snowflakecomputing.cn"],
+)
 @pytest.mark.parametrize("rest", [f"{QUERY_ID}/bXlfZGF0YWJhc2U", f"{QUERY_ID.upper()}/12345/bXlfZGF0"])
 def test_scoped_url_is_recognized(host: str, rest: str) -> None:
     assert isinstance(parse_file_url(f"{host}/api/files/{rest}"), ScopedUrlNotReadable)

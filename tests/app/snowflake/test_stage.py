@@ -1,6 +1,7 @@
 """When staged files are presigned and when they are downloaded, against a fake Snowflake server."""
 
 import asyncio
+import json
 from collections.abc import Iterator
 
 import pytest
@@ -30,7 +31,7 @@ def server() -> Iterator[Front]:
         yield opened
 
 
-def read(server: Front, *batches: list[StageFile]) -> list[list[type[InputError]]]:
+def read(server: Front, *batches: list[StageFile], account: str = "local") -> list[list[type[InputError]]]:
     """The errors of batches that one reader reads in turn; the fake server has no files."""
 
     async def fetch(reader: StageReader, files: list[StageFile]) -> list[type[InputError]]:
@@ -40,7 +41,7 @@ def read(server: Front, *batches: list[StageFile]) -> list[list[type[InputError]
 
     async def run() -> list[list[type[InputError]]]:
         settings = Settings(
-            snowflake_account="local",
+            snowflake_account=account,
             snowflake_user="CLASSIFIER",
             snowflake_token="any",  # noqa: S106 - the fake server accepts every login
             snowflake_host="127.0.0.1",
@@ -90,6 +91,88 @@ def test_concurrent_files_share_one_query_for_the_account_hosts(server: Front) -
     files = [StageFile(FILE.stage, "a.png", f"org{n}.snowflakecomputing.com") for n in range(10)]
     assert read(server, files, files) == [[SnowflakeUnavailable] * 10] * 2
     assert server.statements == ["SELECT SYSTEM$ALLOWLIST()"] * 2
+
+
+# What SYSTEM$ALLOWLIST and SYSTEM$ALLOWLIST_PRIVATELINK list for an account.
+LISTED = [
+    {"type": "SNOWFLAKE_DEPLOYMENT", "host": "xy12345.eu-central-1.snowflakecomputing.com", "port": 443}
+]
+LISTED_PRIVATELY = [
+    {"type": "SNOWFLAKE_DEPLOYMENT", "host": "zz9.privatelink.snowflakecomputing.com", "port": 443},
+    {"type": "OCSP_CACHE", "host": "ocsp.zz9.privatelink.snowflakecomputing.com", "port": 80},
+]
+
+
+def list_hosts(asked: Asked) -> Answer:
+    """Hosts by both lists; no stage is authorized."""
+    if asked.path != QUERY:
+        return None
+    if "SYSTEM$" in asked.sql:
+        return table([json.dumps(LISTED_PRIVATELY if "PRIVATELINK" in asked.sql else LISTED)])
+    return failure(2003)
+
+
+@pytest.mark.parametrize(
+    ("account", "host"),
+    [
+        ("myorg-mill", "myorg-mill.snowflakecomputing.com"),
+        ("myorg-mill", "myorg-mill.privatelink.snowflakecomputing.com"),
+        ("myorg-mill", "myorg-mill.privatelink.snowflakecomputing.cn"),
+        ("myorg-mill", "myorg-mill.snowflakecomputing.mil"),
+        ("MYORG-STEEL_MILL", "myorg-steel-mill.privatelink.snowflakecomputing.com"),
+        ("myorg-steel-mill", "myorg-steel_mill.privatelink.snowflakecomputing.com"),
+        ("ab1.west-us-2.azure", "ab1.west-us-2.azure.privatelink.snowflakecomputing.com"),
+        ("ab1.cn-northwest-1.aws", "ab1.cn-northwest-1.aws.privatelink.snowflakecomputing.cn"),
+        ("ab1", "ab1.us-west-2.privatelink.snowflakecomputing.com"),
+        ("ab1.us-west-2", "ab1.privatelink.snowflakecomputing.com"),
+        ("myorg-mill.privatelink", "myorg-mill.privatelink.snowflakecomputing.com"),
+        ("myorg-mill.privatelink", "myorg-mill.snowflakecomputing.com"),
+        ("myorg-mill", "xy12345.eu-central-1.snowflakecomputing.com"),
+        ("myorg-mill", "xy12345.eu-central-1.privatelink.snowflakecomputing.com"),
+        ("myorg-mill", "zz9.privatelink.snowflakecomputing.com"),
+        ("myorg-mill", "zz9.us-west-2.privatelink.snowflakecomputing.com"),
+    ],
+)
+def test_each_form_of_the_account_s_host_is_accepted(server: Front, account: str, host: str) -> None:
+    server.answer = list_hosts
+    assert read(server, [StageFile(FILE.stage, "a.png", host)], account=account) == [[StageNotAuthorized]]
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "other.privatelink.snowflakecomputing.com",
+        "privatelink.snowflakecomputing.com",
+        "snowflakecomputing.com",
+        "xmyorg-mill.privatelink.snowflakecomputing.com",
+        "myorg-millx.privatelink.snowflakecomputing.com",
+        "x.myorg-mill.privatelink.snowflakecomputing.com",
+        "myorg-mill.x.privatelink.snowflakecomputing.com",
+        "myorg-mill.privatelink.x.snowflakecomputing.com",
+        "myorg-mill.privatelink.privatelink.snowflakecomputing.com",
+        "myorg-mill.privatelink.us-west-2.snowflakecomputing.com",
+        "myorg-mill.us-east-1.privatelink.snowflakecomputing.com",
+        "myorg-millprivatelink.snowflakecomputing.com",
+        "myorg-mill-privatelink.snowflakecomputing.com",
+        "myorg-mill..privatelink.snowflakecomputing.com",
+        "xy12345.privatelink.snowflakecomputing.com",
+        "xy12345.eu-central-1.privatelink.snowflakecomputing.cn",
+        "ocsp.zz9.privatelink.snowflakecomputing.com",
+    ],
+)
+def test_host_of_another_account_is_refused(server: Front, host: str) -> None:
+    server.answer = list_hosts
+    files = [StageFile(FILE.stage, "a.png", host)]
+    assert read(server, files, account="myorg-mill") == [[WrongAccount]]
+
+
+def test_account_without_private_connectivity_has_its_public_hosts(server: Front) -> None:
+    server.answer = lambda asked: (
+        failure(3001) if asked.path == QUERY and "PRIVATELINK" in asked.sql else list_hosts(asked)
+    )
+    hosts = ("xy12345.eu-central-1.privatelink.snowflakecomputing.com", "zz9.snowflakecomputing.com")
+    files = [StageFile(FILE.stage, "a.png", host) for host in hosts]
+    assert read(server, files, account="myorg-mill") == [[StageNotAuthorized, WrongAccount]]
 
 
 def test_batch_of_many_stages_asks_for_few(server: Front) -> None:
