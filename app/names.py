@@ -90,6 +90,10 @@ class OwnersStage(ValueError):
     """A stage that only its owner can read: that of a user or a table."""
 
 
+class SchemaMissing(ValueError):
+    """A stage path without its database or schema."""
+
+
 def parse_location(text: str) -> tuple[tuple[str, ...], str]:
     """The stage's name in parts as stored, and the path, "" if there is none.
 
@@ -104,10 +108,25 @@ def parse_location(text: str) -> tuple[tuple[str, ...], str]:
             f"@%table. Received: {text[:80]!r}."
         )
     raise ValueError(
-        "A stage path must be @stage/path, @schema.stage/path or @db.schema.stage/path, with double "
-        f"quotes around names that contain characters other than letters, digits, _ and $. "
+        "A stage path must be @db.schema.stage/path, with double quotes around names that contain "
+        "characters other than letters, digits, _ and $. "
         f"Received: {text[:80]!r}."
     )
+
+
+def parse_full_location(text: str) -> tuple[tuple[str, ...], str]:
+    """As parse_location, for a location that a session without a current schema reads.
+
+    Raises OwnersStage, SchemaMissing, or ValueError.
+    """
+    stage, path = parse_location(text)
+    if missing := MAX_PARTS - len(stage):
+        prefix = ".".join(["db", "schema"][:missing])
+        raise SchemaMissing(
+            f"A stage path must name the database and the schema, as in @{prefix}.{text[1:80]}. "
+            f"Received: {text[:80]!r}."
+        )
+    return stage, path
 
 
 def ids_of(headers: Mapping[str, str]) -> tuple[str | None, str | None]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from app.client import ClientError
 from app.images.files import find_images, is_named_as_image
-from app.names import parse_location, quote_identifier
+from app.names import parse_full_location, quote_identifier
 from app.provisioning.console import Console
 
 _PATTERN = frozenset("*?[")
@@ -57,7 +57,7 @@ def _printable(path: Path) -> str:
 
 def _find_staged(name: str, connect: Callable[[], Console]) -> list[ImageSource]:
     try:
-        stage, path = parse_location(name)
+        stage, path = parse_full_location(name)
     except ValueError as error:
         raise ClientError(str(error)) from None
     if is_named_as_image(path) and not _PATTERN & set(path):

@@ -18,7 +18,13 @@ from app.errors import (
     StageNotAuthorized,
     UrlNotAllowed,
 )
-from app.names import OwnersStage, parse_identifier, parse_location, quote_identifier
+from app.names import (
+    OwnersStage,
+    SchemaMissing,
+    parse_full_location,
+    parse_identifier,
+    quote_identifier,
+)
 from app.outcome import Outcome
 from model.errors import ImageTooLarge, InputError
 from model.image_limits import ImageLimits
@@ -45,8 +51,7 @@ _MAX_SLOW_ESCAPES = 256
 class StageFile:
     """`stage` is the stage's name in parts, as Snowflake stores it: ("DB", "SCHEMA", "IMAGES").
 
-    For a stage path it may lack the database or the schema, which then default to the session's. `host` is
-    the account's host, None for a stage path.
+    `host` is the account's host, None for a stage path.
     """
 
     stage: tuple[str, ...]
@@ -78,9 +83,9 @@ def parse_file_url(text: str) -> StageFile | InvalidSource | ScopedUrlNotReadabl
 def parse_stage_path(text: str) -> StageFile | InvalidSource | StageNotAuthorized:
     """The staged file of a path like `@db.schema."My stage"/2026/07/a.png`, which is not percent-encoded."""
     try:
-        stage, path = parse_location(text)
+        stage, path = parse_full_location(text)
         _reject_unusable_names(*stage, path)
-    except OwnersStage as error:
+    except (OwnersStage, SchemaMissing) as error:
         return StageNotAuthorized(str(error))
     except ValueError as error:
         return InvalidSource(str(error))

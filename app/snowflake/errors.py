@@ -24,7 +24,6 @@ _SESSION_OVER = frozenset(
 )
 # The transfer of one file failed.
 _ONE_FILE = range(253_000, 254_000)
-_NO_CURRENT_DATABASE = frozenset({90105, 90106})
 # HTTP 403 and 404 at login: there is no such account at that host.
 _NO_SUCH_ACCOUNT = frozenset({290403, 290404})
 _UNREACHABLE_CLASSES = frozenset(
@@ -55,11 +54,6 @@ def statement_failure(error: Exception) -> InputError:
         return StageNotAuthorized(
             "The stage must exist, and the service's role must be granted READ on it (USAGE if it is "
             f"external) and USAGE on its database and schema. Received: error {number}."
-        )
-    if number in _NO_CURRENT_DATABASE:
-        return StageNotAuthorized(
-            "A stage path must name the database and schema: @db.schema.stage/path. "
-            f"Received: error {number}."
         )
     if number in _NO_WAREHOUSE:
         return WarehouseUnavailable(

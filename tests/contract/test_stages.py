@@ -25,6 +25,7 @@ pytestmark = pytest.mark.slow
 
 HOST = f"https://{ACCOUNT_HOST}"
 FILES = f"{HOST}/api/files/LOCAL/PUBLIC"
+IMAGES = "@local.public.images"
 LABELS = {path.name: path.stem.capitalize() for path in sorted(SAMPLES.glob("*.png"))}
 NAMES = list(LABELS)
 SIGNING, LISTING, GETTING = "SELECT GET_PRESIGNED_URL", "LIST ", "GET "
@@ -118,7 +119,7 @@ def test_batch_of_one_stage_is_one_statement(server: LocalServer, door: Front) -
     names = [NAMES[n % len(NAMES)] for n in range(200)]
     with service_behind(server, door) as service:
         for _ in range(2):
-            assert answers(service, [f"@local.public.images/{name}" for name in names]) == [
+            assert answers(service, [f"{IMAGES}/{name}" for name in names]) == [
                 LABELS[name] for name in names
             ]
     assert signed_paths(door) == [names[: len(NAMES)]] * 2
@@ -136,7 +137,7 @@ def test_batch_of_two_stages_is_two_statements(server: LocalServer, door: Front)
 
 def test_repeated_file_of_a_batch_is_signed_once(server: LocalServer, door: Front) -> None:
     with service_behind(server, door) as service:
-        assert answers(service, ["@images/pitted.png"] * 50) == ["Pitted"] * 50
+        assert answers(service, [f"{IMAGES}/pitted.png"] * 50) == ["Pitted"] * 50
     assert signed_paths(door) == [["pitted.png"]]
 
 
@@ -162,9 +163,7 @@ def test_burst_of_batches_shares_few_connections_and_blocks_nothing(server: Loca
         ThreadPoolExecutor(50) as callers,
     ):
         door.answer = hold
-        batches = [
-            callers.submit(answers, service, [f"@local.public.images/{NAMES[n % 6]}"]) for n in range(50)
-        ]
+        batches = [callers.submit(answers, service, [f"{IMAGES}/{NAMES[n % 6]}"]) for n in range(50)]
         two.wait()
         for _ in range(5):
             assert httpx.get(f"{service}/healthz", timeout=30).status_code == 200
@@ -222,20 +221,31 @@ def test_failed_allowlist_query_is_retried(server: LocalServer, door: Front) -> 
 
 
 def test_only_listed_stages_are_read(server: LocalServer, door: Front) -> None:
-    sources = ["@local.public.images/pitted.png", f"{FILES}/IMAGES/pitted.png"]
-    others = ["@local.public.others/pitted.png", f"{FILES}/OTHERS/pitted.png", "@images/pitted.png"]
-    others += [f"{FILES}/images/pitted.png", "@unknown/a.png"]
+    sources = [f"{IMAGES}/pitted.png", f"{FILES}/IMAGES/pitted.png"]
+    others = ["@local.public.others/pitted.png", f"{FILES}/OTHERS/pitted.png"]
+    others += [f"{FILES}/images/pitted.png", "@local.public.unknown/a.png"]
     with service_behind(server, door, snowflake_stages='local.public.images,"x".y.z') as service:
         outcomes = classify(service, sources + others)
-    assert list(map(answer_of, outcomes)) == ["Pitted"] * 2 + ["stage_not_allowed"] * 5
+    assert list(map(answer_of, outcomes)) == ["Pitted"] * 2 + ["stage_not_allowed"] * 4
     assert '"LOCAL"."PUBLIC"."OTHERS"' in outcomes[2]["error"]["message"]
     [statement] = door.statements
     assert "IMAGES" in statement
 
 
+def test_stage_path_without_its_schema_is_refused_without_a_statement(
+    server: LocalServer, door: Front
+) -> None:
+    with service_behind(server, door) as service:
+        outcomes = classify(service, ["@images/pitted.png", "@public.images/pitted.png"])
+    assert list(map(answer_of, outcomes)) == ["stage_not_authorized"] * 2
+    assert "@db.schema.images/pitted.png" in outcomes[0]["error"]["message"]
+    assert "@db.public.images/pitted.png" in outcomes[1]["error"]["message"]
+    assert door.statements == []
+
+
 def test_service_without_an_account_names_the_setting(sample: bytes) -> None:
     with running_service() as service:
-        outcomes = classify(service, [f"{FILES}/IMAGES/a.png", text_of(sample), "@images/a.png"])
+        outcomes = classify(service, [f"{FILES}/IMAGES/a.png", text_of(sample), f"{IMAGES}/a.png"])
     assert list(map(answer_of, outcomes)) == [
         "snowflake_not_configured",
         "Scratches",
@@ -251,18 +261,18 @@ def test_suspended_warehouse_is_warehouse_unavailable(server: LocalServer, door:
     with service_behind(server, door, snowflake_warehouse="small") as service:
         cursor.execute("ALTER WAREHOUSE small SUSPEND")
         try:
-            [outcome] = classify(service, ["@images/pitted.png"])
+            [outcome] = classify(service, [f"{IMAGES}/pitted.png"])
         finally:
             cursor.execute("ALTER WAREHOUSE small RESUME")
         assert answer_of(outcome) == "warehouse_unavailable"
         assert outcome["error"]["retryable"]
-        assert answers(service, ["@images/pitted.png"]) == ["Pitted"]
+        assert answers(service, [f"{IMAGES}/pitted.png"]) == ["Pitted"]
 
 
 def test_refused_login_is_tried_once_for_a_burst(server: LocalServer, door: Front, sample: bytes) -> None:
     message = "Incorrect username or password was specified."
     door.answer = lambda asked: failure(390100, message) if asked.path == LOGIN else None
-    sources = ["@images/pitted.png", text_of(sample), f"{FILES}/IMAGES/pitted.png"]
+    sources = [f"{IMAGES}/pitted.png", text_of(sample), f"{FILES}/IMAGES/pitted.png"]
     with service_behind(server, door) as service, ThreadPoolExecutor(20) as callers:
         batches = list(callers.map(lambda _: classify(service, sources), range(20)))
     for batch in batches:
@@ -280,7 +290,7 @@ def test_unreachable_snowflake_fails_only_its_rows(server: LocalServer, sample: 
     with front() as gone:
         pass
     environment = server.service_environment | gone.environment
-    sources = [text_of(sample), "@images/pitted.png", None, f"{FILES}/IMAGES/pitted.png", sample.hex(), "?"]
+    sources = [text_of(sample), f"{IMAGES}/pitted.png", None, f"{FILES}/IMAGES/pitted.png", sample.hex(), "?"]
     with running_service(**environment, EXT_CLASSIFY_SNOWFLAKE_TIMEOUT_SECONDS="1") as service:
         outcomes = classify(service, sources)
     assert list(map(answer_of, outcomes)) == [
@@ -303,7 +313,7 @@ def test_hanging_snowflake_fails_only_its_rows_within_the_timeout(
     limits = {"snowflake_timeout_seconds": 2, "snowflake_max_connections": 1}
     with service_behind(server, door, **limits) as service, ThreadPoolExecutor(10) as callers:
         batches = [
-            callers.submit(classify, service, ["@images/a.png", text_of(sample)], timeout_seconds=30)
+            callers.submit(classify, service, [f"{IMAGES}/a.png", text_of(sample)], timeout_seconds=30)
             for _ in range(10)
         ]
         assert httpx.get(f"{service}/healthz", timeout=30).status_code == 200
@@ -314,11 +324,11 @@ def test_hanging_snowflake_fails_only_its_rows_within_the_timeout(
 @pytest.mark.parametrize("number", [390104, 390111, 390114])
 def test_expired_session_is_replaced(server: LocalServer, door: Front, number: int) -> None:
     with service_behind(server, door) as service:
-        assert answers(service, ["@images/pitted.png"]) == ["Pitted"]
+        assert answers(service, [f"{IMAGES}/pitted.png"]) == ["Pitted"]
         over = iter([failure(number)])
         door.answer = lambda asked: next(over, None) if asked.path == QUERY else None
         for _ in range(2):
-            assert answers(service, ["@images/pitted.png", "@images/rolled.png"]) == ["Pitted", "Rolled"]
+            assert answers(service, [f"{IMAGES}/pitted.png", f"{IMAGES}/rolled.png"]) == ["Pitted", "Rolled"]
     assert len(door.logins) == 2
     assert len(door.statements) == 4
 
@@ -327,11 +337,11 @@ def test_session_that_the_server_lost_is_replaced(server: LocalServer, door: Fro
     sessions = importlib.import_module("fakesnow.server").sessions
     known = set(sessions)
     with service_behind(server, door) as service:
-        assert answers(service, ["@images/pitted.png"]) == ["Pitted"]
+        assert answers(service, [f"{IMAGES}/pitted.png"]) == ["Pitted"]
         for token in set(sessions) - known:
             del sessions[token]
         for _ in range(2):
-            assert answers(service, ["@images/pitted.png"]) == ["Pitted"]
+            assert answers(service, [f"{IMAGES}/pitted.png"]) == ["Pitted"]
     assert len(door.logins) == 2
 
 
@@ -371,11 +381,11 @@ def test_files_are_downloaded_where_urls_are_not_signed(
             failure(**refused) if asked.path == QUERY and asked.sql.startswith(SIGNING) else None
         )
     settings = {} if refused else {"snowflake_presigned_urls": "false"}
-    sources = [f"{FILES}/IMAGES/pitted.png", "@images/no.png", "@nowhere/a.png"]
+    sources = [f"{FILES}/IMAGES/pitted.png", f"{IMAGES}/no.png", "@local.public.nowhere/a.png"]
     with service_behind(server, door, **settings) as service:
         for _ in range(2):
             assert answers(service, sources) == ["Pitted", "file_missing", "stage_not_authorized"]
-    assert len(signed_paths(door)) == (3 if refused else 0)
+    assert len(signed_paths(door)) == (2 if refused else 0)
 
 
 # Names of stages and files.
@@ -439,7 +449,7 @@ def test_files_of_any_name_are_read(server: LocalServer, door: Front, cursor: An
     for path in PATHS:
         for folder in ("", f"{Path(path).stem}/"):
             put(cursor, "names", path, folder=folder)
-            sources += [f"@names/{folder}{path}", build_file_url(cursor, "names", folder + path)]
+            sources += [f"@local.public.names/{folder}{path}", build_file_url(cursor, "names", folder + path)]
     with service_behind(server, door) as service:
         found = dict(zip(sources, answers(service, sources), strict=True))
     assert found == dict.fromkeys(sources, "Scratches")
@@ -454,23 +464,23 @@ def test_longest_names_exceed_only_the_connector_s_limit(
     cursor.execute(f"CREATE OR REPLACE STAGE lengthy ENCRYPTION = (TYPE = '{kind}')")
     put(cursor, "lengthy", f"{'a' * 240}.png")
     with service_behind(server, door) as service:
-        assert answers(service, [f"@lengthy/{'a' * 240}.png"]) == [answer]
+        assert answers(service, [f"@local.public.lengthy/{'a' * 240}.png"]) == [answer]
 
 
 def test_composed_and_decomposed_names_are_two_files(server: LocalServer, door: Front, cursor: Any) -> None:
     cursor.execute("CREATE OR REPLACE STAGE forms ENCRYPTION = (TYPE = 'SNOWFLAKE_SSE')")
     put(cursor, "forms", "caf\u00e9.png", sample="pitted.png")
     put(cursor, "forms", "cafe\u0301.png", sample="rolled.png")
-    sources = [f"@forms/{name}.png" for name in ("caf\u00e9", "cafe\u0301")]
+    sources = [f"@local.public.forms/{name}.png" for name in ("caf\u00e9", "cafe\u0301")]
     sources += [build_file_url(cursor, "forms", f"{name}.png") for name in ("caf\u00e9", "cafe\u0301")]
     with service_behind(server, door) as service:
         assert answers(service, sources) == ["Pitted", "Rolled"] * 2
 
 
 def test_invalid_name_does_not_affect_other_rows(server: LocalServer, door: Front) -> None:
-    bad = ["@images/a\0.png", f"{FILES}/IMAGES/%00.png", f"{FILES}/IMAGES/%ff.png", '@"a\0"/b.png']
-    odd = ["@images//pitted.png", "@images/../secret.png", "@images/" + "a/" * 2000 + "a.png"]
-    sources = [*bad, *odd, "@images/pitted.png", f"{FILES}/IMAGES/pitted.png"]
+    bad = [f"{IMAGES}/a\0.png", f"{FILES}/IMAGES/%00.png", f"{FILES}/IMAGES/%ff.png", '@"a\0"/b.png']
+    odd = [f"{IMAGES}//pitted.png", f"{IMAGES}/../secret.png", f"{IMAGES}/" + "a/" * 2000 + "a.png"]
+    sources = [*bad, *odd, f"{IMAGES}/pitted.png", f"{FILES}/IMAGES/pitted.png"]
     with service_behind(server, door) as service:
         found = answers(service, sources)
     assert found[:4] == ["invalid_source"] * 4
@@ -505,7 +515,12 @@ def test_no_secret_leaves_the_service(
     token, passphrase = "pat-7c1d", "phrase-55aa"
     key = tmp_path / "key.p8"
     key.write_text("no key")
-    sources = ["@images/pitted.png", "@nowhere/a.png", "@images/no.png", f"{FILES}/IMAGES/a%00.png"]
+    sources = [
+        f"{IMAGES}/pitted.png",
+        "@local.public.nowhere/a.png",
+        f"{IMAGES}/no.png",
+        f"{FILES}/IMAGES/a%00.png",
+    ]
     texts = []
     refusals = [
         failure(1003, "syntax error near 'SELECT'"),

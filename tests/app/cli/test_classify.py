@@ -392,6 +392,9 @@ def test_stage_without_images_and_invalid_stage_path_are_reported(
     assert f"{stage}/august" in capsys.readouterr().err
     assert main(["classify", *flags, "@a b/c"]) == 1
     assert "@a b/c" in capsys.readouterr().err
+    for path in ("@photos", "@photos/july/pitted.png"):
+        assert main(["classify", *flags, path]) == 1
+        assert path.replace("@", "@db.schema.") in capsys.readouterr().err
 
 
 def test_outcomes_of_staged_files_are_stored_by_etag(

@@ -63,7 +63,7 @@ def test_text_with_a_scheme_is_a_url(text: str) -> None:
 
 def test_blanks_around_a_reference_are_stripped() -> None:
     assert parse_source(" https://a/b\n") == Url("https://a/b")
-    assert parse_source("\t@s/a b.png ") == StageFile(("S",), "a b.png")
+    assert parse_source("\t@d.s.t/a b.png ") == StageFile(("D", "S", "T"), "a b.png")
 
 
 def test_file_url_and_stage_path_are_stage_files() -> None:
@@ -78,7 +78,7 @@ def test_scoped_urls_and_user_stages_are_rejected() -> None:
     assert isinstance(parse_source("@~/a.png"), StageNotAuthorized)
 
 
-@pytest.mark.parametrize("value", ["", " \n", "@", "@stage", f"{FILES}/DB/S/T", 0, 1.5, True, [], {}])
+@pytest.mark.parametrize("value", ["", " \n", "@", "@d.s.t", f"{FILES}/DB/S/T", 0, 1.5, True, [], {}])
 def test_other_values_are_invalid(value: object) -> None:
     assert isinstance(parse_source(value), InvalidSource)
 
@@ -89,7 +89,7 @@ def test_other_values_are_invalid(value: object) -> None:
     [
         ("https://a/", UrlNotAllowed, "URL"),
         (f"{FILES}/", UrlNotAllowed, "URL"),
-        ("@a/", InvalidSource, "stage path"),
+        ("@d.s.a/", InvalidSource, "stage path"),
     ],
 )
 def test_reference_has_at_most_8192_characters(

@@ -29,8 +29,6 @@ def refused(number: int) -> Exception:
         (2043, StageNotAuthorized, False),
         (3001, StageNotAuthorized, False),
         (3003, StageNotAuthorized, False),
-        (90105, StageNotAuthorized, False),
-        (90106, StageNotAuthorized, False),
         (606, WarehouseUnavailable, True),
         (608, WarehouseUnavailable, True),
         (90073, WarehouseUnavailable, True),
@@ -99,7 +97,6 @@ def test_credential_errors_mean_login_failed(error: Exception) -> None:
         refused(2003),
         refused(606),
         refused(1003),
-        refused(90105),
         errors.OperationalError(msg=NAMES, errno=1),
     ],
 )

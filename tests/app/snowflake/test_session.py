@@ -218,7 +218,6 @@ def test_rejected_login_maps_to_an_error(server: Front, answer: Answer, error: t
     [
         (failure(2003), StageNotAuthorized),
         (failure(3001), StageNotAuthorized),
-        (failure(90105), StageNotAuthorized),
         (failure(606), WarehouseUnavailable),
         (failure(90073), WarehouseUnavailable),
         (failure(1003), SnowflakeRefused),
