@@ -30,6 +30,10 @@ from model.errors import ImageTooLarge, InputError
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _REFUSALS = frozenset({400, 401, 403, 404})
 _RETRYABLE = frozenset({408, 425, 429, 500, 502, 503, 504})
+# S3 frames uploads as aws-chunked. Some stores keep an upload's header, aws-chunked or aws-chunked,gzip,
+# for content without the framing; whether that is compressed, its first bytes show.
+_ENCODINGS_OF_UPLOADS = frozenset({"aws-chunked", "gzip"})
+_GZIP = b"\x1f\x8b"
 _READ_BYTES = 64 * 1024
 # A piece is parsed in a millisecond or two, though each of its messages or chunks is as short as can be.
 HEAD_PIECE_BYTES = 1024
@@ -118,14 +122,16 @@ class ImageFetcher:
         if response.status != 200:
             raise await _failure(response)
         refuse_encrypted(response.headers)
-        encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
-        if encoding != "identity":
-            raise FetchFailed("An image must be stored without a Content-Encoding.")
+        encodings = _encodings(response)
+        if encodings - _ENCODINGS_OF_UPLOADS or encodings == {"gzip"}:
+            raise _encoded(encodings)
         self._refuse_bytes(response.content_length or 0)
         content = bytearray()
         async for chunk in response.content.iter_chunked(_READ_BYTES):
             content += chunk
             self._refuse_bytes(len(content))
+        if "gzip" in encodings and content.startswith(_GZIP):
+            raise _encoded(encodings)
         return bytes(content)
 
     def _refuse_bytes(self, image_bytes: int) -> None:
@@ -293,6 +299,17 @@ class _CheckedResolver(AbstractResolver):
 
     async def close(self) -> None:
         await self._resolver.close()
+
+
+def _encodings(response: aiohttp.ClientResponse) -> set[str]:
+    """The codings of a response in lower case, without those that mean none."""
+    values = response.headers.getall("Content-Encoding", ())
+    return {coding.strip().lower() for value in values for coding in value.split(",")} - {"", "identity"}
+
+
+def _encoded(encodings: set[str]) -> FetchFailed:
+    stated = ", ".join(sorted(encodings))
+    return FetchFailed(f"An image must be stored without a Content-Encoding. Received: {stated[:80]!a}.")
 
 
 def _location(response: aiohttp.ClientResponse) -> str:

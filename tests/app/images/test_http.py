@@ -1,4 +1,5 @@
 import asyncio
+import gzip
 from collections.abc import Callable
 from typing import Any
 
@@ -205,9 +206,54 @@ def test_invalid_http_is_an_error(garbage: bytes) -> None:
         fetch(respond)
 
 
-def test_content_encoding_is_rejected() -> None:
-    with pytest.raises(FetchFailed, match="Content-Encoding"):
-        fetch(answer(b"x", "Content-Encoding: gzip"))
+@pytest.mark.parametrize(
+    "headers",
+    [
+        ("",),
+        (" , ",),
+        ("identity",),
+        ("Identity , ",),
+        ("aws-chunked",),
+        ("AWS-Chunked",),
+        (" aws-chunked ,",),
+        ("aws-chunked,gzip",),
+        ("gzip , AWS-CHUNKED",),
+        ("aws-chunked", "gzip"),
+        ("aws-chunked", "", "identity"),
+    ],
+)
+def test_plain_content_encoding_is_accepted(headers: tuple[str, ...]) -> None:
+    image, _ = fetch(answer(b"image", *(f"Content-Encoding: {value}" for value in headers)))
+    assert image == b"image"
+
+
+@pytest.mark.parametrize(
+    ("headers", "named"),
+    [
+        (("gzip",), "gzip"),
+        (("GZIP, identity",), "gzip"),
+        (("base64",), "base64"),
+        (("utf-8",), "utf-8"),
+        (("br",), "br"),
+        (("aws-chunked,base64",), "base64"),
+        (("aws-chunked", "zstd"), "zstd"),
+        (("x" * 5000,), "x" * 80),
+        (("\u00fc",), "\\xfc"),
+    ],
+)
+def test_other_content_encoding_is_named(headers: tuple[str, ...], named: str) -> None:
+    with pytest.raises(FetchFailed) as raised:
+        fetch(answer(b"image", *(f"Content-Encoding: {value}" for value in headers)))
+    assert "Content-Encoding" in raised.value.message
+    assert named in raised.value.message
+    assert raised.value.message.isascii()
+    assert len(raised.value.message) < 200
+    assert not raised.value.retryable
+
+
+def test_compressed_content_is_named_whatever_the_upload_was() -> None:
+    with pytest.raises(FetchFailed, match="aws-chunked, gzip"):
+        fetch(answer(gzip.compress(b"image"), "Content-Encoding: aws-chunked,gzip"))
 
 
 def test_certificate_must_be_trusted() -> None:
