@@ -5,7 +5,7 @@ import gzip
 import http.client
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -64,12 +64,12 @@ def success(**data: Any) -> Answer:
     return 200, {"data": data, "code": None, "message": None, "success": True}
 
 
-def table(*rows: list[str], width: int = 1) -> Answer:
+def table(*rows: list[str], width: int = 1, names: Sequence[str] = ()) -> Answer:
     """A result set of text, `width` columns wide if it is empty."""
     columns = [
-        {"name": f"C{place}", "type": "text", "nullable": True, "length": 1000, "byteLength": 4000,
+        {"name": name, "type": "text", "nullable": True, "length": 1000, "byteLength": 4000,
          "precision": None, "scale": None}
-        for place in range(len(rows[0]) if rows else width)
+        for name in names or [f"C{place}" for place in range(len(rows[0]) if rows else width)]
     ]  # fmt: skip
     return success(
         rowtype=columns, rowset=list(rows), total=len(rows), returned=len(rows), parameters=[],

@@ -61,7 +61,8 @@ class Allowlist:
         url = _parse_url(text) if matching else None
         if url is None or not any(_allows_path(pattern, url) for pattern in matching):
             raise UrlNotAllowed(
-                "A URL's host must be on the allowlist, and so must its bucket if the list names buckets. "
+                "A URL's host must be on the allowlist, EXT_CLASSIFY_ALLOWED_URL_HOSTS, and so must its "
+                "bucket if the list names buckets. "
                 f"Received: {host if port == HTTPS_PORT else f'{host}:{port}'}."
             )
         if (url.raw_host or "").lower() != host or url.port != port:
@@ -77,7 +78,10 @@ class Allowlist:
     def check_address(self, address: str) -> None:
         """Raises UrlNotAllowed for an address that is not on the public internet."""
         if not self.allow_private_addresses and not is_public(ipaddress.ip_address(address)):
-            raise UrlNotAllowed("A URL's host must have public addresses only.")
+            raise UrlNotAllowed(
+                "A URL's host must have public addresses only, unless EXT_CLASSIFY_ALLOW_PRIVATE_ADDRESSES "
+                "is true. Received: a private address."
+            )
 
     def _check_if_address(self, host: str) -> None:
         if not _NUMERIC_END.fullmatch(host):
@@ -94,14 +98,30 @@ class Allowlist:
 _BUCKET = r"(?:[a-z0-9_][a-z0-9._-]*\.)?"
 _AWS_REGION = r"[a-z]{2}(?:-[a-z]+)+-[0-9]{1,2}"
 
-# Hosts of URLs that Snowflake signs: stages on S3, Azure Blob Storage and Google Cloud Storage. Anyone can
-# create a bucket there, so this list applies only to URLs that Snowflake returns, never to URLs in rows.
+# Hosts of URLs that Snowflake signs: stages on S3 (with access points and VPC endpoints), Azure Blob Storage
+# (with DNS zones), OneLake and Google Cloud Storage. Anyone can create a bucket there, so this list applies
+# only to URLs that Snowflake returns, never to URLs in rows. Sources: the providers' documentation, and
+# Snowflake's "AWS VPC interface endpoints for internal stages".
 SNOWFLAKE_STORAGE = (
     re.compile(
         _BUCKET + r"s3(?:-fips|-accelerate)?(?:\.dualstack)?"
         rf"(?:[.-]{_AWS_REGION}|-external-1)?\.amazonaws\.com(?:\.cn)?"
     ),
-    re.compile(r"[a-z0-9]{3,24}\.blob\.core\.(?:windows\.net|usgovcloudapi\.net|chinacloudapi\.cn)"),
+    re.compile(
+        r"[a-z0-9-]+\.s3-accesspoint(?:-fips)?(?:\.dualstack)?"
+        rf"\.{_AWS_REGION}\.amazonaws\.com(?:\.cn)?"
+    ),
+    re.compile(
+        _BUCKET + rf"vpce-[a-z0-9]+-[a-z0-9]+(?:-{_AWS_REGION}[a-z])?"
+        rf"\.s3\.{_AWS_REGION}\.vpce\.amazonaws\.com(?:\.cn)?"
+    ),
+    re.compile(
+        r"[a-z0-9]{3,24}\.(?:blob\.core\.(?:windows\.net|usgovcloudapi\.net|chinacloudapi\.cn)"
+        r"|z[0-9]{1,2}\.blob\.storage\.azure\.net)"
+    ),
+    re.compile(
+        r"(?:(?:[a-z0-9]+-)?onelake|[0-9a-f]{32}\.z[0-9a-f]{2})\.(?:blob|dfs)\.fabric\.microsoft\.com"
+    ),
     re.compile(_BUCKET + r"storage\.googleapis\.com|storage\.[a-z]+-[a-z]+[0-9]{1,2}\.rep\.googleapis\.com"),
 )
 

@@ -58,6 +58,10 @@ class SnowflakeSession:
         """All rows of one statement, in one round trip. Raises the InputErrors of app.snowflake.errors."""
         return await self._with_connection(lambda connection: _fetch_all(connection, statement, parameters))
 
+    async def query_dicts(self, statement: str) -> list[dict[str, Any]]:
+        """As query(), with the columns by their names: those of SHOW may move."""
+        return await self._with_connection(lambda connection: _fetch_dicts(connection, statement))
+
     async def download(self, stage: tuple[str, ...], path: str, max_bytes: int) -> bytes:
         """A staged file, decrypted by the connector. Raises FileMissing, ImageTooLarge, or as query()."""
         return await self._with_connection(
@@ -193,6 +197,13 @@ def _fetch_all(
     with connection.cursor() as cursor:
         cursor.execute(statement, tuple(parameters) or None)
         return cursor.fetchall()
+
+
+def _fetch_dicts(connection: "SnowflakeConnection", statement: str) -> list[dict[str, Any]]:
+    with connection.cursor() as cursor:
+        cursor.execute(statement)
+        names = [column[0] for column in cursor.description]
+        return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
 
 
 # AES in CBC mode pads each file by 1 to 16 bytes.

@@ -8,9 +8,9 @@ import asyncio
 import re
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias, TypeVar
 
 from pydantic_core import from_json, to_json
 
@@ -19,6 +19,7 @@ from app.errors import (
     SnowflakeNotConfigured,
     SnowflakeRefused,
     StageNotAllowed,
+    UrlNotAllowed,
     WrongAccount,
 )
 from app.images.allowlist import SNOWFLAKE_STORAGE, Allowlist
@@ -40,6 +41,10 @@ UNSIGNED_SECONDS = 300.0
 # documentation, BUILD_STAGE_FILE_URL and "Account identifiers".
 _OPTIONAL_LABELS = re.compile(r"(?:\.us-west-2)?(?:\.privatelink)?(?=\.snowflakecomputing\.(?:com|cn|mil)\Z)")
 
+_HOST = r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)+"
+_LISTED_HOST = re.compile(rf"(?:\*\.)?{_HOST}")
+_STAGE_HOST = re.compile(rf"{_HOST}(?::[0-9]{{1,5}})?(?:/[^/]+)?")
+
 # Each stage costs a statement; the limit keeps a batch of invented names from flooding Snowflake.
 MAX_STAGES_IN_BATCH = 16
 
@@ -48,6 +53,7 @@ Stage: TypeAlias = tuple[str, ...]
 Signed: TypeAlias = dict[str, str] | None
 # None for a stage path, which names no host.
 Host: TypeAlias = str | None
+_Row = TypeVar("_Row")
 
 
 class StageReader:
@@ -58,6 +64,7 @@ class StageReader:
         self._session = session
         self._fetcher = fetcher
         self._storage = Allowlist((*SNOWFLAKE_STORAGE, *settings.allowed_url_hosts))
+        self._storage_of_stages: dict[Stage, Allowlist] = {}
         self._allowed_stages = frozenset(map(parse_identifier, settings.snowflake_stages))
         self._account_hosts = _hosts_of_account(settings)
         self._hosts_query: asyncio.Task[InputError | None] | None = None
@@ -78,7 +85,7 @@ class StageReader:
         if signed is None:
             return await self._download(file)
         try:
-            return await self._fetcher.fetch(Url(signed[file.path]), self._storage)
+            return await self._fetcher.fetch(Url(signed[file.path]), self._storage_of(file.stage))
         except ClientSideEncrypted:
             self._leave_unsigned(file.stage)
             return await self._download(file)
@@ -113,7 +120,38 @@ class StageReader:
         except SnowflakeRefused:
             self._leave_unsigned(stage)
             return None
-        return {path: url for path, (url,) in zip(paths, rows, strict=True)}
+        signed = {path: url for path, (url,) in zip(paths, rows, strict=True)}
+        await self._learn_storage(stage, signed[paths[0]])
+        return signed
+
+    async def _learn_storage(self, stage: Stage, url: str) -> None:
+        """Allow the stage's storage if it is one that only the account or the stage itself names."""
+        if self._allows(stage, url):
+            return
+        await self._learn_account_hosts()
+        if not self._allows(stage, url):
+            own = await self._query_stage(stage)
+            self._storage_of_stages[stage] = Allowlist((*self._storage.patterns, *own))
+
+    def _storage_of(self, stage: Stage) -> Allowlist:
+        return self._storage_of_stages.get(stage, self._storage)
+
+    def _allows(self, stage: Stage, url: str) -> bool:
+        try:
+            self._storage_of(stage).check_url(url)
+        except UrlNotAllowed:
+            return False
+        return True
+
+    async def _query_stage(self, stage: Stage) -> tuple[str, ...]:
+        """Hosts and buckets in the stage's definition. Source: Snowflake documentation, SHOW STAGES."""
+        *schema, name = stage
+        pattern = quote_string(name.replace("\\", "_"))
+        statement = f"SHOW STAGES LIKE {pattern} IN SCHEMA {quote_identifier(*schema)}"
+        for row in await _or_none(self._session.query_dicts(statement)):
+            if row["name"] == name:
+                return _hosts_of_stage(row.get("url") or "", row.get("endpoint") or "")
+        return ()
 
     async def _download(self, file: StageFile) -> bytes:
         return await self._session.download(file.stage, file.path, self._settings.max_image_bytes)
@@ -148,7 +186,7 @@ class StageReader:
                 )
 
     async def _learn_account_hosts(self) -> None:
-        """Query the account's hosts once; concurrent callers wait for the same query."""
+        """Query the hosts of the account and its storage once; concurrent callers share the query."""
         if self._hosts_query is None:
             self._hosts_query = asyncio.ensure_future(self._query_hosts())
         failure = await asyncio.shield(self._hosts_query)
@@ -156,25 +194,18 @@ class StageReader:
             raise failure.without_traceback()
 
     async def _query_hosts(self) -> InputError | None:
-        """Add the hosts of the account's other names, which SYSTEM$ALLOWLIST lists."""
+        """Add the hosts that SYSTEM$ALLOWLIST lists; its privatelink form needs private connectivity."""
         try:
-            public = await self._session.query("SELECT SYSTEM$ALLOWLIST()")
-            private = await self._query_private_hosts()
+            rows = await self._session.query("SELECT SYSTEM$ALLOWLIST()")
+            rows += await _or_none(self._session.query("SELECT SYSTEM$ALLOWLIST_PRIVATELINK()"))
         except InputError as error:
             self._hosts_query = None  # the next caller retries
             return error
-        for [text] in (*public, *private):
-            self._account_hosts |= _hosts_of_deployment(text)
+        listed = [host for [text] in rows for host in _listed_hosts(text, "STAGE")]
+        self._storage = Allowlist((*self._storage.patterns, *listed))
+        for [text] in rows:
+            self._account_hosts |= frozenset(map(_canonical, _listed_hosts(text, "SNOWFLAKE_DEPLOYMENT")))
         return None
-
-    async def _query_private_hosts(self) -> list[tuple[Any, ...]]:
-        """None for accounts that have no private connectivity."""
-        try:
-            return await self._session.query("SELECT SYSTEM$ALLOWLIST_PRIVATELINK()")
-        except InputError as error:
-            if error.retryable:
-                raise
-            return []
 
 
 @dataclass(frozen=True)
@@ -215,16 +246,38 @@ class StageBatch:
         return await asyncio.shield(self._signing[stage])
 
 
-def _hosts_of_deployment(text: str) -> frozenset[str]:
-    """The account's own hosts in the result of SYSTEM$ALLOWLIST, in canonical form."""
+async def _or_none(rows: Awaitable[list[_Row]]) -> list[_Row]:
+    """No rows if the statement fails, unless it may succeed later. Raises InputError."""
     try:
-        return frozenset(
-            _canonical(entry["host"])
-            for entry in from_json(text)
-            if entry["type"].startswith("SNOWFLAKE_DEPLOYMENT")
-        )
+        return await rows
+    except InputError as error:
+        if error.retryable:
+            raise
+        return []
+
+
+def _listed_hosts(text: str, kind: str) -> list[str]:
+    """The hosts of one kind in the result of SYSTEM$ALLOWLIST, `.domain` for `*.domain`."""
+    try:
+        hosts = [entry["host"] for entry in from_json(text) if entry["type"].startswith(kind)]
+        return [host.removeprefix("*") for host in hosts if _LISTED_HOST.fullmatch(host)]
     except (ValueError, TypeError, KeyError, AttributeError):
-        return frozenset()
+        return []
+
+
+def _hosts_of_stage(url: str, endpoint: str) -> tuple[str, ...]:
+    """Allowed hosts of an external stage that names its host: one on Azure, or S3-compatible.
+
+    >>> _hosts_of_stage("s3compat://strips/2026/", "storage.mill.example")
+    ('strips.storage.mill.example', 'storage.mill.example/strips')
+    """
+    scheme, _, location = url.partition("://")
+    place, _, path = location.partition("/")
+    if endpoint:
+        hosts: tuple[str, ...] = (f"{place}.{endpoint}", f"{endpoint}/{place}")
+    else:
+        hosts = (f"{place}/{path.partition('/')[0]}",) if scheme == "azure" else ()
+    return tuple(host for host in hosts if _STAGE_HOST.fullmatch(host))
 
 
 def _hosts_of_account(settings: Settings) -> frozenset[str]:

@@ -101,7 +101,10 @@ def test_other_url_is_rejected(url: str) -> None:
         ("https://images.example.com:99999/a", "well-formed"),
         ("https://images.example.com/a b", "percent-encoded"),
         ("https://images.example.com/" + "a" * 9000, "at most 8192 characters. Received: 9027"),
-        ("https://evil.example.com:9000/a", "on the allowlist.* Received: evil.example.com:9000"),
+        (
+            "https://evil.example.com:9000/a",
+            "EXT_CLASSIFY_ALLOWED_URL_HOSTS.* Received: evil.example.com:9000",
+        ),
     ],
 )
 def test_refusal_states_the_rule_that_was_broken(url: str, rule: str) -> None:
@@ -245,7 +248,22 @@ def test_error_message_does_not_contain_the_path() -> None:
         "mill.s3-external-1.amazonaws.com",
         "mill.s3.cn-north-1.amazonaws.com.cn",
         "sfc-prod3-ds1-16-customer-stage.s3.us-west-2.amazonaws.com",
+        "mill-123456789012.s3-accesspoint.eu-central-1.amazonaws.com",
+        "mill-123456789012.s3-accesspoint.dualstack.us-west-2.amazonaws.com",
+        "mill-123456789012.s3-accesspoint-fips.us-gov-west-1.amazonaws.com",
+        "mill-123456789012.s3-accesspoint.cn-north-1.amazonaws.com.cn",
+        "bucket.vpce-0a1b2c3d-4e5f6a7b.s3.us-east-1.vpce.amazonaws.com",
+        "mill.images.bucket.vpce-0a1b2c3d-4e5f6a7b.s3.us-east-1.vpce.amazonaws.com",
+        "bucket.vpce-0a1b2c3d-4e5f6a7b-us-east-1a.s3.us-east-1.vpce.amazonaws.com",
+        "sfc-customer-stage.vpce-0a1b2c3d-abcdefgh.s3.us-west-2.vpce.amazonaws.com",
+        "mill-123456789012.accesspoint.vpce-0a1b2c3d-4e5f6a7b.s3.us-east-1.vpce.amazonaws.com",
         "sfcprodstage16.blob.core.windows.net",
+        "strips.z01.blob.storage.azure.net",
+        "strips.z7.blob.storage.azure.net",
+        "onelake.dfs.fabric.microsoft.com",
+        "onelake.blob.fabric.microsoft.com",
+        "westeurope-onelake.dfs.fabric.microsoft.com",
+        f"{'0af' * 10}01.z0a.blob.fabric.microsoft.com",
         "sfcgovstage.blob.core.usgovcloudapi.net",
         "sfccnstage.blob.core.chinacloudapi.cn",
         "storage.googleapis.com",
@@ -290,6 +308,30 @@ def test_snowflake_storage_hosts_are_recognized(host: str) -> None:
         "s3.amazonaws.com:8443",
         ".s3.amazonaws.com",
         "a..s3.amazonaws.com",
+        "mill.evil.s3-accesspoint.eu-central-1.amazonaws.com",
+        "s3-accesspoint.eu-central-1.amazonaws.com",
+        "mill.s3-accesspoint.evil.amazonaws.com",
+        "mill.s3-accesspoint.eu-central-1.amazonaws.com.evil.com",
+        "mill.s3-accesspoint.eu-central-1.vpce.amazonaws.com",
+        "s3.us-east-1.vpce.amazonaws.com",
+        "bucket.s3.us-east-1.vpce.amazonaws.com",
+        "vpce-0a1b2c3d-4e5f6a7b.execute-api.us-east-1.vpce.amazonaws.com",
+        "vpce-svc-0a1b2c3d.us-east-1.vpce.amazonaws.com",
+        "bucket.vpce-0a1b2c3d-4e5f6a7b.s3.evil.vpce.amazonaws.com",
+        "bucket.vpce-0a1b2c3d-4e5f6a7b.s3.us-east-1.vpce.amazonaws.com.evil.com",
+        "bucket.evilvpce-0a1b.s3.us-east-1.vpce.amazonaws.com",
+        "strips.blob.storage.azure.net",
+        "strips.z01.file.storage.azure.net",
+        "strips.evil.z01.blob.storage.azure.net",
+        "strips.z01.blob.storage.azure.net.evil.com",
+        "blob.storage.azure.net",
+        "fabric.microsoft.com",
+        "dfs.fabric.microsoft.com",
+        "evilonelake.dfs.fabric.microsoft.com",
+        "onelake.dfs.fabric.microsoft.com.evil.com",
+        "a.onelake.dfs.fabric.microsoft.com",
+        "onelake.api.fabric.microsoft.com",
+        "onelake.dfs.pbidedicated.windows.net",
         "blob.core.windows.net",
         "account.dfs.core.windows.net",
         "account.file.core.windows.net",
@@ -359,7 +401,7 @@ def test_signed_url_is_unchanged() -> None:
 
 
 def test_private_address_is_rejected_even_if_on_the_allowlist() -> None:
-    with pytest.raises(UrlNotAllowed, match="public"):
+    with pytest.raises(UrlNotAllowed, match="EXT_CLASSIFY_ALLOW_PRIVATE_ADDRESSES"):
         Allowlist(("10.0.0.5",)).check_url("https://10.0.0.5/a")
     Allowlist(("10.0.0.5",), allow_private_addresses=True).check_url("https://10.0.0.5/a")
 

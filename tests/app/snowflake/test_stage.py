@@ -2,15 +2,19 @@
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
 from app.errors import (
+    FetchFailed,
     FileMissing,
     SnowflakeUnavailable,
     StageNotAllowed,
     StageNotAuthorized,
+    UrlNotAllowed,
+    WarehouseUnavailable,
     WrongAccount,
 )
 from app.images.http import ImageFetcher
@@ -18,8 +22,9 @@ from app.images.source import StageFile
 from app.settings import Settings
 from app.snowflake import stage as stage_module
 from app.snowflake.session import SnowflakeSession
-from app.snowflake.stage import MAX_STAGES_IN_BATCH, StageReader
+from app.snowflake.stage import MAX_STAGES_IN_BATCH, StageBatch, StageReader
 from model.errors import InputError
+from tests.app.images.https_server import FixedResolver, HttpsServer, answer
 from tests.snowflake_front import QUERY, Answer, Asked, Front, failure, front, table
 
 FILE = StageFile(("DB", "S", "IMAGES"), "a.png")
@@ -31,6 +36,18 @@ def server() -> Iterator[Front]:
         yield opened
 
 
+def settings_for(server: Front, **given: Any) -> Settings:
+    settings = {
+        "snowflake_account": "local",
+        "snowflake_user": "CLASSIFIER",
+        "snowflake_token": "any",
+        "snowflake_host": "127.0.0.1",
+        "snowflake_port": server.port,
+        "snowflake_protocol": "http",
+    }
+    return Settings(**settings | given)
+
+
 def read(server: Front, *batches: list[StageFile], account: str = "local") -> list[list[type[InputError]]]:
     """The errors of batches that one reader reads in turn; the fake server has no files."""
 
@@ -40,14 +57,7 @@ def read(server: Front, *batches: list[StageFile], account: str = "local") -> li
         return [type(outcome) for outcome in outcomes if isinstance(outcome, InputError)]
 
     async def run() -> list[list[type[InputError]]]:
-        settings = Settings(
-            snowflake_account=account,
-            snowflake_user="CLASSIFIER",
-            snowflake_token="any",  # noqa: S106 - the fake server accepts every login
-            snowflake_host="127.0.0.1",
-            snowflake_port=server.port,
-            snowflake_protocol="http",
-        )
+        settings = settings_for(server, snowflake_account=account)
         async with ImageFetcher(settings) as fetcher, SnowflakeSession(settings) as session:
             reader = StageReader(settings, session, fetcher)
             return [await fetch(reader, files) for files in batches]
@@ -202,6 +212,142 @@ def test_malformed_allowlist_is_ignored(server: Front, answer: str | None) -> No
     server.answer = answer_malformed
     elsewhere = StageFile(FILE.stage, "b.png", "other.snowflakecomputing.com")
     assert read(server, [FILE, elsewhere]) == [[StageNotAuthorized, WrongAccount]]
+
+
+STAGE_COLUMNS = ("created_on", "name", "url", "endpoint")
+
+
+def sign(url: str, *stages: list[str]) -> Callable[[Asked], Answer]:
+    """Snowflake signs this URL, lists `stages`, and knows two hosts of storage."""
+    listed = [
+        {"type": "STAGE", "host": "stage.mill.example", "port": 443},
+        {"type": "STAGE", "host": "*.stages.mill.example", "port": 443},
+        {"type": "STAGE", "host": "*", "port": 443},
+        {"type": "OCSP_CACHE", "host": "ocsp.mill.example", "port": 80},
+    ]
+
+    def answer(asked: Asked) -> Answer:
+        if asked.path != QUERY:
+            return None
+        if "GET_PRESIGNED_URL" in asked.sql:
+            return table([url])
+        if asked.sql.startswith("SHOW STAGES"):
+            return table(*stages, names=STAGE_COLUMNS)
+        return failure(3001) if "PRIVATELINK" in asked.sql else table([json.dumps(listed)])
+
+    return answer
+
+
+def fetch_from(
+    server: Front, url: str, *stages: list[str], batches: int = 1, **given: object
+) -> list[bytes | InputError]:
+    """The outcomes of reading one file in batches, from a store that has every host; {port} is its port."""
+
+    async def run() -> list[bytes | InputError]:
+        async with HttpsServer(answer(b"image"), "*.mill.example", "*.storage.mill.example") as store:
+            server.answer = sign(
+                url.format(port=store.port),
+                *([text.format(port=store.port) for text in stage] for stage in stages),
+            )
+            settings = settings_for(server, **{"allow_private_addresses": True} | given)
+            resolver = FixedResolver("127.0.0.1")
+            fetcher = ImageFetcher(settings, resolver=resolver, ssl_context=store.client_context)
+            async with fetcher, SnowflakeSession(settings) as session:
+                reader = StageReader(settings, session, fetcher)
+                return [await outcome_of(reader.open_batch([FILE])) for _ in range(batches)]
+
+    return asyncio.run(run())
+
+
+async def outcome_of(batch: StageBatch) -> bytes | InputError:
+    try:
+        return await batch.fetch(FILE)
+    except InputError as error:
+        return error
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://strips.storage.mill.example:{port}/a.png?sig=b",
+        "https://storage.mill.example:{port}/strips/a.png?sig=b",
+    ],
+)
+def test_storage_of_an_s3_compatible_stage_is_allowed(server: Front, url: str) -> None:
+    other = ["2026", "images", "s3compat://others/", "others.mill.example"]
+    stage = ["2026", "IMAGES", "s3compat://strips/2026/", "storage.mill.example:{port}"]
+    assert fetch_from(server, url, other, stage, batches=2) == [b"image", b"image"]
+    assert [sql.split("(")[0] for sql in server.statements] == [
+        "SELECT GET_PRESIGNED_URL",
+        "SELECT SYSTEM$ALLOWLIST",
+        "SELECT SYSTEM$ALLOWLIST_PRIVATELINK",
+        'SHOW STAGES LIKE \'IMAGES\' IN SCHEMA "DB"."S"',
+        "SELECT GET_PRESIGNED_URL",
+    ]
+
+
+def test_storage_of_an_azure_stage_is_allowed(server: Front) -> None:
+    stage = ["2026", "IMAGES", "azure://azure.mill.example:{port}/strips/2026/", ""]
+    url = "https://azure.mill.example:{port}/strips/2026/a.png?sig=b"
+    assert fetch_from(server, url, stage) == [b"image"]
+
+
+@pytest.mark.parametrize(
+    "host", ["stage.mill.example", "a.b.stages.mill.example", "onelake.dfs.fabric.microsoft.com"]
+)
+def test_storage_that_the_account_lists_is_allowed(server: Front, host: str) -> None:
+    [outcome] = fetch_from(server, f"https://{host}/a.png?sig=b")
+    assert isinstance(outcome, FetchFailed)  # no store of this test listens on port 443
+
+
+STAGE = ["2026", "IMAGES", "s3compat://strips/2026/", "storage.mill.example:{port}"]
+
+
+@pytest.mark.parametrize(
+    ("url", "stage"),
+    [
+        ("https://evil.example/a.png", STAGE),
+        ("https://evil.example:{port}/strips/a.png", STAGE),
+        ("https://storage.mill.example/strips/a.png", STAGE),
+        ("https://storage.mill.example:{port}/others/a.png", STAGE),
+        ("https://storage.mill.example:{port}/strips/../others/a.png", STAGE),
+        ("https://others.storage.mill.example:{port}/a.png", STAGE),
+        ("https://strips.storage.mill.example.evil.example:{port}/a.png", STAGE),
+        ("https://ocsp.mill.example/a.png", STAGE),
+        ("https://stages.mill.example/a.png", STAGE),
+        ("https://evilstages.mill.example/a.png", STAGE),
+        ("https://evil.example/a.png", ["2026", "IMAGES", "s3compat://evil/", ".example"]),
+        ("https://evil.example/a.png", ["2026", "IMAGES", "s3compat:///", "example"]),
+        ("https://evil.example/a.png", ["2026", "IMAGES", "azure://.example/", ""]),
+        ("https://evil.example/a.png", ["2026", "IMAGES", "azure://evil.example@x/", ""]),
+        ("https://evil.example/a.png", ["2026", "IMAGES", "s3://evil.example/", ""]),
+        ("https://evil.example/a.png", ["2026", "images", "azure://evil.example/strips/", ""]),
+        ("https://10.0.0.5:{port}/a.png", ["2026", "IMAGES", "", ""]),
+    ],
+)
+def test_other_storage_is_refused_with_the_setting_that_allows_it(
+    server: Front, url: str, stage: list[str]
+) -> None:
+    [outcome] = fetch_from(server, url, stage)
+    assert isinstance(outcome, UrlNotAllowed)
+    assert "EXT_CLASSIFY_ALLOWED_URL_HOSTS" in outcome.message
+
+
+def test_private_address_of_a_stage_is_refused_with_the_setting_that_allows_it(server: Front) -> None:
+    url = "https://strips.storage.mill.example:{port}/a.png"
+    [outcome] = fetch_from(server, url, STAGE, allow_private_addresses=False)
+    assert isinstance(outcome, UrlNotAllowed)
+    assert "EXT_CLASSIFY_ALLOW_PRIVATE_ADDRESSES" in outcome.message
+
+
+def test_unavailable_snowflake_while_storage_is_learned_is_retried(server: Front) -> None:
+    def interrupt(asked: Asked) -> Answer:
+        return failure(606) if "SYSTEM$" in asked.sql else answer_signed(asked)
+
+    answer_signed = sign("https://elsewhere.example/a.png")
+    server.answer = lambda asked: interrupt(asked) if asked.path == QUERY else None
+    assert read(server, [FILE], [FILE]) == [[WarehouseUnavailable]] * 2
+    assert server.statements.count("SELECT SYSTEM$ALLOWLIST()") == 2
 
 
 def reject_all(asked: Asked) -> Answer:
