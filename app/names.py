@@ -49,6 +49,29 @@ def quote_identifier(*names: str) -> str:
     return ".".join('"' + name.replace('"', '""') + '"' for name in names)
 
 
+# What surrounds an account in URLs of Snowflake.
+_AROUND_ACCOUNT = re.compile(
+    r"\A\s*(?:https://)?(?:app\.snowflake\.com/)?|(?:\.snowflakecomputing\.[a-z]+)?/?\s*\Z", re.IGNORECASE
+)
+# `org.account`, as in SQL, or `org/account`, as in Snowsight. A region has a dash, or a cloud after it.
+_DOTTED_ACCOUNT = re.compile(r"([a-z0-9]+)[./](?!(?:privatelink|global)\Z)([a-z0-9_]+)", re.IGNORECASE)
+
+
+def require_account(text: str) -> None:
+    """Raises ValueError for common mistakes in an account identifier, with what to write instead.
+
+    Source: Snowflake documentation, "Account identifiers".
+    """
+    name = _AROUND_ACCOUNT.sub("", text)
+    if dotted := _DOTTED_ACCOUNT.fullmatch(name):
+        name = "-".join(dotted.groups())
+    if name != text:
+        raise ValueError(
+            "An account must be organization-account, or a locator with its region, such as "
+            f"xy12345.eu-central-1. Received: {text!r}" + ("" if "/" in name else f"; write {name}")
+        )
+
+
 def quote_string(text: str) -> str:
     """`text` as a string constant, with backslashes escaped for Snowflake. Raises ValueError for NUL."""
     if "\0" in text:

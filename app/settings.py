@@ -24,7 +24,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from app.names import parse_identifier
+from app.names import parse_identifier, require_account
 from model.defaults import DEFAULT_MODEL_PATH, Engine, usable_cores, user_cache_dir
 from model.image_limits import ImageLimits
 
@@ -60,6 +60,16 @@ def _require_stage_name(text: str) -> str:
     return text
 
 
+def _require_token(path: Path) -> Path:
+    try:
+        token = path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"The token's file must be readable. Received: {type(error).__name__}.") from None
+    if not token:
+        raise ValueError("The token's file must hold the token. Received: an empty file.")
+    return path
+
+
 def _require_redis_url(url: SecretStr) -> SecretStr:
     from redis.connection import parse_url  # noqa: PLC0415 - Redis is optional, and slow to import
 
@@ -73,6 +83,7 @@ def _require_redis_url(url: SecretStr) -> SecretStr:
 
 
 StageName = Annotated[str, AfterValidator(_require_stage_name)]
+TokenFile = Annotated[FilePath, AfterValidator(_require_token)]
 
 
 def _share_of_cores(settings: dict[str, Any]) -> int:
@@ -226,12 +237,17 @@ class Settings(BaseSettings):
     """Passphrase of the private key, if it has one."""
     snowflake_token: SecretStr | None = None
     """Token to log in with."""
-    snowflake_token_file: Path | None = None
+    snowflake_token_file: TokenFile | None = None
     """File with that token, read at every login."""
     snowflake_token_type: Literal["PROGRAMMATIC_ACCESS_TOKEN", "OAUTH"] = "PROGRAMMATIC_ACCESS_TOKEN"  # noqa: S105
-    """Type of the token."""
+    """Type of the token. A programmatic access token of a user of TYPE=SERVICE is valid only under a network
+    policy of the user or the account."""
     snowflake_workload_identity_provider: Literal["AWS", "AZURE", "GCP", "OIDC"] | None = None
-    """Cloud whose workload identity the service logs in with."""
+    """Cloud whose workload identity the service logs in with. `OIDC` needs the token, such as that of a
+    Kubernetes pod, in `SNOWFLAKE_TOKEN_FILE`."""
+    snowflake_workload_identity_aws_outbound_token: bool = False
+    """Whether to prove an AWS identity by a JWT of GetWebIdentityToken, as Snowflake recommends; the user in
+    Snowflake then needs an ISSUER."""
     snowflake_role: str | None = None
     """Role with READ on the stages; by default the user's default role."""
     snowflake_warehouse: str | None = None
@@ -279,6 +295,22 @@ class Settings(BaseSettings):
                 "AUTH must be api_key, jwt, spcs or none if HOST is not a loopback address. "
                 f"Received: HOST={self.host} without AUTH"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_snowflake_login(self) -> Self:
+        provider = self.snowflake_workload_identity_provider
+        if provider == "OIDC" and not (self.snowflake_token_file or self.snowflake_token):
+            raise ValueError(
+                "SNOWFLAKE_WORKLOAD_IDENTITY_PROVIDER=OIDC needs SNOWFLAKE_TOKEN_FILE or SNOWFLAKE_TOKEN"
+            )
+        if self.snowflake_workload_identity_aws_outbound_token and provider != "AWS":
+            raise ValueError(
+                "SNOWFLAKE_WORKLOAD_IDENTITY_AWS_OUTBOUND_TOKEN needs "
+                "SNOWFLAKE_WORKLOAD_IDENTITY_PROVIDER=AWS"
+            )
+        if self.snowflake_account is not None and self.snowflake_host is None:
+            require_account(self.snowflake_account)
         return self
 
     @property

@@ -10,9 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any, Self
 
 from app.client import ClientError
-from app.names import quote_identifier, quote_string
+from app.names import quote_identifier, quote_string, require_account
 from app.settings import Settings, is_inside_spcs
 from app.snowflake.credentials import connect_arguments
+from app.snowflake.errors import NETWORK_POLICY_RULE
 
 if TYPE_CHECKING:
     from snowflake.connector import SnowflakeConnection
@@ -95,7 +96,18 @@ def open_console(connection_name: str | None) -> Console:
             "A connection must be defined in connections.toml, or in config.toml as [connections.NAME]. "
             f"Received: {name!r}; defined: {', '.join(known) or 'none'}. {_CONNECTION_ADVICE}"
         )
-    return connect(connection_name=name, **_overrides(name))
+    overrides = _overrides(name)
+    _check_account({**known[name], **overrides})
+    return connect(connection_name=name, **overrides)
+
+
+def _check_account(values: Mapping[str, Any]) -> None:
+    if "host" in values:
+        return
+    try:
+        require_account(str(values.get("account", "")))
+    except ValueError as error:
+        raise ClientError(f"{error}.") from None
 
 
 def has_default_connection() -> bool:
@@ -146,6 +158,8 @@ def connect_as_service(settings: Settings) -> Console:
     timeouts = {"network_timeout", "socket_timeout", "query_timeout", "request_timeout"}
     named = {name: value for name, value in arguments.items() if name not in timeouts}
     advice = "Is this container's service allowed to log in?" if is_inside_spcs() else _SETTINGS_ADVICE
+    if named.get("authenticator") == "PROGRAMMATIC_ACCESS_TOKEN":
+        advice += f" {NETWORK_POLICY_RULE}"
     return connect(advice=advice, **named)
 
 

@@ -53,10 +53,15 @@ def connect_arguments(settings: Settings, connector_version: int) -> dict[str, A
 def _credentials(settings: Settings) -> dict[str, Any]:
     if settings.snowflake_account is None:
         return {"authenticator": "OAUTH", "token": _read_token(SPCS_TOKEN_FILE)}
-    if settings.snowflake_workload_identity_provider is not None:
+    provider = settings.snowflake_workload_identity_provider
+    if provider is not None:
         return {
             "authenticator": "WORKLOAD_IDENTITY",
-            "workload_identity_provider": settings.snowflake_workload_identity_provider,
+            "workload_identity_provider": provider,
+            "workload_identity_aws_use_outbound_token": (
+                settings.snowflake_workload_identity_aws_outbound_token or None
+            ),
+            "token": _token(settings) if provider == "OIDC" else None,
         }
     if settings.snowflake_private_key_file is not None:
         passphrase = settings.snowflake_private_key_passphrase
@@ -65,17 +70,14 @@ def _credentials(settings: Settings) -> dict[str, Any]:
             "private_key_file": str(settings.snowflake_private_key_file),
             "private_key_file_pwd": passphrase.get_secret_value() if passphrase else None,
         }
+    token = _token(settings)
+    return {} if token is None else {"authenticator": settings.snowflake_token_type, "token": token}
+
+
+def _token(settings: Settings) -> str | None:
     if settings.snowflake_token_file is not None:
-        return {
-            "authenticator": settings.snowflake_token_type,
-            "token": _read_token(settings.snowflake_token_file),
-        }
-    if settings.snowflake_token is not None:
-        return {
-            "authenticator": settings.snowflake_token_type,
-            "token": settings.snowflake_token.get_secret_value(),
-        }
-    return {}
+        return _read_token(settings.snowflake_token_file)
+    return settings.snowflake_token.get_secret_value() if settings.snowflake_token else None
 
 
 def _read_token(path: Path) -> str:

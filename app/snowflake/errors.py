@@ -26,6 +26,13 @@ _SESSION_OVER = frozenset(
 _ONE_FILE = range(253_000, 254_000)
 # HTTP 403 and 404 at login: there is no such account at that host.
 _NO_SUCH_ACCOUNT = frozenset({290403, 290404})
+# Source: Snowflake documentation, "Using programmatic access tokens for authentication".
+NETWORK_POLICY_RULE = (
+    "A programmatic access token of a user of TYPE=SERVICE is valid only under a network policy: ALTER USER "
+    "… SET NETWORK_POLICY = …, with a rule that allows the service's address."
+)
+# "Network policy is required", also as the text of a failed connection.
+_NO_NETWORK_POLICY = 390432
 _UNREACHABLE_CLASSES = frozenset(
     {"OperationalError", "InterfaceError", "InternalError", "HttpError", "RevocationCheckError"}
 )
@@ -39,6 +46,8 @@ def is_session_over(error: Exception) -> bool:
 def login_failure(error: Exception) -> InputError:
     """The row error for a failed login."""
     number = _number(error)
+    if number == _NO_NETWORK_POLICY or "network policy is required" in str(error).lower():
+        return SnowflakeLoginFailed(f"{NETWORK_POLICY_RULE} Received: error {number}.")
     if number not in _NO_SUCH_ACCOUNT and (_is_unreachable(error) or 290_000 <= number < 300_000):
         return no_answer(number)
     return SnowflakeLoginFailed(

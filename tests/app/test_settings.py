@@ -1,4 +1,6 @@
 import logging
+import re
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
@@ -114,3 +116,77 @@ def test_variables_of_a_kubernetes_service_are_ignored(
         monkeypatch.setenv(name, value)
     assert Settings().port == 8000
     assert unknown_variables() == []
+
+
+LOGIN = {"snowflake_account": "org-steel", "snowflake_user": "classifier"}
+
+
+@pytest.mark.parametrize(
+    ("content", "rule"), [(None, "point to a file"), (" \n", "hold the token"), ("ü", "be readable")]
+)
+def test_token_file_must_hold_a_token(tmp_path: Path, content: str | None, rule: str) -> None:
+    path = tmp_path / "token"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ValidationError, match=rule):
+        Settings(**LOGIN | {"snowflake_token_file": path})
+
+
+def test_workload_identity_by_oidc_needs_a_token(tmp_path: Path) -> None:
+    login = LOGIN | {"snowflake_workload_identity_provider": "OIDC"}
+    with pytest.raises(ValidationError) as raised:
+        Settings(**login)
+    assert "SNOWFLAKE_TOKEN_FILE" in describe_settings_faults(raised.value)
+    (tmp_path / "token").write_text("a.b.c")
+    Settings(**login | {"snowflake_token_file": tmp_path / "token"})
+    Settings(**login | {"snowflake_token": "a.b.c"})
+
+
+@pytest.mark.parametrize("provider", [None, "GCP", "AZURE"])
+def test_outbound_token_needs_an_aws_identity(provider: str | None) -> None:
+    login = LOGIN | {"snowflake_workload_identity_aws_outbound_token": True}
+    with pytest.raises(ValidationError, match="SNOWFLAKE_WORKLOAD_IDENTITY_PROVIDER=AWS"):
+        Settings(**login | {"snowflake_workload_identity_provider": provider})
+    Settings(**login | {"snowflake_workload_identity_provider": "AWS"})
+
+
+@pytest.mark.parametrize(
+    ("account", "identifier"),
+    [
+        ("myorg.mill", "myorg-mill"),
+        ("MYORG.STEEL_MILL", "MYORG-STEEL_MILL"),
+        ("myorg/mill", "myorg-mill"),
+        ("https://app.snowflake.com/myorg/mill/", "myorg-mill"),
+        ("myorg-mill.snowflakecomputing.com", "myorg-mill"),
+        ("https://myorg-mill.snowflakecomputing.com/", "myorg-mill"),
+        ("myorg.mill.snowflakecomputing.com", "myorg-mill"),
+        ("xy12345.eu-central-1.snowflakecomputing.com", "xy12345.eu-central-1"),
+        ("xy12345.cn-northwest-1.aws.snowflakecomputing.cn", "xy12345.cn-northwest-1.aws"),
+    ],
+)
+def test_account_in_another_form_is_refused_with_its_identifier(account: str, identifier: str) -> None:
+    with pytest.raises(ValidationError, match=rf"write {re.escape(identifier)}\b"):
+        Settings(**LOGIN | {"snowflake_account": account})
+    Settings(**LOGIN | {"snowflake_account": account, "snowflake_host": "mill.example"})
+
+
+@pytest.mark.parametrize(
+    "account",
+    [
+        "myorg-mill",
+        "MYORG-STEEL_MILL",
+        "xy12345",
+        "xy12345.us-east-1",
+        "xy12345.us-east-2.aws",
+        "xy12345.mexicocentral.azure",
+        "xy12345.fhplus.us-gov-west-1.aws",
+        "xy12345.us-gov-virginia.azure",
+        "xy12345.europe-west4.gcp",
+        "myorg-mill.privatelink",
+        "xy12345.privatelink",
+        "xy12345.us-east-1.privatelink",
+        "mill-x1y2z3.global",
+    ],
+)
+def test_each_documented_form_of_an_account_is_accepted(account: str) -> None:
+    assert Settings(**LOGIN | {"snowflake_account": account}).reads_stages

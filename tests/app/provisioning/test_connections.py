@@ -3,16 +3,20 @@
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 from app.cli.service_process import own_service
+from app.client import ClientError
 from app.emulator import LocalServer
+from app.provisioning.console import connect_as_service
+from app.settings import Settings
 from tests.conftest import SAMPLES
 from tests.running import PYTHONS, ROOT
-from tests.snowflake_front import Front, front
+from tests.snowflake_front import LOGIN, Front, failure, front
 
 # Logs in with each name, or the default connection, and prints the errors.
 PROGRAM = """
@@ -144,6 +148,31 @@ def test_unusable_file_is_named(server: Front, tmp_path: Path, python: str) -> N
     file.chmod(0o600)
     file.write_text("[default")
     assert str(tmp_path) in log_in(server, python, environment)[1]
+
+
+def test_account_in_another_form_is_refused_with_its_identifier(server: Front, tmp_path: Path) -> None:
+    environment = write_home(tmp_path, server.port, ())
+    (tmp_path / "connections.toml").write_text('[default]\naccount = "myorg.mill"\nuser = "x"\n')
+    users, error = log_in(server, sys.executable, environment)
+    assert users == []
+    assert "write myorg-mill" in error
+
+
+@pytest.mark.parametrize("kind", ["PROGRAMMATIC_ACCESS_TOKEN", "OAUTH"])
+def test_failed_login_of_the_service_names_what_a_token_needs(kind: str) -> None:
+    with front() as server:
+        server.answer = lambda asked: failure(390432, "Refused.") if asked.path == LOGIN else None
+        settings = Settings(
+            snowflake_account="local",
+            snowflake_token="any",  # noqa: S106 - the fake server refuses every login
+            snowflake_token_type=kind,  # type: ignore[arg-type]
+            snowflake_host="127.0.0.1",
+            snowflake_port=server.port,
+            snowflake_protocol="http",
+        )
+        with pytest.raises(ClientError) as raised:
+            connect_as_service(settings)
+    assert ("NETWORK_POLICY" in str(raised.value)) is (kind == "PROGRAMMATIC_ACCESS_TOKEN")
 
 
 @pytest.fixture(scope="module")

@@ -3,10 +3,13 @@
 import json
 import os
 import subprocess
-from base64 import b64encode, urlsafe_b64decode
-from collections.abc import Iterator
+import threading
+from base64 import b64encode, urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Iterator, Mapping
 from hashlib import sha256
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -72,11 +75,21 @@ def logins(tmp_path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     yield "oauth", {"snowflake_token": "a token", "snowflake_token_type": "OAUTH"}
     yield "token file", {"snowflake_token_file": token}
     yield "workload identity", {"snowflake_workload_identity_provider": "AWS"}
+    yield (
+        "workload identity by JWT",
+        {
+            "snowflake_workload_identity_provider": "AWS",
+            "snowflake_workload_identity_aws_outbound_token": True,
+        },
+    )
+    yield "OIDC", {"snowflake_workload_identity_provider": "OIDC", "snowflake_token_file": token}
+    yield "OIDC token", {"snowflake_workload_identity_provider": "OIDC", "snowflake_token": "a token"}
+    yield "other cloud", {"snowflake_workload_identity_provider": "GCP", "snowflake_token": "unused"}
 
 
 def login_part(arguments: dict[str, Any]) -> dict[str, Any]:
-    names = ("authenticator", "token", "workload_identity_provider")
-    return {name: value for name, value in arguments.items() if name in names or "private_key" in name}
+    parts = ("authenticator", "token", "workload_identity", "private_key")
+    return {name: value for name, value in arguments.items() if name.startswith(parts)}
 
 
 @pytest.mark.parametrize("version", [4, 5])
@@ -94,6 +107,22 @@ def test_arguments_of_each_login_method(tmp_path: Path, version: int) -> None:
         "oauth": {"authenticator": "OAUTH", "token": "a token"},
         "token file": {"authenticator": "PROGRAMMATIC_ACCESS_TOKEN", "token": "from a file"},
         "workload identity": {"authenticator": "WORKLOAD_IDENTITY", "workload_identity_provider": "AWS"},
+        "workload identity by JWT": {
+            "authenticator": "WORKLOAD_IDENTITY",
+            "workload_identity_provider": "AWS",
+            "workload_identity_aws_use_outbound_token": True,
+        },
+        "OIDC": {
+            "authenticator": "WORKLOAD_IDENTITY",
+            "workload_identity_provider": "OIDC",
+            "token": "from a file",
+        },
+        "OIDC token": {
+            "authenticator": "WORKLOAD_IDENTITY",
+            "workload_identity_provider": "OIDC",
+            "token": "a token",
+        },
+        "other cloud": {"authenticator": "WORKLOAD_IDENTITY", "workload_identity_provider": "GCP"},
     }
     for name, settings in logins(tmp_path):
         arguments = connect_arguments(Settings(**ACCOUNT | settings), version)
@@ -108,6 +137,7 @@ def test_service_without_an_account_is_not_configured() -> None:
 
 def test_token_file_is_read_at_each_login(tmp_path: Path) -> None:
     path = tmp_path / "token"
+    path.write_text("at the start")
     settings = Settings(**ACCOUNT, snowflake_token_file=path)
     for token in ("first", "second"):
         path.write_text(f"{token}\n")
@@ -190,9 +220,11 @@ def server() -> Iterator[Front]:
         yield opened
 
 
-def sent_login(server: Front, python: str, **settings: object) -> dict[str, Any]:
+def sent_login(
+    server: Front, python: str, variables: Mapping[str, str] = MappingProxyType({}), **settings: object
+) -> dict[str, Any]:
     """The login request that the connector sends."""
-    given = {f"EXT_CLASSIFY_{name.upper()}": str(value) for name, value in settings.items()}
+    given = {f"EXT_CLASSIFY_{name.upper()}": str(value) for name, value in settings.items()} | dict(variables)
     environment = os.environ | server.environment | {"EXT_CLASSIFY_SNOWFLAKE_ACCOUNT": "org-steel"}
     environment.pop("EXT_CLASSIFY_SNOWFLAKE_TOKEN")
     server.asked.clear()
@@ -242,6 +274,75 @@ def test_token_is_sent_with_its_type(server: Front, tmp_path: Path, python: str,
     data = sent_login(server, python, snowflake_token_type=kind, **given)
     assert data["AUTHENTICATOR"] == kind
     assert data["TOKEN"] == ("a token" if kind == "OAUTH" else "from a file")
+
+
+def _encode(claims: dict[str, Any]) -> str:
+    return urlsafe_b64encode(json.dumps(claims).encode()).decode().rstrip("=")
+
+
+CLAIMS = {
+    "iss": "https://oidc.example",
+    "sub": "system:serviceaccount:mill:classifier",
+    "aud": "snowflakecomputing.com",
+    "exp": 4_102_444_800,
+}
+JWT = f"{_encode({'alg': 'ES384', 'typ': 'JWT'})}.{_encode(CLAIMS)}.c2ln"
+# The connector sends the proof of an identity to Snowflake's own domains only.
+TRUST_LOOPBACK = {"SNOWFLAKE_WIF_ALLOWED_HOST_SUFFIXES": "127.0.0.1"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("python", PYTHONS)
+def test_token_of_a_workload_logs_in_by_oidc(server: Front, tmp_path: Path, python: str) -> None:
+    path = tmp_path / "token"
+    path.write_text(f"{JWT}\n")
+    settings = {"snowflake_workload_identity_provider": "OIDC", "snowflake_token_file": path}
+    data = sent_login(server, python, TRUST_LOOPBACK, **settings)
+    assert (data["AUTHENTICATOR"], data["PROVIDER"], data["TOKEN"]) == ("WORKLOAD_IDENTITY", "OIDC", JWT)
+
+
+class SecurityTokenService(BaseHTTPRequestHandler):
+    """AWS's service: it signs every JWT that it is asked for."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        result = f"<WebIdentityToken>{JWT}</WebIdentityToken><Expiration>2100-01-01T00:00:00Z</Expiration>"
+        body = (
+            '<GetWebIdentityTokenResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/">'
+            f"<GetWebIdentityTokenResult>{result}</GetWebIdentityTokenResult></GetWebIdentityTokenResponse>"
+        ).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "text/xml")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("python", PYTHONS)
+def test_aws_identity_logs_in_by_an_outbound_jwt(server: Front, python: str) -> None:
+    settings = {
+        "snowflake_workload_identity_provider": "AWS",
+        "snowflake_workload_identity_aws_outbound_token": "true",
+    }
+    with ThreadingHTTPServer(("127.0.0.1", 0), SecurityTokenService) as service:
+        thread = threading.Thread(target=service.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        variables = {
+            "AWS_REGION": "eu-central-1",
+            "AWS_ACCESS_KEY_ID": "any",
+            "AWS_SECRET_ACCESS_KEY": "any",
+            "AWS_ENDPOINT_URL_STS": f"http://127.0.0.1:{service.server_port}",
+        }
+        try:
+            data = sent_login(server, python, TRUST_LOOPBACK | variables, **settings)
+        finally:
+            service.shutdown()
+            thread.join()
+    assert (data["AUTHENTICATOR"], data["PROVIDER"], data["TOKEN"]) == ("WORKLOAD_IDENTITY", "AWS", JWT)
 
 
 def _decode(part: str) -> bytes:

@@ -94,6 +94,23 @@ def test_credential_errors_mean_login_failed(error: Exception) -> None:
 @pytest.mark.parametrize(
     "error",
     [
+        errors.DatabaseError(msg="Network policy is required.", errno=390432),
+        errors.DatabaseError(
+            msg="250001 (08001): Failed to connect to DB: a:443. Network policy is required.", errno=250001
+        ),
+        errors.OperationalError(msg="Login failed: Network policy is required.", errno=250001),
+    ],
+)
+def test_missing_network_policy_is_named(error: Exception) -> None:
+    failure = login_failure(error)
+    assert type(failure) is SnowflakeLoginFailed
+    assert "NETWORK_POLICY" in failure.message
+    assert not failure.retryable
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
         refused(2003),
         refused(606),
         refused(1003),
