@@ -310,7 +310,10 @@ class Settings(BaseSettings):
                 "SNOWFLAKE_WORKLOAD_IDENTITY_PROVIDER=AWS"
             )
         if self.snowflake_account is not None and self.snowflake_host is None:
-            require_account(self.snowflake_account)
+            try:
+                require_account(self.snowflake_account)
+            except ValueError as error:
+                raise ValueError(f"SNOWFLAKE_ACCOUNT: {error}") from None
         return self
 
     @property
