@@ -128,7 +128,9 @@ class StageReader:
         """Allow the stage's storage if it is one that only the account or the stage itself names."""
         if self._allows(stage, url):
             return
-        await self._learn_account_hosts()
+        failure = await self._learn_hosts()
+        if failure is not None and failure.retryable:
+            raise failure.without_traceback()
         if not self._allows(stage, url):
             own = await self._query_stage(stage)
             self._storage_of_stages[stage] = Allowlist((*self._storage.patterns, *own))
@@ -179,19 +181,19 @@ class StageReader:
                 f"Received: {quote_identifier(*stage)}."
             )
         if host is not None and _canonical(host) not in self._account_hosts:
-            await self._learn_account_hosts()
+            failure = await self._learn_hosts()
+            if failure is not None:
+                raise failure.without_traceback()
             if _canonical(host) not in self._account_hosts:
                 raise WrongAccount(
                     f"A file URL must belong to the service's Snowflake account. Received: {host[:100]}."
                 )
 
-    async def _learn_account_hosts(self) -> None:
+    async def _learn_hosts(self) -> InputError | None:
         """Query the hosts of the account and its storage once; concurrent callers share the query."""
         if self._hosts_query is None:
             self._hosts_query = asyncio.ensure_future(self._query_hosts())
-        failure = await asyncio.shield(self._hosts_query)
-        if failure is not None:
-            raise failure.without_traceback()
+        return await asyncio.shield(self._hosts_query)
 
     async def _query_hosts(self) -> InputError | None:
         """Add the hosts that SYSTEM$ALLOWLIST lists; its privatelink form needs private connectivity."""

@@ -217,8 +217,8 @@ def test_malformed_allowlist_is_ignored(server: Front, answer: str | None) -> No
 STAGE_COLUMNS = ("created_on", "name", "url", "endpoint")
 
 
-def sign(url: str, *stages: list[str]) -> Callable[[Asked], Answer]:
-    """Snowflake signs this URL, lists `stages`, and knows two hosts of storage."""
+def sign(url: str, *stages: list[str], lists: bool = True) -> Callable[[Asked], Answer]:
+    """Snowflake signs this URL, shows `stages`, and lists two hosts of storage, or fails to list them."""
     listed = [
         {"type": "STAGE", "host": "stage.mill.example", "port": 443},
         {"type": "STAGE", "host": "*.stages.mill.example", "port": 443},
@@ -233,13 +233,14 @@ def sign(url: str, *stages: list[str]) -> Callable[[Asked], Answer]:
             return table([url])
         if asked.sql.startswith("SHOW STAGES"):
             return table(*stages, names=STAGE_COLUMNS)
-        return failure(3001) if "PRIVATELINK" in asked.sql else table([json.dumps(listed)])
+        is_refused = "PRIVATELINK" in asked.sql or not lists
+        return failure(3001) if is_refused else table([json.dumps(listed)])
 
     return answer
 
 
 def fetch_from(
-    server: Front, url: str, *stages: list[str], batches: int = 1, **given: object
+    server: Front, url: str, *stages: list[str], batches: int = 1, lists: bool = True, **given: object
 ) -> list[bytes | InputError]:
     """The outcomes of reading one file in batches, from a store that has every host; {port} is its port."""
 
@@ -248,6 +249,7 @@ def fetch_from(
             server.answer = sign(
                 url.format(port=store.port),
                 *([text.format(port=store.port) for text in stage] for stage in stages),
+                lists=lists,
             )
             settings = settings_for(server, **{"allow_private_addresses": True} | given)
             resolver = FixedResolver("127.0.0.1")
@@ -284,6 +286,11 @@ def test_storage_of_an_s3_compatible_stage_is_allowed(server: Front, url: str) -
         'SHOW STAGES LIKE \'IMAGES\' IN SCHEMA "DB"."S"',
         "SELECT GET_PRESIGNED_URL",
     ]
+
+
+def test_storage_of_a_stage_is_allowed_where_the_account_lists_nothing(server: Front) -> None:
+    url = "https://strips.storage.mill.example:{port}/a.png?sig=b"
+    assert fetch_from(server, url, STAGE, lists=False) == [b"image"]
 
 
 def test_storage_of_an_azure_stage_is_allowed(server: Front) -> None:
