@@ -30,7 +30,7 @@ class ThreadHost:
 
     def join(self) -> None:
         for thread in self._threads:
-            thread.join(10)
+            thread.join(120)
             assert not thread.is_alive()
 
     def _serve(self, connection: socket.socket) -> None:
@@ -56,7 +56,7 @@ def served(images: ImageClassifier) -> Served:
 async def classifying(queue: RowQueue, images: ImageClassifier, threads: int = 1) -> AsyncIterator[None]:
     """A context in which the rows of the queue are classified."""
     host = ThreadHost(images)
-    pool = ClassifierPool(queue, host, model_of(images), max_image_cpu_seconds=10)
+    pool = ClassifierPool(queue, host, model_of(images), max_image_cpu_seconds=120)
     try:
         for _ in range(threads):
             await pool.connect(host.connect(), has_greeted=False)

@@ -218,7 +218,7 @@ class FakeLoader:
 
 
 def greeting_from(connection: socket.socket) -> Greeting:
-    connection.settimeout(20)
+    connection.settimeout(120)
     [frame] = FrameReader().read(connection.recv(65536))
     return parse_greeting(frame)
 
@@ -244,7 +244,7 @@ def test_failed_fork_is_refused_with_its_reason_and_the_next_is_tried(
                 assert refusal is not None
                 assert "cannot be forked: Resource temporarily unavailable" in refusal
         orders.shutdown(socket.SHUT_RDWR)
-        host.join(20)
+        host.join(120)
     assert not host.is_alive()
 
 
@@ -259,7 +259,7 @@ def test_fork_server_whose_network_did_not_load_is_restarted(tmp_path: Path) -> 
 
         def opens() -> bool:
             with started.host.connect() as connection:
-                connection.settimeout(20)
+                connection.settimeout(120)
                 frames = list(FrameReader().read(connection.recv(65536)))
                 return any(parse_greeting(frame).model for frame in frames)
 

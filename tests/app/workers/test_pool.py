@@ -92,7 +92,7 @@ async def classify(queue: RowQueue, names: str) -> list[str]:
 
 
 def in_pool(
-    host: ScriptedHost, *requests: str, processes: int = 1, max_image_cpu_seconds: float = 10
+    host: ScriptedHost, *requests: str, processes: int = 1, max_image_cpu_seconds: float = 120
 ) -> Sequence[Any]:
     async def run() -> Sequence[Any]:
         queue = RowQueue(Capacity(processes, 64))
@@ -102,7 +102,7 @@ def in_pool(
         for _ in range(processes):
             await pool.connect(host.connect(), has_greeted=False)
         try:
-            return await asyncio.wait_for(asyncio.gather(*answers, return_exceptions=True), 20)
+            return await asyncio.wait_for(asyncio.gather(*answers, return_exceptions=True), 120)
         finally:
             pool.close()
 
@@ -122,7 +122,7 @@ def test_failed_rows_do_not_change_the_measured_row_time() -> None:
     async def run() -> float:
         queue = RowQueue(Capacity(1, 64))
         queue.capacity.record_classified(1, 0.5)
-        pool = ClassifierPool(queue, ScriptedHost(), MODEL, 10)
+        pool = ClassifierPool(queue, ScriptedHost(), MODEL, 120)
         await pool.connect(ScriptedHost().connect(), has_greeted=False)
         await classify(queue, " ".join(map(str, range(100))))
         pool.close()
@@ -136,11 +136,11 @@ def test_on_check_is_called_while_rows_are_classified() -> None:
         queue, looked = RowQueue(Capacity(1, 64)), asyncio.Event()
         queue.on_check = looked.set
         host, ended = ScriptedHost(), Event()
-        host.on_call = lambda _: cast("None", ended.wait(20))
-        pool = ClassifierPool(queue, host, MODEL, 10)
+        host.on_call = lambda _: cast("None", ended.wait(120))
+        pool = ClassifierPool(queue, host, MODEL, 120)
         await pool.connect(host.connect(), has_greeted=False)
         classifying = asyncio.ensure_future(classify(queue, "a"))
-        await asyncio.wait_for(looked.wait(), 20)
+        await asyncio.wait_for(looked.wait(), 120)
         ended.set()
         await classifying
         pool.close()
@@ -247,14 +247,14 @@ def test_process_that_cannot_classify_is_restarted(monkeypatch: pytest.MonkeyPat
 
     async def run() -> list[str]:
         queue = RowQueue(Capacity(1, 64))
-        pool = ClassifierPool(queue, host, MODEL, max_image_cpu_seconds=10)
+        pool = ClassifierPool(queue, host, MODEL, max_image_cpu_seconds=120)
         answer = asyncio.ensure_future(classify(queue, "a"))
         await pool.connect(host.connect(), has_greeted=False)
         while host.started < 3:  # noqa: ASYNC110 - it is another task that starts one
             await asyncio.sleep(0.01)
         host.greeting = Greeting(MODEL)
         try:
-            return await asyncio.wait_for(answer, 10)
+            return await asyncio.wait_for(answer, 120)
         finally:
             pool.close()
 
@@ -266,14 +266,14 @@ def test_rows_of_an_ended_request_are_not_retried() -> None:
 
     async def run() -> None:
         queue = RowQueue(Capacity(1, 64))
-        pool = ClassifierPool(queue, host, MODEL, max_image_cpu_seconds=10)
+        pool = ClassifierPool(queue, host, MODEL, max_image_cpu_seconds=120)
         leaving = asyncio.ensure_future(classify(queue, "a deadly c d e f g h"))
         host.on_call = lambda names: leaving.get_loop().call_soon_threadsafe(leaving.cancel)
         await asyncio.sleep(0)
         await pool.connect(host.connect(), has_greeted=False)
         with pytest.raises(asyncio.CancelledError):
             await leaving
-        assert await asyncio.wait_for(classify(queue, "x"), 10) == ["x"]
+        assert await asyncio.wait_for(classify(queue, "x"), 120) == ["x"]
         pool.close()
 
     asyncio.run(run())
@@ -295,6 +295,6 @@ def test_rows_are_retried_after_all_processes_are_killed(sample: bytes) -> None:
                     host, forked = await asyncio.to_thread(family_of, 2)
                     for pid in [*forked, host] if kills_host else forked:
                         os.kill(pid, signal.SIGKILL)
-                return [outcome and outcome["label"] for outcome in await asyncio.wait_for(answered, 30)]
+                return [outcome and outcome["label"] for outcome in await asyncio.wait_for(answered, 120)]
 
     assert asyncio.run(run()) == ["Scratches"] * 400

@@ -39,7 +39,7 @@ def classify(images: list[bytes], **settings: float) -> list[Outcome | None]:
         async with LiveClassifiers(chosen, queue, processes, model):
             with queue.request(len(images)) as request:
                 rows = [WaitingRow(image, evidence=False) for image in images]
-                return await asyncio.wait_for(request.classify(rows), 60)
+                return await asyncio.wait_for(request.classify(rows), 120)
 
     return asyncio.run(run())
 
@@ -72,7 +72,7 @@ def test_largest_allowed_image_is_within_the_default_limits(large_image: bytes) 
 
 def run(program: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False
     )
 
 
@@ -81,12 +81,14 @@ def run(program: str) -> "subprocess.CompletedProcess[str]":
     ("wait", "signal_name"),
     [
         ("while True: pass", "SIGPROF"),
-        pytest.param("time.sleep(60)", "SIGALRM", id="without CPU time"),
+        pytest.param("time.sleep(600)", "SIGALRM", id="without CPU time"),
     ],
 )
 def test_process_ends_itself_at_its_time_limit(wait: str, signal_name: str) -> None:
+    # However little CPU time the machine gives to a busy process, that limit applies first.
+    wall = "process.MAX_SECONDS_PER_CPU_SECOND = 1000" if signal_name == "SIGPROF" else "pass"
     ended = run(
-        f"import time\nfrom app.workers.process import limited_time\nwith limited_time(0.1):\n    {wait}"
+        f"import time\nfrom app.workers import process\n{wall}\nwith process.limited_time(0.1):\n    {wait}"
     )
     assert ended.returncode == -signal.Signals[signal_name]
 

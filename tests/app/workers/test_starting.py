@@ -76,7 +76,7 @@ def test_blocking_start_does_not_block_the_event_loop() -> None:
     class Blocking(ScriptedHost):
         def connect(self) -> socket.socket:
             if self.started:
-                assert may_start.wait(20)
+                assert may_start.wait(120)
             return super().connect()
 
     host = Blocking()
@@ -89,7 +89,7 @@ def test_blocking_start_does_not_block_the_event_loop() -> None:
 
     async def run() -> list[str]:
         queue = RowQueue(Capacity(1, 64))
-        pool = ClassifierPool(queue, host, MODEL, max_image_cpu_seconds=10)
+        pool = ClassifierPool(queue, host, MODEL, max_image_cpu_seconds=120)
         await pool.connect(host.connect(), has_greeted=False)
         answer = asyncio.ensure_future(classify(queue, "a"))
         for _ in range(20):
@@ -97,7 +97,7 @@ def test_blocking_start_does_not_block_the_event_loop() -> None:
         assert not answer.done()
         may_start.set()
         try:
-            return await asyncio.wait_for(answer, 20)
+            return await asyncio.wait_for(answer, 120)
         finally:
             pool.close()
 
@@ -119,14 +119,14 @@ def test_processes_that_crash_repeatedly_while_idle_are_restarted_with_backoff(
 
     async def run() -> None:
         queue = RowQueue(Capacity(1, 64))
-        pool = ClassifierPool(queue, host, MODEL, max_image_cpu_seconds=10)
+        pool = ClassifierPool(queue, host, MODEL, max_image_cpu_seconds=120)
         await pool.connect(host.connect(), has_greeted=False)
         while host.started <= CRASHES_WITHOUT_DELAY:  # noqa: ASYNC110 - threads crash
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.3)  # one more would be started at once
         pool.close()
 
-    asyncio.run(asyncio.wait_for(run(), 20))
+    asyncio.run(asyncio.wait_for(run(), 120))
     assert host.started == 1 + CRASHES_WITHOUT_DELAY
 
 
@@ -152,17 +152,17 @@ def test_rows_fail_after_the_grace_period_without_a_ready_process(monkeypatch: p
 
     async def run() -> None:
         queue = RowQueue(Capacity(1, 64))
-        pool = ClassifierPool(queue, host, MODEL, max_image_cpu_seconds=10)
+        pool = ClassifierPool(queue, host, MODEL, max_image_cpu_seconds=120)
         await pool.connect(host.connect(), has_greeted=False)
         for _ in range(2):
             with pytest.raises(NoClassifier):
-                await asyncio.wait_for(classify(queue, "a b c"), 20)
+                await asyncio.wait_for(classify(queue, "a b c"), 120)
             assert not pool.is_available
         assert queue.unanswered_rows == 0
         host.may_start = True
         while not pool.is_available:  # noqa: ASYNC110 - another task starts one
             await asyncio.sleep(0.01)
-        assert await asyncio.wait_for(classify(queue, "a b c"), 20) == ["a", "b", "c"]
+        assert await asyncio.wait_for(classify(queue, "a b c"), 120) == ["a", "b", "c"]
         pool.close()
 
     asyncio.run(run())
