@@ -31,6 +31,9 @@ _LOG_CONFIG = {**LOGGING_CONFIG, "handlers": {**LOGGING_CONFIG["handlers"], **_L
 KEEP_ALIVE_SECONDS = 75
 # After the grace period, the time to send 503 to the requests that are left.
 _ANSWERING_SECONDS = 2
+# The supervisor kills a worker that does not answer it for so long. On a machine that is short of CPU time, a
+# worker takes more than uvicorn's 5 seconds to import its modules.
+_HEALTHCHECK_SECONDS = 30
 
 # prometheus_client's files of one process: one for each kind of metric and each mode of gauges.
 _FILE_BYTES = {
@@ -159,6 +162,7 @@ def _options(settings: Settings) -> dict[str, Any]:
         "timeout_keep_alive": KEEP_ALIVE_SECONDS,
         "server_header": False,
         "timeout_graceful_shutdown": settings.stop_grace_seconds + _ANSWERING_SECONDS,
+        "timeout_worker_healthcheck": _HEALTHCHECK_SECONDS,
         "http": HttpProtocol(),
         "ws": "none",
     }

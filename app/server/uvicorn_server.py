@@ -72,6 +72,15 @@ class Worker(multiprocess.Process):
         self.has_been_ready = False
         self.started_at = monotonic()
 
+    def _healthcheck(self, timeout: float) -> bool | None:
+        """As uvicorn's, which waits for an answer even if the process has exited."""
+        try:
+            self.parent_conn.send(b"ping")
+            wait([self.parent_conn, self.process.sentinel], timeout)
+            return bool(self.parent_conn.recv()) if self.parent_conn.poll() else None
+        except (OSError, EOFError):
+            return None
+
     @property
     def server(self) -> Server:
         if self._server is None:

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.running import free_port, logging_service, running_service, wait_until
+from tests.running import TIMEOUT_SECONDS, free_port, logging_service, running_service, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -17,7 +17,9 @@ pytestmark = pytest.mark.slow
 def exit_code(port: int, host: str) -> int:
     variables = {"EXT_CLASSIFY_PORT": str(port), "EXT_CLASSIFY_HOST": host}
     command = [sys.executable, "-m", "app.server.probe"]
-    return subprocess.run(command, env=os.environ | variables, check=False, timeout=60).returncode
+    return subprocess.run(
+        command, env=os.environ | variables, check=False, timeout=TIMEOUT_SECONDS
+    ).returncode
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])  # noqa: S104
@@ -31,7 +33,7 @@ def test_probe_fails_without_a_service() -> None:
 
 
 def test_probe_fails_while_the_service_shuts_down(tmp_path: Path) -> None:
-    with logging_service(tmp_path / "log", EXT_CLASSIFY_STOP_DELAY_SECONDS="30") as (service, port):
+    with logging_service(tmp_path / "log", EXT_CLASSIFY_STOP_DELAY_SECONDS="600") as (service, port):
         wait_until(lambda: exit_code(port, "127.0.0.1") == 0)
         service.send_signal(signal.SIGTERM)
         wait_until(lambda: exit_code(port, "127.0.0.1") == 1)

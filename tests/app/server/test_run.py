@@ -5,7 +5,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from app.settings import Settings
 from model.defaults import DEFAULT_MODEL_PATH
 from tests.app.workers.faults import put, tear
 from tests.conftest import SAMPLES
-from tests.running import CLI, free_port, logging_service, wait_until
+from tests.running import CLI, TIMEOUT_SECONDS, free_port, logging_service, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -87,7 +86,7 @@ def start_without_model(workers: int, folder: Path) -> str:
     """The output of a service that cannot start, because there is no model."""
     model = str(folder / "m.h5")
     command = [*CLI, "serve", "--workers", str(workers), "--port", str(free_port()), "--model", model]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT_SECONDS)
     assert ran.returncode == 1
     return ran.stderr
 
@@ -122,7 +121,7 @@ def test_missing_room_for_metrics_is_printed_once(room: str, tmp_path: Path) -> 
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=TIMEOUT_SECONDS,
     )
     assert ran.returncode == 1
     [line] = fault_lines(ran.stderr)
@@ -146,7 +145,6 @@ def test_worker_that_cannot_restart_does_not_stop_the_others(tmp_path: Path) -> 
     put(DEFAULT_MODEL_PATH, model_path)
     with logging_service(log, "--workers", "2", "--model", str(model_path)) as (service, port):
         wait_until(lambda: log.read_text(encoding="utf-8").count("Application startup complete") == 2)
-        time.sleep(1)  # the supervisor checks its workers twice a second
         tear(model_path)
         os.kill(workers_in(log)[0], signal.SIGKILL)
         wait_until(lambda: "ended (exit code 3)" in log.read_text(encoding="utf-8"))
@@ -157,6 +155,17 @@ def test_worker_that_cannot_restart_does_not_stop_the_others(tmp_path: Path) -> 
         assert service.poll() is None
     assert service.returncode == 0
     assert log.read_text(encoding="utf-8").count("must have the sha256") == 1
+
+
+def test_worker_that_is_slow_to_start_is_not_restarted(tmp_path: Path) -> None:
+    """By default, uvicorn kills it after five seconds."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys, time\nif 'spawn_main' in ' '.join(sys.orig_argv): time.sleep(6)\n", encoding="utf-8"
+    )
+    path, log = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]), tmp_path / "log"
+    with logging_service(log, "--workers", "2", PYTHONPATH=path):
+        wait_until(lambda: len(workers_in(log)) == 2)
+    assert "cannot start" not in log.read_text(encoding="utf-8")
 
 
 def test_service_exits_if_its_workers_always_die_at_start(tmp_path: Path) -> None:
@@ -171,7 +180,7 @@ def test_service_exits_if_its_workers_always_die_at_start(tmp_path: Path) -> Non
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=TIMEOUT_SECONDS,
     )
     assert ran.returncode == 1
     assert ran.stderr.count("The workers cannot start") == 1

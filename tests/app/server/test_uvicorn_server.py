@@ -1,15 +1,19 @@
 import asyncio
+import multiprocessing
 import signal
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import uvicorn
 from uvicorn.supervisors import multiprocess
 
+from app.server import connection
 from app.server.connection import HttpProtocol
-from app.server.uvicorn_server import GracefulServer, Supervisor
+from app.server.uvicorn_server import GracefulServer, Supervisor, Worker
 from tests.app.server.test_connection import GET, application
+from tests.running import TIMEOUT_SECONDS
 
 pytestmark = pytest.mark.slow
 
@@ -41,7 +45,10 @@ async def answers_in_the_backlog(kind: type[uvicorn.Server]) -> list[bytes]:
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-def test_connections_in_the_backlog_are_answered_on_shutdown(loop: str) -> None:
+def test_connections_in_the_backlog_are_answered_on_shutdown(
+    loop: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "SHUTDOWN_IDLE_SECONDS", 60.0)
     with asyncio.Runner(
         loop_factory=uvicorn.Config(application, loop=loop, log_config=None).get_loop_factory()
     ) as runner:
@@ -52,6 +59,15 @@ def test_connections_in_the_backlog_are_answered_on_shutdown(loop: str) -> None:
 def test_uvicorn_itself_resets_connections_in_the_backlog() -> None:
     """Otherwise the test above would prove nothing."""
     assert b"reset" in asyncio.run(answers_in_the_backlog(uvicorn.Server))
+
+
+def test_exited_worker_is_noticed_without_waiting_for_its_answer() -> None:
+    worker = Worker(uvicorn.Config(application, log_config=None), [])
+    worker.process = multiprocessing.get_context("spawn").Process(target=str)
+    worker.start()
+    looking = ThreadPoolExecutor(1).submit(worker.is_alive, 3600)
+    assert looking.result(TIMEOUT_SECONDS) is False
+    worker.join()
 
 
 def test_workers_drain_and_their_supervisor_closes_the_listening_sockets() -> None:
