@@ -33,6 +33,7 @@ from tests.benchmarks.serving_record import Footprint, LeftOut, Record, load, sa
 from tests.benchmarks.serving_tables import write_tables
 from tests.benchmarks.tables import RESULTS
 from tests.benchmarks.window import ClosedWindow, quantile
+from tests.running import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -110,10 +111,10 @@ def test_server_that_is_restless_is_told_and_suspended() -> None:
     with subprocess.Popen([sys.executable, "-c", spinning], start_new_session=True) as process:
         server = Server(contenders()[0], NETWORKS[0], 0, process, Path())
         try:
-            assert server.idle_cores() > MOST_IDLE_CORES
+            wait_until(lambda: server.idle_cores() > MOST_IDLE_CORES)
             with suspended([server]):
                 assert server.idle_cores() <= MOST_IDLE_CORES
-            assert server.idle_cores() > MOST_IDLE_CORES
+            wait_until(lambda: server.idle_cores() > MOST_IDLE_CORES)
         finally:
             os.killpg(process.pid, signal.SIGKILL)
 

@@ -43,6 +43,6 @@ def test_documentation_works_offline(page: Page) -> None:
         operation.get_by_role("button", name="Try it out").click()
         operation.get_by_role("button", name="Execute").click()
         answer = operation.locator(".live-responses-table .response-col_description .highlight-code")
-        expect(answer.first).to_contain_text('"probabilities"', timeout=10_000)
+        expect(answer.first).to_contain_text('"probabilities"', timeout=120_000)
     own = re.compile(rf"{re.escape(url)}/|data:|blob:")
     assert [request for request in requests if not own.match(request)] == []

@@ -49,7 +49,7 @@ def command(*arguments: str) -> "subprocess.CompletedProcess[str]":
 
 
 def outcome(service: str, source: str) -> dict[str, object]:
-    answer = httpx.post(f"{service}/classify", json={"data": [[0, source]]}, timeout=60)
+    answer = httpx.post(f"{service}/classify", json={"data": [[0, source]]}, timeout=180)
     found: dict[str, object] = answer.json()["data"][0][1]
     return found
 

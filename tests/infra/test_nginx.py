@@ -15,7 +15,7 @@ import pytest
 
 from app.names import BATCH_ID_HEADER
 from app.settings import Settings
-from tests.running import Exchanged, exchange, free_port, wait_until
+from tests.running import TIMEOUT_SECONDS, Exchanged, exchange, free_port, wait_until
 from tests.test_house import ROOT
 
 pytestmark = pytest.mark.slow
@@ -75,7 +75,7 @@ class Balancer:
         )
         self._command = [NGINX, "-e", "stderr", "-p", f"{folder}/", "-c", str(configuration)]
         self.checked = subprocess.run(
-            [*self._command, "-t"], capture_output=True, text=True, timeout=60, check=False
+            [*self._command, "-t"], capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
         )
         assert self.checked.returncode == 0, self.checked.stderr
         with (folder / "log").open("wb") as log:
@@ -112,7 +112,7 @@ def balancer(tmp_path: Path) -> Iterator[Balancer]:
         for replica in replicas:
             replica.shutdown()
             replica.server_close()
-        balancer.process.wait(30)
+        balancer.process.wait(TIMEOUT_SECONDS)
 
 
 def test_bodies_and_times_are_those_of_the_service() -> None:
@@ -210,7 +210,7 @@ def test_nothing_else_is_there_for_outside(balancer: Balancer, path: str) -> Non
 
 @needs_nginx
 def test_a_body_beyond_the_services_bound_is_refused_in_its_shape(balancer: Balancer) -> None:
-    connection = HTTPConnection("127.0.0.1", balancer.port, timeout=30)
+    connection = HTTPConnection("127.0.0.1", balancer.port, timeout=TIMEOUT_SECONDS)
     connection.putrequest("POST", "/classify")
     connection.putheader("Content-Length", str(64 * 2**20 + 1))
     connection.endheaders()

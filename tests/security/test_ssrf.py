@@ -29,7 +29,7 @@ CONTEXT = ssl.create_default_context()
 
 
 def settings(hosts: str, **given: Any) -> Settings:
-    return Settings(**({"allowed_url_hosts": hosts, "fetch_timeout_seconds": 5.0} | given))
+    return Settings(**({"allowed_url_hosts": hosts, "fetch_timeout_seconds": 60.0} | given))
 
 
 @asynccontextmanager

@@ -19,7 +19,7 @@ from app.names import BATCH_ID_HEADER
 from app.settings import Settings
 from tests.app.forms import text_of
 from tests.app.workers.costly_jpeg import costly_jpeg
-from tests.running import Exchanged, exchange, free_port, logging_service, wait_until
+from tests.running import Exchanged, exchange, free_port, has_unanswered_rows, logging_service, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -48,10 +48,12 @@ def test_request_past_its_deadline_is_refused_and_its_rows_are_dropped(sample: b
         assert json.loads(refused.body)["error"]["retryable"] is True
         assert refused.headers["retry-after"] == "1"
         assert refused.headers["connection"] == "close"
-        assert exchange(port, "POST", "/classify", sample, IMAGE).status == 200
-        figures = exchange(port, "GET", "/metrics").body.decode()
-    assert "ext_classify_unanswered_rows 0.0" in figures
-    assert 'ext_classify_requests_total{status="503"} 1.0' in figures
+        assert (
+            'ext_classify_requests_total{status="503"} 1.0' in exchange(port, "GET", "/metrics").body.decode()
+        )
+        # An image may miss the deadline too, on a busy machine.
+        wait_until(lambda: exchange(port, "POST", "/classify", sample, IMAGE).status == 200)
+        assert not has_unanswered_rows(port)
     assert '"code":"deadline_exceeded"' in log.read_text(encoding="utf-8")
     assert "Traceback" not in log.read_text(encoding="utf-8")
 
@@ -71,10 +73,11 @@ def test_deferred_batch_has_the_same_deadline(tmp_path: Path) -> None:
 
     with logging_service(tmp_path / "log", **environment) as (_, port):
         wait_until(lambda: is_ready(f"http://127.0.0.1:{port}"))
-        assert exchange(port, "POST", "/classify", slow_batch(), headers).status == 202
+        # On a busy machine, both deadlines may pass before the first answer.
+        wait_until(lambda: exchange(port, "POST", "/classify", slow_batch(), headers).status == 202)
         wait_until(lambda: is_over(port))
         assert (answers[-1].status, code_of(answers[-1])) == (503, "deadline_exceeded")
-        assert b"ext_classify_unanswered_rows 0.0" in exchange(port, "GET", "/metrics").body
+        assert not has_unanswered_rows(port)
 
 
 @contextmanager

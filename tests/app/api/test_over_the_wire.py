@@ -2,11 +2,6 @@
 
 import http.client
 import json
-import signal
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -14,9 +9,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from app.client import is_ready
 from tests.app.forms import text_of
-from tests.running import free_port, running_service
+from tests.running import TIMEOUT_SECONDS, running_service
 
 pytestmark = pytest.mark.slow
 
@@ -29,14 +23,14 @@ def url() -> Iterator[str]:
 
 def ask(url: str, body: str) -> bytes:
     """The answer to a Snowflake batch."""
-    with closing(http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)) as connection:
+    with closing(http.client.HTTPConnection(urlsplit(url).netloc, timeout=TIMEOUT_SECONDS)) as connection:
         connection.request("POST", "/classify", body=body, headers={"Content-Type": "application/json"})
         return connection.getresponse().read()
 
 
 @pytest.mark.parametrize("content_type", ["image/png", "application/json", "multipart/form-data; boundary=b"])
 def test_client_that_is_still_sending_sees_the_refusal(url: str, content_type: str) -> None:
-    with closing(http.client.HTTPConnection(urlsplit(url).netloc, timeout=30)) as connection:
+    with closing(http.client.HTTPConnection(urlsplit(url).netloc, timeout=TIMEOUT_SECONDS)) as connection:
         connection.request(
             "POST", "/classify", body=bytes(100_000_000), headers={"Content-Type": content_type}
         )
@@ -45,20 +39,6 @@ def test_client_that_is_still_sending_sees_the_refusal(url: str, content_type: s
         assert json.load(answer)["error"]["code"] == "payload_too_large"
         connection.request("GET", "/healthz")
         assert connection.getresponse().status == 200
-
-
-def test_stop_while_answering_still_answers(sample: bytes) -> None:
-    port = free_port()
-    command = [sys.executable, "-m", "app.cli", "serve", "--port", str(port)]
-    with subprocess.Popen(command) as service:
-        while not is_ready(f"http://127.0.0.1:{port}"):
-            assert service.poll() is None
-            time.sleep(0.05)
-        body = json.dumps({"data": [[n, text_of(sample)] for n in range(800)]})
-        threading.Timer(0.2, service.send_signal, [signal.SIGTERM]).start()
-        data = json.loads(ask(f"http://127.0.0.1:{port}", body))["data"]
-        assert [number for number, _ in data] == list(range(800))
-        assert service.wait(20) == 0
 
 
 def test_many_clients_at_once_get_the_answers_of_one(url: str, sample: bytes) -> None:

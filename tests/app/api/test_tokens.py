@@ -6,8 +6,9 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from datetime import datetime, tzinfo
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, Self
 
 import jwt
 import pytest
@@ -144,12 +145,18 @@ def test_invalid_token_is_rejected(issuer: Issuer, token: Any) -> None:
         subject_of(TokenVerifier(ISSUER, AUDIENCE, issuer.url), token())
 
 
-@pytest.mark.slow
 def test_token_is_valid_until_it_expires(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokens, "_LEEWAY_SECONDS", 0)
-    verifier, token = TokenVerifier(ISSUER, AUDIENCE, issuer.url), token_of(exp=time.time() + 2)
+    later = time.time() + 3600 + tokens._LEEWAY_SECONDS + 1  # noqa: SLF001
+
+    class Later(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Self:
+            return cls.fromtimestamp(later, tz)
+
+    verifier, token = TokenVerifier(ISSUER, AUDIENCE, issuer.url), token_of(exp=time.time() + 3600)
     subject_of(verifier, token)
-    time.sleep(2.5)
+    monkeypatch.setattr(tokens.time, "time", lambda: later)
+    monkeypatch.setattr("jwt.api_jwt.datetime", Later)
     with pytest.raises(Unauthorized):
         subject_of(verifier, token)
 

@@ -10,6 +10,7 @@ from app.batches import batches as batches_module
 from app.batches.batches import AnswerCache, Batches, SentBatch
 from app.errors import BatchUnknown, InvalidBatch
 from app.workers.queue import Capacity, RowQueue
+from tests.app.clock import put_forward, run_with_clock
 
 
 def new_admission() -> Admission:
@@ -42,12 +43,12 @@ class Classifier:
         return answer
 
 
-def run(check: Callable[[Batches, Classifier], Awaitable[Any]], deadline_seconds: float = 5.0) -> None:
+def run(check: Callable[[Batches, Classifier], Awaitable[Any]], deadline_seconds: float = 120.0) -> None:
     async def checked() -> None:
         classifier = Classifier()
         await check(Batches(classifier, AnswerCache(600, 1_000_000), deadline_seconds), classifier)
 
-    asyncio.run(asyncio.wait_for(checked(), 20))
+    run_with_clock(asyncio.wait_for(checked(), 180))
 
 
 async def send(batches: Batches, batch: SentBatch) -> "asyncio.Future[bytes | None]":
@@ -119,13 +120,14 @@ def test_batch_that_outlasts_the_deadline_is_polled() -> None:
 
 
 def test_client_that_retries_in_time_joins_the_running_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batches_module, "ABANDONED_SECONDS", 0.2)
+    monkeypatch.setattr(batches_module, "ABANDONED_SECONDS", 60)
 
     async def check(batches: Batches, classifier: Classifier) -> None:
         (await send(batches, batch_of())).cancel()
         await settle()
         sent = await send(batches, batch_of())
-        await asyncio.sleep(0.3)
+        put_forward(61)
+        await settle()
         classifier.ended.set()
         assert await sent == b"answer 1 to rows"
         assert classifier.cancelled == 0

@@ -56,6 +56,13 @@ def port() -> Iterator[int]:
         yield port
 
 
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Redis may be slow to answer on a busy machine."""
+    monkeypatch.setattr(redis_store, "ANSWER_SECONDS", 60.0)
+    monkeypatch.setattr(redis_store, "LEASE_SECONDS", 600.0)
+
+
 class Replica:
     """A replica without HTTP. Its answers contain its name."""
 
@@ -64,7 +71,7 @@ class Replica:
         name: str,
         port: int,
         *,
-        deadline_seconds: float = 5.0,
+        deadline_seconds: float = 120.0,
         request_timeout_seconds: float | None = None,
     ) -> None:
         self.admission = Admission(RowQueue(Capacity(1, 1)), 1.0, 10_000)
@@ -117,9 +124,12 @@ async def reached(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(0.005)
 
 
-async def lease_expired(port: int, batch_id: str) -> None:
+async def lease_expires(port: int, batch_id: str) -> None:
+    """As that of a killed process, which neither renews nor releases it."""
     with redis.Redis(port=port) as client:
-        await reached(lambda: not client.exists(key_of(batch_id, "lease")))
+        await reached(lambda: bool(client.exists(key_of(batch_id, "lease"))))
+        assert 0 < client.pttl(key_of(batch_id, "lease")) <= 1000 * redis_store.LEASE_SECONDS
+        client.delete(key_of(batch_id, "lease"))
 
 
 async def polled(replica: Replica, batch_id: str) -> bytes:
@@ -140,15 +150,6 @@ async def waits_for_lease(replica: Replica) -> None:
     await reached(lambda: replica.lookups > 0)
 
 
-async def stop_renewing(replica: Replica) -> None:
-    """Let its lease expire, as that of a killed process, which neither renews nor releases it."""
-    await replica.classifying.wait()
-    renewing = [task for task in asyncio.all_tasks() if "_renew" in repr(task)]
-    assert renewing
-    for task in renewing:
-        task.cancel()
-
-
 async def poll_until_answered(replica: Replica, batch_id: str) -> bytes:
     """Raises what the batch fails with."""
     while (answer := await replica.batches.poll(batch_id)) is None:  # noqa: ASYNC110 - Redis is asked
@@ -159,7 +160,7 @@ async def poll_until_answered(replica: Replica, batch_id: str) -> bytes:
 def run(check: Callable[[], Awaitable[Any]]) -> None:
     async def checked() -> None:
         try:
-            await asyncio.wait_for(check(), 60)
+            await asyncio.wait_for(check(), 180)
         finally:
             while REPLICAS:
                 replica = REPLICAS.pop()
@@ -210,18 +211,14 @@ def test_every_replica_answers_polls_for_a_deferred_batch(port: int) -> None:
     run(check)
 
 
-@pytest.mark.slow
-def test_batch_of_a_replica_that_died_is_restarted(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(redis_store, "LEASE_SECONDS", 0.5)
-
+def test_batch_of_a_replica_that_died_is_restarted(port: int) -> None:
     async def check() -> None:
         dying = Replica("dying", port, deadline_seconds=0.05)
         assert await dying.answer("inherited") is None
-        await stop_renewing(dying)
         heir = Replica("heir", port)
         heir.ended.set()
         assert await heir.batches.poll("inherited") is None
-        await lease_expired(port, "inherited")
+        await lease_expires(port, "inherited")
         assert await heir.batches.poll("inherited") is None  # which restarts it
         assert await polled(heir, "inherited") == b"heir: q gzip True rows"
         await reached(lambda: heir.admission.pending_bytes == 0)
@@ -229,17 +226,21 @@ def test_batch_of_a_replica_that_died_is_restarted(port: int, monkeypatch: pytes
     run(check)
 
 
-@pytest.mark.slow
 def test_lease_lasts_as_long_as_its_holder(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(redis_store, "LEASE_SECONDS", 0.6)
-    monkeypatch.setattr(redis_store, "LOOK_SECONDS", 0.02)
+    sleep = asyncio.sleep
+    # Renews it without waiting for a quarter of its time.
+    monkeypatch.setattr(asyncio, "sleep", lambda seconds: sleep(min(seconds, 0.02)))
+    lease = key_of("leased", "lease")
 
     async def check() -> None:
         slow, waiting = Replica("slow", port), Replica("waiting", port)
         sent = [asyncio.ensure_future(slow.answer("leased"))]
         await slow.classifying.wait()
         sent.append(asyncio.ensure_future(waiting.answer("leased")))
-        await asyncio.sleep(1.0)
+        with redis.Redis(port=port) as client:
+            client.pexpire(lease, 300_000)
+            await reached(lambda: client.pttl(lease) > 300_000)
+        await waits_for_lease(waiting)
         slow.ended.set()
         assert set(await asyncio.gather(*sent)) == {b"slow: q gzip True rows"}
         assert waiting.started == 0
@@ -323,14 +324,11 @@ def test_poll_finds_an_answer_that_is_stored_meanwhile(port: int, monkeypatch: p
     run(check)
 
 
-def test_restarted_batch_counts_as_pending(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(redis_store, "LEASE_SECONDS", 0.6)
-
+def test_restarted_batch_counts_as_pending(port: int) -> None:
     async def check() -> None:
         dying, heir = Replica("dying", port, deadline_seconds=0.05), Replica("heir", port)
         assert await dying.batches.answer("large", dying.batch("large", bytes(8_000))) is None
-        await stop_renewing(dying)
-        await lease_expired(port, "large")
+        await lease_expires(port, "large")
         with heir.admission.reserve() as other:
             other.take(5_000)
             assert await heir.batches.poll("large") is None
@@ -344,7 +342,7 @@ def test_restarted_batch_counts_as_pending(port: int, monkeypatch: pytest.Monkey
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["down", "hangs"])
-def test_replica_works_alone_while_redis_is_unavailable(how: str) -> None:
+def test_replica_works_alone_while_redis_is_unavailable(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async def check() -> None:
         port = free_port()
         with redis_server(port) as server:
@@ -355,6 +353,7 @@ def test_replica_works_alone_while_redis_is_unavailable(how: str) -> None:
             server.send_signal(signal.SIGSTOP if how == "hangs" else signal.SIGKILL)
             if how == "down":
                 server.wait()
+            monkeypatch.setattr(redis_store, "ANSWER_SECONDS", 0.1)
             assert await replica.answer("during") == b"alone: q gzip True rows"
             assert await replica.answer("during") == await replica.batches.poll("during")
             assert not replica.store.is_available
@@ -395,7 +394,6 @@ def test_ping_reports_that_redis_is_unavailable() -> None:
 def test_shutdown_releases_leases(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that another replica does not wait until they expire."""
     monkeypatch.setattr(batches, "CLOSING_SECONDS", 0.2)
-    monkeypatch.setattr(redis_store, "LEASE_SECONDS", 600.0)
 
     async def check() -> None:
         ending, heir = Replica("ending", port), Replica("heir", port)
@@ -512,13 +510,11 @@ def test_request_timeout_limits_the_wait_for_a_lease(port: int, monkeypatch: pyt
     monkeypatch.setattr(redis_store, "LOOK_SECONDS", 0.02)
 
     async def check() -> None:
-        put_entry(port, "SET", key_of("held", "lease"), "another replica", "PX", "9000")
+        put_entry(port, "SET", key_of("held", "lease"), "another replica", "PX", "600000")
         replica = Replica("first", port, deadline_seconds=0.05, request_timeout_seconds=0.2)
-        assert await replica.answer("held") is None
-        assert len(replica.batches) == 1
-        await reached(lambda: not len(replica.batches))
         with pytest.raises(DeadlineExceeded):
-            await replica.batches.poll("held")
+            # At once if the machine is so slow that both deadlines pass together.
+            await replica.answer("held") or await poll_until_answered(replica, "held")
         assert replica.started == 0
 
     run(check)

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from tests.app.emulator.remote_service import Received, RemoteService, Reply, an
 from tests.app.emulator.sql import Sql
 from tests.app.workers.test_host import children
 from tests.conftest import SAMPLES
-from tests.running import CLI, running_service, wait_until
+from tests.running import CLI, TIMEOUT_SECONDS, running_service, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -447,11 +446,9 @@ def test_service_that_a_command_started_ends_with_it(
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as running:
         wait_until(lambda: len(journal_lines(out)) > 100)
         [service] = children(running.pid)
-        began = time.monotonic()
         running.send_signal(signal_number)
-        _, printed = running.communicate(timeout=60)
+        _, printed = running.communicate(timeout=TIMEOUT_SECONDS)
         assert running.returncode == 128 + signal_number
-        assert time.monotonic() - began < 30
     assert service not in children(1)
     wait_until(lambda: not Path(f"/proc/{service}").exists())
     assert signal_number is not signal.SIGINT or "outcomes are saved" in printed
@@ -464,6 +461,6 @@ def test_command_fails_at_once_if_its_service_dies(many: Path, tmp_path: Path) -
         wait_until(lambda: len(journal_lines(out)) > 100)
         [service] = children(running.pid)
         os.kill(service, signal.SIGKILL)
-        _, printed = running.communicate(timeout=45)
+        _, printed = running.communicate(timeout=TIMEOUT_SECONDS)  # clients retry for longer
     assert running.returncode == 1
     assert "has exited" in printed

@@ -17,7 +17,7 @@ from app.client import is_ready
 from model.artifact import load_artifact
 from model.defaults import DEFAULT_MODEL_PATH, SHIPPED_MODELS
 from tests.conftest import SAMPLES
-from tests.running import CLI, free_port, running_demo, running_service
+from tests.running import CLI, TIMEOUT_SECONDS, free_port, running_demo, running_service
 
 pytestmark = pytest.mark.slow
 
@@ -161,7 +161,7 @@ def test_serving_environment_names_the_compile_command(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=TIMEOUT_SECONDS,
         env={"XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": path},
     )
     assert finished.returncode == 1
@@ -193,14 +193,14 @@ def test_demo_classifies_the_samples_and_keeps_serving(capsys: pytest.CaptureFix
         assert main(["classify", "--url", f"http://127.0.0.1:{port}", str(SAMPLES / "crazing.png")]) == 0
         assert "1 Crazing" in capsys.readouterr().out
         demo.send_signal(signal.SIGINT)
-        assert demo.wait(20) == 0
+        assert demo.wait(TIMEOUT_SECONDS) == 0
 
 
 def test_stopped_demo_stops_its_service() -> None:
     port = free_port()
     with running_demo(port) as (demo, _):
         demo.terminate()
-        assert demo.wait(20) == 0
+        assert demo.wait(TIMEOUT_SECONDS) == 0
     assert not is_ready(f"http://127.0.0.1:{port}")
 
 
@@ -214,7 +214,7 @@ def test_stopped_demo_stops_its_service() -> None:
 def test_model_serves_the_command_and_is_named(arguments: list[str]) -> None:
     recipe = load_artifact(SHIPPED_MODELS["recipe"])
     command = [*CLI, *arguments, "--model", str(recipe.h5_path)]
-    finished = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=True)
     printed = finished.stdout + finished.stderr
     assert f"nswered by {recipe.name} {recipe.version}" in printed
     assert "No service" not in printed

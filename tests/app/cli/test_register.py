@@ -17,7 +17,7 @@ from app.emulator import LocalServer
 from app.provisioning.console import Console, connect
 from model.defaults import DEFAULT_MODEL_PATH
 from tests.conftest import SAMPLES
-from tests.running import CLI, free_port, running_service
+from tests.running import CLI, TIMEOUT_SECONDS, free_port, running_service
 
 pytestmark = pytest.mark.slow
 
@@ -335,7 +335,12 @@ def test_upload_refuses_two_files_with_the_same_target(commands: Commands, tmp_p
 
 def sql(*arguments: str, typed: str | None = None) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [*CLI, "sql", *arguments], input=typed, capture_output=True, text=True, check=False, timeout=120
+        [*CLI, "sql", *arguments],
+        input=typed,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=TIMEOUT_SECONDS,
     )
 
 
@@ -449,7 +454,7 @@ def test_stopped_server_stops_its_service() -> None:
         [url] = re.findall(r"http://127\.0\.0\.1:\d+", serving.stdout.readline())
         assert is_ready(url)
         serving.terminate()
-        assert serving.wait(20) == 0
+        assert serving.wait(TIMEOUT_SECONDS) == 0
     assert not is_ready(url)
 
 

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from app.provisioning.console import connect
 from tests.app.emulator.remote_service import Received, RemoteService, Reply, answer
 from tests.app.emulator.sql import Sql
 from tests.conftest import SAMPLES
-from tests.running import CLI, wait_until
+from tests.running import CLI, TIMEOUT_SECONDS, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -122,7 +123,7 @@ def test_shards_run_concurrently(command: list[str], sql: Sql) -> None:
     second = [*CLI, *command, "--shard", "1/2"]
     sql.rows(CREATE)
     with subprocess.Popen(first) as one, subprocess.Popen(second) as other:
-        assert (one.wait(120), other.wait(120)) == (0, 0)
+        assert (one.wait(TIMEOUT_SECONDS), other.wait(TIMEOUT_SECONDS)) == (0, 0)
     assert counts(sql) == (FILES, FILES)
 
 
@@ -139,10 +140,23 @@ def test_repeated_insert_adds_no_rows(command: list[str], sql: Sql, server: Loca
 
 
 def test_stopped_run_exits_with_the_signal_number(command: list[str], sql: Sql) -> None:
-    with subprocess.Popen([*CLI, *command, "--batch-rows", "1"]) as running:
-        wait_until(lambda: _has_table(sql))
-        running.send_signal(signal.SIGTERM)
-        assert running.wait(90) == 128 + signal.SIGTERM
+    stopped = threading.Event()
+
+    def respond(received: Received) -> Reply:
+        if received.method == "GET":
+            return Reply(body=b'{"model": {"name": "n", "version": "v"}}')
+        stopped.wait()
+        return Reply(503)
+
+    with RemoteService() as service:
+        service.respond = respond
+        at = command.index("--url")
+        command[at + 1] = service.origin
+        with subprocess.Popen([*CLI, *command]) as running:
+            wait_until(lambda: any(received.method == "POST" for received in service.received))
+            running.send_signal(signal.SIGTERM)
+            assert running.wait(TIMEOUT_SECONDS) == 128 + signal.SIGTERM
+        stopped.set()
 
 
 def test_files_are_listed_in_pages(command: list[str], sql: Sql, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,7 +112,7 @@ def test_bash_completes_commands_flags_and_files(tmp_path: Path, capsys: pytest.
             "printf '%s\\n' \"${COMPREPLY[@]}\""
         )
         command = ["bash", "-c", program]
-        finished = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+        finished = subprocess.run(command, capture_output=True, text=True, timeout=180, check=True)
         return set(finished.stdout.split())
 
     assert {"classify", "completion", "doctor"} <= completed("")

@@ -18,6 +18,7 @@ from app.images.http import ImageFetcher
 from app.images.source import Url
 from app.settings import Settings
 from model.errors import ImageTooLarge, InputError
+from tests.app.clock import put_forward, run_with_clock
 from tests.app.images.https_server import FixedResolver, HttpsServer, Respond, answer
 
 HOST = "images.example.com"
@@ -29,7 +30,11 @@ def fetch(respond: Respond, path: str = "/a.png", **settings: Any) -> tuple[byte
 
     async def run() -> tuple[bytes, HttpsServer]:
         async with HttpsServer(respond, HOST, "127.0.0.1") as server:
-            given = {"allowed_url_hosts": f"{HOST}:{server.port}", "allow_private_addresses": True}
+            given = {
+                "allowed_url_hosts": f"{HOST}:{server.port}",
+                "allow_private_addresses": True,
+                "fetch_timeout_seconds": 60,
+            }
             async with ImageFetcher(
                 Settings(**(given | settings)),
                 resolver=FixedResolver("127.0.0.1"),
@@ -345,7 +350,6 @@ def test_unknown_host_is_an_error_without_the_resolver_s_message() -> None:
     assert "not known" not in raised.value.message
 
 
-@pytest.mark.slow
 def test_concurrent_fetches_are_limited_and_queueing_does_not_count_as_fetch_time() -> None:
     running = peak = 0
 
@@ -353,7 +357,8 @@ def test_concurrent_fetches_are_limited_and_queueing_does_not_count_as_fetch_tim
         nonlocal running, peak
         running += 1
         peak = max(peak, running)
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.01)
+        put_forward(5.0)
         running -= 1
         await answer(b"image")(head, writer)
 
@@ -363,7 +368,7 @@ def test_concurrent_fetches_are_limited_and_queueing_does_not_count_as_fetch_tim
                 allowed_url_hosts=f"{HOST}:{server.port}",  # type: ignore[arg-type]
                 allow_private_addresses=True,
                 max_concurrent_fetches=4,
-                fetch_timeout_seconds=0.9,
+                fetch_timeout_seconds=60,
             )
             async with ImageFetcher(
                 settings, resolver=FixedResolver("127.0.0.1"), ssl_context=server.client_context
@@ -371,5 +376,5 @@ def test_concurrent_fetches_are_limited_and_queueing_does_not_count_as_fetch_tim
                 url = Url(f"https://{HOST}:{server.port}/a")
                 return await asyncio.gather(*(fetcher.fetch(url) for _ in range(48)))
 
-    assert asyncio.run(run()) == [b"image"] * 48
+    assert run_with_clock(run()) == [b"image"] * 48
     assert peak == 4

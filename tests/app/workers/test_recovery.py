@@ -4,8 +4,7 @@ import json
 import os
 import signal
 import subprocess
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +16,7 @@ from model.defaults import DEFAULT_MODEL_PATH
 from tests.app.forms import text_of
 from tests.app.workers.faults import RECIPE, put, tear
 from tests.app.workers.test_host import children, command_of, needs_proc
-from tests.running import Exchanged, exchange, logging_service, wait_until
+from tests.running import Exchanged, exchange, has_unanswered_rows, logging_service, wait_until
 
 pytestmark = [pytest.mark.slow, needs_proc]
 
@@ -65,6 +64,9 @@ class Service:
         body = json.dumps({"data": list(enumerate(sources))}).encode()
         return exchange(self._port, "POST", "/classify", body, JSON)
 
+    def has_unanswered_rows(self) -> bool:
+        return has_unanswered_rows(self._port)
+
     def lines(self, text: str) -> int:
         return self._log.read_text(encoding="utf-8").count(text)
 
@@ -74,6 +76,21 @@ class Service:
     def spoil(self) -> None:
         for suffix in (".h5", ".tflite"):
             tear(self.model_path.with_suffix(suffix))
+
+
+def answered(ask: Callable[[], Exchanged]) -> Exchanged:
+    """On a busy machine, processes start later than the grace period ends; clients then repeat."""
+    answers = [ask()]
+
+    def is_answered() -> bool:
+        if answers[-1].status == 200:
+            return True
+        assert (answers[-1].status, error_of(answers[-1])["code"]) == (503, "no_classifier")
+        answers.append(ask())
+        return False
+
+    wait_until(is_answered)
+    return answers[-1]
 
 
 @contextmanager
@@ -131,8 +148,7 @@ def test_stopped_processes_are_replaced_and_their_rows_are_answered(service: Ser
     """Their own timers do not fire."""
     stopped = service.family.forks
     service.family.signal(signal.SIGSTOP, stopped)
-    answer = service.classify_rows(*[text_of(sample)] * 20)
-    assert answer.status == 200
+    answer = answered(lambda: service.classify_rows(*[text_of(sample)] * 20))
     assert {outcome["label"] for _, outcome in json.loads(answer.body)["data"]} == {"Scratches"}
     wait_until(lambda: not set(stopped) & {*service.family.forks})
     assert not any(map(command_of, stopped))
@@ -145,7 +161,7 @@ def test_reload_does_not_wait_for_processes_that_are_stopped_at_a_call(
     service.family.signal(signal.SIGSTOP, stopped)
     with ThreadPoolExecutor() as callers:
         answer = callers.submit(service.classify, sample)
-        time.sleep(0.2)  # for the call to reach a stopped process
+        wait_until(service.has_unanswered_rows)
         service.reload()
         wait_until(lambda: service.lines('"event":"reloaded"') == 1)
         assert answer.result().status == 200
@@ -167,7 +183,7 @@ def test_requests_succeed_after_the_fork_server_is_killed(service: Service, samp
     service.family.signal(signal.SIGKILL, service.family.hosts)
     for _ in range(3):
         service.family.signal(signal.SIGKILL, service.family.forks[:1])
-        assert service.classify(sample).status == 200
+        answered(lambda: service.classify(sample))
         assert service.ready() == (200, "ready")
 
 
@@ -182,7 +198,7 @@ def test_network_that_a_restarted_fork_server_loads_replaces_the_earlier_one(
     wait_until(lambda: service.lines('"event":"reloaded"') == 1)
     wait_until(lambda: not command_of(survivor))
     wait_until(lambda: len(service.family.forks) == 2)
-    answer = service.classify_rows(*[text_of(sample)] * 40)
+    answer = answered(lambda: service.classify_rows(*[text_of(sample)] * 40))
     versions = {outcome["model"]["version"] for _, outcome in json.loads(answer.body)["data"]}
     assert len(versions) == 1
     assert version not in versions

@@ -34,7 +34,7 @@ CLASSES = ("bright", "dark", "striped")
 SPEC = ImageSpec(height=64, width=64, channels=1)
 KNOBS = Knobs(image=SPEC, epochs=2, batch_size=8)
 SEEDS = (0, 1)
-DEADLINE_SECONDS = 120
+DEADLINE_SECONDS = 300
 
 
 def draw_class(class_name: str, side: int, rng: np.random.Generator) -> np.ndarray:
@@ -285,7 +285,7 @@ class TerminalTraining:
         self.process.send_signal(signal.SIGINT)
         while self._read():
             assert time.monotonic() < self.deadline, self.stderr
-        self.process.wait(timeout=30)
+        self.process.wait(timeout=DEADLINE_SECONDS)
 
     def _read(self) -> bytes:
         assert self.process.stderr is not None
