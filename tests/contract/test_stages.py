@@ -51,6 +51,28 @@ def door(server: LocalServer) -> Iterator[Front]:
         yield opened
 
 
+@pytest.fixture(scope="module")
+def shared(server: LocalServer) -> Iterator[tuple[str, Front]]:
+    """A service with default settings, and its door."""
+    with front(server.port) as door, service_behind(server, door) as service:
+        yield service, door
+
+
+@pytest.fixture
+def shared_door(shared: tuple[str, Front]) -> Iterator[Front]:
+    """With the requests of this test, which may set its answers."""
+    door = shared[1]
+    door.asked.clear()
+    yield door
+    door.answer = lambda _: None
+
+
+@pytest.fixture
+def service(shared: tuple[str, Front], shared_door: Front) -> str:
+    """It has logged in."""
+    return shared[0]
+
+
 @contextmanager
 def service_behind(server: LocalServer, door: Front, **settings: object) -> Iterator[str]:
     """A service that connects through the proxy, after its first login attempt."""
@@ -128,26 +150,23 @@ def test_batch_of_one_stage_is_one_statement(server: LocalServer, door: Front) -
     assert len(door.logins) == 1
 
 
-def test_batch_of_two_stages_is_two_statements(server: LocalServer, door: Front) -> None:
+def test_batch_of_two_stages_is_two_statements(shared_door: Front, service: str) -> None:
     sources = [f"{FILES}/{stage}/{name}" for name in NAMES for stage in ("IMAGES", "OTHERS")]
-    with service_behind(server, door) as service:
-        assert answers(service, sources) == [LABELS[name] for name in NAMES for _ in range(2)]
-    assert signed_paths(door) == [NAMES, NAMES]
-    assert len(door.statements) == 2
+    assert answers(service, sources) == [LABELS[name] for name in NAMES for _ in range(2)]
+    assert signed_paths(shared_door) == [NAMES, NAMES]
+    assert len(shared_door.statements) == 2
 
 
-def test_repeated_file_of_a_batch_is_signed_once(server: LocalServer, door: Front) -> None:
-    with service_behind(server, door) as service:
-        assert answers(service, [f"{IMAGES}/pitted.png"] * 50) == ["Pitted"] * 50
-    assert signed_paths(door) == [["pitted.png"]]
+def test_repeated_file_of_a_batch_is_signed_once(shared_door: Front, service: str) -> None:
+    assert answers(service, [f"{IMAGES}/pitted.png"] * 50) == ["Pitted"] * 50
+    assert signed_paths(shared_door) == [["pitted.png"]]
 
 
 def test_batch_without_staged_files_runs_no_statement(
-    server: LocalServer, door: Front, sample: bytes
+    shared_door: Front, sample: bytes, service: str
 ) -> None:
-    with service_behind(server, door) as service:
-        assert answers(service, [text_of(sample), sample.hex(), None]) == ["Scratches", "Scratches", None]
-    assert door.statements == []
+    assert answers(service, [text_of(sample), sample.hex(), None]) == ["Scratches", "Scratches", None]
+    assert shared_door.statements == []
 
 
 def test_burst_of_batches_shares_few_connections_and_blocks_nothing(server: LocalServer, door: Front) -> None:
@@ -323,15 +342,14 @@ def test_hanging_snowflake_fails_only_its_rows_within_the_timeout(
 
 
 @pytest.mark.parametrize("number", [390104, 390111, 390114])
-def test_expired_session_is_replaced(server: LocalServer, door: Front, number: int) -> None:
-    with service_behind(server, door) as service:
-        assert answers(service, [f"{IMAGES}/pitted.png"]) == ["Pitted"]
-        over = iter([failure(number)])
-        door.answer = lambda asked: next(over, None) if asked.path == QUERY else None
-        for _ in range(2):
-            assert answers(service, [f"{IMAGES}/pitted.png", f"{IMAGES}/rolled.png"]) == ["Pitted", "Rolled"]
-    assert len(door.logins) == 2
-    assert len(door.statements) == 4
+def test_expired_session_is_replaced(shared_door: Front, number: int, service: str) -> None:
+    assert answers(service, [f"{IMAGES}/pitted.png"]) == ["Pitted"]
+    over = iter([failure(number)])
+    shared_door.answer = lambda asked: next(over, None) if asked.path == QUERY else None
+    for _ in range(2):
+        assert answers(service, [f"{IMAGES}/pitted.png", f"{IMAGES}/rolled.png"]) == ["Pitted", "Rolled"]
+    assert len(shared_door.logins) == 1
+    assert len(shared_door.statements) == 4
 
 
 def test_session_that_the_server_lost_is_replaced(server: LocalServer, door: Front) -> None:
@@ -359,17 +377,16 @@ def sealed(cursor: Any) -> str:
 
 
 def test_encrypted_files_are_downloaded_without_signed_urls(
-    server: LocalServer, door: Front, sealed: str
+    shared_door: Front, sealed: str, service: str
 ) -> None:
     sources = [f"{sealed}/{name}" for name in NAMES]
-    with service_behind(server, door) as service:
-        assert answers(service, [*sources, f"{sealed}/no.png"]) == [*LABELS.values(), "file_missing"]
-        assert len(signed_paths(door)) == 1
-        assert sum(sql.startswith(GETTING) for sql in door.statements) == len(NAMES)
-        assert answers(service, [*sources, f"{sealed}/no.png"]) == [*LABELS.values(), "file_missing"]
-    assert len(signed_paths(door)) == 1
-    assert sum(sql.startswith(LISTING) for sql in door.statements) == 2 * len(NAMES) + 1
-    assert sum(sql.startswith(GETTING) for sql in door.statements) == 2 * len(NAMES)
+    assert answers(service, [*sources, f"{sealed}/no.png"]) == [*LABELS.values(), "file_missing"]
+    assert len(signed_paths(shared_door)) == 1
+    assert sum(sql.startswith(GETTING) for sql in shared_door.statements) == len(NAMES)
+    assert answers(service, [*sources, f"{sealed}/no.png"]) == [*LABELS.values(), "file_missing"]
+    assert len(signed_paths(shared_door)) == 1
+    assert sum(sql.startswith(LISTING) for sql in shared_door.statements) == 2 * len(NAMES) + 1
+    assert sum(sql.startswith(GETTING) for sql in shared_door.statements) == 2 * len(NAMES)
 
 
 @pytest.mark.parametrize("refused", [{}, {"number": 1044}])
@@ -431,28 +448,26 @@ PATHS = [
 
 
 @pytest.mark.parametrize("kind", ["SNOWFLAKE_SSE", "SNOWFLAKE_FULL"])
-def test_stages_of_any_name_are_read(server: LocalServer, door: Front, cursor: Any, kind: str) -> None:
+def test_stages_of_any_name_are_read(server: LocalServer, cursor: Any, kind: str, service: str) -> None:
     sources = []
     for names in STAGES:
         stage = quote_identifier(*names)
         make_stage(server, cursor, names, kind)
         put(cursor, stage, "a b.png", folder="july")
         sources += [f"@{stage}/july/a b.png", build_file_url(cursor, stage, "july/a b.png")]
-    with service_behind(server, door) as service:
-        found = dict(zip(sources, answers(service, sources), strict=True))
+    found = dict(zip(sources, answers(service, sources), strict=True))
     assert found == dict.fromkeys(sources, "Scratches")
 
 
 @pytest.mark.parametrize("kind", ["SNOWFLAKE_SSE", "SNOWFLAKE_FULL"])
-def test_files_of_any_name_are_read(server: LocalServer, door: Front, cursor: Any, kind: str) -> None:
+def test_files_of_any_name_are_read(cursor: Any, kind: str, service: str) -> None:
     cursor.execute(f"CREATE OR REPLACE STAGE names ENCRYPTION = (TYPE = '{kind}')")
     sources = []
     for path in PATHS:
         for folder in ("", f"{Path(path).stem}/"):
             put(cursor, "names", path, folder=folder)
             sources += [f"@local.public.names/{folder}{path}", build_file_url(cursor, "names", folder + path)]
-    with service_behind(server, door) as service:
-        found = dict(zip(sources, answers(service, sources), strict=True))
+    found = dict(zip(sources, answers(service, sources), strict=True))
     assert found == dict.fromkeys(sources, "Scratches")
 
 
@@ -460,30 +475,27 @@ def test_files_of_any_name_are_read(server: LocalServer, door: Front, cursor: An
     ("kind", "answer"), [("SNOWFLAKE_SSE", "Scratches"), ("SNOWFLAKE_FULL", "snowflake_refused")]
 )
 def test_longest_names_exceed_only_the_connector_s_limit(
-    server: LocalServer, door: Front, cursor: Any, kind: str, answer: str
+    cursor: Any, kind: str, answer: str, service: str
 ) -> None:
     cursor.execute(f"CREATE OR REPLACE STAGE lengthy ENCRYPTION = (TYPE = '{kind}')")
     put(cursor, "lengthy", f"{'a' * 240}.png")
-    with service_behind(server, door) as service:
-        assert answers(service, [f"@local.public.lengthy/{'a' * 240}.png"]) == [answer]
+    assert answers(service, [f"@local.public.lengthy/{'a' * 240}.png"]) == [answer]
 
 
-def test_composed_and_decomposed_names_are_two_files(server: LocalServer, door: Front, cursor: Any) -> None:
+def test_composed_and_decomposed_names_are_two_files(cursor: Any, service: str) -> None:
     cursor.execute("CREATE OR REPLACE STAGE forms ENCRYPTION = (TYPE = 'SNOWFLAKE_SSE')")
     put(cursor, "forms", "caf\u00e9.png", sample="pitted.png")
     put(cursor, "forms", "cafe\u0301.png", sample="rolled.png")
     sources = [f"@local.public.forms/{name}.png" for name in ("caf\u00e9", "cafe\u0301")]
     sources += [build_file_url(cursor, "forms", f"{name}.png") for name in ("caf\u00e9", "cafe\u0301")]
-    with service_behind(server, door) as service:
-        assert answers(service, sources) == ["Pitted", "Rolled"] * 2
+    assert answers(service, sources) == ["Pitted", "Rolled"] * 2
 
 
-def test_invalid_name_does_not_affect_other_rows(server: LocalServer, door: Front) -> None:
+def test_invalid_name_does_not_affect_other_rows(service: str) -> None:
     bad = [f"{IMAGES}/a\0.png", f"{FILES}/IMAGES/%00.png", f"{FILES}/IMAGES/%ff.png", '@"a\0"/b.png']
     odd = [f"{IMAGES}//pitted.png", f"{IMAGES}/../secret.png", f"{IMAGES}/" + "a/" * 2000 + "a.png"]
     sources = [*bad, *odd, f"{IMAGES}/pitted.png", f"{FILES}/IMAGES/pitted.png"]
-    with service_behind(server, door) as service:
-        found = answers(service, sources)
+    found = answers(service, sources)
     assert found[:4] == ["invalid_source"] * 4
     assert not set(LABELS.values()) & set(found[4:7])
     assert found[7:] == ["Pitted", "Pitted"]
