@@ -59,7 +59,7 @@ def test_python_example_works_when_pasted() -> None:
             cwd=ROOT,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=180,
             check=True,
         )
     lines = finished.stdout.splitlines()

@@ -163,7 +163,7 @@ def test_prometheus_reads_its_configuration() -> None:
         ["promtool", "check", "config", str(INFRA / "observability" / "prometheus.yml")],  # noqa: S607
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=False,
     )
     assert checked.returncode == 0, checked.stdout + checked.stderr

@@ -109,7 +109,7 @@ def test_every_manifest_is_applied_or_said_to_be_optional() -> None:
 def test_kustomize_names_no_namespace_and_the_image_that_is_to_run() -> None:
     assert KUBECTL is not None
     built = subprocess.run(
-        [KUBECTL, "kustomize", str(FOLDER)], capture_output=True, text=True, timeout=60, check=True
+        [KUBECTL, "kustomize", str(FOLDER)], capture_output=True, text=True, timeout=180, check=True
     )
     manifests = list(yaml.safe_load_all(built.stdout))
     for manifest in manifests:
@@ -307,7 +307,7 @@ def test_prometheus_reads_the_adapters_queries(tmp_path: Any) -> None:
         ["promtool", "check", "rules", str(path)],  # noqa: S607
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=False,
     )
     assert checked.returncode == 0, checked.stderr

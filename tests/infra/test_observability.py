@@ -73,7 +73,7 @@ def test_prometheus_reads_the_rules(tmp_path: Path) -> None:
         [PROMTOOL, "check", "rules", str(FOLDER / "alerts.yml")],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=False,
     )
     assert checked.returncode == 0, checked.stdout + checked.stderr
@@ -146,6 +146,6 @@ def test_drift_is_told_from_an_ordinary_day_and_from_a_few_images(alert: str, tm
         encoding="utf-8",
     )
     checked = subprocess.run(
-        [PROMTOOL, "test", "rules", str(file)], capture_output=True, text=True, timeout=60, check=False
+        [PROMTOOL, "test", "rules", str(file)], capture_output=True, text=True, timeout=180, check=False
     )
     assert checked.returncode == 0, checked.stdout + checked.stderr

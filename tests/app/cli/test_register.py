@@ -1,12 +1,16 @@
-"""register, unregister and upload against an emulated Snowflake, and sql in a child process."""
+"""register, unregister, upload and sql against an emulated Snowflake."""
 
 import json
 import re
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -333,15 +337,23 @@ def test_upload_refuses_two_files_with_the_same_target(commands: Commands, tmp_p
     assert "Received twice: rolled.png" in twice
 
 
-def sql(*arguments: str, typed: str | None = None) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [*CLI, "sql", *arguments],
-        input=typed,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=TIMEOUT_SECONDS,
-    )
+class Finished(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def sql(*arguments: str, typed: str = "") -> Finished:
+    """In this process; only its service is a child."""
+    stdout, stderr = StringIO(), StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        redirect_stdout(stdout),
+        redirect_stderr(stderr),
+    ):
+        patch.setattr(sys, "stdin", StringIO(typed))
+        code = main(["sql", *arguments])
+    return Finished(code, stdout.getvalue(), stderr.getvalue())
 
 
 def test_statement_prints_a_table() -> None:
