@@ -9,7 +9,7 @@ from app.emulator import LocalServer
 from tests.app.emulator.remote_service import RemoteService, echo
 from tests.app.emulator.sql import Sql
 
-RETRY_SECONDS = 2.0
+RETRY_SECONDS = 60.0
 _numbers = itertools.count()
 
 

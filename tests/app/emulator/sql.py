@@ -10,7 +10,7 @@ from snowflake.connector.errors import Error
 from app.emulator import LocalServer
 
 # The connector retries an HTTP 500 for this long, then fails with 290500.
-NETWORK_TIMEOUT_SECONDS = 5
+NETWORK_TIMEOUT_SECONDS = 120
 
 
 class Sql:

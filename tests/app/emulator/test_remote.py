@@ -3,6 +3,7 @@
 import gzip
 import json
 import threading
+from types import SimpleNamespace
 
 import pytest
 
@@ -319,18 +320,30 @@ def test_other_status_ends_the_query_at_once(
 
 @pytest.mark.slow
 def test_service_that_stays_overloaded_ends_the_query(
-    sql: Sql, service: RemoteService, function: Function
+    sql: Sql, service: RemoteService, function: Function, server: LocalServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    service.respond = lambda _: Reply(503)
+    now = 0.0
+
+    def respond(_: Received) -> Reply:
+        nonlocal now
+        now += 1.0
+        return Reply(503)
+
+    service.respond = respond
+    monkeypatch.setattr("app.emulator.remote.time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(server.local.remote, "retry_seconds", 2.5)
     function("f(a VARCHAR)")
     error = sql.error("SELECT f('x')")
     assert error.errno == 100351
     assert "503" in str(error)
-    assert len(service.received) > 2
+    assert len(service.received) == 3
 
 
 @pytest.mark.slow
-def test_unreachable_service_ends_the_query(sql: Sql, function: Function) -> None:
+def test_unreachable_service_ends_the_query(
+    sql: Sql, function: Function, server: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server.local.remote, "retry_seconds", 0.5)
     function("f(a VARCHAR)")
     with RemoteService() as gone:
         sql.rows("ALTER API INTEGRATION gateway SET API_ALLOWED_PREFIXES = ('http://127.0.0.1')")
