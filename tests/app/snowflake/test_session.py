@@ -25,7 +25,7 @@ from tests.snowflake_front import LOGIN, QUERY, SESSION, Answer, Asked, Front, f
 RENEWAL = "/session/token-request"
 STAGE = ("DB", "S", "IMAGES")
 # Far longer than the timeouts under test, and far shorter than the connector's own.
-TEST_TIMEOUT_SECONDS = 20
+TEST_TIMEOUT_SECONDS = 180
 
 _Result = TypeVar("_Result")
 
@@ -47,7 +47,7 @@ def run(server: Front, work: Callable[[SnowflakeSession], Awaitable[_Result]], *
             "snowflake_host": "127.0.0.1",
             "snowflake_port": server.port,
             "snowflake_protocol": "http",
-            "snowflake_timeout_seconds": 10,
+            "snowflake_timeout_seconds": 120,
         }
         async with asyncio.timeout(TEST_TIMEOUT_SECONDS):
             async with SnowflakeSession(Settings(**given | changes)) as session:
@@ -285,7 +285,7 @@ def test_session_recovers_with_snowflake(server: Front) -> None:
         server.answer = lambda _: None
         return [first, await outcome(session.query("SELECT 1"))]
 
-    assert run(server, ask_twice, snowflake_timeout_seconds=2) == [SnowflakeUnavailable, [("1",)]]
+    assert run(server, ask_twice, snowflake_timeout_seconds=4) == [SnowflakeUnavailable, [("1",)]]
 
 
 def test_event_loop_is_not_blocked_by_a_statement(server: Front) -> None:
@@ -312,7 +312,7 @@ def test_event_loop_is_not_blocked_by_a_statement(server: Front) -> None:
 @pytest.mark.slow
 def test_hanging_logout_does_not_delay_shutdown(server: Front) -> None:
     server.answer = lambda asked: server.hang() if asked.path == "/session" else None
-    asked = run(server, lambda session: session.query("SELECT 1"), snowflake_timeout_seconds=1)
+    asked = run(server, lambda session: session.query("SELECT 1"), snowflake_timeout_seconds=4)
     assert asked == [("1",)]
     assert server.asked[-1].path == "/session"
 
