@@ -40,6 +40,7 @@ class Outcome(TypedDict):
     abstained: bool
     reason: str | None
     nearest_label: str | None
+    nearest_confidence: float | None
     evidence: EvidenceDetail | None
     model: ModelIdentity
     error: ErrorDetail | None
@@ -61,6 +62,7 @@ def blank_outcome(model: ModelIdentity) -> Outcome:
         abstained=False,
         reason=None,
         nearest_label=None,
+        nearest_confidence=None,
         evidence=None,
         model=model,
         error=None,

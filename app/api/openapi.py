@@ -106,6 +106,7 @@ _OUTCOME = {
     "abstained": False,
     "reason": None,
     "nearest_label": None,
+    "nearest_confidence": None,
     "evidence": None,
     "model": {"name": "steel_defects", "version": "0123456789ab"},
     "error": None,
@@ -140,9 +141,9 @@ _CLASSIFY: dict[str, Any] = {
         "external functions, in which each row names or holds an image; it may be compressed "
         "(Content-Encoding: gzip or deflate). **image/\\*** or "
         "**application/octet-stream**: the bytes of one image. **multipart/form-data**: image files.\n\n"
-        "The network abstains on an image unlike its training images: `label` is null, `reason` says why, "
-        "and `nearest_label` is the label it would have had. An image that cannot be classified has an "
-        "`error` in its outcome. The status is 200 in both cases."
+        "The network abstains on an image unlike its training images: `label` and `confidence` are null, "
+        "`reason` says why, and `nearest_label` with `nearest_confidence` is what it would have answered. An "
+        "image that cannot be classified has an `error` in its outcome. The status is 200 in both cases."
     ),
     "openapi_extra": {"requestBody": _REQUEST_BODY, "parameters": _PARAMETERS},
     "responses": {

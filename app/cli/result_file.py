@@ -135,7 +135,7 @@ def _checked(record: Any) -> Record:
     """Return `record` unchanged. Raises TypeError or KeyError if it is not a record."""
     if not isinstance(record, dict) or not isinstance(record["image"], str):
         raise TypeError
-    for key in ("content", "evidence", "error", "confidence"):
+    for key in ("content", "evidence", "error", "confidence", "nearest_confidence"):
         record[key]
     record["model"]["version"]
     return record
@@ -161,6 +161,7 @@ _COLUMNS: dict[str, tuple[Callable[[Record], Any], Callable[[str], Any]]] = {
     "abstained": (lambda r: r["abstained"], _flag),
     "reason": (lambda r: r["reason"], str),
     "nearest_label": (lambda r: r["nearest_label"], str),
+    "nearest_confidence": (lambda r: r["nearest_confidence"], float),
     "probabilities": (lambda r: _json(r["probabilities"]), str),
     "box": (lambda r: _json((r["evidence"] or {}).get("box")), str),
     "model_name": (lambda r: (r["model"] or {}).get("name"), str),
@@ -188,6 +189,7 @@ def _record_of(row: Mapping[str, Any]) -> Record:
         "abstained": row["abstained"],
         "reason": row["reason"],
         "nearest_label": row["nearest_label"],
+        "nearest_confidence": row["nearest_confidence"],
         "evidence": {"box": json.loads(row["box"])} if row["box"] else None,
         "model": {"name": row["model_name"], "version": row["model_version"]},
         "error": error if row["error_code"] else None,
@@ -241,7 +243,10 @@ def _read_json(path: Path) -> Iterator[Record]:
 
 def _write_parquet(path: Path, records: Iterable[Record]) -> None:
     pa, parquet = _arrow()
-    types = {"confidence": pa.float64(), "abstained": pa.bool_(), "error_retryable": pa.bool_()}
+    types = {
+        **dict.fromkeys(("confidence", "nearest_confidence"), pa.float64()),
+        **dict.fromkeys(("abstained", "error_retryable"), pa.bool_()),
+    }
     schema = pa.schema([(name, types.get(name, pa.string())) for name in _COLUMNS])
     table = pa.Table.from_pylist([_row_of(record) for record in records], schema=schema)
     parquet.write_table(table, path)

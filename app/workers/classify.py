@@ -134,7 +134,8 @@ def outcome_of_probabilities(
 ) -> Outcome:
     """The outcome of a classified image; `probabilities` (k,) in the order of `class_names`.
 
-    With a reason to abstain, `label` is null and `nearest_label` is the most probable class.
+    With a reason to abstain, `label` and `confidence` are null, so that `confidence > 0.9` selects no such
+    image, and `nearest_label` and `nearest_confidence` are those of the most probable class.
     """
     if not np.isfinite(probabilities).all():
         failure = PredictionFailed("The network must return finite probabilities. Received: NaN or infinity.")
@@ -142,10 +143,12 @@ def outcome_of_probabilities(
     rounded = [round(p, _DECIMALS) for p in probabilities.tolist()]
     best = int(probabilities.argmax())
     outcome = blank_outcome(model)
-    outcome["label" if reason is None else "nearest_label"] = class_names[best]
+    if reason is None:
+        outcome["label"], outcome["confidence"] = class_names[best], rounded[best]
+    else:
+        outcome["nearest_label"], outcome["nearest_confidence"] = class_names[best], rounded[best]
     outcome["abstained"] = reason is not None
     outcome["reason"] = reason
-    outcome["confidence"] = rounded[best]
     outcome["probabilities"] = dict(zip(class_names, rounded, strict=True))
     return outcome
 

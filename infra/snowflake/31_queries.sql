@@ -85,11 +85,12 @@ FROM image_answers
 GROUP BY answer:label::VARCHAR
 ORDER BY number_of_images DESC;
 
--- To inspect: images unlike the training images. The network abstained; ignore their confidence.
+-- To inspect: images unlike the training images. The network abstained: label and confidence are NULL.
 SELECT
     relative_path,
     answer:reason::VARCHAR AS reason,
-    answer:nearest_label::VARCHAR AS nearest_label
+    answer:nearest_label::VARCHAR AS nearest_label,
+    answer:nearest_confidence::FLOAT AS nearest_confidence
 FROM image_answers
 WHERE answer:abstained::BOOLEAN
 ORDER BY relative_path;
@@ -101,9 +102,7 @@ SELECT
     answer:confidence::FLOAT AS confidence,
     answer:probabilities AS probabilities
 FROM image_answers
-WHERE
-    answer:confidence::FLOAT < 0.9
-    AND NOT answer:abstained::BOOLEAN
+WHERE answer:confidence::FLOAT < 0.9
 ORDER BY confidence;
 
 -- To inspect: images that could not be classified. The cast is required: `answer:error IS NOT NULL` is true

@@ -26,8 +26,8 @@ SELECT
     COUNT(*) AS number_of_images,
     AVG(IFF(failed, 1, 0)) AS share_failed,
     AVG(IFF(failed, NULL, IFF(abstained, 1, 0))) AS share_abstained,
-    AVG(IFF(failed OR abstained, NULL, confidence)) AS mean_confidence,
-    AVG(IFF(failed OR abstained, NULL, IFF(confidence < 0.9, 1, 0))) AS share_unsure
+    AVG(confidence) AS mean_confidence,
+    COUNT_IF(confidence < 0.9) / NULLIF(COUNT(confidence), 0) AS share_unsure
 FROM answers
 GROUP BY
     answered_on,

@@ -65,7 +65,7 @@ def labelled(label: str, confidence: float) -> Outcome:
 
 def abstained_on(nearest: str, confidence: float) -> Outcome:
     outcome = blank_outcome(MODEL)
-    return {**outcome, "abstained": True, "nearest_label": nearest, "confidence": confidence}
+    return {**outcome, "abstained": True, "nearest_label": nearest, "nearest_confidence": confidence}
 
 
 def test_labels_count_only_images_that_have_one() -> None:

@@ -59,7 +59,7 @@ class Day:
         label = "Patches" if number % 4 else "Scratches"
         return {
             "label": None if abstained or failed else label,
-            "confidence": None if failed else self.confidence,
+            "confidence": None if abstained or failed else self.confidence,
             "abstained": abstained,
             "error": {"code": "corrupt_image"} if failed else None,
             "model": {"version": self.version},

@@ -69,7 +69,8 @@ def test_each_row_is_answered_with_its_number_in_order(client: TestClient, batch
         assert set(outcome) == OUTCOME_KEYS
         decided = outcome["label"] is not None or outcome["abstained"]
         assert decided == (outcome["error"] is None)
-        assert (outcome["confidence"] is None) == (outcome["error"] is not None)
+        assert (outcome["confidence"] is None) == (outcome["label"] is None)
+        assert (outcome["nearest_confidence"] is None) == (outcome["nearest_label"] is None)
 
 
 @few

@@ -1,6 +1,6 @@
 // Exports the results as CSV and JSON files.
 
-const COLUMNS = ["name", "label", "confidence", "abstained", "reason", "nearest_label", "error_code", "error_message", "model_version"];
+const COLUMNS = ["name", "label", "confidence", "abstained", "reason", "nearest_label", "nearest_confidence", "error_code", "error_message", "model_version"];
 
 export function asCsv(items) {
   const rows = items.map(({ name, outcome }) => [
@@ -10,6 +10,7 @@ export function asCsv(items) {
     outcome.abstained,
     outcome.reason,
     outcome.nearest_label,
+    outcome.nearest_confidence,
     outcome.error?.code,
     outcome.error?.message,
     outcome.model?.version,

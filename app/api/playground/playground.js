@@ -97,7 +97,7 @@ function answered() {
 
 const KINDS = {
   ":abstained": ["abstained", (outcome) => outcome.abstained],
-  ":unsure": [`below ${100 * UNSURE} %`, (outcome) => !outcome.error && !outcome.abstained && outcome.confidence < UNSURE],
+  ":unsure": [`below ${100 * UNSURE} %`, (outcome) => outcome.label && outcome.confidence < UNSURE],
   ":failed": ["errors", (outcome) => outcome.error],
 };
 

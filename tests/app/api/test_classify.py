@@ -19,6 +19,7 @@ OUTCOME_KEYS = [
     "abstained",
     "reason",
     "nearest_label",
+    "nearest_confidence",
     "evidence",
     "model",
     "error",
@@ -56,6 +57,7 @@ def test_classified_image_fills_its_outcome(client: TestClient, sample: bytes) -
     assert sum(probabilities.values()) == pytest.approx(1, abs=1e-5)
     assert outcome["label"] == max(probabilities, key=probabilities.get)
     assert outcome["confidence"] == probabilities[outcome["label"]]
+    assert outcome["nearest_label"] is outcome["nearest_confidence"] is None
     assert outcome["model"] == {"name": card["name"], "version": card["version"]}
     assert outcome["error"] is None
     assert outcome["abstained"] is False
@@ -66,6 +68,7 @@ def test_failed_image_says_why(client: TestClient) -> None:
     assert outcome["error"]["code"] == "invalid_base64"
     assert outcome["error"]["retryable"] is False
     assert outcome["label"] is outcome["confidence"] is outcome["probabilities"] is None
+    assert outcome["nearest_label"] is outcome["nearest_confidence"] is None
 
 
 def test_null_answers_null(client: TestClient) -> None:

@@ -146,6 +146,7 @@ def outcome_of(label: str | None, **more: Any) -> dict[str, Any]:
         "abstained": False,
         "reason": None,
         "nearest_label": None,
+        "nearest_confidence": None,
         "evidence": None,
         "model": {"name": "n", "version": "v"},
         "error": None,
