@@ -2,9 +2,11 @@
 
 import asyncio
 import logging
+import re
 import zlib
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Iterator, Mapping
 from typing import TypeVar
+from urllib.parse import unquote_to_bytes
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -17,6 +19,8 @@ from app.event_loop import GZIP_MAGIC, join_pieces
 T = TypeVar("T")
 
 _GZIP_WINDOW = 16 + zlib.MAX_WBITS
+# Each costs some microseconds, also if it is empty. A file in blocks (BGZF) has one for each 64 KiB.
+MAX_GZIP_MEMBERS = 10_000
 # About half a millisecond of work; other requests are served between two pieces.
 _INFLATED_AT_ONCE_BYTES = 256 * 1024
 _COMPRESSED_AT_ONCE_BYTES = 64 * 1024
@@ -131,23 +135,38 @@ async def _inflate(body: bytes, window: int, max_bytes: int, pending: PendingBod
 
 
 def _inflated(body: bytes, window: int) -> Iterator[bytes]:
-    """Yields pieces. Raises MalformedBody unless the body is exactly one complete stream."""
-    decompressor, end = zlib.decompressobj(window), 0
+    """Yields pieces. Raises MalformedBody unless the body is one complete stream, or several members of gzip.
+
+    RFC 1952, section 2.2: the members follow each other, with nothing between or after them.
+    """
+    decompressor, members = zlib.decompressobj(window), 1
     try:
         for start in range(0, len(body), _COMPRESSED_AT_ONCE_BYTES):
-            if decompressor.eof:
-                break
             compressed = body[start : start + _COMPRESSED_AT_ONCE_BYTES]
             while compressed:
+                if decompressor.eof:
+                    decompressor, members = zlib.decompressobj(window), members + 1
+                    _refuse_member(compressed, window, members)
                 yield decompressor.decompress(compressed, _INFLATED_AT_ONCE_BYTES)
-                compressed = decompressor.unconsumed_tail
-            end = start + _COMPRESSED_AT_ONCE_BYTES
+                compressed = decompressor.unconsumed_tail or decompressor.unused_data
         while not decompressor.eof and (rest := decompressor.decompress(b"", _INFLATED_AT_ONCE_BYTES)):
             yield rest
     except zlib.error:
         raise MalformedBody("A compressed body must be valid gzip or deflate.") from None
-    if not decompressor.eof or decompressor.unused_data or end < len(body):
-        raise MalformedBody("A compressed body must be exactly one complete gzip or deflate stream.")
+    if not decompressor.eof:
+        raise MalformedBody(
+            "A compressed body must be complete. Received: a gzip or deflate stream without its end."
+        )
+
+
+def _refuse_member(compressed: bytes, window: int, members: int) -> None:
+    """Raises MalformedBody for bytes after a stream that begin no member, and for too many members."""
+    if window != _GZIP_WINDOW or not compressed.startswith(GZIP_MAGIC[: len(compressed)]):
+        raise MalformedBody(
+            "A compressed body must end with its gzip or deflate stream. Received: more bytes after it."
+        )
+    if members > MAX_GZIP_MEMBERS:
+        raise MalformedBody(f"A gzip body must have at most {MAX_GZIP_MEMBERS} members. Received: more.")
 
 
 def _check_size(body_bytes: int, max_bytes: int) -> None:
@@ -168,6 +187,10 @@ _FEW_BOUNDARIES = 16
 _MAX_HEADER_BYTES = 2048
 # The options parser takes almost a microsecond for each.
 _MAX_SEMICOLONS = 32
+# Text before the first boundary, for programs that do not know the format (RFC 2046, section 5.1.1).
+MAX_PREAMBLE_BYTES = 16 * 1024
+# RFC 8187, section 3.2.1: charset, language, and bytes with escapes.
+_EXTENDED_NAME = re.compile(rb""";\s*filename\*\s*=\s*"?([\w-]*)'[^']*'([^;"\s]*)""", re.IGNORECASE)
 
 
 async def parse_files(
@@ -196,7 +219,7 @@ async def parse_files(
                 "on_end": parts.end,
             },
         )
-        async for chunk in chunks:
+        async for chunk in _without_preamble(chunks, delimiter):
             boundaries = chunk.count(delimiter)
             parts.count_boundaries(boundaries)
             # Content without boundaries is cheap to parse.
@@ -214,6 +237,24 @@ async def parse_files(
     return [(name, await join_pieces(pieces, sum(map(len, pieces)))) for name, pieces in parts.files]
 
 
+async def _without_preamble(chunks: AsyncIterable[bytes], delimiter: bytes) -> AsyncGenerator[bytes, None]:
+    """The body from its first boundary. Raises MalformedBody for a long text before it."""
+    preamble, is_over = b"\r\n", False
+    async for chunk in chunks:
+        if is_over:
+            yield chunk
+            continue
+        preamble += chunk
+        start = preamble.find(delimiter)
+        if start >= 0:
+            is_over = True
+            yield preamble[start + 2 :]
+        elif len(preamble) > MAX_PREAMBLE_BYTES:
+            raise MalformedBody(
+                "A multipart body must begin with its boundary (RFC 7578). Received: other content."
+            )
+
+
 def _options(header: bytes, name: str) -> dict[bytes, bytes]:
     """The parameters of a header. Raises MalformedBody for a header that is expensive to parse."""
     if len(header) > _MAX_HEADER_BYTES:
@@ -223,6 +264,16 @@ def _options(header: bytes, name: str) -> dict[bytes, bytes]:
             f"A {name} must have at most {_MAX_SEMICOLONS} semicolons. Received: {semicolons}."
         )
     return parse_options_header(header)[1]
+
+
+def _file_name(parameters: Mapping[bytes, bytes], disposition: bytes) -> str | None:
+    """`filename`, or else `filename*`, which some clients send in its place; None without either."""
+    if b"filename" in parameters:
+        return parameters[b"filename"].decode(errors="replace")
+    if (extended := _EXTENDED_NAME.search(disposition)) is None:
+        return None
+    charset = "latin-1" if extended[1].lower() == b"iso-8859-1" else "utf-8"
+    return unquote_to_bytes(extended[2]).decode(charset, "replace")
 
 
 class _Parts:
@@ -263,12 +314,13 @@ class _Parts:
 
     def open_file(self) -> None:
         parameters = _options(self._disposition, "part's Content-Disposition")
-        if b"filename" not in parameters:
+        filename = _file_name(parameters, self._disposition)
+        if filename is None:
             name = parameters.get(b"name", b"").decode(errors="replace")
             raise InvalidBatch(f"Every part must be a file. Received: a text field {name[:40]!r}.")
         if len(self.files) == self._max_files:
             raise self._too_many_files()
-        self.files.append((parameters[b"filename"].decode(errors="replace"), []))
+        self.files.append((filename, []))
 
     def add_content(self, data: bytes, start: int, end: int) -> None:
         self.files[-1][1].append(data[start:end])

@@ -60,8 +60,8 @@ _ROW = {
     "prefixItems": [
         {"type": "integer", "format": "int64", "description": "row number, echoed"},
         {
-            "description": "string: URL or stage path of an image, or its bytes as base64 or hex; "
-            "null returns null",
+            "description": "string: URL or stage path of an image, or its bytes as base64, a data: URL or "
+            "hex; null returns null",
         },
         {
             "description": "object or null: evidence (boolean), whether to show where in the image the "

@@ -155,6 +155,9 @@ _HEX_OF_IMAGE = re.compile(
     rb"(89504E47|FFD8FF|424D|49492[AB]00|4D4D002[AB]|52494646)[0-9A-F]{8}", re.IGNORECASE
 )
 _BLANKS = b" \t\r\n\v\f"
+# RFC 2397; the media type does not matter, as with files.
+_DATA_URL = re.compile(rb"\s*data:[^,]*;\s*base64\s*,", re.IGNORECASE)
+_FROM_URL_SAFE = bytes.maketrans(b"-_", b"+/")
 
 DEFAULT_LIMITS = ImageLimits()
 
@@ -175,7 +178,7 @@ class Url:
 
 @dataclass(frozen=True)
 class Base64Text:
-    """Base64 (RFC 4648, section 4) of an image file, as SQL's BASE64_ENCODE writes it."""
+    """Base64 (RFC 4648, section 4) of an image file, as BASE64_ENCODE writes it, or a `data:` URL of it."""
 
     text: bytes
 
@@ -186,20 +189,23 @@ class Base64Text:
 
     def decode(self, limits: ImageLimits) -> bytes:
         """Raises InvalidBase64, or ImageTooLarge before anything is decoded."""
-        limits.refuse_bytes(self.image_bytes(len(self.text)))
+        text = self.text
+        if (url := _DATA_URL.match(text)) is not None:
+            text = _payload(text[url.end() :])
+        limits.refuse_bytes(self.image_bytes(len(text)))
         try:
-            return b64decode(self.text, validate=True)
+            return b64decode(text, validate=True)
         except ValueError:
-            return self._decode_wrapped()
+            return self._decode_wrapped(text)
 
-    def _decode_wrapped(self) -> bytes:
+    def _decode_wrapped(self, text: bytes) -> bytes:
         """Decode base64 with the line breaks that many encoders insert."""
         try:
-            return b64decode(self.text.translate(None, _BLANKS), validate=True)
+            return b64decode(text.translate(None, _BLANKS), validate=True)
         except ValueError as error:
             raise InvalidBase64(
                 f"A source without a scheme must be the base64 text of an image (RFC 4648, section 4). "
-                f"Received: {_characters(self.text)} characters, {str(error).rstrip('.').lower()}."
+                f"Received: {_characters(text)} characters, {str(error).rstrip('.').lower()}."
             ) from None
 
 
@@ -300,6 +306,8 @@ def _parse_short(text: str, limits: ImageLimits) -> Source | InputError:
         return InvalidSource("A source must not be empty. Received: an empty string.")
     if text.startswith("@"):
         return parse_stage_path(text)
+    if text[:5].lower() == "data:":
+        return _parse_data_url(text.encode("utf-8", "replace"), len(text), limits)
     if _SCHEME.match(text):
         return parse_file_url(text) or Url(text)
     return _parse_inline(text.encode("utf-8", "replace"), len(text), limits)
@@ -311,11 +319,22 @@ def _parse_long(text: bytes, characters: int, limits: ImageLimits) -> InlineText
         return InvalidSource(
             f"A stage path must have at most {MAX_REFERENCE_CHARACTERS} characters. Received: {characters}."
         )
+    if head[:5].lower() == b"data:":
+        return _parse_data_url(text, characters, limits)
     if _SCHEME.match(head[:80].decode("latin-1")):
         return UrlNotAllowed(
             f"A URL must have at most {MAX_REFERENCE_CHARACTERS} characters. Received: {characters}."
         )
     return _parse_inline(text, characters, limits)
+
+
+def _parse_data_url(text: bytes, characters: int, limits: ImageLimits) -> InlineText | InputError:
+    if (url := _DATA_URL.match(text[:MAX_REFERENCE_CHARACTERS])) is None:
+        return InvalidSource(
+            "A data: URL must begin like data:image/png;base64, and hold an image in base64."
+        )
+    # An escape has three characters for one.
+    return _parse_inline(text, characters - url.end() - 2 * text.count(b"%"), limits)
 
 
 def _parse_inline(text: bytes, characters: int, limits: ImageLimits) -> InlineText | InputError:
@@ -326,6 +345,18 @@ def _parse_inline(text: bytes, characters: int, limits: ImageLimits) -> InlineTe
     except ImageTooLarge as error:
         return error.without_traceback()
     return kind(text)
+
+
+def _payload(text: bytes) -> bytes:
+    """The base64 of a data: URL: percent-encoded, for URLs (RFC 4648, section 5) or without padding, too.
+
+    It may be megabytes long; other content stays invalid.
+    """
+    text = text.translate(None, _BLANKS)
+    if b"%" in text:  # quoted-printable has the same escapes with `=` instead of `%`
+        text = a2b_qp(text.replace(b"=", b"%3D").replace(b"%", b"=")).translate(None, _BLANKS)
+    text = text.translate(_FROM_URL_SAFE)
+    return text + b"=" * (-len(text) % 4)
 
 
 def _characters(text: bytes) -> int:

@@ -6,6 +6,7 @@ event loop serves other requests between two steps, for any content.
 
 import asyncio
 import re
+from codecs import BOM_UTF8
 from collections.abc import Generator
 from io import BytesIO
 from typing import Any, TypeAlias, TypeVar
@@ -63,15 +64,18 @@ async def has_more_values(text: bytes, most: int) -> bool:
 
 
 def parse_json(text: bytes) -> Any:
-    """The value of a text; the last of equal keys wins. Rejects (ValueError) also NaN and lone surrogates."""
-    return from_json(text, allow_inf_nan=False, cache_strings="none")
+    """The value of a text; the last of equal keys wins. Rejects (ValueError) also NaN and lone surrogates.
+
+    Ignores a byte order mark, as RFC 8259, section 8.1, permits: Windows programs write one.
+    """
+    return from_json(text.removeprefix(BOM_UTF8), allow_inf_nan=False, cache_strings="none")
 
 
 class JsonReader:
     """A cursor in a JSON text. All reading methods raise ValueError if the text is not valid JSON."""
 
     def __init__(self, text: bytes, max_kept_bytes: int, step_bytes: int = STEP_BYTES) -> None:
-        self.at = 0
+        self.at = len(BOM_UTF8) if text.startswith(BOM_UTF8) else 0
         """The next byte to read."""
         self._text = text
         self._max_kept_bytes = max_kept_bytes

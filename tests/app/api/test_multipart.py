@@ -50,6 +50,38 @@ def test_files_arrive_in_whatever_chunks(preamble: bytes, chunk_bytes: int) -> N
         parse(body, 9, chunk_bytes)
 
 
+@pytest.mark.parametrize("chunk_bytes", [1, 7, 1 << 20])
+@pytest.mark.parametrize("preamble", [b"For other programs.\r\n", b"--a line\r\n\r\n--\r\n", b"\r\n" * 9])
+@pytest.mark.parametrize("epilogue", [b"", b"\r\n", b"\r\nThe end.\r\n", b"\r\n--b\r\n\r\n"])
+def test_text_around_the_parts_is_ignored(preamble: bytes, epilogue: bytes, chunk_bytes: int) -> None:
+    """RFC 2046, section 5.1.1."""
+    body = preamble + part() + part(b"y", "b.png") + b"--b--" + epilogue
+    assert parse(body, chunk_bytes=chunk_bytes) == [("a.png", b"x"), ("b.png", b"y")]
+
+
+def test_long_text_before_the_parts_is_refused() -> None:
+    with pytest.raises(MalformedBody, match="must begin with its boundary"):
+        parse(b"x" * 2 * multipart.MAX_PREAMBLE_BYTES + part() + b"--b--\r\n", chunk_bytes=1000)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "name"),
+    [
+        ("filename*=UTF-8''na%C3%AFve.png", "naïve.png"),
+        ("filename*=utf-8'en'a%20b%3B.png", "a b;.png"),
+        ("FILENAME*=\"UTF-8''a.png\"", "a.png"),
+        ("filename*=ISO-8859-1''na%EFve.png", "naïve.png"),
+        ("filename*=unicode_escape''%5Cud800.png", "\\ud800.png"),
+        ("filename*=UTF-8''%ff.png", "\ufffd.png"),
+        ("filename*=UTF-8''", ""),
+        ("filename=\"a.png\"; filename*=UTF-8''b.png", "a.png"),
+    ],
+)
+def test_file_may_have_an_extended_name_only(parameters: str, name: str) -> None:
+    body = part().replace(b'filename="a.png"', parameters.encode())
+    assert parse(body + b"--b--\r\n") == [(name, b"x")]
+
+
 def test_chunk_of_many_parts_is_parsed_in_pieces(written: list[bytes]) -> None:
     body = part() * 4000 + b"--b--\r\n"
     assert len(parse(body, 4096, chunk_bytes=1 << 20)) == 4000

@@ -1,6 +1,7 @@
 import base64
 import io
 from collections.abc import Callable
+from urllib.parse import quote
 
 import pytest
 from hypothesis import example, given
@@ -16,6 +17,7 @@ from app.errors import (
     UrlNotAllowed,
 )
 from app.images.source import (
+    DEFAULT_LIMITS,
     MAX_REFERENCE_CHARACTERS,
     Base64Text,
     HexText,
@@ -52,7 +54,6 @@ def test_null_is_none() -> None:
         "https://a/b",
         "http://a",
         "file:///etc/passwd",
-        "data:image/png;base64,AA",
         "S3://b/k",
         "https://a.snowflakecomputing.com/oauth/authorize",
     ],
@@ -135,6 +136,64 @@ def test_other_text_is_base64() -> None:
 @pytest.mark.parametrize("text", [b"QUJD", b"QUI=", b"QQ==", b"QU\r\nJD\n", b" QUJD "])
 def test_base64_is_decoded(text: bytes) -> None:
     assert Base64Text(text).decode(LIMITS) == base64.b64decode(text)
+
+
+CONTENT = bytes(range(150, 247))  # its base64 has + and /
+PLAIN, FOR_URLS = base64.b64encode(CONTENT).decode(), base64.urlsafe_b64encode(CONTENT).decode()
+DATA_URLS = [
+    f"data:image/png;base64,{PLAIN}",
+    f"data:;base64,{PLAIN}",
+    f"DATA:Image/JPEG;BASE64,{PLAIN}",
+    f"data:image/png;name=a.png;charset=utf-8;base64,{PLAIN}",
+    f"data:image/png; base64, {PLAIN}",
+    f" data:image/png;base64,\n{PLAIN[:76]}\r\n{PLAIN[76:]}\n",
+    f"data:application/octet-stream;base64,{FOR_URLS.rstrip('=')}",
+    f"data:image/png;base64,{quote(PLAIN, safe='')}",
+    f"data:image/png;base64,{quote(PLAIN[:40] + chr(10) + PLAIN[40:])}",
+    f"data:image/png;base64,{''.join(f'%{byte:02x}' for byte in PLAIN.encode())}",
+]
+
+
+@pytest.mark.parametrize("text", DATA_URLS)
+@pytest.mark.parametrize("blanks", ["", " " * 8200])
+def test_data_url_of_base64_is_its_content(text: str, blanks: str) -> None:
+    for value in (text + blanks, LongText((text + blanks).encode(), len(text + blanks))):
+        source = parse_source(value)
+        assert isinstance(source, Base64Text)
+        assert source.decode(DEFAULT_LIMITS) == CONTENT
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "data:",
+        "data:image/png",
+        "data:,a",
+        "data:image/svg+xml,<svg/>",
+        "data:base64,QUJD",
+        "data:image/png;base64",
+    ],
+)
+@pytest.mark.parametrize("blanks", ["", " " * 8200])
+def test_other_data_url_is_invalid(text: str, blanks: str) -> None:
+    assert isinstance(parse_source(text + blanks), InvalidSource)
+
+
+@pytest.mark.parametrize(
+    "text", ["data:image/png;base64,QU%4", "data:;base64,Q%zzJD", "data:;base64,QUJ!", "data:;base64,QUJDR"]
+)
+def test_data_url_of_other_text_is_not_decoded(text: str) -> None:
+    source = parse_source(text)
+    assert isinstance(source, Base64Text)
+    with pytest.raises(InvalidBase64):
+        source.decode(DEFAULT_LIMITS)
+
+
+def test_data_url_of_too_large_an_image_is_refused() -> None:
+    text = f"data:image/png;base64,{'A' * 140}"
+    assert isinstance(parse_source(text, LIMITS), ImageTooLarge)
+    with pytest.raises(ImageTooLarge):
+        Base64Text(text.encode()).decode(LIMITS)
 
 
 @pytest.mark.parametrize(

@@ -128,7 +128,7 @@ def test_last_of_two_equal_keys_wins(text: str, value: object) -> None:
         "1" * 5000,
         '{"a"',
         "",
-        "\ufeff1",
+        "\ufeff\ufeff1",
         "1 2",
         "[1,]",
         '{"a":1,}',
