@@ -42,6 +42,10 @@ def _split_list(value: object) -> object:
     return value.replace(",", " ").split() if isinstance(value, str) else value
 
 
+def _as_root_path(value: object) -> object:
+    return f"/{value.strip('/')}".rstrip("/") if isinstance(value, str) else value
+
+
 def _split_names(value: object) -> object:
     """Split by commas outside double quotes."""
     if not isinstance(value, str):
@@ -128,6 +132,19 @@ class Settings(BaseSettings):
     """Address that `ext-classify serve` listens on."""
     port: Annotated[int, Field(ge=1, le=65535), BeforeValidator(_ignore_service_link)] = DEFAULT_PORT
     """Port that `ext-classify serve` listens on."""
+    root_path: Annotated[str, BeforeValidator(_as_root_path), Field(pattern=r"^(/[A-Za-z0-9._~-]+)*$")] = ""
+    """Prefix of every path if a gateway passes one on, such as the name of its stage: `/prod`. The service
+    answers with and without it."""
+    keep_alive_seconds: PositiveInt = 620
+    """How long a connection stays open between two requests. It must be longer than the load balancer keeps
+    it (Azure Front Door: 90 seconds, Oracle Cloud: 300, Google Cloud: 600), or requests are lost."""
+    cors_origins: Annotated[
+        tuple[Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")], ...],
+        NoDecode,
+        BeforeValidator(_split_list),
+    ] = ()
+    """Web pages whose scripts may send requests, separated by commas, such as `https://app.example.com`; `*`
+    for all. None by default."""
     auth: Annotated[
         tuple[Literal["none", "api_key", "jwt", "spcs"], ...], NoDecode, BeforeValidator(_split_list)
     ] = ()

@@ -2,14 +2,15 @@
 
 from http import HTTPStatus
 from time import perf_counter
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from fastapi import FastAPI, Request, Response
 from pydantic_core import to_json
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.classify import ClassifyEndpoint
 from app.api.state import ServiceState
@@ -31,7 +32,13 @@ _PAGE_HEADERS = [
 _CONTENT_SECURITY_POLICY = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
 _NO_STORE = (b"cache-control", b"no-store")
 _CLASSIFY_PATH = "/classify"
-_CLASSIFY_METHODS = "GET, POST"
+_CLASSIFY_METHODS = "GET, HEAD, POST"
+# What the API reads and returns beyond the headers that every script may use (Fetch standard).
+_CORS: dict[str, Any] = {
+    "allow_methods": ("GET", "HEAD", "POST"),
+    "allow_headers": ("*",),
+    "expose_headers": ("Allow", "ETag", "Retry-After", "WWW-Authenticate"),
+}
 # The deadline of probes, metrics, pages and polls.
 _PAGE_SECONDS = 30.0
 # Errors that are part of normal operation; any other is raised again for the server to log.
@@ -51,12 +58,20 @@ class Service:
         self._endpoint = endpoint
         self._deadline_seconds = state.settings.request_timeout_seconds
         self._page_deadline_seconds = min(_PAGE_SECONDS, self._deadline_seconds)
+        self._root_path = state.settings.root_path
+        origins = state.settings.cors_origins
+        # CORSMiddleware answers preflights, which carry no credentials, and adds its headers to errors too.
+        self._entry: ASGIApp = (
+            CORSMiddleware(self._serve_traced, allow_origins=origins, **_CORS)
+            if origins
+            else self._serve_traced
+        )
 
     def add_middleware(self, *_: object, **__: object) -> NoReturn:
         """Raises RuntimeError: FastAPI's middleware would not see requests to /classify."""
         raise RuntimeError(
             "Middleware must cover /classify, which does not pass through FastAPI. Wrap the ASGI application "
-            "instead, such as CORSMiddleware(create_app(settings), ...), or configure the gateway."
+            "instead, such as GZipMiddleware(create_app(settings)), or configure the gateway."
         )
 
     middleware = add_middleware
@@ -64,11 +79,13 @@ class Service:
     def refuse_at_once(self, scope: Scope) -> Response | None:
         """The 429 for a single image that would wait too long; reads no body and starts no task.
 
-        Returns None for any other request, and where the request needs the full path: a trace, a shutdown.
+        Returns None for any other request, and where the request needs the full path: a trace, a shutdown,
+        CORS.
         """
+        scope = _without_root_path(scope, self._root_path)
         if not _is_post_to_classify(scope) or not _is_image(scope):
             return None
-        if TRACING.is_on or self.state.shutdown.has_begun:
+        if TRACING.is_on or self.state.shutdown.has_begun or self.state.settings.cors_origins:
             return None
         try:
             self.state.admission.refuse_rows(1)
@@ -88,7 +105,12 @@ class Service:
             raise RuntimeError(
                 "The service must start up before it serves: the server must run the lifespan."
             )
-        scope = _without_root_path(scope)
+        scope = _without_root_path(scope, self._root_path)
+        if scope["method"] == "HEAD":
+            scope, send = {**scope, "method": "GET"}, _without_body(send)
+        await self._entry(scope, receive, send)
+
+    async def _serve_traced(self, scope: Scope, receive: Receive, send: Send) -> None:
         with TRACING.request(scope, send) as traced_send:
             await self._serve(Request(scope, receive), _TrackedSend(traced_send))
 
@@ -193,12 +215,23 @@ def _secured(send: Send) -> Send:
     return send_secured
 
 
-def _without_root_path(scope: Scope) -> Scope:
-    """The scope as this application's own: mounted, or behind `--root-path`, its paths have a prefix."""
-    root_path = scope.get("root_path", "")
-    if not root_path or not scope["path"].startswith(root_path):
-        return scope
-    return {**scope, "path": scope["path"][len(root_path) :], "root_path": ""}
+def _without_body(send: Send) -> Send:
+    """A response to HEAD has the headers of GET and no body (RFC 9110, section 9.3.2)."""
+
+    async def send_without_body(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            message = {**message, "body": b""}
+        await send(message)
+
+    return send_without_body
+
+
+def _without_root_path(scope: Scope, root_path: str) -> Scope:
+    """The scope without the prefix that a gateway, or the application that mounts this one, adds to paths."""
+    for prefix in (scope.get("root_path", ""), root_path):
+        if prefix and scope["path"].startswith(f"{prefix}/"):
+            scope = {**scope, "path": scope["path"][len(prefix) :], "root_path": ""}
+    return scope
 
 
 def _without_cookies_and_query(scope: Scope) -> Scope:

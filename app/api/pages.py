@@ -76,7 +76,8 @@ def _add_error_handlers(pages: FastAPI) -> None:
 def _methods_at(routes: Sequence[BaseRoute], scope: Scope) -> list[str]:
     """The methods that a path allows (RFC 9110, section 10.2.1)."""
     matching = [route for route in iter_route_contexts(routes) if route.matches(scope)[0] != Match.NONE]
-    return sorted({method for route in matching for method in route.methods or ()})
+    methods = {method for route in matching for method in route.methods or ()}
+    return sorted(methods | ({"HEAD"} if "GET" in methods else set()))
 
 
 # Longer lists in If-None-Match are ignored.
@@ -159,7 +160,7 @@ def _add_playground(pages: FastAPI) -> None:
     files = StaticFiles(FOLDER, _REVALIDATE)
     pages.mount("/playground", files)
 
-    @pages.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
+    @pages.get("/", include_in_schema=False)
     async def playground(request: Request) -> Response:
         response = files.response("index.html", request.headers)
         response.headers["content-security-policy"] = POLICY

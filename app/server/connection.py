@@ -31,6 +31,10 @@ from app.server.framing import (
 )
 
 HEAD_TIMEOUT_SECONDS = 10.0
+# For the first request of a connection, however long the keep-alive between two requests is.
+FIRST_REQUEST_SECONDS = 75.0
+# Seconds after which a client that has shut down its side is probed. An answer usually comes sooner.
+HALF_CLOSED_PROBES = (2.0, 1.0)
 # A client that reads nothing of its answer for this long is disconnected.
 WRITE_TIMEOUT_SECONDS = 30.0
 # On shutdown, idle connections stay open this long, for requests that are already on their way.
@@ -54,6 +58,8 @@ _OTHER_FILES_SHARE = 4
 
 _LOGGER = logging.getLogger("uvicorn.error")
 _HEAD_END = b"\r\n\r\n"
+# Every client has to skip it (RFC 9110, section 15.2).
+_INTERIM_RESPONSE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class _Transport:
@@ -172,6 +178,7 @@ class HttpConnection(asyncio.Protocol):
         self._head_tail = b""
         self._body: BodyFraming | None = None
         """Framing of the current request's body, until all of it has arrived."""
+        self._is_head_request = False
         self._discarded_bytes = 0
         self._is_lingering = False
         self._is_shutting_down = False
@@ -188,7 +195,7 @@ class HttpConnection(asyncio.Protocol):
         self._client = get_remote_addr(self.transport)
         self._server_state.connections.add(self)  # type: ignore[arg-type]
         if self._limits.open(self):
-            self._set_timer(self._config.timeout_keep_alive, self._end_idle)
+            self._set_timer(min(FIRST_REQUEST_SECONDS, self._config.timeout_keep_alive), self._end_idle)
         else:
             self._write_error(ConnectionOverload("The service has too many connections. Try again later."))
             self._close()
@@ -203,9 +210,18 @@ class HttpConnection(asyncio.Protocol):
         self._disconnect_cycle()
         self.flow.resume_writing()
 
-    def eof_received(self) -> None:
-        """Close: the client has disconnected, or will send no more."""
-        self._close()
+    def eof_received(self) -> bool:
+        """Answer a request that has arrived completely: the client may have shut down its side only.
+
+        Returns whether the connection stays open.
+        """
+        if self.cycle is None or not self._is_answering or self._body is not None or self._is_lingering:
+            self._close()
+            return False
+        self.cycle.keep_alive = False
+        if self.cycle.scope["http_version"] == "1.1":
+            self._probe_after(*HALF_CLOSED_PROBES)
+        return True
 
     def data_received(self, data: bytes) -> None:
         if self._is_lingering:
@@ -241,6 +257,21 @@ class HttpConnection(asyncio.Protocol):
         """Close immediately: no request is in progress, or only the client keeps the connection open."""
         self._limits.note_busy(self)
         self.transport.abort()
+
+    def _probe_after(self, seconds: float, *more: float) -> None:
+        """Write interim responses, which the system of a client that has disconnected rejects.
+
+        Until something is written, such a client looks like one that has shut down its side only. The first
+        write makes it reset the connection, and the next one fails.
+        """
+
+        def probe() -> None:
+            if self._is_answering and self.cycle is not None and not self.cycle.response_started:
+                self.transport.write(_INTERIM_RESPONSE)
+                if more:
+                    self._probe_after(*more)
+
+        self._set_timer(seconds, probe)
 
     @property
     def _is_answering(self) -> bool:
@@ -286,6 +317,7 @@ class HttpConnection(asyncio.Protocol):
             if self._position == len(self._data):
                 return
             self._head, self._head_bytes, self._head_tail = RequestHead(), 0, b""
+            self._is_head_request = False
         piece = self._data[self._position :] if self._position else self._data
         searched = self._head_tail + piece
         end = searched.find(_HEAD_END, 0, MAX_HEAD_BYTES + len(_HEAD_END))
@@ -295,7 +327,10 @@ class HttpConnection(asyncio.Protocol):
             raise HeadTooLarge(
                 f"A request line and headers must have at most {MAX_HEAD_BYTES} bytes. Received: more."
             )
-        self._head.feed(taken)
+        try:
+            self._head.feed(taken)
+        finally:
+            self._is_head_request = self._head.is_head_request
         self._position += len(taken)
         if end >= 0:
             head, self._head = self._head, None
@@ -480,7 +515,7 @@ class HttpConnection(asyncio.Protocol):
             lines.append(b"content-length: %d\r\n" % len(body))
         if not keep_alive:
             lines.append(b"connection: close\r\n")
-        self.transport.write(b"".join([*lines, b"\r\n", body]))
+        self.transport.write(b"".join([*lines, b"\r\n", b"" if self._is_head_request else body]))
 
     def _drop_input(self) -> None:
         if self._head is not None:

@@ -119,6 +119,11 @@ class RequestHead:
         self._line = b""
         self._parser: httptools.HttpRequestParser | None = httptools.HttpRequestParser(self)
 
+    @property
+    def is_head_request(self) -> bool:
+        """Whether the method is HEAD, known before the head is complete."""
+        return self._line.startswith(b"HEAD ")
+
     def feed(self, data: bytes) -> None:
         """Parse the next piece of the head, which must not reach beyond its end. Raises BadRequest."""
         if self._parser is None:

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 _LOG_HANDLERS = {"default": {"class": "app.telemetry.log.BackgroundHandler", "formatter": "default"}}
 _LOG_CONFIG = {**LOGGING_CONFIG, "handlers": {**LOGGING_CONFIG["handlers"], **_LOG_HANDLERS}}
 
-# Gateways keep idle connections for about a minute; closing them first would race with the next request.
-KEEP_ALIVE_SECONDS = 75
 # After the grace period, the time to send 503 to the requests that are left.
 _ANSWERING_SECONDS = 2
 # The supervisor kills a worker that does not answer it for so long. On a machine that is short of CPU time, a
@@ -58,9 +56,11 @@ def serve(settings: Settings, flags: Mapping[str, Any]) -> None:
 
 
 def _serve_alone(settings: Settings) -> None:
-    server = GracefulServer(uvicorn.Config(start_app(settings), **_options(settings)))
+    config = uvicorn.Config(start_app(settings), **_options(settings))
+    server = GracefulServer(config)
     with suppress(KeyboardInterrupt):  # uvicorn raises the signal again after its shutdown
-        server.run()
+        # asyncio's own socket for `::` accepts IPv6 only; this one accepts both families, as that of workers.
+        server.run([config.bind_socket()] if ":" in settings.host else None)
     if not server.started:
         sys.exit(STARTUP_FAILURE)
 
@@ -159,7 +159,7 @@ def _options(settings: Settings) -> dict[str, Any]:
         "log_config": _LOG_CONFIG,
         "access_log": False,
         "proxy_headers": False,  # the service does not use clients' addresses
-        "timeout_keep_alive": KEEP_ALIVE_SECONDS,
+        "timeout_keep_alive": settings.keep_alive_seconds,
         "server_header": False,
         "timeout_graceful_shutdown": settings.stop_grace_seconds + _ANSWERING_SECONDS,
         "timeout_worker_healthcheck": _HEALTHCHECK_SECONDS,

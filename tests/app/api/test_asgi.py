@@ -1,15 +1,18 @@
 import json
+from collections.abc import Iterator
 
 import pytest
+from pydantic import ValidationError
 from starlette import datastructures, requests
 from starlette.applications import Starlette
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Mount
 from starlette.testclient import TestClient
 
+from app.admission import Admission
 from app.api.asgi import Service, error_response
 from app.api.body import MAX_QUERY_BYTES
-from app.errors import Unauthorized
+from app.errors import Overloaded, Unauthorized
 from app.main import create_app
 from app.settings import Settings
 
@@ -83,7 +86,115 @@ def test_mounted_service_answers_below_its_prefix(client: TestClient, sample: by
     image = {"Content-Type": "image/png"}
     assert mounted.post("/steel/classify", content=sample, headers=image).status_code == 200
     assert mounted.get("/steel/classify").json()["error"]["code"] == "invalid_batch"
-    assert mounted.put("/steel/classify").headers["allow"] == "GET, POST"
+    assert mounted.put("/steel/classify").headers["allow"] == "GET, HEAD, POST"
+
+
+GET_PATHS = (
+    "/",
+    "/healthz",
+    "/readyz",
+    "/model",
+    "/metrics",
+    "/docs",
+    "/openapi.json",
+    "/playground/playground.js",
+)
+
+
+@pytest.mark.parametrize(
+    "path", [*GET_PATHS, "/docs/assets/swagger-ui.css", "/playground/samples", "/classify"]
+)
+def test_head_has_the_status_and_headers_of_get_and_no_body(client: TestClient, path: str) -> None:
+    """Azure Front Door probes with HEAD."""
+    got, head = client.get(path, follow_redirects=False), client.head(path, follow_redirects=False)
+    assert (head.status_code, head.content) == (got.status_code, b"")
+    if path != "/metrics":  # which counts itself
+        assert head.headers == got.headers
+
+
+def test_methods_of_a_path_include_head(client: TestClient) -> None:
+    assert client.delete("/readyz").headers["allow"] == "GET, HEAD"
+    assert client.head("/none").status_code == 404
+
+
+PAGE = "https://mill.example"
+PREFLIGHT = {"Origin": PAGE, "Access-Control-Request-Method": "POST"}
+
+
+@pytest.fixture(scope="module")
+def behind_gateway() -> Iterator[TestClient]:
+    """With a path prefix, CORS and a required key."""
+    with TestClient(
+        create_app(Settings(root_path="prod/", cors_origins=(PAGE,), auth=("jwt",), **JWT))
+    ) as client:
+        yield client
+
+
+JWT = {"jwt_issuer": "https://i.example", "jwt_audience": "a", "jwt_jwks_url": "https://i.example/keys"}
+
+
+@pytest.mark.parametrize(
+    ("prefix", "status"), [("", 200), ("/prod", 200), ("/production", 401), ("/prod/prod", 401)]
+)
+def test_paths_may_have_the_prefix_of_a_gateway(behind_gateway: TestClient, prefix: str, status: int) -> None:
+    assert behind_gateway.get(f"{prefix}/healthz").status_code == status
+    assert behind_gateway.post(f"{prefix}/classify", content=b"x").status_code == 401
+
+
+@pytest.mark.parametrize("root_path", ["/a b", "/a?b", "//a//b", "/ä"])
+def test_prefix_that_no_path_has_is_rejected(root_path: str) -> None:
+    with pytest.raises(ValidationError):
+        Settings(root_path=root_path)
+
+
+def test_preflight_is_answered_without_credentials(behind_gateway: TestClient) -> None:
+    headers = {**PREFLIGHT, "Access-Control-Request-Headers": "authorization,content-type,x-api-key"}
+    answer = behind_gateway.options("/prod/classify", headers=headers)
+    assert answer.status_code == 200
+    assert answer.headers["access-control-allow-origin"] == PAGE
+    assert answer.headers["access-control-allow-headers"] == "authorization,content-type,x-api-key"
+    assert "POST" in answer.headers["access-control-allow-methods"]
+    foreign = behind_gateway.options("/classify", headers={**headers, "Origin": "https://other.example"})
+    assert "access-control-allow-origin" not in foreign.headers
+
+
+def test_page_may_read_errors_and_their_headers(behind_gateway: TestClient) -> None:
+    for answer in (
+        behind_gateway.post("/classify", content=b"x", headers={"Origin": PAGE}),
+        behind_gateway.get("/none", headers={"Origin": PAGE}),
+    ):
+        assert answer.status_code == 401
+        assert answer.headers["access-control-allow-origin"] == PAGE
+        assert "Retry-After" in answer.headers["access-control-expose-headers"]
+
+
+def test_rejection_under_overload_can_be_read_too(behind_gateway: TestClient) -> None:
+    """The cheap one would lack the headers."""
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/classify",
+        "headers": [(b"content-type", b"image/png")],
+    }
+    assert isinstance(behind_gateway.app, Service)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Admission, "refuse_rows", refuse_all)
+        assert behind_gateway.app.refuse_at_once(scope) is None
+
+
+def refuse_all(*_: object) -> None:
+    raise Overloaded("full", 1)
+
+
+def test_cors_is_off_by_default(client: TestClient) -> None:
+    assert client.options("/classify", headers=PREFLIGHT).status_code == 405
+    assert "access-control-allow-origin" not in client.get("/healthz", headers={"Origin": PAGE}).headers
+
+
+@pytest.mark.parametrize("origin", ["mill.example", "https://mill.example/", "null", "https://a b"])
+def test_origin_without_a_scheme_or_with_a_path_is_rejected(origin: str) -> None:
+    with pytest.raises(ValidationError):
+        Settings(cors_origins=(origin,))
 
 
 @pytest.mark.slow

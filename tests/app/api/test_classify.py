@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from app.api.body import MAX_GZIP_MEMBERS
 from app.main import create_app
 from app.pipeline import Pipeline
 from app.settings import Settings
@@ -128,6 +129,53 @@ def test_body_that_a_gateway_inflated_is_accepted(client: TestClient, sample: by
 def test_gzip_without_its_header_is_inflated(client: TestClient) -> None:
     body = gzip.compress(b'{"data": [[0, null]]}')
     assert client.post("/classify", content=body, headers=JSON).json() == {"data": [[0, None]]}
+
+
+@pytest.mark.parametrize("blocks", [2, 50])
+def test_gzip_of_several_members_is_inflated(client: TestClient, sample: bytes, blocks: int) -> None:
+    """As `cat a.gz b.gz`, bgzip and appending writers make it."""
+    body = json.dumps({"data": [[n, text_of(sample)] for n in range(40)]}).encode()
+    size = -(-len(body) // blocks)
+    members = b"".join(gzip.compress(body[at : at + size], 1) for at in range(0, len(body), size))
+    members = gzip.compress(b"") + members + gzip.compress(b"")
+    answer = client.post("/classify", content=members, headers={**JSON, "Content-Encoding": "gzip"})
+    assert answer.json() == client.post("/classify", content=body, headers=JSON).json()
+
+
+def test_gzip_of_more_members_than_the_limit_is_refused(client: TestClient) -> None:
+    body = gzip.compress(b"") * (MAX_GZIP_MEMBERS + 1)
+    answer = client.post("/classify", content=body, headers=JSON)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "malformed_body")
+    assert "members" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("garbage", [b"x", b"garbage", bytes(8), b"\x1f\x8b", b"\x1f\x8bgarbage"])
+@pytest.mark.parametrize("compress", [gzip.compress, zlib.compress])
+def test_bytes_after_a_compressed_body_are_refused(client: TestClient, garbage: bytes, compress: Any) -> None:
+    headers = {**JSON, "Content-Encoding": "gzip" if compress is gzip.compress else "deflate"}
+    answer = client.post("/classify", content=compress(b'{"data": []}') + garbage, headers=headers)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "malformed_body")
+
+
+@pytest.mark.parametrize("rows", [1, 200])
+@pytest.mark.parametrize("compress", [bytes, gzip.compress])
+def test_json_may_begin_with_a_byte_order_mark(
+    client: TestClient, sample: bytes, rows: int, compress: Any
+) -> None:
+    """In one step and in several."""
+    body = b"\xef\xbb\xbf" + json.dumps({"data": [[n, text_of(sample)] for n in range(rows)]}).encode()
+    answer = client.post("/classify", content=compress(body), headers=JSON)
+    assert [outcome["label"] for _, outcome in answer.json()["data"]] == ["Scratches"] * rows
+
+
+def test_byte_order_mark_elsewhere_is_refused(client: TestClient) -> None:
+    for body in (b'\xef\xbb\xbf\xef\xbb\xbf{"data": []}', b'{\xef\xbb\xbf"data": []}', b"\xef\xbb\xbf"):
+        assert client.post("/classify", content=body, headers=JSON).status_code == 400
+
+
+def test_data_url_of_an_image_is_classified(client: TestClient, sample: bytes) -> None:
+    outcome = post_source(client, f"data:image/png;base64,{text_of(sample)}")
+    assert outcome == post_source(client, text_of(sample))
 
 
 def test_snowflake_headers_and_charset_are_accepted(client: TestClient) -> None:
@@ -341,7 +389,7 @@ def test_every_refusal_has_the_same_shape(
 
 @pytest.mark.parametrize(
     ("path", "allowed"),
-    [("/classify", "GET, POST"), ("/healthz", "GET"), ("/metrics", "GET"), ("/docs", "GET")],
+    [("/classify", "GET, HEAD, POST"), ("/healthz", "GET, HEAD"), ("/docs", "GET, HEAD")],
 )
 def test_wrong_method_lists_the_allowed_ones(client: TestClient, path: str, allowed: str) -> None:
     answer = client.request("PATCH", path)

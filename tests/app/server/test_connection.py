@@ -59,11 +59,14 @@ def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextmanager
 def serving(
-    asked: Any = None, limits: ConnectionLimits | None = None, keep_alive_seconds: int = PATIENCE_SECONDS
+    asked: Any = None,
+    limits: ConnectionLimits | None = None,
+    keep_alive_seconds: int = PATIENCE_SECONDS,
+    loop: str = "auto",
 ) -> Iterator[tuple[int, uvicorn.Server]]:
     port = free_port()
     options: Any = {"http": HttpProtocol(limits), "lifespan": "off", "log_config": None, "ws": "none"}
-    options |= {"proxy_headers": False, "timeout_keep_alive": keep_alive_seconds}
+    options |= {"proxy_headers": False, "timeout_keep_alive": keep_alive_seconds, "loop": loop}
     server = uvicorn.Server(uvicorn.Config(asked or application, port=port, **options))
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -683,6 +686,59 @@ def test_client_that_half_closes_and_does_not_read_is_disconnected(monkeypatch: 
         deaf.sendall(GET)
         deaf.shutdown(socket.SHUT_WR)
         wait_until(lambda: not server.server_state.connections)
+
+
+REQUESTS = {
+    "GET": GET,
+    "1.0": b"GET / HTTP/1.0\r\n\r\n",
+    "body": b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nbody",
+    "chunks": b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nbody\r\n0\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("requests", [*([one] for one in REQUESTS.values()), [GET, REQUESTS["body"], GET]])
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_client_that_shuts_down_its_side_gets_its_answers(
+    requests: list[bytes], loop: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "HALF_CLOSED_PROBES", (0.0, 0.0))
+
+    async def late(scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.sleep(0.05)
+        await application(scope, receive, send)
+
+    with serving(late, loop=loop) as (port, server), connect(port) as caller:
+        caller.sendall(b"".join(requests))
+        caller.shutdown(socket.SHUT_WR)
+        received = read_all(caller)
+        wait_until(lambda: not server.server_state.connections)
+    answers = received.replace(b"HTTP/1.1 100 Continue\r\n\r\n", b"").split(b"HTTP/1.1 ")[1:]
+    assert [answer[:3] for answer in answers] == [b"200"] * len(requests)
+
+
+@pytest.mark.parametrize("cut", ["head", "body"])
+def test_client_that_shuts_down_within_a_request_is_disconnected(port: int, cut: str) -> None:
+    said = {"head": b"GET / HTT", "body": REQUESTS["body"][:-1]}[cut]
+    with connect(port) as caller:
+        caller.sendall(said)
+        caller.shutdown(socket.SHUT_WR)
+        assert b" 200 " not in read_all(caller)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"HEAD / HTTP/1.1\r\n\r\n",
+        b"HEAD / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: x\r\n\r\n",
+        b"HEAD / HTTP/9\r\n\r\n",
+    ],
+)
+def test_refused_head_request_has_no_body(port: int, head: bytes) -> None:
+    with connect(port) as caller:
+        caller.sendall(head)
+        lines, _, body = read_all(caller).partition(b"\r\n\r\n")
+    assert int(lines.split()[1]) >= 400
+    assert (b"content-length: 0" not in lines, body) == (True, b"")
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@ import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from app import settings
-from app.client import Client
+from app.client import Client, is_ready
 from app.server import run as serving
 from app.settings import Settings
 from model.defaults import DEFAULT_MODEL_PATH
@@ -184,3 +185,12 @@ def test_service_exits_if_its_workers_always_die_at_start(tmp_path: Path) -> Non
     )
     assert ran.returncode == 1
     assert ran.stderr.count("The workers cannot start") == 1
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="This machine has no IPv6.")
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_unspecified_ipv6_address_listens_on_both_families(tmp_path: Path, workers: str) -> None:
+    options = ("--host", "::", "--workers", workers)
+    with logging_service(tmp_path / "log", *options, EXT_CLASSIFY_AUTH="none") as (_, port):
+        for address in ("127.0.0.1", "[::1]"):
+            wait_until(lambda address=address: is_ready(f"http://{address}:{port}"))
