@@ -219,7 +219,8 @@ class Settings(BaseSettings):
     max_image_bytes: PositiveInt = ImageLimits.max_image_bytes
     """Largest image file."""
     max_image_pixels: PositiveInt = ImageLimits.max_image_pixels
-    """Most pixels in an image, checked before the image is decoded."""
+    """Most pixels in an image, checked before the image is decoded. A 24-megapixel camera needs `25000000`;
+    such an image takes up to 600 MB of `MAX_IMAGE_MEMORY_BYTES`."""
     max_image_side_pixels: PositiveInt = ImageLimits.max_image_side_pixels
     """Longest side of an image, checked before the image is decoded."""
     max_image_memory_bytes: Annotated[int, Field(ge=64 * 1024 * 1024)] = 1024 * 1024 * 1024

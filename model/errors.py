@@ -2,7 +2,7 @@
 
 ModelError
 ├── InputError            one image cannot be classified; the other rows of its batch are unaffected
-│   ├── UnsupportedFormat     not BMP, PNG, JPEG, TIFF or WebP
+│   ├── UnsupportedFormat     not BMP, PNG, JPEG, TIFF or WebP, or a rare kind of one
 │   ├── CorruptImage          the format is supported, but the content cannot be decoded
 │   └── ImageTooLarge         a limit on bytes, pixels, sides or decoding work is exceeded
 ├── ArtifactError         the network, its card or its compiled model is missing, invalid or inconsistent

@@ -4,17 +4,18 @@ Training, evaluation and serving decode with the same code.
 """
 
 import io
+import re
 import warnings
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, ImagePalette, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field
 
 from model.errors import CorruptImage, InputError, UnsupportedFormat
-from model.formats import TIFF_SIGNATURES, UPRIGHT, Metadata
+from model.formats import TIFF_SIGNATURES, UPRIGHT, Metadata, jpeg, tiff
 from model.image_limits import ImageLimits, out_of_memory, refuse_costly_content, strip_metadata
 
 FORMATS = ("BMP", "PNG", "JPEG", "TIFF", "WEBP")
@@ -25,11 +26,15 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 Image.MAX_IMAGE_PIXELS = None
 
 # First bytes of a file of each format, except WebP, whose signature is in two parts.
+_JPEG_SIGNATURE = b"\xff\xd8"
 _SIGNATURES = (b"BM", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", *TIFF_SIGNATURES)
 # TIFF 6.0, sections 8, 19 and 22.
 _BITS_PER_SAMPLE, _PHOTOMETRIC_INTERPRETATION, _PLANAR_CONFIGURATION, _SAMPLE_FORMAT = 258, 262, 284, 339
 _WHITE_IS_ZERO, _SEPARATE_PLANES, _UNSIGNED, _SIGNED = 0, 2, 1, 2
+_COLOUR_MAP = 320
 _ORIENTATION_TAG = 0x0112
+# Brands of ISO/IEC 23008-12 (HEIF): files of phones and browsers.
+_HEIF_BRAND = re.compile(rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1|avi[fs])", re.DOTALL)
 _RESAMPLE = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -101,20 +106,23 @@ def decode_sized(data: bytes, spec: ImageSpec, limits: ImageLimits) -> Decoded:
     Raises UnsupportedFormat, CorruptImage or ImageTooLarge.
     """
     limits.refuse_bytes(len(data))
+    stripped = data
     try:
         stripped, metadata = strip_metadata(data)
         with Image.open(io.BytesIO(stripped), formats=FORMATS) as image:
             refuse_costly_content(image, stripped, limits)
             _refuse_misread(image)
-            return _convert(image, metadata, spec)
+            return _convert(_loaded(image, stripped), metadata, spec)
     except InputError:
         raise
     except UnidentifiedImageError:
-        raise _unidentified(data) from None
+        raise _unidentified(data, stripped) from None
     except MemoryError:
         raise out_of_memory() from None
     # Pillow raises OSError, ValueError, SyntaxError, TypeError, struct.error and more for broken files.
     except Exception as error:
+        if (rule := _unsupported_kind(stripped, error)) is not None:
+            raise UnsupportedFormat(rule) from None
         raise CorruptImage(
             f"An image must decode completely. Received: {len(data)} bytes "
             f"that fail with {type(error).__name__}."
@@ -159,8 +167,30 @@ def stretch(field: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.flo
     return np.asarray(Image.fromarray(field).resize(size, Image.Resampling.BILINEAR))
 
 
+def _loaded(image: Image.Image, stripped: bytes) -> Image.Image:
+    try:
+        image.load()
+    except OSError:
+        if image.format == "JPEG" and (whole := _without_its_end(stripped)) is not None:
+            return whole
+        raise
+    return image
+
+
+def _without_its_end(stripped: bytes) -> Image.Image | None:
+    """A JPEG that lacks only its end-of-image marker, as interrupted cameras write it; None if it lacks more.
+
+    libjpeg fills rows that are missing, without an error. It decodes them from what follows the data, so that
+    they differ between two fillers; complete rows depend on neither.
+    """
+    images = [Image.open(io.BytesIO(file), formats=("JPEG",)) for file in jpeg.with_an_end(stripped)]
+    for image in images:
+        image.load()
+    first, second = images
+    return first if first.tobytes() == second.tobytes() else None
+
+
 def _convert(image: Image.Image, metadata: Metadata, spec: ImageSpec) -> Decoded:
-    image.load()
     _turn_upright(image, metadata)
     source_size = image.size
     image = _opaque(_eight_bit(image))
@@ -233,8 +263,12 @@ def _turn_upright(image: Image.Image, metadata: Metadata) -> None:
 
 
 def _refuse_misread(image: Image.Image) -> None:
-    """Raise UnsupportedFormat for TIFFs that Pillow decodes incorrectly and without an error."""
+    """Mend what Pillow decodes incorrectly, without an error, in a TIFF, or raise UnsupportedFormat."""
     tags = _tiff_tags(image)
+    colours = tags.get(_COLOUR_MAP, ())
+    if image.mode in ("P", "PA") and colours and max(colours) < 256:
+        # Some programs write 8 bits a colour, which libtiff detects alike; Pillow would divide them by 256.
+        image.palette = ImagePalette.raw("RGB;L", bytes(colours))
     bits = max(tags.get(_BITS_PER_SAMPLE, (1,)))
     if tags.get(_PLANAR_CONFIGURATION) == _SEPARATE_PLANES and bits > 8:
         raise UnsupportedFormat(f"A TIFF of separate planes must have 8 bits per sample. Received: {bits}.")
@@ -299,6 +333,8 @@ def _opaque(image: Image.Image) -> Image.Image:
     """Blend transparent pixels with white, as viewers do; dropping alpha would reveal hidden colours."""
     if image.mode == "La":
         image = image.convert("LA")
+    if image.format == "BMP" and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0):
+        return image.convert("RGB")  # the alpha of a BMP that is nowhere set is unused
     if not image.has_transparency_data:
         return image.convert("RGB") if image.mode == "LAB" else image
     image = image.convert("RGBA")
@@ -306,14 +342,36 @@ def _opaque(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(backdrop, image)
 
 
-def _unidentified(data: bytes) -> InputError:
+def _unidentified(data: bytes, stripped: bytes) -> InputError:
     if not data:
         return CorruptImage("An image must have content. Received: 0 bytes.")
+    if (rule := _unsupported_kind(stripped)) is not None:
+        return UnsupportedFormat(rule)
+    if (brand := _HEIF_BRAND.match(data)) is not None:
+        name = "AVIF" if brand[1].startswith(b"av") else "HEIC"
+        return UnsupportedFormat(
+            f"An image must be BMP, PNG, JPEG, TIFF or WebP. Received: {name}; convert it, for example with "
+            f"ImageMagick (magick a.{name.lower()} a.jpg)."
+        )
     if data.startswith(_SIGNATURES) or (data.startswith(b"RIFF") and data[8:12] == b"WEBP"):
         return CorruptImage(
             f"An image must be complete and have a supported pixel format. Received: {_describe(data)}."
         )
     return UnsupportedFormat(f"An image must be BMP, PNG, JPEG, TIFF or WebP. Received: {_describe(data)}.")
+
+
+def _unsupported_kind(stripped: bytes, error: Exception | None = None) -> str | None:
+    """The message for a file of a kind that Pillow does not decode; None for other files that fail."""
+    if stripped.startswith(TIFF_SIGNATURES) and error is None and (kind := tiff.describe(stripped)):
+        return (
+            "A TIFF must be bilevel, grey, palette, RGB, CMYK, YCbCr or CIELAB, 8 or 16 bits (grey: 12, 32). "
+            f"Received: {kind}."
+        )
+    if stripped.startswith(_JPEG_SIGNATURE) and (kind := jpeg.unusual_kind(stripped)):
+        return f"A JPEG must be sequential or progressive with 8 bits a sample. Received: {kind}."
+    if str(error).startswith("Unsupported BMP"):
+        return f"A BMP must be of a kind that most programs read. Received: {error}."
+    return None
 
 
 def _describe(data: bytes) -> str:

@@ -37,7 +37,7 @@ class OpenedImage(Protocol):
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """Limits that an operator can configure; the other limits are constants."""
+    """Limits that an operator can configure, by the settings that messages name; others are constants."""
 
     max_image_bytes: int = 20 * 1024 * 1024
     max_image_pixels: int = 16_000_000
@@ -46,7 +46,8 @@ class ImageLimits:
     def refuse_bytes(self, image_bytes: int) -> None:
         if image_bytes > self.max_image_bytes:
             raise ImageTooLarge(
-                f"An image must have at most {self.max_image_bytes} bytes. Received: {image_bytes}."
+                f"An image must have at most {self.max_image_bytes} bytes (EXT_CLASSIFY_MAX_IMAGE_BYTES). "
+                f"Received: {image_bytes}."
             )
 
 
@@ -86,12 +87,13 @@ def _refuse_size(size: tuple[int, int], limits: ImageLimits) -> None:
     width, height = size
     if max(size) > limits.max_image_side_pixels:
         raise ImageTooLarge(
-            f"An image's sides must have at most {limits.max_image_side_pixels} pixels. "
-            f"Received: {width} x {height}."
+            f"An image's sides must have at most {limits.max_image_side_pixels} pixels "
+            f"(EXT_CLASSIFY_MAX_IMAGE_SIDE_PIXELS). Received: {width} x {height}."
         )
     if width * height > limits.max_image_pixels:
         raise ImageTooLarge(
-            f"An image must have at most {limits.max_image_pixels} pixels. Received: {width} x {height}."
+            f"An image must have at most {limits.max_image_pixels} pixels (EXT_CLASSIFY_MAX_IMAGE_PIXELS). "
+            f"Received: {width} x {height}."
         )
 
 

@@ -17,10 +17,16 @@ MAX_SCANS = 100
 # 25 scans of 16 million pixels. Ten scans with content cost as much.
 MAX_SCANNED_PIXELS = 400_000_000
 
+_FILLER_BYTES = 64
 _START_OF_IMAGE, _END_OF_IMAGE, _START_OF_SCAN = 0xD8, 0xD9, 0xDA
 _APP0, _APP1, _APP14, _APP15, _COMMENT = 0xE0, 0xE1, 0xEE, 0xEF, 0xFE
 # Frame headers, Huffman and arithmetic tables; quantization tables, line count, restart interval and so on.
 _TABLES = frozenset({*range(0xC0, 0xC8), *range(0xC9, 0xD0), *range(0xDB, 0xE0)})
+# Tables have the numbers between these frame headers.
+_FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
+_HIERARCHICAL = frozenset({0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF})
+_UNUSUAL_FRAMES = {0xC3: "lossless", 0xCB: "lossless", **dict.fromkeys(_HIERARCHICAL, "hierarchical")}
+_USUAL_COMPONENTS = (1, 3, 4)
 # The decoder guesses the colour space from these two.
 _COLOUR_SPACE = {_APP0: b"JFIF\0", _APP14: b"Adobe"}
 _EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
@@ -103,6 +109,30 @@ def _markers(data: bytes) -> Iterator[int]:
             position = found.end()
         else:
             position = _segment_end(data, found.start())
+
+
+def with_an_end(data: bytes) -> tuple[bytes, bytes]:
+    """Two files with an end-of-image marker. Before it, one has bits of 0 and the other one nearly only of 1.
+
+    A decoder that misses even a single bit reads another symbol from each.
+    """
+    data, end = data.rstrip(b"\xff"), bytes((0xFF, _END_OF_IMAGE))
+    return data + bytes(_FILLER_BYTES) + end, data + b"\xfe" * _FILLER_BYTES + end
+
+
+def unusual_kind(data: bytes) -> str | None:
+    """What a JPEG is that few programs decode; None for the usual kinds."""
+    position = 2
+    while (found := _HEADER_MARKER.search(data, position)) and found[1][0] != _START_OF_SCAN:
+        start, marker = found.start(), found[1][0]
+        if marker in _FRAMES and len(data) > start + 9:
+            bits, components = data[start + 4], data[start + 9]
+            if marker in _UNUSUAL_FRAMES:
+                return f"a {_UNUSUAL_FRAMES[marker]} one"
+            if bits != 8 or components not in _USUAL_COMPONENTS:
+                return f"{bits} bits, {components} components"
+        position = _segment_end(data, start)
+    return None
 
 
 def _segment_end(data: bytes, start: int) -> int:

@@ -23,6 +23,9 @@ _CRC_BYTES = 4
 _END = b"\0\0\0\0IEND\xaeB`\x82"
 _HEADER_KINDS = (b"IHDR", b"PLTE", b"tRNS")
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+_COLOUR_TYPE_AT, _PALETTE = _CHUNK.size + 9, 3
+# Of tRNS, for the colour types that state one transparent colour.
+_TRANSPARENT_BYTES = {0: 2, 2: 6}
 _EXIF, _TEXT_KINDS = b"eXIf", frozenset({b"tEXt", b"zTXt", b"iTXt"})
 _EXIF_TEXT, _PROFILE, _XMP = b"exif", b"Raw profile type exif", b"XML:com.adobe.xmp"
 _KEYWORDS = tuple(keyword + b"\0" for keyword in (_EXIF_TEXT, _PROFILE, _XMP))
@@ -36,6 +39,22 @@ class _Chunks:
         self.pixels = bytearray()
         self.texts: dict[bytes, bytes] = {}
         self.broken = b""
+
+    def takes(self, kind: bytes, data: bytes, position: int, end: int) -> bool:
+        """Whether decoders use a chunk of the header: of ancillary ones, those that are valid, and the first.
+
+        PLTE is ancillary in an image without a palette, and tRNS in every image, as libpng treats it.
+        """
+        colour = self.header.get(b"IHDR", b"")[_COLOUR_TYPE_AT : _COLOUR_TYPE_AT + 1]
+        if kind == b"IHDR" or not colour:
+            return True
+        if kind == b"PLTE":
+            return colour[0] == _PALETTE
+        bytes_, checksum = end - position - _CHUNK.size, data[end : end + _CRC_BYTES]
+        most = (len(self.header.get(b"PLTE", b"")) - _CHUNK.size - _CRC_BYTES) // 3
+        fits = 0 < bytes_ <= most if colour[0] == _PALETTE else bytes_ == _TRANSPARENT_BYTES.get(colour[0])
+        is_intact = zlib.crc32(data[position + 4 : end]).to_bytes(4, "big") == checksum
+        return fits and is_intact and kind not in self.header
 
 
 def strip(data: bytes) -> tuple[bytes, Metadata]:
@@ -70,7 +89,7 @@ def _read_chunks(data: bytes) -> _Chunks:
         elif not pixels and not kind.isalnum():
             chunks.broken = data[position:start]
             return chunks
-        elif kind in _HEADER_KINDS and not pixels:
+        elif kind in _HEADER_KINDS and not pixels and chunks.takes(kind, data, position, end):
             chunks.header[kind] = data[position : end + _CRC_BYTES]
         elif kind in _TEXT_KINDS and data.startswith(_KEYWORDS, start):
             chunks.texts[data[start : data.index(b"\0", start)]] = data[position + 4 : end]

@@ -1,15 +1,18 @@
-"""The first directory of a TIFF (TIFF 6.0, section 2; BigTIFF): the tags that pixels depend on."""
+"""The directory of a TIFF's image (TIFF 6.0, section 2; BigTIFF): the tags that pixels depend on."""
 
 import struct
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from model.errors import ImageTooLarge
+from model.errors import ImageTooLarge, UnsupportedFormat
 from model.formats.jpeg import refuse_scans
 
 # More tags of a BigTIFF are ignored; ordinary files have up to a hundred.
 MAX_TAGS = 65_535
+# A file may have thousands of pages; a camera's has a thumbnail and two or three images.
+MAX_DIRECTORIES = 8
 # A strip or tile of any size costs microseconds. 16 million pixels are 62,500 tiles of 16 x 16.
 MAX_PIECES = 65_536
 # Strips and tiles may share bytes of the file, as blank tiles do; each of them is decompressed.
@@ -18,26 +21,65 @@ SPARE_SHARED_BYTES = 4 * 1024 * 1024
 MAX_TIMES_UNCOMPRESSED = 2
 SPARE_COMPRESSED_BYTES = 1024 * 1024
 
-_WIDTH, _LENGTH, _BITS_PER_SAMPLE, _COMPRESSION = 256, 257, 258, 259
+_NEW_SUBFILE_TYPE, _SUBFILE_TYPE, _SUB_DIRECTORIES = 254, 255, 330
+_WIDTH, _LENGTH, _BITS_PER_SAMPLE, _COMPRESSION, _PHOTOMETRIC = 256, 257, 258, 259, 262
 _STRIP_OFFSETS, _SAMPLES_PER_PIXEL, _ROWS_PER_STRIP, _STRIP_BYTE_COUNTS = 273, 277, 278, 279
 _PLANAR_CONFIGURATION, _COLOUR_MAP = 284, 320
 _TILE_WIDTH, _TILE_LENGTH, _TILE_OFFSETS, _TILE_BYTE_COUNTS = 322, 323, 324, 325
-_JPEG_TABLES, _XMP = 347, 700
+_SAMPLE_FORMAT, _JPEG_TABLES, _XMP = 339, 347, 700
 _UNCOMPRESSED, _JPEG, _SEPARATE_PLANES = 1, 7, 2
+# Bits of NewSubfileType, and a value of SubfileType.
+_REDUCED_OR_MASK, _OLD_REDUCED = 0b101, 2
+
+_KINDS_OF_COLOUR = {
+    0: "grey",
+    1: "grey",
+    2: "RGB",
+    3: "palette",
+    4: "mask",
+    5: "CMYK",
+    6: "YCbCr",
+    8: "CIELAB",
+    9: "ICCLAB",
+    10: "ITULAB",
+    32803: "colour filter array",
+    32844: "LogL",
+    32845: "LogLuv",
+    34892: "linear raw",
+}
+_KINDS_OF_SAMPLE = {1: "integer", 2: "signed", 3: "float", 5: "complex", 6: "complex"}
+# Other codecs, which are rare, by their names.
+_OTHER_CODECS = {
+    33003: "JPEG 2000",
+    33005: "JPEG 2000",
+    34712: "JPEG 2000",
+    34661: "JBIG",
+    32909: "PixarLog",
+    22610: "JPEG XR",
+    34934: "JPEG XR",
+    34887: "LERC",
+    34933: "PNG",
+    50001: "WebP",
+    34892: "lossy JPEG",
+    50002: "JPEG XL",
+    52546: "JPEG XL",
+}
 
 _INTEGER_TAGS = frozenset(
     {
         *(_WIDTH, _LENGTH, _BITS_PER_SAMPLE, _COMPRESSION, _STRIP_OFFSETS, _SAMPLES_PER_PIXEL),
         *(_ROWS_PER_STRIP, _STRIP_BYTE_COUNTS, _PLANAR_CONFIGURATION, _COLOUR_MAP),
         *(_TILE_WIDTH, _TILE_LENGTH, _TILE_OFFSETS, _TILE_BYTE_COUNTS),
-        *(262, 266, 274),  # photometric interpretation, fill order, orientation
+        *(_PHOTOMETRIC, 266, 274),  # fill order, orientation
         *(292, 293, 317, 326, 327, 328),  # options of the fax codecs, predictor
-        *(332, 334, 336, 338, 339),  # inks, extra samples, sample format
+        *(332, 334, 336, 338, _SAMPLE_FORMAT),  # inks, extra samples
         *range(512, 522),  # JPEG as TIFF 6.0 defines it
         *(530, 531),  # YCbCr subsampling and positioning
         *range(32995, 32999),  # libtiff's first tags for extra samples, sample format and depth
     }
 )
+# They say which directory holds the image, and are not kept.
+_KIND_TAGS = frozenset({_NEW_SUBFILE_TYPE, _SUBFILE_TYPE, _SUB_DIRECTORIES})
 # White point, primaries, JPEG tables, YCbCr coefficients, reference black and white, XMP.
 _OTHER_TAGS = frozenset({318, 319, _JPEG_TABLES, 529, 532, _XMP})
 _ARRAYS = (_STRIP_OFFSETS, _STRIP_BYTE_COUNTS, _TILE_OFFSETS, _TILE_BYTE_COUNTS)
@@ -48,8 +90,27 @@ _MAX_VALUE_BYTES = {
     _XMP: 1024 * 1024,
 }
 _MAX_OTHER_VALUE_BYTES = 4096
-_VALUE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
-_INTEGERS = {1: "B", 3: "H", 4: "I", 6: "B", 8: "H", 9: "I", 13: "I", 16: "Q"}
+_VALUE_BYTES = {
+    1: 1,
+    2: 1,
+    3: 2,
+    4: 4,
+    5: 8,
+    6: 1,
+    7: 1,
+    8: 2,
+    9: 4,
+    10: 8,
+    11: 4,
+    12: 8,
+    13: 4,
+    16: 8,
+    18: 8,
+}
+_INTEGERS = {1: "B", 3: "H", 4: "I", 6: "B", 8: "H", 9: "I", 13: "I", 16: "Q", 18: "Q"}
+
+
+_BYTE_ORDERS = {"<": "little-endian", ">": "big-endian"}
 
 
 class _Layout:
@@ -101,22 +162,37 @@ class _Directory:
         values = self.integers(tag)
         return values[0] if values else default
 
+    @property
+    def is_whole_image(self) -> bool:
+        is_part = self.integer(_NEW_SUBFILE_TYPE) & _REDUCED_OR_MASK
+        return not is_part and self.integer(_SUBFILE_TYPE) != _OLD_REDUCED
+
+    def next_at(self, place: int) -> int:
+        """The place of the directory after this one, which is at `place`; 0 after the last."""
+        (count,) = self.layout.entry_count.unpack_from(self.data, place)
+        end = place + self.layout.entry_count.size + count * self.layout.entry.size
+        if end + self.layout.offset.size > len(self.data):
+            return 0
+        (following,) = self.layout.offset.unpack_from(self.data, end)
+        return int(following)
+
 
 def strip(data: bytes) -> bytes:
-    """The file with only its first directory, which keeps the tags that pixels depend on.
+    """The file with only the directory of its image, which keeps the tags that pixels depend on.
 
-    All other bytes keep their offsets. A file without a directory is returned unchanged. Raises
-    ImageTooLarge.
+    That is the first directory that is no thumbnail and no mask. All other bytes keep their offsets. A file
+    without a directory is returned unchanged. Raises ImageTooLarge or UnsupportedFormat.
     """
     # Pillow detects a BigTIFF by this byte in either byte order, so it does not read big-endian ones.
     layout = _LAYOUTS[">" if data.startswith(b"MM") else "<", data[2:3] == b"+"]
     if len(data) < layout.offset_at + layout.offset.size:
         return data
-    (directory_at,) = layout.offset.unpack_from(data, layout.offset_at)
-    if directory_at + layout.entry_count.size > len(data):
+    (first_at,) = layout.offset.unpack_from(data, layout.offset_at)
+    if first_at + layout.entry_count.size > len(data):
         return data
-    kept = _kept_entries(data, directory_at, layout)
-    for unused in _ARRAYS[:2] if _TILE_OFFSETS in kept else _ARRAYS[2:]:
+    directory_at, kept = _find_image(data, first_at, layout)
+    _refuse_codec(_Directory(data, layout, kept))
+    for unused in (*_KIND_TAGS, *(_ARRAYS[:2] if _TILE_OFFSETS in kept else _ARRAYS[2:])):
         kept.pop(unused, None)  # libtiff reads either pair, whether the image has strips or tiles
     directory = b"".join(
         [
@@ -129,9 +205,59 @@ def strip(data: bytes) -> bytes:
     if data[directory_at:end] != directory:
         view = memoryview(data)
         stripped = b"".join([view[:directory_at], directory, view[end:]])
+    if directory_at != first_at:
+        after = layout.offset_at + layout.offset.size
+        stripped = stripped[: layout.offset_at] + layout.offset.pack(directory_at) + stripped[after:]
     # Values may overlap the directory, so the limits are checked against the new file.
     _refuse_pieces(_Directory(stripped, layout, kept))
     return stripped
+
+
+def describe(stripped: bytes) -> str | None:
+    """What kind of TIFF this is, for a file that `strip` has returned; None if it has no image."""
+    layout = _LAYOUTS[">" if stripped.startswith(b"MM") else "<", stripped[2:3] == b"+"]
+    with suppress(struct.error):
+        (directory_at,) = layout.offset.unpack_from(stripped, layout.offset_at)
+        directory = _Directory(stripped, layout, _kept_entries(stripped, directory_at, layout))
+        if not all(directory.integer(tag) for tag in (_WIDTH, _LENGTH)) or not set(_ARRAYS) & set(
+            directory.entries
+        ):
+            return None
+        colour, sample = directory.integer(_PHOTOMETRIC), directory.integer(_SAMPLE_FORMAT, 1)
+        return (
+            f"{_KINDS_OF_COLOUR.get(colour, f'photometric interpretation {colour}')}, "
+            f"{directory.integer(_SAMPLES_PER_PIXEL, 1)} x {directory.integer(_BITS_PER_SAMPLE, 1)} bits, "
+            f"{_KINDS_OF_SAMPLE.get(sample, f'sample format {sample}')}, {_BYTE_ORDERS[layout.byte_order]}"
+        )
+    return None
+
+
+def _find_image(data: bytes, first_at: int, layout: _Layout) -> tuple[int, dict[int, _Entry]]:
+    """The place and the entries of the first directory that is no thumbnail and no mask, or of the first."""
+    first = _kept_entries(data, first_at, layout)
+    directory, place, seen = _Directory(data, layout, first), first_at, {first_at}
+    waiting = list(directory.integers(_SUB_DIRECTORIES)[:MAX_DIRECTORIES])
+    while not directory.is_whole_image:
+        waiting = [directory.next_at(place), *waiting]
+        place = next((at for at in waiting if at not in seen and _holds_directory(data, at, layout)), 0)
+        if not place or len(seen) == MAX_DIRECTORIES:
+            return first_at, first
+        seen.add(place)
+        directory = _Directory(data, layout, _kept_entries(data, place, layout))
+    return place, dict(directory.entries)
+
+
+def _holds_directory(data: bytes, place: int, layout: _Layout) -> bool:
+    return 0 < place <= len(data) - layout.entry_count.size
+
+
+def _refuse_codec(directory: _Directory) -> None:
+    codec = directory.integer(_COMPRESSION, _UNCOMPRESSED)
+    if codec in _OTHER_CODECS:
+        raise UnsupportedFormat(
+            "A TIFF must be uncompressed or compressed with LZW, Deflate, PackBits, JPEG, CCITT, LZMA or "
+            f"Zstandard. Received: {_OTHER_CODECS[codec]} ({codec})."
+        )
 
 
 def _kept_entries(data: bytes, directory_at: int, layout: _Layout) -> dict[int, _Entry]:
@@ -142,7 +268,13 @@ def _kept_entries(data: bytes, directory_at: int, layout: _Layout) -> dict[int, 
     kept: dict[int, _Entry] = {}
     for place in range(first, end, entry_bytes):
         tag, kind, values = layout.entry.unpack_from(data, place)
-        kinds = _INTEGERS if tag in _INTEGER_TAGS else _VALUE_BYTES if tag in _OTHER_TAGS else ()
+        kinds = (
+            _INTEGERS
+            if tag in _INTEGER_TAGS or tag in _KIND_TAGS
+            else _VALUE_BYTES
+            if tag in _OTHER_TAGS
+            else ()
+        )
         if kind not in kinds or tag in kept:
             continue
         entry = _Entry(data[place : place + entry_bytes], kind, values)
@@ -157,7 +289,7 @@ def _kept_entries(data: bytes, directory_at: int, layout: _Layout) -> dict[int, 
 
 def _is_worth_reading(tag: int, value_bytes: int) -> bool:
     max_bytes = _MAX_VALUE_BYTES.get(tag, _MAX_OTHER_VALUE_BYTES)
-    if value_bytes > max_bytes and tag != _XMP:
+    if value_bytes > max_bytes and tag not in (_XMP, _SUB_DIRECTORIES):
         raise ImageTooLarge(
             f"Tag {tag} of a TIFF must have at most {max_bytes} bytes. Received: {value_bytes}."
         )

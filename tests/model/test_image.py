@@ -207,6 +207,68 @@ class TestTransparency:
         assert np.array_equal(decoded[1:], opaque[1:])
 
 
+def bmp_of_masks(pixels: bytes, bits: int, masks: tuple[int, int, int, int], width: int = 8) -> bytes:
+    """With the header of version 5, top-down."""
+    height = len(pixels) // (width * bits // 8)
+    header = struct.pack("<IiiHHIIiiII4I", 124, width, -height, 1, bits, 3, len(pixels), 0, 0, 0, 0, *masks)
+    header += bytes(124 - len(header))
+    return struct.pack("<2sIHHI", b"BM", 138 + len(pixels), 0, 0, 138) + header + pixels
+
+
+class TestBmpAlpha:
+    MASKS = (0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+
+    def bmp(self, alpha: Pixels, masks: tuple[int, int, int, int] = MASKS) -> bytes:
+        return bmp_of_masks(np.dstack([RGB[..., ::-1], alpha]).tobytes(), 32, masks)
+
+    @pytest.mark.parametrize("masks", [MASKS, (0xFF0000, 0xFF00, 0xFF, 0)])
+    def test_alpha_that_is_nowhere_set_is_unused(self, masks: tuple[int, int, int, int]) -> None:
+        """As browsers and Windows show it."""
+        assert np.array_equal(decode_rgb(self.bmp(np.zeros_like(ALPHA), masks)), RGB)
+
+    def test_other_alpha_is_blended_with_white(self) -> None:
+        assert_close(decode_rgb(self.bmp(ALPHA)), on_white(RGB, ALPHA), tolerance=1)
+        one = np.zeros_like(ALPHA)
+        one[0, 0] = 255
+        decoded = decode_rgb(self.bmp(one))
+        assert np.array_equal(decoded[0, 0], RGB[0, 0])
+        assert (decoded[1:] == 255).all()
+
+    def test_transparent_png_stays_white(self) -> None:
+        data = encode_array(np.dstack([RGB, np.zeros_like(ALPHA)]), "PNG")
+        assert (decode_rgb(data) == 255).all()
+
+
+class TestJpegWithoutEnd:
+    """Viewers show a file that lacks only its end marker."""
+
+    PICTURE = noise(40, 56)
+    KINDS = (
+        {},
+        {"progressive": True},
+        {"subsampling": 2},
+        {"restart_marker_rows": 1},
+        {"quality": 100, "subsampling": 0},
+        {"quality": 30, "progressive": True, "subsampling": 2},
+    )
+
+    @pytest.mark.parametrize("options", KINDS)
+    @pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+    @pytest.mark.parametrize("cut", [1, 2])
+    def test_picture_is_that_of_the_whole_file(self, mode: str, options: dict[str, Any], cut: int) -> None:
+        options = {"quality": 90} | options
+        whole = encode(Image.fromarray(self.PICTURE).convert(mode), "JPEG", **options)
+        spec = spec_of(self.PICTURE)
+        assert np.array_equal(decode_rgb(whole[:-cut], spec), decode_rgb(whole, spec))
+
+    @pytest.mark.parametrize("options", KINDS)
+    @pytest.mark.parametrize("lost_bytes", [6, 20, 300])
+    @pytest.mark.parametrize("end", [b"", b"\xff"])
+    def test_missing_rows_are_corrupt(self, options: dict[str, Any], lost_bytes: int, end: bytes) -> None:
+        whole = encode_array(self.PICTURE, "JPEG", **({"quality": 90} | options))
+        assert code_of(whole[:-lost_bytes] + end, spec_of(self.PICTURE)) == "corrupt_image"
+
+
 class TestDeepPixels:
     @pytest.mark.parametrize("file_format", ["PNG", "TIFF"])
     def test_sixteen_bits_are_scaled_and_not_clipped(self, file_format: str) -> None:
@@ -382,6 +444,39 @@ class TestRefusals:
     )
     def test_other_content_is_unsupported(self, data: bytes) -> None:
         assert code_of(data) == "unsupported_format"
+
+    @pytest.mark.parametrize(
+        ("brand", "name"),
+        [(b"heic", "HEIC"), (b"heix", "HEIC"), (b"mif1", "HEIC"), (b"avif", "AVIF"), (b"avis", "AVIF")],
+    )
+    def test_picture_of_a_phone_is_named_with_a_way_to_convert_it(self, brand: bytes, name: str) -> None:
+        data = b"\0\0\0\x18ftyp" + brand + bytes(100)
+        assert code_of(data) == "unsupported_format"
+        with pytest.raises(InputError, match=rf"Received: {name}; convert it, .*\.jpg\)"):
+            decode_rgb(data)
+
+    @pytest.mark.parametrize(
+        ("frame", "named"), [(0xC3, "lossless"), (0xC5, "hierarchical"), (0xCF, "hierarchical")]
+    )
+    def test_unusual_jpeg_is_named(self, frame: int, named: str) -> None:
+        data = bytearray(encode_array(RGB, "JPEG"))
+        data[data.index(b"\xff\xc0") + 1] = frame
+        assert code_of(bytes(data)) == "unsupported_format"
+        with pytest.raises(InputError, match=named):
+            decode_rgb(bytes(data))
+
+    @pytest.mark.parametrize(("offset", "value", "named"), [(4, 12, "12 bits"), (9, 2, "2 components")])
+    def test_jpeg_of_other_samples_is_named(self, offset: int, value: int, named: str) -> None:
+        data = bytearray(encode_array(RGB, "JPEG"))
+        data[data.index(b"\xff\xc0") + offset] = value
+        assert code_of(bytes(data)) == "unsupported_format"
+        with pytest.raises(InputError, match=named):
+            decode_rgb(bytes(data))
+
+    @pytest.mark.parametrize("masks", [(0xF00, 0xF0, 0xF, 0xF000), (0x3FF00000, 0xFFC00, 0x3FF, 0)])
+    def test_unusual_masks_of_a_bmp_are_named(self, masks: tuple[int, int, int, int]) -> None:
+        bits = 16 if max(masks) < 2**16 else 32
+        assert code_of(bmp_of_masks(bytes(8 * bits), bits, masks)) == "unsupported_format"
 
     def test_empty_file_is_corrupt(self) -> None:
         assert code_of(b"") == "corrupt_image"

@@ -117,7 +117,9 @@ def test_too_large_text_is_rejected_without_decoding(head: str, is_kept: bool) -
     long = LongText(text.encode(), len(text) if is_kept else characters)
     refused = parse_source(long, LIMITS)
     assert isinstance(refused, ImageTooLarge)
-    assert refused.message.startswith("An image must have at most 100 bytes. Received: ")
+    assert refused.message.startswith(
+        "An image must have at most 100 bytes (EXT_CLASSIFY_MAX_IMAGE_BYTES). Received: "
+    )
 
 
 @pytest.mark.parametrize("kind", [Base64Text, HexText])

@@ -73,9 +73,9 @@ def test_number_of_chunks_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
         decode_whole(with_chunks(chunk(b"abCd") * 8))
 
 
-@pytest.mark.parametrize("kind", [b"IHDR", b"PLTE", b"tRNS"])
-def test_last_critical_chunk_of_a_kind_is_kept(kind: bytes) -> None:
-    last = {b"IHDR": PICTURE[8:33], b"PLTE": chunk(kind, bytes(3)), b"tRNS": chunk(kind, b"\0\1" * 3)}[kind]
+@pytest.mark.parametrize("kind", [b"IHDR", b"tRNS"])
+def test_one_chunk_of_a_kind_is_kept(kind: bytes) -> None:
+    last = {b"IHDR": PICTURE[8:33], b"tRNS": chunk(kind, b"\0\1" * 3)}[kind]
     stripped, _ = strip(with_chunks(chunk(kind) * 1000 + last))
     assert stripped == strip(with_chunks(last))[0]
     assert stripped.count(kind) == 1
@@ -213,3 +213,66 @@ USELESS = {
 @pytest.mark.parametrize("content", USELESS.values(), ids=USELESS)
 def test_unreadable_text_is_ignored(content: bytes) -> None:
     assert np.array_equal(decode_whole(with_chunks(content)), RGB)
+
+
+def broken(content: bytes) -> bytes:
+    return content[:-1] + bytes([content[-1] ^ 1])
+
+
+def png_of(mode: str) -> tuple[bytes, np.ndarray]:
+    image = Image.fromarray(RGB).quantize(16) if mode == "P" else Image.fromarray(RGB).convert(mode)
+    return encode(image, "PNG"), np.asarray(image.convert("RGB"))
+
+
+TEXT = zlib.compress(bytes(5_000_000))
+ANCILLARY = {
+    "large text": chunk(b"zTXt", b"Comment\0\0" + TEXT),
+    "large profile": chunk(b"iCCP", b"icc\0\0" + TEXT),
+    "profile that is none": chunk(b"iCCP", b"icc\0\0no profile"),
+    "wrong checksum of a text": broken(chunk(b"tEXt", b"a\0b")),
+    "wrong checksum of a profile": broken(chunk(b"iCCP", b"icc\0\0" + zlib.compress(b"x"))),
+    "short gamma": chunk(b"gAMA", b"1"),
+    "empty": b"".join(
+        chunk(kind) for kind in (b"pHYs", b"cHRM", b"sBIT", b"tIME", b"hIST", b"bKGD", b"eXIf", b"acTL")
+    ),
+    "private": broken(chunk(b"prVt", b"x" * 100)),
+    "wrong checksum of a transparency": broken(chunk(b"tRNS", b"\0\5" * 3)),
+    "transparency of no kind": chunk(b"tRNS"),
+    "long transparency": chunk(b"tRNS", bytes(300)),
+}
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "P"])
+@pytest.mark.parametrize("before", [b"IDAT", b"IEND"])
+@pytest.mark.parametrize("name", ANCILLARY)
+def test_no_pixel_depends_on_a_broken_ancillary_chunk(name: str, before: bytes, mode: str) -> None:
+    """What libpng warns of and leaves out."""
+    whole, pixels = png_of(mode)
+    place = whole.index(before) - 4
+    assert np.array_equal(decode_whole(whole[:place] + ANCILLARY[name] + whole[place:]), pixels)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize(
+    "palette", [chunk(b"PLTE", bytes(9)), broken(chunk(b"PLTE", bytes(9))), chunk(b"PLTE", b"x")]
+)
+def test_suggested_palette_is_ignored(mode: str, palette: bytes) -> None:
+    whole, pixels = png_of(mode)
+    place = whole.index(b"IDAT") - 4
+    assert np.array_equal(decode_whole(whole[:place] + palette + whole[place:]), pixels)
+
+
+@pytest.mark.parametrize("kind", [b"IHDR", b"PLTE"])
+def test_wrong_checksum_of_a_critical_chunk_is_corrupt(kind: bytes) -> None:
+    whole, _ = png_of("P")
+    end = whole.index(kind) + 4 + int.from_bytes(whole[whole.index(kind) - 4 : whole.index(kind)], "big") + 4
+    with pytest.raises(CorruptImage):
+        decode_whole(broken(whole[:end]) + whole[end:])
+
+
+def test_first_of_two_transparent_colours_counts() -> None:
+    grey, _ = png_of("L")
+    place = grey.index(b"IDAT") - 4
+    first = chunk(b"tRNS", b"\0\5")
+    one = decode_whole(grey[:place] + first + grey[place:])
+    assert np.array_equal(decode_whole(grey[:place] + first + chunk(b"tRNS", b"\0\7") + grey[place:]), one)

@@ -9,9 +9,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.errors import CorruptImage, ImageTooLarge
-from model.formats.tiff import MAX_PIECES, MAX_TAGS, SPARE_COMPRESSED_BYTES, SPARE_SHARED_BYTES, strip
-from model.image import ImageSpec, decode
+from model.errors import CorruptImage, ImageTooLarge, UnsupportedFormat
+from model.formats.tiff import (
+    MAX_DIRECTORIES,
+    MAX_PIECES,
+    MAX_TAGS,
+    SPARE_COMPRESSED_BYTES,
+    SPARE_SHARED_BYTES,
+    strip,
+)
+from model.image import ImageSpec, decode, decode_sized
 from model.image_limits import ImageLimits
 from tests.model.pictures import decoded_by_pillow, encode, jpeg_of_scans, noise
 
@@ -324,3 +331,144 @@ class TestJpegTiles:
 def test_broken_file_stays_broken(data: bytes) -> None:
     with pytest.raises(CorruptImage):
         decode_small(data)
+
+
+class Page(NamedTuple):
+    """One strip of 8-bit grey pixels of one level, whose offset the file's writer sets."""
+
+    side: int
+    level: int
+    tags: tuple[Tag, ...] = ()
+    subs: tuple["Page", ...] = ()
+
+
+REDUCED, MASK, PAGE = (Tag(254, LONG, 1, bits) for bits in (1, 4, 2))
+
+
+def of_pages(*pages: Page, order: str = "<") -> bytes:
+    """A file whose directories follow each other, each with SubIFDs."""
+    data = bytearray({"<": b"II*\0", ">": b"MM\0*"}[order] + bytes(4))
+    link_at = 4
+    for page in pages:
+        subs = [write_page(data, sub, order, []) for sub in page.subs]
+        at = write_page(data, page, order, subs)
+        struct.pack_into(order + "I", data, link_at, at)
+        link_at = len(data) - 4
+    return bytes(data)
+
+
+def write_page(data: bytearray, page: Page, order: str, subs: list[int]) -> int:
+    strip_at = len(data)
+    data += bytes([page.level]) * page.side**2
+    given = {tag.number: tag._replace(kind=LONG) for tag in (*grey_tags(page.side, page.side), *page.tags)}
+    tags = list(given.values())
+    tags += [Tag(273, LONG, 1, strip_at), Tag(278, LONG, 1, page.side), Tag(279, LONG, 1, page.side**2)]
+    if subs:
+        tags.append(Tag(330, LONG, len(subs), subs[0] if len(subs) == 1 else len(data)))
+        data += struct.pack(f"{order}{len(subs)}I", *subs) if len(subs) > 1 else b""
+    at = len(data)
+    data += struct.pack(order + "H", len(tags))
+    data += b"".join(struct.pack(order + "HHII", *tag) for tag in sorted(tags))
+    data += bytes(4)
+    return at
+
+
+THUMBNAIL = Page(2, 10, (REDUCED,))
+FULL = Page(6, GREY)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize(
+    "pages",
+    [
+        [FULL],
+        [THUMBNAIL, FULL],
+        [THUMBNAIL, Page(6, GREY, (PAGE,))],
+        [Page(2, 10, (Tag(255, LONG, 1, 2),)), Page(6, GREY, (Tag(255, LONG, 1, 1),))],
+        [THUMBNAIL, Page(3, 20, (REDUCED,)), Page(6, 30, (MASK,)), FULL, Page(9, 40)],
+        [Page(2, 10, (REDUCED,), (FULL,))],
+        [Page(2, 10, (REDUCED,), (Page(3, 20, (REDUCED,)), FULL, Page(9, 30)))],
+        [Page(6, 30, (MASK,)), FULL],
+        [Page(6, GREY, (), (Page(3, 20, (REDUCED,)),)), THUMBNAIL],
+        [Page(6, GREY, (REDUCED,)), THUMBNAIL],
+    ],
+)
+def test_whole_image_is_decoded_and_not_its_thumbnail(pages: list[Page], order: str) -> None:
+    data = of_pages(*pages, order=order)
+    decoded = decode_sized(data, ImageSpec(height=4, width=4, channels=3), ImageLimits())
+    assert decoded.source_size == (6, 6)
+    assert (decoded.pixels == GREY).all()
+
+
+def test_chain_of_thumbnails_is_followed_for_a_few_directories() -> None:
+    looped = bytearray(of_pages(*[THUMBNAIL] * 3))
+    looped[-4:] = looped[4:8]
+    for data in (bytes(looped), of_pages(*[THUMBNAIL] * MAX_DIRECTORIES, FULL), of_pages(THUMBNAIL)[:-4]):
+        assert (decode_small(data) == 10).all()
+
+
+def test_kind_is_that_of_the_whole_image() -> None:
+    """As a DNG, whose thumbnail is RGB."""
+    raw = Page(6, 9, (Tag(262, LONG, 1, 32803),))
+    with pytest.raises(UnsupportedFormat, match="colour filter array"):
+        decode_small(of_pages(Page(2, 10, (REDUCED,), (raw,))))
+
+
+def with_samples(samples: int, bits: int, kind: int, colour: int) -> bytes:
+    tags = [Tag(256, LONG, 1, 8), Tag(257, LONG, 1, 8), Tag(258, SHORT, 1, bits), Tag(259, SHORT, 1, 1)]
+    tags += [Tag(262, SHORT, 1, colour), Tag(277, SHORT, 1, samples), Tag(339, SHORT, 1, kind)]
+    strip_bytes = 8 * -(-8 * samples * bits // 8)
+    tags += [Tag(273, LONG, 1, content_at(10)), Tag(278, LONG, 1, 8), Tag(279, LONG, 1, strip_bytes)]
+    return tiff(sorted(tags), bytes(strip_bytes))
+
+
+@pytest.mark.parametrize(
+    ("samples", "bits", "kind", "colour", "named"),
+    [
+        (1, 16, 3, 1, "grey, 1 x 16 bits, float"),
+        (1, 64, 3, 1, "grey, 1 x 64 bits, float"),
+        (3, 16, 3, 2, "RGB, 3 x 16 bits, float"),
+        (3, 32, 3, 2, "RGB, 3 x 32 bits, float"),
+        (3, 64, 3, 2, "RGB, 3 x 64 bits, float"),
+        (1, 10, 1, 1, "grey, 1 x 10 bits"),
+        (1, 14, 1, 1, "grey, 1 x 14 bits"),
+        (3, 12, 1, 2, "RGB, 3 x 12 bits"),
+        (3, 8, 2, 2, "RGB, 3 x 8 bits, signed"),
+        (1, 64, 6, 1, "grey, 1 x 64 bits, complex"),
+        (5, 8, 1, 1, "grey, 5 x 8 bits"),
+        (1, 8, 1, 32803, "colour filter array"),
+        (3, 32, 3, 32845, "LogLuv"),
+        (1, 8, 1, 999, "photometric interpretation 999"),
+        (1, 8, 9, 1, "sample format 9"),
+    ],
+)
+def test_kind_that_is_not_decoded_is_named(
+    samples: int, bits: int, kind: int, colour: int, named: str
+) -> None:
+    with pytest.raises(UnsupportedFormat, match=named):
+        decode_small(with_samples(samples, bits, kind, colour))
+
+
+@pytest.mark.parametrize(
+    ("codec", "name"), [(34887, "LERC"), (50001, "WebP"), (34712, "JPEG 2000"), (50002, "JPEG XL")]
+)
+def test_codec_that_is_not_decoded_is_named(codec: int, name: str) -> None:
+    with pytest.raises(UnsupportedFormat, match=name):
+        decode_small(tiff([*grey_tags(8, 8, codec), Tag(273, LONG, 1, 8), Tag(279, LONG, 1, 9)], bytes(9)))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("times", [1, 257])
+def test_palette_has_8_or_16_bits_a_colour(bits: int, times: int) -> None:
+    colours = noise(2**bits, 1, seed=3).reshape(-1, 3)
+    image = Image.fromarray((np.arange(64) % 2**bits).astype(np.uint8).reshape(8, 8))
+    packed = np.packbits(
+        np.unpackbits(np.asarray(image)[..., None], axis=2)[..., -bits:].reshape(8, -1), axis=1
+    )
+    colour_map = (colours.T.astype(np.uint16) * times).tobytes()
+    tags = [*grey_tags(8, 8)]
+    tags[2], tags[4] = Tag(258, SHORT, 1, bits), Tag(262, SHORT, 1, 3)
+    at = content_at(10)
+    strips = [Tag(273, LONG, 1, at + len(colour_map)), Tag(278, LONG, 1, 8), Tag(279, LONG, 1, packed.size)]
+    data = tiff(sorted([*tags, *strips, Tag(320, SHORT, 3 * 2**bits, at)]), colour_map + packed.tobytes())
+    assert np.array_equal(decode_as_is(data), colours[np.asarray(image)])
