@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, ImagePalette, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, ImagePalette, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field
 
 from model.errors import CorruptImage, InputError, UnsupportedFormat
@@ -32,6 +32,7 @@ _SIGNATURES = (b"BM", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", *TIFF_SIGNATURES)
 _BITS_PER_SAMPLE, _PHOTOMETRIC_INTERPRETATION, _PLANAR_CONFIGURATION, _SAMPLE_FORMAT = 258, 262, 284, 339
 _WHITE_IS_ZERO, _SEPARATE_PLANES, _UNSIGNED, _SIGNED = 0, 2, 1, 2
 _COLOUR_MAP = 320
+_NATIVE_MODES = {"I;16BS": "I;16NS", "I;32BS": "I;32NS", "F;32BF": "F;32NF"}
 _ORIENTATION_TAG = 0x0112
 # Brands of ISO/IEC 23008-12 (HEIF): files of phones and browsers.
 _HEIF_BRAND = re.compile(rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1|avi[fs])", re.DOTALL)
@@ -111,7 +112,8 @@ def decode_sized(data: bytes, spec: ImageSpec, limits: ImageLimits) -> Decoded:
         stripped, metadata = strip_metadata(data)
         with Image.open(io.BytesIO(stripped), formats=FORMATS) as image:
             refuse_costly_content(image, stripped, limits)
-            _refuse_misread(image)
+            if image.format == "TIFF":
+                _mend_tiff(image)
             return _convert(_loaded(image, stripped), metadata, spec)
     except InputError:
         raise
@@ -262,16 +264,22 @@ def _turn_upright(image: Image.Image, metadata: Metadata) -> None:
         ImageOps.exif_transpose(image, in_place=True)
 
 
-def _refuse_misread(image: Image.Image) -> None:
-    """Mend what Pillow decodes incorrectly, without an error, in a TIFF, or raise UnsupportedFormat."""
-    tags = _tiff_tags(image)
-    colours = tags.get(_COLOUR_MAP, ())
+def _mend_tiff(image: ImageFile.ImageFile) -> None:
+    """Decode correctly what Pillow misreads without an error, or raise UnsupportedFormat."""
+    tags, colours = _tiff_tags(image), _tiff_tags(image).get(_COLOUR_MAP, ())
     if image.mode in ("P", "PA") and colours and max(colours) < 256:
         # Some programs write 8 bits a colour, which libtiff detects alike; Pillow would divide them by 256.
         image.palette = ImagePalette.raw("RGB;L", bytes(colours))
+    if image.tile and image.tile[0].codec_name == "libtiff" and isinstance(image.tile[0].args, tuple):
+        # libtiff returns samples in the machine's byte order; Pillow takes account of it for unsigned ones.
+        mode, *others = image.tile[0].args
+        image.tile = [image.tile[0]._replace(args=(_NATIVE_MODES.get(mode, mode), *others))]
     bits = max(tags.get(_BITS_PER_SAMPLE, (1,)))
-    if tags.get(_PLANAR_CONFIGURATION) == _SEPARATE_PLANES and bits > 8:
-        raise UnsupportedFormat(f"A TIFF of separate planes must have 8 bits per sample. Received: {bits}.")
+    if tags.get(_PLANAR_CONFIGURATION) == _SEPARATE_PLANES and (bits > 8 or image.mode in ("LA", "La", "PA")):
+        raise UnsupportedFormat(
+            "A TIFF of separate planes must be RGB, CMYK or YCbCr with 8 bits per sample. "
+            f"Received: {image.mode}, {bits} bits."
+        )
     if _SIGNED in tags.get(_SAMPLE_FORMAT, ()) and bits == 8:
         raise UnsupportedFormat("A TIFF with 8 bits per sample must be unsigned. Received: signed samples.")
 

@@ -472,3 +472,33 @@ def test_palette_has_8_or_16_bits_a_colour(bits: int, times: int) -> None:
     strips = [Tag(273, LONG, 1, at + len(colour_map)), Tag(278, LONG, 1, 8), Tag(279, LONG, 1, packed.size)]
     data = tiff(sorted([*tags, *strips, Tag(320, SHORT, 3 * 2**bits, at)]), colour_map + packed.tobytes())
     assert np.array_equal(decode_as_is(data), colours[np.asarray(image)])
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("codec", [UNCOMPRESSED, DEFLATE])
+@pytest.mark.parametrize(
+    ("kind", "bits", "dtype"),
+    [(2, 16, "i2"), (2, 32, "i4"), (3, 32, "f4"), (1, 16, "u2")],
+    ids=str,
+)
+def test_samples_have_the_byte_order_of_the_file(
+    order: str, codec: int, kind: int, bits: int, dtype: str
+) -> None:
+    values = np.arange(64).reshape(8, 8) * 4
+    samples = (values * (257 if bits == 16 and kind == 1 else 1)).astype(order + dtype).tobytes()
+    content = zlib.compress(samples) if codec == DEFLATE else samples
+    tags = [Tag(256, LONG, 1, 8), Tag(257, LONG, 1, 8), Tag(258, LONG, 1, bits), Tag(259, LONG, 1, codec)]
+    tags += [Tag(262, LONG, 1, 1), Tag(273, LONG, 1, content_at(9)), Tag(277, LONG, 1, 1)]
+    tags += [Tag(279, LONG, 1, len(content)), Tag(339, LONG, 1, kind)]
+    header = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(order + "IH", IFD_AT, len(tags))
+    entries = b"".join(struct.pack(order + "HHII", *tag) for tag in tags)
+    assert np.array_equal(decode_as_is(header + entries + bytes(4) + content)[..., 0], values)
+
+
+@pytest.mark.parametrize("codec", [UNCOMPRESSED, DEFLATE])
+def test_grey_with_alpha_in_planes_is_named(codec: int) -> None:
+    tags = {tag.number: tag for tag in grey_tags(8, 8, codec)}
+    tags |= {277: Tag(277, SHORT, 1, 2), 284: Tag(284, SHORT, 1, 2), 338: Tag(338, SHORT, 1, 2)}
+    tags |= {258: Tag(258, SHORT, 2, 8 | 8 << 16), 273: Tag(273, LONG, 1, 8), 279: Tag(279, LONG, 1, 64)}
+    with pytest.raises(UnsupportedFormat, match="LA, 8 bits"):
+        decode_small(tiff(sorted(tags.values()), bytes(200)))
