@@ -688,6 +688,18 @@ def test_client_that_half_closes_and_does_not_read_is_disconnected(monkeypatch: 
         wait_until(lambda: not server.server_state.connections)
 
 
+@pytest.mark.slow
+def test_keep_alive_does_not_extend_the_time_for_a_first_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(keep_alive_seconds=60) as (port, _), connect(port) as used:
+        used.sendall(GET)
+        assert used.recv(1000).startswith(b"HTTP/1.1 200")
+        monkeypatch.setattr(connection, "FIRST_REQUEST_SECONDS", 0.2)
+        with connect(port) as idle:
+            assert read_all(idle) == b""
+        used.sendall(GET)
+        assert used.recv(1000).startswith(b"HTTP/1.1 200")
+
+
 REQUESTS = {
     "GET": GET,
     "1.0": b"GET / HTTP/1.0\r\n\r\n",
