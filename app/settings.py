@@ -14,6 +14,7 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     SecretStr,
+    StringConstraints,
     model_validator,
 )
 from pydantic_settings import (
@@ -88,6 +89,8 @@ def _require_redis_url(url: SecretStr) -> SecretStr:
 
 StageName = Annotated[str, AfterValidator(_require_stage_name)]
 TokenFile = Annotated[FilePath, AfterValidator(_require_token)]
+# As browsers send it: in lower case, without a path (RFC 6454).
+Origin = Annotated[str, StringConstraints(to_lower=True, pattern=r"(?i)^(\*|https?://[^/\s*]+)$")]
 
 
 def _share_of_cores(settings: dict[str, Any]) -> int:
@@ -138,11 +141,7 @@ class Settings(BaseSettings):
     keep_alive_seconds: PositiveInt = 620
     """How long a connection stays open between two requests. It must be longer than the load balancer keeps
     it (Azure Front Door: 90 seconds, Oracle Cloud: 300, Google Cloud: 600), or requests are lost."""
-    cors_origins: Annotated[
-        tuple[Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")], ...],
-        NoDecode,
-        BeforeValidator(_split_list),
-    ] = ()
+    cors_origins: Annotated[tuple[Origin, ...], NoDecode, BeforeValidator(_split_list)] = ()
     """Web pages whose scripts may send requests, separated by commas, such as `https://app.example.com`; `*`
     for all. None by default."""
     auth: Annotated[

@@ -32,44 +32,34 @@ _UNCOMPRESSED, _JPEG, _SEPARATE_PLANES = 1, 7, 2
 _REDUCED_OR_MASK, _OLD_REDUCED = 0b101, 2
 
 _KINDS_OF_COLOUR = {
-    0: "grey",
-    1: "grey",
+    **dict.fromkeys((0, 1), "grey"),
+    **dict.fromkeys((8, 9, 10), "Lab"),
+    **dict.fromkeys((32844, 32845), "LogLuv"),
+} | {
     2: "RGB",
     3: "palette",
     4: "mask",
     5: "CMYK",
     6: "YCbCr",
-    8: "CIELAB",
-    9: "ICCLAB",
-    10: "ITULAB",
     32803: "colour filter array",
-    32844: "LogL",
-    32845: "LogLuv",
     34892: "linear raw",
 }
 _KINDS_OF_SAMPLE = {1: "integer", 2: "signed", 3: "float", 5: "complex", 6: "complex"}
 # Other codecs, which are rare, by their names.
 _OTHER_CODECS = {
-    33003: "JPEG 2000",
-    33005: "JPEG 2000",
-    34712: "JPEG 2000",
-    34661: "JBIG",
-    32909: "PixarLog",
-    22610: "JPEG XR",
-    34934: "JPEG XR",
-    34887: "LERC",
-    34933: "PNG",
-    50001: "WebP",
-    34892: "lossy JPEG",
-    50002: "JPEG XL",
-    52546: "JPEG XL",
-}
+    **dict.fromkeys((33003, 33005, 34712), "JPEG 2000"),
+    **dict.fromkeys((22610, 34934), "JPEG XR"),
+    **dict.fromkeys((50002, 52546), "JPEG XL"),
+} | {34661: "JBIG", 32909: "PixarLog", 34887: "LERC", 34892: "lossy JPEG", 34933: "PNG", 50001: "WebP"}
 
+# They say which directory holds the image, and are not kept.
+_KIND_TAGS = (_NEW_SUBFILE_TYPE, _SUBFILE_TYPE, _SUB_DIRECTORIES)
 _INTEGER_TAGS = frozenset(
     {
         *(_WIDTH, _LENGTH, _BITS_PER_SAMPLE, _COMPRESSION, _STRIP_OFFSETS, _SAMPLES_PER_PIXEL),
         *(_ROWS_PER_STRIP, _STRIP_BYTE_COUNTS, _PLANAR_CONFIGURATION, _COLOUR_MAP),
         *(_TILE_WIDTH, _TILE_LENGTH, _TILE_OFFSETS, _TILE_BYTE_COUNTS),
+        *_KIND_TAGS,
         *(_PHOTOMETRIC, 266, 274),  # fill order, orientation
         *(292, 293, 317, 326, 327, 328),  # options of the fax codecs, predictor
         *(332, 334, 336, 338, _SAMPLE_FORMAT),  # inks, extra samples
@@ -78,8 +68,6 @@ _INTEGER_TAGS = frozenset(
         *range(32995, 32999),  # libtiff's first tags for extra samples, sample format and depth
     }
 )
-# They say which directory holds the image, and are not kept.
-_KIND_TAGS = frozenset({_NEW_SUBFILE_TYPE, _SUBFILE_TYPE, _SUB_DIRECTORIES})
 # White point, primaries, JPEG tables, YCbCr coefficients, reference black and white, XMP.
 _OTHER_TAGS = frozenset({318, 319, _JPEG_TABLES, 529, 532, _XMP})
 _ARRAYS = (_STRIP_OFFSETS, _STRIP_BYTE_COUNTS, _TILE_OFFSETS, _TILE_BYTE_COUNTS)
@@ -91,25 +79,12 @@ _MAX_VALUE_BYTES = {
 }
 _MAX_OTHER_VALUE_BYTES = 4096
 _VALUE_BYTES = {
-    1: 1,
-    2: 1,
-    3: 2,
-    4: 4,
-    5: 8,
-    6: 1,
-    7: 1,
-    8: 2,
-    9: 4,
-    10: 8,
-    11: 4,
-    12: 8,
-    13: 4,
-    16: 8,
-    18: 8,
+    **dict.fromkeys((1, 2, 6, 7), 1),
+    **dict.fromkeys((3, 8), 2),
+    **dict.fromkeys((4, 9, 11, 13), 4),
+    **dict.fromkeys((5, 10, 12, 16, 18), 8),
 }
 _INTEGERS = {1: "B", 3: "H", 4: "I", 6: "B", 8: "H", 9: "I", 13: "I", 16: "Q", 18: "Q"}
-
-
 _BYTE_ORDERS = {"<": "little-endian", ">": "big-endian"}
 
 
@@ -219,9 +194,8 @@ def describe(stripped: bytes) -> str | None:
     with suppress(struct.error):
         (directory_at,) = layout.offset.unpack_from(stripped, layout.offset_at)
         directory = _Directory(stripped, layout, _kept_entries(stripped, directory_at, layout))
-        if not all(directory.integer(tag) for tag in (_WIDTH, _LENGTH)) or not set(_ARRAYS) & set(
-            directory.entries
-        ):
+        has_size = directory.integer(_WIDTH) and directory.integer(_LENGTH)
+        if not has_size or directory.entries.keys().isdisjoint(_ARRAYS):
             return None
         colour, sample = directory.integer(_PHOTOMETRIC), directory.integer(_SAMPLE_FORMAT, 1)
         return (
@@ -268,13 +242,7 @@ def _kept_entries(data: bytes, directory_at: int, layout: _Layout) -> dict[int, 
     kept: dict[int, _Entry] = {}
     for place in range(first, end, entry_bytes):
         tag, kind, values = layout.entry.unpack_from(data, place)
-        kinds = (
-            _INTEGERS
-            if tag in _INTEGER_TAGS or tag in _KIND_TAGS
-            else _VALUE_BYTES
-            if tag in _OTHER_TAGS
-            else ()
-        )
+        kinds = _INTEGERS if tag in _INTEGER_TAGS else _VALUE_BYTES if tag in _OTHER_TAGS else ()
         if kind not in kinds or tag in kept:
             continue
         entry = _Entry(data[place : place + entry_bytes], kind, values)

@@ -125,7 +125,7 @@ PREFLIGHT = {"Origin": PAGE, "Access-Control-Request-Method": "POST"}
 def behind_gateway() -> Iterator[TestClient]:
     """With a path prefix, CORS and a required key."""
     with TestClient(
-        create_app(Settings(root_path="prod/", cors_origins=(PAGE,), auth=("jwt",), **JWT))
+        create_app(Settings(root_path="prod/", cors_origins=(PAGE.upper(),), auth=("jwt",), **JWT))
     ) as client:
         yield client
 
@@ -191,7 +191,9 @@ def test_cors_is_off_by_default(client: TestClient) -> None:
     assert "access-control-allow-origin" not in client.get("/healthz", headers={"Origin": PAGE}).headers
 
 
-@pytest.mark.parametrize("origin", ["mill.example", "https://mill.example/", "null", "https://a b"])
+@pytest.mark.parametrize(
+    "origin", ["mill.example", "https://mill.example/", "null", "https://a b", "https://*.mill.example"]
+)
 def test_origin_without_a_scheme_or_with_a_path_is_rejected(origin: str) -> None:
     with pytest.raises(ValidationError):
         Settings(cors_origins=(origin,))
