@@ -37,7 +37,7 @@ class InputError(ModelError):
 
 
 class UnsupportedFormat(InputError):
-    """The file is not BMP, PNG, JPEG, TIFF or WebP."""
+    """The file is not BMP, PNG, JPEG, TIFF or WebP, or a rare kind of one. Convert HEIC and AVIF to JPEG."""
 
     code = "unsupported_format"
 
