@@ -79,6 +79,14 @@ def quote_string(text: str) -> str:
     return "'" + text.replace("\\", "\\\\").replace("'", "''") + "'"
 
 
+def directory_of(stage: str) -> str:
+    """The directory table of a quoted stage name in FROM, the location as a string constant.
+
+    Snowflake requires the constant for names with blanks or special characters.
+    """
+    return f"DIRECTORY({quote_string(f'@{stage}')})"
+
+
 def _stored_name(match: re.Match[str]) -> str:
     quoted: str | None = match["quoted"]
     name = match["bare"].upper() if quoted is None else quoted.replace('""', '"')

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from app.client import ClientError
 from app.images.files import find_images, is_named_as_image
-from app.names import parse_full_location, quote_identifier
+from app.names import directory_of, parse_full_location, quote_identifier
 from app.provisioning.console import Console
 
 _PATTERN = frozenset("*?[")
@@ -72,7 +72,7 @@ def _find_staged(name: str, connect: Callable[[], Console]) -> list[ImageSource]
 def _list_stage(console: Console, stage: str, path: str) -> Iterator[ImageSource]:
     """Yield matching images from the stage's directory table."""
     rows = console.rows(
-        f"SELECT relative_path, etag FROM DIRECTORY(@{stage}) ORDER BY relative_path"  # noqa: S608 - quoted
+        f"SELECT relative_path, etag FROM {directory_of(stage)} ORDER BY relative_path"  # noqa: S608 - quoted
     )
     for row in rows:
         relative_path: str = row["relative_path"]

@@ -14,9 +14,10 @@ from app.cli.command_line import Add, add_json
 from app.cli.sql import LOCAL_DATABASE, LOCAL_PORT, add_connection, open_session
 from app.cli.terminal import Advance, open_screen
 from app.client import ClientError
-from app.names import quote_identifier
+from app.names import directory_of, quote_identifier
 from app.provisioning.console import Console
 from app.provisioning.ddl import VARIABLES
+from app.provisioning.gateway import refuse_unusable
 from app.provisioning.register import PROVIDERS, Registration, register, unregister, verify
 from app.provisioning.upload import UploadIncomplete, find_files, is_encrypted_by_clients, upload
 from model.defaults import SAMPLES
@@ -236,7 +237,7 @@ def _print_next_steps(registration: Registration, local: bool, port: int) -> Non
     command = _command(f"upload photos/ --stage {shlex.quote(stage)}", local, port)
     print(f"\nNext: {command}")
     where = f", in {_command('sql', local, port)}" if local else ""
-    print(f"Then{where}: SELECT relative_path, {function}(file_url) FROM DIRECTORY(@{stage});")  # noqa: S608
+    print(f"Then{where}: SELECT relative_path, {function}(file_url) FROM {directory_of(stage)};")  # noqa: S608
 
 
 def _print_statuses(statuses: Counter[str], *, as_json: bool) -> None:
@@ -279,6 +280,10 @@ def read_flags(given: Mapping[str, Any], defaults: Mapping[str, str]) -> Registr
     if provider != "spcs":
         variables.setdefault("integration", DEFAULT_INTEGRATION)
         variables.setdefault("allowed_prefix", variables["url"])
+    try:
+        refuse_unusable(provider, variables)
+    except ValueError as error:
+        raise _invalid_value(*error.args) from None
     return Registration(provider, variables, makes_integration)
 
 
@@ -315,8 +320,12 @@ def _check_values(variables: Mapping[str, str]) -> None:
         try:
             VARIABLES[name](value)
         except ValueError as error:
-            flag = _FLAGS.get(name, f"--{name.replace('_', '-')}")
-            raise ClientError(f"Invalid value for {flag}. {error}") from None
+            raise _invalid_value(name, error) from None
+
+
+def _invalid_value(variable: str, rule: object) -> ClientError:
+    flag = _FLAGS.get(variable, f"--{variable.replace('_', '-')}")
+    return ClientError(f"Invalid value for {flag}. {rule}")
 
 
 def _read_key(path: Path) -> str:

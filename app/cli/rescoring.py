@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from app.client import ClientError
-from app.names import parse_identifier, quote_identifier
+from app.names import directory_of, parse_identifier, quote_identifier
 from app.outcome import Outcome
 from app.provisioning.console import Console, StatementFailed
 
@@ -81,7 +81,7 @@ class AnswersTable:
     def _missing_after(self, path: str, shard: Shard, model_version: str) -> list[StagedFile]:
         rows = self._console.rows(
             "SELECT d.relative_path, d.etag, d.file_url "  # noqa: S608 - quoted
-            f"FROM DIRECTORY(@{self._stage}) AS d LEFT JOIN {self._table} AS a "
+            f"FROM {directory_of(self._stage)} AS d LEFT JOIN {self._table} AS a "
             "ON a.relative_path = d.relative_path AND a.etag IS NOT DISTINCT FROM d.etag "
             "AND a.model_version = ? "
             "WHERE a.relative_path IS NULL AND MOD(ABS(HASH(d.relative_path)), ?) = ? "

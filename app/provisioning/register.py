@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from app.client import ClientError
-from app.names import parse_identifier, quote_identifier, quote_string
+from app.names import directory_of, parse_identifier, quote_identifier, quote_string
 from app.provisioning.console import (
     Console,
     StatementFailed,
@@ -228,7 +228,7 @@ def verify(console: Console, registration: Registration, sample: Path) -> Iterat
     yield sample.name, _call(console, registration, quote_string(text))
     stage = quote_identifier(*registration.stage)
     console.rows(f"ALTER STAGE {stage} REFRESH")
-    files = console.rows(f"SELECT relative_path, file_url FROM DIRECTORY(@{stage}) LIMIT 1")  # noqa: S608
+    files = console.rows(f"SELECT relative_path, file_url FROM {directory_of(stage)} LIMIT 1")  # noqa: S608
     for file in files:
         yield (
             f"@{stage}/{file['relative_path']}",

@@ -5,16 +5,12 @@ Cloud.
 """
 
 import json
-import re
 from collections.abc import Mapping
 from urllib.parse import parse_qs, urlsplit
 
-_API_GATEWAY = re.compile(
-    r"(?P<api>[a-z0-9-]+)\.execute-api\.(?P<region>[a-z0-9-]+)\.amazonaws\.com(?:\.cn)?"
-)
-_ROLE_ARN = re.compile(
-    r"arn:(?P<partition>aws[a-z-]*):iam::(?P<account>[0-9]{12}):role/(?:.*/)?(?P<role>[^/]+)"
-)
+from app.provisioning.gateway import API_GATEWAY, ROLE_ARN
+
+_VPC = "<snowflake-vpc-id: SELECT SYSTEM$GET_SNOWFLAKE_PLATFORM_INFO()>"
 
 
 class _Shown(dict[str, str]):
@@ -40,7 +36,7 @@ def _describe_aws(properties: Mapping[str, str], url: str) -> str:
             f"Trust policy of the role {role_arn}:",
             _as_json(_trust_policy(properties)),
             "Resource policy of the REST API (deploy the API again after each change):",
-            _as_json(_resource_policy(role_arn, url)),
+            _as_json(_resource_policy(properties, url)),
         ]
     )
 
@@ -56,15 +52,20 @@ def _trust_policy(properties: Mapping[str, str]) -> dict[str, object]:
     )
 
 
-def _resource_policy(role_arn: str, url: str) -> dict[str, object]:
-    """Allows POST, and GET, with which Snowflake polls for deferred (202) responses."""
-    role, parts = _ROLE_ARN.fullmatch(role_arn), urlsplit(url)
-    gateway = _API_GATEWAY.fullmatch(parts.hostname or "")
+def _resource_policy(properties: Mapping[str, str], url: str) -> dict[str, object]:
+    """Allows POST, and GET, with which Snowflake polls for deferred (202) responses.
+
+    A private API admits Snowflake's VPC only: SYSTEM$GET_SNOWFLAKE_PLATFORM_INFO names it.
+    """
+    role, parts = ROLE_ARN.fullmatch(properties["API_AWS_ROLE_ARN"]), urlsplit(url)
+    gateway = API_GATEWAY.fullmatch(parts.hostname or "")
     partition, account, name = role.groups() if role else ("aws", "<account>", "<role>")
-    api, region = gateway.groups() if gateway else ("<api-id>", "<region>")
+    api, region = gateway.group("api", "region") if gateway else ("<api-id>", "<region>")
     # A custom domain maps to an API and its stage, so its path begins with the resource.
     path = parts.path.strip("/")
     stage, _, resource = path.partition("/") if gateway else ("<stage>", "/", path)
+    has_endpoint = gateway is not None and gateway["endpoint"] is not None
+    is_private = has_endpoint or "_private_" in properties["API_PROVIDER"].lower()
     prefix = f"arn:{partition}:execute-api:{region}:{account}:{api}/{stage}"
     return _policy(
         {
@@ -72,6 +73,7 @@ def _resource_policy(role_arn: str, url: str) -> dict[str, object]:
             "Principal": {"AWS": f"arn:{partition}:sts::{account}:assumed-role/{name}/snowflake"},
             "Action": "execute-api:Invoke",
             "Resource": [f"{prefix}/{method}/{resource}" for method in ("POST", "GET")],
+            **({"Condition": {"StringEquals": {"aws:sourceVpc": _VPC}}} if is_private else {}),
         }
     )
 

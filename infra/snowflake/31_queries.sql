@@ -11,17 +11,17 @@ ALTER STAGE <% stage %> REFRESH;
 SELECT
     relative_path,
     <% function %>(file_url) AS answer
-FROM DIRECTORY(@<% stage %>);
+FROM DIRECTORY('@<% stage %>');
 
 -- Pre-signed URLs: anyone with the URL can read the file until it expires, here after 3600 seconds. The
 -- service needs no Snowflake role, but the storage host must be on its allowlist. To classify a few images,
 -- apply LIMIT in a subquery: Snowflake applies an outer LIMIT after the calls.
 SELECT
     images.relative_path,
-    <% function %>(GET_PRESIGNED_URL(@<% stage %>, images.relative_path, 3600)) AS answer
+    <% function %>(GET_PRESIGNED_URL('@<% stage %>', images.relative_path, 3600)) AS answer
 FROM (
     SELECT relative_path
-    FROM DIRECTORY(@<% stage %>)
+    FROM DIRECTORY('@<% stage %>')
     ORDER BY relative_path
     LIMIT 10
 ) AS images;
@@ -30,10 +30,10 @@ FROM (
 -- the warehouse (14_warehouse_functions.sql), but not with a service.
 SELECT
     images.relative_path,
-    <% function %>(BUILD_SCOPED_FILE_URL(@<% stage %>, images.relative_path)) AS answer
+    <% function %>(BUILD_SCOPED_FILE_URL('@<% stage %>', images.relative_path)) AS answer
 FROM (
     SELECT relative_path
-    FROM DIRECTORY(@<% stage %>)
+    FROM DIRECTORY('@<% stage %>')
     ORDER BY relative_path
     LIMIT 10
 ) AS images;
@@ -55,7 +55,7 @@ USING (
     SELECT
         relative_path,
         etag
-    FROM DIRECTORY(@<% stage %>)
+    FROM DIRECTORY('@<% stage %>')
 ) AS images
 WHERE
     image_answers.relative_path = images.relative_path
@@ -67,7 +67,7 @@ SELECT
     images.relative_path,
     images.etag,
     <% function %>(images.file_url) AS answer
-FROM DIRECTORY(@<% stage %>) AS images
+FROM DIRECTORY('@<% stage %>') AS images
 WHERE NOT EXISTS (
     SELECT 1
     FROM image_answers AS known
@@ -127,7 +127,7 @@ FROM (
     SELECT
         relative_path,
         file_url
-    FROM DIRECTORY(@<% stage %>)
+    FROM DIRECTORY('@<% stage %>')
     ORDER BY relative_path
     LIMIT 10
 ) AS images;

@@ -25,6 +25,7 @@ from tests.running import CLI, TIMEOUT_SECONDS, free_port, running_service
 
 pytestmark = pytest.mark.slow
 
+GUID = "7b1c2d3e-0000-4000-8000-123456789abc"
 ROLE_ARN = "arn:aws:iam::123456789012:role/gateway"
 LABELS = "SELECT relative_path, ext_classify(file_url):label::string AS label FROM DIRECTORY(@images)"
 
@@ -200,7 +201,7 @@ def test_unregister_keeps_the_images_and_the_integration(commands: Commands, con
         ),
         (
             "azure",
-            ["--url", "https://a.example.com/x", "--tenant-id", "t", "--application-id", "a"],
+            ["--url", "https://a.example.com/x", "--tenant-id", GUID, "--application-id", GUID],
             "API_PROVIDER = azure_api_management",
         ),
         (

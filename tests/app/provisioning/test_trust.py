@@ -41,6 +41,25 @@ def test_resource_policy_allows_post_and_get_on_exactly_the_resource() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("host", "provider"),
+    [
+        ("abc123-vpce-0f12ab34", "aws_private_api_gateway"),
+        ("abc123-vpce-0f12ab34", "AWS_GOV_PRIVATE_API_GATEWAY"),
+        ("abc123", "aws_private_api_gateway"),
+        ("abc123-vpce-0f12ab34", ""),
+    ],
+)
+def test_private_api_is_named_without_its_endpoint_and_admits_snowflakes_vpc(
+    host: str, provider: str
+) -> None:
+    properties = AWS | {"API_PROVIDER": provider}
+    _, resource = policies(describe_trust("aws", properties, URL.replace("abc123", host)))
+    [statement] = json.loads(json.dumps(resource["Statement"]))
+    assert {arn.split(":")[5].split("/")[0] for arn in statement["Resource"]} == {"abc123"}
+    assert "SYSTEM$GET_SNOWFLAKE_PLATFORM_INFO()" in statement["Condition"]["StringEquals"]["aws:sourceVpc"]
+
+
 def test_unknown_parts_of_the_url_are_placeholders() -> None:
     text = describe_trust("aws", AWS, "https://classify.mill.example.com/classify")
     assert "execute-api:<region>:123456789012:<api-id>/<stage>/POST/classify" in text

@@ -1,0 +1,97 @@
+"""What an API integration and its function can reach: rules for URLs, roles and application ids.
+
+Snowflake accepts other values and fails at the first call. Sources: Snowflake documentation, "Planning an
+external function for AWS", "Create the proxy service", CREATE API INTEGRATION and "Troubleshooting".
+"""
+
+import re
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+# A private API is also named with its VPC endpoint, `{api}-{vpce}`. Source: Amazon API Gateway, "Invoke a
+# private API".
+API_GATEWAY = re.compile(
+    r"(?P<api>[a-z0-9]+)(?P<endpoint>-vpce-[0-9a-f]+)?\.execute-api\.(?P<region>[a-z0-9-]+)\."
+    r"(?:amazonaws\.com(?:\.cn)?|api\.aws)"
+)
+ROLE_ARN = re.compile(
+    r"arn:(?P<partition>aws[a-z-]*):iam::(?P<account>[0-9]{12}):role/(?:.*/)?(?P<role>[^/]+)"
+)
+_GUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+_TENANT_DOMAIN = re.compile(r"[a-z0-9-]+(?:\.[a-z0-9-]+)+", re.IGNORECASE)
+
+# Endings of host names, each with the provider whose gateways have it; None for what is no gateway.
+_PROVIDERS_OF_HOSTS = {
+    r".*\.execute-api\.[a-z0-9-]+\.(?:amazonaws\.com(?:\.cn)?|api\.aws)": "aws",
+    r".*\.azure-api\.(?:net|us|cn)": "azure",
+    r".*\.gateway\.dev": "google",
+    r".*\.lambda-url\.[a-z0-9-]+\.on\.aws": None,
+    r".*\.(?:elb\.amazonaws\.com|awsapprunner\.com|execute-api\.[a-z0-9-]+\.vpce\.amazonaws\.com)": None,
+    r".*\.(?:azurewebsites\.net|azurecontainerapps\.io|cloudapp\.azure\.com)": None,
+    r".*\.(?:run\.app|cloudfunctions\.net|appspot\.com)": None,
+    r".*\.(?:snowflakecomputing\.(?:app|com|cn))": None,
+}
+_GATEWAYS = {"aws": "Amazon API Gateway", "azure": "Azure API Management", "google": "Google API Gateway"}
+
+
+def refuse_unusable(provider: str, variables: Mapping[str, str]) -> None:
+    """Raises ValueError, with the SQL variable and the rule, for values that cannot work together."""
+    _check_ids(variables)
+    if "url" in variables:
+        _check_url(provider, variables["url"])
+        _check_prefix(variables["url"], variables.get("allowed_prefix", ""))
+        if "api_provider" in variables:
+            _check_api_provider(variables["api_provider"], variables["url"])
+
+
+def _check_url(provider: str, url: str) -> None:
+    parts = urlsplit(url)
+    path, is_stage_named = parts.path, API_GATEWAY.fullmatch(parts.hostname or "") is not None
+    if path.endswith("/") and path.strip("/"):
+        raise _invalid("url", "The service answers /classify, not /classify/: leave out the last slash", url)
+    if parts.fragment or "//" in path:
+        raise _invalid("url", "A URL must have no fragment and no empty folder", url)
+    if path.count("/") < (2 if is_stage_named else 1) or path == "/":
+        shape = "https://HOST/STAGE/RESOURCE" if is_stage_named else "https://HOST/RESOURCE"
+        raise _invalid("url", f"A URL must name the gateway's resource, {shape}", url)
+    for pattern, owner in _PROVIDERS_OF_HOSTS.items():
+        if owner != provider and re.fullmatch(pattern, parts.hostname or ""):
+            raise _invalid("url", f"Snowflake calls only gateways, here {_GATEWAYS[provider]}", url)
+
+
+def _check_prefix(url: str, prefix: str) -> None:
+    if not url.startswith(prefix):
+        raise _invalid("allowed_prefix", f"The URL must begin with the prefix, and is {url}", prefix)
+
+
+def _check_api_provider(api_provider: str, url: str) -> None:
+    gateway = API_GATEWAY.fullmatch(urlsplit(url).hostname or "")
+    if gateway is None:
+        return
+    if gateway["endpoint"] and "private" not in api_provider:
+        raise _invalid("api_provider", "A URL with a VPC endpoint needs a private provider", api_provider)
+    if gateway["region"].startswith("us-gov-") != ("_gov_" in api_provider):
+        rule = f"Providers with _gov_ are for the regions us-gov-*, and the URL's is {gateway['region']}"
+        raise _invalid("api_provider", rule, api_provider)
+
+
+def _check_ids(variables: Mapping[str, str]) -> None:
+    role = variables.get("aws_role_arn")
+    if role is not None and not ROLE_ARN.fullmatch(role):
+        rule = "Snowflake assumes a role, arn:aws:iam::123456789012:role/NAME, not a user or a session"
+        raise _invalid("aws_role_arn", rule, role)
+    application = variables.get("azure_application_id")
+    if application is not None and not _GUID.fullmatch(application):
+        rule = "An application (client) ID is a GUID, not a name and not the audience api://…"
+        raise _invalid("azure_application_id", rule, application)
+    tenant = variables.get("azure_tenant_id")
+    if tenant is not None and not (_GUID.fullmatch(tenant) or _TENANT_DOMAIN.fullmatch(tenant)):
+        raise _invalid("azure_tenant_id", "A tenant ID is a GUID", tenant)
+    audience = variables.get("google_audience", "")
+    if _GUID.fullmatch(audience) or audience.endswith(".apps.googleusercontent.com"):
+        rule = "The audience is the gateway's managed service, not the ID of an application"
+        raise _invalid("google_audience", rule, audience)
+
+
+def _invalid(variable: str, rule: str, received: str) -> ValueError:
+    return ValueError(variable, f"{rule}. Received: {received!r}.")
