@@ -200,7 +200,6 @@ class BodyTimeout(ServiceError):
 
     status = 408
     code = "body_timeout"
-    retryable = True
     headers = MappingProxyType({"connection": "close"})
 
 

@@ -85,6 +85,10 @@ def register_function(
                 print(_as_line("next", command))
                 return
             print(f"\nNext, as role {given['owner_role']}: {command}")
+            print(
+                "The role needs USAGE on the database, USAGE, CREATE FUNCTION and CREATE STAGE on the "
+                "schema, and READ on the stage if another role owns it."
+            )
             return
         if verifies:
             _print_verification(console, registration, sample, as_json=as_json)

@@ -177,7 +177,9 @@ _FUNCTION_OPTIONS = frozenset(
 _COMPRESSIONS = frozenset({"NONE", "GZIP", "DEFLATE", "AUTO"})
 
 
-def create_function(tokens: Tokens, session: Session, *, replace: bool, is_secure: bool) -> Answer:
+def create_function(
+    tokens: Tokens, session: Session, *, replace: bool, alter: bool, is_secure: bool
+) -> Answer:
     name = session.qualify(tokens.take_name())
     session.require_schema(*name[:2])
     if is_built_in(name[-1]):
@@ -195,11 +197,19 @@ def create_function(tokens: Tokens, session: Session, *, replace: bool, is_secur
     function = ExternalFunction(
         name, arguments, returns, options["API_INTEGRATION"], url, options, is_strict, is_secure, is_immutable
     )
-    if function.key in session.catalog.functions and not replace:
+    known = session.catalog.functions.get(function.key)
+    if known is not None and not (replace or alter):
         raise already_exists(name[-1])
+    if known is not None and alter and _definition(known) != _definition(function):
+        raise invalid("CREATE OR ALTER cannot change a function's definition or return type.")
     session.catalog.functions[function.key] = function
-    session.catalog.drop_grants("FUNCTION", quote_function(function.key))
+    if not alter:
+        session.catalog.drop_grants("FUNCTION", quote_function(function.key))
     return status(f"Function {name[-1]} successfully created.")
+
+
+def _definition(function: ExternalFunction) -> tuple[object, ...]:
+    return function.returns, function.url, function.is_strict, function.is_immutable
 
 
 def drop_function(tokens: Tokens, session: Session) -> Answer:

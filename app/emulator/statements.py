@@ -30,10 +30,13 @@ def answer_statement(sql: str, session: Session) -> Answer | None:
 
 def _find_creation(tokens: Tokens) -> Statement | None:
     replace = tokens.take("OR", "REPLACE")
+    alter = not replace and tokens.take("OR", "ALTER")
     is_secure = tokens.take("SECURE")
     is_temporary = tokens.take("TEMPORARY") or tokens.take("TEMP")
     if not is_temporary and tokens.take("EXTERNAL", "FUNCTION"):
-        return partial(functions.create_function, replace=replace, is_secure=is_secure)
+        return partial(functions.create_function, replace=replace, alter=alter, is_secure=is_secure)
+    if alter:
+        return None
     if not (is_temporary or is_secure) and tokens.take("API", "INTEGRATION"):
         return partial(functions.create_integration, replace=replace)
     if not is_secure and tokens.take("STAGE"):

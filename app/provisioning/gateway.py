@@ -8,6 +8,8 @@ import re
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
+from app.names import parse_identifier
+
 # A private API is also named with its VPC endpoint, `{api}-{vpce}`. Source: Amazon API Gateway, "Invoke a
 # private API".
 API_GATEWAY = re.compile(
@@ -17,6 +19,8 @@ API_GATEWAY = re.compile(
 ROLE_ARN = re.compile(
     r"arn:(?P<partition>aws[a-z-]*):iam::(?P<account>[0-9]{12}):role/(?:.*/)?(?P<role>[^/]+)"
 )
+# A name that needs no quotes, as stored. Source: Snowflake documentation, CREATE SERVICE.
+_PLAIN_NAME = re.compile(r"[A-Z_][A-Z0-9_$]*")
 _GUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 _TENANT_DOMAIN = re.compile(r"[a-z0-9-]+(?:\.[a-z0-9-]+)+", re.IGNORECASE)
 
@@ -80,6 +84,10 @@ def _check_ids(variables: Mapping[str, str]) -> None:
     if role is not None and not ROLE_ARN.fullmatch(role):
         rule = "Snowflake assumes a role, arn:aws:iam::123456789012:role/NAME, not a user or a session"
         raise _invalid("aws_role_arn", rule, role)
+    service = variables.get("service")
+    if service is not None and not all(map(_PLAIN_NAME.fullmatch, parse_identifier(service))):
+        rule = "Snowflake knows no quoted names of services, nor of their databases and schemas"
+        raise _invalid("service", rule, service)
     application = variables.get("azure_application_id")
     if application is not None and not _GUID.fullmatch(application):
         rule = "An application (client) ID is a GUID, not a name and not the audience api://…"

@@ -58,6 +58,9 @@ class About:
 
 
 _USE = About("use", "")
+_NOTE_ON_SERVICE_ROLE = (
+    "Note: the service reads stages as its owner role. Grant it the stage with --service-role ROLE."
+)
 
 
 @dataclass(frozen=True)
@@ -211,15 +214,20 @@ class Registration:
 def register(console: Console, registration: Registration) -> Iterator[str]:
     """Yield a line per object as it is set up, and the trust policies for the cloud provider.
 
-    Raises ClientError, also at the end for grants that a replacement dropped and that could not be restored.
+    Raises ClientError, also at the end for grants that failed: those of a replaced function too.
     """
-    lost: list[str] = []
+    failed: list[str] = []
     for about, statement in list(
         registration.steps()
     ):  # list(): invalid variables are found before any change
-        yield from _execute(console, registration, about, statement, lost)
-    if lost:
-        raise ClientError(f"These grants could not be restored: {'; '.join(lost)}.")
+        yield from _execute(console, registration, about, statement, failed)
+    if registration.provider == "spcs" and not {"owner_role", "service_role"} & registration.variables.keys():
+        yield _NOTE_ON_SERVICE_ROLE
+    if failed:
+        raise ClientError(
+            "A grant needs the owner of the object, or a role with MANAGE GRANTS, which must run these: "
+            f"{'; '.join(failed)}."
+        )
 
 
 def verify(console: Console, registration: Registration, sample: Path) -> Iterator[tuple[str, Any]]:
@@ -276,7 +284,7 @@ def _require_unused_integration(console: Console, registration: Registration) ->
 
 
 def _execute(
-    console: Console, registration: Registration, about: About, statement: str, lost: list[str]
+    console: Console, registration: Registration, about: About, statement: str, failed: list[str]
 ) -> Iterator[str]:
     match about.kind:
         case "use":
@@ -295,9 +303,12 @@ def _execute(
             console.rows(statement)  # Snowflake does not show the key, so it is always set
             yield _line("altered", about.thing)
         case "function":
-            yield from _keep_function(console, registration, about, statement, lost)
+            yield from _keep_function(console, registration, about, statement, failed)
         case "grant":
-            yield _grant(console, registration, about, statement)
+            try:
+                yield _grant(console, registration, about, statement)
+            except StatementFailed as error:
+                failed.append(f"{statement} ({error})")
 
 
 def _keep_stage(console: Console, registration: Registration, statement: str) -> Iterator[str]:
@@ -323,20 +334,35 @@ def _keep_stage(console: Console, registration: Registration, statement: str) ->
 
 
 def _keep_function(
-    console: Console, registration: Registration, about: About, statement: str, lost: list[str]
+    console: Console, registration: Registration, about: About, statement: str, failed: list[str]
 ) -> Iterator[str]:
-    """Replace the function only if it differs, because replacing it drops its grants."""
+    """Alter the function if it differs, or replace it.
+
+    Replacing drops its grants, unless the account has the behavior change 2433 (bundle 2026_08).
+    """
     there = describe_function(console, registration.function, about.types)
     if there and _matches(there, about.properties):
         yield _line("unchanged", about.thing)
+        return
+    if there and _alter(console, registration, about, statement):
+        yield _line("altered", about.thing)
         return
     grants = _grants_on(console, about.thing, registration.function[0]) if there else []
     if grants:
         yield f"Replacing {about.thing} drops its grants, which are restored right after:"
         yield "\n".join(f"  {grant};" for grant in grants)
     console.rows(statement)
-    lost += _restore(console, grants)
+    failed += _restore(console, grants)
     yield _line("replaced" if there else "created", about.thing)
+
+
+def _alter(console: Console, registration: Registration, about: About, statement: str) -> bool:
+    """Whether CREATE OR ALTER, a preview, makes the function match; it cannot change the URL."""
+    try:
+        console.rows(statement.replace("CREATE OR REPLACE", "CREATE OR ALTER", 1))
+    except StatementFailed:
+        return False
+    return _matches(describe_function(console, registration.function, about.types), about.properties)
 
 
 def _matches(there: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
@@ -368,13 +394,13 @@ def _grantee(row: Mapping[str, Any], database: str) -> str:
 
 def _restore(console: Console, grants: list[str]) -> list[str]:
     """Restore the grants. Returns those that failed, each with the reason."""
-    lost = []
+    failed = []
     for grant in grants:
         try:
             console.rows(grant)
         except StatementFailed as error:
-            lost.append(f"{grant} ({error})")
-    return lost
+            failed.append(f"{grant} ({error})")
+    return failed
 
 
 def _grant(console: Console, registration: Registration, about: About, statement: str) -> str:

@@ -5,7 +5,9 @@ files of the model; infra/snowflake/14_warehouse_functions.sql uploads and names
 """
 
 import argparse
+import re
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
@@ -47,6 +49,13 @@ def write_bundle(artifact: Artifact, folder: Path) -> list[Path]:
     return [folder / ZIP_NAME, *(folder / name for name in (*copied, network))]
 
 
+def package_check() -> str:
+    """The statement that resolves the function's packages; Snowflake's error names a missing one."""
+    text = (FOLDER / "14_warehouse_functions.sql").read_text(encoding="utf-8")
+    [check] = re.findall(r"^SELECT SYSTEM\$RESOLVE_PYTHON_PACKAGES.*?;$", text, re.MULTILINE | re.DOTALL)
+    return str(check)
+
+
 def _write_zip(path: Path) -> None:
     with ZipFile(path, "w", ZIP_DEFLATED) as archive:
         for name, content in sorted(_sources()):
@@ -74,6 +83,7 @@ def main() -> None:
         write_bundle(load_artifact(options.model), options.folder)
     except (ArtifactError, OSError) as error:
         parser.exit(1, f"{error}\n")
+    sys.stdout.write(f"Check first that the account has the packages:\n\n{package_check()}\n")
 
 
 if __name__ == "__main__":

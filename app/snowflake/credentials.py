@@ -40,7 +40,12 @@ def connect_arguments(settings: Settings, connector_version: int) -> dict[str, A
         "login_timeout": timeout_seconds,
         "network_timeout": timeout_seconds,
         "socket_timeout": timeout_seconds,  # 4.x checks the others only between requests
-        "session_parameters": {"QUERY_TAG": "ext-classify", "CLIENT_TELEMETRY_ENABLED": False},
+        # A cached result could hold signed URLs that have expired.
+        "session_parameters": {
+            "QUERY_TAG": "ext-classify",
+            "CLIENT_TELEMETRY_ENABLED": False,
+            "USE_CACHED_RESULT": False,
+        },
         **_credentials(settings),
     }
     if connector_version >= 5:

@@ -1,7 +1,9 @@
--- Creates the function as an external function: Snowflake calls the service through a gateway.
--- Run by a role with CREATE FUNCTION on the schema and USAGE on the integration. OR REPLACE drops the grants
--- of a function, and external functions do not support COPY GRANTS: run 21_grant_callers.sql after this file.
--- `register` adds a fingerprint to each COMMENT, by which it later detects changes.
+-- Creates the function as an external function: Snowflake calls the service through a gateway. Run by a role
+-- with CREATE FUNCTION on the schema and USAGE on the integration; needs no warehouse. OR REPLACE drops the
+-- grants of a function, unless the behavior change 2433 (bundle 2026_08) is enabled, and external functions
+-- do not support COPY GRANTS: run 21_grant_callers.sql after this file. `register` tries CREATE OR ALTER
+-- first, a preview that keeps the grants and can change everything but the URL. `register` adds a fingerprint
+-- to each COMMENT, by which it later detects changes.
 
 USE SCHEMA <% database %>.<% schema %>;
 

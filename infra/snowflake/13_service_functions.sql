@@ -1,7 +1,8 @@
 -- Creates the function as a service function: the service runs in Snowpark Container Services, no gateway.
 -- Run by a role with CREATE FUNCTION on the schema that owns the service or has its endpoint
--- (12_grant_endpoint.sql). OR REPLACE drops a function's grants: run 21_grant_callers.sql after this file.
--- `register` adds a fingerprint to each COMMENT, by which it later detects changes.
+-- (12_grant_endpoint.sql); needs no warehouse. OR REPLACE drops a function's grants, unless the behavior
+-- change 2433 (bundle 2026_08) is enabled: run 21_grant_callers.sql after this file. `register` adds a
+-- fingerprint to each COMMENT, by which it later detects changes.
 
 USE SCHEMA <% database %>.<% schema %>;
 

@@ -1,9 +1,19 @@
 -- Creates the function as a Python function in the warehouse: no service, no gateway. It reads scoped URLs.
--- Run by a role with CREATE STAGE and CREATE FUNCTION on the schema, from a client that can upload (not
--- Snowsight). `files` is the folder that `python -m app.provisioning.udf_bundle FOLDER` wrote, with forward
--- slashes; `network` is the name of the network in it, without .h5.
+-- Run by a role with CREATE STAGE and CREATE FUNCTION on the schema and the database role
+-- SNOWFLAKE.PYPI_REPOSITORY_USER, which PUBLIC has by default, with a warehouse, from a client that can
+-- upload (not Snowsight). The role owns the functions and must keep READ on the code stage. `files` is the
+-- folder that `python -m app.provisioning.udf_bundle FOLDER` wrote, with forward slashes; `network` is the
+-- name of the network in it, without .h5.
 
 USE SCHEMA <% database %>.<% schema %>;
+
+-- Resolves the packages as the functions do: if it fails, so will CREATE FUNCTION.
+SELECT SYSTEM$RESOLVE_PYTHON_PACKAGES(
+    '3.11',
+    $$('ai-edge-litert>=2.3', 'numpy>=2.3', 'pandas', 'pillow>=13.0',
+    'pybase64>=1.5', 'pydantic>=2.13', 'snowflake-snowpark-python', 'typing-extensions>=4.15')$$,
+    'snowflake.snowpark.pypi_shared_repository'
+);
 
 -- A stage for the code and the network, separate from the images. The functions need all of its files.
 CREATE STAGE IF NOT EXISTS <% code_stage %>

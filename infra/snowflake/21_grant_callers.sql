@@ -1,5 +1,6 @@
--- Lets a role call the function on the images of the stage.
--- Run by the owner of the function and the stage, each time after the function is replaced.
+-- Lets a role call the function on the images of the stage. Run after each replacement of the function, by a
+-- role with MANAGE GRANTS, or for each statement by the owner of what it grants: the database, the schema,
+-- the functions, the stage. Needs no warehouse.
 
 GRANT USAGE ON DATABASE <% database %> TO ROLE <% caller_role %>;
 GRANT USAGE ON SCHEMA <% database %>.<% schema %> TO ROLE <% caller_role %>;

@@ -36,6 +36,7 @@ REFERENCE = {
         "FROM",
         "SPECIFICATION_TEMPLATE_FILE",
         "USING",
+        "AUTO_SUSPEND_SECS",
         "EXTERNAL_ACCESS_INTEGRATIONS",
         "AUTO_RESUME",
         "MIN_INSTANCES",

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from app.provisioning.ddl import load
-from app.provisioning.udf_bundle import HANDLER, write_bundle
+from app.provisioning.udf_bundle import HANDLER, package_check, write_bundle
 from app.workers.classify import ImageClassifier
 from model.artifact import load_artifact
 from model.defaults import DEFAULT_MODEL_PATH
@@ -34,6 +34,8 @@ FUNCTIONS = [s for s in load("14_warehouse_functions.sql", PLAIN) if s.startswit
 # As PyPI calls what the code calls otherwise.
 DISTRIBUTIONS = {"PIL": "pillow", "pydantic_core": "pydantic", "snowflake": "snowflake-snowpark-python"}
 
+_PACKAGE = r"'([a-z][a-z0-9-]+)([^']*)'"
+
 # Keras warns of NumPy's ways while it reads an h5.
 WARNINGS = ("-W", "error", "-W", "ignore::DeprecationWarning")
 
@@ -49,6 +51,8 @@ class SnowflakeFile:
     @staticmethod
     def open(url, mode):
         if url not in work["files"]:
+            if url.endswith("stand-in"):  # as version 1.56.0 of PyPI's package
+                raise ValueError("Scoped and Stage URLs are not yet supported.")
             raise PermissionError(url) if url.endswith("foreign") else FileNotFoundError(url)
         return ShortReads(work["files"][url], mode)
 
@@ -157,6 +161,12 @@ def test_a_bad_row_is_its_own_outcome(imports: Path, in_process: ImageClassifier
     assert not any(source in json.dumps(rows) for source in sources)
 
 
+def test_stand_in_of_the_package_is_refused_with_words(imports: Path) -> None:
+    [rows] = run(imports, [[[scoped("stand-in")], [scoped("missing")]]])["answers"]
+    assert [row["error"]["code"] for row in rows] == ["fetch_failed", "fetch_failed"]
+    assert ["snowflake-snowpark-python" in row["error"]["message"] for row in rows] == [True, False]
+
+
 def test_the_network_is_loaded_once_for_many_batches(imports: Path) -> None:
     batch = [[scoped(name)] for name in SAMPLE_NAMES]
     answered = run(imports, [batch] * 8)
@@ -188,6 +198,17 @@ def test_packages_are_what_the_loaded_modules_import(imports: Path) -> None:
     needed = {DISTRIBUTIONS.get(name, name.replace("_", "-")) for name in found} | {"ai-edge-litert"}
     for function in FUNCTIONS:
         assert {name for name, _ in _packages(function)} == needed
+
+
+def test_packages_are_resolved_before_the_upload_with_the_functions_list() -> None:
+    _, check, *others = load("14_warehouse_functions.sql", PLAIN)
+    assert check == package_check().rstrip(";")
+    assert others[1].startswith("PUT ")
+    assert {tuple(_packages(function)) for function in FUNCTIONS} == {tuple(re.findall(_PACKAGE, check)[:-1])}
+    version, *_, repository = re.findall(r"'([^']*)'", check)
+    for function in FUNCTIONS:
+        assert f"RUNTIME_VERSION = '{version}'" in function
+        assert f"ARTIFACT_REPOSITORY = {repository}\n" in function
 
 
 def test_packages_are_as_new_as_those_that_serve() -> None:
@@ -239,4 +260,4 @@ def _third_parties(path: Path) -> set[str]:
 
 def _packages(function: str) -> list[tuple[str, str]]:
     [listed] = re.findall(r"PACKAGES = \((.*?)\n    \)", function, re.DOTALL)
-    return re.findall(r"'([a-z0-9-]+)([^']*)'", listed)
+    return re.findall(_PACKAGE, listed)

@@ -12,8 +12,9 @@ from starlette.testclient import TestClient
 from app.admission import Admission
 from app.api.asgi import Service, error_response
 from app.api.body import MAX_QUERY_BYTES
-from app.errors import Overloaded, Unauthorized
+from app.errors import Overloaded, ServiceError, Unauthorized
 from app.main import create_app
+from app.server.framing import BadRequest
 from app.settings import Settings
 
 
@@ -215,3 +216,13 @@ def test_every_message_can_be_sent(message: str) -> None:
     assert response.status_code == 401
     sent = json.loads(bytes(response.body))["error"]["message"]
     assert sent == message.encode("utf-8", "backslashreplace").decode()
+
+
+def test_only_statuses_that_snowflake_retries_are_called_retryable() -> None:
+    """408 is not among them: Snowflake fails the query."""
+    kinds: list[type[ServiceError | BadRequest]] = [
+        *ServiceError.__subclasses__(),
+        *BadRequest.__subclasses__(),
+    ]
+    retryable = {kind.status for kind in kinds if kind.retryable}
+    assert retryable == {429, 503}

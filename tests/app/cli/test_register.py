@@ -105,13 +105,13 @@ def test_printed_policies_contain_the_external_id_and_do_not_change(
     assert f'"sts:ExternalId": "{row["property_value"]}"' in commands.register("--max-batch-rows", "7")
 
 
-def test_register_updates_changed_objects_and_restores_grants(
+def test_register_updates_changed_objects_and_keeps_grants(
     commands: Commands, console: Console, service: str
 ) -> None:
     commands.register()
     console.rows('GRANT USAGE ON FUNCTION ext_classify(VARCHAR) TO ROLE "Some one"')
     changed = commands.register("--max-batch-rows", "7")
-    assert actions(changed) == {"unchanged", "replaced"}
+    assert actions(changed) == {"unchanged", "altered"}
     [rows] = [
         r["value"]
         for r in console.rows("DESC FUNCTION ext_classify(VARCHAR)")

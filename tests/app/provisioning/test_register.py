@@ -174,22 +174,42 @@ def without(name: str) -> Answer:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("hides", [False, True])
-def test_function_of_another_integration_is_replaced(console: ScriptedConsole, hides: bool) -> None:
+def test_function_of_another_integration_is_altered(console: ScriptedConsole, hides: bool) -> None:
     run(console)
     if hides:
         console.scripted["DESC FUNCTION"] = without("api_integration")
     done = outcomes(run(console, integration="second"))
-    assert done['FUNCTION "LOCAL"."PUBLIC"."EXT_CLASSIFY"(VARCHAR)'] == "replaced"
+    assert done['FUNCTION "LOCAL"."PUBLIC"."EXT_CLASSIFY"(VARCHAR)'] == "altered"
     assert set(outcomes(run(console, integration="second")).values()) == {"unchanged"}
 
 
-def test_function_without_a_fingerprint_is_replaced(console: ScriptedConsole) -> None:
+def test_function_without_a_fingerprint_is_altered(console: ScriptedConsole) -> None:
     run(console)
     console.rows(
         f"CREATE OR REPLACE EXTERNAL FUNCTION ext_classify(url VARCHAR) RETURNS VARIANT STRICT VOLATILE "
         f"API_INTEGRATION = gateway MAX_BATCH_ROWS = 64 COMPRESSION = AUTO AS '{URL}'"
     )
-    assert "replaced" in outcomes(run(console)).values()
+    assert "altered" in outcomes(run(console)).values()
+
+
+def test_altered_function_keeps_its_grants_without_restoring_them(console: ScriptedConsole) -> None:
+    run(console, caller_role="analyst")
+    console.statements.clear()
+    done = outcomes(run(console, max_batch_rows="7"))
+    assert list(done.values()).count("altered") == 2
+    assert properties(console, f"DESC FUNCTION {ONE}")["max_batch_rows"] == "7"
+    assert grantees(console, f"FUNCTION {ONE}") == {("USAGE", "ANALYST")}
+    assert console.ran("CREATE OR REPLACE") == console.ran("GRANT") == []
+
+
+def test_function_is_replaced_where_the_account_cannot_alter_it(console: ScriptedConsole) -> None:
+    def refuse(_: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        raise StatementFailed("SQL compilation error")
+
+    run(console, caller_role="analyst")
+    console.scripted["CREATE OR ALTER"] = refuse
+    assert list(outcomes(run(console, max_batch_rows="7")).values()).count("replaced") == 2
+    assert grantees(console, f"FUNCTION {TWO}") == {("USAGE", "ANALYST")}
 
 
 def test_manually_altered_function_is_replaced(console: ScriptedConsole) -> None:
@@ -242,7 +262,7 @@ def test_grants_are_printed_before_and_restored_after_a_replacement(console: Scr
         'SHOW GRANTS ON FUNCTION "LOCAL"."PUBLIC"."EXT_CLASSIFY"(VARCHAR)': lambda _: GRANTS,
         "GRANT": lambda _: [],
     }
-    lines = register(console, Registration("aws", VARIABLES | {"max_batch_rows": "7"}))
+    lines = register(console, Registration("aws", VARIABLES | {"url": f"{URL}2"}))
     console.statements.clear()
     printed = next(line for line in lines if line.startswith("  GRANT"))
     assert printed == "\n".join(f"  {statement};" for statement in RESTORED)
@@ -252,7 +272,19 @@ def test_grants_are_printed_before_and_restored_after_a_replacement(console: Scr
     assert console.statements[replacement + 1 : replacement + 4] == RESTORED
 
 
-def test_failed_grants_are_reported_at_the_end(console: ScriptedConsole) -> None:
+def test_failed_grants_are_reported_at_the_end_and_do_not_stop_the_others(
+    console: ScriptedConsole,
+) -> None:
+    def refuse(_: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        raise StatementFailed("Insufficient privileges")
+
+    console.scripted["GRANT USAGE ON DATABASE"] = refuse
+    with pytest.raises(ClientError, match=r"MANAGE GRANTS.*: GRANT USAGE ON DATABASE .* \(Insufficient"):
+        run(console, caller_role="analyst")
+    assert grantees(console, f"FUNCTION {ONE}") == {("USAGE", "ANALYST")}
+
+
+def test_grants_that_a_replacement_lost_are_reported_at_the_end(console: ScriptedConsole) -> None:
     def refuse(_: list[dict[str, Any]]) -> list[dict[str, Any]]:
         raise StatementFailed("No right to do so")
 
@@ -261,8 +293,8 @@ def test_failed_grants_are_reported_at_the_end(console: ScriptedConsole) -> None
     console.scripted['GRANT USAGE ON FUNCTION "LOCAL"."PUBLIC"."EXT_CLASSIFY"(VARCHAR) TO ROLE "ANALYST"'] = (
         refuse
     )
-    with pytest.raises(ClientError, match=r'could not be restored: .*TO ROLE "ANALYST" \(No right'):
-        run(console, max_batch_rows="7")
+    with pytest.raises(ClientError, match=r'must run these: .*TO ROLE "ANALYST" \(No right'):
+        run(console, url=f"{URL}2")
     assert grantees(console, f"FUNCTION {ONE}") == {("USAGE", "SOMEONE")}
     assert grantees(console, f"FUNCTION {TWO}") == {("USAGE", "ANALYST")}
 

@@ -88,7 +88,9 @@ def test_login_sends_user_role_and_query_tag(server: Front) -> None:
     [asked] = server.logins
     assert (asked.query["roleName"], asked.query["warehouse"]) == (["READER"], ["SMALL"])
     assert asked.body["data"]["LOGIN_NAME"] == "CLASSIFIER"
-    assert asked.body["data"]["SESSION_PARAMETERS"]["QUERY_TAG"] == "ext-classify"
+    parameters = asked.body["data"]["SESSION_PARAMETERS"]
+    assert parameters["QUERY_TAG"] == "ext-classify"
+    assert parameters["USE_CACHED_RESULT"] is False
     assert asked.body["data"]["CLIENT_ENVIRONMENT"]["APPLICATION"] == "ext_classify"
 
 
