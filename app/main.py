@@ -13,6 +13,7 @@ from app.api.auth import create_guards
 from app.api.classify import ClassifyEndpoint, RowClassifier
 from app.api.health import Gauges
 from app.api.pages import create_pages
+from app.api.probes import Probes
 from app.api.shutdown import Shutdown
 from app.api.state import ServiceState
 from app.batches.batches import AnswerCache, Batches, SharedStore
@@ -20,6 +21,7 @@ from app.event_loop import within
 from app.images.fetcher import Fetcher, create_fetcher
 from app.pipeline import Pipeline, max_fetched_rows
 from app.settings import Settings, deprecated_variables, unknown_variables
+from app.snowflake.self_check import SelfCheck
 from app.snowflake.session import SnowflakeSession
 from app.snowflake.stage import StageReader
 from app.telemetry.log import configure, log_event, logger, serving
@@ -53,10 +55,13 @@ def create_app(settings: Settings, processes: ClassifierProcesses | None = None)
     classifiers = LiveClassifiers(settings, queue, processes, processes.wait_until_ready())
     stages = StageReader(settings, session, fetcher)
     pipeline = Pipeline(classifiers.pool, queue, fetcher, stages, max_fetched_rows(settings))
-    classifier = RowClassifier(settings, pipeline, admission)
+    classifier = RowClassifier(settings, pipeline, admission, Probes(_sync_deadline_seconds(settings)))
     batches = _create_batches(settings, classifier, admission)
     shutdown.has_deferred_responses = lambda: batches.has_deferred_answers
-    state = ServiceState(settings, guards, shutdown, RefusalLog(), classifiers, pipeline, admission, batches)
+    check = SelfCheck(settings, session, stages)
+    state = ServiceState(
+        settings, guards, shutdown, RefusalLog(), classifiers, pipeline, admission, batches, check
+    )
     gauges = Gauges(state)
     pages = create_pages(state, gauges, _lifespan(state, gauges, fetcher, session))
     return Service(state, ClassifyEndpoint(settings, admission, classifier, batches), pages)
@@ -73,14 +78,18 @@ def _start_telemetry(settings: Settings) -> None:
         TRACING.start()
 
 
-def _create_batches(settings: Settings, classifier: RowClassifier, admission: Admission) -> Batches:
-    # A poll may reach any worker, and without Redis only one of them has the deferred response.
+def _sync_deadline_seconds(settings: Settings) -> float | None:
+    """None if responses cannot be deferred: a poll may reach any worker, and without Redis one has it."""
     can_defer = settings.workers == 1 or settings.redis_url is not None
+    return settings.sync_deadline_seconds if can_defer else None
+
+
+def _create_batches(settings: Settings, classifier: RowClassifier, admission: Admission) -> Batches:
     cache = AnswerCache(settings.answer_cache_seconds, settings.max_answer_cache_bytes)
     return Batches(
         within(settings.request_timeout_seconds, classifier.classify_batch),
         cache,
-        settings.sync_deadline_seconds if can_defer else None,
+        _sync_deadline_seconds(settings),
         settings.request_timeout_seconds,
         _create_shared_store(settings, admission, cache),
     )

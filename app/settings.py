@@ -87,6 +87,17 @@ def _require_redis_url(url: SecretStr) -> SecretStr:
     return url
 
 
+_PROXY_URL = re.compile(r"https?://(?:[^\s/?#@]+@)?(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?/?")
+
+
+def _require_proxy_url(url: SecretStr) -> SecretStr:
+    if not _PROXY_URL.fullmatch(url.get_secret_value()):  # which may hold a password
+        raise ValueError(
+            "A proxy must be http://host:port or https://host:port, with user:password@ if needed"
+        )
+    return url
+
+
 StageName = Annotated[str, AfterValidator(_require_stage_name)]
 TokenFile = Annotated[FilePath, AfterValidator(_require_token)]
 # As browsers send it: in lower case, without a path (RFC 6454).
@@ -236,6 +247,9 @@ class Settings(BaseSettings):
     allow_private_addresses: bool = False
     """Whether images may be fetched from private, loopback and link-local addresses, such as a store inside
     the plant."""
+    fetch_proxy: Annotated[SecretStr, AfterValidator(_require_proxy_url)] | None = None
+    """HTTP proxy that connects to images' hosts, `http://user:password@host:port`; private addresses are
+    connected to directly. The service resolves the names, and asks the proxy for addresses."""
     max_redirects: Annotated[int, Field(ge=0, le=20)] = 3
     """Most redirects to follow for one image; each is checked like the first URL."""
     fetch_timeout_seconds: PositiveFloat = 10.0

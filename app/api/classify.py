@@ -25,6 +25,7 @@ from app.api.body import (
     parse_files,
     read_body,
 )
+from app.api.probes import Probes
 from app.batches.batches import Batches, SentBatch, check_batch_id
 from app.errors import InvalidBatch, Overloaded, UnsupportedMediaType
 from app.images.source import ROW_BYTES, Row
@@ -133,14 +134,16 @@ class ClassifyEndpoint:
 class RowClassifier:
     """Classifies the rows of a request and records the result, whether or not a client still waits."""
 
-    def __init__(self, settings: Settings, pipeline: Pipeline, admission: Admission) -> None:
+    def __init__(self, settings: Settings, pipeline: Pipeline, admission: Admission, probes: Probes) -> None:
         self._settings = settings
         self._pipeline = pipeline
         self._admission = admission
+        self._probes = probes
 
     async def classify_batch(self, batch: SentBatch) -> bytes:
         """The body of the response. Raises ServiceError."""
         rows = await self._parse(batch)
+        await self._probes.answer(batch.batch_id, rows)
         self._admission.refuse_rows(len(rows), sum(row.is_remote for row in rows))
         outcomes = await self.classify_rows(rows, batch.pending, batch.query_id, batch.batch_id)
         # A batch without an id is not Snowflake's.

@@ -7,8 +7,10 @@ from typing import Any, Literal
 from fastapi import APIRouter, Response
 from typing_extensions import TypedDict
 
+from app import __version__
 from app.api.state import ServiceState
 from app.batches.batches import SharedStore
+from app.findings import Finding
 from app.outcome import ModelIdentity
 from app.telemetry import metrics
 
@@ -23,6 +25,14 @@ class Readiness(TypedDict):
     status: Literal["ready", "stopping", "no_classifier"]
     model: ModelIdentity
     answers: Literal["memory", "redis", "redis_unavailable"]
+
+
+class Diagnosis(TypedDict):
+    """What the running service found out about itself; `ext-classify doctor` prints it."""
+
+    version: str
+    model: ModelIdentity
+    findings: list[Finding]
 
 
 def create_router(state: ServiceState, gauges: "Gauges") -> APIRouter:
@@ -56,6 +66,12 @@ def create_router(state: ServiceState, gauges: "Gauges") -> APIRouter:
         """Class names in index order, image spec, metrics, training, sha256, versions."""
         served = state.pipeline.model
         return {**served.identity, "engine": state.settings.engine, **served.card}
+
+    @router.get("/doctor", summary="Do login, stages and storage work from here")
+    async def doctor() -> Diagnosis:
+        """Logs in to Snowflake, and signs and fetches one file of each stage that the settings name."""
+        identity, findings = state.pipeline.model.identity, await state.self_check.run()
+        return Diagnosis(version=__version__, model=identity, findings=findings)
 
     @router.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
     async def expose() -> Response:

@@ -8,6 +8,7 @@ from app.api.shutdown import Shutdown
 from app.batches.batches import Batches
 from app.pipeline import Pipeline
 from app.settings import Settings
+from app.snowflake.self_check import SelfCheck
 from app.telemetry.record import RefusalLog
 from app.workers.pool import LiveClassifiers
 
@@ -25,3 +26,4 @@ class ServiceState:
     pipeline: Pipeline
     admission: Admission
     batches: Batches
+    self_check: SelfCheck

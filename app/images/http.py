@@ -11,6 +11,7 @@ import functools
 import socket
 import ssl
 from dataclasses import replace
+from ipaddress import ip_address
 from typing import Any, Self
 
 import aiohttp
@@ -18,9 +19,10 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.http import RawResponseMessage
 from aiohttp.streams import StreamReader
+from yarl import URL
 
 from app.errors import FetchFailed, FetchTimeout
-from app.images.allowlist import Allowlist
+from app.images.allowlist import HTTPS_PORT, Allowlist, is_public
 from app.images.resolver import SystemResolver
 from app.images.source import Url
 from app.images.storage_errors import MAX_REFUSAL_BYTES, explain_refusal, refuse_encrypted
@@ -49,7 +51,7 @@ class ImageFetcher:
     """Fetches images from allowed URLs with bounded concurrency; an async context manager.
 
     A host is resolved once, and the client connects only to addresses that passed the check, so DNS rebinding
-    has no effect.
+    has no effect. The same holds with a proxy: it is asked to connect to the address, not to the name.
     """
 
     def __init__(
@@ -64,24 +66,31 @@ class ImageFetcher:
         self._max_redirects = settings.max_redirects
         self._timeout_seconds = settings.fetch_timeout_seconds
         self._slots = asyncio.Semaphore(settings.max_concurrent_fetches)
-        resolver = resolver or SystemResolver(self._timeout_seconds)
-        self._resolver = _CheckedResolver(resolver, self._allowlist)
+        self._proxy = settings.fetch_proxy
+        self._any_resolver = resolver or SystemResolver(self._timeout_seconds)
+        self._resolver = _CheckedResolver(self._any_resolver, self._allowlist)
         self._ssl_context = ssl_context or ssl.create_default_context()
 
     async def __aenter__(self) -> Self:
         # aiohttp's DNS cache is safe: it holds only addresses that _CheckedResolver has accepted.
-        connector = _BoundedConnector(limit=0, resolver=self._resolver, ssl=self._ssl_context)
-        self._session = aiohttp.ClientSession(
+        self._session = self._open_session(self._resolver)
+        # Resolves no name but the proxy's, which may have a private address.
+        self._proxied_session = self._open_session(self._any_resolver)
+        return self
+
+    def _open_session(self, resolver: AbstractResolver) -> aiohttp.ClientSession:
+        connector = _BoundedConnector(limit=0, resolver=resolver, ssl=self._ssl_context)
+        return aiohttp.ClientSession(
             connector=connector,
             auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"Accept-Encoding": "identity", "User-Agent": "ext-classify"},
             timeout=aiohttp.ClientTimeout(total=None),
         )
-        return self
 
     async def __aexit__(self, *_: object) -> None:
         await self._session.close()
+        await self._proxied_session.close()
 
     async def fetch(self, source: Url, allowlist: Allowlist | None = None) -> bytes:
         """The bytes behind a URL; every hop must be on `allowlist`, by default that of the settings.
@@ -99,6 +108,11 @@ class ImageFetcher:
                 raise FetchTimeout(
                     f"An image must arrive within {self._timeout_seconds:g} seconds.", retryable=True
                 ) from None
+            except aiohttp.ClientHttpProxyError as error:
+                raise FetchFailed(
+                    f"The proxy must connect to the URL's host. Received: {error.status}.",
+                    retryable=error.status in _RETRYABLE,
+                ) from error
             except (aiohttp.ClientError, OSError, ValueError) as error:
                 raise FetchFailed(
                     f"The URL's host must answer over https. Received: {type(error).__name__}.",
@@ -112,11 +126,28 @@ class ImageFetcher:
     async def _follow(self, text: str, allowlist: Allowlist) -> bytes:
         url = allowlist.check_url(text)
         for _ in range(self._max_redirects + 1):
-            async with self._session.get(url, allow_redirects=False) as response:
+            async with await self._request(url) as response:
                 if response.status not in _REDIRECTS:
                     return await self._read(response)
                 url = allowlist.check_redirect(url, _location(response))
         raise FetchFailed(f"A URL must redirect at most {self._max_redirects} times.")
+
+    async def _request(self, url: URL) -> aiohttp.ClientResponse:
+        """The response's head. TLS checks the certificate of the URL's host, whoever connects."""
+        if self._proxy is None:
+            return await self._session.get(url, allow_redirects=False)
+        host = url.raw_host or ""
+        addresses = await self._resolver.resolve(host, url.port or HTTPS_PORT)
+        address = min(addresses, key=lambda each: each["family"] != socket.AF_INET)["host"]
+        if not is_public(ip_address(address)):
+            return await self._session.get(url, allow_redirects=False)
+        return await self._proxied_session.get(
+            url.with_host(address),
+            allow_redirects=False,
+            headers={"Host": url.host_port_subcomponent or host},
+            proxy=self._proxy.get_secret_value(),
+            server_hostname=host,
+        )
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
         if response.status != 200:

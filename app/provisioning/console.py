@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 _SEMI_STRUCTURED = frozenset({5, 9, 10})
 # The query of a URL, or of a path without a host, as HTTP clients write it in errors.
 _QUERY = re.compile(r"((?:https?:/)?/[^\s?'\"]*)\?[^\s'\")>]*")
-_SETTINGS_ADVICE = "Check the settings that begin with SNOWFLAKE_: account, user and credentials."
+_SETTINGS_ADVICE = (
+    "Check the settings that begin with EXT_CLASSIFY_SNOWFLAKE_: account, user and credentials."
+)
 _CONNECTION_ADVICE = (
     "Name a connection of your connections.toml with --connection, or set up the default one: [default], "
     "default_connection_name in config.toml, or SNOWFLAKE_DEFAULT_CONNECTION_NAME."

@@ -90,6 +90,10 @@ class StageReader:
             self._leave_unsigned(file.stage)
             return await self._download(file)
 
+    def downloads(self, stage: Stage) -> bool:
+        """Whether the connector downloads the stage's files, rather than that their URLs are signed."""
+        return not self._is_signed(stage)
+
     async def _sign(self, stage: Stage, paths: Mapping[Host, Iterable[str]]) -> "SignedStage":
         errors = await asyncio.gather(*(self._error_for(host, stage) for host in paths))
         refused = {host: error for host, error in zip(paths, errors, strict=True) if error is not None}

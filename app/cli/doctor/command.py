@@ -6,16 +6,17 @@ from pathlib import Path
 
 from app.cli.command_line import Add, add_json, read_api_key
 from app.cli.doctor import service, snowflake
-from app.cli.doctor.findings import Findings
 from app.cli.sql import add_connection, open_session
 from app.cli.terminal import Screen, open_screen
 from app.errors import CommandError
+from app.findings import Findings
 from app.provisioning.console import has_default_connection
 
 _STYLES = {"ok": "green", "note": "yellow", "wrong": "red", "skipped": "dim"}
 
 
 def doctor(
+    url: str | None,
     gateway: str | None,
     api_key_file: Path | None,
     function: str,
@@ -27,10 +28,12 @@ def doctor(
     """Run all checks and print their findings. Raises CommandError if a check failed."""
     api_key = read_api_key(api_key_file)
     findings = Findings()
-    settings = service.check_settings(findings)
-    if settings is not None:
-        service.check_service(findings, settings)
-        snowflake.check_service_login(findings, settings)
+    if url is None and (settings := service.check_settings(findings)) is not None:
+        url = service.check_service(findings, settings)
+        if url is None:
+            snowflake.check_service_login(findings, settings)
+    if url is not None:
+        service.ask_service(findings, url, api_key)
     if connection is not None or local or has_default_connection():
         snowflake.check_own_login(findings, lambda: open_session(connection, local, port), function)
     if gateway is not None:
@@ -46,11 +49,17 @@ def doctor(
 def add_commands(add: Add) -> None:
     command = add("doctor", doctor, "check settings, model, Snowflake and the gateway")
     command.add_argument(
+        "--url",
+        help="the running service, which checks itself (default: one on this environment's port)",
+    )
+    command.add_argument(
         "--gateway",
         metavar="URL",
         help="URL that the external function calls; doctor sends it a request as Snowflake does",
     )
-    command.add_argument("--api-key-file", type=Path, metavar="FILE", help="file with the gateway's API key")
+    command.add_argument(
+        "--api-key-file", type=Path, metavar="FILE", help="file with a key of the service or gateway"
+    )
     command.add_argument(
         "--function", default="EXT_CLASSIFY", help="function to look for (default %(default)s)"
     )

@@ -11,10 +11,12 @@ from pydantic import ValidationError
 
 from app.api.auth import ApiKeys
 from app.cli.command_line import describe_settings_faults, refuse_taken_port
-from app.cli.doctor.findings import TIMEOUT_SECONDS, Findings, check_certificate, check_date_header
+from app.cli.doctor.reachability import TIMEOUT_SECONDS, check_certificate, check_date_header
 from app.client import Client, ClientError
+from app.client.client import Service
 from app.client.transport import NoReply, Request, send_once
 from app.errors import CommandError, UrlNotAllowed
+from app.findings import Finding, Findings
 from app.images.allowlist import HTTPS_PORT, Allowlist
 from app.settings import Settings, unknown_variables
 from model.artifact import load_artifact
@@ -22,6 +24,8 @@ from model.defaults import usable_cores
 from model.engines import open_classifier
 from model.errors import ModelError
 
+# The service logs in, signs and fetches meanwhile.
+_ASK_SECONDS = 60.0
 _SEE_SETTINGS = "See Settings in the README."
 
 
@@ -34,19 +38,42 @@ def check_settings(findings: Findings) -> Settings | None:
     except ValidationError as error:
         findings.wrong("settings", describe_settings_faults(error), _SEE_SETTINGS)
         return None
-    auth = ", ".join(settings.auth) or "off (loopback only)"
-    findings.ok("settings", f"auth: {auth}, listening on {settings.host}:{settings.port}")
     return settings
 
 
-def check_service(findings: Findings, settings: Settings) -> None:
+def check_service(findings: Findings, settings: Settings) -> str | None:
+    """Return the URL of the service that already runs on the port, if there is one."""
     version = _check_model(findings, settings)
     _check_cores(findings, settings)
     _check_keys(findings, settings)
-    _check_port(findings, settings, version)
+    running_url = _check_port(findings, settings, version)
     _check_redis(findings, settings)
     _check_issuer(findings, settings)
     _check_hosts(findings, settings)
+    return running_url
+
+
+def ask_service(findings: Findings, url: str, api_key: str | None) -> None:
+    """Add what the running service finds out about its own settings, login, stages and storage."""
+    check = "running service"
+    try:
+        service = Service(url, api_key)
+    except ClientError as error:
+        findings.wrong(check, str(error), "Pass the URL of the service itself.")
+        return
+    reply = send_once(Request("GET", service.url_of("/doctor"), service.credentials), _ASK_SECONDS)
+    if isinstance(reply, NoReply):
+        findings.wrong(check, f"{url} does not answer: {reply.reason}", "Check that it runs there.")
+    elif reply.status == HTTPStatus.UNAUTHORIZED:
+        advice = "Pass a key of the service with --api-key-file FILE, or run doctor inside its container."
+        findings.note(check, f"{url} requires authentication, so it was not asked", advice)
+    elif reply.status != HTTPStatus.OK:
+        findings.note(check, f"{url}/doctor answered {reply.status}", "Ask a service of this version.")
+    else:
+        with findings.expecting(check, "Is this the URL of ext-classify?", ValueError, KeyError, TypeError):
+            found = json.loads(reply.body)
+            findings.ok(check, f"{url}, version {found['version']}, model {found['model']['version']}")
+            findings.extend(Finding(**each) for each in found["findings"])
 
 
 def _check_model(findings: Findings, settings: Settings) -> str | None:
@@ -79,26 +106,28 @@ def _check_keys(findings: Findings, settings: Settings) -> None:
         findings.ok("API keys", f"{settings.api_keys_file} is valid")
 
 
-def _check_port(findings: Findings, settings: Settings, version: str | None) -> None:
-    """Check that the port is free, or in use by ext-classify."""
+def _check_port(findings: Findings, settings: Settings, version: str | None) -> str | None:
+    """Check that the port is free, or in use by ext-classify, whose URL is returned."""
     try:
         refuse_taken_port(settings.host, settings.port)
     except CommandError as taken:
-        _check_port_user(findings, settings, version, str(taken))
-    else:
-        findings.ok("port", f"{settings.host}:{settings.port} is free")
+        return _check_port_user(findings, settings, version, str(taken))
+    findings.ok("port", f"{settings.host}:{settings.port} is free")
+    return None
 
 
-def _check_port_user(findings: Findings, settings: Settings, version: str | None, taken: str) -> None:
+def _check_port_user(findings: Findings, settings: Settings, version: str | None, taken: str) -> str | None:
     host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104 - the client connects to loopback
+    url = f"http://{host}:{settings.port}"
     try:
-        with Client(f"http://{host}:{settings.port}") as client:
+        with Client(url) as client:
             served = client.model_version()
     except ClientError:
         served = None
     if served is None:
         findings.wrong("port", taken, "Set EXT_CLASSIFY_PORT to a free port.")
-    elif version is not None and served != version:
+        return None
+    if version is not None and served != version:
         findings.note(
             "port",
             f"ext-classify already runs there, with another model: {served}",
@@ -106,6 +135,7 @@ def _check_port_user(findings: Findings, settings: Settings, version: str | None
         )
     else:
         findings.ok("port", f"ext-classify already runs there, with model {served}")
+    return url
 
 
 def _check_redis(findings: Findings, settings: Settings) -> None:
@@ -124,7 +154,7 @@ def _check_issuer(findings: Findings, settings: Settings) -> None:
     if "jwt" not in settings.auth or url is None:
         return
     check = "issuer of tokens"
-    advice = "JWT_JWKS_URL must serve the issuer's keys; without them, the service rejects every token."
+    advice = "EXT_CLASSIFY_JWT_JWKS_URL must serve the issuer's keys: without them, it rejects every token."
     with findings.expecting(check, advice, ValueError, KeyError, TypeError):
         reply = send_once(Request("GET", url), TIMEOUT_SECONDS)
         if isinstance(reply, NoReply) or reply.status != HTTPStatus.OK:
@@ -136,7 +166,7 @@ def _check_issuer(findings: Findings, settings: Settings) -> None:
 
 
 def _check_hosts(findings: Findings, settings: Settings) -> None:
-    """Check the entries of ALLOWED_URL_HOSTS that name a single host."""
+    """Check the entries of EXT_CLASSIFY_ALLOWED_URL_HOSTS that name a single host."""
     allowlist = Allowlist(settings.allowed_url_hosts, settings.allow_private_addresses)
     for pattern in settings.allowed_url_hosts:
         host, _, port = str(pattern).partition("/")[0].partition(":")

@@ -1,5 +1,6 @@
 """Check the way to Snowflake and back: logins, stages, the function, and the gateway that it calls."""
 
+import asyncio
 import json
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -7,48 +8,42 @@ from datetime import datetime
 from http import HTTPStatus
 from urllib.parse import urlsplit
 
-from app.cli.doctor.findings import (
+from app.cli.doctor.reachability import (
     TIMEOUT_SECONDS,
-    Findings,
     check_certificate,
-    check_clock,
     check_date_header,
 )
 from app.client import ClientError
 from app.client.client import Service
 from app.client.transport import NoReply, Reply, Request, send_once
+from app.findings import Finding, Findings, check_clock
 from app.images.allowlist import HTTPS_PORT
-from app.names import parse_identifier, quote_identifier, quote_string
+from app.images.fetcher import create_fetcher
+from app.names import quote_string
 from app.provisioning.console import (
     Console,
     StatementFailed,
-    connect_as_service,
-    describe_stage,
-    is_client_side_encrypted,
 )
 from app.settings import Settings
+from app.snowflake.self_check import SelfCheck
+from app.snowflake.session import SnowflakeSession
+from app.snowflake.stage import StageReader
 
 _WHO = "SELECT CURRENT_USER(), CURRENT_ROLE(), CURRENT_WAREHOUSE(), CURRENT_TIMESTAMP()"
-# Snowflake signs a URL whether or not the file exists.
-_NO_FILE = "ext-classify-doctor"
 # The service answers NULL with NULL, without fetching or classifying anything.
 _ROW = {"data": [[0, None]]}
 _UNREACHED = "Check the host name, and that this machine's network allows the connection."
 
 
 def check_service_login(findings: Findings, settings: Settings) -> None:
-    """Log in with the service's credentials and check that it can read its stages."""
-    if not settings.reads_stages:
-        findings.skipped("service's login", "SNOWFLAKE_ACCOUNT is not set, so rows cannot name staged files")
-        return
-    console = _log_in(findings, "service's login", lambda: connect_as_service(settings))
-    if console is None:
-        return
-    with console:
-        if not settings.snowflake_stages:
-            findings.note("stages", "all that its role can read", "Restrict them with SNOWFLAKE_STAGES.")
-        for stage in settings.snowflake_stages:
-            _check_stage(findings, console, stage)
+    """Log in with these settings, and sign and fetch a file of each stage, as the service does."""
+    findings.extend(asyncio.run(_check_as_service(settings)))
+
+
+async def _check_as_service(settings: Settings) -> list[Finding]:
+    fetcher, session = create_fetcher(settings), SnowflakeSession(settings)
+    async with fetcher, session:
+        return await SelfCheck(settings, session, StageReader(settings, session, fetcher)).run()
 
 
 def check_own_login(findings: Findings, open_console: Callable[[], Console], function: str) -> None:
@@ -105,28 +100,11 @@ def _add_session(findings: Findings, check: str, console: Console) -> None:
     _, [[user, role, warehouse, now]], _ = console.table(_WHO)
     said = f"as {user}, role {role or 'none'}, warehouse {warehouse or 'none'}"
     if warehouse is None:
-        findings.note(check, said, "Signing URLs needs a warehouse: set SNOWFLAKE_WAREHOUSE.")
+        findings.note(check, said, "Queries need a warehouse: set one in your connection.")
     else:
         findings.ok(check, said)
     if isinstance(now, datetime):
         check_clock(findings, now.timestamp(), "Snowflake's")
-
-
-def _check_stage(findings: Findings, console: Console, stage: str) -> None:
-    parts = parse_identifier(stage)
-    name = quote_identifier(*parts)
-    check = f"stage {name}"
-    advice = "Grant the service's role access with infra/snowflake/22_grant_service.sql."
-    with findings.expecting(check, advice, ClientError):
-        console.rows(f"SELECT GET_PRESIGNED_URL(@{name}, '{_NO_FILE}', 60)")
-        if is_client_side_encrypted(describe_stage(console, parts)):
-            findings.note(
-                check,
-                "client-side encryption: the service cannot fetch its files by URL",
-                "The service downloads each file through Snowflake. A stage with SNOWFLAKE_SSE is faster.",
-            )
-        else:
-            findings.ok(check, "the service can read it")
 
 
 def _has_certificate(findings: Findings, host: str, port: int) -> bool:

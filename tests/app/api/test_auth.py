@@ -19,6 +19,7 @@ GUARDED = [
     ("GET", "/classify"),
     ("GET", "/model"),
     ("GET", "/metrics"),
+    ("GET", "/doctor"),
     ("GET", "/other"),
 ]
 OPEN = ["/healthz", "/readyz", "/docs", "/openapi.json", "/docs/assets/swagger-ui.css"]

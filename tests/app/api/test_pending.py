@@ -22,6 +22,7 @@ from starlette.types import Message
 from app.admission import Admission, PendingBody, PendingBytes
 from app.api.body import arriving_within, inflate
 from app.api.classify import PIECE_BYTES, LargeResponse, RowClassifier, json_response
+from app.api.probes import Probes
 from app.batches.batches import SentBatch
 from app.errors import AnswerTooLarge, BodyTimeout, MalformedBody, Overloaded, ServiceError
 from app.event_loop import BulkTurn
@@ -176,7 +177,7 @@ async def classify_batch(admission: Admission, content: bytes, encoding: str = "
     with admission.reserve(len(content)) as body:
         body.take(len(content))
         batch = SentBatch(None, None, content, encoding, evidence=False, pending=body)
-        classifier = RowClassifier(Settings(), cast("Pipeline", pipeline), admission)
+        classifier = RowClassifier(Settings(), cast("Pipeline", pipeline), admission, Probes(None))
         await classifier.classify_batch(batch)
     return pipeline.held_bytes
 

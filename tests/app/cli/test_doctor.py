@@ -13,15 +13,22 @@ from typing import Any
 import pytest
 
 from app.api.auth import line_of, make_key
-from app.cli.doctor.findings import Findings, check_clock
+from app.cli.doctor.service import ask_service
 from app.cli.doctor.snowflake import check_gateway
 from app.cli.main import main
 from app.cli.service_process import own_service
 from app.emulator import LocalServer
+from app.findings import Findings, check_clock
+from app.provisioning.console import connect
+from app.provisioning.upload import find_files, upload
+from app.settings import Settings
+from app.snowflake.self_check import check_network_settings
 from tests.app.batches.test_redis_store import REDIS, redis_server
 from tests.app.emulator.remote_service import DROP, RemoteService, Reply
 from tests.app.emulator.sql import Sql
+from tests.conftest import SAMPLES
 from tests.running import free_port, running_service
+from tests.test_house import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -202,10 +209,8 @@ def test_service_logs_in_and_reads_its_stages(
 ) -> None:
     for name, value in server.service_environment.items():
         monkeypatch.setenv(name, value)
-    with Sql(server) as sql:
-        sql.rows("CREATE OR REPLACE STAGE local.public.photos ENCRYPTION = (TYPE = 'SNOWFLAKE_SSE')")
-        sql.rows("CREATE OR REPLACE STAGE local.public.sealed")
-    stages = "local.public.photos,local.public.sealed,local.public.nowhere"
+    fill_stages(server)
+    stages = "local.public.photos,local.public.sealed,local.public.bare,local.public.nowhere"
     monkeypatch.setenv("EXT_CLASSIFY_SNOWFLAKE_STAGES", stages)
     found = doctor.run()
     assert doctor.exit_code == 1
@@ -213,7 +218,93 @@ def test_service_logs_in_and_reads_its_stages(
     assert found["clock"]["state"] == "ok"
     assert found['stage "LOCAL"."PUBLIC"."PHOTOS"']["state"] == "ok"
     assert found['stage "LOCAL"."PUBLIC"."SEALED"']["state"] == "note"
+    assert found['stage "LOCAL"."PUBLIC"."BARE"']["state"] == "skipped"
     assert found['stage "LOCAL"."PUBLIC"."NOWHERE"']["state"] == "wrong"
+
+
+def fill_stages(server: LocalServer) -> None:
+    """One file in PHOTOS, one in SEALED, which clients encrypt, and none in BARE."""
+    sse = "ENCRYPTION = (TYPE = 'SNOWFLAKE_SSE')"
+    with Sql(server) as sql:
+        sql.rows(f"CREATE OR REPLACE STAGE local.public.photos {sse} DIRECTORY = (ENABLE = TRUE)")
+        sql.rows("CREATE OR REPLACE STAGE local.public.sealed DIRECTORY = (ENABLE = TRUE)")
+        sql.rows(f"CREATE OR REPLACE STAGE local.public.bare {sse}")
+    with connect(**server.connect_arguments) as console:
+        for stage in ("photos", "sealed"):
+            upload(console, find_files([SAMPLES / "patches.png"]), f"local.public.{stage}")
+
+
+@pytest.mark.slow
+def test_running_service_is_asked_instead_of_this_environment(
+    doctor: Doctor, server: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill_stages(server)
+    environment = server.service_environment | {"EXT_CLASSIFY_SNOWFLAKE_STAGES": "local.public.photos"}
+    with own_service(environment=environment) as (url, _):
+        for found in (doctor.run("--url", url), run_on_port(doctor, url, monkeypatch)):
+            assert found["running service"]["state"] == "ok"
+            assert found["service's login"]["state"] == "ok"
+            assert found['stage "LOCAL"."PUBLIC"."PHOTOS"']["state"] == "ok"
+        assert "network" not in doctor.run("--url", url)
+
+
+def run_on_port(doctor: Doctor, url: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any]]:
+    monkeypatch.setenv("EXT_CLASSIFY_PORT", url.rpartition(":")[2])
+    return doctor.run()
+
+
+@pytest.mark.parametrize(
+    ("reply", "state"),
+    [
+        (Reply(401, b"{}"), "note"),
+        (Reply(404, b"{}"), "note"),
+        (Reply(200, b'{"version": "1", "model": {"version": "v"}, "findings": []}'), "ok"),
+        (Reply(200, b"{}"), "wrong"),
+        (Reply(200, b"<html>"), "wrong"),
+        (DROP, "wrong"),
+    ],
+)
+def test_answer_of_the_running_service_decides_the_state(reply: Reply, state: str) -> None:
+    findings = Findings()
+    with RemoteService() as running:
+        running.respond = lambda _: reply
+        ask_service(findings, running.origin, "of-the-mill")
+        assert running.received[-1].headers["X-API-Key"] == "of-the-mill"
+    assert [finding.state for finding in findings] == [state]
+
+
+@pytest.mark.parametrize(
+    ("variables", "check"),
+    [
+        ({"HTTPS_PROXY": "http://mill:secret@proxy:1"}, "proxy"),
+        ({"https_proxy": "http://mill:secret@proxy:1"}, "proxy"),
+        ({"SSL_CERT_FILE": "/ca.pem"}, "certificates"),
+        ({"REQUESTS_CA_BUNDLE": "/ca.pem"}, "certificates"),
+        ({"SSL_CERT_FILE": "/ca.pem", "REQUESTS_CA_BUNDLE": "/ca.pem"}, None),
+        ({"HTTPS_PROXY": "", "SSL_CERT_FILE": ""}, None),
+        ({"HTTPS_PROXY": "http://proxy:1", "EXT_CLASSIFY_FETCH_PROXY": "http://proxy:1"}, None),
+    ],
+)
+def test_proxy_or_ca_of_one_client_only_is_a_note(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], check: str | None
+) -> None:
+    for name in ("HTTPS_PROXY", "https_proxy", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    findings = Findings()
+    check_network_settings(findings, Settings())
+    assert [finding.check for finding in findings if finding.state == "note"] == ([check] if check else [])
+    assert not any("secret" in finding.said for finding in findings)
+
+
+def test_advice_names_settings_by_their_variables() -> None:
+    sources = [*(ROOT / "app/cli/doctor").glob("*.py"), ROOT / "app/snowflake/self_check.py"]
+    settings = {name.upper() for name in Settings.model_fields if "_" in name}
+    text = "".join(path.read_text(encoding="utf-8") for path in sources)
+    named = re.findall(r"\b(EXT_CLASSIFY_)?([A-Z]+(?:_[A-Z]+)+)\b", text)
+    assert {name for prefix, name in named if name in settings and not prefix} == set()
+    assert {name for prefix, name in named if prefix} <= {name.upper() for name in Settings.model_fields}
 
 
 def test_failed_login_is_reported_without_the_token(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,16 +1,11 @@
-"""Results of checks, and the checks of certificates and clocks that others include."""
+"""Results of checks: of `ext-classify doctor`, and of the service's own GET /doctor."""
 
-import socket
-import ssl
 import time
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from typing import Literal
 
-TIMEOUT_SECONDS = 10.0
 # With a larger skew, tokens and signed URLs are not valid yet, or have expired.
 MAX_SKEW_SECONDS = 30.0
-EXPIRES_SOON_DAYS = 21
 
 State = Literal["ok", "note", "wrong", "skipped"]
 
@@ -65,30 +60,6 @@ class _Expecting:
             return False
         self.findings.wrong(self.check, " ".join(str(error).split()) or type(error).__name__, self.advice)
         return True
-
-
-def check_certificate(findings: Findings, check: str, host: str, port: int) -> None:
-    """Check expiry and trust. Raises OSError if the connection or the verification fails."""
-    context = ssl.create_default_context()
-    with (
-        socket.create_connection((host, port), TIMEOUT_SECONDS) as connection,
-        context.wrap_socket(connection, server_hostname=host) as secured,
-    ):
-        certificate = secured.getpeercert() or {}
-    days = (ssl.cert_time_to_seconds(str(certificate["notAfter"])) - time.time()) / 86400
-    if days < EXPIRES_SOON_DAYS:
-        findings.note(check, f"the certificate expires in {days:.0f} days", "Renew the certificate.")
-    else:
-        findings.ok(check, "the certificate is trusted")
-
-
-def check_date_header(findings: Findings, date_header: str | None, whose: str) -> None:
-    """Compare this machine's clock with a Date header (RFC 9110, section 6.6.1), if it is valid."""
-    try:
-        their_seconds = parsedate_to_datetime(date_header or "").timestamp()
-    except ValueError:
-        return
-    check_clock(findings, their_seconds, whose)
 
 
 def check_clock(findings: Findings, their_seconds: float, whose: str) -> None:
