@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from app.cli.command_line import Add, add_json, read_api_key
-from app.cli.doctor import service, snowflake
+from app.cli.doctor import questions, service, snowflake
 from app.cli.sql import add_connection, open_session
 from app.cli.terminal import Screen, open_screen
 from app.errors import CommandError
@@ -20,12 +20,19 @@ def doctor(
     gateway: str | None,
     api_key_file: Path | None,
     function: str,
+    stage: str | None,
+    asks_snowflake: bool,
     as_json: bool,
     connection: str | None,
     local: bool,
     port: int,
 ) -> None:
     """Run all checks and print their findings. Raises CommandError if a check failed."""
+    if asks_snowflake:
+        with open_session(connection, local, port) as console:
+            for answer in questions.ask(console, function, stage):
+                print(answer, flush=True)
+        return
     api_key = read_api_key(api_key_file)
     findings = Findings()
     if url is None and (settings := service.check_settings(findings)) is not None:
@@ -61,7 +68,16 @@ def add_commands(add: Add) -> None:
         "--api-key-file", type=Path, metavar="FILE", help="file with a key of the service or gateway"
     )
     command.add_argument(
-        "--function", default="EXT_CLASSIFY", help="function to look for (default %(default)s)"
+        "--function", default="EXT_CLASSIFY", help="function to look for, or to call (default %(default)s)"
+    )
+    command.add_argument(
+        "--snowflake",
+        action="store_true",
+        dest="asks_snowflake",
+        help="only ask the account what the documentation leaves open, and print text to paste into an issue",
+    )
+    command.add_argument(
+        "--stage", help="--snowflake: stage with an image (default: IMAGES in the function's schema)"
     )
     add_json(command)
     add_connection(command)
