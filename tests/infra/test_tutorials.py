@@ -26,7 +26,12 @@ AWS_ANSWERS = {
     "OutputKey=='RoleArn'": "arn:aws:iam::123456789012:role/ext-classify-SnowflakeRole-ABC123",
 }
 # What sqlfluff has no grammar for, held against Snowflake's reference by hand.
-UNPARSABLE = ("GRANT CREATE COMPUTE POOL", "GRANT USAGE, CREATE STAGE, CREATE IMAGE", "DROP IMAGE REPOSITORY")
+UNPARSABLE = (
+    "GRANT CREATE COMPUTE POOL",
+    "GRANT USAGE, CREATE STAGE, CREATE IMAGE",
+    "DROP IMAGE REPOSITORY",
+    "SHOW SERVICE CONTAINERS",
+)
 
 
 @pytest.fixture

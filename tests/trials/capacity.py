@@ -38,7 +38,7 @@ def rows_of(measured: Measured) -> Iterator[list[str]]:
     for images, hours in HOURS.items():
         for provider, name in PROVIDERS.items():
             request = Request(
-                images, hours * 60, provider, source="url", max_concurrent_fetches=CONCURRENT_FETCHES
+                images, hours * 60, provider, source="stage", max_concurrent_fetches=CONCURRENT_FETCHES
             )
             plan = find_cheapest(measured, request, load_prices(PRICES, provider))
             costs = sorted(plan.costs_usd.items(), key=lambda cost: -cost[1])[:2]

@@ -83,8 +83,8 @@ def add_commands(add: Add) -> None:
     count("--images", default=Request.images, help="(default 1,000,000)")
     number("--deadline-minutes", default=Request.deadline_minutes, help="(default 60)")
     flag("--provider", choices=sizing.PROVIDERS, default=Request.provider, help="(default aws)")
-    row = "what rows hold (default url; stage files count as URLs)"
-    flag("--source", choices=("url", "base64"), default=Request.source, help=row)
+    row = "what rows hold: stage files (the default), whose URLs the service signs, other URLs, or base64"
+    flag("--source", choices=("stage", "url", "base64"), default=Request.source, help=row)
     fetch = "time to fetch one image from its URL; it is not measured (default 100)"
     price("--fetch-milliseconds", default=Request.fetch_milliseconds, help=fetch)
     fetches = "the service's MAX_CONCURRENT_FETCHES (default: this environment's setting, else 64)"
@@ -143,7 +143,7 @@ def _measured(
 
 
 def _plans(request: Request, provider: Provider, made: Plan, cheapest: Plan) -> Iterator[str]:
-    row = "a URL" if request.source == "url" else "an image in base64"
+    row = {"stage": "a stage file", "url": "a URL", "base64": "an image in base64"}[request.source]
     yield f"{request.images:,} images, each row {row}, by {provider.name}\n"
     yield from _summary(request, made)
     if cheapest.cost_usd < made.cost_usd:
@@ -169,6 +169,12 @@ def _notes(request: Request, provider: Provider, made: Plan) -> Iterator[str]:
         yield (
             "The run misses the deadline: Snowflake sends too few concurrent batches to keep all instances "
             "busy. Split the rows over several queries or, from ten million rows, use a larger warehouse."
+        )
+    if "signing_warehouse" in made.costs_usd:
+        yield (
+            "The signing warehouse is one of the service's own, XS with AUTO_SUSPEND = 60: each batch runs "
+            "a statement. It costs nothing where the service uses the query's warehouse, or rows are signed "
+            "URLs (--source url)."
         )
     if not request.in_warehouse:
         yield "A vCPU is often a hardware thread, not a core: measure again where the service will run."

@@ -2,7 +2,7 @@
 
 import math
 import tomllib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
 from typing import Literal
@@ -17,6 +17,8 @@ PROVIDERS = ("aws", "azure", "google", "spcs", "udf")
 # Each size has twice the nodes of the one before; a node costs one credit per hour.
 WAREHOUSES = ("XS", "S", "M", "L", "XL", "2XL", "3XL", "4XL", "5XL", "6XL")
 LEAST_BILLED_SECONDS = 60
+# A warehouse with AUTO_SUSPEND = 60 is billed for so long after its last statement.
+SUSPEND_SECONDS = 60
 GB_PER_VCPU = 2
 # Share of an instance's capacity that the plan uses; the rest is for uneven batches, retries and restarts.
 UTILISATION = 0.8
@@ -49,6 +51,7 @@ class Provider(BaseModel, extra="forbid"):
     gb_out_usd: NonNegativeFloat = 0
     pool_vcpus: PositiveInt = 1
     pool_credits_per_hour: NonNegativeFloat = 0
+    pool_idle_seconds: NonNegativeFloat = 0
     not_included: tuple[str, ...] = ()
 
 
@@ -79,7 +82,8 @@ class Request:
     images: int = 1_000_000
     deadline_minutes: float = 60.0
     provider: str = "aws"
-    source: Literal["url", "base64"] = "url"
+    source: Literal["stage", "url", "base64"] = "stage"
+    """Stage files, whose URLs the service signs, URLs that are signed or public, or the images themselves."""
     fetch_milliseconds: float = 100.0
     warehouse: str = "XS"
     max_concurrent_fetches: int = 64
@@ -93,7 +97,7 @@ class Request:
 
     @property
     def fetch_seconds(self) -> float:
-        return self.fetch_milliseconds / 1000 if self.source == "url" else 0.0
+        return 0.0 if self.source == "base64" else self.fetch_milliseconds / 1000
 
     @property
     def warehouse_nodes(self) -> int:
@@ -116,10 +120,10 @@ class Plan:
     busy_batches: int
     max_batches: int
     seconds: float
-    cost_usd: float
     limits: dict[str, int]
     """Rows of a batch by each limit."""
-    costs_usd: dict[str, float]
+    cost_usd: float = 0.0
+    costs_usd: dict[str, float] = field(default_factory=dict)
 
 
 def load_prices(path: Path, provider: str) -> Prices:
@@ -152,22 +156,16 @@ def make_plan(measured: Measured, request: Request, prices: Prices) -> Plan:
     sent = min(request.concurrent_calls, batches) * rows / seconds_alone
     planned = UTILISATION * rate * instances
     seconds = request.images / (planned if request.in_warehouse else min(planned, sent))
-    hours = max(seconds, LEAST_BILLED_SECONDS) / 3600
-    costs = {name: usd * hours for name, usd in _hourly_costs(measured, request, prices, instances).items()}
-    costs |= {
-        "gateway_requests": batches / 1e6 * provider.million_requests_usd,
-        "responses_sent_out": request.images * measured.outcome_bytes / 1e9 * provider.gb_out_usd,
-    }
-    return Plan(
+    plan = Plan(
         instances=instances,
         max_batch_rows=rows,
         busy_batches=max(_busy_batches(measured, request), math.ceil(rate / rows * seconds_alone)),
         max_batches=max(1, math.floor(rows_in_time / rows)),
         seconds=seconds,
-        cost_usd=sum(costs.values()),
         limits=limits,
-        costs_usd={name: usd for name, usd in costs.items() if usd},
     )
+    costs = {name: usd for name, usd in _costs(measured, request, prices, plan).items() if usd}
+    return replace(plan, costs_usd=costs, cost_usd=sum(costs.values()))
 
 
 def find_cheapest(measured: Measured, request: Request, prices: Prices) -> Plan:
@@ -234,7 +232,7 @@ def _row_bytes(measured: Measured, request: Request) -> int:
     if request.in_warehouse:
         return measured.image_bytes + ROW_BYTES
     base64_bytes = 4 * math.ceil(measured.image_bytes / 3)
-    return (MAX_URL_CHARACTERS if request.source == "url" else base64_bytes) + ROW_BYTES
+    return (base64_bytes if request.source == "base64" else MAX_URL_CHARACTERS) + ROW_BYTES
 
 
 def _explain_limit(limits: dict[str, int], measured: Measured, request: Request, provider: Provider) -> str:
@@ -256,13 +254,22 @@ def _largest_batch(limits: dict[str, int]) -> int:
     return int(2 ** (min(limits.values()).bit_length() - 1))
 
 
-def _hourly_costs(measured: Measured, request: Request, prices: Prices, instances: int) -> dict[str, float]:
-    """USD per hour while the query runs, for one vCPU per measured core."""
-    provider, vcpus = prices.providers[request.provider], instances * measured.cores
-    pool_credits = math.ceil(vcpus / provider.pool_vcpus) * provider.pool_credits_per_hour
+def _costs(measured: Measured, request: Request, prices: Prices, plan: Plan) -> dict[str, float]:
+    """USD of the query, for one vCPU per measured core."""
+    provider, vcpus = prices.providers[request.provider], plan.instances * measured.cores
+    batches = math.ceil(request.images / plan.max_batch_rows)
+    hours = max(plan.seconds, LEAST_BILLED_SECONDS) / 3600
+    pool_usd = math.ceil(vcpus / provider.pool_vcpus) * provider.pool_credits_per_hour * prices.credit_usd
+    signs = request.source == "stage" and not request.in_warehouse
     return {
-        "vCPUs": vcpus * provider.vcpu_hour_usd,
-        "memory": GB_PER_VCPU * vcpus * provider.gb_hour_usd,
-        "compute_pool": pool_credits * prices.credit_usd,
-        "warehouse": (instances if request.in_warehouse else request.warehouse_nodes) * prices.credit_usd,
+        "vCPUs": vcpus * provider.vcpu_hour_usd * hours,
+        "memory": GB_PER_VCPU * vcpus * provider.gb_hour_usd * hours,
+        "compute_pool": pool_usd * hours,
+        "idle_pool": pool_usd * provider.pool_idle_seconds / 3600,
+        "warehouse": (plan.instances if request.in_warehouse else request.warehouse_nodes)
+        * (prices.credit_usd * hours),
+        # A statement a batch keeps it awake; the smallest size is enough.
+        "signing_warehouse": signs * prices.credit_usd * (hours + SUSPEND_SECONDS / 3600),
+        "gateway_requests": batches / 1e6 * provider.million_requests_usd,
+        "responses_sent_out": request.images * measured.outcome_bytes / 1e9 * provider.gb_out_usd,
     }

@@ -36,7 +36,7 @@ counts = st.integers(1, 10**9)
 deadlines = st.floats(0.01, 1e5)
 providers = st.sampled_from(sorted(PROVIDERS))
 services = st.sampled_from(sorted(set(PROVIDERS) - {"udf"}))
-sources = st.sampled_from(["url", "base64"])
+sources = st.sampled_from(["stage", "url", "base64"])
 
 
 LIST_PRICES = load_prices(PRICES, "aws")
@@ -65,7 +65,7 @@ def run(*arguments: str) -> None:
 
 
 def test_million_urls_on_aws_equals_a_calculation_by_hand() -> None:
-    plan = plan_of(THOUSAND_A_SECOND, Request())
+    plan = plan_of(THOUSAND_A_SECOND, Request(source="url"))
     # 64 fetches / 0.1 s = 640 images a second, less than 1,000; 277.78 are needed
     assert plan.instances == 1  # 277.78 / 512
     assert plan.limits == {
@@ -116,6 +116,27 @@ def test_container_services_are_billed_by_nodes_of_three_vcpus() -> None:
 )
 def test_concurrent_calls_equal_third_party_observations(images: int, warehouse: str, calls: int) -> None:
     assert Request(images=images, warehouse=warehouse).concurrent_calls == calls
+
+
+def test_stage_files_keep_a_warehouse_of_the_smallest_size_awake() -> None:
+    by_url = plan_of(THOUSAND_A_SECOND, Request(source="url", warehouse="XL"))
+    staged = plan_of(THOUSAND_A_SECOND, Request(source="stage", warehouse="XL"))
+    signing = staged.costs_usd.pop("signing_warehouse")
+    assert signing == pytest.approx(3 * (staged.seconds + 60) / 3600)
+    assert staged.costs_usd == by_url.costs_usd
+    assert staged.cost_usd == pytest.approx(by_url.cost_usd + signing)
+    inside = plan_of(THOUSAND_A_SECOND, Request(source="stage", provider="udf"))
+    assert "signing_warehouse" not in inside.costs_usd
+
+
+def test_nodes_idle_until_service_and_pool_suspend_themselves() -> None:
+    plan = plan_of(THOUSAND_A_SECOND, Request(provider="spcs", source="base64", images=100_000_000))
+    assert plan.costs_usd["idle_pool"] == pytest.approx(24 * 0.184 * 3 * 660 / 3600)
+    folder = PRICES.parents[3] / "infra" / "spcs"
+    text = "".join(
+        (folder / name).read_text(encoding="utf-8") for name in ("12_compute_pool.sql", "14_service.sql")
+    )
+    assert sum(map(int, re.findall(r"^    AUTO_SUSPEND_SECS = (\d+)$", text, re.MULTILINE))) == 660
 
 
 def test_at_least_a_minute_is_billed() -> None:
@@ -260,7 +281,7 @@ def test_prices_can_be_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[st
         'date = 2027-01-01\ncredit_usd = 2.5\n[providers.spcs]\nname = "ours"\ncall_seconds = 30\n',
         encoding="utf-8",
     )
-    flags = ("--prices", str(own), "--rate", "1000", "--cores", "2", "--json")
+    flags = ("--prices", str(own), "--rate", "1000", "--cores", "2", "--source", "url", "--json")
     run(*flags, "--provider", "spcs")
     plan = json.loads(capsys.readouterr().out)["plan"]
     assert plan["costs_usd"] == {"warehouse": pytest.approx(2.5 * plan["seconds"] / 3600)}
