@@ -164,7 +164,7 @@ def test_printed_next_steps_work(commands: Commands, console: Console, tmp_path:
 def test_owner_role_continues_after_the_integration(commands: Commands) -> None:
     printed = commands.register("--owner-role", "builder")
     assert "Next, as role builder: ext-classify register --provider aws --no-integration …" in printed
-    assert "FUNCTION" not in printed
+    assert "FUNCTION \"" not in printed
     name = ["--integration", "ext_classify_api", "--url", f"{commands.url}/classify"]
     assert actions(commands.run("register", "--provider", "aws", "--no-integration", *name)) == {"created"}
     url = ["--url", f"{commands.url}/classify", "--role-arn", ROLE_ARN]

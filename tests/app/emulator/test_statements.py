@@ -181,6 +181,20 @@ def test_function_is_replaced_only_with_or_replace(sql: Sql, function: Function)
     assert dict(sql.rows("DESCRIBE FUNCTION f(TEXT)"))["signature"] == "(B VARCHAR)"
 
 
+def test_or_alter_keeps_grants_and_cannot_change_the_definition(sql: Sql, function: Function) -> None:
+    url = function.service.url
+    clauses = "RETURNS VARIANT API_INTEGRATION = gateway MAX_BATCH_ROWS = 7"
+    function("f(a VARCHAR)")
+    sql.rows("GRANT USAGE ON FUNCTION f(VARCHAR) TO ROLE analyst")
+    sql.rows(f"CREATE OR ALTER EXTERNAL FUNCTION f(a VARCHAR) {clauses} AS '{url}'")
+    assert dict(sql.rows("DESC FUNCTION f(VARCHAR)"))["max_batch_rows"] == "7"
+    assert len(sql.rows("SHOW GRANTS ON FUNCTION f(VARCHAR)")) == 1
+    statement = f"CREATE OR ALTER EXTERNAL FUNCTION f(a VARCHAR) {clauses} AS '{url}'"
+    for old, new in ((url, f"{url}/other"), (" API", " STRICT API"), ("VARIANT", "VARCHAR")):
+        assert "CREATE OR ALTER" in sql.error(statement.replace(old, new)).msg
+    assert dict(sql.rows("DESC FUNCTION f(VARCHAR)"))["body"] == url
+
+
 def test_function_is_dropped_by_its_signature(sql: Sql, function: Function, service: RemoteService) -> None:
     function("f(a VARCHAR)")
     function("f(a VARCHAR, b OBJECT)")
