@@ -27,7 +27,7 @@ from app.cli.terminal import OutcomeLines, Screen, Tally, open_screen
 from app.client import BATCH_ROWS, DEFAULT_URL, Client, ClientError, Image
 from app.errors import CommandError, Incomplete
 from app.outcome import ErrorDetail, ModelIdentity, Outcome, blank_outcome
-from app.provisioning.console import Console
+from app.provisioning.user_session import UserSession
 
 # Error code for a local file that cannot be read; the client sends no request for it.
 UNREADABLE_FILE = "unreadable_file"
@@ -52,7 +52,7 @@ def classify(
 ) -> None:
     """Raises Incomplete if any image failed."""
 
-    def open_console() -> Console:
+    def open_user_session() -> UserSession:
         return open_session(connection, local, port)
 
     fail_when_stopped()
@@ -60,7 +60,7 @@ def classify(
     if stage is None:
         if not paths or shard:
             raise CommandError("classify needs PATHs, or --stage and --out, which also allow --shard.")
-        sources = find_sources(paths, open_console)
+        sources = find_sources(paths, open_user_session)
         with (
             ResultFile(Path(out)) if out else nullcontext() as results,
             default_or_own_service(url, api_key, model) as client,
@@ -72,8 +72,8 @@ def classify(
     if local and url is None:
         raise CommandError("--local needs --url: the service URL that `ext-classify sql --serve` prints.")
     part = shard or _shard_of_job()
-    with open_console() as console, named_or_own_service(url, api_key, model=model) as client:
-        _classify_stage(AnswersTable(console, stage, out), part, client, batch_rows, as_json=as_json)
+    with open_user_session() as user_session, named_or_own_service(url, api_key, model=model) as client:
+        _classify_stage(AnswersTable(user_session, stage, out), part, client, batch_rows, as_json=as_json)
 
 
 def add_commands(add: Add) -> None:

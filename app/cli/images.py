@@ -9,7 +9,7 @@ from pathlib import Path
 from app.client import ClientError
 from app.images.files import find_images, is_named_as_image
 from app.names import directory_of, parse_full_location, quote_identifier
-from app.provisioning.console import Console
+from app.provisioning.user_session import UserSession
 
 _PATTERN = frozenset("*?[")
 
@@ -35,7 +35,7 @@ def content_of(image: bytes) -> str:
     return hashlib.sha256(image).hexdigest()
 
 
-def find_sources(names: Sequence[str], connect: Callable[[], Console]) -> list[ImageSource]:
+def find_sources(names: Sequence[str], connect: Callable[[], UserSession]) -> list[ImageSource]:
     """Return local images first, then staged ones (`@stage/path`), in the order of the names.
 
     Opens a session only to look up stage folders and patterns. Raises ClientError.
@@ -55,23 +55,23 @@ def _printable(path: Path) -> str:
     return str(path).encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
-def _find_staged(name: str, connect: Callable[[], Console]) -> list[ImageSource]:
+def _find_staged(name: str, connect: Callable[[], UserSession]) -> list[ImageSource]:
     try:
         stage, path = parse_full_location(name)
     except ValueError as error:
         raise ClientError(str(error)) from None
     if is_named_as_image(path) and not _PATTERN & set(path):
         return [ImageSource(name)]
-    with connect() as console:
-        found = list(_list_stage(console, quote_identifier(*stage), path))
+    with connect() as user_session:
+        found = list(_list_stage(user_session, quote_identifier(*stage), path))
     if not found:
         raise ClientError(f"No images in {name}. Run ALTER STAGE … REFRESH to list new files.")
     return found
 
 
-def _list_stage(console: Console, stage: str, path: str) -> Iterator[ImageSource]:
+def _list_stage(user_session: UserSession, stage: str, path: str) -> Iterator[ImageSource]:
     """Yield matching images from the stage's directory table."""
-    rows = console.rows(
+    rows = user_session.rows(
         f"SELECT relative_path, etag FROM {directory_of(stage)} ORDER BY relative_path"  # noqa: S608 - quoted
     )
     for row in rows:

@@ -15,11 +15,11 @@ from app.cli.sql import LOCAL_DATABASE, LOCAL_PORT, add_connection, open_session
 from app.cli.terminal import Advance, open_screen
 from app.client import ClientError
 from app.names import directory_of, quote_identifier
-from app.provisioning.console import Console
 from app.provisioning.ddl import VARIABLES
 from app.provisioning.gateway import refuse_unusable
 from app.provisioning.register import PROVIDERS, Registration, register, unregister, verify
 from app.provisioning.upload import UploadIncomplete, find_files, is_encrypted_by_clients, upload
+from app.provisioning.user_session import UserSession
 from model.defaults import SAMPLES
 
 DEFAULT_INTEGRATION = "ext_classify_api"
@@ -73,8 +73,8 @@ def register_function(
         for statement in registration.statements():
             print(_as_line("statement", statement) if as_json else f"{statement};\n")
         return
-    with open_session(connection, local, port) as console:
-        for line in register(console, registration):
+    with open_session(connection, local, port) as user_session:
+        for line in register(user_session, registration):
             # Flushed: if the command fails later, the grants that a replacement dropped are on record.
             print(_as_line("done", line) if as_json else line, flush=True)
         if "owner_role" in registration.variables:
@@ -91,7 +91,7 @@ def register_function(
             )
             return
         if verifies:
-            _print_verification(console, registration, sample, as_json=as_json)
+            _print_verification(user_session, registration, sample, as_json=as_json)
     if not as_json:
         _print_next_steps(registration, local, port)
 
@@ -102,8 +102,8 @@ def unregister_function(
     variables = _defaults(local) | {name: value for name, value in given.items() if value is not None}
     if "database" not in variables:
         raise ClientError("unregister needs --database.")
-    with open_session(connection, local, port) as console:
-        for line in unregister(console, variables, drop_integration=drop_integration):
+    with open_session(connection, local, port) as user_session:
+        for line in unregister(user_session, variables, drop_integration=drop_integration):
             print(_as_line("done", line) if as_json else line)
 
 
@@ -122,8 +122,8 @@ def upload_files(
     port: int,
 ) -> None:
     files = find_files(paths, folder)
-    with open_session(connection, local, port) as console:
-        if is_encrypted_by_clients(console, stage):
+    with open_session(connection, local, port) as user_session:
+        if is_encrypted_by_clients(user_session, stage):
             print(
                 f"Note: {stage} uses client-side encryption, so the service cannot fetch its files by URL "
                 "and downloads each through Snowflake. A stage with SNOWFLAKE_SSE is faster.",
@@ -132,7 +132,7 @@ def upload_files(
         try:
             with open_screen().progress(len(files), "files") as advance:
                 statuses = upload(
-                    console, files, stage, overwrite=overwrite, track=functools.partial(_track, advance)
+                    user_session, files, stage, overwrite=overwrite, track=functools.partial(_track, advance)
                 )
         except UploadIncomplete as error:
             _print_statuses(error.statuses, as_json=as_json)
@@ -257,10 +257,12 @@ def _print_statuses(statuses: Counter[str], *, as_json: bool) -> None:
         )
 
 
-def _print_verification(console: Console, registration: Registration, sample: Path, *, as_json: bool) -> None:
+def _print_verification(
+    user_session: UserSession, registration: Registration, sample: Path, *, as_json: bool
+) -> None:
     """Raises ClientError if the function returns an error."""
     tried = 0
-    for tried, (name, answer) in enumerate(verify(console, registration, sample), 1):  # noqa: B007
+    for tried, (name, answer) in enumerate(verify(user_session, registration, sample), 1):  # noqa: B007
         if as_json:
             print(json.dumps({"verified": name, "answer": answer}, ensure_ascii=False))
         else:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from app.client import ClientError
 from app.names import directory_of, parse_identifier, quote_identifier
 from app.outcome import Outcome
-from app.provisioning.console import Console, StatementFailed
+from app.provisioning.user_session import StatementFailed, UserSession
 
 # Rows per INSERT; a VARIANT holds 16 MB, and an outcome without evidence takes half a kilobyte.
 MAX_ROWS = 5000
@@ -37,15 +37,15 @@ class Shard:
 class AnswersTable:
     """Raises ValueError for invalid names, StatementFailed for statements that fail in Snowflake."""
 
-    def __init__(self, console: Console, stage: str, table: str) -> None:
-        self._console = console
+    def __init__(self, user_session: UserSession, stage: str, table: str) -> None:
+        self._user_session = user_session
         self._stage = quote_identifier(*parse_identifier(stage.removeprefix("@")))
         self._table = quote_identifier(*parse_identifier(table))
 
     def create(self) -> None:
         """Create the table unless it exists; a role without CREATE TABLE may use an existing one."""
         try:
-            self._console.rows(
+            self._user_session.rows(
                 f"CREATE TABLE IF NOT EXISTS {self._table} (relative_path VARCHAR NOT NULL, etag VARCHAR, "
                 "model_version VARCHAR NOT NULL, answer VARIANT, classified_at TIMESTAMP_LTZ)"
             )
@@ -76,10 +76,10 @@ class AnswersTable:
             "WHERE old.relative_path = new.relative_path AND old.etag IS NOT DISTINCT FROM new.etag "
             "AND old.model_version = new.model_version)"
         )
-        self._console.rows(statement, [json.dumps(new, ensure_ascii=False)])
+        self._user_session.rows(statement, [json.dumps(new, ensure_ascii=False)])
 
     def _missing_after(self, path: str, shard: Shard, model_version: str) -> list[StagedFile]:
-        rows = self._console.rows(
+        rows = self._user_session.rows(
             "SELECT d.relative_path, d.etag, d.file_url "  # noqa: S608 - quoted
             f"FROM {directory_of(self._stage)} AS d LEFT JOIN {self._table} AS a "
             "ON a.relative_path = d.relative_path AND a.etag IS NOT DISTINCT FROM d.etag "
@@ -93,7 +93,7 @@ class AnswersTable:
     def _exists(self) -> bool:
         columns = "relative_path, etag, model_version, answer, classified_at"
         try:
-            self._console.rows(f"SELECT {columns} FROM {self._table} LIMIT 0")  # noqa: S608 - quoted
+            self._user_session.rows(f"SELECT {columns} FROM {self._table} LIMIT 0")  # noqa: S608 - quoted
         except StatementFailed:
             return False
         return True

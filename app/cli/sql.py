@@ -17,7 +17,7 @@ from app.cli.service_process import (
 )
 from app.client import ClientError
 from app.images.files import find_images
-from app.provisioning.console import Console, connect, connect_as_service, open_console
+from app.provisioning.user_session import UserSession, connect, connect_as_service, open_user_session
 from app.settings import Settings, is_inside_spcs
 from model.defaults import SAMPLES
 
@@ -69,8 +69,8 @@ def sql(
     end_well_when_stopped()
     reach_loopback_directly()
     if local:
-        with connect_locally(port) as console:
-            shell.Shell(console).answer(statement, as_json=as_json)
+        with connect_locally(port) as user_session:
+            shell.Shell(user_session).answer(statement, as_json=as_json)
         return
     images = images or (SAMPLES if url is not None else default_images(model, "--images"))
     chaos_seed, own_port = seed if chaos else None, port if serve else 0
@@ -156,7 +156,7 @@ def add_connection(command: argparse.ArgumentParser) -> None:
     )
 
 
-def open_session(connection: str | None, local: bool, port: int) -> Console:
+def open_session(connection: str | None, local: bool, port: int) -> UserSession:
     """Open a session. Raises ClientError.
 
     Inside Snowpark Container Services without a named connection, it logs in with the container's token.
@@ -165,10 +165,10 @@ def open_session(connection: str | None, local: bool, port: int) -> Console:
         return connect_locally(port)
     if connection is None and is_inside_spcs():
         return connect_as_service(Settings())
-    return open_console(connection)
+    return open_user_session(connection)
 
 
-def connect_locally(port: int) -> Console:
+def connect_locally(port: int) -> UserSession:
     """Connect to the server of `sql --serve`. Raises ClientError."""
     reach_loopback_directly()
     return connect(

@@ -18,8 +18,8 @@ from app.cli.terminal import open_screen
 from app.client import Client, ClientError
 from app.emulator import DATABASE, SCHEMA, Chaos, LocalServer, split_statements
 from app.images.files import find_images
-from app.provisioning.console import Console, StatementFailed, connect
 from app.provisioning.register import Registration, register
+from app.provisioning.user_session import StatementFailed, UserSession, connect
 
 MAX_BATCH_ROWS = 32
 # Small, so that a few images make several batches.
@@ -76,27 +76,27 @@ def local_sql(
             url, service = stack.enter_context(
                 own_service(port=choice.port, environment=server.service_environment, model=choice.model)
             )
-        console = stack.enter_context(connect(**server.connect_arguments))
+        user_session = stack.enter_context(connect(**server.connect_arguments))
         batch_rows = MAX_BATCH_ROWS if chaos is None else MAX_BATCH_ROWS_IN_CHAOS
-        for _ in register(console, _registration(url.rstrip("/"), batch_rows)):
+        for _ in register(user_session, _registration(url.rstrip("/"), batch_rows)):
             pass
         with Client(url) as client:
             network = describe_model(client)
-        yield LocalSql(Shell(console, server, len(stage.directory)), server, url, network, service)
+        yield LocalSql(Shell(user_session, server, len(stage.directory)), server, url, network, service)
 
 
 class Shell:
     """Runs statements and prints their results."""
 
-    def __init__(self, console: Console, server: LocalServer | None = None, images: int = 0) -> None:
-        self._console = console
+    def __init__(self, user_session: UserSession, server: LocalServer | None = None, images: int = 0) -> None:
+        self._user_session = user_session
         self.server = server
         self.images = images
 
     def run(self, sql: str, *, as_json: bool) -> list[list[Any]]:
         """Print and return the rows; print the counts of service calls to stderr. Raises StatementFailed."""
         started = time.perf_counter()
-        columns, rows, query_id = self._console.table(sql)
+        columns, rows, query_id = self._user_session.table(sql)
         seconds = time.perf_counter() - started
         if as_json:
             for row in rows:

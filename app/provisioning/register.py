@@ -12,9 +12,11 @@ from typing import Any, Literal, TypeAlias
 
 from app.client import ClientError
 from app.names import directory_of, parse_identifier, quote_identifier, quote_string
-from app.provisioning.console import (
-    Console,
+from app.provisioning.ddl import load, load_with_fingerprint
+from app.provisioning.trust import describe_trust
+from app.provisioning.user_session import (
     StatementFailed,
+    UserSession,
     allowed_prefixes,
     describe_function,
     describe_integration,
@@ -24,8 +26,6 @@ from app.provisioning.console import (
     is_client_side_encrypted,
     is_external_stage,
 )
-from app.provisioning.ddl import load, load_with_fingerprint
-from app.provisioning.trust import describe_trust
 
 INTEGRATION_FILES = {
     "aws": "02_api_integration_aws.sql",
@@ -211,7 +211,7 @@ class Registration:
         return parse_identifier(self.variables[variable])
 
 
-def register(console: Console, registration: Registration) -> Iterator[str]:
+def register(user_session: UserSession, registration: Registration) -> Iterator[str]:
     """Yield a line per object as it is set up, and the trust policies for the cloud provider.
 
     Raises ClientError, also at the end for grants that failed: those of a replaced function too.
@@ -220,7 +220,7 @@ def register(console: Console, registration: Registration) -> Iterator[str]:
     for about, statement in list(
         registration.steps()
     ):  # list(): invalid variables are found before any change
-        yield from _execute(console, registration, about, statement, failed)
+        yield from _execute(user_session, registration, about, statement, failed)
     if registration.provider == "spcs" and not {"owner_role", "service_role"} & registration.variables.keys():
         yield _NOTE_ON_SERVICE_ROLE
     if failed:
@@ -230,21 +230,23 @@ def register(console: Console, registration: Registration) -> Iterator[str]:
         )
 
 
-def verify(console: Console, registration: Registration, sample: Path) -> Iterator[tuple[str, Any]]:
+def verify(user_session: UserSession, registration: Registration, sample: Path) -> Iterator[tuple[str, Any]]:
     """Yield the function's results for a sample's bytes, then for a file of the stage, if it has one."""
     text = base64.b64encode(sample.read_bytes()).decode()
-    yield sample.name, _call(console, registration, quote_string(text))
+    yield sample.name, _call(user_session, registration, quote_string(text))
     stage = quote_identifier(*registration.stage)
-    console.rows(f"ALTER STAGE {stage} REFRESH")
-    files = console.rows(f"SELECT relative_path, file_url FROM {directory_of(stage)} LIMIT 1")  # noqa: S608
+    user_session.rows(f"ALTER STAGE {stage} REFRESH")
+    files = user_session.rows(f"SELECT relative_path, file_url FROM {directory_of(stage)} LIMIT 1")  # noqa: S608
     for file in files:
         yield (
             f"@{stage}/{file['relative_path']}",
-            _call(console, registration, quote_string(file["file_url"])),
+            _call(user_session, registration, quote_string(file["file_url"])),
         )
 
 
-def unregister(console: Console, variables: Mapping[str, str], *, drop_integration: bool) -> Iterator[str]:
+def unregister(
+    user_session: UserSession, variables: Mapping[str, str], *, drop_integration: bool
+) -> Iterator[str]:
     """Drop the functions and, if requested, the integration; the stage and its images remain.
 
     Raises ClientError, before anything is dropped, if other visible functions use the integration. Functions
@@ -256,23 +258,23 @@ def unregister(console: Console, variables: Mapping[str, str], *, drop_integrati
     except ValueError as error:
         raise ClientError(str(error)) from None
     if drop_integration:
-        _require_unused_integration(console, Registration("", variables))
+        _require_unused_integration(user_session, Registration("", variables))
     for statement in statements:
-        [row] = console.rows(statement)
+        [row] = user_session.rows(statement)
         if not statement.startswith("USE "):
             yield str(row["status"])
     if drop_integration:
         yield "Note: every function in the account that used the integration now fails."
 
 
-def _require_unused_integration(console: Console, registration: Registration) -> None:
+def _require_unused_integration(user_session: UserSession, registration: Registration) -> None:
     integration = registration.integration
-    if not has_integration(console, integration):
+    if not has_integration(user_session, integration):
         return
     own = {(registration.function, types) for types in SIGNATURES}
     others = [
         f"{quote_identifier(*name)}({types})"
-        for name, types in functions_through(console, integration)
+        for name, types in functions_through(user_session, integration)
         if (name, types) not in own
     ]
     if others:
@@ -284,44 +286,44 @@ def _require_unused_integration(console: Console, registration: Registration) ->
 
 
 def _execute(
-    console: Console, registration: Registration, about: About, statement: str, failed: list[str]
+    user_session: UserSession, registration: Registration, about: About, statement: str, failed: list[str]
 ) -> Iterator[str]:
     match about.kind:
         case "use":
-            console.rows(statement)
+            user_session.rows(statement)
         case "stage":
-            yield from _keep_stage(console, registration, statement)
+            yield from _keep_stage(user_session, registration, statement)
         case "integration":
-            yield from keep_integration(console, registration, statement)
+            yield from keep_integration(user_session, registration, statement)
         case "alteration":
             pass  # skipped: it would replace the list of prefixes; keep_integration extends it
         case "trust":
-            properties = describe_integration(console, registration.integration)
+            properties = describe_integration(user_session, registration.integration)
             trust = describe_trust(registration.provider, properties, registration.variables["url"])
             yield f"\n{trust}\n"
         case "key":
-            console.rows(statement)  # Snowflake does not show the key, so it is always set
+            user_session.rows(statement)  # Snowflake does not show the key, so it is always set
             yield _line("altered", about.thing)
         case "function":
-            yield from _keep_function(console, registration, about, statement, failed)
+            yield from _keep_function(user_session, registration, about, statement, failed)
         case "grant":
             try:
-                yield _grant(console, registration, about, statement)
+                yield _grant(user_session, registration, about, statement)
             except StatementFailed as error:
                 failed.append(f"{statement} ({error})")
 
 
-def _keep_stage(console: Console, registration: Registration, statement: str) -> Iterator[str]:
+def _keep_stage(user_session: UserSession, registration: Registration, statement: str) -> Iterator[str]:
     """Create the stage unless it exists; enable the directory table of an existing one."""
     name = quote_identifier(*registration.stage)
-    [row] = console.rows(statement)
+    [row] = user_session.rows(statement)
     if "already exists" not in str(row["status"]):
         yield _line("created", f"STAGE {name}")
         return
-    stage = describe_stage(console, registration.stage)
+    stage = describe_stage(user_session, registration.stage)
     if stage["directory_enabled"] == "N":
-        console.rows(f"ALTER STAGE {name} SET DIRECTORY = (ENABLE = TRUE)")
-        console.rows(f"ALTER STAGE {name} REFRESH")
+        user_session.rows(f"ALTER STAGE {name} SET DIRECTORY = (ENABLE = TRUE)")
+        user_session.rows(f"ALTER STAGE {name} REFRESH")
         yield _line("altered", f"STAGE {name}: directory table enabled")
     else:
         yield _line("unchanged", f"STAGE {name}")
@@ -334,35 +336,35 @@ def _keep_stage(console: Console, registration: Registration, statement: str) ->
 
 
 def _keep_function(
-    console: Console, registration: Registration, about: About, statement: str, failed: list[str]
+    user_session: UserSession, registration: Registration, about: About, statement: str, failed: list[str]
 ) -> Iterator[str]:
     """Alter the function if it differs, or replace it.
 
     Replacing drops its grants, unless the account has the behavior change 2433 (bundle 2026_08).
     """
-    there = describe_function(console, registration.function, about.types)
+    there = describe_function(user_session, registration.function, about.types)
     if there and _matches(there, about.properties):
         yield _line("unchanged", about.thing)
         return
-    if there and _alter(console, registration, about, statement):
+    if there and _alter(user_session, registration, about, statement):
         yield _line("altered", about.thing)
         return
-    grants = _grants_on(console, about.thing, registration.function[0]) if there else []
+    grants = _grants_on(user_session, about.thing, registration.function[0]) if there else []
     if grants:
         yield f"Replacing {about.thing} drops its grants, which are restored right after:"
         yield "\n".join(f"  {grant};" for grant in grants)
-    console.rows(statement)
-    failed += _restore(console, grants)
+    user_session.rows(statement)
+    failed += _restore(user_session, grants)
     yield _line("replaced" if there else "created", about.thing)
 
 
-def _alter(console: Console, registration: Registration, about: About, statement: str) -> bool:
+def _alter(user_session: UserSession, registration: Registration, about: About, statement: str) -> bool:
     """Whether CREATE OR ALTER, a preview, makes the function match; it cannot change the URL."""
     try:
-        console.rows(statement.replace("CREATE OR REPLACE", "CREATE OR ALTER", 1))
+        user_session.rows(statement.replace("CREATE OR REPLACE", "CREATE OR ALTER", 1))
     except StatementFailed:
         return False
-    return _matches(describe_function(console, registration.function, about.types), about.properties)
+    return _matches(describe_function(user_session, registration.function, about.types), about.properties)
 
 
 def _matches(there: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
@@ -371,10 +373,10 @@ def _matches(there: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
     return wanted["comment"] in there["comment"] and all(there[name] == shown[name] for name in shown)
 
 
-def _grants_on(console: Console, thing: str, database: str) -> list[str]:
+def _grants_on(user_session: UserSession, thing: str, database: str) -> list[str]:
     """The grants as statements, without OWNERSHIP, which comes with the function."""
     grants = []
-    for row in console.rows(f"SHOW GRANTS ON {thing}"):
+    for row in user_session.rows(f"SHOW GRANTS ON {thing}"):
         if row["privilege"] != "OWNERSHIP":
             option = str(row.get("grant_option", "false")).lower() == "true"
             grants.append(
@@ -392,37 +394,37 @@ def _grantee(row: Mapping[str, Any], database: str) -> str:
     return f"{kind} {quote_identifier(name)}"
 
 
-def _restore(console: Console, grants: list[str]) -> list[str]:
+def _restore(user_session: UserSession, grants: list[str]) -> list[str]:
     """Restore the grants. Returns those that failed, each with the reason."""
     failed = []
     for grant in grants:
         try:
-            console.rows(grant)
+            user_session.rows(grant)
         except StatementFailed as error:
             failed.append(f"{grant} ({error})")
     return failed
 
 
-def _grant(console: Console, registration: Registration, about: About, statement: str) -> str:
-    if about.privilege == "READ" and is_external_stage(describe_stage(console, registration.stage)):
+def _grant(user_session: UserSession, registration: Registration, about: About, statement: str) -> str:
+    if about.privilege == "READ" and is_external_stage(describe_stage(user_session, registration.stage)):
         statement = f"GRANT USAGE ON {about.thing} TO ROLE {quote_identifier(about.role)}"
-        return _grant_if_missing(console, about, "USAGE", statement)
-    return _grant_if_missing(console, about, about.privilege, statement)
+        return _grant_if_missing(user_session, about, "USAGE", statement)
+    return _grant_if_missing(user_session, about, about.privilege, statement)
 
 
-def _grant_if_missing(console: Console, about: About, privilege: str, statement: str) -> str:
+def _grant_if_missing(user_session: UserSession, about: About, privilege: str, statement: str) -> str:
     """A service role has no privilege to look up, so it is always granted."""
     title = f"{privilege} ON {about.thing} TO ROLE {quote_identifier(about.role)}".removeprefix(" ON ")
-    there = console.rows(f"SHOW GRANTS ON {about.thing}") if privilege else []
+    there = user_session.rows(f"SHOW GRANTS ON {about.thing}") if privilege else []
     wanted = privilege, "ROLE", about.role
     if any((row["privilege"], row["granted_to"], row["grantee_name"]) == wanted for row in there):
         return _line("unchanged", title)
-    console.rows(statement)
+    user_session.rows(statement)
     return _line("granted", title)
 
 
-def _call(console: Console, registration: Registration, source: str) -> Any:
-    [row] = console.rows(f"SELECT {quote_identifier(*registration.function)}({source}) AS answer")
+def _call(user_session: UserSession, registration: Registration, source: str) -> Any:
+    [row] = user_session.rows(f"SELECT {quote_identifier(*registration.function)}({source}) AS answer")
     return row["answer"]
 
 
@@ -440,28 +442,28 @@ _ALTERABLE = {"aws_role_arn": "API_AWS_ROLE_ARN", "azure_application_id": "AZURE
 _PROVIDERS = {"azure": "azure_api_management", "google": "google_api_gateway"}
 
 
-def keep_integration(console: Console, registration: Registration, create: str) -> Iterator[str]:
+def keep_integration(user_session: UserSession, registration: Registration, create: str) -> Iterator[str]:
     """Create the integration with the statement `create`, or alter it; existing URL prefixes are kept.
 
     Raises ClientError if an integration of this name exists that cannot be altered as needed.
     """
     thing = f"API INTEGRATION {quote_identifier(registration.integration)}"
-    if not has_integration(console, registration.integration) and _create(console, create):
+    if not has_integration(user_session, registration.integration) and _create(user_session, create):
         yield f"created    {thing}"
         return
-    properties = describe_integration(console, registration.integration)
+    properties = describe_integration(user_session, registration.integration)
     _require_same_kind(registration, properties)
     options = _options_to_alter(registration.variables, properties)
     if options:
-        console.rows(f"ALTER {thing} SET {' '.join(options)}")
+        user_session.rows(f"ALTER {thing} SET {' '.join(options)}")
     yield f"{'altered' if options else 'unchanged':<10} {thing}"
     if properties.get("ENABLED", "true").lower() == "false":
         yield f"Note: {thing} is disabled, so functions that use it fail."
 
 
-def _create(console: Console, statement: str) -> bool:
+def _create(user_session: UserSession, statement: str) -> bool:
     """Whether the statement created it; SHOW may hide an existing one from this role."""
-    [row] = console.rows(statement)
+    [row] = user_session.rows(statement)
     return "already exists" not in str(row["status"])
 
 

@@ -11,9 +11,9 @@ from typing import Any
 from app.client import ClientError
 from app.images.files import IMAGE_SUFFIXES, find_images
 from app.names import parse_identifier, quote_identifier, quote_string
-from app.provisioning.console import (
-    Console,
+from app.provisioning.user_session import (
     StatementFailed,
+    UserSession,
     describe_error,
     describe_stage,
     is_client_side_encrypted,
@@ -54,7 +54,7 @@ def find_files(paths: Sequence[Path], folder: str = "") -> list[tuple[Path, Pure
 
 
 def upload(
-    console: Console,
+    user_session: UserSession,
     files: Sequence[tuple[Path, PurePosixPath]],
     stage: str,
     *,
@@ -67,9 +67,9 @@ def upload(
     this name, or one that cannot be compared; `overwrite` replaces it. Raises ClientError, and
     UploadIncomplete after all other files are uploaded.
     """
-    described = _describe(console, stage)
+    described = _describe(user_session, stage)
     name = _quoted(described)
-    there = _list(console, described, files)
+    there = _list(user_session, described, files)
     failures: dict[str, str] = {}
 
     def put(file: tuple[Path, PurePosixPath]) -> str:
@@ -81,7 +81,7 @@ def upload(
                 return "SKIPPED"
             with path.open("rb") as content:
                 location = "/".join([f"@{name}", *place.parent.parts])
-                return console.put(content, place.name, location, overwrite=overwrite)
+                return user_session.put(content, place.name, location, overwrite=overwrite)
         except (StatementFailed, OSError) as error:
             failures[str(place)] = describe_error(error)
             return "FAILED"
@@ -90,15 +90,15 @@ def upload(
         statuses = _in_threads(put, files, track)
     finally:
         if described["directory_enabled"] == "Y":
-            console.rows(f"ALTER STAGE {name} REFRESH")
+            user_session.rows(f"ALTER STAGE {name} REFRESH")
     if failures:
         raise UploadIncomplete(failures, statuses)
     return statuses
 
 
-def is_encrypted_by_clients(console: Console, stage: str) -> bool:
+def is_encrypted_by_clients(user_session: UserSession, stage: str) -> bool:
     """Whether the stage is client-side encrypted (no SNOWFLAKE_SSE), so that URLs return ciphertext."""
-    return is_client_side_encrypted(_describe(console, stage))
+    return is_client_side_encrypted(_describe(user_session, stage))
 
 
 def _in_threads(
@@ -114,10 +114,10 @@ def _in_threads(
             threads.shutdown(cancel_futures=True)
 
 
-def _describe(console: Console, stage: str) -> dict[str, Any]:
+def _describe(user_session: UserSession, stage: str) -> dict[str, Any]:
     """The stage's row of SHOW STAGES. Raises ClientError if there is no such stage."""
     try:
-        return describe_stage(console, parse_identifier(stage.removeprefix("@")))
+        return describe_stage(user_session, parse_identifier(stage.removeprefix("@")))
     except ValueError as error:
         raise ClientError(str(error)) from None
 
@@ -127,7 +127,7 @@ def _quoted(described: Mapping[str, Any]) -> str:
 
 
 def _list(
-    console: Console, described: Mapping[str, Any], files: Sequence[tuple[Path, PurePosixPath]]
+    user_session: UserSession, described: Mapping[str, Any], files: Sequence[tuple[Path, PurePosixPath]]
 ) -> dict[str, tuple[int, str | None]]:
     """Size and MD5 of existing files, by path; the MD5 of an encrypted file is that of its ciphertext."""
     folder = posixpath.commonpath([str(place.parent) for _, place in files])
@@ -135,7 +135,7 @@ def _list(
     name_size = len(described["name"].lower()) + 1
     return {
         str(row["name"])[name_size:]: (int(row["size"]), row["md5"])
-        for row in console.rows(f"LIST {quote_string(location)}")
+        for row in user_session.rows(f"LIST {quote_string(location)}")
     }
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from app.cli.service_process import own_service
 from app.emulator import LocalServer
-from app.provisioning.console import Console, connect
+from app.provisioning.user_session import UserSession, connect
 from tests.conftest import SAMPLES
 from tests.running import CONNECTOR_5 as PYTHON
 from tests.running import ROOT
@@ -36,7 +36,7 @@ def service(server: LocalServer) -> Iterator[str]:
 
 
 @pytest.fixture
-def console(server: LocalServer) -> Iterator[Console]:
+def user_session(server: LocalServer) -> Iterator[UserSession]:
     with connect(**server.connect_arguments) as opened:
         yield opened
 
@@ -60,16 +60,18 @@ def test_version_is_5() -> None:
     assert finished.stdout.startswith("5.")
 
 
-def test_staged_files_are_classified(service: str, console: Console) -> None:
-    [file] = console.rows("SELECT file_url FROM DIRECTORY(@images) WHERE relative_path = 'scratches.png'")
+def test_staged_files_are_classified(service: str, user_session: UserSession) -> None:
+    [file] = user_session.rows(
+        "SELECT file_url FROM DIRECTORY(@images) WHERE relative_path = 'scratches.png'"
+    )
     assert outcome(service, file["file_url"])["label"] == "Scratches"
     assert outcome(service, "@local.public.images/patches.png")["label"] == "Patches"
 
 
-def test_files_that_clients_encrypted_are_classified(service: str, console: Console) -> None:
-    console.rows("CREATE OR REPLACE STAGE encrypted DIRECTORY = (ENABLE = TRUE)")
+def test_files_that_clients_encrypted_are_classified(service: str, user_session: UserSession) -> None:
+    user_session.rows("CREATE OR REPLACE STAGE encrypted DIRECTORY = (ENABLE = TRUE)")
     with (SAMPLES / "pitted.png").open("rb") as image:
-        console.put(image, "pitted.png", "@encrypted/a b", overwrite=True)
+        user_session.put(image, "pitted.png", "@encrypted/a b", overwrite=True)
     assert outcome(service, "@local.public.encrypted/a b/pitted.png")["label"] == "Pitted"
     error = outcome(service, "@local.public.encrypted/missing.png")["error"]
     assert isinstance(error, dict)

@@ -9,9 +9,9 @@ import pytest
 
 from app.cli.service_process import own_service
 from app.emulator import LocalServer
-from app.provisioning.console import Console, connect
 from app.provisioning.ddl import load
 from app.provisioning.upload import find_files, upload
+from app.provisioning.user_session import UserSession, connect
 from tests.conftest import SAMPLES
 
 pytestmark = pytest.mark.slow
@@ -44,32 +44,32 @@ SETUP = [
 
 
 @pytest.fixture(scope="module")
-def variables() -> Iterator[tuple[dict[str, str], Console]]:
+def variables() -> Iterator[tuple[dict[str, str], UserSession]]:
     """The variables and a session, after the setup files ran twice."""
     with (
         LocalServer() as server,
         own_service(environment=server.service_environment) as (url, _),
-        connect(**server.connect_arguments) as console,
+        connect(**server.connect_arguments) as user_session,
     ):
         variables = NAMES | {"url": f"{url}/classify", "allowed_prefix": f"{url}/"}
         for name in SETUP * 2:
-            run(console, name, variables)
-        yield variables, console
+            run(user_session, name, variables)
+        yield variables, user_session
 
 
-def run(console: Console, name: str, variables: dict[str, str]) -> list[list[dict[str, Any]]]:
-    return [console.rows(statement) for statement in load(name, variables)]
+def run(user_session: UserSession, name: str, variables: dict[str, str]) -> list[list[dict[str, Any]]]:
+    return [user_session.rows(statement) for statement in load(name, variables)]
 
 
 def test_queries_classify_store_and_find_images(
-    variables: tuple[dict[str, str], Console], tmp_path: Path
+    variables: tuple[dict[str, str], UserSession], tmp_path: Path
 ) -> None:
-    names, console = variables
+    names, user_session = variables
     shutil.copytree(SAMPLES, tmp_path / "july")
     (tmp_path / "july" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
-    upload(console, find_files([tmp_path]), '"Steel images"')
+    upload(user_session, find_files([tmp_path]), '"Steel images"')
     refreshed, all_files, presigned, scoped, *_, unsure, failed, evidence = run(
-        console, "31_queries.sql", names
+        user_session, "31_queries.sql", names
     )[1:]
     assert refreshed == []  # `upload` has refreshed the stage
     assert len(all_files) == len(presigned) == len(scoped) == 7
@@ -83,38 +83,38 @@ def test_queries_classify_store_and_find_images(
     assert len(boxes["july/patches.png"]) == 4
 
 
-def test_stored_answers_are_not_classified_again(variables: tuple[dict[str, str], Console]) -> None:
-    names, console = variables
-    run(console, "31_queries.sql", names)
-    before = console.rows("SELECT COUNT(*) AS n FROM image_answers")
-    run(console, "31_queries.sql", names)
-    assert console.rows("SELECT COUNT(*) AS n FROM image_answers") == before
+def test_stored_answers_are_not_classified_again(variables: tuple[dict[str, str], UserSession]) -> None:
+    names, user_session = variables
+    run(user_session, "31_queries.sql", names)
+    before = user_session.rows("SELECT COUNT(*) AS n FROM image_answers")
+    run(user_session, "31_queries.sql", names)
+    assert user_session.rows("SELECT COUNT(*) AS n FROM image_answers") == before
 
 
-def test_task_classifies_new_images_once(variables: tuple[dict[str, str], Console]) -> None:
+def test_task_classifies_new_images_once(variables: tuple[dict[str, str], UserSession]) -> None:
     """The emulator has no streams and tasks: a table replaces the stream, and the test runs the INSERT."""
-    names, console = variables
-    run(console, "31_queries.sql", names)
-    console.rows(
+    names, user_session = variables
+    run(user_session, "31_queries.sql", names)
+    user_session.rows(
         "CREATE OR REPLACE TABLE new_images AS "
         "SELECT relative_path, etag, file_url, 'INSERT' AS \"METADATA$ACTION\" "
         'FROM DIRECTORY(@"Steel images")'
     )
     [task] = [s for s in load("32_new_images.sql", names) if "classify_new_images\n" in s]
     insert = task.partition("\nAS\n")[2]
-    before = console.rows("SELECT COUNT(*) AS n FROM image_answers")
-    console.rows("DELETE FROM image_answers WHERE relative_path LIKE '%patches.png'")
+    before = user_session.rows("SELECT COUNT(*) AS n FROM image_answers")
+    user_session.rows("DELETE FROM image_answers WHERE relative_path LIKE '%patches.png'")
     for _ in range(2):
-        console.rows(insert)
-        assert console.rows("SELECT COUNT(*) AS n FROM image_answers") == before
-    [patches] = console.rows("SELECT answer FROM image_answers WHERE relative_path LIKE '%patches.png'")
+        user_session.rows(insert)
+        assert user_session.rows("SELECT COUNT(*) AS n FROM image_answers") == before
+    [patches] = user_session.rows("SELECT answer FROM image_answers WHERE relative_path LIKE '%patches.png'")
     assert patches["answer"]["label"] == "Patches"
 
 
-def test_drop_files_keep_the_images(variables: tuple[dict[str, str], Console]) -> None:
-    names, console = variables
+def test_drop_files_keep_the_images(variables: tuple[dict[str, str], UserSession]) -> None:
+    names, user_session = variables
     for name in ["91_drop_functions.sql", "92_drop_integration.sql"] * 2:
-        run(console, name, names)
-    assert console.rows("SHOW EXTERNAL FUNCTIONS") == []
-    assert console.rows("SHOW INTEGRATIONS") == []
-    assert console.rows("SHOW STAGES LIKE 'steel images'")[0]["directory_enabled"] == "Y"
+        run(user_session, name, names)
+    assert user_session.rows("SHOW EXTERNAL FUNCTIONS") == []
+    assert user_session.rows("SHOW INTEGRATIONS") == []
+    assert user_session.rows("SHOW STAGES LIKE 'steel images'")[0]["directory_enabled"] == "Y"

@@ -10,7 +10,7 @@ from app.cli.sql import add_connection, open_session
 from app.cli.terminal import Screen, open_screen
 from app.errors import CommandError
 from app.findings import Findings
-from app.provisioning.console import has_default_connection
+from app.provisioning.user_session import has_default_connection
 
 _STYLES = {"ok": "green", "note": "yellow", "wrong": "red", "skipped": "dim"}
 
@@ -29,8 +29,8 @@ def doctor(
 ) -> None:
     """Run all checks and print their findings. Raises CommandError if a check failed."""
     if asks_snowflake:
-        with open_session(connection, local, port) as console:
-            for answer in questions.ask(console, function, stage):
+        with open_session(connection, local, port) as user_session:
+            for answer in questions.ask(user_session, function, stage):
                 print(answer, flush=True)
         return
     api_key = read_api_key(api_key_file)

@@ -20,8 +20,8 @@ from app.cli.doctor.reachability import TIMEOUT_SECONDS
 from app.client import ClientError
 from app.client.transport import NoReply, Request, send_once
 from app.names import directory_of, parse_identifier, quote_identifier, quote_string
-from app.provisioning.console import Console, describe_error
 from app.provisioning.udf_bundle import package_check
+from app.provisioning.user_session import UserSession, describe_error
 from model.defaults import SAMPLES
 
 _ACCOUNT_HOST = re.compile(r"[\w-]+((?:\.[\w-]+)*\.snowflakecomputing\.(?:com|cn))", re.IGNORECASE)
@@ -36,13 +36,13 @@ class Unanswered(ClientError):
 class Account:
     """The user's session, the function and the stage; names are quoted."""
 
-    console: Console
+    user_session: UserSession
     function: str
     stage: str
 
     def value(self, expression: str) -> Any:
         """The value of one expression. Raises StatementFailed."""
-        _, [[value]], _ = self.console.table(f"SELECT {expression}")
+        _, [[value]], _ = self.user_session.table(f"SELECT {expression}")
         return value
 
     def call(self, argument: str) -> str:
@@ -58,7 +58,7 @@ class Account:
     def file(self) -> dict[str, Any]:
         """Path and URL of one file of the stage. Raises Unanswered if there is none."""
         table = directory_of(self.stage)
-        rows = self.console.rows(f"SELECT relative_path, file_url FROM {table} LIMIT 1")  # noqa: S608
+        rows = self.user_session.rows(f"SELECT relative_path, file_url FROM {table} LIMIT 1")  # noqa: S608
         if not rows:
             raise Unanswered(f"{table} lists no file: upload one first")
         return rows[0]
@@ -70,19 +70,19 @@ class Account:
 
 
 def _show_parameter(account: Account, name: str) -> str:
-    rows = account.console.rows(f"SHOW PARAMETERS LIKE '{name}' IN ACCOUNT")
+    rows = account.user_session.rows(f"SHOW PARAMETERS LIKE '{name}' IN ACCOUNT")
     # A policy's name stays private.
     return "; ".join("set" if row["value"] not in ("", "false") else "not set" for row in rows) or "not shown"
 
 
 def _grants(account: Account, thing: str) -> str:
-    rows = account.console.rows(f"SHOW GRANTS ON {thing}")
+    rows = account.user_session.rows(f"SHOW GRANTS ON {thing}")
     counts = Counter(f"{row['privilege']} to {row['granted_to']}" for row in rows)
     return ", ".join(f"{privilege} ({count})" for privilege, count in sorted(counts.items())) or "none"
 
 
 def _integration(account: Account) -> str:
-    described = account.console.rows(f"DESC FUNCTION {account.function}(VARCHAR)")
+    described = account.user_session.rows(f"DESC FUNCTION {account.function}(VARCHAR)")
     properties = {row["property"]: row.get("value", row.get("property_value")) for row in described}
     kept = ("null handling", "volatility", "max_batch_rows", "max_batch_retries", "compression")
     return ", ".join(f"{name}: {properties[name]}" for name in kept if name in properties)
@@ -171,30 +171,30 @@ QUESTIONS: dict[str, tuple[str, Ask]] = {
     ),
     "packages": (
         "Does the account have the warehouse function's packages?",
-        lambda at: "resolved" if at.console.rows(package_check().rstrip(";")) else "no answer",
+        lambda at: "resolved" if at.user_session.rows(package_check().rstrip(";")) else "no answer",
     ),
 }
 
 
-def find_function(console: Console, name: str) -> str:
+def find_function(user_session: UserSession, name: str) -> str:
     """The quoted name of a function, looked up in the account unless it is qualified. Raises ClientError."""
     parts = parse_identifier(name)
     if len(parts) == 3:
         return quote_identifier(*parts)
     pattern = quote_string(parts[-1].replace("_", "\\_"))
-    for row in console.rows(f"SHOW USER FUNCTIONS LIKE {pattern} IN ACCOUNT"):
+    for row in user_session.rows(f"SHOW USER FUNCTIONS LIKE {pattern} IN ACCOUNT"):
         if row["name"] == parts[-1]:
             return quote_identifier(str(row["catalog_name"]), str(row["schema_name"]), parts[-1])
     raise ClientError(f"Function {name} not found. Create it with: ext-classify register")
 
 
-def ask(console: Console, function: str, stage: str | None) -> Iterator[str]:
+def ask(user_session: UserSession, function: str, stage: str | None) -> Iterator[str]:
     """Yield the lines of the text. Raises ClientError if there is no such function."""
     from snowflake.connector import __version__ as connector  # noqa: PLC0415 - slow to import
 
-    name = find_function(console, function)
+    name = find_function(user_session, function)
     images = quote_identifier(*parse_identifier(name)[:2], "IMAGES")
-    account = Account(console, name, quote_identifier(*parse_identifier(stage)) if stage else images)
+    account = Account(user_session, name, quote_identifier(*parse_identifier(stage)) if stage else images)
     yield f"ext-classify {__version__}, snowflake-connector-python {connector}"
     for key, (text, answer) in QUESTIONS.items():
         started = time.monotonic()

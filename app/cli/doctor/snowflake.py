@@ -20,9 +20,9 @@ from app.findings import Finding, Findings, check_clock
 from app.images.allowlist import HTTPS_PORT
 from app.images.fetcher import create_fetcher
 from app.names import quote_string
-from app.provisioning.console import (
-    Console,
+from app.provisioning.user_session import (
     StatementFailed,
+    UserSession,
 )
 from app.settings import Settings
 from app.snowflake.self_check import SelfCheck
@@ -46,14 +46,14 @@ async def _check_as_service(settings: Settings) -> list[Finding]:
         return await SelfCheck(settings, session, StageReader(settings, session, fetcher)).run()
 
 
-def check_own_login(findings: Findings, open_console: Callable[[], Console], function: str) -> None:
+def check_own_login(findings: Findings, open_user_session: Callable[[], UserSession], function: str) -> None:
     """Log in with the user's connection and look for the function."""
-    console = _log_in(findings, "your login", open_console)
-    if console is None:
+    user_session = _log_in(findings, "your login", open_user_session)
+    if user_session is None:
         return
     advice = "Create it with: ext-classify register"
-    with console, findings.expecting("function", advice, StatementFailed):
-        rows = console.rows(f"SHOW USER FUNCTIONS LIKE {quote_string(function)} IN ACCOUNT")
+    with user_session, findings.expecting("function", advice, StatementFailed):
+        rows = user_session.rows(f"SHOW USER FUNCTIONS LIKE {quote_string(function)} IN ACCOUNT")
         if rows:
             places = dict.fromkeys(f"{row['catalog_name']}.{row['schema_name']}" for row in rows)
             findings.ok("function", f"{function} is in {', '.join(places)}")
@@ -84,20 +84,20 @@ def check_gateway(findings: Findings, url: str, api_key: str | None) -> None:
     _add_reply(findings, reply, has_key=api_key is not None)
 
 
-def _log_in(findings: Findings, check: str, connect: Callable[[], Console]) -> Console | None:
+def _log_in(findings: Findings, check: str, connect: Callable[[], UserSession]) -> UserSession | None:
     """Return the session, or None if the login fails."""
     with findings.expecting(check, "infra/docs/faq.md has causes of login errors.", ClientError, OSError):
         with ExitStack() as stack:
-            console = stack.enter_context(connect())
-            _add_session(findings, check, console)
+            user_session = stack.enter_context(connect())
+            _add_session(findings, check, user_session)
             stack.pop_all()  # keep the session open
-        return console
+        return user_session
     return None
 
 
-def _add_session(findings: Findings, check: str, console: Console) -> None:
+def _add_session(findings: Findings, check: str, user_session: UserSession) -> None:
     """Add findings on the session's user, role, warehouse and clock. Raises ClientError."""
-    _, [[user, role, warehouse, now]], _ = console.table(_WHO)
+    _, [[user, role, warehouse, now]], _ = user_session.table(_WHO)
     said = f"as {user}, role {role or 'none'}, warehouse {warehouse or 'none'}"
     if warehouse is None:
         findings.note(check, said, "Queries need a warehouse: set one in your connection.")

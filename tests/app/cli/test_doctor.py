@@ -19,8 +19,8 @@ from app.cli.main import main
 from app.cli.service_process import own_service
 from app.emulator import LocalServer
 from app.findings import Findings, check_clock
-from app.provisioning.console import connect
 from app.provisioning.upload import find_files, upload
+from app.provisioning.user_session import connect
 from app.settings import Settings
 from app.snowflake.self_check import check_network_settings
 from tests.app.batches.test_redis_store import REDIS, redis_server
@@ -229,9 +229,9 @@ def fill_stages(server: LocalServer) -> None:
         sql.rows(f"CREATE OR REPLACE STAGE local.public.photos {sse} DIRECTORY = (ENABLE = TRUE)")
         sql.rows("CREATE OR REPLACE STAGE local.public.sealed DIRECTORY = (ENABLE = TRUE)")
         sql.rows(f"CREATE OR REPLACE STAGE local.public.bare {sse}")
-    with connect(**server.connect_arguments) as console:
+    with connect(**server.connect_arguments) as user_session:
         for stage in ("photos", "sealed"):
-            upload(console, find_files([SAMPLES / "patches.png"]), f"local.public.{stage}")
+            upload(user_session, find_files([SAMPLES / "patches.png"]), f"local.public.{stage}")
 
 
 @pytest.mark.slow

@@ -10,8 +10,8 @@ from app.cli.main import main
 from app.cli.service_process import own_service
 from app.client import ClientError
 from app.emulator import LocalServer
-from app.provisioning.console import Console, connect
 from app.provisioning.upload import find_files, upload
+from app.provisioning.user_session import UserSession, connect
 from tests.conftest import SAMPLES
 
 pytestmark = pytest.mark.slow
@@ -24,7 +24,7 @@ def server() -> Iterator[LocalServer]:
 
 
 @pytest.fixture(scope="module")
-def console(server: LocalServer) -> Iterator[Console]:
+def user_session(server: LocalServer) -> Iterator[UserSession]:
     """An account with the function and an image; the service defers after a tenth of a second."""
     environment = server.service_environment | {"EXT_CLASSIFY_SYNC_DEADLINE_SECONDS": "0.1"}
     with (
@@ -45,8 +45,8 @@ def answers(lines: Iterator[str]) -> dict[str, str]:
     return {line.split()[0]: line.partition("\n")[2].strip() for line in rest}
 
 
-def test_every_question_is_answered_as_far_as_the_emulator_goes(console: Console) -> None:
-    said = answers(ask(console, "EXT_CLASSIFY", None))
+def test_every_question_is_answered_as_far_as_the_emulator_goes(user_session: UserSession) -> None:
+    said = answers(ask(user_session, "EXT_CLASSIFY", None))
     assert list(said) == list(QUESTIONS)
     for key in ("base64", "hex"):
         assert said[key].startswith("classified as Scratches")
@@ -65,20 +65,20 @@ def test_every_question_is_answered_as_far_as_the_emulator_goes(console: Console
 
 
 def test_command_prints_the_text(
-    server: LocalServer, console: Console, capsys: pytest.CaptureFixture[str]
+    server: LocalServer, user_session: UserSession, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["doctor", "--snowflake", "--local", "--port", str(server.port)]) == 0
     printed = capsys.readouterr().out
     assert [line.split()[0] for line in printed.splitlines()[1::2]] == list(QUESTIONS)
 
 
-def test_stage_without_files_skips_what_needs_one(console: Console) -> None:
-    console.rows("CREATE STAGE IF NOT EXISTS empty DIRECTORY = (ENABLE = TRUE)")
-    said = answers(ask(console, "local.public.ext_classify", "local.public.empty"))
+def test_stage_without_files_skips_what_needs_one(user_session: UserSession) -> None:
+    user_session.rows("CREATE STAGE IF NOT EXISTS empty DIRECTORY = (ENABLE = TRUE)")
+    said = answers(ask(user_session, "local.public.ext_classify", "local.public.empty"))
     skipped = {key for key, text in said.items() if text.startswith("skipped: ")}
     assert skipped == {"file_url", "privatelink", "scoped_url", "signed_url", "signing"}
 
 
-def test_unknown_function_is_an_error(console: Console) -> None:
+def test_unknown_function_is_an_error(user_session: UserSession) -> None:
     with pytest.raises(ClientError, match="ext-classify register"):
-        list(ask(console, "nowhere", None))
+        list(ask(user_session, "nowhere", None))

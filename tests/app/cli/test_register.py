@@ -18,7 +18,7 @@ from app.cli.main import main
 from app.cli.service_process import own_service
 from app.client import is_ready
 from app.emulator import LocalServer
-from app.provisioning.console import Console, connect
+from app.provisioning.user_session import UserSession, connect
 from model.defaults import DEFAULT_MODEL_PATH
 from tests.conftest import SAMPLES
 from tests.running import CLI, TIMEOUT_SECONDS, free_port, running_service
@@ -43,7 +43,7 @@ def service(server: LocalServer) -> Iterator[str]:
 
 
 @pytest.fixture
-def console(server: LocalServer) -> Iterator[Console]:
+def user_session(server: LocalServer) -> Iterator[UserSession]:
     with connect(**server.connect_arguments) as opened:
         yield opened
 
@@ -94,11 +94,13 @@ def test_registering_again_changes_nothing(commands: Commands) -> None:
 
 
 def test_printed_policies_contain_the_external_id_and_do_not_change(
-    commands: Commands, console: Console
+    commands: Commands, user_session: UserSession
 ) -> None:
     first = commands.register()
     [row] = [
-        r for r in console.rows("DESC INTEGRATION ext_classify_api") if r["property"] == "API_AWS_EXTERNAL_ID"
+        r
+        for r in user_session.rows("DESC INTEGRATION ext_classify_api")
+        if r["property"] == "API_AWS_EXTERNAL_ID"
     ]
     assert f'"sts:ExternalId": "{row["property_value"]}"' in first
     assert '"AWS": "arn:aws:sts::123456789012:assumed-role/gateway/snowflake"' in first
@@ -106,29 +108,29 @@ def test_printed_policies_contain_the_external_id_and_do_not_change(
 
 
 def test_register_updates_changed_objects_and_keeps_grants(
-    commands: Commands, console: Console, service: str
+    commands: Commands, user_session: UserSession, service: str
 ) -> None:
     commands.register()
-    console.rows('GRANT USAGE ON FUNCTION ext_classify(VARCHAR) TO ROLE "Some one"')
+    user_session.rows('GRANT USAGE ON FUNCTION ext_classify(VARCHAR) TO ROLE "Some one"')
     changed = commands.register("--max-batch-rows", "7")
     assert actions(changed) == {"unchanged", "altered"}
     [rows] = [
         r["value"]
-        for r in console.rows("DESC FUNCTION ext_classify(VARCHAR)")
+        for r in user_session.rows("DESC FUNCTION ext_classify(VARCHAR)")
         if r["property"] == "max_batch_rows"
     ]
     assert rows == "7"
-    grants = console.rows("SHOW GRANTS ON FUNCTION ext_classify(VARCHAR)")
+    grants = user_session.rows("SHOW GRANTS ON FUNCTION ext_classify(VARCHAR)")
     assert [grant["grantee_name"] for grant in grants] == ["Some one"]
     moved = commands.register("--max-batch-rows", "7", "--allowed-prefix", f"{service}/")
     assert actions(moved) == {"unchanged", "altered"}
 
 
-def test_function_with_a_similar_name_is_not_changed(commands: Commands, console: Console) -> None:
+def test_function_with_a_similar_name_is_not_changed(commands: Commands, user_session: UserSession) -> None:
     commands.register("--function", '"ext%classify"')
     assert "created" in actions(commands.register())
     commands.run("unregister", "--function", '"ext%classify"')
-    assert [row["name"] for row in console.rows("SHOW EXTERNAL FUNCTIONS")] == [
+    assert [row["name"] for row in user_session.rows("SHOW EXTERNAL FUNCTIONS")] == [
         "EXT_CLASSIFY",
         "EXT_CLASSIFY",
     ]
@@ -143,7 +145,7 @@ def test_verify_classifies_a_sample_and_a_staged_file(commands: Commands) -> Non
     assert '@"LOCAL"."PUBLIC"."IMAGES"/patches.png' in printed
 
 
-def test_printed_next_steps_work(commands: Commands, console: Console, tmp_path: Path) -> None:
+def test_printed_next_steps_work(commands: Commands, user_session: UserSession, tmp_path: Path) -> None:
     names = ["--stage", '"My images"', "--function", '"a fn("', "--integration", '"my int"']
     printed = commands.register(*names)
     shutil.copy(SAMPLES / "patches.png", tmp_path)
@@ -154,7 +156,7 @@ def test_printed_next_steps_work(commands: Commands, console: Console, tmp_path:
     [select] = re.findall(
         r"^Then, in ext-classify sql --local --port \d+: (SELECT .*);$", printed, re.MULTILINE
     )
-    [[path, answer]] = [list(row.values()) for row in console.rows(select)]
+    [[path, answer]] = [list(row.values()) for row in user_session.rows(select)]
     assert (path, answer["label"]) == ("patches.png", "Patches")
     again = commands.register(*names, "--verify")
     assert actions(again) == {"unchanged"}
@@ -164,7 +166,7 @@ def test_printed_next_steps_work(commands: Commands, console: Console, tmp_path:
 def test_owner_role_continues_after_the_integration(commands: Commands) -> None:
     printed = commands.register("--owner-role", "builder")
     assert "Next, as role builder: ext-classify register --provider aws --no-integration …" in printed
-    assert "FUNCTION \"" not in printed
+    assert 'FUNCTION "' not in printed
     name = ["--integration", "ext_classify_api", "--url", f"{commands.url}/classify"]
     assert actions(commands.run("register", "--provider", "aws", "--no-integration", *name)) == {"created"}
     url = ["--url", f"{commands.url}/classify", "--role-arn", ROLE_ARN]
@@ -180,15 +182,17 @@ def test_failed_verify_reports_the_reason(commands: Commands, service: str, tmp_
     assert "BMP, PNG, JPEG, TIFF" in message
 
 
-def test_unregister_keeps_the_images_and_the_integration(commands: Commands, console: Console) -> None:
+def test_unregister_keeps_the_images_and_the_integration(
+    commands: Commands, user_session: UserSession
+) -> None:
     commands.register()
     commands.run("upload", str(SAMPLES), "--stage", "images")
     assert commands.run("unregister").count("successfully dropped") == 2
-    assert [row["name"] for row in console.rows("SHOW INTEGRATIONS")] == ["EXT_CLASSIFY_API"]
+    assert [row["name"] for row in user_session.rows("SHOW INTEGRATIONS")] == ["EXT_CLASSIFY_API"]
     assert commands.run("unregister", "--drop-integration").count("successfully dropped") == 1
     assert commands.run("unregister", "--drop-integration").count("already dropped") == 3
-    assert console.rows("SHOW INTEGRATIONS") == []
-    assert len(console.rows("LIST @images")) == 6
+    assert user_session.rows("SHOW INTEGRATIONS") == []
+    assert len(user_session.rows("LIST @images")) == 6
 
 
 @pytest.mark.parametrize(
@@ -253,7 +257,7 @@ def test_unreachable_snowflake_is_reported(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_upload_keeps_folders_and_special_characters(
-    commands: Commands, console: Console, tmp_path: Path
+    commands: Commands, user_session: UserSession, tmp_path: Path
 ) -> None:
     names = ["a.png", "b [1]*.png", "ü ß.png", "100%25.png"]
     for folder in ("2026/07", "2026/08"):
@@ -262,10 +266,12 @@ def test_upload_keeps_folders_and_special_characters(
             shutil.copy(SAMPLES / "rolled.png", tmp_path / folder / name)
     commands.register()
     assert commands.run("upload", str(tmp_path), "--stage", "images", "--folder", "line 1") == "8 uploaded\n"
-    files = console.rows("SELECT relative_path FROM DIRECTORY(@images) ORDER BY 1")
+    files = user_session.rows("SELECT relative_path FROM DIRECTORY(@images) ORDER BY 1")
     expected = sorted(f"line 1/{folder}/{name}" for folder in ("2026/07", "2026/08") for name in names)
     assert [file["relative_path"] for file in files] == expected
-    answers = console.rows("SELECT ext_classify(file_url):label::string AS label FROM DIRECTORY(@images)")
+    answers = user_session.rows(
+        "SELECT ext_classify(file_url):label::string AS label FROM DIRECTORY(@images)"
+    )
     assert {answer["label"] for answer in answers} == {"Rolled"}
 
 
@@ -282,18 +288,20 @@ def test_commands_print_json(commands: Commands) -> None:
     assert all("done" in json.loads(line) for line in dropped.splitlines())
 
 
-def test_model_is_uploaded_with_its_card_and_compiled_model(commands: Commands, console: Console) -> None:
-    console.rows("CREATE STAGE networks ENCRYPTION = (TYPE = 'SNOWFLAKE_SSE')")
+def test_model_is_uploaded_with_its_card_and_compiled_model(
+    commands: Commands, user_session: UserSession
+) -> None:
+    user_session.rows("CREATE STAGE networks ENCRYPTION = (TYPE = 'SNOWFLAKE_SSE')")
     assert commands.run("upload", str(DEFAULT_MODEL_PATH), "--stage", "networks") == "4 uploaded\n"
-    sizes = {row["name"].partition("/")[2]: row["size"] for row in console.rows("LIST @networks")}
+    sizes = {row["name"].partition("/")[2]: row["size"] for row in user_session.rows("LIST @networks")}
     assert sizes[DEFAULT_MODEL_PATH.name] == DEFAULT_MODEL_PATH.stat().st_size
     assert set(sizes) == {f"steel_defects{suffix}" for suffix in (".h5", ".json", ".tflite", ".tflite.json")}
 
 
 def test_upload_warns_about_client_side_encryption(
-    commands: Commands, console: Console, capsys: pytest.CaptureFixture[str], server: LocalServer
+    commands: Commands, user_session: UserSession, capsys: pytest.CaptureFixture[str], server: LocalServer
 ) -> None:
-    console.rows("CREATE STAGE sealed")
+    user_session.rows("CREATE STAGE sealed")
     local = ["--local", "--port", str(server.port)]
     assert main(["upload", str(SAMPLES / "rolled.png"), "--stage", "sealed", *local]) == 0
     assert "client-side encryption" in capsys.readouterr().err
@@ -318,7 +326,7 @@ def test_upload_reports_skipped_files(
 
 
 def test_upload_counts_uploaded_files_and_fails_for_the_others(
-    commands: Commands, console: Console, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    commands: Commands, user_session: UserSession, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copy(SAMPLES / "rolled.png", tmp_path)
     (tmp_path / "unreadable.png").symlink_to("/proc/self/mem")  # can be opened, but not read
@@ -328,7 +336,7 @@ def test_upload_counts_uploaded_files_and_fails_for_the_others(
     printed = capsys.readouterr()
     assert printed.out == "1 failed, 1 uploaded\n"
     assert "unreadable.png: " in printed.err
-    assert len(console.rows("SELECT * FROM DIRECTORY(@images)")) == 1
+    assert len(user_session.rows("SELECT * FROM DIRECTORY(@images)")) == 1
 
 
 def test_upload_refuses_two_files_with_the_same_target(commands: Commands, tmp_path: Path) -> None:

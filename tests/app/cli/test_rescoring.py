@@ -16,7 +16,7 @@ from app.cli import rescoring
 from app.cli.main import main
 from app.cli.rescoring import AnswersTable, StagedFile
 from app.emulator import LocalServer
-from app.provisioning.console import connect
+from app.provisioning.user_session import connect
 from tests.app.emulator.remote_service import Received, RemoteService, Reply, answer
 from tests.app.emulator.sql import Sql
 from tests.conftest import SAMPLES
@@ -131,8 +131,8 @@ def test_repeated_insert_adds_no_rows(command: list[str], sql: Sql, server: Loca
     """A client repeats a statement if the response is lost."""
     outcome = {"label": "Pitted", "model": {"version": "v"}, "error": None}
     answers = [(StagedFile("a", etag, "u"), outcome) for etag in (None, "e")]
-    with connect(**server.connect_arguments) as console:
-        table = AnswersTable(console, STAGE, TABLE)
+    with connect(**server.connect_arguments) as user_session:
+        table = AnswersTable(user_session, STAGE, TABLE)
         table.create()
         for _ in range(2):
             table.store(answers)

@@ -15,7 +15,7 @@ from snowflake.connector.errors import Error
 
 from app.emulator import LocalServer
 from app.emulator.query import MAX_FINISHED_QUERIES, Query
-from app.provisioning.console import StatementFailed, connect
+from app.provisioning.user_session import StatementFailed, connect
 from tests.app.emulator.conftest import Function
 from tests.app.emulator.remote_service import Received, RemoteService, Reply, echo
 from tests.app.emulator.sql import Sql
@@ -335,16 +335,16 @@ def test_request_may_be_compressed(server: LocalServer) -> None:
         assert json.load(response)["success"] is True
 
 
-def test_console_gets_names_and_json(
+def test_user_session_gets_names_and_json(
     server: LocalServer, function: Function, service: RemoteService, sql: Sql
 ) -> None:
     function("f(a OBJECT)")
     schema = sql.value("SELECT CURRENT_SCHEMA()")
-    with connect(**server.connect_arguments | {"schema": schema}) as console:
-        rows = console.rows("SELECT f(OBJECT_CONSTRUCT('a', ARRAY_CONSTRUCT(1))) AS answer, 'x' AS text")
+    with connect(**server.connect_arguments | {"schema": schema}) as user_session:
+        rows = user_session.rows("SELECT f(OBJECT_CONSTRUCT('a', ARRAY_CONSTRUCT(1))) AS answer, 'x' AS text")
         assert rows == [{"answer": {"a": [1]}, "text": "x"}]
         with pytest.raises(StatementFailed, match="Unknown function NOPE"):
-            console.rows("SELECT nope()")
+            user_session.rows("SELECT nope()")
 
 
 # Shutdown.

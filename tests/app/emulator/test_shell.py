@@ -8,7 +8,7 @@ import pytest
 from app.cli.sql_shell import Shell, print_table
 from app.client import ClientError
 from app.emulator import LocalServer
-from app.provisioning.console import connect
+from app.provisioning.user_session import connect
 from tests.app.emulator.conftest import Function
 from tests.app.emulator.remote_service import RemoteService, answer
 from tests.app.emulator.sql import Sql
@@ -17,8 +17,8 @@ from tests.app.emulator.sql import Sql
 @pytest.fixture
 def shell(server: LocalServer, sql: Sql) -> Iterator[Shell]:
     arguments = server.connect_arguments | {"schema": sql.value("SELECT CURRENT_SCHEMA()")}
-    with connect(**arguments) as console:
-        yield Shell(console, server, 0)
+    with connect(**arguments) as user_session:
+        yield Shell(user_session, server, 0)
 
 
 def converse(shell: Shell, *lines: str) -> None:

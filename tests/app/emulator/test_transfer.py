@@ -9,8 +9,8 @@ from fakesnow.server import sessions
 from snowflake.connector.errors import Error
 
 from app.emulator import LocalServer, Stage
-from app.provisioning.console import connect
 from app.provisioning.upload import find_files, is_encrypted_by_clients, upload
+from app.provisioning.user_session import connect
 from tests.app.emulator.sql import Sql
 from tests.conftest import SAMPLES
 
@@ -35,7 +35,7 @@ def stage(sql: Sql) -> str:
 
 
 def put(sql: Sql, content: bytes, name: str, target: str = "@s", options: str = "") -> str:
-    """PUT from a stream, as the console does; returns the status."""
+    """PUT from a stream, as the user_session does; returns the status."""
     path = name.replace("\\", "\\\\").replace("'", "''")
     statement = f"PUT 'file://{path}' '{target}' AUTO_COMPRESS = FALSE {options}"
     [row] = sql.rows(statement, file_stream=io.BytesIO(content))
@@ -303,9 +303,9 @@ def test_upload_keeps_subfolders(sql: Sql, stage: str, server: LocalServer, tmp_
         (tmp_path / path).parent.mkdir(exist_ok=True)
         (tmp_path / path).write_bytes((SAMPLES / "scratches.png").read_bytes() + path.encode())
     schema = sql.value("SELECT CURRENT_SCHEMA()")
-    with connect(**server.connect_arguments) as console:
-        assert upload(console, find_files([tmp_path], "2026"), f"local.{schema}.s") == {"UPLOADED": 3}
-        assert not is_encrypted_by_clients(console, f"local.{schema}.s")
+    with connect(**server.connect_arguments) as user_session:
+        assert upload(user_session, find_files([tmp_path], "2026"), f"local.{schema}.s") == {"UPLOADED": 3}
+        assert not is_encrypted_by_clients(user_session, f"local.{schema}.s")
     assert sql.column("SELECT relative_path FROM DIRECTORY(@s)") == [
         "2026/1/a.png",
         "2026/2/a.png",

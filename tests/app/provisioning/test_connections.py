@@ -12,7 +12,7 @@ import pytest
 from app.cli.service_process import own_service
 from app.client import ClientError
 from app.emulator import LocalServer
-from app.provisioning.console import connect_as_service
+from app.provisioning.user_session import connect_as_service
 from app.settings import Settings
 from tests.conftest import SAMPLES
 from tests.running import PYTHONS, ROOT
@@ -22,7 +22,7 @@ from tests.snowflake_front import LOGIN, Front, failure, front
 PROGRAM = """
 import sys
 from app.client import ClientError
-from app.provisioning.console import open_console
+from app.provisioning.user_session import open_console
 for name in sys.argv[1:] or [None]:
     try:
         with open_console(name) as console:

@@ -9,8 +9,8 @@ import snowflake.connector
 
 from app.client import ClientError
 from app.emulator import LocalServer
-from app.provisioning.console import Console, StatementFailed
 from app.provisioning.register import Registration, register, unregister
+from app.provisioning.user_session import StatementFailed, UserSession
 
 URL = "https://abc.execute-api.eu-central-1.amazonaws.com/prod/classify"
 VARIABLES = {
@@ -30,7 +30,7 @@ TWO = "ext_classify(VARCHAR, OBJECT)"
 Answer = Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
 
 
-class ScriptedConsole(Console):
+class ScriptedSession(UserSession):
     """The emulator, with scripted results for some statements; records all statements."""
 
     def __init__(self, connection: Any) -> None:
@@ -56,16 +56,18 @@ def server() -> Iterator[LocalServer]:
 
 
 @pytest.fixture
-def console(server: LocalServer) -> Iterator[ScriptedConsole]:
-    with ScriptedConsole(snowflake.connector.connect(**server.connect_arguments)) as opened:
+def user_session(server: LocalServer) -> Iterator[ScriptedSession]:
+    with ScriptedSession(snowflake.connector.connect(**server.connect_arguments)) as opened:
         yield opened
     catalog = server.local.catalog
     for things in (catalog.functions, catalog.integrations, catalog.grants, catalog.stages):
         things.clear()
 
 
-def run(console: Console, provider: str = "aws", *, makes_integration: bool = True, **variables: str) -> str:
-    return "\n".join(register(console, Registration(provider, VARIABLES | variables, makes_integration)))
+def run(
+    user_session: UserSession, provider: str = "aws", *, makes_integration: bool = True, **variables: str
+) -> str:
+    return "\n".join(register(user_session, Registration(provider, VARIABLES | variables, makes_integration)))
 
 
 def outcomes(printed: str) -> dict[str, str]:
@@ -74,65 +76,72 @@ def outcomes(printed: str) -> dict[str, str]:
     return {thing: done for done, thing in found}
 
 
-def properties(console: Console, statement: str) -> dict[str, str]:
-    return {row["property"]: row.get("property_value", row.get("value")) for row in console.rows(statement)}
+def properties(user_session: UserSession, statement: str) -> dict[str, str]:
+    return {
+        row["property"]: row.get("property_value", row.get("value")) for row in user_session.rows(statement)
+    }
 
 
-def grantees(console: Console, thing: str) -> set[tuple[str, str]]:
-    return {(row["privilege"], row["grantee_name"]) for row in console.rows(f"SHOW GRANTS ON {thing}")}
+def grantees(user_session: UserSession, thing: str) -> set[tuple[str, str]]:
+    return {(row["privilege"], row["grantee_name"]) for row in user_session.rows(f"SHOW GRANTS ON {thing}")}
 
 
 # --- integrations ---------------------------------------------------------------------------------
 
 
-def test_prefixes_of_other_functions_are_kept(console: ScriptedConsole) -> None:
+def test_prefixes_of_other_functions_are_kept(user_session: ScriptedSession) -> None:
     other = URL.replace("classify", "a,b'c\\")
-    run(console)
-    printed = run(console, url=other, allowed_prefix=other, function="other")
+    run(user_session)
+    printed = run(user_session, url=other, allowed_prefix=other, function="other")
     assert outcomes(printed)['API INTEGRATION "GATEWAY"'] == "altered"
-    shown = properties(console, "DESC INTEGRATION gateway")["API_ALLOWED_PREFIXES"]
+    shown = properties(user_session, "DESC INTEGRATION gateway")["API_ALLOWED_PREFIXES"]
     assert shown == f"{URL},{other}"
-    assert outcomes(run(console))['API INTEGRATION "GATEWAY"'] == "unchanged"
-    assert properties(console, "DESC INTEGRATION gateway")["API_ALLOWED_PREFIXES"] == shown
+    assert outcomes(run(user_session))['API INTEGRATION "GATEWAY"'] == "unchanged"
+    assert properties(user_session, "DESC INTEGRATION gateway")["API_ALLOWED_PREFIXES"] == shown
 
 
-def test_changed_role_is_altered_and_the_prefixes_are_kept(console: ScriptedConsole) -> None:
-    run(console)
-    console.statements.clear()
-    run(console, aws_role_arn="arn:aws:iam::123456789012:role/other")
-    [alteration] = console.ran("ALTER API INTEGRATION")
+def test_changed_role_is_altered_and_the_prefixes_are_kept(user_session: ScriptedSession) -> None:
+    run(user_session)
+    user_session.statements.clear()
+    run(user_session, aws_role_arn="arn:aws:iam::123456789012:role/other")
+    [alteration] = user_session.ran("ALTER API INTEGRATION")
     assert "PREFIXES" not in alteration
 
 
-def test_integration_of_another_provider_is_rejected(console: ScriptedConsole) -> None:
-    run(console)
+def test_integration_of_another_provider_is_rejected(user_session: ScriptedSession) -> None:
+    run(user_session)
     azure = {"azure_tenant_id": "t", "azure_application_id": "a"}
     with pytest.raises(ClientError, match="provider aws_api_gateway, which cannot be changed"):
-        run(console, "azure", **azure)
-    run(console, "azure", integration="azure", **azure)
+        run(user_session, "azure", **azure)
+    run(user_session, "azure", integration="azure", **azure)
     with pytest.raises(ClientError, match="tenant t, which cannot be changed"):
-        run(console, "azure", integration="azure", **azure | {"azure_tenant_id": "other"})
+        run(user_session, "azure", integration="azure", **azure | {"azure_tenant_id": "other"})
 
 
-def test_existing_integration_is_not_altered(console: ScriptedConsole) -> None:
-    console.rows(
+def test_existing_integration_is_not_altered(user_session: ScriptedSession) -> None:
+    user_session.rows(
         "CREATE API INTEGRATION gateway API_PROVIDER = aws_api_gateway API_AWS_ROLE_ARN = 'x' "
         "API_ALLOWED_PREFIXES = ('https://')"
     )
-    console.statements.clear()
-    printed = run(console, makes_integration=False)
+    user_session.statements.clear()
+    printed = run(user_session, makes_integration=False)
     assert "API INTEGRATION" not in "".join(outcomes(printed))
-    assert console.ran("CREATE API") == console.ran("ALTER") == console.ran("DESC INTEGRATION") == []
+    assert (
+        user_session.ran("CREATE API")
+        == user_session.ran("ALTER")
+        == user_session.ran("DESC INTEGRATION")
+        == []
+    )
 
 
-def test_owner_role_only_gets_usage_on_the_integration(console: ScriptedConsole) -> None:
-    assert outcomes(run(console, owner_role='"The builder"')) == {
+def test_owner_role_only_gets_usage_on_the_integration(user_session: ScriptedSession) -> None:
+    assert outcomes(run(user_session, owner_role='"The builder"')) == {
         'API INTEGRATION "GATEWAY"': "created",
         'USAGE ON INTEGRATION "GATEWAY" TO ROLE "The builder"': "granted",
     }
-    assert grantees(console, "INTEGRATION gateway") == {("USAGE", "The builder")}
-    assert set(outcomes(run(console, owner_role='"The builder"')).values()) == {"unchanged"}
-    assert console.ran("CREATE OR REPLACE") == console.ran("CREATE STAGE") == []
+    assert grantees(user_session, "INTEGRATION gateway") == {("USAGE", "The builder")}
+    assert set(outcomes(run(user_session, owner_role='"The builder"')).values()) == {"unchanged"}
+    assert user_session.ran("CREATE OR REPLACE") == user_session.ran("CREATE STAGE") == []
 
 
 def test_owner_role_only_gets_the_endpoint_of_a_service() -> None:
@@ -142,26 +151,26 @@ def test_owner_role_only_gets_the_endpoint_of_a_service() -> None:
     ]
 
 
-def test_integration_used_by_other_functions_is_not_dropped(console: ScriptedConsole) -> None:
-    run(console)
-    run(console, function="other")
-    console.statements.clear()
+def test_integration_used_by_other_functions_is_not_dropped(user_session: ScriptedSession) -> None:
+    run(user_session)
+    run(user_session, function="other")
+    user_session.statements.clear()
     with pytest.raises(ClientError, match=r'"LOCAL"."PUBLIC"."OTHER"\(VARCHAR\), .*Nothing was dropped'):
-        list(unregister(console, VARIABLES, drop_integration=True))
-    assert console.ran("DROP") == []
-    list(unregister(console, VARIABLES | {"function": "other"}, drop_integration=False))
-    *_, note = unregister(console, VARIABLES, drop_integration=True)
+        list(unregister(user_session, VARIABLES, drop_integration=True))
+    assert user_session.ran("DROP") == []
+    list(unregister(user_session, VARIABLES | {"function": "other"}, drop_integration=False))
+    *_, note = unregister(user_session, VARIABLES, drop_integration=True)
     assert note.startswith("Note: every function in the account")
-    assert console.rows("SHOW INTEGRATIONS") == []
+    assert user_session.rows("SHOW INTEGRATIONS") == []
 
 
-def test_functions_are_matched_by_url_if_the_integration_is_hidden(console: ScriptedConsole) -> None:
-    run(console)
-    run(console, function="other")
-    run(console, function="far", integration="far", url="https://far/", allowed_prefix="https://far/")
-    console.scripted["DESC FUNCTION"] = without("api_integration")
+def test_functions_are_matched_by_url_if_the_integration_is_hidden(user_session: ScriptedSession) -> None:
+    run(user_session)
+    run(user_session, function="other")
+    run(user_session, function="far", integration="far", url="https://far/", allowed_prefix="https://far/")
+    user_session.scripted["DESC FUNCTION"] = without("api_integration")
     with pytest.raises(ClientError, match="OTHER") as refusal:
-        list(unregister(console, VARIABLES, drop_integration=True))
+        list(unregister(user_session, VARIABLES, drop_integration=True))
     assert "FAR" not in str(refusal.value)
 
 
@@ -174,66 +183,66 @@ def without(name: str) -> Answer:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("hides", [False, True])
-def test_function_of_another_integration_is_altered(console: ScriptedConsole, hides: bool) -> None:
-    run(console)
+def test_function_of_another_integration_is_altered(user_session: ScriptedSession, hides: bool) -> None:
+    run(user_session)
     if hides:
-        console.scripted["DESC FUNCTION"] = without("api_integration")
-    done = outcomes(run(console, integration="second"))
+        user_session.scripted["DESC FUNCTION"] = without("api_integration")
+    done = outcomes(run(user_session, integration="second"))
     assert done['FUNCTION "LOCAL"."PUBLIC"."EXT_CLASSIFY"(VARCHAR)'] == "altered"
-    assert set(outcomes(run(console, integration="second")).values()) == {"unchanged"}
+    assert set(outcomes(run(user_session, integration="second")).values()) == {"unchanged"}
 
 
-def test_function_without_a_fingerprint_is_altered(console: ScriptedConsole) -> None:
-    run(console)
-    console.rows(
+def test_function_without_a_fingerprint_is_altered(user_session: ScriptedSession) -> None:
+    run(user_session)
+    user_session.rows(
         f"CREATE OR REPLACE EXTERNAL FUNCTION ext_classify(url VARCHAR) RETURNS VARIANT STRICT VOLATILE "
         f"API_INTEGRATION = gateway MAX_BATCH_ROWS = 64 COMPRESSION = AUTO AS '{URL}'"
     )
-    assert "altered" in outcomes(run(console)).values()
+    assert "altered" in outcomes(run(user_session)).values()
 
 
-def test_altered_function_keeps_its_grants_without_restoring_them(console: ScriptedConsole) -> None:
-    run(console, caller_role="analyst")
-    console.statements.clear()
-    done = outcomes(run(console, max_batch_rows="7"))
+def test_altered_function_keeps_its_grants_without_restoring_them(user_session: ScriptedSession) -> None:
+    run(user_session, caller_role="analyst")
+    user_session.statements.clear()
+    done = outcomes(run(user_session, max_batch_rows="7"))
     assert list(done.values()).count("altered") == 2
-    assert properties(console, f"DESC FUNCTION {ONE}")["max_batch_rows"] == "7"
-    assert grantees(console, f"FUNCTION {ONE}") == {("USAGE", "ANALYST")}
-    assert console.ran("CREATE OR REPLACE") == console.ran("GRANT") == []
+    assert properties(user_session, f"DESC FUNCTION {ONE}")["max_batch_rows"] == "7"
+    assert grantees(user_session, f"FUNCTION {ONE}") == {("USAGE", "ANALYST")}
+    assert user_session.ran("CREATE OR REPLACE") == user_session.ran("GRANT") == []
 
 
-def test_function_is_replaced_where_the_account_cannot_alter_it(console: ScriptedConsole) -> None:
+def test_function_is_replaced_where_the_account_cannot_alter_it(user_session: ScriptedSession) -> None:
     def refuse(_: list[dict[str, Any]]) -> list[dict[str, Any]]:
         raise StatementFailed("SQL compilation error")
 
-    run(console, caller_role="analyst")
-    console.scripted["CREATE OR ALTER"] = refuse
-    assert list(outcomes(run(console, max_batch_rows="7")).values()).count("replaced") == 2
-    assert grantees(console, f"FUNCTION {TWO}") == {("USAGE", "ANALYST")}
+    run(user_session, caller_role="analyst")
+    user_session.scripted["CREATE OR ALTER"] = refuse
+    assert list(outcomes(run(user_session, max_batch_rows="7")).values()).count("replaced") == 2
+    assert grantees(user_session, f"FUNCTION {TWO}") == {("USAGE", "ANALYST")}
 
 
-def test_manually_altered_function_is_replaced(console: ScriptedConsole) -> None:
-    run(console)
-    console.scripted["DESC FUNCTION"] = lambda rows: [
+def test_manually_altered_function_is_replaced(user_session: ScriptedSession) -> None:
+    run(user_session)
+    user_session.scripted["DESC FUNCTION"] = lambda rows: [
         row | ({"value": "5"} if row["property"] == "max_batch_rows" else {}) for row in rows
     ]
-    assert list(outcomes(run(console)).values()).count("replaced") == 2
+    assert list(outcomes(run(user_session)).values()).count("replaced") == 2
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["my fn", "a(b", "a(VARCHAR) RETURN", "a%_\\b", 'say ""hi""', "x'y"])
 def test_quoted_names_are_unchanged_the_second_time_and_keep_their_grants(
-    console: ScriptedConsole, name: str
+    user_session: ScriptedSession, name: str
 ) -> None:
     odd = f'"{name}"'
     names = {"function": odd, "stage": odd, "integration": odd, "caller_role": odd}
-    assert set(outcomes(run(console, **names)).values()) == {"created", "granted"}
-    console.rows(f"GRANT USAGE ON FUNCTION {odd}(VARCHAR) TO ROLE someone")
-    assert set(outcomes(run(console, **names)).values()) == {"unchanged"}
-    run(console, **names, max_batch_rows="7")
+    assert set(outcomes(run(user_session, **names)).values()) == {"created", "granted"}
+    user_session.rows(f"GRANT USAGE ON FUNCTION {odd}(VARCHAR) TO ROLE someone")
+    assert set(outcomes(run(user_session, **names)).values()) == {"unchanged"}
+    run(user_session, **names, max_batch_rows="7")
     caller = ("USAGE", name.replace('""', '"'))
-    assert grantees(console, f"FUNCTION {odd}(VARCHAR)") == {("USAGE", "SOMEONE"), caller}
-    assert grantees(console, f"FUNCTION {odd}(VARCHAR, OBJECT)") == {caller}
+    assert grantees(user_session, f"FUNCTION {odd}(VARCHAR)") == {("USAGE", "SOMEONE"), caller}
+    assert grantees(user_session, f"FUNCTION {odd}(VARCHAR, OBJECT)") == {caller}
 
 
 def grant(privilege: str, kind: str, name: str, option: str = "false") -> dict[str, str]:
@@ -256,91 +265,91 @@ RESTORED = [
 ]
 
 
-def test_grants_are_printed_before_and_restored_after_a_replacement(console: ScriptedConsole) -> None:
-    run(console)
-    console.scripted = {
+def test_grants_are_printed_before_and_restored_after_a_replacement(user_session: ScriptedSession) -> None:
+    run(user_session)
+    user_session.scripted = {
         'SHOW GRANTS ON FUNCTION "LOCAL"."PUBLIC"."EXT_CLASSIFY"(VARCHAR)': lambda _: GRANTS,
         "GRANT": lambda _: [],
     }
-    lines = register(console, Registration("aws", VARIABLES | {"url": f"{URL}2"}))
-    console.statements.clear()
+    lines = register(user_session, Registration("aws", VARIABLES | {"url": f"{URL}2"}))
+    user_session.statements.clear()
     printed = next(line for line in lines if line.startswith("  GRANT"))
     assert printed == "\n".join(f"  {statement};" for statement in RESTORED)
-    assert console.ran("CREATE OR REPLACE") == []
+    assert user_session.ran("CREATE OR REPLACE") == []
     list(lines)
-    replacement = console.statements.index(console.ran("CREATE OR REPLACE")[0])
-    assert console.statements[replacement + 1 : replacement + 4] == RESTORED
+    replacement = user_session.statements.index(user_session.ran("CREATE OR REPLACE")[0])
+    assert user_session.statements[replacement + 1 : replacement + 4] == RESTORED
 
 
 def test_failed_grants_are_reported_at_the_end_and_do_not_stop_the_others(
-    console: ScriptedConsole,
+    user_session: ScriptedSession,
 ) -> None:
     def refuse(_: list[dict[str, Any]]) -> list[dict[str, Any]]:
         raise StatementFailed("Insufficient privileges")
 
-    console.scripted["GRANT USAGE ON DATABASE"] = refuse
+    user_session.scripted["GRANT USAGE ON DATABASE"] = refuse
     with pytest.raises(ClientError, match=r"MANAGE GRANTS.*: GRANT USAGE ON DATABASE .* \(Insufficient"):
-        run(console, caller_role="analyst")
-    assert grantees(console, f"FUNCTION {ONE}") == {("USAGE", "ANALYST")}
+        run(user_session, caller_role="analyst")
+    assert grantees(user_session, f"FUNCTION {ONE}") == {("USAGE", "ANALYST")}
 
 
-def test_grants_that_a_replacement_lost_are_reported_at_the_end(console: ScriptedConsole) -> None:
+def test_grants_that_a_replacement_lost_are_reported_at_the_end(user_session: ScriptedSession) -> None:
     def refuse(_: list[dict[str, Any]]) -> list[dict[str, Any]]:
         raise StatementFailed("No right to do so")
 
-    run(console, caller_role="analyst")
-    console.rows(f"GRANT USAGE ON FUNCTION {ONE} TO ROLE someone")
-    console.scripted['GRANT USAGE ON FUNCTION "LOCAL"."PUBLIC"."EXT_CLASSIFY"(VARCHAR) TO ROLE "ANALYST"'] = (
-        refuse
-    )
+    run(user_session, caller_role="analyst")
+    user_session.rows(f"GRANT USAGE ON FUNCTION {ONE} TO ROLE someone")
+    user_session.scripted[
+        'GRANT USAGE ON FUNCTION "LOCAL"."PUBLIC"."EXT_CLASSIFY"(VARCHAR) TO ROLE "ANALYST"'
+    ] = refuse
     with pytest.raises(ClientError, match=r'must run these: .*TO ROLE "ANALYST" \(No right'):
-        run(console, url=f"{URL}2")
-    assert grantees(console, f"FUNCTION {ONE}") == {("USAGE", "SOMEONE")}
-    assert grantees(console, f"FUNCTION {TWO}") == {("USAGE", "ANALYST")}
+        run(user_session, url=f"{URL}2")
+    assert grantees(user_session, f"FUNCTION {ONE}") == {("USAGE", "SOMEONE")}
+    assert grantees(user_session, f"FUNCTION {TWO}") == {("USAGE", "ANALYST")}
 
 
-def test_invalid_name_is_rejected_before_any_statement(console: ScriptedConsole) -> None:
+def test_invalid_name_is_rejected_before_any_statement(user_session: ScriptedSession) -> None:
     with pytest.raises(ClientError, match="The variable warehouse"):
-        run(console, service_role="classifier", warehouse="'")
-    assert console.statements == []
+        run(user_session, service_role="classifier", warehouse="'")
+    assert user_session.statements == []
 
 
 # --- stages ---------------------------------------------------------------------------------------
 
 
-def test_stage_without_directory_table_gets_one(console: ScriptedConsole) -> None:
-    console.rows("CREATE STAGE images ENCRYPTION = (TYPE = 'SNOWFLAKE_SSE')")
-    printed = run(console)
+def test_stage_without_directory_table_gets_one(user_session: ScriptedSession) -> None:
+    user_session.rows("CREATE STAGE images ENCRYPTION = (TYPE = 'SNOWFLAKE_SSE')")
+    printed = run(user_session)
     assert 'STAGE "LOCAL"."PUBLIC"."IMAGES": directory table enabled' in outcomes(printed)
     assert "Note:" not in printed
-    assert console.ran("ALTER STAGE")[-1].endswith("REFRESH")
-    assert console.rows("SHOW STAGES")[0]["directory_enabled"] == "Y"
-    assert set(outcomes(run(console)).values()) == {"unchanged"}
+    assert user_session.ran("ALTER STAGE")[-1].endswith("REFRESH")
+    assert user_session.rows("SHOW STAGES")[0]["directory_enabled"] == "Y"
+    assert set(outcomes(run(user_session)).values()) == {"unchanged"}
 
 
-def test_client_side_encrypted_stage_is_noted(console: ScriptedConsole) -> None:
-    console.rows("CREATE STAGE images DIRECTORY = (ENABLE = TRUE)")
-    assert 'Note: the files of stage "LOCAL"."PUBLIC"."IMAGES" are client-side encrypted' in run(console)
+def test_client_side_encrypted_stage_is_noted(user_session: ScriptedSession) -> None:
+    user_session.rows("CREATE STAGE images DIRECTORY = (ENABLE = TRUE)")
+    assert 'Note: the files of stage "LOCAL"."PUBLIC"."IMAGES" are client-side encrypted' in run(user_session)
 
 
 @pytest.mark.slow
-def test_external_stage_is_granted_usage(console: ScriptedConsole) -> None:
-    run(console)
-    console.scripted["SHOW STAGES"] = lambda rows: [row | {"type": "EXTERNAL"} for row in rows]
-    run(console, caller_role="analyst", service_role="classifier")
-    assert grantees(console, "STAGE images") == {("USAGE", "ANALYST"), ("USAGE", "CLASSIFIER")}
-    done = outcomes(run(console, caller_role="analyst", service_role="classifier"))
+def test_external_stage_is_granted_usage(user_session: ScriptedSession) -> None:
+    run(user_session)
+    user_session.scripted["SHOW STAGES"] = lambda rows: [row | {"type": "EXTERNAL"} for row in rows]
+    run(user_session, caller_role="analyst", service_role="classifier")
+    assert grantees(user_session, "STAGE images") == {("USAGE", "ANALYST"), ("USAGE", "CLASSIFIER")}
+    done = outcomes(run(user_session, caller_role="analyst", service_role="classifier"))
     assert set(done.values()) == {"unchanged"}
 
 
-def test_readers_of_a_stage_in_another_schema_get_usage_on_it(console: ScriptedConsole) -> None:
-    console.rows("CREATE SCHEMA IF NOT EXISTS photos")
+def test_readers_of_a_stage_in_another_schema_get_usage_on_it(user_session: ScriptedSession) -> None:
+    user_session.rows("CREATE SCHEMA IF NOT EXISTS photos")
     roles = {"caller_role": "analyst", "service_role": "classifier"}
-    run(console, stage="photos.st", **roles)
-    assert grantees(console, "SCHEMA photos") == {("USAGE", "ANALYST"), ("USAGE", "CLASSIFIER")}
-    assert grantees(console, "SCHEMA public") == {("USAGE", "ANALYST")}
-    assert grantees(console, "STAGE photos.st") == {("READ", "ANALYST"), ("READ", "CLASSIFIER")}
-    assert set(outcomes(run(console, stage="photos.st", **roles)).values()) == {"unchanged"}
+    run(user_session, stage="photos.st", **roles)
+    assert grantees(user_session, "SCHEMA photos") == {("USAGE", "ANALYST"), ("USAGE", "CLASSIFIER")}
+    assert grantees(user_session, "SCHEMA public") == {("USAGE", "ANALYST")}
+    assert grantees(user_session, "STAGE photos.st") == {("READ", "ANALYST"), ("READ", "CLASSIFIER")}
+    assert set(outcomes(run(user_session, stage="photos.st", **roles)).values()) == {"unchanged"}
 
 
 def test_every_statement_matches_its_description() -> None:

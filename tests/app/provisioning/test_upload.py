@@ -10,12 +10,12 @@ import snowflake.connector
 
 from app.client import ClientError
 from app.emulator import LocalServer
-from app.provisioning.console import Console, StatementFailed, describe_error
 from app.provisioning.upload import UploadIncomplete, find_files, upload
+from app.provisioning.user_session import StatementFailed, UserSession, describe_error
 from tests.conftest import SAMPLES
 
 
-class CountingConsole(Console):
+class CountingConsole(UserSession):
     """Rejects files named `refused`, and records which were sent."""
 
     refused = ""
@@ -34,7 +34,7 @@ def server() -> Iterator[LocalServer]:
 
 
 @pytest.fixture
-def console(server: LocalServer) -> Iterator[CountingConsole]:
+def user_session(server: LocalServer) -> Iterator[CountingConsole]:
     with CountingConsole(snowflake.connector.connect(**server.connect_arguments)) as opened:
         opened.rows(
             "CREATE OR REPLACE STAGE \"St/age\" ENCRYPTION = (TYPE = 'SNOWFLAKE_SSE') "
@@ -53,50 +53,54 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("below", ["", "2026/line 1"])
-def test_unchanged_files_are_not_uploaded_again(console: CountingConsole, folder: Path, below: str) -> None:
-    assert upload(console, find_files([folder], below), '"St/age"') == {"UPLOADED": 3}
-    console.sent = []
+def test_unchanged_files_are_not_uploaded_again(
+    user_session: CountingConsole, folder: Path, below: str
+) -> None:
+    assert upload(user_session, find_files([folder], below), '"St/age"') == {"UPLOADED": 3}
+    user_session.sent = []
     (folder / "new.png").write_bytes(b"new")
     for overwrite in (False, True):
-        statuses = upload(console, find_files([folder], below), '"St/age"', overwrite=overwrite)
+        statuses = upload(user_session, find_files([folder], below), '"St/age"', overwrite=overwrite)
         assert statuses == ({"UNCHANGED": 4} if overwrite else {"UNCHANGED": 3, "UPLOADED": 1})
-    assert console.sent == ["new.png"]
+    assert user_session.sent == ["new.png"]
 
 
-def test_changed_file_is_replaced_only_on_request(console: CountingConsole, folder: Path) -> None:
-    upload(console, find_files([folder]), '"St/age"')
+def test_changed_file_is_replaced_only_on_request(user_session: CountingConsole, folder: Path) -> None:
+    upload(user_session, find_files([folder]), '"St/age"')
     changed = (folder / "a" / "patches.png").read_bytes()[::-1]  # of the same size
     (folder / "a" / "patches.png").write_bytes(changed)
-    before = console.rows('LIST @"St/age"')
-    assert upload(console, find_files([folder]), '"St/age"') == {"UNCHANGED": 2, "SKIPPED": 1}
-    assert console.rows('LIST @"St/age"') == before
-    statuses = upload(console, find_files([folder]), '"St/age"', overwrite=True)
+    before = user_session.rows('LIST @"St/age"')
+    assert upload(user_session, find_files([folder]), '"St/age"') == {"UNCHANGED": 2, "SKIPPED": 1}
+    assert user_session.rows('LIST @"St/age"') == before
+    statuses = upload(user_session, find_files([folder]), '"St/age"', overwrite=True)
     assert statuses == {"UNCHANGED": 2, "UPLOADED": 1}
-    assert upload(console, find_files([folder]), '"St/age"') == {"UNCHANGED": 3}
+    assert upload(user_session, find_files([folder]), '"St/age"') == {"UNCHANGED": 3}
 
 
-def test_client_side_encrypted_files_cannot_be_compared(console: CountingConsole, folder: Path) -> None:
-    console.rows("CREATE OR REPLACE STAGE sealed")
-    assert upload(console, find_files([folder]), "sealed") == {"UPLOADED": 3}
-    assert upload(console, find_files([folder]), "sealed") == {"SKIPPED": 3}
-    assert upload(console, find_files([folder]), "sealed", overwrite=True).total() == 3
+def test_client_side_encrypted_files_cannot_be_compared(user_session: CountingConsole, folder: Path) -> None:
+    user_session.rows("CREATE OR REPLACE STAGE sealed")
+    assert upload(user_session, find_files([folder]), "sealed") == {"UPLOADED": 3}
+    assert upload(user_session, find_files([folder]), "sealed") == {"SKIPPED": 3}
+    assert upload(user_session, find_files([folder]), "sealed", overwrite=True).total() == 3
 
 
-def test_failure_does_not_stop_other_files_or_the_refresh(console: CountingConsole, folder: Path) -> None:
-    console.refused = "patches.png"
+def test_failure_does_not_stop_other_files_or_the_refresh(
+    user_session: CountingConsole, folder: Path
+) -> None:
+    user_session.refused = "patches.png"
     (folder / "b c" / "gone.png").symlink_to(folder / "b c" / "rolled.png")
     files = find_files([folder])
     (folder / "b c" / "gone.png").unlink()
     with pytest.raises(UploadIncomplete, match="2 of 4 files were not uploaded") as failure:
-        upload(console, files, '"St/age"')
+        upload(user_session, files, '"St/age"')
     assert "a/patches.png: The storage is full" in str(failure.value)
     assert "b c/gone.png: " in str(failure.value)
     assert failure.value.statuses == {"UPLOADED": 2, "FAILED": 2}
-    listed = console.rows('SELECT relative_path FROM DIRECTORY(@"St/age") ORDER BY 1')
+    listed = user_session.rows('SELECT relative_path FROM DIRECTORY(@"St/age") ORDER BY 1')
     assert [row["relative_path"] for row in listed] == ["b c/pitted.png", "b c/rolled.png"]
 
 
-def test_interruption_waits_only_for_uploads_in_progress(console: CountingConsole, folder: Path) -> None:
+def test_interruption_waits_only_for_uploads_in_progress(user_session: CountingConsole, folder: Path) -> None:
     for number in range(20):
         (folder / f"{number}.png").write_bytes(b"%d" % number)
 
@@ -105,18 +109,18 @@ def test_interruption_waits_only_for_uploads_in_progress(console: CountingConsol
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        upload(console, find_files([folder]), '"St/age"', track=interrupt)  # type: ignore[arg-type]
-    assert len(console.sent) < 23
-    assert len(console.rows('SELECT * FROM DIRECTORY(@"St/age")')) == len(console.sent)
+        upload(user_session, find_files([folder]), '"St/age"', track=interrupt)  # type: ignore[arg-type]
+    assert len(user_session.sent) < 23
+    assert len(user_session.rows('SELECT * FROM DIRECTORY(@"St/age")')) == len(user_session.sent)
 
 
-def test_error_message_has_no_signed_url(console: CountingConsole) -> None:
-    console.rows(
+def test_error_message_has_no_signed_url(user_session: CountingConsole) -> None:
+    user_session.rows(
         "CREATE API INTEGRATION narrow API_PROVIDER = google_api_gateway GOOGLE_AUDIENCE = 'a' "
         "API_ALLOWED_PREFIXES = ('https://narrow/')"
     )
     with pytest.raises(StatementFailed, match="is not within the allowed prefixes") as failure:
-        console.rows(
+        user_session.rows(
             "CREATE EXTERNAL FUNCTION f(a VARCHAR) RETURNS VARIANT API_INTEGRATION = narrow "
             "AS 'https://storage.example.com/a/b.png?X-Goog-Signature=hush&a=b'"
         )
@@ -136,6 +140,6 @@ def test_http_client_error_is_shown_without_the_query(message: str, shown: str) 
     assert describe_error(OSError(message)) == shown
 
 
-def test_unknown_stage_is_named(console: CountingConsole, folder: Path) -> None:
+def test_unknown_stage_is_named(user_session: CountingConsole, folder: Path) -> None:
     with pytest.raises(ClientError, match=r'There is no stage "LOCAL"\."PUBLIC"\."AGE"'):
-        upload(console, find_files([folder]), "local.public.age")
+        upload(user_session, find_files([folder]), "local.public.age")

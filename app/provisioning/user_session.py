@@ -36,7 +36,7 @@ class StatementFailed(ClientError):
     """A statement failed; the message is Snowflake's."""
 
 
-class Console:
+class UserSession:
     """Executes statements in turn; a context manager that logs out."""
 
     def __init__(self, connection: "SnowflakeConnection") -> None:
@@ -89,7 +89,7 @@ class Console:
         return str(row[6])
 
 
-def open_console(connection_name: str | None) -> Console:
+def open_user_session(connection_name: str | None) -> UserSession:
     """Connect with a connection of the user's connections.toml, or its default. Raises ClientError."""
     name = _default_connection_name() if connection_name is None else connection_name
     known = _defined_connections()
@@ -154,7 +154,7 @@ def _overrides(name: str) -> dict[str, str]:
     }
 
 
-def connect_as_service(settings: Settings) -> Console:
+def connect_as_service(settings: Settings) -> UserSession:
     """Connect with the service's own settings, without statement timeouts. Raises ClientError."""
     arguments = connect_arguments(settings, _connector_version())
     timeouts = {"network_timeout", "socket_timeout", "query_timeout", "request_timeout"}
@@ -165,14 +165,14 @@ def connect_as_service(settings: Settings) -> Console:
     return connect(advice=advice, **named)
 
 
-def connect(*, advice: str = _CONNECTION_ADVICE, **arguments: Any) -> Console:
+def connect(*, advice: str = _CONNECTION_ADVICE, **arguments: Any) -> UserSession:
     """Connect with the connector's arguments. Raises ClientError, with the advice."""
     from snowflake import connector  # noqa: PLC0415 - slow to import
 
     if _connector_version() >= 5:
         arguments["enable_server_session_keep_alive_auto_detection"] = False
     try:
-        return Console(connector.connect(**({"paramstyle": "qmark"} | arguments)))
+        return UserSession(connector.connect(**({"paramstyle": "qmark"} | arguments)))
     except (connector.errors.Error, OSError, ValueError) as error:
         raise _no_connection(error, advice) from None
 
@@ -199,10 +199,10 @@ def describe_error(error: Exception) -> str:
     return _QUERY.sub(r"\1", " ".join(str(error).split())).rstrip(".")
 
 
-def describe_stage(console: Console, parts: Sequence[str]) -> dict[str, Any]:
+def describe_stage(user_session: UserSession, parts: Sequence[str]) -> dict[str, Any]:
     """The stage's row of SHOW STAGES. Raises ClientError if there is no such stage."""
     *parents, name = parts
-    for row in _show(console, "STAGES", name, f"SCHEMA {quote_identifier(*parents)}".strip()):
+    for row in _show(user_session, "STAGES", name, f"SCHEMA {quote_identifier(*parents)}".strip()):
         if row["name"] == name:
             return row
     raise ClientError(f"There is no stage {quote_identifier(*parts)}, or none that this role may use.")
@@ -217,13 +217,13 @@ def is_external_stage(stage: dict[str, Any]) -> bool:
     return str(stage["type"]).startswith("EXTERNAL")
 
 
-def has_integration(console: Console, name: str) -> bool:
-    return any(row["name"] == name for row in _show(console, "INTEGRATIONS", name))
+def has_integration(user_session: UserSession, name: str) -> bool:
+    return any(row["name"] == name for row in _show(user_session, "INTEGRATIONS", name))
 
 
-def describe_integration(console: Console, name: str) -> dict[str, str]:
+def describe_integration(user_session: UserSession, name: str) -> dict[str, str]:
     """The integration's properties. Raises StatementFailed if there is none."""
-    return _properties(console.rows(f"DESC INTEGRATION {quote_identifier(name)}"))
+    return _properties(user_session.rows(f"DESC INTEGRATION {quote_identifier(name)}"))
 
 
 def allowed_prefixes(properties: dict[str, str]) -> list[str]:
@@ -232,29 +232,29 @@ def allowed_prefixes(properties: dict[str, str]) -> list[str]:
     return [prefix.strip() for prefix in re.split(r",\s*(?=https?://)", shown) if prefix.strip()]
 
 
-def describe_function(console: Console, parts: Sequence[str], types: str) -> dict[str, str]:
+def describe_function(user_session: UserSession, parts: Sequence[str], types: str) -> dict[str, str]:
     """The function's properties and its `comment`; {} if there is no such function."""
     *parents, name = parts
-    for row in _show(console, "USER FUNCTIONS", name, f"SCHEMA {quote_identifier(*parents)}"):
+    for row in _show(user_session, "USER FUNCTIONS", name, f"SCHEMA {quote_identifier(*parents)}"):
         if row["name"] == name and _types(row) == types:
-            described = console.rows(f"DESC FUNCTION {quote_identifier(*parts)}({types})")
+            described = user_session.rows(f"DESC FUNCTION {quote_identifier(*parts)}({types})")
             return _properties(described) | {"comment": str(row.get("description") or "")}
     return {}
 
 
-def functions_through(console: Console, integration: str) -> Iterator[tuple[tuple[str, ...], str]]:
+def functions_through(user_session: UserSession, integration: str) -> Iterator[tuple[tuple[str, ...], str]]:
     """Names and types of the external functions that use an integration, as far as this role can see them.
 
     If DESC FUNCTION hides the integration, every function whose URL the integration allows counts as its
     function.
     """
-    prefixes = tuple(allowed_prefixes(describe_integration(console, integration)))
-    for row in _show(console, "USER FUNCTIONS", "%", "ACCOUNT"):
+    prefixes = tuple(allowed_prefixes(describe_integration(user_session, integration)))
+    for row in _show(user_session, "USER FUNCTIONS", "%", "ACCOUNT"):
         if row["is_external_function"] != "Y":
             continue
         name, types = (str(row["catalog_name"]), str(row["schema_name"]), str(row["name"])), _types(row)
         try:
-            shown = _properties(console.rows(f"DESC FUNCTION {quote_identifier(*name)}({types})"))
+            shown = _properties(user_session.rows(f"DESC FUNCTION {quote_identifier(*name)}({types})"))
         except StatementFailed:  # owned by another role
             continue
         used = shown.get("api_integration")
@@ -262,10 +262,10 @@ def functions_through(console: Console, integration: str) -> Iterator[tuple[tupl
             yield name, types
 
 
-def _show(console: Console, things: str, name: str, scope: str = "") -> list[dict[str, Any]]:
+def _show(user_session: UserSession, things: str, name: str, scope: str = "") -> list[dict[str, Any]]:
     """Rows whose name matches LIKE, which ignores case and reads _ as any character."""
     pattern = quote_string(name.replace("\\", "_"))
-    return console.rows(f"SHOW {things} LIKE {pattern}" + (f" IN {scope}" if scope else ""))
+    return user_session.rows(f"SHOW {things} LIKE {pattern}" + (f" IN {scope}" if scope else ""))
 
 
 def _types(row: dict[str, Any]) -> str:
