@@ -25,7 +25,10 @@ _NETWORK_ADVICE = (
 # Snowflake signs a URL whether or not the file exists.
 _NO_FILE = "ext-classify-doctor"
 _READ_ADVICE = "Grant the service's role access with infra/snowflake/22_grant_service.sql."
-_LOGIN_ADVICE = "See the log's line `Snowflake:`, and infra/faq.md for the causes of login errors."
+_LOGIN_ADVICE = (
+    "See the log's line `Snowflake:`, and infra/faq.md for the causes of login errors. A programmatic access "
+    "token of a TYPE=SERVICE user needs a network policy that allows the service's address."
+)
 
 
 class SelfCheck:
