@@ -20,13 +20,13 @@ from model.errors import InputError
 _MAX_STAGES = 8
 _NETWORK_ADVICE = (
     "Storage refuses the service. Where the account sets ENFORCE_NETWORK_RULES_FOR_INTERNAL_STAGES, allow "
-    "the address from which the service leaves its network: see infra/operations.md."
+    "the address from which the service leaves its network: see infra/docs/operations.md."
 )
 # Snowflake signs a URL whether or not the file exists.
 _NO_FILE = "ext-classify-doctor"
 _READ_ADVICE = "Grant the service's role access with infra/snowflake/22_grant_service.sql."
 _LOGIN_ADVICE = (
-    "See the log's line `Snowflake:`, and infra/faq.md for the causes of login errors. A programmatic access "
+    "See the log's line `Snowflake:`, and infra/docs/faq.md for the causes of login errors. A programmatic access "
     "token of a TYPE=SERVICE user needs a network policy that allows the service's address."
 )
 
