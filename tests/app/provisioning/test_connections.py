@@ -22,11 +22,11 @@ from tests.snowflake_front import LOGIN, Front, failure, front
 PROGRAM = """
 import sys
 from app.client import ClientError
-from app.provisioning.user_session import open_console
+from app.provisioning.user_session import open_user_session
 for name in sys.argv[1:] or [None]:
     try:
-        with open_console(name) as console:
-            console.rows("SELECT ?", [1])
+        with open_user_session(name) as user_session:
+            user_session.rows("SELECT ?", [1])
     except ClientError as error:
         print(error)
 """
