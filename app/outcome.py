@@ -6,7 +6,7 @@ A summary shows drift: a change of the line, the light or the camera shows in ma
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, NotRequired
 
 from typing_extensions import TypedDict
 
@@ -22,6 +22,8 @@ class ErrorDetail(TypedDict):
 class ModelIdentity(TypedDict):
     name: str
     version: str
+    missing: NotRequired[list[str]]
+    """What the network's outcomes lack, if anything: without calibration, `confidence` is its own softmax."""
 
 
 class EvidenceDetail(TypedDict):

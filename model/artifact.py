@@ -49,6 +49,10 @@ class ArtifactCard(BaseModel):
     """For an imported network: what was done to check its preprocessing, and the result."""
     is_unchecked: bool = False
     """Whether the service warns at each start: no images checked the preprocessing, or they contradict it."""
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Compiled into the network, where it divides the logits; fitted by `calibrate`. Training folds its own
+    into the weights.
+    """
     golden_probabilities: tuple[float, ...] | None = None
     """Output of the reference engine for `golden_image(image)`, for the self-test."""
     class_weights: ArrayJson | None = None
@@ -57,6 +61,10 @@ class ArtifactCard(BaseModel):
     """
     novelty: Novelty | None = None
     """Detects out-of-distribution images, on which the service abstains."""
+    golden_novelty: float | None = None
+    """The score of `golden_image(image)`, for the self-test."""
+    shows_occlusion: bool = False
+    """Whether evidence is found by hiding parts of the image, for a network without `class_weights`."""
     metrics: dict[str, Any] = {}
     training: dict[str, Any] = {}
     versions: dict[str, str] = {}
@@ -77,7 +85,7 @@ class ArtifactCard(BaseModel):
             raise ValueError(
                 f"class_weights must have the shape (d, number of classes). Received: {weights.shape}"
             )
-        if self.novelty is not None:
+        if self.novelty is not None and self.novelty.embedding == "network":
             rows = weights.shape[0] if weights is not None else None
             expected = self.novelty.whitening.shape[0]
             if expected != rows:
@@ -99,12 +107,30 @@ class ArtifactCard(BaseModel):
         return self.ending in MULTI_LABEL
 
     @property
+    def is_calibrated(self) -> bool:
+        return self.temperature is not None or "temperature" in self.training
+
+    @property
+    def missing(self) -> list[str]:
+        """What outcomes lack: `confidence` is then the network's own, `abstained` false, `evidence` null."""
+        parts = {
+            "calibration": self.is_calibrated,
+            "abstention": self.novelty is not None,
+            "evidence": self.class_weights is not None or self.shows_occlusion,
+        }
+        return [name for name, is_present in parts.items() if not is_present]
+
+    @property
     def stages_sha256(self) -> str | None:
         """Hash of what is compiled before and after the network; None if that is nothing."""
-        if self.preprocessing is None and self.ending == "probabilities":
+        is_pretrained = self.novelty is not None and self.novelty.embedding == "pretrained"
+        is_calibrated = is_pretrained or self.temperature is not None
+        if self.preprocessing is None and self.ending == "probabilities" and not is_calibrated:
             return None
         size = {"height", "width", "channels"}
         parts = self.model_dump_json(include={"preprocessing": True, "ending": True, "image": size})
+        if is_calibrated:
+            parts += f"{self.temperature} {is_pretrained}"
         return hashlib.sha256(parts.encode()).hexdigest()
 
 

@@ -42,15 +42,16 @@ def compile_with_stages(network: Network, shape: tuple[int, int, int], stages: S
     """
     if network.is_keras3:
         return compile_network(network.keras_network, shape, stages)
-    return _convert_call(with_stages(network, stages), (1, *shape), network.resources)
+    resources = [network.resources, stages and stages.describe]
+    return _convert_call(with_stages(network, stages), (1, *shape), resources)
 
 
 def compile_network(network: keras.Model, shape: tuple[int, int, int], stages: Stages | None = None) -> bytes:
     """Compile a network to a LiteRT flatbuffer that takes one image (1, h, w, c), float32.
 
-    Outputs are named `probabilities` and, if `find_head` finds a head, `embedding` and `features`. A network
-    with a heavy head has two signatures instead: `body`, from one image to `flattened` (1, d), and `head`,
-    from the `flattened` values of n images (n, d) to `probabilities`.
+    Outputs are named `probabilities` and, if `find_head` finds a head, `embedding` and `features`; stages may
+    replace the embedding. A network with a heavy head has two signatures instead: `body`, from one image to
+    `flattened` (1, d), and `head`, from the `flattened` values of n images (n, d) to `probabilities`.
     """
     network = patches_first(pool_first(network))
     if (parts := split_heavy_head(network)) is None:
@@ -74,6 +75,8 @@ def _convert_signatures(
     archive = keras.export.ExportArchive()
     for name, (network, shape) in signatures.items():
         archive.track(network)
+        if stages is not None and stages.describe is not None:
+            archive.track(stages.describe)
         call = _inference(network, stages, takes_pixels=name != "head")
         archive.add_endpoint(name, call, input_signature=[tf.TensorSpec(shape, tf.float32)])
     with tempfile.TemporaryDirectory() as saved_model:
@@ -100,13 +103,12 @@ def _inference(network: keras.Model, stages: Stages | None, *, takes_pixels: boo
     if stages is None:
         return lambda inputs: network(inputs, training=False)
 
-    def call(inputs: tf.Tensor) -> dict[str, tf.Tensor]:
-        outputs = network(stages.prepare(inputs) if takes_pixels else inputs, training=False)
-        if "probabilities" in outputs:
-            outputs = {**outputs, "probabilities": stages.finish(outputs["probabilities"])}
-        return dict(outputs)
+    def infer(inputs: tf.Tensor) -> Any:
+        return network(inputs, training=False)
 
-    return call
+    if takes_pixels:
+        return lambda inputs: stages.run(infer, inputs)
+    return lambda inputs: {"probabilities": stages.finish(infer(inputs)["probabilities"])}
 
 
 def main(arguments: list[str]) -> None:

@@ -12,7 +12,7 @@ from model.artifact import Artifact, ArtifactCard, golden_image
 from model.compiled import load_compiled
 from model.defaults import Engine
 from model.errors import ArtifactError
-from model.given_tflite import GivenTflite
+from model.given_tflite import GivenTflite, soften
 from model.preprocessing import Preprocessing
 
 # One stacked array, or a sequence where stacking would be a needless copy.
@@ -20,6 +20,8 @@ Images: TypeAlias = NDArray[np.uint8] | Sequence[NDArray[np.uint8]]
 
 # The engines agree to about 1e-6; a wrong network or scale causes a far larger difference.
 GOLDEN_TOLERANCE = 1e-4
+NOVELTY_TOLERANCE = 0.01
+"""Relative, as scores have any size."""
 
 
 class Answers(NamedTuple):
@@ -48,9 +50,14 @@ class Classifier(Protocol):
 def open_classifier(artifact: Artifact, engine: Engine, interpreters: int, cache_dir: Path) -> Classifier:
     """Load and warm up an engine, and run its self-test on the golden image. Raises ArtifactError."""
     classifier = _open_engine(artifact, engine, interpreters, cache_dir)
-    verify_golden(classifier, artifact.card)
-    _verify_outputs(classifier, artifact.card)
+    self_test(classifier, artifact.card)
     return classifier
+
+
+def self_test(classifier: Classifier, card: ArtifactCard) -> None:
+    """Raise ArtifactError unless the engine's answers for the golden image are as the card says."""
+    verify_golden(classifier, card)
+    _verify_outputs(classifier, card)
 
 
 def verify_golden(classifier: Classifier, card: ArtifactCard) -> NDArray[np.float32]:
@@ -134,13 +141,30 @@ def _open_engine(artifact: Artifact, engine: Engine, interpreters: int, cache_di
 
 def _verify_outputs(classifier: Classifier, card: ArtifactCard) -> None:
     """Raise ArtifactError if the engine lacks the outputs that the card needs for abstention and evidence."""
-    if card.class_weights is None:
+    if card.class_weights is None and card.novelty is None:
         return
     outputs = classifier.answer(golden_image(card.image)[np.newaxis], with_features=True)
-    size = card.class_weights.shape[0]
-    for name, array in (("embedding", outputs.embeddings), ("features", outputs.features)):
+    arrays = {"embedding": outputs.embeddings, "features": outputs.features}
+    for name, size in _sizes_of_outputs(card).items():
+        array = arrays[name]
         if array is None or array.shape[-1] != size:
             raise ArtifactError(f"The network must have the output `{name}` of size {size}, as in its card.")
+    if card.novelty is not None and card.golden_novelty is not None and outputs.embeddings is not None:
+        [score] = card.novelty.score(outputs.embeddings)
+        if not np.isclose(score, card.golden_novelty, rtol=NOVELTY_TOLERANCE):
+            raise ArtifactError(
+                f"The novelty of the golden image must match the card's {card.golden_novelty:.6g} "
+                f"within {NOVELTY_TOLERANCE:.0%}. Received: {score:.6g}."
+            )
+
+
+def _sizes_of_outputs(card: ArtifactCard) -> dict[str, int]:
+    sizes = {}
+    if card.class_weights is not None:
+        sizes = dict.fromkeys(("embedding", "features"), card.class_weights.shape[0])
+    if card.novelty is not None:
+        sizes["embedding"] = card.novelty.whitening.shape[0]
+    return sizes
 
 
 def _join(parts: Sequence[NDArray[np.float32] | None]) -> NDArray[np.float32] | None:
@@ -160,7 +184,7 @@ class _Whole:
     def __init__(self, interpreter: Any, scale: float) -> None:
         self._one_image = _OneImage(interpreter, scale)
         self._interpreter = interpreter
-        self._outputs = self._find_outputs()
+        self._outputs = _find_outputs(interpreter)
 
     def answer(self, images: Images, *, with_features: bool) -> Answers:
         return join_answers([self._answer_one(image, with_features=with_features) for image in images])
@@ -177,15 +201,6 @@ class _Whole:
         index = self._outputs.get(name)
         return None if index is None else self._interpreter.get_tensor(index)
 
-    def _find_outputs(self) -> dict[str, int]:
-        """Tensor index of each named output. A compiled model with one output may leave it unnamed."""
-        details = self._interpreter.get_output_details()
-        if len(details) == 1:
-            return {"probabilities": details[0]["index"]}
-        [signature] = self._interpreter.get_signature_list()
-        named = self._interpreter.get_signature_runner(signature).get_output_details()
-        return {name: detail["index"] for name, detail in named.items()}
-
 
 class _BodyAndHead:
     """A network with two signatures: the body runs once per image, the head once for n flattened images."""
@@ -193,23 +208,35 @@ class _BodyAndHead:
     def __init__(self, interpreter: Any, scale: float) -> None:
         self._body = _OneImage(interpreter, scale)
         self._interpreter = interpreter
-        [flattened] = interpreter.get_output_details()
-        self._flattened = flattened["index"]
-        self._run_head(np.zeros(flattened["shape"], np.float32))  # the first run packs the weights
+        self._outputs = _find_outputs(interpreter, "body")
+        flattened = self._interpreter.get_tensor(self._outputs["flattened"])
+        self._run_head(np.zeros_like(flattened))  # the first run packs the weights
 
     def answer(self, images: Images, *, with_features: bool) -> Answers:  # noqa: ARG002 - no features
-        return Answers(self._run_head(np.concatenate([self._run_body(image) for image in images])))
+        flattened, *embeddings = zip(*[self._run_body(image) for image in images], strict=True)
+        return Answers(self._run_head(np.concatenate(flattened)), *map(np.concatenate, embeddings))
 
-    def _run_body(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def _run_body(self, image: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+        """Flattened values (1, d) and, if there is one, the embedding (1, e); copies."""
         self._body.run(image)
-        flattened: NDArray[np.float32] = self._interpreter.get_tensor(self._flattened)  # (1, d), a copy
-        return flattened
+        names = [name for name in ("flattened", "embedding") if name in self._outputs]
+        return [self._interpreter.get_tensor(self._outputs[name]) for name in names]
 
     def _run_head(self, flattened: NDArray[np.float32]) -> NDArray[np.float32]:
         # Created per call (3 microseconds): while a runner exists, no other signature may run.
         head = self._interpreter.get_signature_runner("head")
         probabilities: NDArray[np.float32] = head(inputs=flattened)["probabilities"]
         return probabilities
+
+
+def _find_outputs(interpreter: Any, signature: str | None = None) -> dict[str, int]:
+    """Tensor index of each named output. A compiled model with one output may leave it unnamed."""
+    details = interpreter.get_output_details()
+    if len(details) == 1:
+        return {"probabilities" if signature is None else "flattened": details[0]["index"]}
+    names = interpreter.get_signature_list()
+    named = interpreter.get_signature_runner(signature or next(iter(names))).get_output_details()
+    return {name: detail["index"] for name, detail in named.items()}
 
 
 class _Given:
@@ -219,10 +246,12 @@ class _Given:
         self._network = GivenTflite(content)
         self._preprocessing = card.preprocessing or Preprocessing(scale=(card.scale,))
         self._ending = card.ending
+        self._temperature = card.temperature
 
     def answer(self, images: Images, *, with_features: bool) -> Answers:  # noqa: ARG002 - no features
         run = self._network.probabilities
-        return Answers(np.concatenate([run(image, self._preprocessing, self._ending) for image in images]))
+        probabilities = [run(image, self._preprocessing, self._ending) for image in images]
+        return Answers(soften(np.concatenate(probabilities), self._temperature))
 
 
 class _OneImage:

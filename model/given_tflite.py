@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.errors import ArtifactError
-from model.preprocessing import Ending, Preprocessing
+from model.preprocessing import LEAST_PROBABILITY, Ending, Preprocessing
 
 Shape = tuple[int | None, ...]
 
@@ -108,6 +108,14 @@ def _to_probabilities(outputs: NDArray[np.float32], ending: Ending) -> NDArray[n
         case "probabilities":
             outputs /= outputs.sum(axis=1, keepdims=True)  # quantised ones sum to 1 only nearly
     return outputs
+
+
+def soften(probabilities: NDArray[np.float32], temperature: float | None) -> NDArray[np.float32]:
+    """Probabilities (n, k) of the same logits divided by a temperature."""
+    if temperature is None:
+        return probabilities
+    logits: NDArray[np.float32] = np.log(np.maximum(probabilities, LEAST_PROBABILITY))
+    return _softmax(logits / np.float32(temperature))
 
 
 def _softmax(values: NDArray[np.float32], axis: int = 1) -> NDArray[np.float32]:

@@ -11,7 +11,7 @@ unusual direction. Their sum, each in units of its own 99 % quantile over traini
 
 import math
 from functools import cached_property
-from typing import Annotated, NamedTuple, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,6 +58,10 @@ class Novelty(BaseModel):
     """Quantile of the distances to the prototypes."""
     threshold: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     """The service abstains on images with a higher score."""
+    embedding: Literal["network", "pretrained"] = "network"
+    """What it scores: the pooled features of the network itself, or the texture statistics of pretrained
+    blocks, which are compiled next to the network.
+    """
 
     def score(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
         """Scores (n,) of embeddings (n, d); a higher score is less familiar."""

@@ -20,6 +20,8 @@ Ending: TypeAlias = Literal["probabilities", "logits", "sigmoid", "logit", "sigm
 """
 MULTI_LABEL: tuple[Ending, ...] = ("sigmoids", "multi_label_logits")
 ONE_OUTPUT: tuple[Ending, ...] = ("sigmoid", "logit")
+LEAST_PROBABILITY = 1e-37
+"""Smaller ones have no logarithm in float32."""
 
 Preset: TypeAlias = Literal["raw", "unit", "symmetric", "caffe", "torch", "teachable-machine"]
 

@@ -142,8 +142,10 @@ _CLASSIFY: dict[str, Any] = {
         "(Content-Encoding: gzip or deflate). **image/\\*** or "
         "**application/octet-stream**: the bytes of one image. **multipart/form-data**: image files.\n\n"
         "The network abstains on an image unlike its training images: `label` and `confidence` are null, "
-        "`reason` says why, and `nearest_label` with `nearest_confidence` is what it would have answered. An "
-        "image that cannot be classified has an `error` in its outcome. The status is 200 in both cases."
+        "`reason` says why, and `nearest_label` with `nearest_confidence` is what it would have answered. "
+        "`model.missing` lists what the outcomes of an imported network lack: without `calibration`, "
+        "`confidence` is the network's own softmax. An image that cannot be classified has an `error` in its "
+        "outcome. The status is 200 in both cases."
     ),
     "openapi_extra": {"requestBody": _REQUEST_BODY, "parameters": _PARAMETERS},
     "responses": {

@@ -1,4 +1,4 @@
-"""ext-classify train, evaluate, crossvalidate, compile, describe and verify: make and measure models."""
+"""Commands that make and measure models, from ext-classify train to ext-classify verify."""
 
 import argparse
 import json
@@ -178,6 +178,27 @@ def import_model(
         print(f"Warning: {warning}")
     print(f"Wrote {card_path(artifact.h5_path)} and the compiled model.")
     print(f"Next: ext-classify serve --model {shlex.quote(str(artifact.h5_path))}")
+
+
+@without_native_log()
+def calibrate(model: Path, data: Path, out_of_distribution: list[Path], as_json: bool) -> None:
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns of each function that runs once
+    artifact = load_artifact(model)  # an unusable file fails in milliseconds, before TensorFlow starts
+    with needs_extra("train"):
+        from model.calibrate import calibrate as calibrate_artifact  # noqa: PLC0415 - optional
+    with _progress_on_stderr(as_json):
+        calibrated = calibrate_artifact(artifact, data, out_of_distribution)
+    if as_json:
+        more = {"findings": calibrated.findings, "warnings": calibrated.warnings}
+        measured = calibrated.artifact.card.metrics["calibration"]
+        print(json.dumps({**json.loads(_as_json(calibrated.artifact)), **more, "calibration": measured}))
+        return
+    for finding in calibrated.findings:
+        print(finding)
+    for warning in calibrated.warnings:
+        print(f"Warning: {warning}")
+    print(f"Wrote {card_path(model)} and the compiled model.")
+    print(f"Next: ext-classify serve --model {shlex.quote(str(model))}")
 
 
 def parse_class_names(text: str) -> tuple[str, ...]:
@@ -378,6 +399,8 @@ def add_commands(add: Add) -> None:
     command.add_argument("--force", action="store_true", help="replace an existing card")
     add_json(command)
 
+    _add_calibrate(add)
+
     command = add(
         "verify", verify, "check a model's hash, card, compiled model and self-test on its golden image"
     )
@@ -390,6 +413,20 @@ def add_commands(add: Add) -> None:
         help="(default: the shipped model)",
     )
     command.add_argument("--engine", choices=ENGINES, default="litert", help="(default: litert)")
+    add_json(command)
+
+
+def _add_calibrate(add: Add) -> None:
+    command = add("calibrate", calibrate, "calibrate an imported model with labelled images, and measure it")
+    command.add_argument("--model", type=Path, default=DEFAULT_MODEL_PATH, metavar="H5")
+    command.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="images that the network has not been trained on, in a folder for each class",
+    )
+    _add_out_of_distribution(command)
     add_json(command)
 
 

@@ -35,7 +35,7 @@ def write_bundle(artifact: Artifact, folder: Path) -> list[Path]:
             f"A warehouse needs a compiled model. Run first: ext-classify compile --model {artifact.h5_path}"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    _write_zip(folder / ZIP_NAME)
+    _write_zip(folder / ZIP_NAME, artifact)
     if artifact.h5_path.is_dir():
         raise ArtifactError(
             f"A warehouse needs a network in one file. Received: the folder {artifact.h5_path}. "
@@ -56,16 +56,22 @@ def package_check() -> str:
     return str(check)
 
 
-def _write_zip(path: Path) -> None:
+def _write_zip(path: Path, artifact: Artifact) -> None:
+    novelty = artifact.card.novelty
+    # A warehouse without LiteRT builds the pretrained blocks, which no network of `train` needs.
+    has_blocks = novelty is not None and novelty.embedding == "pretrained"
+    suffixes = (".py", ".npz") if has_blocks else (".py",)
     with ZipFile(path, "w", ZIP_DEFLATED) as archive:
-        for name, content in sorted(_sources()):
+        for name, content in sorted(_sources(suffixes)):
             archive.writestr(ZipInfo(name), content, ZIP_DEFLATED)
 
 
-def _sources() -> Iterator[tuple[str, bytes]]:
+def _sources(suffixes: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
     for package in (app, model):
         root = Path(str(package.__file__)).parent
-        for source in root.rglob("*.py"):
+        for source in root.rglob("*"):
+            if source.suffix not in suffixes:
+                continue
             yield f"{root.name}/{source.relative_to(root).as_posix()}", source.read_bytes()
     # app reads its version from package metadata.
     metadata = f"Metadata-Version: 2.1\nName: ext-classify\nVersion: {app.__version__}\n"

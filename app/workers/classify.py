@@ -27,7 +27,7 @@ from app.outcome import (
 from model.artifact import Artifact
 from model.engines import Classifier
 from model.errors import InputError
-from model.evidence import Evidence, against_the_others, find_evidence
+from model.evidence import Evidence, against_the_others, find_evidence, occlusion_map
 from model.image import Decoded, brightness_and_sharpness, decode_sized
 from model.image_limits import ImageLimits, out_of_memory
 from model.novelty import reasons_to_abstain
@@ -76,6 +76,8 @@ class ImageClassifier:
         decode_ended = perf_counter()
         with limited():
             outcomes = self._predict(decoded, evidence)
+        if self.artifact.card.shows_occlusion:
+            self._occlude(decoded, outcomes, evidence, limited)
         spent = CallSeconds(decode_ended - started, perf_counter() - decode_ended)
         return ClassifiedImages(outcomes, spent, statistics)
 
@@ -111,6 +113,24 @@ class ImageClassifier:
                 outcomes[place]["evidence"] = self._explain(answers.features[place], best, image)
         return outcomes
 
+    def _occlude(
+        self,
+        decoded: Sequence[Pixels],
+        outcomes: Sequence[Outcome | None],
+        evidence: Sequence[bool],
+        limited: Limits,
+    ) -> None:
+        """Add evidence by occlusion, each image within its own limit, as it takes many runs."""
+        for image, outcome, is_explained in zip(decoded, outcomes, evidence, strict=True):
+            if not is_explained or outcome is None or not isinstance(image, Decoded):
+                continue
+            label = outcome["label"] or outcome["nearest_label"]
+            if label is not None:
+                best = self.artifact.card.class_names.index(label)
+                with limited():
+                    features = occlusion_map(image.pixels, best, self.classifier.predict)
+                    outcome["evidence"] = self._locate(features, np.ones(1, np.float32), image)
+
     def _explain(
         self, features: NDArray[np.float32], class_index: int, image: Decoded
     ) -> EvidenceDetail | None:
@@ -118,11 +138,22 @@ class ImageClassifier:
         if card_weights is None:
             return None
         weights = against_the_others(card_weights.to_array())[:, class_index]
+        return self._locate(features, weights, image)
+
+    def _locate(
+        self, features: NDArray[np.float32], weights: NDArray[np.float32], image: Decoded
+    ) -> EvidenceDetail:
         frame = self.artifact.card.image.frame_size(image.source_size)
         return detail_of_evidence(find_evidence(image.pixels, features, weights, image.source_size, frame))
 
     @property
     def model(self) -> ModelIdentity:
+        """Identity in outcomes, which names what they lack."""
+        missing = self.artifact.card.missing
+        return ModelIdentity(**self.identity, missing=missing) if missing else self.identity
+
+    @property
+    def identity(self) -> ModelIdentity:
         return ModelIdentity(name=self.artifact.name, version=self.artifact.version)
 
 

@@ -116,8 +116,9 @@ def answer_calls(
     limited: Limits = nullcontext,
 ) -> None:
     """Answer calls until the service closes the connection; each image is handled within `limited()`."""
-    card = classifier.artifact.card.model_dump(mode="json", exclude=_ARRAYS)
-    connection.sendall(format_frame(Greeting(ServedModel(classifier.model, card), pid=os.getpid())))
+    card = classifier.artifact.card
+    shown = {**card.model_dump(mode="json", exclude=_ARRAYS), "missing": card.missing}
+    connection.sendall(format_frame(Greeting(ServedModel(classifier.identity, shown), pid=os.getpid())))
     with connection.makefile("rb") as calls:
         while rows := read_rows(calls):
             answers = _classify(classifier, rows, limited)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import keras
 import numpy as np
@@ -16,7 +16,8 @@ from model.errors import ArtifactError
 from model.given_tflite import GivenTflite
 from model.networks.files import NetworkFile, inspect_network
 from model.networks.keras_model import find_head, library_of, load_keras, named_outputs
-from model.preprocessing import ONE_OUTPUT, Ending, Preprocessing
+from model.networks.texture_statistics import detector_network
+from model.preprocessing import LEAST_PROBABILITY, ONE_OUTPUT, Ending, Preprocessing
 
 Shape: TypeAlias = tuple[int | None, ...]
 Step: TypeAlias = Callable[[tf.Tensor], tf.Tensor]
@@ -89,6 +90,17 @@ class Stages(NamedTuple):
     """Pixels (n, h, w, c) 0..255 to the network's input."""
     finish: Step
     """The network's outputs to probabilities (n, k)."""
+    describe: Any = None
+    """A keras.Model from the pixels to the embedding that novelty scores, in place of the network's own."""
+
+    def run(self, call: Callable[[tf.Tensor], Any], pixels: tf.Tensor) -> dict[str, tf.Tensor]:
+        """All outputs of a network with these stages around it; its body has no `probabilities`."""
+        outputs = dict(call(self.prepare(pixels)))
+        if "probabilities" in outputs:
+            outputs["probabilities"] = self.finish(outputs["probabilities"])
+        if self.describe is not None:
+            outputs["embedding"] = self.describe(pixels)["statistics"]
+        return outputs
 
 
 def open_network(path: Path, card: ArtifactCard) -> tuple[Network, Stages | None]:
@@ -99,7 +111,7 @@ def open_network(path: Path, card: ArtifactCard) -> tuple[Network, Stages | None
     if card.is_given_tflite:
         raise ArtifactError(f"TensorFlow runs Keras files and SavedModels. Received: {path}. Use LiteRT.")
     network = read_network(inspect_network(path))
-    ending = remove_sigmoid(network, card.ending)
+    ending = remove_activation(network, card)
     refuse_mismatch(network, card)
     return network, stages_of(network, card, ending)
 
@@ -135,12 +147,22 @@ def network_of(network: Any) -> Network:
 
 def remove_sigmoid(network: Network, ending: Ending) -> Ending:
     """Make a sigmoid at the end linear, so that its logit is not rounded; return the ending that is left."""
+    return _made_linear(network, "sigmoid", "logit") if ending == "sigmoid" else ending
+
+
+def remove_activation(network: Network, card: ArtifactCard) -> Ending:
+    """As `remove_sigmoid`, and remove a softmax too if there is a temperature for the logits."""
+    if card.ending == "probabilities" and card.temperature is not None:
+        return _made_linear(network, "softmax", "logits")
+    return remove_sigmoid(network, card.ending)
+
+
+def _made_linear(network: Network, activation: Literal["sigmoid", "softmax"], left: Ending) -> Ending:
     layer = last_layer(network)
-    if ending != "sigmoid" or activation_of(layer) != "sigmoid":
-        return ending
-    assert layer is not None  # noqa: S101 - it has an activation
+    if activation_of(layer) != activation or not hasattr(layer, "activation"):
+        return "sigmoid" if activation == "sigmoid" else "probabilities"
     layer.activation = library_of(network.keras_network).activations.linear
-    return "logit"
+    return left
 
 
 def last_layer(network: Network) -> Any:
@@ -174,16 +196,22 @@ def stages_of(network: Network, card: ArtifactCard, ending: Ending) -> Stages | 
     """The stages for a card, or None if pixels and probabilities need no change."""
     preprocessing = card.preprocessing or Preprocessing()
     exact_shapes = (None, *card.image.shape) == network.input_shape and len(network.output_shape) == 2
-    if preprocessing == Preprocessing() and ending == "probabilities" and exact_shapes:
+    is_pretrained = card.novelty is not None and card.novelty.embedding == "pretrained"
+    needs_nothing = preprocessing == Preprocessing() and ending == "probabilities" and exact_shapes
+    if needs_nothing and card.temperature is None and not is_pretrained:
         return None
 
     def prepare(pixels: tf.Tensor) -> tf.Tensor:
         return _arrange(_preprocess(pixels, preprocessing), network.input_shape)
 
     def finish(outputs: tf.Tensor) -> tf.Tensor:
-        return _to_probabilities(tf.reshape(outputs, (-1, network.outputs)), ending)
+        outputs = tf.reshape(outputs, (-1, network.outputs))
+        if card.temperature is None:
+            return _to_probabilities(outputs, ending)
+        return tf.nn.softmax(to_logits(outputs, ending) / card.temperature)
 
-    return Stages(card.image.shape, prepare, finish)
+    describe = detector_network(card.image, card.scale) if is_pretrained else None
+    return Stages(card.image.shape, prepare, finish, describe)
 
 
 def with_stages(network: Network, stages: Stages | None) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
@@ -191,11 +219,7 @@ def with_stages(network: Network, stages: Stages | None) -> Callable[[tf.Tensor]
     if stages is None:
         return network.call
 
-    def call(pixels: tf.Tensor) -> dict[str, tf.Tensor]:
-        outputs = network.call(stages.prepare(pixels))
-        return {**outputs, "probabilities": stages.finish(outputs["probabilities"])}
-
-    return call
+    return lambda pixels: stages.run(network.call, pixels)
 
 
 def _preprocess(pixels: tf.Tensor, preprocessing: Preprocessing) -> tf.Tensor:
@@ -227,6 +251,16 @@ def _to_probabilities(outputs: tf.Tensor, ending: Ending) -> tf.Tensor:
         case "multi_label_logits":
             return tf.sigmoid(outputs)
     return outputs
+
+
+def to_logits(outputs: tf.Tensor, ending: Ending) -> tf.Tensor:
+    """Logits (n, k) of which a softmax makes the probabilities; not for independent outputs."""
+    match ending:
+        case "logits":
+            return outputs
+        case "logit":
+            return tf.concat([tf.zeros_like(outputs), outputs], axis=-1)
+    return tf.math.log(tf.maximum(_to_probabilities(outputs, ending), LEAST_PROBABILITY))
 
 
 def _takes(input_shape: Shape, shape: tuple[int, int, int]) -> bool:

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from importlib.resources import files
+from io import BytesIO
 
 import keras
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
 
-WEIGHTS = Path(__file__).parent / "pretrained" / "efficientnet_lite0.npz"
+WEIGHTS = "pretrained/efficientnet_lite0.npz"
 NORM_EPSILON = 1e-3
 PIXEL_SCALE, PIXEL_OFFSET = 1 / 128, -127 / 128
 """The scaling of pixels 0..255 that it was trained with."""
@@ -61,7 +62,9 @@ def load_convolutions(channels: int, stem_filters: int, blocks: tuple[Block, ...
     Keeps the filters with the largest weights in the next layer. For a single channel, the stem's kernels are
     summed over colours.
     """
-    with np.load(WEIGHTS) as weights:
+    # A warehouse imports this package from a zip.
+    content = files("model.networks").joinpath(WEIGHTS).read_bytes()
+    with np.load(BytesIO(content)) as weights:
         kept = _strongest(np.abs(weights["block0/project/kernel"][0, 0]).sum(axis=1), stem_filters)
         kernel = weights["stem/kernel"][..., kept]
         if channels == 1:

@@ -53,6 +53,13 @@ def fit_novelty(
     The network was trained on these groups, so it abstains on somewhat more than FALSE_ABSTENTION of unseen
     groups; cross-validation measures the actual share.
     """
+    return fit_novelty_and_scores(embeddings, labels, groups)[0]
+
+
+def fit_novelty_and_scores(
+    embeddings: NDArray[np.float32], labels: NDArray[np.int64], groups: NDArray[np.int64]
+) -> tuple[Novelty, NDArray[np.float64]]:
+    """The detector of `fit_novelty`, and the held-out scores of which its threshold is a quantile."""
     to_class, to_prototype = _distances_held_out(embeddings, labels, groups)
     class_unit, prototype_unit = (
         max(float(np.quantile(distances, 1 - FALSE_ABSTENTION)), 1e-6)
@@ -60,13 +67,14 @@ def fit_novelty(
     )
     scores = to_class / class_unit + to_prototype / prototype_unit
     whitening, means, prototypes = _fit_centres(embeddings, labels)
-    return Novelty(
+    novelty = Novelty(
         whitening=ArrayJson.from_array(whitening / class_unit),
         class_means=ArrayJson.from_array(means / class_unit),
         prototypes=ArrayJson.from_array(prototypes),
         prototype_unit=prototype_unit,
         threshold=float(np.quantile(scores, 1 - FALSE_ABSTENTION)),
     )
+    return novelty, scores
 
 
 def _distances_held_out(
