@@ -171,11 +171,10 @@ class TestRefusals:
         network = keras.Model(inputs, keras.layers.Dense(3, activation="softmax")(pooled))
         network.save(tmp_path / "network.h5")
         artifact = import_network(tmp_path / "network.h5", Request(NAMES, "raw")).artifact
-        dark = tmp_path / "dark"
+        dark, random = tmp_path / "dark", np.random.default_rng(0)
         for source in folder.rglob("*.png"):
             target = dark / source.relative_to(folder)
             target.parent.mkdir(parents=True, exist_ok=True)
-            random = np.random.default_rng(len(target.name) + int(source.stem))
             target.write_bytes(encode_png(random.integers(0, 200, SPEC.shape, dtype=np.uint8)))
         self.check(artifact, dark, ArtifactError, "depend on the image")
 
