@@ -42,7 +42,9 @@ def compile_with_stages(network: Network, shape: tuple[int, int, int], stages: S
     """
     if network.is_keras3:
         return compile_network(network.keras_network, shape, stages)
-    resources = [network.resources, stages and stages.describe]
+    own = () if stages is None or stages.describe is None else stages.describe.variables
+    # TensorFlow does not save the values of Keras's variables, only of its own inside them.
+    resources = [network.resources, *(variable.value for variable in own)]
     return _convert_call(with_stages(network, stages), (1, *shape), resources)
 
 
