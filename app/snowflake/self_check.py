@@ -26,8 +26,8 @@ _NETWORK_ADVICE = (
 _NO_FILE = "ext-classify-doctor"
 _READ_ADVICE = "Grant the service's role access with infra/snowflake/22_grant_service.sql."
 _LOGIN_ADVICE = (
-    "See the log's line `Snowflake:`, and infra/docs/faq.md for causes of login errors. A programmatic access "
-    "token of a TYPE=SERVICE user needs a network policy that allows the service's address."
+    "See the log's line `Snowflake:`, and infra/docs/faq.md for causes of login errors. A programmatic "
+    "access token of a TYPE=SERVICE user needs a network policy that allows the service's address."
 )
 
 
