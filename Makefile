@@ -76,15 +76,15 @@ bench-serving: .venv-dev/.installed setup $(BENCH_PEERS) ## compare the service 
 tune-peers: .venv-dev/.installed $(BENCH_PEERS) ## find the best settings of the other servers; 20 minutes
 	$(DEV)/python -m tests.benchmarks.tune_peers
 
-train: .venv-dev/.installed ## train the default network on DATA=DIR (OUTPUT=trained.h5, SEEDS=0, ACCURACY=SHARE)
+train: .venv-dev/.installed ## train a network on DATA=DIR (OUTPUT=trained.h5, SEEDS=0, ACCURACY=SHARE, FORCE=1 replaces it)
 	$(NEEDS_DATA)
 	$(DEV)/ext-classify train --data "$(DATA)" --output "$(OUTPUT)" --seeds $(firstword $(SEEDS)) \
-		$(if $(ACCURACY),--accuracy $(ACCURACY))
+		$(if $(ACCURACY),--accuracy $(ACCURACY)) $(if $(FORCE),--force)
 
 train-recipe: .venv-dev/.installed ## train the published recipe on DATA=DIR, once per seed (SEEDS="0 1 2")
 	$(NEEDS_DATA)
 	$(DEV)/ext-classify train --network recipe --data "$(DATA)" --seeds $(SEEDS) \
-		--output model/saved/metal_defects_final.h5
+		--output model/saved/metal_defects_final.h5 --force
 
 evaluate: .venv-dev/.installed ## measure MODEL=H5 on DATA=DIR and write REPORT=report (FOREIGN=DIRS, out of distribution)
 	$(NEEDS_DATA)

@@ -1,4 +1,4 @@
-"""Train on any labelled folder: check → split → fit → calibrate → save → compile → report."""
+"""Train on any labelled folder: check → split → choose → measure → save → compile → report."""
 
 import sys
 import time
@@ -11,10 +11,14 @@ from numpy.typing import NDArray
 
 from model.artifact import Artifact
 from model.compile import compile_artifact
+from model.evaluation.out_of_distribution import out_of_distribution_sets
 from model.evaluation.report import Labelled, report_on
+from model.image import ImageSpec
 from model.networks.keras_model import count_macs
+from model.novelty import reasons_to_abstain
 from model.tensorflow_engine import TensorFlowClassifier
-from model.training.fit import Knobs, Trained, fit_calibrated, with_channels
+from model.training.candidates import Chosen, choose
+from model.training.fit import Fitted, Knobs, with_channels
 from model.training.folder import (
     SPLITS,
     Folder,
@@ -23,17 +27,18 @@ from model.training.folder import (
     load_folder,
     split,
 )
-from model.training.metrics import measure
+from model.training.metrics import Metrics, measure
 from model.training.save import refuse_output, save, save_samples
+from model.training.verdict import Unseen, verdict
 
 
-def train(data_dir: Path, h5_path: Path, knobs: Knobs, seed: int = 0) -> Artifact:
+def train(data_dir: Path, h5_path: Path, knobs: Knobs, seed: int = 0, *, force: bool = False) -> Artifact:
     """Train one network, and write its artifact and, next to it, a report on the test images.
 
     After an interruption, the same call resumes. Raises DatasetError if the folder cannot be used,
-    TrainingError if the artifact cannot be written.
+    TrainingError if the artifact cannot be written or, without `force`, exists.
     """
-    refuse_output(h5_path, data_dir)
+    refuse_output(h5_path, data_dir, force=force)
     knobs = with_channels(knobs, choose_channels(data_dir))
     folder = load_folder(data_dir, knobs.image)
     print(describe_folder(folder), file=sys.stderr)
@@ -41,25 +46,22 @@ def train(data_dir: Path, h5_path: Path, knobs: Knobs, seed: int = 0) -> Artifac
     checkpoint = h5_path.with_suffix(".checkpoint.npz")
     started = time.monotonic()
     try:
-        trained = fit_calibrated(folder, splits, knobs, seed, checkpoint)
+        chosen = choose(folder, splits, knobs, seed, checkpoint)
     except KeyboardInterrupt:
         if checkpoint.is_file():
             print("Run the same command again to resume after the last complete epoch.", file=sys.stderr)
         raise
     seconds = round(time.monotonic() - started, 1)
-    classifier = TensorFlowClassifier(trained.network)
-    held_out = {name: folder.data.take(splits == name) for name in SPLITS[1:]}
-    measured = {
-        name: measure(classifier.predict(data.images), data.labels) for name, data in held_out.items()
-    }
-    card_parts = _card_parts(folder, splits, knobs, trained)
+    card_parts = _card_parts(folder, splits, knobs, chosen)
+    measured = _measure(folder, splits, chosen)
     card_parts["metrics"] = {name: _round(asdict(metrics)) for name, metrics in measured.items()}
+    card_parts["metrics"]["verdict"] = _verdict(folder, splits, knobs.image, chosen)
     card_parts["training"] |= {"seed": seed, "train_seconds": seconds}
-    artifact = save(trained.network, h5_path, card_parts)
+    artifact = save(chosen.network, h5_path, card_parts)
     compile_artifact(artifact)
-    save_samples(h5_path, held_out["test"].images, held_out["test"].labels, folder.class_names)
-    tested = Labelled(held_out["test"], data_dir, "test")
-    page = report_on(artifact, tested, (), report_dir_of(h5_path))
+    tested = folder.data.take(splits == "test")
+    save_samples(h5_path, tested.images, tested.labels, folder.class_names)
+    page = report_on(artifact, Labelled(tested, data_dir, "test"), (), report_dir_of(h5_path))
     checkpoint.unlink(missing_ok=True)
     print(f"Wrote {page} and its figures.")
     for name, metrics in measured.items():
@@ -67,27 +69,66 @@ def train(data_dir: Path, h5_path: Path, knobs: Knobs, seed: int = 0) -> Artifac
     return artifact
 
 
+def _measure(folder: Folder, splits: NDArray[np.str_], chosen: Chosen) -> dict[str, Metrics]:
+    """Metrics on the images that the network was not trained on, by split, and by cross-validation."""
+    classifier = TensorFlowClassifier(chosen.network)
+    parts = {name: splits == name for name in SPLITS[1:]}
+    held_out = {
+        name: folder.data.take(part) for name, part in parts.items() if not chosen.trained_on[part].any()
+    }
+    measured = {
+        name: measure(classifier.predict(data.images), data.labels) for name, data in held_out.items()
+    }
+    if chosen.fold_probabilities is not None:
+        measured["folds"] = measure(chosen.fold_probabilities, folder.data.labels)
+    return measured
+
+
+def _verdict(folder: Folder, splits: NDArray[np.str_], spec: ImageSpec, chosen: Chosen) -> str:
+    classifier = TensorFlowClassifier(chosen.network)
+
+    def answer(images: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        answers = classifier.answer(images)
+        reasons = reasons_to_abstain(chosen.novelty, answers.embeddings, len(images))
+        return answers.probabilities.argmax(axis=1), np.array([reason is not None for reason in reasons])
+
+    unseen = chosen.folds
+    if unseen is None:
+        tested = folder.data.take(splits == "test")
+        unseen = Unseen(tested.labels, *answer(tested.images))
+    drawn = np.concatenate(list(out_of_distribution_sets(spec, ()).values()))
+    return verdict(unseen, answer(drawn)[1], folder.class_names, np.bincount(folder.data.labels))
+
+
 def report_dir_of(h5_path: Path) -> Path:
     """Folder of training's report, which contains images of the dataset."""
     return h5_path.with_name(f"{h5_path.stem}-report")
 
 
-def _card_parts(folder: Folder, splits: NDArray[np.str_], knobs: Knobs, trained: Trained) -> dict[str, Any]:
+def _card_parts(folder: Folder, splits: NDArray[np.str_], knobs: Knobs, chosen: Chosen) -> dict[str, Any]:
+    history = chosen.fitted
     return {
         "class_names": folder.class_names,
         "image": knobs.image,
-        "novelty": trained.novelty,
+        "novelty": chosen.novelty,
         "training": {
-            "network": "texture",
-            "parameters": trained.network.count_params(),
-            "macs": count_macs(trained.network),
+            "network": chosen.name,
+            "parameters": chosen.network.count_params(),
+            "macs": count_macs(chosen.network),
             "images": {name: int((splits == name).sum()) for name in SPLITS},
+            "baseline": chosen.baseline,
             "knobs": asdict(knobs) | {"image": knobs.image.model_dump()},
-            "temperature": round(trained.temperature, 4),
-            "expected_accuracy": round(trained.accuracy, 4),
-            "loss_by_epoch": [round(loss, 4) for loss in trained.fitted.loss],
-            "accuracy_by_epoch": [round(accuracy, 4) for accuracy in trained.fitted.accuracy],
-        },
+            "temperature": round(chosen.temperature, 4),
+            "expected_accuracy": round(chosen.accuracy, 4),
+        }
+        | ({} if history is None else _curves(history)),
+    }
+
+
+def _curves(fitted: Fitted) -> dict[str, list[float]]:
+    return {
+        "loss_by_epoch": [round(loss, 4) for loss in fitted.loss],
+        "accuracy_by_epoch": [round(accuracy, 4) for accuracy in fitted.accuracy],
     }
 
 

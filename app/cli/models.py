@@ -36,22 +36,28 @@ def train(
     epochs: int | None,
     size: tuple[int, int] | None,
     accuracy: float | None,
+    force: bool,
     as_json: bool,
 ) -> None:
     _refuse_unused_flags(network, seeds, size, accuracy)
     with _progress_on_stderr(as_json):
         if network == "recipe":
-            artifact = _train_recipe(data, output, seeds, epochs)
+            artifact = _train_recipe(data, output, seeds, epochs, force=force)
         else:
-            artifact = _train_texture(data, output, seeds[0], epochs, size, accuracy)
-    print(_as_json(artifact) if as_json else f"Saved {artifact.h5_path}, its card and its compiled model.")
+            artifact = _train_texture(data, output, seeds[0], epochs, size, accuracy, force=force)
+    found = artifact.card.metrics["verdict"]
+    if as_json:
+        print(json.dumps({**json.loads(_as_json(artifact)), "verdict": found}))
+        return
+    print(f"Saved {artifact.h5_path}, its card and its compiled model.")
+    print(found)
 
 
-def _train_recipe(data: Path, output: Path, seeds: list[int], epochs: int | None) -> Artifact:
+def _train_recipe(data: Path, output: Path, seeds: list[int], epochs: int | None, *, force: bool) -> Artifact:
     with needs_extra("train"):
         from model.training.recipe import Knobs, train  # noqa: PLC0415 - optional
     knobs = Knobs() if epochs is None else Knobs(epochs=epochs)
-    return train(knobs, data, output, seeds)
+    return train(knobs, data, output, seeds, force=force)
 
 
 def _train_texture(
@@ -61,12 +67,14 @@ def _train_texture(
     epochs: int | None,
     size: tuple[int, int] | None,
     accuracy: float | None,
+    *,
+    force: bool,
 ) -> Artifact:
     with needs_extra("train"):
         from model.train import train  # noqa: PLC0415 - optional
         from model.training.fit import Knobs, resized  # noqa: PLC0415
-    knobs = Knobs(accuracy=accuracy) if epochs is None else Knobs(accuracy=accuracy, epochs=epochs)
-    return train(data, output, knobs if size is None else resized(knobs, *size), seed)
+    knobs = Knobs(accuracy=accuracy, epochs=epochs)
+    return train(data, output, knobs if size is None else resized(knobs, *size), seed, force=force)
 
 
 @without_native_log()
@@ -307,7 +315,7 @@ def add_commands(add: Add) -> None:
         help="(default %(default)s; recipe: the published recipe)",
     )
     command.add_argument("--seeds", type=_seed, nargs="+", default=[0], metavar="SEED", help="(default 0)")
-    command.add_argument("--epochs", type=_epochs, help="(default: set by the network)")
+    command.add_argument("--epochs", type=_epochs, help="(default: as the number of images needs)")
     command.add_argument("--size", type=_size, metavar="HxW", help="input size in pixels (default 200x200)")
 
     command.add_argument(
@@ -316,6 +324,7 @@ def add_commands(add: Add) -> None:
         metavar="SHARE",
         help="accuracy from crossvalidate, to calibrate confidence to (default: measured on held-out images)",
     )
+    command.add_argument("--force", action="store_true", help="replace an existing network")
     add_json(command)
 
     command = add("evaluate", evaluate, "measure a model on a labelled folder, and optionally write a report")

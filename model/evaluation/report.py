@@ -132,7 +132,10 @@ def _facts(studied: Studied) -> Iterator[tuple[str, str]]:
     yield "correct", f"{metrics.correct} of {metrics.images}, {metrics.accuracy:.1%}"
     yield "95 % interval, for independent images", f"{low:.1%} to {high:.1%}"
     yield "cross-entropy", f"{metrics.loss:.4f}"
-    training = studied.artifact.card.training
+    card = studied.artifact.card
+    if "verdict" in card.metrics:
+        yield "verdict of training", card.metrics["verdict"].removeprefix("Verdict: ")
+    training = card.training
     for name, words in _TRAINING_FACTS.items():
         if isinstance(training.get(name), int | float):
             yield words, f"{training[name]:,}"

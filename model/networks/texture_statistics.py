@@ -26,12 +26,6 @@ STATISTICS = 2 * sum(BLOCKS[depth].filters for depth in DEPTHS)
 """How many an image has."""
 
 
-def statistics_network(image: ImageSpec) -> keras.Model:
-    """The pretrained blocks, with folded normalisation, ending in means and deviations (n, STATISTICS)."""
-    inputs = keras.Input(image.shape)
-    return keras.Model(inputs, {"statistics": layers.Concatenate()(_statistics(inputs))})
-
-
 def detector_network(image: ImageSpec, scale: float = 1.0) -> keras.Model:
     """What novelty scores: the statistics (n, STATISTICS) at DETECTOR_SIDE, of unit length at each depth.
 
@@ -46,8 +40,8 @@ def detector_network(image: ImageSpec, scale: float = 1.0) -> keras.Model:
     )
 
 
-def _statistics(x: keras.KerasTensor, scale: float = 1.0) -> list[keras.KerasTensor]:
-    """Means and deviations (n, 2 c) at each depth."""
+def feature_maps(x: keras.KerasTensor, scale: float = 1.0) -> list[keras.KerasTensor]:
+    """The pretrained blocks, with folded normalisation: feature maps (n, h, w, d) at each of DEPTHS."""
     convolutions = iter(load_convolutions(x.shape[-1], STEM_FILTERS, BLOCKS))
 
     def convolve(x: keras.KerasTensor, kind: type, *size: int, active: bool = True, **more: Any) -> Any:
@@ -58,11 +52,18 @@ def _statistics(x: keras.KerasTensor, scale: float = 1.0) -> list[keras.KerasTen
 
     x = layers.Rescaling(PIXEL_SCALE / scale, PIXEL_OFFSET)(x)
     x = convolve(x, layers.Conv2D, STEM_FILTERS, 3, strides=2)
-    statistics = []
+    maps = []
     for depth, block in enumerate(BLOCKS):
         x = apply_block(x, block, convolve)
         if depth in DEPTHS:
-            variance = keras.ops.var(x, axis=(1, 2))
-            deviation = keras.ops.sqrt(variance + DEVIATION_FLOOR)
-            statistics.append(layers.Concatenate()([keras.ops.mean(x, axis=(1, 2)), deviation]))
+            maps.append(x)
+    return maps
+
+
+def _statistics(x: keras.KerasTensor, scale: float) -> list[keras.KerasTensor]:
+    """Means and deviations (n, 2 d) at each depth."""
+    statistics = []
+    for features in feature_maps(x, scale):
+        deviation = keras.ops.sqrt(keras.ops.var(features, axis=(1, 2)) + DEVIATION_FLOOR)
+        statistics.append(layers.Concatenate()([keras.ops.mean(features, axis=(1, 2)), deviation]))
     return statistics

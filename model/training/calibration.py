@@ -1,16 +1,22 @@
 """Fit the softmax temperature (calibrated confidence) and the novelty detector (abstention)."""
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model.array_json import ArrayJson
 from model.novelty import Novelty, distances_between, unit_length
+from model.training.ridge import fit_ridge
 from model.training.splits import assign_folds
 
 FALSE_ABSTENTION = 0.01
 """Target share of in-distribution images on which the service abstains."""
+LEAST_ABSTAINED = 2
+"""The target share is at least this number of images, so that the single most unusual one does not decide."""
+SEPARATION = 1000.0
+"""Strength of the ridge regression that separates images from synthetic negatives."""
 SHRINKAGE = 0.02
 """Share of the mean variance added to each variance, so that a covariance from few images is not singular."""
 PROTOTYPES = 64
@@ -45,40 +51,66 @@ def fit_temperature(logits: NDArray[np.float32], accuracy: float) -> float:
     return math.sqrt(low * high)
 
 
+class _Centres(NamedTuple):
+    whitening: NDArray[np.float32]
+    """(d, r)."""
+    means: NDArray[np.float32]
+    """(k, r), whitened."""
+    prototypes: NDArray[np.float32]
+    """(p, d), of unit length."""
+
+    def distances(self, embeddings: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Distances (n,) to the nearest mean and prototype."""
+        to_class = distances_between(embeddings @ self.whitening, self.means).min(axis=1)
+        to_prototype = distances_between(unit_length(embeddings), self.prototypes).min(axis=1)
+        return to_class.astype(np.float64), to_prototype.astype(np.float64)
+
+
 def fit_novelty(
-    embeddings: NDArray[np.float32], labels: NDArray[np.int64], groups: NDArray[np.int64]
+    embeddings: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    groups: NDArray[np.int64],
+    negatives: NDArray[np.float32] | None = None,
 ) -> Novelty:
     """Fit the detector to training embeddings (n, d), with units and threshold from held-out groups.
 
-    The network was trained on these groups, so it abstains on somewhat more than FALSE_ABSTENTION of unseen
-    groups; cross-validation measures the actual share.
+    If the network was trained on these groups, it abstains on somewhat more than FALSE_ABSTENTION of unseen
+    groups; cross-validation measures the actual share. Embeddings (m, d) of synthetic negatives replace the
+    distance to class means by one along the direction that separates negatives: for a network that was not
+    trained to separate them, and for images too few to estimate a covariance.
     """
-    return fit_novelty_and_scores(embeddings, labels, groups)[0]
+    return fit_novelty_and_scores(embeddings, labels, groups, negatives)[0]
 
 
 def fit_novelty_and_scores(
-    embeddings: NDArray[np.float32], labels: NDArray[np.int64], groups: NDArray[np.int64]
+    embeddings: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    groups: NDArray[np.int64],
+    negatives: NDArray[np.float32] | None = None,
 ) -> tuple[Novelty, NDArray[np.float64]]:
     """The detector of `fit_novelty`, and the held-out scores of which its threshold is a quantile."""
-    to_class, to_prototype = _distances_held_out(embeddings, labels, groups)
+    held_out = _distances_held_out(embeddings, labels, groups, negatives)
+    quantile = 1 - max(FALSE_ABSTENTION, LEAST_ABSTAINED / len(embeddings))
     class_unit, prototype_unit = (
-        max(float(np.quantile(distances, 1 - FALSE_ABSTENTION)), 1e-6)
-        for distances in (to_class, to_prototype)
+        max(float(np.quantile(distances, quantile)), 1e-6) for distances in held_out
     )
-    scores = to_class / class_unit + to_prototype / prototype_unit
-    whitening, means, prototypes = _fit_centres(embeddings, labels)
+    scores = held_out[0] / class_unit + held_out[1] / prototype_unit
+    centres = _fit_centres(embeddings, labels, negatives)
     novelty = Novelty(
-        whitening=ArrayJson.from_array(whitening / class_unit),
-        class_means=ArrayJson.from_array(means / class_unit),
-        prototypes=ArrayJson.from_array(prototypes),
+        whitening=ArrayJson.from_array(centres.whitening / class_unit),
+        class_means=ArrayJson.from_array(centres.means / class_unit),
+        prototypes=ArrayJson.from_array(centres.prototypes),
         prototype_unit=prototype_unit,
-        threshold=float(np.quantile(scores, 1 - FALSE_ABSTENTION)),
+        threshold=float(np.quantile(scores, quantile)),
     )
     return novelty, scores
 
 
 def _distances_held_out(
-    embeddings: NDArray[np.float32], labels: NDArray[np.int64], groups: NDArray[np.int64]
+    embeddings: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    groups: NDArray[np.int64],
+    negatives: NDArray[np.float32] | None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Distances (m,) to the nearest class mean and prototype, of images whose group was held out of the fit.
 
@@ -91,30 +123,29 @@ def _distances_held_out(
         rest = folds != fold
         held_out = ~rest & np.isin(labels, labels[rest])
         if held_out.any():
-            found = _distances(embeddings[held_out], *_fit_centres(embeddings[rest], labels[rest]))
+            found = _fit_centres(embeddings[rest], labels[rest], negatives).distances(embeddings[held_out])
             to_class.append(found[0])
             to_prototype.append(found[1])
     if not to_class:
-        return _distances(embeddings, *_fit_centres(embeddings, labels))
+        return _fit_centres(embeddings, labels, negatives).distances(embeddings)
     return np.concatenate(to_class), np.concatenate(to_prototype)
 
 
-def _distances(
-    embeddings: NDArray[np.float32],
-    whitening: NDArray[np.float32],
-    means: NDArray[np.float32],
-    prototypes: NDArray[np.float32],
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    to_class = distances_between(embeddings @ whitening, means).min(axis=1)
-    to_prototype = distances_between(unit_length(embeddings), prototypes).min(axis=1)
-    return to_class.astype(np.float64), to_prototype.astype(np.float64)
-
-
 def _fit_centres(
-    embeddings: NDArray[np.float32], labels: NDArray[np.int64]
-) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-    """Whitening (d, d), whitened class means (k, d) and prototypes (p, d)."""
+    embeddings: NDArray[np.float32], labels: NDArray[np.int64], negatives: NDArray[np.float32] | None
+) -> _Centres:
     present = np.unique(labels)
+    wanted = max(PROTOTYPES, PROTOTYPES_PER_CLASS * len(present))
+    prototypes = _find_prototypes(unit_length(embeddings), wanted)
+    if negatives is None:
+        return _Centres(*_whiten(embeddings, labels, present), prototypes)
+    return _Centres(*_separate(embeddings, negatives), prototypes)
+
+
+def _whiten(
+    embeddings: NDArray[np.float32], labels: NDArray[np.int64], present: NDArray[np.int64]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Whitening (d, d) of the covariance within classes, and whitened class means (k, d)."""
     means = np.stack([embeddings[labels == label].mean(axis=0) for label in present])
     residuals = (embeddings - means[np.searchsorted(present, labels)]).astype(np.float64)
     covariance = residuals.T @ residuals / len(residuals)
@@ -122,8 +153,17 @@ def _fit_centres(
     covariance += (SHRINKAGE * np.trace(covariance) / size + 1e-9) * np.eye(size)
     variances, directions = np.linalg.eigh(covariance)
     whitening = (directions / np.sqrt(variances)).astype(np.float32)
-    wanted = max(PROTOTYPES, PROTOTYPES_PER_CLASS * len(present))
-    return whitening, means @ whitening, _find_prototypes(unit_length(embeddings), wanted)
+    return whitening, means @ whitening
+
+
+def _separate(
+    embeddings: NDArray[np.float32], negatives: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Direction (d, 1) from images to negatives, and the place (1, 1) on it of the farthest image."""
+    is_negative = np.repeat((0, 1), (len(embeddings), len(negatives)))
+    layer = fit_ridge(np.concatenate([embeddings, negatives]), is_negative, 2, SEPARATION)
+    direction = layer.kernel[:, 1:].astype(np.float32)
+    return direction, (embeddings @ direction).min(axis=0, keepdims=True)
 
 
 def _find_prototypes(points: NDArray[np.float32], wanted: int) -> NDArray[np.float32]:

@@ -1,8 +1,7 @@
 """Distillation: texture statistics of a pretrained network, which a smaller network learns to predict.
 
-They are means and standard deviations of its feature maps at three depths, without any classes. A linear
-classifier on these alone classifies defects of hot-rolled steel better than a small network trained from
-scratch.
+They contain no classes. A linear classifier on these alone classifies defects of hot-rolled steel better than
+a small network trained from scratch.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -13,11 +12,12 @@ from numpy.typing import NDArray
 from model.compile import convert
 from model.engines import LiteRtClassifier
 from model.image import ImageSpec
-from model.networks.texture_statistics import STATISTICS, statistics_network
+from model.networks.frozen_statistics import statistics_network
+from model.networks.texture_statistics import STATISTICS
 
 
 class TextureStatistics:
-    """Map images (n, h, w, c), uint8, to texture statistics (n, SIZE), float32. Thread-safe."""
+    """Map images (n, h, w, c), uint8, to texture statistics (n, STATISTICS), float32. Thread-safe."""
 
     SIZE = STATISTICS
 

@@ -13,7 +13,7 @@ import json
 import math
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -35,9 +35,15 @@ from model.training.augmentation import Augmentation, disturb, turn
 from model.training.calibration import expected_accuracy, fit_novelty, fit_temperature
 from model.training.distillation import TextureStatistics
 from model.training.folder import Folder, LabelledImages
+from model.training.ridge import class_weights
 from model.training.synthetic_negatives import draw_negatives
 
 DEFAULT_IMAGE = ImageSpec(height=200, width=200, channels=1)
+EPOCHS = 32
+LEAST_STEPS = 1000
+"""A small folder's epochs have few steps, so that it needs more epochs."""
+PATIENCE = 8
+"""Early stopping: epochs without a lower loss on the images held out for calibration."""
 LOG_INTERVAL_SECONDS = 5.0
 """Minimum interval between updates of a progress bar that is written to a file or a pipe."""
 
@@ -47,7 +53,8 @@ class Knobs:
     """Training options of the default network."""
 
     image: ImageSpec = DEFAULT_IMAGE
-    epochs: int = 32
+    epochs: int | None = None
+    """None: EPOCHS, or as many as LEAST_STEPS need, with early stopping after EPOCHS."""
     batch_size: int = 24
     learning_rate: float = 0.003
     """Peak value, after a linear warm-up over two epochs; a cosine decay follows."""
@@ -108,7 +115,9 @@ def fit_calibrated(
 ) -> Trained:
     """Train on the split `train`, and fit the temperature to the split `valid`."""
     fitted_on, held_out = splits == "train", splits == "valid"
-    fitted = fit(folder.data.take(fitted_on), len(folder.class_names), knobs, seed, checkpoint)
+    valid = folder.data.take(held_out)
+    training = Training(folder.data.take(fitted_on), len(folder.class_names), knobs, seed)
+    fitted = run(training, checkpoint, valid)
     trainable = fitted.network
     logits, _ = _answer(trainable, folder.data.images[held_out])
     accuracy = knobs.accuracy or expected_accuracy(logits, folder.data.labels[held_out])
@@ -119,26 +128,38 @@ def fit_calibrated(
 
 
 def fit(data: LabelledImages, num_classes: int, knobs: Knobs, seed: int, checkpoint: Path) -> Fitted:
-    """Train on all of `data`.
+    """Train on all of `data`, without early stopping, as `run` does."""
+    return run(Training(data, num_classes, knobs, seed), checkpoint)
+
+
+def run(training: "Training", checkpoint: Path, valid: LabelledImages | None = None) -> Fitted:
+    """Run all epochs; a loss on `valid` that no longer falls stops them, but never before EPOCHS.
 
     The state is written to `checkpoint` after each epoch; the same call resumes from it and ends with the
     same weights. The caller deletes the file once the result is saved. Raises TrainingError if the loss is
     not finite.
     """
-    keras.utils.set_random_seed(seed)
-    training = Training(data, num_classes, knobs, seed)
     done = training.load(checkpoint)
     steps = training.steps_per_epoch
     batches = training.batches(done)
-    with progress_bar(knobs.epochs * steps, done * steps, f"seed {seed}") as bar:
-        for epoch in range(done, knobs.epochs):
+    with progress_bar(training.epochs * steps, done * steps, f"seed {training.seed}") as bar:
+        for epoch in range(done, training.epochs):
+            if training.is_stale(epoch):
+                break
             for batch in islice(batches, steps):
                 training.note(epoch, *training.step(*batch))
                 bar.set_postfix_str(f"loss {training.loss[epoch]:.3f}", refresh=False)
                 bar.update()
+            if valid is not None and epoch + 1 >= EPOCHS and training.epochs > EPOCHS:
+                training.keep_best(epoch, valid)
             training.save(checkpoint, epoch + 1)
-    training.use_average()
-    return Fitted(training.network, tuple(training.loss.tolist()), tuple(training.accuracy.tolist()))
+    training.use_best()
+    finished = np.flatnonzero(training.loss).max() + 1
+    return Fitted(
+        training.network,
+        tuple(training.loss[:finished].tolist()),
+        tuple(training.accuracy[:finished].tolist()),
+    )
 
 
 def progress_bar(steps: int, done: int, title: str) -> "tqdm[Any]":
@@ -151,10 +172,12 @@ class Training:
     """The state of a training, and one step of it."""
 
     def __init__(self, data: LabelledImages, num_classes: int, knobs: Knobs, seed: int) -> None:
-        self._data, self._knobs, self._seed = data, knobs, seed
+        keras.utils.set_random_seed(seed)
+        self._data, self._knobs, self.seed = data, knobs, seed
         self._fingerprint = _fingerprint_of(data, num_classes, knobs, seed)
         self._batch_size = min(knobs.batch_size, len(data))
         self.steps_per_epoch = len(data) // self._batch_size
+        self.epochs = knobs.epochs or max(EPOCHS, math.ceil(LEAST_STEPS / self.steps_per_epoch))
         self._texture_statistics = TextureStatistics(knobs.image, usable_cores())
         statistics = self._texture_statistics.describe(data.images)
         self._statistics_mean = statistics.mean(axis=0)
@@ -174,14 +197,16 @@ class Training:
         self._optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
         self._optimizer.build(self._trained)
         self._average = [tf.Variable(weight) for weight in self.network.weights]
+        self._best = [tf.Variable(weight) for weight in self.network.weights]
+        self.best_epoch, self.best_loss = tf.Variable(-1), tf.Variable(math.inf)
         self._step = tf.Variable(0.0)
-        self.loss, self.accuracy = np.zeros(knobs.epochs), np.zeros(knobs.epochs)
-        self._steps_recorded = np.zeros(knobs.epochs)
+        self.loss, self.accuracy = np.zeros(self.epochs), np.zeros(self.epochs)
+        self._steps_recorded = np.zeros(self.epochs)
 
     def batches(self, first_epoch: int) -> Iterator[tuple[tf.Tensor, tf.Tensor, tf.Tensor]]:
         """Batches from an epoch on: images and negatives (b + x, h, w, c), labels (b,), statistics (b, s)."""
         # One stream for all epochs, so that only the first epoch waits for its first batch.
-        steps = np.arange(self._knobs.epochs * self.steps_per_epoch)[first_epoch * self.steps_per_epoch :]
+        steps = np.arange(self.epochs * self.steps_per_epoch)[first_epoch * self.steps_per_epoch :]
         dataset = tf.data.Dataset.from_tensor_slices(steps)
         batches = dataset.map(self._augmented_batch, usable_cores(), deterministic=True)
         return iter(batches.prefetch(usable_cores()))
@@ -190,7 +215,7 @@ class Training:
         images, labels = tf.numpy_function(self._select_batch, [step], (tf.uint8, tf.int64))
         images = tf.ensure_shape(images, (self._batch_size, *self._knobs.image.shape))
         labels = tf.ensure_shape(labels, (self._batch_size,))
-        seed = tf.stack([tf.constant(self._seed, tf.int64), step])
+        seed = tf.stack([tf.constant(self.seed, tf.int64), step])
         images = tf.round(turn(tf.cast(images, tf.float32), self._knobs.augmentation, seed))
         negatives = tf.numpy_function(self._draw_negatives, [seed], tf.float32)
         negatives = tf.ensure_shape(negatives, (self._knobs.synthetic_negatives, *self._knobs.image.shape))
@@ -201,7 +226,7 @@ class Training:
 
     def _select_batch(self, step: np.int64) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         epoch, place = divmod(int(step), self.steps_per_epoch)
-        order = np.random.default_rng((self._seed, epoch)).permutation(len(self._data))
+        order = np.random.default_rng((self.seed, epoch)).permutation(len(self._data))
         chosen = order[place * self._batch_size :][: self._batch_size]
         return self._data.images[chosen], self._data.labels[chosen]
 
@@ -261,12 +286,29 @@ class Training:
 
     def _learning_rate(self) -> tf.Tensor:
         warm_up = tf.minimum(1.0, (self._step + 1) / (2.0 * self.steps_per_epoch))
-        progress = self._step / (self._knobs.epochs * self.steps_per_epoch)
+        progress = self._step / (self.epochs * self.steps_per_epoch)
         return self._knobs.learning_rate * warm_up * 0.5 * (1 + tf.cos(math.pi * progress))
 
-    def use_average(self) -> None:
-        for average, weight in zip(self._average, self.network.weights, strict=True):
-            weight.assign(average)
+    def keep_best(self, epoch: int, valid: LabelledImages) -> None:
+        """Keep the averaged weights if their loss on `valid` is the lowest so far."""
+        current = [tf.identity(weight) for weight in self.network.weights]
+        _assign(self.network.weights, self._average)
+        logits, _ = _answer(self.network, valid.images)
+        _assign(self.network.weights, current)
+        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(valid.labels, logits)
+        loss = tf.reduce_mean(losses)
+        if loss < self.best_loss:
+            self.best_loss.assign(loss)
+            self.best_epoch.assign(epoch)
+            _assign(self._best, self._average)
+
+    def is_stale(self, epoch: int) -> bool:
+        """Whether PATIENCE epochs have passed since the best one."""
+        return 0 <= int(self.best_epoch) < epoch - PATIENCE
+
+    def use_best(self) -> None:
+        """Use the averaged weights: the best ones with early stopping, else the last ones."""
+        _assign(self.network.weights, self._average if int(self.best_epoch) < 0 else self._best)
 
     def save(self, checkpoint: Path, finished_epochs: int) -> None:
         """Write the state to `checkpoint` atomically."""
@@ -304,11 +346,19 @@ class Training:
             *self._recognise.variables,
             *optimizer,
             *self._average,
+            *self._best,
+            self.best_epoch,
+            self.best_loss,
             self._step,
         ]
 
     def _state(self) -> list[NDArray[np.generic]]:
         return [keras.ops.convert_to_numpy(variable) for variable in self._variables()]
+
+
+def _assign(targets: Sequence[Any], values: Sequence[Any]) -> None:
+    for target, value in zip(targets, values, strict=True):
+        target.assign(value)
 
 
 def _fingerprint_of(data: LabelledImages, num_classes: int, knobs: Knobs, seed: int) -> str:
@@ -317,14 +367,6 @@ def _fingerprint_of(data: LabelledImages, num_classes: int, knobs: Knobs, seed: 
     for array in (data.images, data.labels):
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
-
-
-def class_weights(labels: NDArray[np.int64], num_classes: int) -> NDArray[np.float32]:
-    """Weights (k,), inverse to the root of a class's frequency, with mean 1 over the images."""
-    counts = np.bincount(labels, minlength=num_classes)
-    weights = 1 / np.sqrt(np.maximum(counts, 1))
-    normed: NDArray[np.float32] = (weights * len(labels) / (weights * counts).sum()).astype(np.float32)
-    return normed
 
 
 def _answer(

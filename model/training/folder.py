@@ -39,6 +39,14 @@ _FLAT = 1.0
 _ROWS = 512
 """Patterns compared at a time, to bound memory."""
 _LIMITS = ImageLimits()
+_ANY_IMAGE = ImageSpec(height=32, width=32, channels=3)
+_IMAGE_SUFFIXES = frozenset(
+    {
+        ".avif", ".bmp", ".dib", ".dng", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg",
+        ".png", ".tif", ".tiff", ".webp",
+    }
+)  # fmt: skip
+"""A file with such a suffix must be an image that the service decodes; other files may be something else."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +95,7 @@ def load_folder(data_dir: Path, spec: ImageSpec) -> Folder:
     groups, folds = find_groups(data_dir, data.paths, copies)
     names = [path.relative_to(data_dir).as_posix() for path in data.paths]
     warnings = [
+        *_warn_of_skipped(folders),
         *_warn_of_leaks(splits, groups),
         *_warn_of_copies(splits, copies, names),
         *_warn_of_lookalikes(data, groups, names),
@@ -133,11 +142,10 @@ def describe_folder(folder: Folder) -> str:
 def choose_channels(data_dir: Path) -> int:
     """3 if the images are coloured, judged by a sample, else 1."""
     paths = [image.path for image in _find_images(_class_folders(data_dir))]
-    spec = ImageSpec(height=32, width=32, channels=3)
     chroma = []
     for path in paths[:: max(1, len(paths) // COLOUR_SAMPLE)]:
         try:
-            pixels = decode(path.read_bytes(), spec, _LIMITS).astype(np.int16)
+            pixels = decode(path.read_bytes(), _ANY_IMAGE, _LIMITS).astype(np.int16)
         except InputError:
             continue  # load_folder reports it
         chroma.append(float((pixels.max(axis=2) - pixels.min(axis=2)).mean()))
@@ -164,7 +172,9 @@ def _class_folders(data_dir: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _subfolders(root: Path) -> list[Path]:
-    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    """Folders, except hidden ones and what macOS adds to a ZIP."""
+    folders = (path for path in root.iterdir() if path.is_dir())
+    return sorted(path for path in folders if not path.name.startswith((".", "__MACOSX")))
 
 
 def _class_names(data_dir: Path, names: set[str]) -> tuple[str, ...]:
@@ -178,12 +188,27 @@ def _class_names(data_dir: Path, names: set[str]) -> tuple[str, ...]:
 
 
 def _find_images(folders: Iterable[tuple[str, Path]]) -> Iterator[_ImageFile]:
-    """Every file below the class folders, in sorted order, except hidden ones."""
+    """Every image below the class folders, in sorted order, except hidden ones."""
+    return (file for file in _find_files(folders) if _is_image(file.path))
+
+
+def _find_files(folders: Iterable[tuple[str, Path]]) -> Iterator[_ImageFile]:
     for split_name, folder in folders:
         for path in sorted(folder.rglob("*")):
             is_hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
             if path.is_file() and not is_hidden:
                 yield _ImageFile(split_name, path, folder.name)
+
+
+def _is_image(path: Path) -> bool:
+    """Whether a file is an image, or must be one: Thumbs.db, notes and annotations are skipped."""
+    if path.suffix.lower() in _IMAGE_SUFFIXES:
+        return True
+    try:
+        decode(path.read_bytes(), _ANY_IMAGE, _LIMITS)
+    except InputError:
+        return False
+    return True
 
 
 def _decode_all(found: Sequence[_ImageFile], class_names: tuple[str, ...], spec: ImageSpec) -> LabelledImages:
@@ -197,7 +222,9 @@ def _decode_all(found: Sequence[_ImageFile], class_names: tuple[str, ...], spec:
         pictures = list(threads.map(read, found))
     faults = [picture for picture in pictures if isinstance(picture, str)]
     if faults:
-        raise DatasetError(_list("Every file must be an image; repair or remove these:", faults))
+        raise DatasetError(
+            _list("Every image must be one that the service decodes; repair or remove these:", faults)
+        )
     index = {name: number for number, name in enumerate(class_names)}
     return LabelledImages(
         images=np.stack([picture for picture in pictures if not isinstance(picture, str)]),
@@ -277,6 +304,13 @@ def _refuse_contradictions(data: LabelledImages, copies: Sequence[Sequence[int]]
     ]
     if contradictions:
         raise DatasetError(_list("Identical images must be in one class; keep one of each:", contradictions))
+
+
+def _warn_of_skipped(folders: Sequence[tuple[str, Path]]) -> Iterator[str]:
+    counts = Counter(file.path.name for file in _find_files(folders) if not _is_image(file.path))
+    if counts:
+        names = [name if count == 1 else f"{name} ({count} times)" for name, count in counts.items()]
+        yield _list(f"Skipped {counts.total()} files that are not images:", names)
 
 
 def _warn_of_leaks(splits: NDArray[np.str_], groups: NDArray[np.int64]) -> Iterator[str]:

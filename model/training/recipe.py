@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from keras import layers
 
@@ -21,9 +22,10 @@ from model.image import ImageSpec
 from model.tensorflow_engine import TensorFlowClassifier
 from model.training.augmentation import RecipeAugmentation, apply_warp, random_warp
 from model.training.fit import progress_bar
-from model.training.folder import SPLITS, LabelledImages, describe_folder, load_folder, split
+from model.training.folder import SPLITS, Folder, LabelledImages, describe_folder, load_folder, split
 from model.training.metrics import Metrics, measure
 from model.training.save import refuse_output, save, save_samples
+from model.training.verdict import Unseen, verdict
 
 
 @dataclass(frozen=True)
@@ -51,21 +53,25 @@ class TrainedNetwork:
     test: Metrics
 
 
-def train(knobs: Knobs, data_dir: Path, h5_path: Path, seeds: Sequence[int]) -> Artifact:
+def train(
+    knobs: Knobs, data_dir: Path, h5_path: Path, seeds: Sequence[int], *, force: bool = False
+) -> Artifact:
     """Train once per seed, then save and compile the network with the lowest validation loss.
 
     Ctrl-C stops training and keeps the best epoch so far. Raises DatasetError if the folder cannot be used,
-    TrainingError if the loss is not finite or the artifact cannot be written, and KeyboardInterrupt if no
-    epoch has finished.
+    TrainingError if the loss is not finite, or the artifact cannot be written or, without `force`, exists,
+    and KeyboardInterrupt if no epoch has finished.
     """
-    refuse_output(h5_path, data_dir)
+    refuse_output(h5_path, data_dir, force=force)
     folder = load_folder(data_dir, knobs.image)
     print(describe_folder(folder), file=sys.stderr)
     names = split(folder)
     splits = {name: folder.data.take(names == name) for name in SPLITS}
     trained = _train_seeds(knobs, splits, len(folder.class_names), seeds)
     best = min(trained, key=lambda result: result.valid.loss)
-    artifact = save(best.network, h5_path, _card_of(best, trained, knobs, folder.class_names, splits))
+    card_parts = _card_of(best, trained, knobs, folder.class_names, splits)
+    card_parts["metrics"]["verdict"] = _verdict(best.network, splits["test"], folder)
+    artifact = save(best.network, h5_path, card_parts)
     compile_artifact(artifact)
     save_samples(h5_path, splits["test"].images, splits["test"].labels, folder.class_names)
     print(_describe_spread(trained))
@@ -271,6 +277,12 @@ def _card_of(
             "train_seconds": best.train_seconds,
         },
     }
+
+
+def _verdict(network: keras.Model, tested: LabelledImages, folder: Folder) -> str:
+    predicted = TensorFlowClassifier(network).predict(tested.images).argmax(axis=1)
+    unseen = Unseen(tested.labels, predicted, None)
+    return verdict(unseen, None, folder.class_names, np.bincount(folder.data.labels))
 
 
 def _describe(result: TrainedNetwork) -> str:

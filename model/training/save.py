@@ -26,7 +26,7 @@ from model.tensorflow_engine import with_golden_answer
 MAX_SAMPLES = 12
 
 
-def refuse_output(h5_path: Path, data_dir: Path) -> None:
+def refuse_output(h5_path: Path, data_dir: Path, *, force: bool) -> None:
     """Raise TrainingError, before training starts, if the network cannot be saved as `h5_path`."""
     if h5_path.suffix != ".h5":
         raise TrainingError(f"The network must be saved as an .h5. Received: {h5_path}")
@@ -34,6 +34,9 @@ def refuse_output(h5_path: Path, data_dir: Path) -> None:
         raise TrainingError(f"The network must be saved outside the folder of images. Received: {h5_path}")
     if h5_path.is_dir() or not os.access(_nearest_folder(h5_path), os.W_OK):
         raise TrainingError(f"The network must be saved where a file can be written. Received: {h5_path}")
+    existing = [path for path in (h5_path, card_path(h5_path)) if path.exists()]
+    if existing and not force:
+        raise TrainingError(f"An existing network is replaced only with --force. Received: {existing[0]}")
 
 
 def save(network: keras.Model, h5_path: Path, card_parts: dict[str, Any]) -> Artifact:

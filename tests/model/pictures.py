@@ -96,3 +96,18 @@ def chunk(kind: bytes, content: bytes = b"") -> bytes:
     """A chunk of a PNG."""
     checksum = zlib.crc32(kind + content)
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
+
+
+CLASSES = ("checked", "grainy", "striped")
+
+
+def draw_class(class_name: str, random: np.random.Generator, side: int = 60) -> np.ndarray:
+    """A texture; classes differ in structure, not in brightness."""
+    y, x = np.mgrid[0:side, 0:side] + random.integers(0, 8, 2)[:, None, None]
+    field = {
+        "striped": np.sign(np.sin(2 * np.pi * y / 8)),
+        "checked": np.sign(np.sin(2 * np.pi * y / 10) * np.sin(2 * np.pi * x / 10)),
+        "grainy": random.normal(size=(side, side)),
+    }[class_name]
+    grey = random.uniform(90, 160) + 40 * field + random.normal(0, 5, field.shape)
+    return np.clip(grey, 0, 255).astype(np.uint8)

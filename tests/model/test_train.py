@@ -20,37 +20,32 @@ from model.errors import DatasetError, TrainingError
 from model.image import ImageSpec, encode_png
 from model.networks.keras_model import count_macs, load_network
 from model.train import train
+from model.training import candidates, frozen
 from model.training import fit as fitting
 from model.training.distillation import TextureStatistics
 from model.training.fit import Knobs, fit, resized
 from model.training.folder import LabelledImages
+from tests.model.pictures import CLASSES, draw_class
 
 pytestmark = pytest.mark.slow
 
 SPEC = ImageSpec(height=48, width=48, channels=1)
 KNOBS = Knobs(image=SPEC, epochs=3, batch_size=8)
-CLASSES = ("checked", "grainy", "striped")
-
-
-def draw_class(class_name: str, random: np.random.Generator, side: int = 60) -> np.ndarray:
-    """A texture; classes differ in structure, not in brightness."""
-    y, x = np.mgrid[0:side, 0:side] + random.integers(0, 8, 2)[:, None, None]
-    field = {
-        "striped": np.sign(np.sin(2 * np.pi * y / 8)),
-        "checked": np.sign(np.sin(2 * np.pi * y / 10) * np.sin(2 * np.pi * x / 10)),
-        "grainy": random.normal(size=(side, side)),
-    }[class_name]
-    grey = random.uniform(90, 160) + 40 * field + random.normal(0, 5, field.shape)
-    return np.clip(grey, 0, 255).astype(np.uint8)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _shared_statistics() -> Iterator[None]:
-    """Compiling their network takes seconds, and all trainings here use the same one."""
+    """Compiling their network takes seconds, and all trainings here use the same one.
+
+    Few images are tested, yet the folder counts as a large one, and the trained network as the better one.
+    """
     shared = functools.cache(TextureStatistics)
     shared(SPEC, usable_cores())  # before any seed is set, because it draws random numbers
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fitting, "TextureStatistics", shared)
+        patch.setattr(frozen, "TextureStatistics", shared)
+        patch.setattr(candidates, "FEW_TEST_IMAGES", 6)
+        patch.setattr(candidates, "_compare", lambda *_: (1, 0))
         yield
 
 
@@ -198,10 +193,44 @@ def test_interrupted_command_says_how_to_resume(
 
     h5 = tmp_path / "n.h5"
     command = ["train", "--data", str(data_dir), "--output", str(h5), "--epochs", "2", "--size", "48x48"]
-    monkeypatch.setattr(fitting.Training, "use_average", interrupt)
+    monkeypatch.setattr(fitting.Training, "use_best", interrupt)
     assert main(command) == 130
     assert "Run the same command again to resume" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["n.checkpoint.npz"]
+
+
+@pytest.mark.usefixtures("_untraced")
+def test_training_stops_early_and_uses_the_best_weights(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fitting, "EPOCHS", 1)
+    monkeypatch.setattr(fitting, "PATIENCE", 1)
+    data = labelled(data_dir)
+    training = fitting.Training(data, 3, replace(KNOBS, epochs=None), 5)
+    untrained = training.network.get_weights()
+    assert training.epochs * training.steps_per_epoch >= fitting.LEAST_STEPS
+    training.best_epoch.assign(0)
+    training.best_loss.assign(-1.0)  # no epoch is better
+    fitted = fitting.run(training, tmp_path / "c.npz", data)
+    assert len(fitted.loss) == len(fitted.accuracy) == 2
+    pairs = zip(fitted.network.get_weights(), untrained, strict=True)
+    assert all(np.array_equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.usefixtures("_untraced")
+def test_better_weights_are_kept(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = labelled(data_dir)
+    training = fitting.Training(data, 3, KNOBS, 5)
+    batches = training.batches(0)
+    training.step(*next(batches))
+    current = training.network.get_weights()
+    training.keep_best(0, data)
+    assert (int(training.best_epoch), float(training.best_loss) < 100) == (0, True)
+    pairs = zip(training.network.get_weights(), current, strict=True)
+    assert all(np.array_equal(a, b) for a, b in pairs), "training must go on from its own weights"
+    training.best_loss.assign(0.0)
+    training.keep_best(1, data)
+    assert int(training.best_epoch) == 0
 
 
 def test_checkpoint_of_another_training_is_ignored(data_dir: Path, tmp_path: Path) -> None:

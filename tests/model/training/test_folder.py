@@ -70,14 +70,14 @@ def test_lookalikes_are_named_unless_they_are_in_one_group(tmp_path: Path) -> No
     assert not any("look alike" in warning for warning in load_folder(tmp_path, SPEC).warnings)
 
 
-def test_every_unreadable_file_is_named(tmp_path: Path) -> None:
+def test_every_unreadable_image_is_named(tmp_path: Path) -> None:
     fill(tmp_path, "good", 4)
     fill(tmp_path, "bad", 4)
-    (tmp_path / "bad" / "notes.txt").write_text("no image")
+    (tmp_path / "bad" / "page.JPG").write_text("<html>no image</html>")
     (tmp_path / "good" / "cut.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     with pytest.raises(DatasetError, match="repair or remove") as refused:
         load_folder(tmp_path, SPEC)
-    assert "bad/notes.txt" in str(refused.value)
+    assert "bad/page.JPG" in str(refused.value)
     assert "good/cut.png" in str(refused.value)
 
 
@@ -85,8 +85,32 @@ def test_many_faults_are_counted(tmp_path: Path) -> None:
     fill(tmp_path, "good", 4)
     fill(tmp_path, "bad", 4)
     for number in range(25):
-        (tmp_path / "bad" / f"{number}.txt").write_text("no image")
+        (tmp_path / "bad" / f"{number}.png").write_text("no image")
     with pytest.raises(DatasetError, match="and 15 more"):
+        load_folder(tmp_path, SPEC)
+
+
+def test_other_files_are_skipped_with_a_note(tmp_path: Path) -> None:
+    for class_name in ("good", "bad"):
+        fill(tmp_path, class_name, 3)
+        (tmp_path / class_name / "Thumbs.db").write_bytes(b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1")
+    (tmp_path / "bad" / "notes.txt").write_text("scanned on Monday")
+    (tmp_path / "bad" / "Icon\r").write_bytes(b"")
+    (tmp_path / "__MACOSX").mkdir()
+    (tmp_path / "bad" / "0-2.png").rename(tmp_path / "bad" / "no suffix")
+    folder = load_folder(tmp_path, SPEC)
+    assert folder.class_names == ("bad", "good")
+    assert len(folder.data) == 6
+    rule, *named = folder.warnings[0].splitlines()
+    assert rule.startswith("Skipped 4 files")
+    assert {name.strip() for name in named} == {"Icon", "Thumbs.db (2 times)", "notes.txt"}
+
+
+def test_skipped_files_do_not_count_as_images(tmp_path: Path) -> None:
+    fill(tmp_path, "good", 4)
+    fill(tmp_path, "rare", 2)
+    (tmp_path / "rare" / "Thumbs.db").write_bytes(b"")
+    with pytest.raises(DatasetError, match=r"\n  rare: 2$"):
         load_folder(tmp_path, SPEC)
 
 

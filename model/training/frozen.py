@@ -1,0 +1,86 @@
+"""Fit the last layer of the frozen network, in seconds: the baseline of every training."""
+
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from model.defaults import usable_cores
+from model.image import ImageSpec
+from model.networks.frozen_statistics import statistics_classifier
+from model.novelty import Novelty, reasons_to_abstain
+from model.training.augmentation import Augmentation, turn
+from model.training.calibration import fit_novelty
+from model.training.distillation import TextureStatistics
+from model.training.folder import Folder
+from model.training.ridge import Linear, fit_ridge
+from model.training.splits import FOLDS, assign_folds
+from model.training.synthetic_negatives import draw_negatives
+
+VIEWS = 4
+"""Turned copies of each training image. On 60 photographs, four add 2.6 points of accuracy, eight 2.9."""
+NEGATIVES = 120
+
+
+@dataclass(frozen=True)
+class FoldAnswers:
+    """Answers for each image, by a layer and a novelty detector fitted to the other folds."""
+
+    scores: NDArray[np.float32]
+    """(n, k)."""
+    abstained: NDArray[np.bool_]
+    """(n,)."""
+
+
+class FrozenStatistics:
+    """Statistics of a folder's images, of turned views of them and of synthetic negatives."""
+
+    def __init__(self, folder: Folder, image: ImageSpec, views: int, seed: int) -> None:
+        describe = TextureStatistics(image, usable_cores()).describe
+        self._image, self._classes, self.views = image, len(folder.class_names), views
+        self._labels, self._groups = folder.data.labels, folder.groups
+        self._folds = assign_folds(self._labels, self._groups) if folder.folds is None else folder.folds
+        images = folder.data.images
+        turned = [_turn(images, seed, number) for number in range(views)]
+        self._statistics = np.stack([describe(view) for view in (images, *turned)])  # (1 + views, n, d)
+        random = np.random.default_rng(seed)
+        self._negatives = describe(draw_negatives(NEGATIVES, image.shape, random).astype(np.uint8))
+
+    def fit(self, chosen: NDArray[np.bool_], views: int) -> Linear:
+        """Fit the layer to the `chosen` (n,) images and some views of them."""
+        rows = self._statistics[: 1 + views, chosen].reshape(-1, self._statistics.shape[-1])
+        return fit_ridge(rows, np.tile(self._labels[chosen], 1 + views), self._classes)
+
+    def scores(self, layer: Linear) -> NDArray[np.float32]:
+        """Scores (n, k) of all images, without views."""
+        return layer(self._statistics[0])
+
+    def cross_validate(self, views: int) -> FoldAnswers:
+        scores = np.zeros((len(self._labels), self._classes), dtype=np.float32)
+        abstained = np.zeros(len(self._labels), dtype=bool)
+        for fold in range(FOLDS):
+            tested = self._folds == fold
+            if tested.any() and not tested.all():
+                scores[tested] = self.scores(self.fit(~tested, views))[tested]
+                reasons = reasons_to_abstain(
+                    self.fit_novelty(~tested), self._statistics[0, tested], int(tested.sum())
+                )
+                abstained[tested] = [reason is not None for reason in reasons]
+        return FoldAnswers(scores, abstained)
+
+    def network(self, layer: Linear, temperature: float) -> keras.Model:
+        """The network to save, with scores divided by `temperature`."""
+        network = statistics_classifier(self._image, self._classes)
+        network.layers[-1].set_weights([layer.kernel / temperature, layer.bias / temperature])
+        return network
+
+    def fit_novelty(self, chosen: NDArray[np.bool_]) -> Novelty:
+        statistics = self._statistics[0, chosen]
+        return fit_novelty(statistics, self._labels[chosen], self._groups[chosen], self._negatives)
+
+
+def _turn(images: NDArray[np.uint8], seed: int, number: int) -> NDArray[np.uint8]:
+    turned = turn(tf.cast(images, tf.float32), Augmentation(), tf.constant([seed, number], tf.int64))
+    return np.asarray(tf.cast(tf.round(turned), tf.uint8))
