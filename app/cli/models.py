@@ -305,6 +305,15 @@ def _progress_on_stderr(as_json: bool) -> AbstractContextManager[object]:
 
 
 def add_commands(add: Add) -> None:
+    _add_train(add)
+    _add_measurements(add)
+    _add_card(add)
+    _add_import(add)
+    _add_calibrate(add)
+    _add_verify(add)
+
+
+def _add_train(add: Add) -> None:
     command = add("train", train, "train a model on a folder with one subfolder per class")
     command.add_argument("--data", type=Path, required=True, metavar="DIR")
     command.add_argument("--output", type=Path, default=Path("trained.h5"), metavar="H5")
@@ -327,6 +336,8 @@ def add_commands(add: Add) -> None:
     command.add_argument("--force", action="store_true", help="replace an existing network")
     add_json(command)
 
+
+def _add_measurements(add: Add) -> None:
     command = add("evaluate", evaluate, "measure a model on a labelled folder, and optionally write a report")
     command.add_argument("--data", type=Path, required=True, metavar="DIR")
     command.add_argument("--split", default="test", choices=("train", "valid", "test"))
@@ -345,6 +356,8 @@ def add_commands(add: Add) -> None:
     command.add_argument("--work", type=Path, default=user_cache_dir() / "crossvalidation", metavar="DIR")
     command.add_argument("--output", type=Path, metavar="MD", help="also write the tables to this file")
 
+
+def _add_card(add: Add) -> None:
     command = add("compile", compile_model, "compile an .h5 file for the LiteRT engine")
     command.add_argument("--model", type=Path, default=DEFAULT_MODEL_PATH, metavar="H5")
     add_json(command)
@@ -362,6 +375,8 @@ def add_commands(add: Add) -> None:
     )
     add_json(command)
 
+
+def _add_import(add: Add) -> None:
     command = add("import", import_model, "make a model that can be served of a network trained elsewhere")
     command.add_argument(
         "file", type=Path, metavar="FILE", help=".h5, .keras, .tflite or a SavedModel folder"
@@ -408,8 +423,8 @@ def add_commands(add: Add) -> None:
     command.add_argument("--force", action="store_true", help="replace an existing card")
     add_json(command)
 
-    _add_calibrate(add)
 
+def _add_verify(add: Add) -> None:
     command = add(
         "verify", verify, "check a model's hash, card, compiled model and self-test on its golden image"
     )

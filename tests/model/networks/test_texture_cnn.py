@@ -8,11 +8,11 @@ import pytest
 
 from model.compile import compile_network
 from model.image import ImageSpec
+from model.networks.frozen_statistics import statistics_network
 from model.networks.keras_model import count_macs, find_head, load_network, save_network
 from model.networks.pretrained_blocks import BLOCKS as WHOLE
 from model.networks.pretrained_blocks import STEM_FILTERS, load_convolutions
 from model.networks.texture_cnn import fold, texture_cnn, trainable_texture_cnn
-from model.networks.frozen_statistics import statistics_network
 from model.training.distillation import TextureStatistics
 from model.training.recipe import recipe_cnn
 from tests.model.conftest import random_images
