@@ -1,9 +1,8 @@
 """Builds the service: the one place where its parts meet."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any
 
 from fastapi import FastAPI
 
@@ -28,7 +27,7 @@ from app.telemetry.log import configure, log_event, logger, serving
 from app.telemetry.record import RefusalLog
 from app.telemetry.tracing import TRACING
 from app.workers.host import ClassifierProcesses
-from app.workers.pool import LiveClassifiers, ignore_reload_signal, reload_on_signal
+from app.workers.pool import LiveClassifiers, ignore_reload_signal, log_model, reload_on_signal
 from app.workers.queue import Capacity, RowQueue
 
 
@@ -114,8 +113,7 @@ def _lifespan(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with state.classifiers, fetcher, session:
             updating = asyncio.create_task(gauges.keep_updating())
-            log_event("ready", **state.pipeline.model.identity)
-            _warn_of_unchecked_network(state.pipeline.model.card)
+            log_model("ready", state.pipeline.model)
             with state.shutdown.handling_signals(), reload_on_signal(state.classifiers), serving():
                 yield
                 updating.cancel()
@@ -124,15 +122,6 @@ def _lifespan(
         TRACING.close()
 
     return lifespan
-
-
-def _warn_of_unchecked_network(card: Mapping[str, Any]) -> None:
-    if card.get("is_unchecked"):
-        logger.warning(
-            "Nothing confirms that the network's preprocessing is right. Check it with images: "
-            "ext-classify import FILE --try DIR --force. Checked with: %s",
-            card.get("preprocessing_check"),
-        )
 
 
 def __getattr__(name: str) -> Service:

@@ -55,6 +55,10 @@ class ArtifactCard(BaseModel):
     """
     golden_probabilities: tuple[float, ...] | None = None
     """Output of the reference engine for `golden_image(image)`, for the self-test."""
+    golden_tolerance: Annotated[float, Field(gt=0, le=0.01)] = 1e-4
+    """Largest difference in the self-test. The engines agree to about 1e-6, on deep networks less; a wrong
+    network or scale causes a far larger difference.
+    """
     class_weights: ArrayJson | None = None
     """Weights (d, k) of the last layer, if the network ends in global average pooling and one dense layer.
     With the last feature map, they give the evidence.
@@ -152,6 +156,11 @@ class Artifact:
 
 
 SUFFIXES = (".h5", ".hdf5", ".keras", ".tflite")
+
+
+def folder_of_class(name: str) -> str:
+    """What the name of a class's folder must be, apart from case: no folder's name contains a slash."""
+    return name.strip().casefold().replace("/", "_")
 
 
 def card_path(h5_path: Path) -> Path:

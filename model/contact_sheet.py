@@ -1,7 +1,7 @@
 """Find a network's preprocessing with a few images: what it answers under each one that is plausible."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from model.artifact import Artifact, folder_of_class
 from model.errors import ArtifactError, InputError
 from model.image import Fit, ImageSpec, Resample, decode
 from model.image_limits import ImageLimits
 from model.networks.network import Network
 from model.preprocessing import PRESETS, Preprocessing, Preset
+from model.samples import save_samples
 
 MOST_IMAGES = 200
 _BATCH = 16
@@ -28,7 +30,7 @@ Predictor = Callable[[NDArray[np.uint8]], Any]
 class Candidate:
     """A preprocessing with the way images are resized for it."""
 
-    name: str
+    name: str = field(compare=False)
     preprocessing: Preprocessing
     spec: ImageSpec
 
@@ -52,19 +54,20 @@ class TrialImages:
 
     files: tuple[bytes, ...]
     labels: tuple[int | None, ...]
+    class_names: tuple[str, ...]
 
     @classmethod
     def of(cls, folder: Path, class_names: Sequence[str]) -> "TrialImages":
         """At most MOST_IMAGES images, evenly chosen. Raises ArtifactError if there is none."""
         if not folder.is_dir():
             raise ArtifactError(f"--try must be a folder of images. Missing: {folder}")
-        index = {_key(name): number for number, name in enumerate(class_names)}
+        index = {folder_of_class(name): number for number, name in enumerate(class_names)}
         paths = [p for p in sorted(folder.rglob("*")) if p.suffix.lower() in _SUFFIXES and p.is_file()]
         if not paths:
             raise ArtifactError(f"--try must be a folder of images. Received: none in {folder}")
         chosen = paths[:: -(-len(paths) // MOST_IMAGES)]
-        labels = tuple(index.get(_key(path.parent.name)) for path in chosen)
-        return cls(tuple(path.read_bytes() for path in chosen), labels)
+        labels = tuple(index.get(folder_of_class(path.parent.name)) for path in chosen)
+        return cls(tuple(path.read_bytes() for path in chosen), labels, tuple(class_names))
 
     def decode(self, spec: ImageSpec) -> tuple[NDArray[np.uint8], list[int | None]]:
         """Pixels (n, h, w, c) and labels of the files that are images."""
@@ -78,6 +81,17 @@ class TrialImages:
         if not pixels:
             raise ArtifactError("--try must contain images that can be decoded. Received: none.")
         return np.stack(pixels), labels
+
+    def save_samples(self, artifact: Artifact) -> None:
+        """Keep one image of each class, or a few where no folder names a class, for the playground."""
+        pixels, labels = self.decode(artifact.card.image)
+        known = np.array([label is not None for label in labels])
+        if known.any():
+            indices = np.array([label for label in labels if label is not None])
+            save_samples(artifact.h5_path, pixels[known], indices, self.class_names)
+        else:
+            numbers = np.arange(len(pixels))
+            save_samples(artifact.h5_path, pixels, numbers, [f"image-{number}" for number in numbers])
 
 
 @dataclass(frozen=True)
@@ -215,7 +229,3 @@ def _entropy(probabilities: NDArray[np.float32]) -> NDArray[np.float32]:
     shares = np.maximum(probabilities / np.maximum(total, 1e-9), 1e-9)
     entropy: NDArray[np.float32] = -(shares * np.log(shares)).sum(axis=-1)
     return entropy
-
-
-def _key(name: str) -> str:
-    return name.strip().casefold().replace("/", "_")

@@ -24,7 +24,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 def samples_folder(h5_path: Path) -> Path:
     """Folder of a network's own sample images, next to its .h5."""
-    return h5_path.with_suffix(".samples")
+    return h5_path.with_name(f"{h5_path.name if h5_path.is_dir() else h5_path.stem}.samples")
 
 
 def find_samples(h5_path: Path) -> Path | None:

@@ -18,8 +18,6 @@ from model.preprocessing import Preprocessing
 # One stacked array, or a sequence where stacking would be a needless copy.
 Images: TypeAlias = NDArray[np.uint8] | Sequence[NDArray[np.uint8]]
 
-# The engines agree to about 1e-6; a wrong network or scale causes a far larger difference.
-GOLDEN_TOLERANCE = 1e-4
 NOVELTY_TOLERANCE = 0.01
 """Relative, as scores have any size."""
 
@@ -82,10 +80,10 @@ def verify_golden(classifier: Classifier, card: ArtifactCard) -> NDArray[np.floa
     if card.golden_probabilities is None:
         return probabilities
     difference = float(np.abs(probabilities - np.array(card.golden_probabilities)).max())
-    if not difference <= GOLDEN_TOLERANCE:
+    if not difference <= card.golden_tolerance:
         raise ArtifactError(
             f"The engine's probabilities for the golden image must match the card's "
-            f"within {GOLDEN_TOLERANCE}. Received: a difference of {difference:.2g}."
+            f"within {card.golden_tolerance:.2g}. Received: a difference of {difference:.2g}."
         )
     return probabilities
 

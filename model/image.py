@@ -55,6 +55,7 @@ _WHITE = 255.0
 
 Side = Annotated[int, Field(ge=1, le=4096)]
 Fit: TypeAlias = Literal["stretch", "crop", "pad"]
+Alpha: TypeAlias = Literal["white", "drop"]
 Resample: TypeAlias = Literal["nearest", "bilinear", "bicubic", "lanczos", "bilinear-no-antialias"]
 
 
@@ -70,6 +71,8 @@ class ImageSpec(BaseModel):
     """`bilinear-no-antialias` reads four pixels at any size, as cv2.resize and tf.image.resize do."""
     fit: Fit = "stretch"
     """For another aspect ratio: stretch the image, crop its centre, or pad it with black."""
+    alpha: Alpha = "white"
+    """Blend transparent pixels with white, or drop transparency, as most authors' own code does."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -103,7 +106,7 @@ def decode(data: bytes, spec: ImageSpec, limits: ImageLimits) -> NDArray[np.uint
 def decode_sized(data: bytes, spec: ImageSpec, limits: ImageLimits) -> Decoded:
     """Decode the first frame of an image file to pixels (h, w, c), uint8, as specified by `spec`.
 
-    Applies EXIF rotation, blends transparent pixels with white, and scales 16-bit and float pixels to 8 bits.
+    Applies EXIF rotation, handles transparency, and scales 16-bit and float pixels to 8 bits.
     Raises UnsupportedFormat, CorruptImage or ImageTooLarge.
     """
     limits.refuse_bytes(len(data))
@@ -195,7 +198,8 @@ def _without_its_end(stripped: bytes) -> Image.Image | None:
 def _convert(image: Image.Image, metadata: Metadata, spec: ImageSpec) -> Decoded:
     _turn_upright(image, metadata)
     source_size = image.size
-    image = _opaque(_eight_bit(image))
+    image = _eight_bit(image, spec.alpha)
+    image = _opaque(image, spec.alpha)
     if image.mode != "L":
         image = image.convert("L" if spec.channels == 1 else "RGB")
     if image.size != (spec.width, spec.height):
@@ -284,7 +288,7 @@ def _mend_tiff(image: ImageFile.ImageFile) -> None:
         raise UnsupportedFormat("A TIFF with 8 bits per sample must be unsigned. Received: signed samples.")
 
 
-def _eight_bit(image: Image.Image) -> Image.Image:
+def _eight_bit(image: Image.Image, alpha: Alpha) -> Image.Image:
     """Scale deeper pixels to 0..255; Pillow's own conversion would clip them."""
     if not image.mode.startswith(("I", "F")):
         return image
@@ -297,8 +301,9 @@ def _eight_bit(image: Image.Image) -> Image.Image:
         pixels = scale_to_fit(values)
     if tags.get(_PHOTOMETRIC_INTERPRETATION) == _WHITE_IS_ZERO:
         pixels = 255 - pixels
-    # A PNG's transparent colour, at the file's bit depth.
-    pixels[values == image.info.get("transparency")] = 255
+    if alpha == "white":
+        # A PNG's transparent colour, at the file's bit depth.
+        pixels[values == image.info.get("transparency")] = 255
     return Image.fromarray(pixels)
 
 
@@ -337,14 +342,16 @@ def _tiff_tags(image: Image.Image) -> Mapping[int, Any]:
     return getattr(image, "tag_v2", {})
 
 
-def _opaque(image: Image.Image) -> Image.Image:
-    """Blend transparent pixels with white, as viewers do; dropping alpha would reveal hidden colours."""
+def _opaque(image: Image.Image, alpha: Alpha) -> Image.Image:
+    """Blend transparent pixels with white, as viewers do, or drop alpha, which reveals hidden colours."""
     if image.mode == "La":
         image = image.convert("LA")
     if image.format == "BMP" and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0):
         return image.convert("RGB")  # the alpha of a BMP that is nowhere set is unused
     if not image.has_transparency_data:
         return image.convert("RGB") if image.mode == "LAB" else image
+    if alpha == "drop":
+        return image.convert("L" if image.mode in {"L", "LA"} else "RGB")
     image = image.convert("RGBA")
     backdrop = Image.new("RGBA", image.size, "white")
     return Image.alpha_composite(backdrop, image)

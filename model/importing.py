@@ -17,13 +17,14 @@ from model.compiled import next_to_h5, write_compiled
 from model.contact_sheet import Candidate, ContactSheet, TrialImages, judge
 from model.engines import LiteRtClassifier, verify_golden
 from model.errors import ArtifactError
-from model.image import Fit, ImageSpec, Resample
-from model.networks.files import NetworkFile, inspect_network
+from model.image import Alpha, Fit, ImageSpec, Resample
+from model.networks.files import OPERATION_LAYER, NetworkFile, inspect_network
 from model.networks.network import (
     Network,
     Shape,
     Stages,
     activation_of,
+    gives,
     last_layer,
     read_network,
     remove_sigmoid,
@@ -34,11 +35,26 @@ from model.preprocessing import MULTI_LABEL, ONE_OUTPUT, PRESETS, Ending, Prepro
 from model.tensorflow_engine import with_golden_answer
 
 _PROBES = 4
+# Beyond those of images, because few logits of them all are between 0 and 1.
+_PROBE_SCALES = (1, 20, 255, -255, 2000)
 _SMALLEST_SPREAD = 1e-6
 _LEAST = 1e-37
+_MOST_DIFFERENCE = 1e-3
+_PROCESSORS_DIFFER = 10  # times as much as the engines on one processor
 _LONGEST_REASON = 300  # characters
 _SCALING_LAYERS = ("Rescaling", "Normalization")
-_ARITHMETIC = {"TrueDivide", "Divide", "Multiply", "Subtract"}
+_ARITHMETIC = {"TrueDivide", "Divide", "Multiply", "Subtract", "Add"}
+# As the configurations of layers that call TensorFlow name them.
+_WRITTEN_ARITHMETIC = (
+    "truediv",
+    "subtract",
+    "multiply",
+    "bias_add",
+    "'RealDiv'",
+    "'Sub'",
+    "'Mul'",
+    "'BiasAdd'",
+)
 _TEACHABLE_MACHINE_SHAPE = (None, 224, 224, 3)
 
 
@@ -51,6 +67,7 @@ class Request:
     preprocess: Preset | Preprocessing | None = None
     fit: Fit | None = None
     resample: Resample | None = None
+    alpha: Alpha = "white"
     size: tuple[int, int] | None = None
     """(height, width), for a network of any size or with a flat input."""
     is_multi_label: bool = False
@@ -66,6 +83,15 @@ class Imported:
     artifact: Artifact
     findings: tuple[str, ...]
     sheet: ContactSheet | None
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What images show of an artifact's preprocessing."""
+
+    sheet: ContactSheet
+    reason: str
     warnings: tuple[str, ...]
 
 
@@ -103,7 +129,7 @@ def import_network(path: Path, request: Request) -> Imported:
     class_names = request.class_names or _folder_names(request.try_dir)
     ending = find_ending(network, is_multi_label=request.is_multi_label)
     _refuse_other_outputs(network, class_names, ending)
-    spec = image_spec_of(network.input_shape, request.size)
+    spec = image_spec_of(network.input_shape, request.size).model_copy(update={"alpha": request.alpha})
     outputs = remove_sigmoid(network, ending)
     work = _Import(file, network, request, class_names, ending, outputs, spec)
     likely = _find_likely(work)
@@ -112,6 +138,8 @@ def import_network(path: Path, request: Request) -> Imported:
     _refuse_constant(work, chosen)
     card = _card_of(work, chosen, target, sheet, path)
     artifact = _save(work, card, path, target)
+    if request.try_dir is not None:
+        TrialImages.of(request.try_dir, class_names).save_samples(artifact)
     shapes = f"Input {_shape(network.input_shape)}, output {_shape(network.output_shape)}."
     findings = (
         f"Written by {file.writer}. {shapes}",
@@ -121,6 +149,25 @@ def import_network(path: Path, request: Request) -> Imported:
         f"Classes: {', '.join(class_names)}.",
     )
     return Imported(artifact, findings, sheet, tuple(work.warnings))
+
+
+def check_preprocessing(artifact: Artifact, try_dir: Path) -> Checked:
+    """Try an artifact's preprocessing and others with images, and write the result to its card.
+
+    Raises ArtifactError.
+    """
+    card, file = artifact.card, inspect_network(artifact.h5_path)
+    network = read_network(file)
+    stated = card.preprocessing or Preprocessing(scale=(card.scale,))
+    request = Request(card.class_names, stated, card.image.fit, card.image.resample, try_dir=try_dir)
+    outputs = remove_sigmoid(network, card.ending)
+    work = _Import(file, network, request, card.class_names, card.ending, outputs, card.image)
+    sheet = _try(work, None)
+    assert sheet is not None  # noqa: S101 - there is a folder
+    chosen, reason = _choose(work, None, sheet)
+    check = {"preprocessing_check": sheet.summary(chosen), "is_unchecked": bool(work.warnings)}
+    save_card(artifact.h5_path, card.model_copy(update=check))
+    return Checked(sheet, reason, tuple(work.warnings))
 
 
 def image_spec_of(input_shape: Shape, size: tuple[int, int] | None) -> ImageSpec:
@@ -194,6 +241,16 @@ def _folder_names(try_dir: Path | None) -> tuple[str, ...]:
 
 
 def _refuse_other_outputs(network: Network, class_names: tuple[str, ...], ending: Ending) -> None:
+    if not gives(network.output_shape, network.outputs):
+        raise ArtifactError(
+            "The network must answer with a number for each class. "
+            f"Received: output {_shape(network.output_shape)}, as of a network for segmentation or detection."
+        )
+    if network.outputs == 1 and ending not in ONE_OUTPUT:
+        raise ArtifactError(
+            "The network's answer must depend on the image. Received: a softmax over one output, which is "
+            "always 1. Train it with a sigmoid, or with a softmax over two outputs."
+        )
     needed = 2 if ending in ONE_OUTPUT else network.outputs
     if len(class_names) != needed:
         raise ArtifactError(
@@ -253,10 +310,10 @@ def _has_arithmetic(file: NetworkFile) -> bool:
     early = file.layers[:8]
     weights = next((i for i, name in enumerate(early) if "Conv" in name or name == "Dense"), len(early))
     functions = str(file.config)[:20_000]
-    calls = "TFOpLambda" in early[:weights] and any(
-        name in functions for name in ("truediv", "subtract", "multiply")
+    calls = {"TFOpLambda", OPERATION_LAYER} & set(early[:weights]) and any(
+        name in functions for name in _WRITTEN_ARITHMETIC
     )
-    return calls or bool(_ARITHMETIC & set(early[:weights]))
+    return bool(calls or _ARITHMETIC & set(early[:weights]))
 
 
 def _is_teachable_machine(file: NetworkFile, network: Network) -> bool:
@@ -282,14 +339,14 @@ def _try(work: _Import, likely: _Likely | None) -> ContactSheet | None:
         return None
     images = TrialImages.of(request.try_dir, work.class_names)
     stated = _stated(work)
-    # Teachable Machine's is almost `symmetric`, so that chance would decide between them.
+    # Teachable Machine's is `symmetric` with a crop, so that chance would decide between them.
     names = [name for name in PRESETS if name != "teachable-machine" and _suits(PRESETS[name], work.spec)]
     candidates = [Candidate.of(name, work.spec) for name in names]
-    for extra in filter(None, (stated, None if likely is None else likely.candidate)):
-        if extra.preprocessing not in [c.preprocessing for c in candidates]:
-            candidates.append(extra)
-    adjusted = [candidate.fitted(request.fit, request.resample) for candidate in candidates]
-    return judge(images, adjusted, lambda candidate: _predictor(work, candidate), work.network)
+    more = filter(None, (stated, None if likely is None else likely.candidate))
+    fitted = [candidate.fitted(request.fit, request.resample) for candidate in (*candidates, *more)]
+    return judge(
+        images, list(dict.fromkeys(fitted)), lambda candidate: _predictor(work, candidate), work.network
+    )
 
 
 def _suits(preprocessing: Preprocessing, spec: ImageSpec) -> bool:
@@ -301,7 +358,7 @@ def _stated(work: _Import) -> Candidate | None:
     if preprocess is None:
         return None
     candidate = (
-        Candidate("as stated", preprocess, work.spec)
+        Candidate(preprocess.name or "as stated", preprocess, work.spec)
         if isinstance(preprocess, Preprocessing)
         else Candidate.of(preprocess, work.spec)
     )
@@ -413,6 +470,7 @@ def _save(work: _Import, card: ArtifactCard, path: Path, target: Path) -> Artifa
         stages = stages_of(work.network, card, work.outputs)
         card = with_golden_answer(card, work.network, stages)
         compiled = _compile(work.network, card, stages)
+        card = _with_tolerance(card, compiled)
     if target != path:
         target.parent.mkdir(parents=True, exist_ok=True)
         copy = shutil.copytree if path.is_dir() else shutil.copyfile
@@ -431,17 +489,38 @@ def _compile(network: Network, card: ArtifactCard, stages: Stages | None) -> byt
         raise ArtifactError(f"The network must consist of operations that LiteRT has. {reason}") from error
 
 
+def _with_tolerance(card: ArtifactCard, compiled: bytes) -> ArtifactCard:
+    """Allow a deep network more in its self-test, by how far the engines differ on this processor.
+
+    Raises ArtifactError if LiteRT computes something else than the network.
+    """
+    lenient = card.model_copy(update={"golden_tolerance": _MOST_DIFFERENCE})
+    classifier = LiteRtClassifier(compiled, card.scale, 1)
+    answer = verify_golden(classifier, lenient)
+    classifier.predict(~golden_image(card.image)[np.newaxis])
+    if not np.array_equal(classifier.predict(golden_image(card.image)[np.newaxis])[0], answer):
+        raise ArtifactError(
+            "The network must answer an image the same after every other. Received: a network with a state, "
+            "such as an LSTM layer's, which LiteRT keeps between images."
+        )
+    difference = float(np.abs(answer - np.array(card.golden_probabilities)).max())
+    return card.model_copy(
+        update={"golden_tolerance": max(card.golden_tolerance, _PROCESSORS_DIFFER * difference)}
+    )
+
+
 def _probe_values(network: Network) -> NDArray[np.float32]:
-    """Outputs for noise at three scales, which reveal a softmax or sigmoid that no layer names."""
+    """Outputs for noise at several scales, which reveal a softmax or sigmoid that no layer names."""
     shape = tuple(side or 64 for side in network.input_shape[1:])
     noise = np.random.default_rng(0).random((1, *shape), dtype=np.float32)
     try:
-        values = [network.call(tf.constant(noise * scale))["probabilities"].numpy() for scale in (1, 20, 255)]
+        answers = [network.call(tf.constant(noise * scale)) for scale in _PROBE_SCALES]
+        rows = [np.asarray(answer["probabilities"], np.float32).reshape(1, -1) for answer in answers]
     # TensorFlow and LiteRT raise many types of exceptions.
     except Exception as error:
         reason = " ".join(str(error).split())[:_LONGEST_REASON]
         raise ArtifactError(f"The network must run on a CPU. Received: {reason}") from error
-    return np.concatenate([value.reshape(1, -1) for value in values])
+    return np.concatenate([row for row in rows if np.isfinite(row).all()] or rows)
 
 
 def _sum_to_one(values: NDArray[np.float32]) -> bool:

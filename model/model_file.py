@@ -27,6 +27,9 @@ Kind = Literal[
     "tflite",
     "saved_model",
     "hdf5",
+    "onnx",
+    "pytorch",
+    "layers",
     "other",
 ]
 
@@ -42,6 +45,9 @@ _DESCRIPTIONS: dict[Kind, str] = {
     "tflite": "a LiteRT (TensorFlow Lite) model",
     "saved_model": "a SavedModel folder",
     "hdf5": "an HDF5 file that Keras did not write",
+    "onnx": "an ONNX network",
+    "pytorch": "a PyTorch network",
+    "layers": "the layers of a network without its weights",
     "other": "a file that is not HDF5",
 }
 _ADVICE: dict[Kind, str] = {
@@ -53,6 +59,12 @@ _ADVICE: dict[Kind, str] = {
     "zip": "Unpack it: unzip {path}",
     "folder": "Name the network's file inside it.",
     "hdf5": "In the code that trains the network, run: network.save('{saved}')",
+    "onnx": "Convert it and import the folder: pip install onnx2tf; onnx2tf -i {path} -o {folder}; "
+    "ext-classify import {folder} --class-names NAME1,NAME2,…",
+    "pytorch": "Export it with torch.onnx.export, then convert it: onnx2tf -i {folder}.onnx -o {folder}; "
+    "ext-classify import {folder} --class-names NAME1,NAME2,…",
+    "layers": "With the weights next to it, run in Python: network = keras.models.model_from_json("
+    "open('{path}').read()); network.load_weights('WEIGHTS'); network.save('{saved}')",
     "other": "In the code that trains the network, run: network.save('{saved}')",
 }
 _NETWORKS = (".h5", ".hdf5", ".keras", ".tflite")
@@ -133,8 +145,9 @@ def fault_of(found: ModelFile) -> str | None:
             "Rescaling, copy the weights, and save the network."
         )
     inside = f" with {', '.join(found.members)}" if found.members else ""
-    saved = f"{path.name.partition('.')[0]}_network.h5"
-    advice = _ADVICE[found.kind].format(path=path, saved=saved, name=path.name)
+    stem = path.name.partition(".")[0]
+    places = {"path": path, "name": path.name, "saved": f"{stem}_network.h5", "folder": f"{stem}_network"}
+    advice = _ADVICE[found.kind].format(**places)
     return f"{_DESCRIPTIONS[found.kind]}{inside}. {advice}"
 
 
@@ -149,7 +162,13 @@ def _kind_of_head(head: bytes) -> Kind:
         return "lfs_pointer"
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head", b"<script")):
         return "html"
-    return "tflite" if head[4:8] == b"TFL3" else "other"
+    if head[4:8] == b"TFL3":
+        return "tflite"
+    # An ONNX file begins with fields 1, its version, and 2, its producer's name.
+    if head[:1] == b"\x08" and head[2:3] == b"\x12":
+        return "onnx"
+    is_config = text.startswith(b"{") and b'"class_name"' in head and b"modelTopology" not in head
+    return "layers" if is_config else "other"
 
 
 def _inspect_hdf5(path: Path, content: mmap.mmap) -> ModelFile:
@@ -182,6 +201,8 @@ def _inspect_zip(path: Path) -> ModelFile:
                 return ModelFile(path, "keras_zip", json.loads(archive.read("config.json")))
     except (zipfile.BadZipFile, ValueError):
         return ModelFile(path, "zip")
+    if any(name.endswith("/data.pkl") for name in names):
+        return ModelFile(path, "pytorch")
     return ModelFile(path, "zip", members=tuple(name for name in names if name.endswith(_NETWORKS)))
 
 

@@ -45,10 +45,13 @@ class Preprocessing(BaseModel):
             raise ValueError(f"scale must not be 0. Received: {self.scale}")
         return self
 
+    @property
+    def name(self) -> Preset | None:
+        return next((name for name, preset in PRESETS.items() if preset == self), None)
+
     def __str__(self) -> str:
-        name = next((name for name, preset in PRESETS.items() if preset == self), None)
         formula = f"pixels * {_format(self.scale)} + {_format(self.offset)}, {self.order.upper()}"
-        return formula if name is None else f"{name} ({formula})"
+        return formula if self.name is None else f"{self.name} ({formula})"
 
 
 def standardised(
@@ -71,8 +74,8 @@ PRESETS: dict[Preset, Preprocessing] = {
     # keras.applications.imagenet_utils.preprocess_input, mode "caffe" and mode "torch".
     "caffe": Preprocessing(offset=(-103.939, -116.779, -123.68), order="bgr"),
     "torch": standardised((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), white=1.0, order="rgb"),
-    # The code that Teachable Machine shows next to its export: (pixels / 127.0) - 1.
-    "teachable-machine": Preprocessing(scale=(1 / 127,), offset=(-1.0,)),
+    # The code that Teachable Machine shows next to its export. Until 2022 it was / 127, as in its training.
+    "teachable-machine": Preprocessing(scale=(1 / 127.5,), offset=(-1.0,)),
 }
 
 

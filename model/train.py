@@ -16,6 +16,7 @@ from model.evaluation.report import Labelled, report_on
 from model.image import ImageSpec
 from model.networks.keras_model import count_macs
 from model.novelty import reasons_to_abstain
+from model.samples import save_samples
 from model.tensorflow_engine import TensorFlowClassifier
 from model.training.candidates import Chosen, choose
 from model.training.fit import Fitted, Knobs, with_channels
@@ -28,7 +29,7 @@ from model.training.folder import (
     split,
 )
 from model.training.metrics import Metrics, measure
-from model.training.save import refuse_output, save, save_samples
+from model.training.save import refuse_output, save
 from model.training.verdict import Unseen, verdict
 
 

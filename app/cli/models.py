@@ -18,7 +18,7 @@ from model.artifact import Artifact, card_path, load_artifact
 from model.defaults import DEFAULT_MODEL_PATH, Engine, Network, user_cache_dir
 from model.engines import open_classifier
 from model.errors import TrainingError
-from model.image import Fit, Resample
+from model.image import Alpha, Fit, Resample
 from model.model_file import refuse_unusable
 from model.native_log import without_native_log
 from model.preprocessing import PRESETS, Preprocessing, parse_number
@@ -156,6 +156,7 @@ def import_model(
     order: Literal["rgb", "bgr"],
     fit: Fit | None,
     resample: Resample | None,
+    alpha: Alpha,
     size: tuple[int, int] | None,
     multi_label: bool,
     try_dir: Path | None,
@@ -169,7 +170,7 @@ def import_model(
     refuse_unusable(file, names or None)  # in milliseconds, before TensorFlow starts
     with needs_extra("train"):
         from model.importing import Request, import_network  # noqa: PLC0415 - optional
-    request = Request(names, stated, fit, resample, size, multi_label, try_dir, output, force)
+    request = Request(names, stated, fit, resample, alpha, size, multi_label, try_dir, output, force)
     with _progress_on_stderr(as_json):
         imported = import_network(file, request)
     artifact = imported.artifact
@@ -185,7 +186,11 @@ def import_model(
     for warning in imported.warnings:
         print(f"Warning: {warning}")
     print(f"Wrote {card_path(artifact.h5_path)} and the compiled model.")
-    print(f"Next: ext-classify serve --model {shlex.quote(str(artifact.h5_path))}")
+    served = shlex.quote(str(artifact.h5_path))
+    if imported.artifact.card.is_unchecked:
+        print(f"Next: ext-classify verify {served} --try DIR")
+    print(f"Next: ext-classify evaluate --model {served} --data DIR")
+    print(f"Next: ext-classify serve --model {served}")
 
 
 @without_native_log()
@@ -281,17 +286,31 @@ def _aligned(table: Sequence[Sequence[str]]) -> str:
 
 
 @without_native_log()
-def verify(model: Path, engine: Engine, as_json: bool) -> None:
+def verify(model: Path, engine: Engine, try_dir: Path | None, as_json: bool) -> None:
     """Raises ArtifactError if the service would not start with the model."""
     artifact = load_artifact(model)
     open_classifier(artifact, engine, 1, user_cache_dir())
+    checked = None if try_dir is None else _check(artifact, try_dir)
     card = artifact.card
     if as_json:
         about = {"name": artifact.name, "version": artifact.version, "engine": engine}
-        print(json.dumps({**about, "class_names": card.class_names, "shape": card.image.shape}))
+        more = (
+            {} if checked is None else {"warnings": checked.warnings, "contact_sheet": checked.sheet.table()}
+        )
+        print(json.dumps({**about, "class_names": card.class_names, "shape": card.image.shape, **more}))
         return
     size = "x".join(map(str, card.image.shape))
     print(f"{artifact.name} {artifact.version}: {', '.join(card.class_names)}; {size}, engine {engine}")
+    if checked is not None:
+        print(_aligned(checked.sheet.table()))
+        print("\n".join(f"Warning: {warning}" for warning in checked.warnings) or checked.reason)
+
+
+def _check(artifact: Artifact, try_dir: Path) -> Any:
+    with needs_extra("train"):
+        from model.importing import check_preprocessing  # noqa: PLC0415 - optional
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns of each function that runs once
+    return check_preprocessing(artifact, try_dir)
 
 
 def _as_json(artifact: Artifact) -> str:
@@ -403,6 +422,12 @@ def _add_import(add: Add) -> None:
     command.add_argument("--fit", choices=get_args(Fit), help="for another aspect ratio (default: stretch)")
     command.add_argument("--resample", choices=get_args(Resample), help="(default: bilinear)")
     command.add_argument(
+        "--alpha",
+        choices=get_args(Alpha),
+        default="white",
+        help="transparent pixels: laid on white (default), or drop transparency as most authors' code does",
+    )
+    command.add_argument(
         "--size", type=_small_size, metavar="HxW", help="for a network of any size or a flat input"
     )
     command.add_argument(
@@ -437,6 +462,13 @@ def _add_verify(add: Add) -> None:
         help="(default: the shipped model)",
     )
     command.add_argument("--engine", choices=ENGINES, default="litert", help="(default: litert)")
+    command.add_argument(
+        "--try",
+        type=Path,
+        dest="try_dir",
+        metavar="DIR",
+        help="images to check the preprocessing with; the card keeps the result",
+    )
     add_json(command)
 
 

@@ -208,7 +208,7 @@ def add_commands(add: Add) -> None:
 
     command = add("upload", upload_files, "upload images or a model to a stage")
     command.add_argument(
-        "paths", type=Path, nargs="+", metavar="PATH", help="images, folders of images, or an .h5 file"
+        "paths", type=Path, nargs="+", metavar="PATH", help="images, folders of images, or a network"
     )
     command.add_argument("--stage", required=True, help="db.schema.stage")
     command.add_argument("--folder", default="", help="target folder in the stage (default: its root)")

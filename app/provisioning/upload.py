@@ -18,6 +18,7 @@ from app.provisioning.user_session import (
     describe_stage,
     is_client_side_encrypted,
 )
+from model.artifact import SUFFIXES, next_to
 
 CONCURRENT_UPLOADS = 4
 Track = Callable[[Iterable[str]], Iterable[str]]
@@ -36,12 +37,15 @@ class UploadIncomplete(ClientError):
 def find_files(paths: Sequence[Path], folder: str = "") -> list[tuple[Path, PurePosixPath]]:
     """Files and their paths in the stage below `folder`; files of a directory keep their relative paths.
 
-    An .h5 includes its model card, compiled model and stamp. Raises ClientError.
+    A network includes its card, compiled model and stamp. Raises ClientError.
     """
     found: list[tuple[Path, PurePosixPath]] = []
     for path in paths:
-        if path.suffix == ".h5":
-            found += [(part, PurePosixPath(part.name)) for part in _parts_of_artifact(path)]
+        if path.suffix in SUFFIXES or (path / "saved_model.pb").is_file():
+            found += [
+                (part, PurePosixPath(part.relative_to(path.parent).as_posix()))
+                for part in _parts_of_artifact(path)
+            ]
         elif path.is_dir():
             found += [
                 (image, PurePosixPath(image.relative_to(path).as_posix())) for image in find_images([path])
@@ -151,17 +155,21 @@ def _md5() -> "hashlib._Hash":
     return hashlib.md5(usedforsecurity=False)
 
 
-def _parts_of_artifact(h5: Path) -> list[Path]:
-    parts = [h5, h5.with_suffix(".json"), h5.with_suffix(".tflite"), h5.with_suffix(".tflite.json")]
-    if not h5.is_file():
-        raise ClientError(f"There is no {h5}.")
-    return [part for part in parts if part.is_file()]
+def _parts_of_artifact(network: Path) -> list[Path]:
+    if not network.exists():
+        raise ClientError(f"There is no {network}.")
+    files = [file for file in sorted(network.rglob("*")) if file.is_file()] if network.is_dir() else [network]
+    more = [next_to(network, suffix) for suffix in (".json", ".tflite", ".tflite.json")]
+    return [*files, *(part for part in more if part.is_file() and part not in files)]
 
 
 def _require_image(path: Path) -> None:
     if path.suffix.lower() not in IMAGE_SUFFIXES:
         known = ", ".join(sorted(IMAGE_SUFFIXES))
-        raise ClientError(f"An image's name must end in one of {known}, or .h5. Received: {path.name}.")
+        networks = ", ".join(SUFFIXES)
+        raise ClientError(
+            f"An image's name must end in one of {known}, a network's in {networks}. Received: {path.name}."
+        )
 
 
 def _require_distinct_paths(files: Sequence[tuple[Path, PurePosixPath]]) -> None:

@@ -113,7 +113,18 @@ async def _reload(classifiers: LiveClassifiers) -> None:
         logger.error("The reload failed, and network %s continues to serve: %s", earlier["version"], error)
     else:
         metrics.RELOADS.labels("done").inc()
-        log_event("reloaded", **model.identity, earlier_version=earlier["version"])
+        log_model("reloaded", model, earlier_version=earlier["version"])
+
+
+def log_model(event: str, model: ServedModel, **more: str) -> None:
+    """Log which network answers from now on, and a warning if its preprocessing is unconfirmed."""
+    log_event(event, **model.identity, **more)
+    if model.card.get("is_unchecked"):
+        logger.warning(
+            "Nothing confirms that the network's preprocessing is right. Check it with images: "
+            "ext-classify verify FILE --try DIR. Checked with: %s",
+            model.card.get("preprocessing_check"),
+        )
 
 
 # A second call waits at the process, so that no core waits for the event loop.
@@ -268,7 +279,7 @@ class ClassifierPool:
 
     def _switch_model(self, model: ServedModel, newcomer: ClassifierConnection) -> None:
         """Replace the processes of the earlier network, as only one network answers at a time."""
-        log_event("reloaded", **model.identity, earlier_version=self.model.identity["version"])
+        log_model("reloaded", model, earlier_version=self.model.identity["version"])
         self.model = model
         missing = len(self._ready)
         self._retire({classifier for classifier in self._connected if classifier.has_greeted} - {newcomer})

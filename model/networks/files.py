@@ -33,66 +33,45 @@ _CODE_LAYERS = frozenset(
 )
 # Layers that call the TensorFlow function which their configuration names.
 _TENSORFLOW_CALLS = frozenset({"TFOpLambda", "SlicingOpLambda"})
+OPERATION_LAYER = "TensorFlowOpLayer"
 # What preprocess_input and arithmetic on tensors write. None of them reads or writes outside the graph.
-_PURE_FUNCTIONS = frozenset(
+_PURE_FUNCTIONS = {
     f"{prefix}{name}"
     for name in (
-        "abs",
-        "add",
-        "add_n",
-        "argmax",
-        "cast",
-        "clip_by_value",
-        "compat.v1.nn.bias_add",
-        "compat.v1.transpose",
-        "concat",
-        "convert_to_tensor",
-        "divide",
-        "exp",
-        "expand_dims",
-        "identity",
-        "image.grayscale_to_rgb",
-        "image.per_image_standardization",
-        "image.resize",
-        "image.rgb_to_grayscale",
-        "keras.backend.bias_add",
-        "maximum",
-        "minimum",
-        "multiply",
-        "negative",
-        "nn.bias_add",
-        "nn.relu",
-        "nn.relu6",
-        "nn.sigmoid",
-        "nn.silu",
-        "nn.softmax",
-        "ones_like",
-        "pow",
-        "reduce_max",
-        "reduce_mean",
-        "reduce_sum",
-        "reshape",
-        "reverse",
-        "sigmoid",
-        "sqrt",
-        "square",
-        "squeeze",
-        "stack",
-        "subtract",
-        "tanh",
-        "tile",
-        "transpose",
-        "truediv",
+        "abs", "add", "add_n", "argmax", "broadcast_to", "cast", "clip_by_value",
+        "compat.v1.nn.bias_add", "compat.v1.transpose", "concat", "convert_to_tensor", "divide",
+        "einsum", "exp", "expand_dims", "gather", "identity", "image.adjust_contrast",
+        "image.central_crop", "image.extract_patches", "image.grayscale_to_rgb",
+        "image.per_image_standardization", "image.resize", "image.resize_with_crop_or_pad",
+        "image.resize_with_pad", "image.rgb_to_grayscale", "keras.backend.bias_add", "l2_normalize",
+        "linalg.l2_normalize", "linalg.matmul", "log", "matmul", "maximum", "minimum", "multiply",
+        "negative", "nn.avg_pool2d", "nn.bias_add", "nn.depth_to_space", "nn.elu", "nn.gelu",
+        "nn.l2_normalize", "nn.leaky_relu", "nn.local_response_normalization", "nn.max_pool2d",
+        "nn.relu", "nn.relu6", "nn.sigmoid", "nn.silu", "nn.softmax", "nn.space_to_depth", "nn.swish",
+        "ones_like", "pad", "pow", "reduce_max", "reduce_mean", "reduce_min", "reduce_std",
+        "reduce_sum", "reduce_variance", "reshape", "reverse", "rsqrt", "shape", "sigmoid", "slice",
+        "split", "sqrt", "square", "squeeze", "stack", "strided_slice", "subtract", "tanh", "tile",
+        "transpose", "truediv", "unstack", "zeros_like",
     )
-    for prefix in ("", "math.", "__operators__.")
-) | {"__operators__.getitem"}
+    for prefix in ("", "math.", "__operators__.", "compat.v1.")
+} | {"__operators__.getitem"}  # fmt: skip
+# TensorFlow before 2.4 wrote the operations themselves, as layers.
+_PURE_OPERATIONS = {
+    "Abs", "Add", "AddV2", "AvgPool", "BatchMatMulV2", "BiasAdd", "Cast", "ConcatV2", "DepthToSpace",
+    "Elu", "Exp", "ExpandDims", "GatherV2", "Identity", "LRN", "LeakyRelu", "Log", "MatMul", "Max",
+    "MaxPool", "Maximum", "Mean", "Min", "Minimum", "MirrorPad", "Mul", "Neg", "Pack", "Pad", "PadV2",
+    "Pow", "RealDiv", "Relu", "Relu6", "Reshape", "ResizeBilinear", "ResizeNearestNeighbor", "ReverseV2",
+    "Rsqrt", "Selu", "Shape", "Sigmoid", "Slice", "Softmax", "Softplus", "SpaceToDepth", "Split",
+    "SplitV", "Sqrt", "Square", "SquaredDifference", "Squeeze", "StridedSlice", "Sub", "Sum", "Tanh",
+    "Tile", "Transpose", "Unpack",
+}  # fmt: skip
 _KERAS_PACKAGES = ("keras", "tf_keras", "tensorflow.keras", "tensorflow.python.keras")
 # Functions must be activations, because Keras would call any other of its own or of Python's that is named.
 _ACTIVATIONS = frozenset(
     {
         "celu", "elu", "exponential", "gelu", "glu", "hard_sigmoid", "hard_silu", "hard_swish", "hard_tanh",
         "leaky_relu", "linear", "log_sigmoid", "log_softmax", "mish", "relu", "relu6", "selu", "sigmoid",
-        "silu", "softmax", "softplus", "softsign", "swish", "tanh",
+        "silu", "softmax", "softmax_v2", "softplus", "softsign", "swish", "tanh",
     }
 )  # fmt: skip
 # Operations of a SavedModel's graph that read or write files, call Python or use the network.
@@ -143,11 +122,6 @@ def inspect_network(path: Path) -> NetworkFile:
         return _inspect_zip(path)
     if start[4:8] == b"TFL3":
         return NetworkFile(path, "tflite", "")
-    if path.suffix == ".onnx":
-        raise ArtifactError(
-            f"A network must be a Keras or TensorFlow file. Received: an ONNX file, {path}. Save the network "
-            "from Keras as .keras, or convert it with `onnx2tf -i FILE -o FOLDER` and import the folder."
-        )
     raise ArtifactError(
         f"{path} is not a Keras .h5 model, nor a .keras file, a SavedModel folder or a .tflite file. "
         f"Received: a file beginning {start[:8].hex(' ')}."
@@ -156,8 +130,17 @@ def inspect_network(path: Path) -> NetworkFile:
 
 def rewritten_config(config: dict[str, Any]) -> dict[str, Any]:
     """The configuration to load: float32 instead of mixed precision, any batch size, known modules."""
-    changed: dict[str, Any] = _rewrite(config)
+    changed: dict[str, Any] = _rewrite(_without_training(config))
     return changed
+
+
+def _without_training(config: Any) -> Any:
+    """Without losses, metrics and optimizers, which inference does not need and which may be custom."""
+    if isinstance(config, list):
+        return [_without_training(value) for value in config]
+    if not isinstance(config, dict):
+        return config
+    return {name: _without_training(value) for name, value in config.items() if name != "compile_config"}
 
 
 def _inspect_h5(path: Path) -> NetworkFile:
@@ -198,8 +181,10 @@ def _inspect_saved_model(path: Path) -> NetworkFile:
 
 def _of_keras(path: Path, config: str | bytes, version: str | bytes) -> NetworkFile:
     parsed = json.loads(config)
+    if not isinstance(parsed, dict):
+        raise ArtifactError(f"{path} must hold a network. Received: {str(parsed)[:40]}")
     written_by = version.decode() if isinstance(version, bytes) else str(version)
-    _refuse_code(path, parsed)
+    _refuse_code(path, _without_training(parsed))
     major = written_by.partition(".")[0]
     return NetworkFile(
         path, "keras3" if major.isdecimal() and int(major) >= 3 else "keras2", written_by, parsed
@@ -223,6 +208,20 @@ def _refuse_call(path: Path, part: dict[str, Any]) -> None:
             raise ArtifactError(
                 f"A network must not contain code. Received: a call of tf.{called} in {path}."
             )
+    if part["class_name"] == OPERATION_LAYER:
+        operation = operation_of(part)
+        if operation not in _PURE_OPERATIONS:
+            raise ArtifactError(
+                f"A network must not contain code. Received: the operation {operation} in {path}."
+            )
+
+
+def operation_of(part: dict[str, Any]) -> str | None:
+    """The TensorFlow operation of a layer that computes only that."""
+    node = (part.get("config") or {}).get("node_def")
+    # Some versions wrote it as text.
+    node = json.loads(node) if isinstance(node, str) else node
+    return node.get("op") if isinstance(node, dict) else None
 
 
 def _refuse_module(path: Path, part: dict[str, Any]) -> None:
@@ -258,6 +257,8 @@ def _rewrite(config: Any) -> Any:
         return [_rewrite(value) for value in config]
     if not isinstance(config, dict):
         return config
+    if config.get("class_name") == "function":
+        return config.get("config")  # the name of an activation
     changed = {name: _rewrite(value) for name, value in config.items()}
     for name in ("batch_shape", "batch_input_shape"):
         shape = changed.get(name)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import h5py
 import keras
 import numpy as np
+import tensorflow as tf
 from keras import layers
 from keras.src import ops
 from numpy.typing import NDArray
@@ -40,7 +41,7 @@ _LONGEST_REASON = 400  # characters; Keras quotes whole configurations
 def load_keras(file: NetworkFile) -> Any:
     """Load a file that Keras wrote, as `load_network` does."""
     library = _library(file.reader)
-    custom_objects: dict[str, type] = {}
+    custom_objects: dict[str, Any] = {} if file.reader == "keras3" else _known_to_authors(library)
     config = rewritten_config(file.config)
     if file.reader == "keras3" and h5py.is_hdf5(file.path):
         config = _name_operations(config, custom_objects)
@@ -55,6 +56,18 @@ def load_keras(file: NetworkFile) -> Any:
     if file.reader == "keras2" and isinstance(network, library.Sequential) and not network.built:
         raise ArtifactError(f"A network must have an input shape. Received: none, in {file.path}.")
     return network
+
+
+def _known_to_authors(library: Any) -> dict[str, Any]:
+    """Objects that authors of Keras 2 gave to load_model, by the names in their files.
+
+    `FixedDropout` is of the package efficientnet; TensorFlow names its own functions differently than Keras.
+    """
+    return {
+        "FixedDropout": library.layers.Dropout,
+        "hard_swish": lambda x: x * tf.nn.relu6(x + 3) / 6,
+        "softmax_v2": tf.nn.softmax,
+    }
 
 
 def library_of(network: Any) -> Any:

@@ -1,6 +1,6 @@
 """One interface to a network, whichever library read it, from pixels to probabilities."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -128,11 +128,9 @@ def read_network(file: NetworkFile) -> Network:
 
 def network_of(network: Any) -> Network:
     """Wrap a keras.Model or tf_keras.Model. Raises ArtifactError unless it has one input and one output."""
-    if len(network.inputs) != 1 or len(network.outputs) != 1:
-        raise ArtifactError(
-            "A network must have one input and one output. "
-            f"Received: {len(network.inputs)} inputs and {len(network.outputs)} outputs."
-        )
+    # A Sequential of Keras 3 has one output, without a name.
+    outputs = getattr(network, "output_names", ["output"])
+    _refuse_several([one.name for one in network.inputs], outputs)
     head = find_head(network)
     named = library_of(network).Model(network.inputs, named_outputs(network))
     return Network(
@@ -185,7 +183,7 @@ def refuse_mismatch(network: Network, card: ArtifactCard) -> None:
     outputs = 1 if card.ending in ONE_OUTPUT else len(card.class_names)
     expected: tuple[Shape, Shape] = (None, *card.image.shape), (None, outputs)
     actual = network.input_shape, network.output_shape
-    if not _takes(network.input_shape, card.image.shape) or not _gives(network.output_shape, outputs):
+    if not _takes(network.input_shape, card.image.shape) or not gives(network.output_shape, outputs):
         raise ArtifactError(
             f"The network's input and output shapes must match its card: {expected[0]} and {expected[1]}. "
             f"Received: {actual[0]} and {actual[1]}."
@@ -263,6 +261,15 @@ def to_logits(outputs: tf.Tensor, ending: Ending) -> tf.Tensor:
     return tf.math.log(tf.maximum(_to_probabilities(outputs, ending), LEAST_PROBABILITY))
 
 
+def _refuse_several(inputs: Collection[str], outputs: Collection[str]) -> None:
+    if len(inputs) != 1 or len(outputs) != 1:
+        raise ArtifactError(
+            "A network must have one input and one output. In the Keras that wrote it, save one of them: "
+            "keras.Model(network.inputs, network.outputs[0]).save(…). "
+            f"Received: inputs {', '.join(inputs)}; outputs {', '.join(outputs)}."
+        )
+
+
 def _takes(input_shape: Shape, shape: tuple[int, int, int]) -> bool:
     """Whether images of a shape (h, w, c) can be arranged as the network's input."""
     height, width, channels = shape
@@ -272,7 +279,7 @@ def _takes(input_shape: Shape, shape: tuple[int, int, int]) -> bool:
     return any(_fits(input_shape[1:], layout) for layout in layouts)
 
 
-def _gives(output_shape: Shape, outputs: int) -> bool:
+def gives(output_shape: Shape, outputs: int) -> bool:
     """Whether the output is (n, outputs), possibly with positions of size 1 between."""
     return len(output_shape) >= 2 and output_shape[-1] == outputs and set(output_shape[1:-1]) <= {1}
 
@@ -304,11 +311,7 @@ def _read_saved_model(path: Path) -> Network:
         raise ArtifactError(f"A SavedModel must have a signature. Received: none, in {path}.")
     signature = signatures[named[0]]
     inputs, outputs = signature.structured_input_signature[1], signature.structured_outputs
-    if len(inputs) != 1 or len(outputs) != 1:
-        raise ArtifactError(
-            "A network must have one input and one output. "
-            f"Received: {len(inputs)} inputs and {len(outputs)} outputs."
-        )
+    _refuse_several(inputs, outputs)
     [(input_name, input_spec)], [(output_name, output_spec)] = inputs.items(), outputs.items()
     return Network(
         call=lambda images: {"probabilities": signature(**{input_name: images})[output_name]},

@@ -8,13 +8,14 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from model.artifact import folder_of_class
 from model.errors import DatasetError, InputError
 from model.image import ImageSpec, decode, stretch
 from model.image_limits import ImageLimits
@@ -117,18 +118,20 @@ def split(folder: Folder) -> NDArray[np.str_]:
 def load_part(data_dir: Path, name: str, class_names: tuple[str, ...], spec: ImageSpec) -> LabelledImages:
     """Load one split of a folder: its own split, which needs no other, or the one that training makes.
 
-    Raises DatasetError if the folder's classes are not `class_names`, or an image cannot be decoded.
+    The classes' folders may have another order and case, and `_` for a slash. Raises DatasetError if they are
+    not those of `class_names`, or an image cannot be decoded.
     """
     if not (data_dir / name).is_dir():
         folder = load_folder(data_dir, spec)
-        _refuse_other_classes(data_dir, folder.class_names, class_names)
-        return folder.data.take(split(folder) == name)
-    subfolders = _subfolders(data_dir / name)
-    found_names = tuple(folder.name for folder in subfolders)
-    _refuse_other_classes(data_dir / name, found_names, tuple(sorted(class_names)))
-    found = list(_find_images((name, data_dir / name / class_name) for class_name in class_names))
-    _refuse_small_classes(found, {name}, class_names)
-    return _decode_all(found, class_names, spec)
+        ordered = _in_order(data_dir, folder.class_names, class_names)
+        indices = np.array([ordered.index(found_name) for found_name in folder.class_names])
+        part = folder.data.take(split(folder) == name)
+        return replace(part, labels=indices[part.labels])
+    found_names = tuple(folder.name for folder in _subfolders(data_dir / name))
+    ordered = _in_order(data_dir / name, found_names, class_names)
+    found = list(_find_images((name, data_dir / name / found_name) for found_name in ordered))
+    _refuse_small_classes(found, {name}, ordered)
+    return _decode_all(found, ordered, spec)
 
 
 def describe_folder(folder: Folder) -> str:
@@ -272,9 +275,15 @@ def _patterns(images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[n
     return coarse / length, np.asarray(coarse.std(axis=1) > _FLAT)
 
 
-def _refuse_other_classes(root: Path, found: tuple[str, ...], expected: tuple[str, ...]) -> None:
-    if found != expected:
-        raise DatasetError(f"{root} must contain the classes {expected}. Received: {found}")
+def _in_order(root: Path, found: tuple[str, ...], class_names: tuple[str, ...]) -> tuple[str, ...]:
+    """The names of the folders that were found, in the order of the classes. Raises DatasetError."""
+    if set(found) == set(class_names):
+        return class_names
+    by_class = {folder_of_class(name): name for name in found}
+    ordered = tuple(by_class.get(folder_of_class(name), "") for name in class_names)
+    if sorted(ordered) != sorted(found):
+        raise DatasetError(f"{root} must contain the classes {class_names}. Received: {found}")
+    return ordered
 
 
 def _refuse_small_classes(

@@ -2,28 +2,21 @@
 
 import os
 import platform
-import re
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
-from numpy.typing import NDArray
-from PIL import Image
 
 from model.array_json import ArrayJson
 from model.artifact import Artifact, ArtifactCard, card_faults, card_path, save_card, sha256_of
-from model.defaults import samples_folder
 from model.errors import ArtifactError, TrainingError
 from model.importing import image_spec_of
 from model.networks.keras_model import class_weights_of, load_network, save_network
 from model.networks.network import network_of, refuse_mismatch, stages_of
 from model.tensorflow_engine import with_golden_answer
-
-MAX_SAMPLES = 12
 
 
 def refuse_output(h5_path: Path, data_dir: Path, *, force: bool) -> None:
@@ -51,25 +44,6 @@ def save(network: keras.Model, h5_path: Path, card_parts: dict[str, Any]) -> Art
         versions=_versions(),
     )
     return save_card(h5_path, with_golden_answer(card, network))
-
-
-def save_samples(
-    h5_path: Path, images: NDArray[np.uint8], labels: NDArray[np.int64], class_names: Sequence[str]
-) -> None:
-    """Write one image (h, w, c) of each class, up to MAX_SAMPLES, for the playground and local SQL.
-
-    They replace the samples of a former network of that name.
-    """
-    folder = samples_folder(h5_path)
-    folder.mkdir(exist_ok=True)
-    for old in folder.glob("*.png"):
-        old.unlink()
-    present, first = np.unique(labels, return_index=True)
-    for label, index in list(zip(present, first, strict=True))[:MAX_SAMPLES]:
-        image = images[index]
-        pixels = image[:, :, 0] if image.shape[-1] == 1 else image
-        name = re.sub(r"[^\w-]+", "_", class_names[label])
-        Image.fromarray(pixels).save(folder / f"{label:02}-{name}.png")
 
 
 def describe(h5_path: Path, class_names: Sequence[str], scale: float) -> Artifact:

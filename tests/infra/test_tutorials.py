@@ -53,6 +53,10 @@ def test_first_query(clone: Path) -> None:
     assert follow(page("first_query"), clone) == []
 
 
+def test_own_network(clone: Path) -> None:
+    assert follow(page("own_network"), clone) == []
+
+
 def test_own_classes(clone: Path) -> None:
     assert follow(page("own_classes"), clone) == []
     report = (clone / "ours-report" / "report.html").read_text(encoding="utf-8")

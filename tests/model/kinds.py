@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 import tf_keras
+from tf_keras.src.engine.base_layer import TensorFlowOpLayer
 
 from model.importing import Request
 from model.preprocessing import Preprocessing
@@ -103,7 +104,7 @@ def preprocessed(preset: str) -> Callable[[np.ndarray], np.ndarray]:
     given: dict[str, Callable[[np.ndarray], np.ndarray]] = {
         "unit": lambda x: x / np.float32(255),
         "symmetric": lambda x: x / np.float32(127.5) - 1,
-        "teachable-machine": lambda x: x.astype(np.float32) / np.float32(127) - 1,
+        "teachable-machine": lambda x: x.astype(np.float32) / np.float32(127.5) - 1,
         "caffe": lambda x: x[..., ::-1].astype(np.float32) - np.array([103.939, 116.779, 123.68], np.float32),
         "torch": lambda x: (
             (x / np.float32(255) - np.array([0.485, 0.456, 0.406], np.float32))
@@ -186,6 +187,37 @@ def operations(k: Any) -> Any:
     inputs = k.Input(SIZE)
     logits = k.layers.Dense(3)(body(k, inputs * (1 / 255)))
     return k.Model(inputs, k.activations.softmax(logits))
+
+
+def operation_layers(k: Any) -> Any:
+    """Arithmetic as TensorFlow before 2.4 wrote it."""
+
+    def compute(x: Any, operation: str, constant: float) -> Any:
+        node = {"name": operation, "op": operation, "input": ["x", "y"], "attr": {"T": {"type": "DT_FLOAT"}}}
+        return TensorFlowOpLayer(node_def=node, name=operation, constants={1: constant})(x)
+
+    inputs = k.Input(SIZE)
+    prepared = compute(compute(inputs, "RealDiv", 127.5), "Sub", 1.0)
+    return k.Model(inputs, k.layers.Dense(3, activation="softmax")(body(k, prepared)))
+
+
+def objects_of_authors(k: Any) -> Any:
+    """Names that Keras 2 reads only with custom_objects."""
+
+    class FixedDropout(k.layers.Dropout):  # type: ignore[misc]
+        pass
+
+    def hard_swish(x: Any) -> Any:
+        return x * tf.nn.relu6(x + 3) / 6
+
+    def softmax_v2(x: Any) -> Any:
+        return tf.nn.softmax(x)
+
+    inputs = k.Input(SIZE)
+    x = k.layers.Conv2D(8, 3, activation=hard_swish)(inputs)
+    x = k.layers.Activation("relu6")(FixedDropout(0.5)(k.layers.Conv2D(8, 3)(x)))
+    x = k.layers.GlobalAveragePooling2D()(x)
+    return k.Model(inputs, k.layers.Dense(3, activation=softmax_v2)(x))
 
 
 def flat(k: Any) -> Any:
@@ -307,6 +339,8 @@ KINDS = [
         to_input=preprocessed("teachable-machine"),
         version="2.4.0",
     ),
+    Kind("tf_keras-operation-layers", operation_layers, tf_keras, request=Request(NAMES)),
+    Kind("tf_keras-objects-of-authors", objects_of_authors, tf_keras, **_with("unit")),
     Kind("tflite", classifier(), suffix=".tflite", **_with("symmetric")),
     Kind("tflite-sigmoid", classifier(1, "sigmoid"), suffix=".tflite", ending="sigmoid", **_PAIR_UNIT),
     Kind("tflite-quantised", classifier(), suffix=".tflite", tolerance=0.02, **_with("symmetric")),

@@ -183,6 +183,15 @@ class TestTransparency:
         assert (decoded[ALPHA == 0] == 255).all()
         assert np.array_equal(decoded[ALPHA == 255][..., 0], GREY[ALPHA == 255])
 
+    @pytest.mark.parametrize("picture", [RGB, GREY], ids=["rgb", "grey"])
+    @pytest.mark.parametrize("channels", [1, 3])
+    def test_dropped_transparency_shows_the_hidden_colours(self, picture: Pixels, channels: int) -> None:
+        """As `Image.open(file).convert("RGB")` does in most authors' code."""
+        data = encode_array(np.dstack([picture, ALPHA]), "PNG")
+        spec = spec_of(picture, channels=channels).model_copy(update={"alpha": "drop"})
+        expected = decode_rgb(encode_array(picture, "PNG"), spec)
+        assert np.array_equal(decode_rgb(data, spec), expected)
+
     def test_transparent_palette_entry_is_white(self) -> None:
         image = Image.fromarray(GREY)
         image.putpalette(bytes(range(256)) * 3)
@@ -205,6 +214,8 @@ class TestTransparency:
         decoded = decode_rgb(encode_array(picture, "PNG", transparency=key))
         assert (decoded[0, 0] == 255).all()
         assert np.array_equal(decoded[1:], opaque[1:])
+        dropped = spec_of(RGB).model_copy(update={"alpha": "drop"})
+        assert np.array_equal(decode_rgb(encode_array(picture, "PNG", transparency=key), dropped), opaque)
 
 
 def bmp_of_masks(pixels: bytes, bits: int, masks: tuple[int, int, int, int], width: int = 8) -> bytes:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ import tf_keras
 from model.artifact import Artifact, load_artifact, sha256_of
 from model.compiled import next_to_h5, read_compiled
 from model.contact_sheet import TrialImages
+from model.defaults import find_samples
 from model.engines import open_classifier
 from model.errors import ArtifactError
 from model.image import ImageSpec, encode_png
-from model.importing import Request, import_network
+from model.importing import Request, check_preprocessing, import_network
 from model.preprocessing import PRESETS, Preset
 from tests.model.conftest import random_images
 from tests.model.kinds import (
@@ -89,6 +91,31 @@ class TestRefusals:
     def test_another_number_of_names_is_refused(self, tmp_path: Path, names: tuple[str, ...]) -> None:
         with pytest.raises(ArtifactError, match="3 classes"):
             import_network(save(classifier()(keras), tmp_path), Request(names, "unit"))
+
+    def test_softmax_over_one_output_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(ArtifactError, match="always 1"):
+            import_network(save(classifier(1)(keras), tmp_path), Request(PAIR, "unit"))
+
+    def test_network_whose_state_litert_keeps_is_refused(self, tmp_path: Path) -> None:
+        layers = [tf_keras.layers.LSTM(8), tf_keras.layers.Dense(3, activation="softmax")]
+        path = save(tf_keras.Sequential([tf_keras.Input((28, 28)), *layers]), tmp_path)
+        with pytest.raises(ArtifactError, match="LSTM"):
+            import_network(path, Request(NAMES, "unit"))
+        assert not path.with_suffix(".json").exists()
+
+    def test_answer_for_each_pixel_is_refused(self, tmp_path: Path) -> None:
+        inputs = keras.Input(SIZE)
+        network = keras.Model(inputs, keras.layers.Conv2D(3, 1, activation="softmax")(inputs))
+        with pytest.raises(ArtifactError, match="segmentation"):
+            import_network(save(network, tmp_path), Request(NAMES, "unit"))
+
+    @pytest.mark.parametrize("library", [keras, tf_keras])
+    def test_several_outputs_are_refused_by_name(self, tmp_path: Path, library: Any) -> None:
+        inputs = library.Input(SIZE)
+        x = library.layers.Flatten()(inputs)
+        outputs = [library.layers.Dense(3, name=name)(x) for name in ("breed", "age")]
+        with pytest.raises(ArtifactError, match="outputs breed, age"):
+            import_network(save(library.Model(inputs, outputs), tmp_path), Request(NAMES, "unit"))
 
     def test_preprocessing_is_not_guessed(self, tmp_path: Path) -> None:
         with pytest.raises(ArtifactError, match="--preprocess"):
@@ -259,6 +286,41 @@ class TestContactSheet:
         imported = import_network(path, request)
         assert imported.artifact.card.is_unchecked
         assert f"--preprocess {preset}" in imported.warnings[0]
+
+    def test_images_are_the_samples_of_the_network(
+        self, trained: tuple[Path, Preset], folder: Path, tmp_path: Path
+    ) -> None:
+        request = Request(NAMES, trained[1], try_dir=folder, output=tmp_path / "n.h5")
+        path = import_network(trained[0], request).artifact.h5_path
+        samples = find_samples(path)
+        assert samples is not None
+        assert sorted(image.name for image in samples.iterdir()) == [
+            f"{number:02}-{name}.png" for number, name in enumerate(NAMES)
+        ]
+
+    def test_images_check_an_artifact_later(
+        self, trained: tuple[Path, Preset], folder: Path, tmp_path: Path
+    ) -> None:
+        path, preset = trained
+        request = Request(NAMES, PRESETS[preset], output=tmp_path / "n.h5")
+        artifact = import_network(path, request).artifact
+        assert artifact.card.is_unchecked
+        checked = check_preprocessing(artifact, folder)
+        assert checked.warnings == ()
+        assert len(checked.sheet.rows) == len(PRESETS) - 1
+        card = load_artifact(artifact.h5_path).card
+        assert not card.is_unchecked
+        assert card.preprocessing_check == f"36 of 36 images right with {preset}"
+
+    def test_images_contradict_an_artifact_later(
+        self, trained: tuple[Path, Preset], folder: Path, tmp_path: Path
+    ) -> None:
+        path, preset = trained
+        wrong: Preset = "unit" if preset == "raw" else "raw"
+        with suppress(ArtifactError):  # with the wrong one, a network may answer the same for all images
+            artifact = import_network(path, Request(NAMES, wrong, output=tmp_path / "n.h5")).artifact
+            assert f"--preprocess {preset}" in check_preprocessing(artifact, folder).warnings[0]
+            assert load_artifact(artifact.h5_path).card.is_unchecked
 
     def test_folder_names_are_the_classes(
         self, trained: tuple[Path, Preset], folder: Path, tmp_path: Path

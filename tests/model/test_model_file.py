@@ -39,6 +39,11 @@ def write_zip(path: Path) -> None:
         archive.writestr("labels.txt", b"0 ROCK")
 
 
+def write_pytorch(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02")
+
+
 def write_keras(path: Path) -> None:
     tiny_network().save(path.with_suffix(".keras"))
     path.with_suffix(".keras").rename(path)
@@ -66,6 +71,9 @@ def write_saved_model(path: Path) -> None:
         (lambda path: path.write_bytes(b"\x80\x02}q\x00"), "other", "network.save"),
         (lambda path: path.write_bytes(b"PK\x03\x04"), "zip", "unzip"),
         (write_zip, "zip", "keras_model.h5"),
+        (write_pytorch, "pytorch", "torch.onnx.export"),
+        (lambda path: path.write_bytes(b"\x08\x07\x12\x07pytorch"), "onnx", "onnx2tf"),
+        (lambda path: path.write_text(tiny_network().to_json()), "layers", "model_from_json"),
         (write_lambda, "keras_h5", "Lambda"),
         (Path.mkdir, "folder", "inside"),
     ],

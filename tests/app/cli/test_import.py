@@ -85,7 +85,7 @@ def test_explicit_preprocessing_is_parsed(flags: list[str], expected: Preprocess
 def test_teachable_machine_export_is_served_as_its_own_code_answers(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The example code of the export: ImageOps.fit with LANCZOS, then (pixels / 127.0) - 1."""
+    """The example code of the export: ImageOps.fit with LANCZOS, then (pixels / 127.5) - 1."""
     [kind] = [kind for kind in KINDS if kind.name == "teachable-machine"]
     path, _ = kind.write(tmp_path)
     (tmp_path / "labels.txt").write_text(LABELS, encoding="utf-8")
@@ -100,7 +100,7 @@ def test_teachable_machine_export_is_served_as_its_own_code_answers(
     Image.fromarray(random).resize((400, 300), Image.Resampling.BICUBIC).save(photograph)
     fitted = ImageOps.fit(Image.open(photograph).convert("RGB"), (224, 224), Image.Resampling.LANCZOS)
     network = tf_keras.models.load_model(path, compile=False)
-    expected = network.predict((np.asarray(fitted).astype(np.float32) / 127.0)[None] - 1, verbose=0)[0]
+    expected = network.predict((np.asarray(fitted).astype(np.float32) / 127.5)[None] - 1, verbose=0)[0]
     with running_service("--model", str(path)) as url, photograph.open("rb") as file:
         [outcome] = httpx.post(f"{url}/classify", files={"file": file}).json()["results"]
     assert outcome["label"] == ("rock", "paper", "scissors")[int(expected.argmax())]

@@ -143,3 +143,21 @@ def test_http_client_error_is_shown_without_the_query(message: str, shown: str) 
 def test_unknown_stage_is_named(user_session: CountingConsole, folder: Path) -> None:
     with pytest.raises(ClientError, match=r'There is no stage "LOCAL"\."PUBLIC"\."AGE"'):
         upload(user_session, find_files([folder]), "local.public.age")
+
+
+@pytest.mark.parametrize("name", ["n.h5", "n.hdf5", "n.keras", "n.tflite", "n"])
+def test_network_is_uploaded_with_all_that_serves_it(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    own = [path] if path.suffix else [path / "saved_model.pb", path / "variables" / "variables.index"]
+    for file in (*own, *(tmp_path / part for part in ("n.json", "n.tflite", "n.tflite.json", "other.json"))):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    places = [str(place) for _, place in find_files([path], "models")]
+    expected = [f"models/{file.relative_to(tmp_path)}" for file in own]
+    expected += [f"models/{part}" for part in ("n.json", "n.tflite", "n.tflite.json")]
+    assert sorted(places) == sorted(set(expected))
+
+
+def test_missing_network_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ClientError, match=r"n\.keras"):
+        find_files([tmp_path / "n.keras"])

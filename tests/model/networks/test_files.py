@@ -14,6 +14,7 @@ import tf_keras
 
 from model.errors import ArtifactError
 from model.networks.files import inspect_network, rewritten_config
+from model.networks.keras_model import load_keras
 from tests.model.kinds import classifier, rescaling
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
@@ -62,6 +63,9 @@ def change_config(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
         {"class_name": "__lambda__", "config": {"value": "4wAAAA=="}},
         {"class_name": "TFOpLambda", "config": {"function": "io.write_file"}},
         {"class_name": "TFSMLayer", "config": {"filepath": "/other"}},
+        {"class_name": "TensorFlowOpLayer", "config": {"node_def": {"op": "WriteFile"}}},
+        {"class_name": "TensorFlowOpLayer", "config": {"node_def": '{"op": "ReadFile"}'}},
+        {"class_name": "TensorFlowOpLayer", "config": {}},
     ],
 )
 def test_configuration_that_names_foreign_code_is_refused(tmp_path: Path, activation: dict[str, Any]) -> None:
@@ -92,7 +96,6 @@ def test_saved_model_that_writes_files_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("network.onnx", b"\x08\x07\x12\x07pytorch", "onnx2tf"),
         ("network.h5", b"<!DOCTYPE html>", "Received"),
         ("network.keras", b"PK\x03\x04", "not a .keras file"),
     ],
@@ -148,3 +151,14 @@ def test_half_precision_fixed_batches_and_old_modules_are_rewritten() -> None:
         "dtype": {"class_name": "DTypePolicy", "config": {"name": "float32"}},
         "layers": [{"batch_input_shape": [None, 4], "dtype": "float32"}],
     }
+
+
+def test_losses_and_metrics_of_the_author_are_no_part_of_the_network(tmp_path: Path) -> None:
+    network = classifier()(keras)
+    network.compile("adam", loss=lambda truth, answer: answer - truth)
+    inputs = keras.Input((16, 16, 3))
+    keras.Model(inputs, network(inputs)).save(tmp_path / "network.keras")
+    file = inspect_network(tmp_path / "network.keras")
+    assert "compile_config" in str(file.config)
+    assert "compile_config" not in str(rewritten_config(file.config))
+    assert load_keras(file).count_params() == network.count_params()

@@ -1,5 +1,6 @@
 """One split of a folder is read completely and in order, or the error names the fault."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,32 @@ def test_labels_follow_the_order_of_the_class_names(data_dir: Path) -> None:
     data = load_part(data_dir, "valid", CLASSES[::-1], SPEC)
     assert data.images[:, 0, 0, 0].tolist() == [100, 101, 50, 51, 0, 1]
     assert data.labels.tolist() == [0, 0, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("has_parts", [True, False])
+def test_folders_are_found_by_the_names_of_the_classes(data_dir: Path, *, has_parts: bool) -> None:
+    """In any order and case, with `_` for a slash, which no folder's name has."""
+    names = ("DENT", "zinc/tin", "Abrasion")
+    for part in ("train", "valid", "test"):
+        (data_dir / part / "Zinc").rename(data_dir / part / "Zinc_Tin")
+    if not has_parts:
+        for folder in (data_dir / "train").iterdir():
+            folder.rename(data_dir / folder.name)
+            for number in range(10):
+                grey = np.full((8, 10), 50 * CLASSES.index(folder.name.partition("_")[0]) + number, np.uint8)
+                (data_dir / folder.name / f"{number}.png").write_bytes(encode_png(grey))
+        for part in ("train", "valid", "test"):
+            shutil.rmtree(data_dir / part)
+    data = load_part(data_dir, "test", names, SPEC)
+    greys = data.images[:, 0, 0, 0] // 50
+    assert sorted(set(data.labels.tolist())) == [0, 1, 2]
+    assert data.labels.tolist() == (2 - greys).tolist()
+
+
+@pytest.mark.parametrize("names", [("Abrasion", "Zinc", "Zinc_"), ("Abrasion", "zinc", "ZINC")])
+def test_folder_is_not_two_classes(data_dir: Path, names: tuple[str, ...]) -> None:
+    with pytest.raises(DatasetError, match="must contain"):
+        load_part(data_dir, "test", names, SPEC)
 
 
 def test_images_of_any_supported_format_are_read_as_the_service_reads_them(data_dir: Path) -> None:
