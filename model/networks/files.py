@@ -3,7 +3,7 @@
 import json
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -92,6 +92,8 @@ class NetworkFile:
     """Of the Keras that wrote it; empty if unknown."""
     config: dict[str, Any] = field(default_factory=dict)
     """Keras's configuration of the network; empty for other formats."""
+    backend: str = "tensorflow"
+    """Of the Keras that wrote it."""
 
     @property
     def writer(self) -> str:
@@ -149,7 +151,8 @@ def _inspect_h5(path: Path) -> NetworkFile:
             config, version = file.attrs.get("model_config"), file.attrs.get("keras_version", "")
             if config is None:
                 raise ArtifactError(_without_architecture(path))
-            return _of_keras(path, config, version)
+            backend = _text(file.attrs.get("backend", "tensorflow"))
+            return replace(_of_keras(path, config, version), backend=backend)
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{path} is not a Keras .h5 model: {error}") from None
 
@@ -183,12 +186,16 @@ def _of_keras(path: Path, config: str | bytes, version: str | bytes) -> NetworkF
     parsed = json.loads(config)
     if not isinstance(parsed, dict):
         raise ArtifactError(f"{path} must hold a network. Received: {str(parsed)[:40]}")
-    written_by = version.decode() if isinstance(version, bytes) else str(version)
+    written_by = _text(version)
     _refuse_code(path, _without_training(parsed))
     major = written_by.partition(".")[0]
     return NetworkFile(
         path, "keras3" if major.isdecimal() and int(major) >= 3 else "keras2", written_by, parsed
     )
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def _refuse_code(path: Path, config: dict[str, Any]) -> None:

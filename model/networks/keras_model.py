@@ -53,9 +53,23 @@ def load_keras(file: NetworkFile) -> Any:
         except Exception as error:
             reason = " ".join(str(error).split())[:_LONGEST_REASON]
             raise ArtifactError(f"{file.path} is not a Keras .h5 model: {reason}. {_ADVICE}") from error
+    if file.backend == "theano":
+        _flip_kernels(network, library)
     if file.reader == "keras2" and isinstance(network, library.Sequential) and not network.built:
         raise ArtifactError(f"A network must have an input shape. Received: none, in {file.path}.")
     return network
+
+
+def _flip_kernels(network: Any, library: Any) -> None:
+    """Theano computed convolutions, TensorFlow computes correlations; Keras 2.3 flipped the same kernels."""
+    kinds = library.layers
+    for layer in network.layers:
+        if isinstance(layer, library.Model):
+            _flip_kernels(layer, library)
+        # Classes that inherit from these, such as SeparableConv2D, are stored as they are computed.
+        elif type(layer) in (kinds.Conv1D, kinds.Conv2D, kinds.Conv2DTranspose):
+            kernel, *others = layer.get_weights()
+            layer.set_weights([np.flip(kernel, axis=tuple(range(kernel.ndim - 2))), *others])
 
 
 def _known_to_authors(library: Any) -> dict[str, Any]:

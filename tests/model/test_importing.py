@@ -228,6 +228,27 @@ def test_file_of_keras_before_2_3_is_read(tmp_path: Path, size: int) -> None:
     assert np.allclose(served, network(images / np.float32(255)), atol=1e-5)
 
 
+@pytest.mark.parametrize("backend", ["theano", "tensorflow"])
+def test_kernels_of_theano_are_flipped(tmp_path: Path, backend: str) -> None:
+    """Theano convolved with the kernels that it stored, where TensorFlow correlates."""
+    random = tf_keras.initializers.RandomNormal(stddev=0.3)
+    inputs = tf_keras.Input(SIZE)
+    base = tf_keras.Model(inputs, tf_keras.layers.Conv2D(8, 3, kernel_initializer=random)(inputs))
+    network = tf_keras.Sequential([base, tf_keras.layers.Flatten(), tf_keras.layers.Dense(3, "softmax")])
+    images = random_images(3, COLOUR)
+    expected = network.predict(images / np.float32(255), verbose=0)
+    if backend == "theano":
+        layer = base.layers[-1]
+        kernel, bias = layer.get_weights()
+        layer.set_weights([kernel[::-1, ::-1], bias])
+    path = save(network, tmp_path)
+    with h5py.File(path, "r+") as file:
+        file.attrs["backend"] = np.bytes_(backend)
+    artifact = import_network(path, Request(NAMES, "unit")).artifact
+    served = open_classifier(artifact, "litert", 1, tmp_path).predict(images)
+    assert np.allclose(served, expected, atol=1e-5)
+
+
 class TestContactSheet:
     """A network that tells textures apart by their contrast, trained with one preprocessing."""
 

@@ -22,6 +22,8 @@ import keras
 import numpy as np
 import tf_keras
 
+from model.artifact import ArtifactCard
+from model.contact_sheet import ContactSheet
 from model.engines import open_classifier
 from model.errors import ModelError
 from model.image import ImageSpec, encode_png
@@ -39,6 +41,7 @@ HEADER = (
     "read by",
     "preprocessing",
     "recommended",
+    "wrong ones noticed",
     "ending",
     "labels equal",
     "max abs. difference",
@@ -129,7 +132,7 @@ def measure(kind: Kind) -> tuple[str, ...]:
             imported = import_network(path, request)
             classifier = open_classifier(imported.artifact, "litert", 1, Path(folder))
         except ModelError as error:
-            return (kind.name, file, "refused", *[""] * 5, str(error)[:120])
+            return (kind.name, file, "refused", *[""] * 6, str(error)[:120])
         height, width, channels = kind.shape
         spec = ImageSpec(height=height, width=width, channels=channels)  # type: ignore[arg-type]
         images = _images(IMAGES, 1) if kind.shape == (SIDE, SIDE, 3) else random_images(IMAGES, spec)
@@ -142,8 +145,14 @@ def measure(kind: Kind) -> tuple[str, ...]:
     seconds = f"{time.monotonic() - started:.0f}"
     figures = f"{equal} of {len(images)}", f"{difference:.1e}", seconds
     sheet = imported.sheet
-    recommended = "" if sheet is None else sheet.recommended(None).name
-    return (kind.name, file, writer, preset, recommended, card.ending, *figures)
+    images_say = ("", "") if sheet is None else (sheet.recommended(None).name, _noticed(sheet, card))
+    return (kind.name, file, writer, preset, *images_say, card.ending, *figures)
+
+
+def _noticed(sheet: ContactSheet, card: ArtifactCard) -> str:
+    """For how many of the wrong preprocessings a warning would appear if they were stated."""
+    wrong = [row.candidate for row in sheet.rows if row.candidate.preprocessing != card.preprocessing]
+    return f"{sum(sheet.recommended(one) != one for one in wrong)} of {len(wrong)}"
 
 
 def main(names: list[str]) -> None:
