@@ -11,7 +11,16 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from model.array_json import ArrayJson
-from model.artifact import Artifact, ArtifactCard, card_faults, card_path, golden_image, save_card, sha256_of
+from model.artifact import (
+    SUFFIXES,
+    Artifact,
+    ArtifactCard,
+    card_faults,
+    card_path,
+    golden_image,
+    save_card,
+    sha256_of,
+)
 from model.compile import compile_with_stages
 from model.compiled import next_to_h5, write_compiled
 from model.contact_sheet import Candidate, ContactSheet, TrialImages, judge
@@ -222,9 +231,14 @@ def _independent_ending(outputs: int, *, is_sigmoid: bool) -> Ending:
 def _target(path: Path, request: Request) -> Path:
     """Path of the artifact's network."""
     target = request.output or path
-    if request.output is not None and path.is_file() and target.suffix != path.suffix:
+    if path.is_file() and path.suffix not in SUFFIXES and request.output is None:
+        raise ArtifactError(
+            f"A network's name must end in {', '.join(SUFFIXES)}. Received: {path}. "
+            f"To serve a copy, add --output {path.stem}.h5"
+        )
+    if path.suffix in SUFFIXES and path.is_file() and target.suffix != path.suffix:
         raise ArtifactError(f"--output must have the suffix {path.suffix}. Received: {target}")
-    if card_path(target if target.exists() else path).exists() and target.exists() and not request.force:
+    if target.exists() and card_path(target).exists() and not request.force:
         raise ArtifactError(
             f"The network must have no card yet; replace it with --force. Received: {card_path(target)}"
         )

@@ -156,6 +156,13 @@ class TestRefusals:
         assert read_compiled(artifact, next_to_h5(artifact)) is not None
         assert read_compiled(Artifact(artifact.h5_path, changed), next_to_h5(artifact)) is None
 
+    def test_file_with_another_suffix_is_copied(self, tmp_path: Path) -> None:
+        path = save(classifier()(keras), tmp_path).rename(tmp_path / "mask_detector.model")
+        with pytest.raises(ArtifactError, match=r"--output mask_detector\.h5"):
+            import_network(path, Request(NAMES, "unit"))
+        output = tmp_path / "mask_detector.h5"
+        assert import_network(path, Request(NAMES, "unit", output=output)).artifact == load_artifact(output)
+
     def test_output_is_a_copy(self, tmp_path: Path) -> None:
         path, output = save(classifier()(keras), tmp_path), tmp_path / "served" / "mine.h5"
         artifact = import_network(path, Request(NAMES, "unit", output=output)).artifact
