@@ -27,7 +27,7 @@ def statistics_classifier(image: ImageSpec, num_classes: int) -> keras.Model:
 
 
 def _features(image: ImageSpec) -> tuple[keras.KerasTensor, keras.KerasTensor]:
-    """Images (n, h, w, c), 0..255, and features (n, h / 16, w / 16, STATISTICS) that average to statistics."""
+    """Images (n, h, w, c), 0..255, and features (n, h / 16, w / 16, STATISTICS), averaging to statistics."""
     inputs = keras.Input(image.shape)
     maps = [each for features in feature_maps(inputs) for each in (features, _deviations(features))]
     grid = maps[-1].shape[1:3]

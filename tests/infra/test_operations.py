@@ -149,7 +149,7 @@ def event_rows() -> dict[str, set[str]]:
 
 def test_every_event_of_the_log_is_explained_with_its_fields() -> None:
     events: dict[str, set[str]] = {}
-    for call in calls("log_event"):
+    for call in (*calls("log_event"), *calls("log_model")):
         fields = {keyword.arg for keyword in call.keywords if keyword.arg is not None}
         for event in texts_in(call.args[0]):
             events.setdefault(event, set()).update(fields)
