@@ -11,12 +11,13 @@ inflated, not when its length is declared. When a body needs more than is free:
 Complete bodies, whose rows wait or are being classified, are never evicted.
 """
 
+import asyncio
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from itertools import chain, count, islice
+from itertools import chain, count, islice, takewhile
 from time import monotonic
 from traceback import clear_frames
 from types import TracebackType
@@ -279,6 +280,7 @@ _WEIGHT_OF_LATEST = 0.2
 _LEAST_RETRY_SECONDS = 1
 # A single image is usually interactive, and its queue should drain soon after a burst ends.
 MAX_WAIT_SECONDS_OF_FEW = 1.5
+_TRIES_PER_SECOND = 10
 
 
 class Admission:
@@ -288,22 +290,24 @@ class Admission:
         self,
         queue: RowQueue,
         max_wait_seconds: float,
-        max_pending_bytes: int,
-        *,
-        reserve_bytes: int = 0,
-        min_bytes_per_second: float = 0.0,
+        pending: PendingBytes,
+        patience_seconds: float = 0.0,
     ) -> None:
-        self._pending = PendingBytes(
-            max_pending_bytes, reserve_bytes=reserve_bytes, min_bytes_per_second=min_bytes_per_second
-        )
+        """`patience_seconds` is how long `admit` waits for room before it refuses a request."""
+        self.patience_seconds = patience_seconds
+        self._patient: dict[int, int] = {}
+        """Rows of the requests that wait in `admit`, by number, the oldest first."""
+        self._numbers = count()
+        self._pending = pending
         self._queue = queue
         self._max_wait_seconds = max_wait_seconds
         queue.on_check = self._shed
         self._rows_a_byte: dict[str, float] = {}
 
     def refuse(self, body_bytes: int, rows: int) -> None:
-        """Raises Overloaded; called before any of the body is read."""
-        self.refuse_rows(rows)
+        """Raises Overloaded; called before any of the body is read. Without `rows`, for memory alone."""
+        if rows:
+            self.refuse_rows(rows)
         self._pending.refuse(body_bytes)
 
     def expect_rows(self, kind: str, body_bytes: int) -> int:
@@ -329,15 +333,39 @@ class Admission:
                 wait_seconds - max_wait_seconds,
             )
 
+    async def admit(self, rows: int, unfetched_rows: int = 0) -> None:
+        """As `refuse_rows`, but raises Overloaded only when there was no room for `patience_seconds`.
+
+        Requests are admitted in the order of their arrival, except that none waits for a larger one.
+        """
+        number, deadline = next(self._numbers), monotonic() + self.patience_seconds
+        self._patient[number] = rows
+        try:
+            while monotonic() < deadline:
+                if not self._is_behind_another(number, rows):
+                    with suppress(Overloaded):
+                        return self.refuse_rows(rows, unfetched_rows)
+                await asyncio.sleep(1 / _TRIES_PER_SECOND)
+            return self.refuse_rows(rows, unfetched_rows)
+        finally:
+            del self._patient[number]
+
+    def _is_behind_another(self, number: int, rows: int) -> bool:
+        earlier = takewhile(lambda other: other != number, self._patient)
+        return any(self._patient[other] <= rows for other in earlier)
+
     def _max_wait_of(self, rows: int) -> float:
         return min(self._max_wait_seconds, MAX_WAIT_SECONDS_OF_FEW if rows <= FEW_ROWS else math.inf)
 
+    def _shed_after(self, rows: int) -> float:
+        return self._max_wait_of(rows) + self.patience_seconds
+
     def _shed(self) -> None:
         for rows in (FEW_ROWS + 1, FEW_ROWS):
-            self._queue.shedder(rows).shed(self._max_wait_of(rows), self._waited_for_too_long)
+            self._queue.shedder(rows).shed(self._shed_after(rows), self._waited_for_too_long)
 
     def _waited_for_too_long(self, request: QueuedRequest) -> Overloaded:
-        max_wait_seconds = self._max_wait_of(request.rows)
+        max_wait_seconds = self._shed_after(request.rows)
         return _overloaded(
             f"The request's {request.rows} rows would wait longer than {max_wait_seconds:g} seconds: "
             "other requests have waited longer. Send it again later.",

@@ -6,7 +6,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from fastapi import FastAPI
 
-from app.admission import Admission
+from app.admission import Admission, PendingBytes
 from app.api.asgi import Service
 from app.api.auth import create_guards
 from app.api.classify import ClassifyEndpoint, RowClassifier
@@ -42,14 +42,13 @@ def create_app(settings: Settings, processes: ClassifierProcesses | None = None)
     shutdown = Shutdown(settings.stop_delay_seconds, settings.stop_grace_seconds)
     guards = create_guards(settings)
     queue = RowQueue(Capacity(settings.classifiers, settings.max_concurrent_fetches))
-    admission = Admission(
-        queue,
-        settings.max_wait_seconds,
+    pending = PendingBytes(
         settings.max_pending_bytes,
         reserve_bytes=settings.max_image_bytes,
         # At a lower rate, a body of the maximum size would not arrive before its deadline.
         min_bytes_per_second=settings.max_body_bytes / settings.body_timeout_seconds,
     )
+    admission = Admission(queue, settings.max_wait_seconds, pending, settings.patience_seconds)
     fetcher, session = create_fetcher(settings), SnowflakeSession(settings)
     classifiers = LiveClassifiers(settings, queue, processes, processes.wait_until_ready())
     stages = StageReader(settings, session, fetcher)

@@ -203,6 +203,12 @@ class Settings(BaseSettings):
 
     max_wait_seconds: PositiveFloat = 5.0
     """Longest estimated time that rows may wait in the queue; beyond it, requests get 429."""
+    patience_seconds: Annotated[float, Field(ge=0, lt=30)] = Field(
+        default_factory=lambda: 20.0 if is_inside_spcs() else 0.0
+    )
+    """How long a batch with an id waits for its estimated wait to fall to `MAX_WAIT_SECONDS`, before it gets
+    429: by default 20 in Snowpark Container Services, where a 429 is a failed try and a call times out after
+    30 seconds, and 0 elsewhere."""
     max_pending_bytes: PositiveInt = 256 * 1024 * 1024
     """Most bytes of decompressed bodies that arrive or wait for their answer, and of large answers being
     sent; beyond it, slow bodies are evicted and the newest get 429. Bodies of at most `MAX_IMAGE_BYTES` have

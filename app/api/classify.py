@@ -82,7 +82,8 @@ class ClassifyEndpoint:
         query_id, _ = ids_of(request.headers)
         batch_id = request.headers.get(BATCH_ID_HEADER)
         if batch_id is None or not self._batches.knows(check_batch_id(batch_id)):
-            self._admission.refuse(length, self._admission.expect_rows(encoding, length))
+            is_patient = batch_id is not None and self._admission.patience_seconds
+            self._admission.refuse(length, 0 if is_patient else self._admission.expect_rows(encoding, length))
         with self._admission.reserve(length) as pending:
             reading = read_body(request, self._settings.max_body_bytes, pending)
             content = await arriving_within(self._settings.body_timeout_seconds, reading, pending)
@@ -144,7 +145,11 @@ class RowClassifier:
         """The body of the response. Raises ServiceError."""
         rows = await self._parse(batch)
         await self._probes.answer(batch.batch_id, rows)
-        self._admission.refuse_rows(len(rows), sum(row.is_remote for row in rows))
+        remote_rows = sum(row.is_remote for row in rows)
+        if batch.batch_id is None:
+            self._admission.refuse_rows(len(rows), remote_rows)
+        else:
+            await self._admission.admit(len(rows), remote_rows)
         outcomes = await self.classify_rows(rows, batch.pending, batch.query_id, batch.batch_id)
         # A batch without an id is not Snowflake's.
         max_bytes = MAX_ANSWER_BYTES_WITHOUT_ID if batch.batch_id is None else MAX_ANSWER_BYTES

@@ -76,6 +76,7 @@ def local_sql(
             url, service = stack.enter_context(
                 own_service(port=choice.port, environment=server.service_environment, model=choice.model)
             )
+        server.run_service((DATABASE, SCHEMA, "EXT_CLASSIFY_SERVICE"), url.rstrip("/"))
         user_session = stack.enter_context(connect(**server.connect_arguments))
         batch_rows = MAX_BATCH_ROWS if chaos is None else MAX_BATCH_ROWS_IN_CHAOS
         for _ in register(user_session, _registration(url.rstrip("/"), batch_rows)):

@@ -1,4 +1,4 @@
-"""The emulated objects that DuckDB does not hold: stages, API integrations, external functions and grants."""
+"""The emulated objects that DuckDB does not hold: stages, API integrations, functions and grants."""
 
 import hashlib
 import os
@@ -154,13 +154,16 @@ class ApiIntegration:
 
 @dataclass(frozen=True)
 class ExternalFunction:
-    """`arguments` are (name, type) pairs, with types as declared: NUMBER(10,2), not NUMBER."""
+    """An external function, or a service function of Snowpark Container Services.
+
+    `arguments` are (name, type) pairs, with types as declared: NUMBER(10,2), not NUMBER. `body` is the URL of
+    an external function and the path of a service function.
+    """
 
     name: Name
     arguments: tuple[tuple[str, str], ...]
     returns: str
-    integration: str
-    url: str
+    body: str
     options: dict[str, Any]
     is_strict: bool = False
     is_secure: bool = False
@@ -179,6 +182,24 @@ class ExternalFunction:
     def signature(self) -> str:
         names = (name for name, _ in self.arguments)
         return f"({', '.join(map(' '.join, zip(names, self.argument_types, strict=True)))})"
+
+    @property
+    def service(self) -> Name | None:
+        """The service of a service function."""
+        service: Name | None = self.options.get("SERVICE")
+        return service
+
+    @property
+    def max_batch_retries(self) -> int:
+        return int(self.options.get("MAX_BATCH_RETRIES", 3))
+
+    @property
+    def batch_timeout_seconds(self) -> int:
+        return int(self.options.get("BATCH_TIMEOUT_SECS", 3600))
+
+    @property
+    def returns_null_on_failure(self) -> bool:
+        return str(self.options.get("ON_BATCH_FAILURE", "ABORT")).upper() == "RETURN_NULL"
 
     @property
     def max_batch_rows(self) -> int | None:
@@ -207,6 +228,8 @@ class Catalog:
     def __init__(self) -> None:
         self.stages: dict[Name, Stage] = {}
         self.integrations: dict[str, ApiIntegration] = {}
+        self.services: dict[Name, dict[str, str]] = {}
+        """URLs of the endpoints of each service, by the endpoint's name in lower case."""
         self.functions: dict[FunctionKey, ExternalFunction] = {}
         self.grants: dict[Grant, None] = {}
         self.suspended_warehouses: set[str] = set()
@@ -230,6 +253,19 @@ class Catalog:
         if name not in self.integrations:
             raise not_found("Integration", name)
         return self.integrations[name]
+
+    def url(self, function: ExternalFunction) -> str:
+        """The URL that the function calls. Raises ProgrammingError if it must not call it, or cannot."""
+        service = function.service
+        if service is None:
+            self.integration(str(function.options.get("API_INTEGRATION", ""))).check_url(function.body)
+            return function.body
+        if service not in self.services:
+            raise not_found("Service", quote_identifier(*service))
+        endpoint = str(function.options.get("ENDPOINT", ""))
+        if endpoint.lower() not in self.services[service]:
+            raise not_found("Endpoint", endpoint)
+        return self.services[service][endpoint.lower()] + function.body
 
     def function(self, key: FunctionKey) -> ExternalFunction:
         """Raises ProgrammingError if there is no such overload."""

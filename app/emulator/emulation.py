@@ -233,7 +233,8 @@ class LocalSnowflake:
         function = query.functions[indices[0]]
         rows = [read_arguments(row) for row in arguments]
         sent = [index for index, row in enumerate(rows) if not (function.is_strict and None in row)]
-        values = self.remote.call(function, [coerce(function, rows[index]) for index in sent], query)
+        url, sent_rows = self.catalog.url(function), [coerce(function, rows[index]) for index in sent]
+        values = self.remote.call(function, url, sent_rows, query)
         answers: list[str | None] = [None] * len(rows)
         for index, value in zip(sent, values, strict=True):
             answers[index] = value

@@ -1,10 +1,13 @@
-"""Statements on API integrations and external functions.
+"""Statements on API integrations, external functions and service functions.
 
 Source: Snowflake documentation, CREATE, ALTER, DESCRIBE, SHOW and DROP API INTEGRATION, CREATE EXTERNAL
-FUNCTION, DESCRIBE and DROP FUNCTION, and SHOW EXTERNAL FUNCTIONS.
+FUNCTION, DESCRIBE and DROP FUNCTION, SHOW EXTERNAL FUNCTIONS, and CREATE, ALTER and DESCRIBE FUNCTION
+(Snowpark Container Services).
 """
 
 import re
+from collections.abc import Collection
+from dataclasses import replace as copy_with
 from typing import Any
 
 from app.emulator.catalog import ApiIntegration, ExternalFunction, FunctionKey, quote_function
@@ -150,7 +153,7 @@ def _text(value: Any) -> str:
     return ",".join(value) if isinstance(value, list) else str(value)
 
 
-# External functions.
+# External functions and service functions.
 
 _TYPES = {
     "VARCHAR": "VARCHAR",
@@ -171,15 +174,57 @@ _TYPES = {
     "BOOLEAN": "BOOLEAN",
     "BINARY": "BINARY",
 }
-_FUNCTION_OPTIONS = frozenset(
+_EXTERNAL_OPTIONS = frozenset(
     {"COMMENT", "API_INTEGRATION", "HEADERS", "CONTEXT_HEADERS", "MAX_BATCH_ROWS", "COMPRESSION"}
 )
+_INTEGERS = {
+    "MAX_BATCH_ROWS": range(1, 2**31),
+    "MAX_BATCH_RETRIES": range(2**31),
+    "BATCH_TIMEOUT_SECS": range(1, 604_801),
+}
+_ALTERABLE_OPTIONS = frozenset({"CONTEXT_HEADERS", "ON_BATCH_FAILURE", "SERVICE", "ENDPOINT", *_INTEGERS})
+_SERVICE_OPTIONS = _ALTERABLE_OPTIONS | {"COMMENT"}
 _COMPRESSIONS = frozenset({"NONE", "GZIP", "DEFLATE", "AUTO"})
 
 
 def create_function(
     tokens: Tokens, session: Session, *, replace: bool, alter: bool, is_secure: bool
 ) -> Answer:
+    function = _take_function(tokens, session, _EXTERNAL_OPTIONS, is_secure=is_secure)
+    check_custom_headers(function.options.get("HEADERS") or {})
+    if str(function.options.get("COMPRESSION", "AUTO")).upper() not in _COMPRESSIONS:
+        raise invalid_value("COMPRESSION", function.options["COMPRESSION"])
+    return _add_function(function, session, replace=replace, alter=alter)
+
+
+def create_service_function(tokens: Tokens, session: Session, *, replace: bool, alter: bool) -> Answer:
+    function = _take_function(tokens, session, _SERVICE_OPTIONS)
+    return _add_function(function, session, replace=replace, alter=alter)
+
+
+def alter_function(tokens: Tokens, session: Session) -> Answer:
+    """Only of a service function: an external function has no property in common with it that ALTER sets."""
+    optional = tokens.take("IF", "EXISTS")
+    key = take_function_key(tokens, session)
+    if optional and key not in session.catalog.functions:
+        return status()
+    function = session.catalog.function(key)
+    if function.service is None:
+        raise unsupported("ALTER FUNCTION of an external function")
+    tokens.require("SET")
+    options = dict(function.options)
+    while not tokens.at_end:
+        _take_option(tokens, session, _ALTERABLE_OPTIONS, options)
+    changed = copy_with(function, options=options)
+    _check(changed, session)
+    session.catalog.functions[key] = changed
+    return status()
+
+
+def _take_function(
+    tokens: Tokens, session: Session, known: Collection[str], *, is_secure: bool = False
+) -> ExternalFunction:
+    """Read a function's name, arguments and clauses, of which the options must be in `known`."""
     name = session.qualify(tokens.take_name())
     session.require_schema(*name[:2])
     if is_built_in(name[-1]):
@@ -190,26 +235,29 @@ def create_function(
     if returns == "BINARY":
         raise unsupported("RETURNS BINARY")
     tokens.take("NOT", "NULL")
-    is_strict, is_immutable, options = _take_clauses(tokens)
-    url = tokens.take_string()
+    is_strict, is_immutable, options = _take_clauses(tokens, session, known)
+    body = tokens.take_string()
     tokens.require_end()
-    _check(options, url, session)
-    function = ExternalFunction(
-        name, arguments, returns, options["API_INTEGRATION"], url, options, is_strict, is_secure, is_immutable
-    )
+    function = ExternalFunction(name, arguments, returns, body, options, is_strict, is_secure, is_immutable)
+    _check(function, session)
+    return function
+
+
+def _add_function(function: ExternalFunction, session: Session, *, replace: bool, alter: bool) -> Answer:
+    name = function.name[-1]
     known = session.catalog.functions.get(function.key)
     if known is not None and not (replace or alter):
-        raise already_exists(name[-1])
+        raise already_exists(name)
     if known is not None and alter and _definition(known) != _definition(function):
         raise invalid("CREATE OR ALTER cannot change a function's definition or return type.")
     session.catalog.functions[function.key] = function
     if not alter:
         session.catalog.drop_grants("FUNCTION", quote_function(function.key))
-    return status(f"Function {name[-1]} successfully created.")
+    return status(f"Function {name} successfully created.")
 
 
 def _definition(function: ExternalFunction) -> tuple[object, ...]:
-    return function.returns, function.url, function.is_strict, function.is_immutable
+    return function.returns, function.body, function.is_strict, function.is_immutable
 
 
 def drop_function(tokens: Tokens, session: Session) -> Answer:
@@ -227,21 +275,33 @@ def drop_function(tokens: Tokens, session: Session) -> Answer:
 def describe_function(tokens: Tokens, session: Session) -> Answer:
     function = session.catalog.function(take_function_key(tokens, session))
     tokens.require_end()
+    options, is_service = function.options, function.service is not None
     properties: dict[str, Any] = {
         "signature": function.signature,
         "returns": function.returns,
-        "language": "EXTERNAL",
+        "language": None if is_service else "EXTERNAL",
         "null handling": "RETURNS NULL ON NULL INPUT" if function.is_strict else "CALLED ON NULL INPUT",
         "volatility": "IMMUTABLE" if function.is_immutable else "VOLATILE",
-        "body": function.url,
-        "headers": str(function.options.get("HEADERS", "null")),
-        "context_headers": str(function.options.get("CONTEXT_HEADERS", "null")),
+        "body": function.body,
+        "headers": str(options.get("HEADERS", "null")),
+        "context_headers": str(options.get("CONTEXT_HEADERS", "null")),
         "max_batch_rows": str(function.max_batch_rows or "not set"),
-        "request_translator": "null",
-        "response_translator": "null",
-        "compression": function.options.get("COMPRESSION", "AUTO"),
-        "api_integration": function.integration,
     }
+    if function.service is not None:
+        properties |= {
+            "service": function.service[-1],
+            "service_endpoint": options["ENDPOINT"],
+            "max_batch_retries": str(function.max_batch_retries),
+            "on_batch_failure": "RETURN_NULL" if function.returns_null_on_failure else "ABORT",
+            "batch_timeout_secs": str(options.get("BATCH_TIMEOUT_SECS", "not set")),
+        }
+    else:
+        properties |= {
+            "request_translator": "null",
+            "response_translator": "null",
+            "compression": options.get("COMPRESSION", "AUTO"),
+            "api_integration": options["API_INTEGRATION"],
+        }
     return Answer(["property", "value"], [[name, value] for name, value in properties.items()])
 
 
@@ -254,7 +314,7 @@ def show_functions(tokens: Tokens, session: Session) -> Answer:
             each.name[0],
             f"{each.name[-1]}({', '.join(each.argument_types)}) RETURN {_unsized(each.returns)}",
             each.options.get("COMMENT", ""),
-            "Y",
+            "Y" if each.service is None else "N",
         ]
         for each in session.catalog.functions.values()
         if shown(each.name)
@@ -289,7 +349,9 @@ def _take_type(tokens: Tokens) -> str:
     return f"{_TYPES[word]}({','.join(sizes)})"
 
 
-def _take_clauses(tokens: Tokens) -> tuple[bool, bool, dict[str, Any]]:
+def _take_clauses(
+    tokens: Tokens, session: Session, known: Collection[str]
+) -> tuple[bool, bool, dict[str, Any]]:
     """Read the clauses up to AS: whether the function is strict, whether it is immutable, its options."""
     is_strict = is_immutable = False
     options: dict[str, Any] = {}
@@ -299,29 +361,33 @@ def _take_clauses(tokens: Tokens) -> tuple[bool, bool, dict[str, Any]]:
         elif tokens.take("IMMUTABLE"):
             is_immutable = True
         elif not (tokens.take("VOLATILE") or tokens.take("CALLED", "ON", "NULL", "INPUT")):
-            name = tokens.take_token().text.upper()
-            if name not in _FUNCTION_OPTIONS:
-                raise unsupported(f"{name} of an external function")
-            tokens.require("=")
-            options[name] = _take_option(name, tokens)
+            _take_option(tokens, session, known, options)
     return is_strict, is_immutable, options
 
 
-def _take_option(name: str, tokens: Tokens) -> Any:
-    if name != "API_INTEGRATION":
-        return tokens.take_value()
-    [integration] = tokens.take_name(max_parts=1)
-    return integration
+def _take_option(tokens: Tokens, session: Session, known: Collection[str], options: dict[str, Any]) -> None:
+    name = tokens.take_token().text.upper()
+    if name not in known:
+        raise unsupported(f"{name} of this kind of function")
+    tokens.require("=")
+    if name == "API_INTEGRATION":
+        [options[name]] = tokens.take_name(max_parts=1)
+    elif name == "SERVICE":
+        options[name] = session.qualify(tokens.take_name())
+    else:
+        options[name] = tokens.take_value()
 
 
-def _check(options: dict[str, Any], url: str, session: Session) -> None:
-    session.catalog.integration(str(options.get("API_INTEGRATION", ""))).check_url(url)
-    check_custom_headers(options.get("HEADERS") or {})
-    if str(options.get("COMPRESSION", "AUTO")).upper() not in _COMPRESSIONS:
-        raise invalid_value("COMPRESSION", options["COMPRESSION"])
-    rows = str(options.get("MAX_BATCH_ROWS", 1))
-    if not rows.isdecimal() or int(rows) < 1:
-        raise invalid_value("MAX_BATCH_ROWS", rows)
+def _check(function: ExternalFunction, session: Session) -> None:
+    """Raises ProgrammingError for an option that Snowflake refuses."""
+    options = function.options
+    session.catalog.url(function)
+    for name in options.keys() & _INTEGERS:
+        value = str(options[name])
+        if not value.isdecimal() or int(value) not in _INTEGERS[name]:
+            raise invalid_value(name, value)
+    if str(options.get("ON_BATCH_FAILURE", "ABORT")).upper() not in {"ABORT", "RETURN_NULL"}:
+        raise invalid_value("ON_BATCH_FAILURE", options["ON_BATCH_FAILURE"])
     context = options.get("CONTEXT_HEADERS", [])
     if not isinstance(context, list):
         raise invalid_value("CONTEXT_HEADERS", context)

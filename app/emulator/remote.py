@@ -1,6 +1,12 @@
-"""Calls external functions over HTTP as Snowflake does: retries, polling, and network faults for tests.
+"""Calls functions over HTTP as Snowflake does: retries, polling, and network faults for tests.
 
-Source: Snowflake documentation, "Remote service implementation".
+Snowflake retries an external function for some minutes, however often. It retries a service function, of
+Snowpark Container Services, MAX_BATCH_RETRIES times: 429 counts as a failed try, and so does a call without
+an answer after 30 seconds. Then the query fails, or with ON_BATCH_FAILURE = RETURN_NULL the batch is NULL.
+BATCH_TIMEOUT_SECS includes all tries and polls.
+
+Source: Snowflake documentation, "Remote service implementation", CREATE FUNCTION (Snowpark Container
+Services), behavior change 1938, and "Snowpark Container Services troubleshooting".
 """
 
 import random
@@ -26,6 +32,7 @@ CONCURRENT_BATCHES = 8
 RETRY_SECONDS = 60.0
 REQUEST_SECONDS = 30.0
 POLLING_SECONDS = 600.0
+_RETRIED_OF_SERVICES = frozenset({0, 404, 429, 500, 502, 503, 504})
 _FIRST_PAUSE_SECONDS = 0.1
 _LONGEST_PAUSE_SECONDS = 5.0
 
@@ -79,16 +86,22 @@ class Chaos:
 
 
 class RemoteService:
-    """The HTTP client for external functions. Thread-safe."""
+    """The HTTP client for external and service functions. Thread-safe."""
 
-    def __init__(self, chaos: Chaos | None = None, *, retry_seconds: float = RETRY_SECONDS) -> None:
+    def __init__(
+        self,
+        chaos: Chaos | None = None,
+        *,
+        retry_seconds: float = RETRY_SECONDS,
+        concurrent_batches: int = CONCURRENT_BATCHES,
+    ) -> None:
         self.retry_seconds = retry_seconds
-        self._http = urllib3.PoolManager(maxsize=CONCURRENT_BATCHES, block=False, retries=False)
-        self._threads = ThreadPoolExecutor(CONCURRENT_BATCHES, "batches")
+        self._http = urllib3.PoolManager(maxsize=concurrent_batches, block=False, retries=False)
+        self._threads = ThreadPoolExecutor(concurrent_batches, "batches")
         self._chaos = chaos
 
     def call(
-        self, function: ExternalFunction, rows: Sequence[Sequence[Any]], query: Query
+        self, function: ExternalFunction, url: str, rows: Sequence[Sequence[Any]], query: Query
     ) -> list[str | None]:
         """The value of each row as JSON, in order. Raises ProgrammingError with Snowflake's error numbers.
 
@@ -100,16 +113,16 @@ class RemoteService:
         ]
         order, faults = self._plan(len(batches))
         calls = {
-            index: self._threads.submit(_Call(self, batches[index], query, faults[index]).run)
+            index: self._threads.submit(_Call(self, url, batches[index], query, faults[index]).run)
             for index in order
         }
         _wait_for_all(list(calls.values()), query)
         return [value for index in range(len(batches)) for value in calls[index].result()]
 
-    def request(self, method: str, url: str, body: bytes | None, headers: dict[str, str]) -> Any:
-        return self._http.request(
-            method, url, body=body, headers=headers, timeout=REQUEST_SECONDS, redirect=False
-        )
+    def request(
+        self, method: str, url: str, body: bytes | None, headers: dict[str, str], timeout: float
+    ) -> Any:
+        return self._http.request(method, url, body=body, headers=headers, timeout=timeout, redirect=False)
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)  # a response may take minutes
@@ -135,6 +148,7 @@ class _Call:
     """The call for one batch, with its retries."""
 
     service: RemoteService
+    url: str
     batch: Batch
     query: Query
     fault: Fault
@@ -155,36 +169,50 @@ class _Call:
 
     def _send(self) -> bytes:
         """Send the batch, retry and poll; return the body of the 200 response."""
-        pauses = _pauses()
-        deadline = time.monotonic() + self.service.retry_seconds
+        pauses, retries = _pauses(), 0
+        function = self.batch.function
+        seconds = self.service.retry_seconds if function.service is None else function.batch_timeout_seconds
+        deadline = time.monotonic() + seconds
         method = "POST"
         while True:
-            status, answer = self._request(method)
+            left = deadline - time.monotonic() if function.service else REQUEST_SECONDS
+            status, answer = self._request(method, max(0.001, min(REQUEST_SECONDS, left)))
             if status == 200:
                 return answer
             if status == 202:
-                if method == "POST":
-                    method, deadline = "GET", time.monotonic() + POLLING_SECONDS
+                if method == "POST" and function.service is None:
+                    deadline = time.monotonic() + POLLING_SECONDS
+                method = "GET"
                 self.query.count(polls=1)
-            elif status not in (0, 429) and (status < 500 or method == "GET"):
+            elif not self._is_retried(method, status):
                 text = answer[:500].decode(errors="replace")
                 raise self.batch.failure(100351, "22023", f"with remote service error: {status} '{text}'")
+            elif function.service is not None and retries >= function.max_batch_retries:
+                if function.returns_null_on_failure:
+                    return self.batch.null_answer
+                raise self._timed_out(status)
             else:
+                retries += 1
                 self.query.count(retries=1)
             if time.monotonic() >= deadline:
                 raise self._timed_out(status)
             if self.query.is_over.wait(min(next(pauses), max(0.0, deadline - time.monotonic()))):
                 raise self._cancelled()
 
-    def _request(self, method: str) -> tuple[int, bytes]:
+    def _is_retried(self, method: str, status: int) -> bool:
+        if self.batch.function.service is not None:
+            return status in _RETRIED_OF_SERVICES
+        return status in {0, 429} or (status >= 500 and method == "POST")
+
+    def _request(self, method: str, timeout: float) -> tuple[int, bytes]:
         """Status and body; status 0 without a response. Raises ValueError if the body cannot be decoded."""
         self.query.count(requests=1)
-        url, batch = self.batch.function.url, self.batch
+        url, batch = self.url, self.batch
         try:
             if method == "POST":
-                response = self.service.request("POST", url, batch.body, batch.headers)
+                response = self.service.request("POST", url, batch.body, batch.headers, timeout)
             else:
-                response = self.service.request("GET", url, None, batch.polling_headers)
+                response = self.service.request("GET", url, None, batch.polling_headers, timeout)
         except urllib3.exceptions.DecodeError:
             raise ValueError("the body is not encoded as its Content-Encoding says") from None
         except urllib3.exceptions.HTTPError:

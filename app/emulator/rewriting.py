@@ -231,7 +231,7 @@ def _replace_external(node: Any, session: Session, query: Query) -> None:
     if not overloads:
         return  # a built-in function
     function = _choose(overloads, node.expressions)
-    session.catalog.integration(function.integration).check_url(function.url)
+    session.catalog.url(function)
     arguments = [
         _call("HEX", argument) if kind == "BINARY" else argument
         for argument, kind in zip(node.expressions, function.argument_types, strict=True)

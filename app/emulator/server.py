@@ -12,11 +12,11 @@ import trustme
 import uvicorn
 from starlette.applications import Starlette
 
-from app.emulator.catalog import ACCOUNT, DATABASE, SCHEMA, Stage
+from app.emulator.catalog import ACCOUNT, DATABASE, SCHEMA, Name, Stage
 from app.emulator.emulation import LocalSnowflake
 from app.emulator.protocol import close_sessions, create_protocol_app
 from app.emulator.query import Query
-from app.emulator.remote import RETRY_SECONDS, Chaos, RemoteService
+from app.emulator.remote import CONCURRENT_BATCHES, RETRY_SECONDS, Chaos, RemoteService
 
 HOST = "127.0.0.1"
 
@@ -25,7 +25,12 @@ class LocalServer:
     """Runs both servers in threads until the context exits. Port 0 selects a free port."""
 
     def __init__(
-        self, port: int = 0, *, chaos: Chaos | None = None, retry_seconds: float = RETRY_SECONDS
+        self,
+        port: int = 0,
+        *,
+        chaos: Chaos | None = None,
+        retry_seconds: float = RETRY_SECONDS,
+        concurrent_batches: int = CONCURRENT_BATCHES,
     ) -> None:
         self._exit = ExitStack()
         self._protocol_socket = _listen(port)
@@ -35,7 +40,7 @@ class LocalServer:
         self.local = LocalSnowflake(
             f"https://{self.storage_host}",
             f"http://{HOST}:{self.port}",
-            RemoteService(chaos, retry_seconds=retry_seconds),
+            RemoteService(chaos, retry_seconds=retry_seconds, concurrent_batches=concurrent_batches),
         )
 
     def __enter__(self) -> Self:
@@ -64,6 +69,10 @@ class LocalServer:
         stage.refresh()
         self.local.catalog.stages[stage.name] = stage
         return stage
+
+    def run_service(self, name: Name, url: str) -> None:
+        """Let service functions call the service at `url` by this name, with the endpoint `api`."""
+        self.local.catalog.services[name] = {"api": url}
 
     def query(self, query_id: str) -> Query | None:
         """The query, with the counts of its calls; None unless it is one of the latest finished ones."""

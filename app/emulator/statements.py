@@ -5,6 +5,7 @@ Source: Snowflake documentation, USE, ALTER SESSION, GRANT and REVOKE <privilege
 
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from typing import TypeAlias
 
 from app.emulator import functions, stages
@@ -35,6 +36,8 @@ def _find_creation(tokens: Tokens) -> Statement | None:
     is_temporary = tokens.take("TEMPORARY") or tokens.take("TEMP")
     if not is_temporary and tokens.take("EXTERNAL", "FUNCTION"):
         return partial(functions.create_function, replace=replace, alter=alter, is_secure=is_secure)
+    if not (is_temporary or is_secure) and _is_service_function(tokens) and tokens.take("FUNCTION"):
+        return partial(functions.create_service_function, replace=replace, alter=alter)
     if alter:
         return None
     if not (is_temporary or is_secure) and tokens.take("API", "INTEGRATION"):
@@ -42,6 +45,11 @@ def _find_creation(tokens: Tokens) -> Statement | None:
     if not is_secure and tokens.take("STAGE"):
         return partial(stages.create_stage, replace=replace)
     return None
+
+
+def _is_service_function(tokens: Tokens) -> bool:
+    words = tokens.words(len(tokens.sql))
+    return ("SERVICE", "=") in pairwise(words)
 
 
 def _find_other(tokens: Tokens) -> Statement | None:
@@ -173,6 +181,7 @@ def _take_object(tokens: Tokens, session: Session) -> tuple[str, str]:
 _STATEMENTS: dict[str, Statement] = {
     "ALTER API INTEGRATION": functions.alter_integration,
     "ALTER INTEGRATION": functions.alter_integration,
+    "ALTER FUNCTION": functions.alter_function,
     "ALTER SESSION": _alter_session,
     "ALTER STAGE": stages.alter_stage,
     "ALTER WAREHOUSE": _alter_warehouse,

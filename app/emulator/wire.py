@@ -1,4 +1,4 @@
-"""The wire format of external functions: a batch's request, its headers, and the response to it.
+"""The wire format of external and service functions: a batch's request, its headers, and the response to it.
 
 Source: Snowflake documentation, "Remote service input and output data formats", "Data type conversion" and
 CREATE EXTERNAL FUNCTION. The error messages are Snowflake's, as quoted by its users.
@@ -43,13 +43,18 @@ class Batch:
         document = {"data": [[number, *values] for number, values in enumerate(rows)]}
         body, encoding = _compress(
             json.dumps(document, ensure_ascii=False, allow_nan=False).encode(),
-            function.options.get("COMPRESSION", "AUTO"),
+            "NONE" if function.service else function.options.get("COMPRESSION", "AUTO"),
         )
         return cls(function, batch_id, len(rows), body, _headers(function, query, batch_id) | encoding)
 
     @property
     def polling_headers(self) -> dict[str, str]:
         return {name: value for name, value in self.headers.items() if not name.startswith("Content-")}
+
+    @property
+    def null_answer(self) -> bytes:
+        """The body of a response with NULL for every row."""
+        return json.dumps({"data": [[number, None] for number in range(self.rows)]}).encode()
 
     def decode(self, body: bytes) -> list[str | None]:
         """The value of each row as JSON. Raises ProgrammingError for a response that Snowflake rejects."""

@@ -115,12 +115,17 @@ class RowQueue:
     def wait_seconds(self, rows: int, unfetched_rows: int = 0) -> float:
         """How long the first row of a new request of this size would wait.
 
-        A request without rows to fetch does not wait for the images of others to be fetched.
+        A request without rows to fetch does not wait for the images of others to be fetched. One with such
+        rows does, and also until they are classified: only so many fetched images are held at a time.
         """
-        wait_seconds = self.unclassified.before(rows) * self.capacity.classified_row_seconds
+        unclassified = self.unclassified.before(rows)
         if not unfetched_rows:
-            return wait_seconds
-        return max(wait_seconds, self.unfetched.before(rows) * self.capacity.fetched_row_seconds)
+            return unclassified * self.capacity.classified_row_seconds
+        unfetched = self.unfetched.before(rows)
+        return max(
+            (unclassified + unfetched) * self.capacity.classified_row_seconds,
+            unfetched * self.capacity.fetched_row_seconds,
+        )
 
     def shedder(self, rows: int) -> "LoadShedder":
         """The load shedder of small or of large requests."""

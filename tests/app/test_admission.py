@@ -1,12 +1,13 @@
 import asyncio
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from app.admission import MAX_WAIT_SECONDS_OF_FEW, Admission
+from app.admission import MAX_WAIT_SECONDS_OF_FEW, Admission, PendingBytes
 from app.errors import Overloaded
 from app.workers.protocol import WaitingRow
-from app.workers.queue import FEW_ROWS, Capacity, RowQueue
+from app.workers.queue import FEW_ROWS, Capacity, QueuedRequest, RowQueue
 
 
 def queue_of_a_thousand_rows_a_second() -> RowQueue:
@@ -15,8 +16,13 @@ def queue_of_a_thousand_rows_a_second() -> RowQueue:
     return RowQueue(capacity)
 
 
-def admission_of(queue: RowQueue, max_wait_seconds: float = 1.0, max_pending_bytes: int = 100) -> Admission:
-    return Admission(queue, max_wait_seconds, max_pending_bytes)
+def admission_of(
+    queue: RowQueue,
+    max_wait_seconds: float = 1.0,
+    max_pending_bytes: int = 100,
+    patience_seconds: float = 0.0,
+) -> Admission:
+    return Admission(queue, max_wait_seconds, PendingBytes(max_pending_bytes), patience_seconds)
 
 
 def test_request_is_admitted_up_to_the_maximum_wait() -> None:
@@ -194,3 +200,109 @@ def test_declared_length_of_a_slow_body_is_not_counted() -> None:
         admission.refuse(body_bytes=100, rows=1)
         slow.take(1)
         admission.refuse(body_bytes=99, rows=1)
+
+
+# Patience.
+
+
+@contextmanager
+def patient_admission(patience_seconds: float = 29.0) -> Iterator[tuple[Admission, QueuedRequest]]:
+    """The admission of a full queue, and the request that fills it."""
+    queue = queue_of_a_thousand_rows_a_second()
+    with queue.request(2000) as before:
+        yield admission_of(queue, patience_seconds=patience_seconds), before
+
+
+async def is_done_soon(task: "asyncio.Task[None]") -> bool:
+    await asyncio.wait({task}, timeout=20)
+    return task.done()
+
+
+def test_patient_request_waits_for_room_instead_of_429() -> None:
+    async def check() -> None:
+        with patient_admission() as (admission, before):
+            waiting = asyncio.create_task(admission.admit(3000))
+            await asyncio.sleep(0.3)
+            assert not waiting.done()
+            before.mark_answered(1000)
+            assert await is_done_soon(waiting)
+            await waiting
+
+    asyncio.run(check())
+
+
+def test_patience_ends_with_429() -> None:
+    async def check() -> None:
+        with patient_admission(patience_seconds=0.2) as (admission, before):
+            with pytest.raises(Overloaded):
+                await admission.admit(3000)
+            before.mark_answered(1000)
+            await admission.admit(3000)
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize(("rows", "is_admitted"), [(3000, False), (4000, False), (1000, True)])
+def test_patient_request_is_overtaken_only_by_smaller_ones(rows: int, is_admitted: bool) -> None:
+    async def check() -> None:
+        with patient_admission() as (admission, before):
+            first = asyncio.create_task(admission.admit(3000))
+            await asyncio.sleep(0)
+            before.mark_answered(1000)  # there is room now, and the first request has not noticed it
+            second = asyncio.create_task(admission.admit(rows))
+            await asyncio.sleep(0)
+            assert not first.done()
+            assert second.done() is is_admitted
+            assert await is_done_soon(first)
+            assert await is_done_soon(second)
+
+    asyncio.run(check())
+
+
+def test_request_that_stops_waiting_holds_no_other_up() -> None:
+    async def check() -> None:
+        with patient_admission() as (admission, before):
+            first = asyncio.create_task(admission.admit(3000))
+            await asyncio.sleep(0)
+            first.cancel()
+            await asyncio.wait({first})
+            before.mark_answered(1000)
+            second = asyncio.create_task(admission.admit(3000))
+            await asyncio.sleep(0)
+            assert second.done()
+
+    asyncio.run(check())
+
+
+def test_requests_are_shed_after_the_maximum_wait_and_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("app.workers.queue.monotonic", lambda: now)
+
+    async def check() -> None:
+        nonlocal now
+        queue = queue_of_a_thousand_rows_a_second()
+        admission_of(queue, max_wait_seconds=5.0, patience_seconds=20.0)
+        with queue.request(10) as oldest, queue.request(10) as youngest:
+            first = oldest.classify([WaitingRow(b"", evidence=False)] * 10)
+            second = youngest.classify([WaitingRow(b"", evidence=False)] * 10)
+            now += 25.0
+            queue.on_check()
+            assert not second.done()
+            now += 0.1
+            queue.on_check()
+            assert isinstance(second.exception(), Overloaded)
+            assert not first.done()
+            first.cancel()
+
+    asyncio.run(check())
+
+
+def test_rows_to_fetch_wait_for_rows_that_are_not_fetched_yet() -> None:
+    """They hold one of the few places for fetched images until they are classified."""
+    queue = queue_of_a_thousand_rows_a_second()
+    queue.capacity.record_fetched(0.0001)
+    admission = admission_of(queue)
+    with queue.request(2000, unfetched_rows=2000):
+        with pytest.raises(Overloaded):
+            admission.refuse_rows(2000, unfetched_rows=2000)
+        admission.refuse_rows(2000)

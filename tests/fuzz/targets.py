@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from app.admission import Admission
+from app.admission import Admission, PendingBytes
 from app.api.body import inflate, parse_files
 from app.errors import ServiceError
 from app.images.source import Row
@@ -79,7 +79,7 @@ def _compare_parsers(text: bytes, step_bytes: int) -> None:
 
 
 def _parse_batch(body: bytes, encoding: str) -> None:
-    room = Admission(RowQueue(Capacity(1, 1)), 1.0, 8 * MAX_BODY_BYTES).reserve()
+    room = Admission(RowQueue(Capacity(1, 1)), 1.0, PendingBytes(8 * MAX_BODY_BYTES)).reserve()
     try:
         inflated = run(inflate(body, encoding, MAX_BODY_BYTES, room))
     except ServiceError:

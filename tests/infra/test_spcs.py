@@ -100,6 +100,17 @@ def test_service_ends_within_snowflakes_grace_and_answers_within_its_call() -> N
     assert float(variables["EXT_CLASSIFY_SYNC_DEADLINE_SECONDS"]) > CALL_SECONDS
 
 
+def test_batch_of_five_seconds_is_answered_or_refused_within_a_call(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "token").touch()
+    monkeypatch.setattr("app.settings.SPCS_TOKEN_FILE", tmp_path / "token")
+    assert Settings().patience_seconds == 0
+    monkeypatch.setenv("SNOWFLAKE_HOST", "account.snowflakecomputing.com")
+    settings = Settings()
+    assert 0 < settings.patience_seconds + settings.max_wait_seconds + 5 <= CALL_SECONDS
+
+
 @pytest.mark.parametrize("name", ["service.yaml", "job.yaml"])
 def test_memory_has_room_for_every_classifier(name: str) -> None:
     container = container_of(name)

@@ -184,7 +184,7 @@ async def classify_batch(admission: Admission, content: bytes, encoding: str = "
 
 @pytest.mark.parametrize("padding", [b" " * 500_000, b'"other": "%b", ' % (b"x" * 500_000)])
 def test_waiting_rows_are_counted_by_their_size(padding: bytes) -> None:
-    admission = Admission(QUEUE, 1.0, MAX_BYTES)
+    admission = Admission(QUEUE, 1.0, PendingBytes(MAX_BYTES))
     content = b'{%b"data": [[0, null], [1, "%b"], [2, "https://a.b/c"]]}' % (padding, b"aaaa" * 100)
     [held_bytes] = asyncio.run(classify_batch(admission, content))
     assert held_bytes == 3 * ROW_BYTES + getsizeof(b"aaaa" * 100) + getsizeof("https://a.b/c")
@@ -194,7 +194,7 @@ def test_waiting_rows_are_counted_by_their_size(padding: bytes) -> None:
 def test_rows_of_a_small_body_are_counted(value: str) -> None:
     rows = 2000
     content = gzip.compress(b'{"data": [%b]}' % b",".join([b"[0, %b]" % value.encode()] * rows))
-    admission = Admission(QUEUE, 1.0, 2 * rows * ROW_BYTES)
+    admission = Admission(QUEUE, 1.0, PendingBytes(2 * rows * ROW_BYTES))
     [held_bytes] = asyncio.run(classify_batch(admission, content, "gzip"))
     assert held_bytes >= rows * ROW_BYTES
     with admission.reserve() as others:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from app.admission import Admission
+from app.admission import Admission, PendingBytes
 from app.batches import batches as batches_module
 from app.batches.batches import AnswerCache, Batches, SentBatch
 from app.errors import BatchUnknown, InvalidBatch
@@ -14,7 +14,7 @@ from tests.app.clock import put_forward, run_with_clock
 
 
 def new_admission() -> Admission:
-    return Admission(RowQueue(Capacity(1, 1)), 1.0, 1000)
+    return Admission(RowQueue(Capacity(1, 1)), 1.0, PendingBytes(1000))
 
 
 def batch_of(content: bytes = b"rows", batch_id: str = "b", *, evidence: bool = False) -> SentBatch:

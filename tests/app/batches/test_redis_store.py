@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import redis
 
-from app.admission import Admission
+from app.admission import Admission, PendingBytes
 from app.batches import batches, redis_store
 from app.batches.batches import AnswerCache, Batches, SentBatch
 from app.batches.redis_store import RedisStore
@@ -74,7 +74,7 @@ class Replica:
         deadline_seconds: float = 120.0,
         request_timeout_seconds: float | None = None,
     ) -> None:
-        self.admission = Admission(RowQueue(Capacity(1, 1)), 1.0, 10_000)
+        self.admission = Admission(RowQueue(Capacity(1, 1)), 1.0, PendingBytes(10_000))
         cache = AnswerCache(600, 1_000_000)
         self.store = RedisStore(f"redis://127.0.0.1:{port}/0", 600, self.admission, cache.decompress)
         self.batches = Batches(self._classify, cache, deadline_seconds, request_timeout_seconds, self.store)
