@@ -65,8 +65,6 @@ def register_function(
     **given: Any,
 ) -> None:
     registration = read_flags(given, _defaults(local))
-    if local and registration.provider == "spcs" and not dry_run:
-        raise ClientError("Local SQL has no service functions; --dry-run prints the SQL for Snowflake.")
     if verifies and "owner_role" in registration.variables:
         raise ClientError("--owner-role does not allow --verify: the owner role runs it.")
     if dry_run:

@@ -93,6 +93,18 @@ def test_registering_again_changes_nothing(commands: Commands) -> None:
     assert actions(commands.register(*roles)) == {"unchanged"}
 
 
+def test_service_functions_are_registered_once_and_answer(
+    commands: Commands, console: Console, server: LocalServer, service: str
+) -> None:
+    server.run_service(("LOCAL", "PUBLIC", "CLASSIFIER"), service)
+    flags = ["--provider", "spcs", "--service", "local.public.classifier"]
+    assert actions(commands.run("register", *flags)) == {"created"}
+    assert actions(commands.run("register", *flags, "--verify")) == {"unchanged"}
+    described = console.rows("DESC FUNCTION ext_classify(VARCHAR, OBJECT)")
+    shown = {row["property"]: row["value"] for row in described}
+    assert (shown["max_batch_retries"], shown["batch_timeout_secs"]) == ("100", "3600")
+
+
 def test_printed_policies_contain_the_external_id_and_do_not_change(
     commands: Commands, user_session: UserSession
 ) -> None:
@@ -240,7 +252,7 @@ def test_dry_run_prints_the_sql_without_connecting(
         (["upload", "/nowhere.png", "--stage", "images"], "/nowhere.png"),
         (["upload", str(SAMPLES), "--stage", "a b"], "a b"),
         (["upload", "README.md", "--stage", "images"], ".png"),
-        (["register", "--provider", "spcs", "--service", "d.s.x"], "service functions"),
+        (["register", "--provider", "spcs", "--service", "d.s.x"], "Service"),
         (["upload", str(SAMPLES), "--stage", "nowhere"], '"NOWHERE"'),
     ],
 )
