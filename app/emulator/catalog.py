@@ -49,14 +49,18 @@ class StagedFile:
 
 @dataclass
 class Stage:
-    """`folder` holds the files; `metadata` maps a path to the headers that an encrypting client stored."""
+    """`folder` holds the files; `metadata` maps a path to the headers that an encrypting client stored.
+
+    A stage may show the images of a `mounted` folder too, and never changes them.
+    """
 
     name: Name
     folder: Path
-    is_mounted: bool = False
+    mounted: Path | None = None
     has_directory: bool = False
     is_server_side_encrypted: bool = False
     comment: str = ""
+    created_on: datetime = field(default_factory=lambda: datetime.now(UTC))
     directory: list[StagedFile] = field(default_factory=list)
     metadata: dict[str, dict[str, str]] = field(default_factory=dict)
     # Clients encrypt and decrypt files with it; Snowflake sends it to clients that may use the stage.
@@ -70,31 +74,31 @@ class Stage:
 
     def list_files(self, prefix: str = "") -> Iterator[StagedFile]:
         """The files that exist now under `prefix`; the directory table may be older."""
-        for found in sorted(self.folder.rglob("*")):
-            relative_path = found.relative_to(self.folder).as_posix()
+        paths = {
+            found.relative_to(folder).as_posix() for folder in self._folders for found in folder.rglob("*")
+        }
+        for relative_path in sorted(paths):
             if relative_path.startswith(prefix) and (path := self.path_of(relative_path)):
                 yield self._describe(path, relative_path)
 
     def path_of(self, relative_path: str) -> Path | None:
         """The path of a file that the stage shows, or None if there is no such file."""
-        try:
-            path = self.resolve(relative_path)
-            return path if path.is_file() and self._holds(relative_path) else None
-        except (ValueError, OSError):  # not a valid file name
-            return None
+        for folder in self._folders:
+            try:
+                path = _resolve(folder, relative_path)
+                if path.is_file() and (folder == self.folder or _is_shown(relative_path)):
+                    return path
+            except (ValueError, OSError):  # not a valid file name
+                return None
+        return None
 
     def resolve(self, relative_path: str) -> Path:
-        """The path at which the stage stores a file. Raises ValueError for names that a folder cannot hold.
+        """The path at which the stage stores a file. Raises ValueError if a folder cannot hold the name."""
+        return _resolve(self.folder, relative_path)
 
-        In an object store `a//b` and `a/../b` are ordinary names; in a folder they are not.
-        """
-        parts = relative_path.split("/")
-        path = (self.folder / relative_path).resolve()
-        if {"", ".", ".."} & set(parts) or not path.is_relative_to(self.folder.resolve()):
-            raise ValueError(
-                f"A path in a stage must be names separated by single slashes. Received: {relative_path!r}."
-            )
-        return path
+    @property
+    def _folders(self) -> list[Path]:
+        return [self.folder] if self.mounted is None else [self.folder, self.mounted]
 
     def file_url(self, relative_path: str) -> str:
         """The file URL of a directory table, in which dots and slashes are percent-encoded too."""
@@ -106,21 +110,32 @@ class Stage:
         token = urlsafe_b64encode(f"{self}/{relative_path}".encode()).decode().rstrip("=")
         return f"https://{ACCOUNT_HOST}/api/files/{query_id}/{token}"
 
-    def _holds(self, relative_path: str) -> bool:
-        """Whether the stage shows this file: a mounted folder shows only the images that `upload` selects."""
-        path = PurePosixPath(relative_path)
-        return not self.is_mounted or (
-            path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-        )
-
     def _describe(self, path: Path, relative_path: str) -> StagedFile:
         status = path.stat()
         # A mounted folder may be too large to hash; a stage that clients PUT to is small.
-        md5 = None if self.is_mounted else hashlib.md5(path.read_bytes()).hexdigest()  # noqa: S324 - Snowflake's
+        is_own = path.is_relative_to(self.folder.resolve())
+        md5 = hashlib.md5(path.read_bytes()).hexdigest() if is_own else None  # noqa: S324 - Snowflake's
         return StagedFile(relative_path, status.st_size, datetime.fromtimestamp(status.st_mtime, UTC), md5)
 
     def __str__(self) -> str:
         return quote_identifier(*self.name)
+
+
+def _resolve(folder: Path, relative_path: str) -> Path:
+    """In an object store `a//b` and `a/../b` are ordinary names; in a folder they are not."""
+    parts = relative_path.split("/")
+    path = (folder / relative_path).resolve()
+    if {"", ".", ".."} & set(parts) or not path.is_relative_to(folder.resolve()):
+        raise ValueError(
+            f"A path in a stage must be names separated by single slashes. Received: {relative_path!r}."
+        )
+    return path
+
+
+def _is_shown(relative_path: str) -> bool:
+    """Whether a stage shows this file of a mounted folder: the images that `upload` selects."""
+    path = PurePosixPath(relative_path)
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
 def _encode(text: str) -> str:
@@ -168,6 +183,7 @@ class ExternalFunction:
     is_strict: bool = False
     is_secure: bool = False
     is_immutable: bool = False
+    created_on: datetime = field(default_factory=lambda: datetime.now(UTC), compare=False)
 
     @property
     def argument_types(self) -> tuple[str, ...]:
@@ -231,6 +247,8 @@ class Catalog:
         self.services: dict[Name, dict[str, str]] = {}
         """URLs of the endpoints of each service, by the endpoint's name in lower case."""
         self.functions: dict[FunctionKey, ExternalFunction] = {}
+        self.views: dict[Name, tuple[str, str, str]] = {}
+        """Query of each view over stages or functions, and the current schema when it was created."""
         self.grants: dict[Grant, None] = {}
         self.suspended_warehouses: set[str] = set()
         self.lock = threading.RLock()
@@ -283,8 +301,10 @@ class Catalog:
             del self.grants[grant]
 
     def drop_schema_objects(self, database: str, schema: str) -> None:
-        """Drop the stages, functions and grants of a schema."""
+        """Drop the stages, functions, views and grants of a schema."""
         with self.lock:
+            for view in [name for name in self.views if name[:2] == (database, schema)]:
+                del self.views[view]
             for stage in [name for name in self.stages if name[:2] == (database, schema)]:
                 del self.stages[stage]
             for key in [key for key in self.functions if key[0][:2] == (database, schema)]:

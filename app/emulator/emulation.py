@@ -25,12 +25,16 @@ from app.emulator.rewriting import NEEDS_WAREHOUSE, refuse_unsupported, rewrite,
 from app.emulator.session import Session
 from app.emulator.statements import answer_statement
 from app.emulator.storage import Storage
+from app.emulator.views import expand_views, keep_columns, note_creation, note_drop, take_creation
 from app.emulator.wire import coerce, read_arguments
 
 # DuckDB warns about the way in which fakesnow fetches Arrow results.
 warnings.filterwarnings("ignore", "Arrow output on a DB-API result", UserWarning)
 
 _ANSWER = "_LOCAL_ANSWER"
+_SOURCE = "_LOCAL_SOURCE"
+# Snowpark's temporary objects: SCOPED TEMPORARY ones end with the session too.
+_SCOPED = re.compile(r"^(\s*CREATE\s+(?:OR\s+REPLACE\s+)?)SCOPED\s+(?=TEMP)", re.IGNORECASE)
 _NO_FUNCTION = re.compile(r"Catalog Error: (?:\w+ )?Function with name (\S+) does not exist")
 # fakesnow's error number for a feature that it does not implement.
 NOT_IMPLEMENTED = 9999
@@ -57,9 +61,7 @@ class LocalCursor(FakeSnowflakeCursor):
             if answer is not None:
                 self._show(answer)
             else:
-                expression, sql = self._prepare(command, query)
-                super().execute(sql, params, *arguments, **options)
-                _apply_to_session(expression, self._session)
+                self._run(command, query, params, *arguments, **options)
             self._file_result(query)
         except Exception as error:  # noqa: BLE001 - DuckDB, fakesnow and sqlglot raise many
             raise query.error or _translate(error) from None
@@ -74,18 +76,48 @@ class LocalCursor(FakeSnowflakeCursor):
             raise unsupported("description of this statement")
         return described
 
-    def _prepare(self, command: str, query: Query) -> tuple[Any, str]:
-        """The parsed statement, and SQL that fakesnow can run. Raises ProgrammingError if unsupported."""
+    def _transform(self, expression: Any, params: Any) -> Any:
+        """Without fakesnow's notes on temporary tables, as those of MERGE: no transaction may hold both."""
+        transformed = super()._transform(expression, params)
+        if isinstance(transformed, exp.Create) and transformed.find(exp.TemporaryProperty):
+            transformed.args.pop("table_comment", None)
+            transformed.args.pop("text_lengths", None)
+        return transformed
+
+    def _run(self, command: str, query: Query, params: Any, *arguments: Any, **options: Any) -> None:
+        """Let fakesnow execute a statement. Raises ProgrammingError if it is not supported."""
+        command = _SCOPED.sub(r"\1", command)
         expression, session = parse_one(quote_stage_arguments(command)), self._session
         before = _text(expression)
         refuse_unsupported(expression)
         is_suspended = session.warehouse in session.catalog.suspended_warehouses
         if is_suspended and isinstance(expression, NEEDS_WAREHOUSE):
             raise no_warehouse()
+        creation = take_creation(expression, session)
+        permanent = _text(expression)
+        expand_views(expression, session)
         for name, table in rewrite(expression, session, query, column_texts(command)).items():
             session.duck_conn.register(name, table)
         after = _text(expression)
-        return expression, command if after == before else after
+        if isinstance(expression, exp.Merge) and after != permanent:
+            self._read_source(expression)
+            after = _text(expression)
+        is_kept = creation is not None and creation.kind == "VIEW" and after != permanent
+        if is_kept:
+            keep_columns(expression)
+            after = _text(expression)
+        super().execute(command if after == before else after, params, *arguments, **options)
+        if creation is not None:
+            note_creation(creation, session, is_kept=is_kept)
+        _apply_to_session(expression, session)
+
+    def _read_source(self, merge: Any) -> None:
+        """Put the rows of a MERGE's source in its place, as fakesnow might read the source several times."""
+        source = merge.args["using"]
+        super().execute(exp.select("*").from_(source.copy()).sql(dialect="snowflake"))
+        self._session.duck_conn.register(_SOURCE, self._arrow_table)
+        alias = exp.TableAlias(this=exp.to_identifier(source.alias_or_name))
+        source.replace(exp.Table(this=exp.to_identifier(_SOURCE), alias=alias))
 
     def _show(self, answer: Answer) -> None:
         columns = {name: [row[index] for row in answer.rows] for index, name in enumerate(answer.columns)}
@@ -116,6 +148,8 @@ def _apply_to_session(expression: Any, session: Session) -> None:
         with session.duck_conn.cursor() as duck_conn:  # the session's connection holds the result
             duck_conn.execute(f'CREATE SCHEMA IF NOT EXISTS "{database}".{SCHEMA}')
         session.use(database, SCHEMA)
+    elif is_drop and kind in {"TABLE", "VIEW"}:
+        note_drop(expression, session)
     elif kind == "SCHEMA" and (is_drop or expression.args.get("replace")):
         database, schema = (str(session.database), *_names(expression))[-2:]
         session.catalog.drop_schema_objects(database, schema)

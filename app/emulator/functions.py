@@ -10,6 +10,8 @@ from collections.abc import Collection
 from dataclasses import replace as copy_with
 from typing import Any
 
+import pyarrow as pa
+
 from app.emulator.catalog import ApiIntegration, ExternalFunction, FunctionKey, quote_function
 from app.emulator.errors import already_exists, invalid, invalid_value, unsupported
 from app.emulator.grammar import Tokens
@@ -97,7 +99,7 @@ def describe_integration(tokens: Tokens, session: Session) -> Answer:
 
 
 def show_integrations(tokens: Tokens, session: Session) -> Answer:
-    shown = session.take_filter(tokens)
+    shown = session.take_filter(tokens, is_account_level=True)
     rows = [
         [
             each.name,
@@ -305,22 +307,63 @@ def describe_function(tokens: Tokens, session: Session) -> Answer:
     return Answer(["property", "value"], [[name, value] for name, value in properties.items()])
 
 
-def show_functions(tokens: Tokens, session: Session) -> Answer:
+def show_functions(tokens: Tokens, session: Session, *, only_external: bool = False) -> Answer:
     shown = session.take_filter(tokens)
-    rows = [
+    return Answer(
+        list(_FUNCTION_COLUMNS),
         [
-            each.name[-1],
-            each.name[1],
-            each.name[0],
-            f"{each.name[-1]}({', '.join(each.argument_types)}) RETURN {_unsized(each.returns)}",
-            each.options.get("COMMENT", ""),
-            "Y" if each.service is None else "N",
-        ]
-        for each in session.catalog.functions.values()
-        if shown(each.name)
-    ]
-    columns = ["name", "schema_name", "catalog_name", "arguments", "description", "is_external_function"]
-    return Answer(columns, rows)
+            _function_row(each)
+            for each in session.catalog.functions.values()
+            if shown(each.name) and not (only_external and each.service)
+        ],
+        {name: kind for name, kind in _FUNCTION_COLUMNS.items() if kind is not None},
+    )
+
+
+def show_external_functions(tokens: Tokens, session: Session) -> Answer:
+    return show_functions(tokens, session, only_external=True)
+
+
+# With the Arrow types of those that are not text.
+_FUNCTION_COLUMNS = {
+    "created_on": pa.timestamp("us", "UTC"),
+    "name": None,
+    "schema_name": None,
+    "is_builtin": None,
+    "is_aggregate": None,
+    "is_ansi": None,
+    "min_num_arguments": pa.int64(),
+    "max_num_arguments": pa.int64(),
+    "arguments": None,
+    "description": None,
+    "catalog_name": None,
+    "is_table_function": None,
+    "valid_for_clustering": None,
+    "is_secure": None,
+    "is_external_function": None,
+    "language": None,
+    "is_memoizable": None,
+    "is_data_metric": None,
+}
+
+
+def _function_row(function: ExternalFunction) -> list[Any]:
+    count, is_external = len(function.arguments), function.service is None
+    arguments = f"({', '.join(function.argument_types)}) RETURN {_unsized(function.returns)}"
+    row = dict.fromkeys(_FUNCTION_COLUMNS, "N") | {
+        "created_on": function.created_on,
+        "name": function.name[-1],
+        "schema_name": function.name[1],
+        "catalog_name": function.name[0],
+        "min_num_arguments": count,
+        "max_num_arguments": count,
+        "arguments": function.name[-1] + arguments,
+        "description": function.options.get("COMMENT", "user-defined function"),
+        "is_secure": "Y" if function.is_secure else "N",
+        "is_external_function": "Y" if is_external else "N",
+        "language": "EXTERNAL" if is_external else None,
+    }
+    return list(row.values())
 
 
 def take_function_key(tokens: Tokens, session: Session) -> FunctionKey:

@@ -87,10 +87,14 @@ class Tokens:
         return self._tokens[self._next - 1]
 
     def take_name(self, *, max_parts: int = MAX_PARTS) -> tuple[str, ...]:
-        """Consume a name; return its parts in the form that Snowflake stores."""
-        parts = [self._take_part()]
-        while self.take("."):
-            parts.append(self._take_part())
+        """Consume a name or IDENTIFIER('<name>'); return its parts in the form that Snowflake stores."""
+        if self.take("IDENTIFIER", "("):
+            parts = [self.take_string()]
+            self.require(")")
+        else:
+            parts = [self._take_part()]
+            while self.take("."):
+                parts.append(self._take_part())
         try:
             return parse_identifier(".".join(parts), max_parts=max_parts)
         except ValueError as error:

@@ -7,6 +7,7 @@ import secrets
 from typing import Any
 
 from fakesnow.server import query_request, routes, sessions
+from fakesnow.server import session as end_session
 from fakesnow.transforms import SERVER_VERSION
 from snowflake.connector.errors import Error
 from starlette.applications import Starlette
@@ -19,6 +20,7 @@ from starlette.routing import Mount, Route
 
 from app.emulator.emulation import LocalSnowflake
 from app.emulator.errors import unsupported
+from app.emulator.rowsets import as_json
 from app.emulator.session import Session
 from app.emulator.stages import answer_transfer, failed_put
 from app.names import parse_identifier
@@ -34,7 +36,6 @@ _LOGIN = {
 }
 logging.getLogger("fakesnow.server").setLevel(logging.CRITICAL)  # its errors are in the responses
 FAKESNOW_ROUTES = (
-    "/session",
     "/session/heartbeat",
     "/queries/v1/abort-request",
     "/monitoring/queries/{sfqid}",
@@ -54,6 +55,8 @@ def create_protocol_app(local: LocalSnowflake) -> Starlette:
         routes=[
             Route("/session/v1/login-request", log_in, methods=["POST"]),
             Route("/queries/v1/query-request", answer_query, methods=["POST"]),
+            Route("/session", _end_session, methods=["POST"]),
+            Route("/telemetry/send", _discard, methods=["POST"]),
             *(route for route in routes if route.path in FAKESNOW_ROUTES),
             Mount("/", local.uploads.app()),
         ],
@@ -81,6 +84,7 @@ async def _log_in(request: Request, local: LocalSnowflake) -> Response:
     session.role = _stored(query.get("roleName")) or session.role
     session.warehouse = _stored(query.get("warehouse")) or session.warehouse
     session.repeats_puts = str(login.get("CLIENT_APP_VERSION", "")).startswith(("3.", "4."))
+    session.reads_arrow = login.get("CLIENT_APP_ID") != "JavaScript"
     token = secrets.token_urlsafe(32)
     sessions[token] = session
     data = {
@@ -102,6 +106,20 @@ async def _log_in(request: Request, local: LocalSnowflake) -> Response:
     return JSONResponse({"code": None, "message": None, "success": True, "data": _LOGIN | data})
 
 
+async def _end_session(request: Request) -> Response:
+    ended = sessions.get(_token(request))
+    response: Response = await end_session(request)
+    if isinstance(ended, Session) and _token(request) not in sessions:
+        async with ended.turn:
+            await run_in_threadpool(ended.close)
+    return response
+
+
+async def _discard(_: Request) -> Response:
+    """The response to a client's telemetry."""
+    return JSONResponse({"data": "Log Received", "code": None, "message": None, "success": True})
+
+
 async def _answer_query(request: Request, local: LocalSnowflake) -> Response:
     session = sessions.get(_token(request))
     if not isinstance(session, Session):
@@ -113,11 +131,13 @@ async def _answer_query(request: Request, local: LocalSnowflake) -> Response:
             return JSONResponse({"data": transfer, "code": None, "message": None, "success": True})
         async with session.turn:
             response = await query_request(request)
+        if response.status_code >= 500:
+            return _failure(unsupported("this statement"))
+        return response if session.reads_arrow else JSONResponse(as_json(bytes(response.body)))
     except Error as error:
         return _failure(error, failed_put(sql, error, local.uploads))
     except Exception as error:  # noqa: BLE001 - clients retry an HTTP 500 for minutes
         return _failure(unsupported(f"{type(error).__name__} {error}"))
-    return response if response.status_code < 500 else _failure(unsupported("this statement"))
 
 
 def _stored(name: str | None) -> str | None:

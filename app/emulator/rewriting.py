@@ -32,6 +32,15 @@ _TEXT_FUNCTIONS = (
     exp.RegexpReplace,
     exp.Split,
 )
+# The columns of a directory table with Snowflake's types.
+DIRECTORY_TYPES = {
+    "RELATIVE_PATH": "VARCHAR",
+    "SIZE": "NUMBER",
+    "LAST_MODIFIED": "TIMESTAMP_TZ",
+    "MD5": "VARCHAR",
+    "ETAG": "VARCHAR",
+    "FILE_URL": "VARCHAR",
+}
 _DIRECTORY_SCHEMA = pa.schema(
     [
         ("RELATIVE_PATH", pa.string()),
@@ -66,7 +75,20 @@ _PROPERTIES = (
     exp.TemporaryProperty,
     exp.TransientProperty,
 )
-_SHOWN = frozenset({"TABLES", "VIEWS", "OBJECTS", "COLUMNS", "DATABASES", "SCHEMAS", "SEQUENCES"})
+_SHOWN = frozenset(
+    {
+        "TABLES",
+        "VIEWS",
+        "OBJECTS",
+        "COLUMNS",
+        "DATABASES",
+        "SCHEMAS",
+        "SEQUENCES",
+        "PRIMARY KEYS",
+        "UNIQUE KEYS",
+        "IMPORTED KEYS",
+    }
+)
 
 
 def refuse_unsupported(expression: Any) -> None:
@@ -101,6 +123,11 @@ def _is_whole_result(expression: Any) -> bool:
     return isinstance(expression, exp.Select) and clauses <= {"expressions", "from_"} and expression.is_star
 
 
+def is_internal(name: str) -> bool:
+    """Whether this is the name of a function or table that rewriting adds."""
+    return name.upper().startswith(_INTERNAL)
+
+
 def is_built_in(name: str) -> bool:
     """Whether a call of this name never reaches a function that a user created."""
     return name in Snowflake.Parser.FUNCTIONS or name in STAGE_FUNCTIONS or name.startswith(_INTERNAL)
@@ -113,6 +140,8 @@ def rewrite(expression: Any, session: Session, query: Query, names: list[str]) -
     """
     _refuse_internal(expression)
     _cast_variants(expression)
+    if isinstance(expression, exp.Merge):
+        _qualify_inserted(expression)
     before, columns = expression.sql(dialect="snowflake"), _selected(expression)
     texts = [column.sql(dialect="snowflake") for column in columns]
     names = names if len(names) == len(texts) else texts
@@ -148,6 +177,17 @@ def _cast_variants(expression: Any) -> None:
                 node.replace(exp.cast(node.copy(), str(*kinds)))
 
 
+def _qualify_inserted(merge: Any) -> None:
+    """Qualify the columns that MERGE inserts, which are its source's; DuckDB calls them ambiguous."""
+    source = merge.args["using"].alias_or_name
+    if not source:
+        raise unsupported("MERGE USING a query without an alias")
+    for insert in merge.args["whens"].find_all(exp.Insert):
+        for column in insert.expression.find_all(exp.Column):
+            if not column.table:
+                column.set("table", exp.to_identifier(source))
+
+
 def _operands(user: Any) -> list[Any]:
     return [user.this, *(user.expressions or [user.expression])]
 
@@ -165,7 +205,7 @@ def _type_of(constant: Any) -> str | None:
 def _refuse_internal(expression: Any) -> None:
     """Raises ProgrammingError for internal functions and tables, which do not check their arguments."""
     for node in expression.find_all(exp.Anonymous, exp.Table):
-        if node.name.upper().startswith(_INTERNAL):
+        if is_internal(node.name):
             raise (
                 unknown_function(node.name)
                 if isinstance(node, exp.Anonymous)
@@ -174,8 +214,11 @@ def _refuse_internal(expression: Any) -> None:
 
 
 def _refuse_stored(expression: Any) -> None:
-    """Raises ProgrammingError for a view or a default: it would store values of this query only."""
-    makes_rows = isinstance(expression, exp.Create) and str(expression.args["kind"]).upper() == "TABLE"
+    """Raises ProgrammingError for a default: it would store values of this query only."""
+    makes_rows = isinstance(expression, exp.Create) and str(expression.args["kind"]).upper() in {
+        "TABLE",
+        "VIEW",
+    }
     if isinstance(expression, exp.Create | exp.Alter) and not (makes_rows and expression.expression):
         kind = str(expression.args["kind"]).upper()
         raise unsupported(f"{kind} with context functions, stages or external functions")

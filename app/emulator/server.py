@@ -58,16 +58,13 @@ class LocalServer:
         self._exit.close()
 
     def mount(self, folder: Path, name: str = "IMAGES") -> Stage:
-        """Mount a folder as a stage with a current directory table."""
-        stage = Stage(
-            (DATABASE, SCHEMA, name),
-            folder,
-            is_mounted=True,
-            has_directory=True,
-            is_server_side_encrypted=True,
+        """Show the images of a folder in a stage with a current directory table; clients can add others."""
+        catalog = self.local.catalog
+        stage = catalog.new_stage(
+            (DATABASE, SCHEMA, name), mounted=folder, has_directory=True, is_server_side_encrypted=True
         )
         stage.refresh()
-        self.local.catalog.stages[stage.name] = stage
+        catalog.stages[stage.name] = stage
         return stage
 
     def run_service(self, name: Name, url: str) -> None:

@@ -3,8 +3,10 @@
 import asyncio
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
+import duckdb
 from fakesnow.conn import FakeSnowflakeConnection
 
 from app.emulator.catalog import ACCOUNT, Catalog, Name, Stage
@@ -29,10 +31,22 @@ class Session(FakeSnowflakeConnection):
         self.role = "PUBLIC"
         self.warehouse = "LOCAL"
         self.repeats_puts = False  # connector 4.x sends the PUT again for each file
+        self.reads_arrow = True
+        self.temporary: dict[Name, str] = {}
+        """Kind of each temporary table and view."""
         # Serializes the statements: a DuckDB connection holds one result at a time.
         self.turn = asyncio.Lock()
         if self.has_schema(database):
             self.use(database, schema if self.has_schema(database, schema) else None)
+
+    def close(self, retry: bool = True) -> None:
+        """Drop the temporary tables and views, and close the connection."""
+        with suppress(duckdb.Error):  # no transaction is open
+            self.duck_conn.execute("ROLLBACK")
+        for name, kind in reversed(self.temporary.items()):
+            self.duck_conn.execute(f"DROP {kind} IF EXISTS {quote_identifier(*name)}")
+            self.catalog.views.pop(name, None)
+        super().close(retry)
 
     def has_schema(self, database: str, schema: str | None = None) -> bool:
         """Whether the schema exists; without `schema`, whether the database does."""
@@ -73,23 +87,37 @@ class Session(FakeSnowflakeConnection):
             raise invalid(str(error)) from None
         return self.catalog.stage(self.qualify(names)), path
 
-    def take_filter(self, tokens: Tokens) -> Callable[[Name], bool]:
+    def take_filter(self, tokens: Tokens, *, is_account_level: bool = False) -> Callable[[Name], bool]:
         """Read the filters of a SHOW statement up to its end: LIKE '<pattern>' and IN <scope>."""
         pattern: re.Pattern[str] = tokens.take_pattern()
-        scope = self._take_scope(tokens)
+        scope = () if is_account_level else self._take_scope(tokens)
         tokens.require_end()
         return lambda name: bool(pattern.fullmatch(name[-1])) and name[: len(scope)] == scope
 
     def _take_scope(self, tokens: Tokens) -> tuple[str, ...]:
-        """The database, or database and schema, to list; () for the whole account."""
-        if not tokens.take("IN") or tokens.take("ACCOUNT"):
+        """The database, or database and schema, to list; () for the whole account.
+
+        By default, the current database if there is one.
+        """
+        current = (self.database,) if self.database else ()
+        if not tokens.take("IN"):
+            return current
+        if tokens.take("ACCOUNT"):
             return ()
         if tokens.take("DATABASE"):
-            return (str(self.database),) if tokens.at_end else tokens.take_name()
+            return current if tokens.at_end else self.require_database(*tokens.take_name(max_parts=1))
         tokens.take("SCHEMA")
         if tokens.at_end:
-            return str(self.database), str(self.schema)
-        return self.qualify((*tokens.take_name(), ""))[:2]
+            return (*current, *filter(None, [self.schema]))
+        scope = self.qualify((*tokens.take_name(), ""))[:2]
+        self.require_schema(*scope)
+        return scope
+
+    def require_database(self, name: str) -> tuple[str]:
+        """Raises ProgrammingError if the database does not exist."""
+        if not self.has_schema(name):
+            raise not_found("Database", quote_identifier(name))
+        return (name,)
 
     def context(self) -> dict[str, str]:
         """The values of CONTEXT_HEADERS and of the context functions with the same names."""

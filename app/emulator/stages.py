@@ -82,20 +82,51 @@ def describe_stage(tokens: Tokens, session: Session) -> Answer:
     )
 
 
+_STAGE_COLUMNS = (
+    "created_on",
+    "name",
+    "database_name",
+    "schema_name",
+    "url",
+    "has_credentials",
+    "has_encryption_key",
+    "owner",
+    "comment",
+    "region",
+    "type",
+    "cloud",
+    "notification_channel",
+    "storage_integration",
+    "endpoint",
+    "owner_role_type",
+    "directory_enabled",
+)
+
+
 def show_stages(tokens: Tokens, session: Session) -> Answer:
     shown = session.take_filter(tokens)
-    rows = [
-        [
-            stage.name[-1],
-            *stage.name[:2],
-            _type_of(stage),
-            "Y" if stage.has_directory else "N",
-            stage.comment,
-        ]
-        for stage in session.catalog.stages.values()
-        if shown(stage.name)
-    ]
-    return Answer(["name", "database_name", "schema_name", "type", "directory_enabled", "comment"], rows)
+    rows = [_stage_row(stage) for stage in session.catalog.stages.values() if shown(stage.name)]
+    return Answer(_STAGE_COLUMNS, rows, {"created_on": pa.timestamp("us", "UTC")})
+
+
+def _stage_row(stage: Stage) -> list[Any]:
+    database, schema, name = stage.name
+    row: dict[str, Any] = dict.fromkeys(_STAGE_COLUMNS)
+    row |= {
+        "created_on": stage.created_on,
+        "name": name,
+        "database_name": database,
+        "schema_name": schema,
+        "url": "",
+        "has_credentials": "N",
+        "has_encryption_key": "N",
+        "owner": "PUBLIC",
+        "comment": stage.comment,
+        "type": _type_of(stage),
+        "owner_role_type": "ROLE",
+        "directory_enabled": "Y" if stage.has_directory else "N",
+    }
+    return list(row.values())
 
 
 def list_files(tokens: Tokens, session: Session) -> Answer:
@@ -118,11 +149,13 @@ def remove_files(tokens: Tokens, session: Session) -> Answer:
     stage, prefix = session.find_stage(tokens.take_location())
     if not tokens.at_end:
         raise unsupported("REMOVE with PATTERN")
-    if stage.is_mounted:
-        raise invalid(f"REMOVE is not allowed on stage {stage}: the emulator only reads a mounted folder.")
     paths = [file.relative_path for file in stage.list_files(prefix)]
+    if any(not stage.resolve(path).is_file() for path in paths):
+        raise invalid(
+            f"REMOVE must leave the mounted folder of stage {stage} as it is. Received: {prefix!r}."
+        )
     for path in paths:
-        (stage.folder / path).unlink()
+        stage.resolve(path).unlink()
         stage.metadata.pop(path, None)
     return Answer(["name", "result"], [[f"{stage.name[-1].lower()}/{path}", "removed"] for path in paths])
 
@@ -136,7 +169,7 @@ def _refresh(stage: Stage) -> Answer:
 
 
 def _type_of(stage: Stage) -> str:
-    if stage.is_mounted:
+    if stage.mounted is not None:
         return "EXTERNAL"
     return "INTERNAL NO CSE" if stage.is_server_side_encrypted else "INTERNAL"
 
@@ -224,8 +257,6 @@ def _answer_put(put: re.Match[str], session: Session, storage: Storage) -> dict[
     tokens = Tokens(put["rest"])
     stage, folder = session.find_stage(tokens.take_location())
     options = tokens.take_options(_PUT_OPTIONS)
-    if stage.is_mounted:
-        raise invalid(f"PUT is not allowed on stage {stage}: the emulator only reads a mounted folder.")
     source = put["bare"] or re.sub(r"\\\\|''|\\'", lambda match: match[0][1], put["quoted"])
     compresses = _flag(options.get("AUTO_COMPRESS", True), "AUTO_COMPRESS")
     is_single_uncompressed = not compresses and not _WILDCARD.search(source)

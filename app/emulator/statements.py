@@ -118,6 +118,17 @@ def _alter_warehouse(tokens: Tokens, session: Session) -> Answer:
     return status()
 
 
+def _show_warehouses(tokens: Tokens, session: Session) -> Answer:
+    shown, current = session.take_filter(tokens, is_account_level=True), session.warehouse
+    suspended = session.catalog.suspended_warehouses
+    names = [name for name in sorted({current, *suspended}) if shown(("", "", name))]
+    rows = [
+        [name, "SUSPENDED" if name in suspended else "STARTED", "STANDARD", "Y" if name == current else "N"]
+        for name in names
+    ]
+    return Answer(["name", "state", "type", "is_current"], rows)
+
+
 # Grants: recorded for SHOW GRANTS but not enforced; every role has every privilege here.
 
 
@@ -199,9 +210,10 @@ _STATEMENTS: dict[str, Statement] = {
     "DESCRIBE STAGE": stages.describe_stage,
     "SHOW API INTEGRATIONS": functions.show_integrations,
     "SHOW INTEGRATIONS": functions.show_integrations,
-    "SHOW EXTERNAL FUNCTIONS": functions.show_functions,
+    "SHOW EXTERNAL FUNCTIONS": functions.show_external_functions,
     "SHOW FUNCTIONS": functions.show_functions,
     "SHOW USER FUNCTIONS": functions.show_functions,
+    "SHOW WAREHOUSES": _show_warehouses,
     "SHOW STAGES": stages.show_stages,
     "SHOW GRANTS ON": _show_grants,
     "LIST": stages.list_files,

@@ -50,6 +50,15 @@ class Sql:
         """The values of the first column."""
         return [row[0] for row in self.rows(sql)]
 
+    def records(self, sql: str) -> list[dict[str, Any]]:
+        """Each row by its columns' names."""
+        rows = self.rows(sql)
+        return [dict(zip(self.columns, row, strict=True)) for row in rows]
+
+    def names(self, sql: str) -> list[Any]:
+        """The names that a SHOW statement lists."""
+        return [row["name"] for row in self.records(sql)]
+
     def error(self, sql: str, parameters: Sequence[Any] | None = None) -> Error:
         with pytest.raises(Error) as failure:
             self.rows(sql, parameters)

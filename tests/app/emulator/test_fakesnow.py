@@ -36,6 +36,12 @@ def test_server_describes_through_the_method_that_the_emulator_overrides() -> No
     assert "._describe_only" in inspect.getsource(fakesnow.server.query_request)
 
 
+def test_cursor_transforms_each_statement_through_the_method_that_the_emulator_overrides() -> None:
+    assert "self._transform(" in inspect.getsource(FakeSnowflakeCursor.execute)
+    for note in ("table_comment", "text_lengths"):
+        assert f'transformed.args.get("{note}")' in inspect.getsource(FakeSnowflakeCursor._execute)  # noqa: SLF001
+
+
 def test_server_has_the_routes_that_the_emulator_reuses() -> None:
     assert set(FAKESNOW_ROUTES) <= {route.path for route in fakesnow.server.routes}
 

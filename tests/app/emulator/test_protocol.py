@@ -392,3 +392,39 @@ def test_shutdown_does_not_wait_for_a_query_that_retries(service: RemoteService)
 def test_port_in_use_is_an_error(server: LocalServer) -> None:
     with pytest.raises(OSError, match="in use"):
         LocalServer(server.port)
+
+
+# Clients without Arrow.
+
+
+def test_node_client_gets_rows_as_json(server: LocalServer) -> None:
+    login = {"CLIENT_APP_ID": "JavaScript", "LOGIN_NAME": "node"}
+    _, answer = post(server, "/session/v1/login-request", {"data": login})
+    token = answer["data"]["token"]
+    statement = (
+        "SELECT 1.5::NUMBER(3, 1) AS a, 'x' AS b, TRUE AS c, NULL AS d, '2026-01-02'::DATE AS e, "
+        "'2026-01-02 03:04:05.25'::TIMESTAMP_NTZ AS f, '2026-01-02 03:04:05'::TIMESTAMP_TZ AS g, "
+        "'01:02:03'::TIME AS h, PARSE_JSON('{\"k\": 1}') AS i, NULL::TIMESTAMP_NTZ AS j, 'y' AS b"
+    )
+    data = ask(server, token, statement)["data"]
+    assert (data["queryResultFormat"], data["returned"]) == ("json", 1)
+    [row] = data["rowset"]
+    assert row == [
+        "1.5",
+        "x",
+        "1",
+        None,
+        "20455",
+        "1767323045.250000000",
+        "1767323045.000000000 1440",
+        "3723.000000000",
+        '{"k":1}',
+        None,
+        "y",
+    ]
+    assert ask(server, token, "SELECT nonsense(")["success"] is False
+
+
+def test_telemetry_is_accepted(server: LocalServer) -> None:
+    status, answer = post(server, "/telemetry/send", {"logs": []})
+    assert (status, answer["success"]) == (200, True)

@@ -140,15 +140,12 @@ def test_description_does_not_call_the_service(sql: Sql, service: RemoteService)
 @pytest.mark.parametrize(
     "statement",
     [
-        "CREATE VIEW v AS SELECT f(word) AS answer FROM words",
-        "CREATE VIEW v AS SELECT CURRENT_USER() AS name",
         "CREATE TABLE t (a VARIANT DEFAULT f('a'))",
         "ALTER TABLE words ADD COLUMN answer VARIANT DEFAULT f('a')",
     ],
 )
-def test_call_in_a_view_or_default_is_refused(sql: Sql, statement: str) -> None:
+def test_call_in_a_default_is_refused(sql: Sql, statement: str) -> None:
     assert sql.error(statement).errno == 2
-    assert sql.error("SELECT * FROM v").errno == 2003
     assert sql.error("SELECT * FROM t").errno == 2003
     assert sql.rows("SELECT * FROM words LIMIT 0") == []
 
@@ -306,10 +303,6 @@ def test_unknown_stage_is_refused(sql: Sql, images: str, source: str) -> None:
 
 def test_directory_of_a_path_is_refused(sql: Sql, images: str) -> None:
     assert sql.error("SELECT * FROM DIRECTORY(@pictures/folder)").errno in {1003, 1008}
-
-
-def test_view_of_a_directory_table_is_refused(sql: Sql, images: str) -> None:
-    assert sql.error("CREATE VIEW v AS SELECT relative_path FROM DIRECTORY(@pictures)").errno == 2
 
 
 def test_table_may_be_created_from_a_directory_table(sql: Sql, images: str) -> None:

@@ -116,7 +116,7 @@ def test_provider_cannot_be_altered(sql: Sql) -> None:
 
 def test_integration_is_dropped(sql: Sql) -> None:
     create(sql, AWS, '"Mixed api"')
-    assert "Mixed api" in sql.column("SHOW API INTEGRATIONS LIKE 'mixed%'")
+    assert "Mixed api" in sql.names("SHOW API INTEGRATIONS LIKE 'mixed%'")
     sql.rows('DROP API INTEGRATION "Mixed api"')
     assert sql.error('DROP INTEGRATION "Mixed api"').errno == 2003
     assert "already dropped" in sql.value('DROP INTEGRATION IF EXISTS "Mixed api"')
@@ -133,7 +133,7 @@ def test_function_url_must_match_the_allowed_prefixes(sql: Sql) -> None:
     for url in ("https://c.example/", "http://a.example/", "https://a.example/no/f"):
         assert sql.error(f"{statement}'{url}'").errno == 1008
     sql.rows(f"{statement}'https://a.example/yes'")
-    assert [row[0] for row in sql.rows("SHOW EXTERNAL FUNCTIONS IN SCHEMA")] == ["F"]
+    assert sql.names("SHOW EXTERNAL FUNCTIONS IN SCHEMA") == ["F"]
 
 
 def test_function_is_described(sql: Sql, function: Function) -> None:
@@ -160,8 +160,9 @@ def test_functions_are_shown_by_pattern_and_scope(sql: Sql, function: Function) 
     function("ext_classify(a VARCHAR, b OBJECT)")
     function("extra(a VARCHAR)")
     for kind in ("EXTERNAL FUNCTIONS", "USER FUNCTIONS", "FUNCTIONS"):
-        arguments = [row[3] for row in sql.rows(f"SHOW {kind} LIKE 'ext\\\\_%' IN SCHEMA {schema}")]
-        assert arguments == [
+        shown = sql.records(f"SHOW {kind} LIKE 'ext\\\\_%' IN SCHEMA {schema}")
+        assert {row["is_builtin"] for row in shown} == {"N"}
+        assert [row["arguments"] for row in shown] == [
             "EXT_CLASSIFY(VARCHAR) RETURN VARIANT",
             "EXT_CLASSIFY(VARCHAR, OBJECT) RETURN VARIANT",
         ]
@@ -169,6 +170,35 @@ def test_functions_are_shown_by_pattern_and_scope(sql: Sql, function: Function) 
     assert sql.rows("SHOW EXTERNAL FUNCTIONS IN SCHEMA LOCAL.PUBLIC") == []
     assert sql.error("SHOW EXTERNAL FUNCTIONS IN a.b.c").errno == 1008
     assert sql.error("SHOW EXTERNAL FUNCTIONS LIMIT 1").errno == 1003
+
+
+def test_show_lists_the_current_database_by_default(sql: Sql) -> None:
+    schema = sql.value("SELECT CURRENT_SCHEMA()")
+    sql.rows("CREATE STAGE here")
+    sql.rows(f"CREATE DATABASE show_{schema}")
+    sql.rows("CREATE STAGE there")
+    assert sql.names("SHOW STAGES") == ["THERE"]
+    assert {"HERE", "THERE"} <= set(sql.names("SHOW STAGES IN ACCOUNT"))
+    assert "HERE" in sql.names("SHOW STAGES IN DATABASE local")
+    assert sql.error("SHOW STAGES IN DATABASE nowhere").errno == 2003
+    assert sql.error("SHOW STAGES IN SCHEMA nowhere").errno == 2003
+
+
+def test_identifier_function_names_an_object(sql: Sql) -> None:
+    sql.rows("CREATE STAGE IF NOT EXISTS IDENTIFIER('\"my stage\"')")
+    assert sql.names("SHOW STAGES IN SCHEMA") == ["my stage"]
+    assert sql.rows("DESC STAGE IDENTIFIER('\"my stage\"')") != []
+    sql.rows("DROP STAGE IDENTIFIER('\"my stage\"')")
+    assert sql.error("DESC STAGE IDENTIFIER('\"my stage\"')").errno == 2003
+
+
+def test_warehouses_are_shown_with_their_state(sql: Sql) -> None:
+    sql.rows("ALTER WAREHOUSE small SUSPEND")
+    try:
+        [shown] = sql.records("SHOW WAREHOUSES LIKE 'sm%'")
+        assert (shown["name"], shown["state"], shown["is_current"]) == ("SMALL", "SUSPENDED", "N")
+    finally:
+        sql.rows("ALTER WAREHOUSE small RESUME")
 
 
 def test_function_is_replaced_only_with_or_replace(sql: Sql, function: Function) -> None:
@@ -358,9 +388,9 @@ def test_stage_is_looked_up_in_the_current_schema(sql: Sql) -> None:
     sql.rows(f"CREATE SCHEMA {schema}_2")
     assert sql.error("LIST @s").errno == 2003
     sql.rows("CREATE STAGE s COMMENT = 'second'")
-    assert [row[5] for row in sql.rows("SHOW STAGES IN SCHEMA")] == ["second"]
+    assert [row["comment"] for row in sql.records("SHOW STAGES IN SCHEMA")] == ["second"]
     sql.rows(f"USE SCHEMA {schema}")
-    assert [row[5] for row in sql.rows("SHOW STAGES IN SCHEMA")] == ["first"]
+    assert [row["comment"] for row in sql.records("SHOW STAGES IN SCHEMA")] == ["first"]
     assert sql.rows(f"LIST @{schema}_2.s") == []
 
 
@@ -368,7 +398,8 @@ def test_new_database_has_a_public_schema_and_becomes_current(sql: Sql) -> None:
     sql.rows("CREATE DATABASE IF NOT EXISTS other")
     assert sql.row("SELECT CURRENT_DATABASE(), CURRENT_SCHEMA()") == ("OTHER", "PUBLIC")
     sql.rows("CREATE OR REPLACE STAGE s")
-    assert ("S", "OTHER", "PUBLIC") in [row[:3] for row in sql.rows("SHOW STAGES IN DATABASE other")]
+    [stage] = sql.records("SHOW STAGES IN DATABASE other")
+    assert (stage["name"], stage["database_name"], stage["schema_name"]) == ("S", "OTHER", "PUBLIC")
 
 
 def test_dropped_schema_loses_its_stages_and_functions(sql: Sql, function: Function) -> None:
@@ -477,7 +508,6 @@ UNSUPPORTED = [
     "EXPLAIN SELECT 1",
     "COMMENT ON TABLE t IS 'x'",
     "UNDROP TABLE t",
-    "SHOW WAREHOUSES",
     "SHOW USERS",
     "SHOW ROLES",
     "SHOW PARAMETERS",
@@ -498,7 +528,7 @@ def test_unsupported_statement_fails_without_effect(sql: Sql, statement: str) ->
     assert sql.error("SELECT * FROM g").errno == 2003
     assert sql.error("USE DATABASE g").errno == 2003
     assert sql.rows("SELECT * FROM t") == []
-    assert sql.column("SHOW STAGES IN SCHEMA") == ["S"]
+    assert sql.names("SHOW STAGES IN SCHEMA") == ["S"]
 
 
 @pytest.mark.parametrize(

@@ -246,18 +246,32 @@ def test_folder_with_the_name_of_a_file_is_refused(sql: Sql, stage: str, tmp_pat
     assert get(sql, "@s", tmp_path) == {"a": b"file"}
 
 
-def test_mounted_folder_refuses_put_and_remove(sql: Sql, server: LocalServer, tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(b"x")
-    server.mount(tmp_path, "USERS")
-    location = "@local.public.users"
-    assert sql.error(f"PUT file://{tmp_path}/a.png {location} AUTO_COMPRESS = FALSE").errno == 1008
-    assert sql.error(f"REMOVE {location}").errno == 1008
-    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
-    folder = tmp_path / "back"
+def test_files_of_clients_never_change_a_mounted_folder(
+    sql: Sql, server: LocalServer, tmp_path: Path
+) -> None:
+    mounted, folder = tmp_path / "mounted", tmp_path / "back"
+    mounted.mkdir()
     folder.mkdir()
-    assert get(sql, location, folder) == {"a.png": b"x"}
+    (mounted / "a.png").write_bytes(b"x")
+    server.mount(mounted, "USERS")
+    location = "@local.public.users"
+    put(sql, b"new", "b.txt", location)
+    put(sql, b"other", "a.png", f"{location}/sub")
+    put(sql, b"newer", "a.png", location)
+    assert sql.column(f"LIST {location}") == ["users/a.png", "users/b.txt", "users/sub/a.png"]
+    assert get(sql, f"{location}/b", folder) == {"b.txt": b"new"}
+    sql.rows("ALTER STAGE local.public.users REFRESH")
+    assert len(sql.rows("SELECT relative_path FROM DIRECTORY(@local.public.users)")) == 3
+    sql.rows(f"REMOVE {location}/sub")
+    sql.rows(f"REMOVE {location}/b.txt")
+    assert sql.column(f"LIST {location}") == ["users/a.png"]
+    assert get(sql, f"{location}/a.png", folder)["a.png"] == b"newer"
+    sql.rows(f"REMOVE {location}")
+    assert sql.error(f"REMOVE {location}").errno == 1008
+    assert [path.name for path in mounted.iterdir()] == ["a.png"]
+    assert (mounted / "a.png").read_bytes() == b"x"
     sql.rows("DROP STAGE local.public.users")
-    assert (tmp_path / "a.png").exists()
+    assert (mounted / "a.png").exists()
 
 
 @pytest.mark.parametrize(
@@ -328,13 +342,13 @@ def test_stage_is_created_once(sql: Sql, stage: str, tmp_path: Path) -> None:
 
 def test_show_stages(sql: Sql, stage: str) -> None:
     sql.rows("CREATE STAGE \"My 'st.age'\" COMMENT = 'say \"x\" (y)'")
-    rows = sql.rows("SHOW STAGES IN SCHEMA")
-    assert [(row[0], row[3], row[4], row[5]) for row in rows] == [
+    rows = sql.records("SHOW STAGES IN SCHEMA")
+    assert [(row["name"], row["type"], row["directory_enabled"], row["comment"]) for row in rows] == [
         ("S", "INTERNAL NO CSE", "Y", ""),
         ("My 'st.age'", "INTERNAL", "N", 'say "x" (y)'),
     ]
-    assert sql.column("SHOW STAGES LIKE 's' IN SCHEMA") == ["S"]
-    assert sql.column("SHOW STAGES LIKE '%_age_' IN SCHEMA") == ["My 'st.age'"]
+    assert sql.names("SHOW STAGES LIKE 's' IN SCHEMA") == ["S"]
+    assert sql.names("SHOW STAGES LIKE '%_age_' IN SCHEMA") == ["My 'st.age'"]
 
 
 def test_stage_with_a_quoted_name_is_used(sql: Sql) -> None:
@@ -349,7 +363,8 @@ def test_stage_with_a_quoted_name_is_used(sql: Sql) -> None:
 
 def test_alter_stage(sql: Sql, stage: str) -> None:
     sql.rows("ALTER STAGE s SET COMMENT = 'new' DIRECTORY = (ENABLE = FALSE)")
-    assert sql.row("SHOW STAGES IN SCHEMA")[4:] == ("N", "new")
+    [shown] = sql.records("SHOW STAGES IN SCHEMA")
+    assert (shown["directory_enabled"], shown["comment"]) == ("N", "new")
     assert sql.error("ALTER STAGE s SET ENCRYPTION = (TYPE = 'SNOWFLAKE_FULL')").errno == 1008
     assert sql.value("ALTER STAGE IF EXISTS nowhere REFRESH") == "Statement executed successfully."
 

@@ -1,0 +1,127 @@
+"""Views over stages and functions, and temporary tables and views.
+
+DuckDB cannot hold a view whose query calls the service: the emulator keeps its text, and puts the query in
+place of the view wherever a statement reads it. DuckDB holds an empty view of the same columns, for SHOW and
+DESCRIBE. Unqualified names in the view are those of the session that created it.
+
+DuckDB's temporary objects have no database. Here they are permanent ones that end with their session; other
+sessions see them too.
+
+Source: Snowflake documentation, CREATE VIEW, "Working with temporary and transient tables".
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from fakesnow.dialect import parse_one
+from sqlglot import exp
+
+from app.emulator.catalog import Name
+from app.emulator.errors import unsupported
+from app.emulator.grammar import quote_stage_arguments
+from app.emulator.rewriting import DIRECTORY_TYPES, is_internal, stored_name
+from app.emulator.session import Session
+from app.names import quote_identifier
+
+
+class Creation(NamedTuple):
+    """A CREATE TABLE or CREATE VIEW."""
+
+    name: Name
+    kind: str
+    query: Any
+    """The parsed query of a view before any rewriting, None of a table."""
+    is_temporary: bool
+
+
+def take_creation(expression: Any, session: Session) -> Creation | None:
+    """Describe the creation and make it a permanent one. Raises ProgrammingError if it would hide another."""
+    kind = str(expression.args.get("kind") or "").upper()
+    if not isinstance(expression, exp.Create) or kind not in {"TABLE", "VIEW"}:
+        return None
+    name = _name_of(expression.find(exp.Table), session)
+    temporary = expression.find(exp.TemporaryProperty)
+    if temporary is not None:
+        if name not in session.temporary and _exists(name, session):
+            raise unsupported("a temporary object with the name of a permanent one")
+        temporary.pop()
+    query = expression.expression.copy() if kind == "VIEW" and expression.expression else None
+    return Creation(name, kind, query, temporary is not None)
+
+
+def expand_views(expression: Any, session: Session) -> None:
+    """Put the queries of kept views in place of their names, also within each other."""
+    while tables := [table for table in _sources(expression) if _kept(table, session)]:
+        for table in tables:
+            text, database, schema = session.catalog.views[_name_of(table, session)]
+            if (database, schema) != (session.database, session.schema):
+                raise unsupported(
+                    f"a view over stages or functions outside {quote_identifier(database, schema)}"
+                )
+            query, alias = parse_one(quote_stage_arguments(text)), table.args.get("alias")
+            alias = alias or exp.TableAlias(this=exp.to_identifier(table.name, quoted=table.this.quoted))
+            table.replace(exp.Subquery(this=query.unnest(), alias=alias))
+
+
+def keep_columns(expression: Any) -> None:
+    """Replace what the rewritten query of a view reads by NULLs of the same types, and no rows."""
+    for node in list(expression.find_all(exp.Anonymous)):
+        if is_internal(node.name):
+            node.replace(_null("VARIANT" if node.name.endswith("CALL") else "VARCHAR"))
+    for table in list(expression.find_all(exp.Table)):
+        if is_internal(table.name):
+            columns = [exp.alias_(_null(kind), name) for name, kind in DIRECTORY_TYPES.items()]
+            empty = exp.select(*columns).where(exp.false())
+            table.replace(exp.Subquery(this=empty, alias=table.args.get("alias")))
+
+
+def _null(kind: str) -> Any:
+    return exp.cast(exp.Null(), exp.DataType.build(kind, dialect="snowflake"))
+
+
+def note_creation(creation: Creation, session: Session, *, is_kept: bool) -> None:
+    """Record a table or view that now exists."""
+    if is_kept:
+        text = creation.query.sql(dialect="snowflake")
+        session.catalog.views[creation.name] = (text, str(session.database), str(session.schema))
+    else:
+        session.catalog.views.pop(creation.name, None)
+    if creation.is_temporary:
+        session.temporary[creation.name] = creation.kind
+
+
+def note_drop(expression: Any, session: Session) -> None:
+    """Forget a dropped table or view."""
+    name = _name_of(expression.find(exp.Table), session)
+    session.catalog.views.pop(name, None)
+    session.temporary.pop(name, None)
+
+
+def _sources(expression: Any) -> Iterator[Any]:
+    """The tables that a statement reads, except those that its WITH clauses define."""
+    described = expression.this if isinstance(expression, exp.Describe) else expression
+    parts = ("expression", "using", "from_", "where")
+    roots: list[Any] = (
+        [described] if isinstance(described, exp.Query) else [expression.args.get(part) for part in parts]
+    )
+    defined = {each.alias.upper() for each in expression.find_all(exp.CTE)}
+    for root in filter(None, roots):
+        for table in root.find_all(exp.Table):
+            if table.args.get("db") or table.name.upper() not in defined:
+                yield table
+
+
+def _kept(table: Any, session: Session) -> bool:
+    return bool(session.catalog.views) and _name_of(table, session) in session.catalog.views
+
+
+def _name_of(table: Any, session: Session) -> Name:
+    return session.qualify(tuple(stored_name(part) for part in table.parts))
+
+
+def _exists(name: Name, session: Session) -> bool:
+    found = session.duck_conn.execute(
+        "SELECT 1 FROM information_schema.tables WHERE (table_catalog, table_schema, table_name) = (?, ?, ?)",
+        list(name),
+    )
+    return bool(found.fetchall())
