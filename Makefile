@@ -1,5 +1,5 @@
 # .venv serves and runs local SQL, without TensorFlow; .venv-dev trains, compiles, checks and tests;
-# .venv-connector5 serves with version 5 of Snowflake's connector, for the tests.
+# .venv-connector5 serves with version 5 of Snowflake's connector, and .venv-dbt runs dbt, for the tests.
 PYTHON ?= python3
 DATA ?= $(NEU_DATA_DIR)
 SEEDS ?= 0 1 2
@@ -36,7 +36,7 @@ run: setup ## start the service, classify the samples with SQL, keep serving (MO
 	@$(SERVE)/ext-classify demo $(if $(MODEL),--model "$(MODEL)") $(if $(PORT),--port $(PORT)) \
 		$(if $(IMAGES),--images "$(IMAGES)")
 
-test: .venv-dev/.installed .venv-connector5/.installed ## run all tests (NEU_DATA_DIR=DIR adds real images; ORDER=random, or ORDER=SEED repeats one)
+test: .venv-dev/.installed .venv-connector5/.installed .venv-dbt/.installed ## run all tests (NEU_DATA_DIR=DIR adds real images; ORDER=random, or ORDER=SEED repeats one)
 	$(PYTEST) $(if $(ORDER),-p randomly --randomly-seed=$(ORDER:random=default))
 
 retest: .venv-dev/.installed ## run the tests that failed last once more, one after another, on an idle machine
@@ -140,12 +140,13 @@ lock: .venv-dev/.installed ## update the locked requirements from pyproject.toml
 	echo 'tf-keras>=2.21' | $(UV_COMPILE) --no-config --upgrade --no-deps -o requirements-keras2.txt -
 	$(UV_COMPILE) --upgrade -o requirements-fuzz.txt --extra fuzz -c requirements-dev.txt pyproject.toml
 	echo 'snowflake-connector-python>=5' | $(UV_COMPILE) --no-config --upgrade -o requirements-connector5.txt -
+	printf 'dbt-core<1.12\ndbt-snowflake\n' | $(UV_COMPILE) --no-config --no-strip-extras --upgrade -o requirements-dbt.txt -  # 1.12 needs a file of GitHub's
 	$(UV_COMPILE) --no-config --upgrade -o $(PEERS)/requirements-peers.txt $(PEERS)/requirements-peers.in
 	$(subst --universal,--python-platform x86_64-manylinux_2_35,$(UV_COMPILE)) --no-config --upgrade \
 		-o $(PEERS)/requirements-pytriton.txt $(PEERS)/requirements-pytriton.in
 
 clean: ## remove the environments and caches
-	rm -rf dist .import_linter_cache .venv .venv-dev .venv-connector5 .venv-fuzz .venv-bench-peers .venv-bench-pytriton .bench .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf dist .import_linter_cache .venv .venv-dev .venv-connector5 .venv-dbt .venv-fuzz .venv-bench-peers .venv-bench-pytriton .bench .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 .venv/.installed: requirements-sql.txt pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -165,6 +166,11 @@ clean: ## remove the environments and caches
 	.venv-connector5/bin/pip install --quiet --require-hashes -r requirements.txt
 	.venv-connector5/bin/pip install --quiet --require-hashes -r requirements-connector5.txt
 	.venv-connector5/bin/pip install --quiet --no-deps -e .
+	@touch $@
+
+.venv-dbt/.installed: requirements-dbt.txt
+	$(PYTHON) -m venv .venv-dbt
+	.venv-dbt/bin/pip install --quiet --require-hashes -r requirements-dbt.txt
 	@touch $@
 
 .venv-fuzz/.installed: requirements-fuzz.txt pyproject.toml

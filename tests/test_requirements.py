@@ -14,7 +14,7 @@ LOCKS = (
     "requirements.txt",
     *(f"requirements-{name}.txt" for name in ("sql", "dev", "full", "build", "fuzz")),
 )
-CONNECTOR_5, KERAS_2 = "requirements-connector5.txt", "requirements-keras2.txt"
+CONNECTOR_5, DBT, KERAS_2 = (f"requirements-{name}.txt" for name in ("connector5", "dbt", "keras2"))
 PEERS = tuple(f"tests/benchmarks/peers/requirements-{name}.txt" for name in ("peers", "pytriton"))
 
 
@@ -47,7 +47,7 @@ def test_classifier_processes_import_no_settings() -> None:
     assert finished.stdout.strip() == "False"
 
 
-@pytest.mark.parametrize("name", [*LOCKS, CONNECTOR_5, KERAS_2, *PEERS])
+@pytest.mark.parametrize("name", [*LOCKS, CONNECTOR_5, DBT, KERAS_2, *PEERS])
 def test_every_pin_has_hashes_and_no_index_is_named(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
     entries = re.split(r"\n(?=\S)", text.strip())

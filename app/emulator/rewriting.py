@@ -140,6 +140,7 @@ def rewrite(expression: Any, session: Session, query: Query, names: list[str]) -
     """
     _refuse_internal(expression)
     _cast_variants(expression)
+    _name_positions(expression)
     if isinstance(expression, exp.Merge):
         _qualify_inserted(expression)
     before, columns = expression.sql(dialect="snowflake"), _selected(expression)
@@ -177,11 +178,29 @@ def _cast_variants(expression: Any) -> None:
                 node.replace(exp.cast(node.copy(), str(*kinds)))
 
 
+def _name_positions(expression: Any) -> None:
+    """Read $1 of a query FROM VALUES as its first column: DuckDB reads a parameter."""
+    for values in list(expression.find_all(exp.Values)):
+        query = values.parent.parent if isinstance(values.parent, exp.From) else None
+        if isinstance(query, exp.Select) and not values.alias and values.expressions:
+            count = len(values.expressions[0].expressions)
+            names = [f"{_INTERNAL}COLUMN_{number}" for number in range(1, count + 1)]
+            positions = [node for node in query.find_all(exp.Parameter) if str(node.name).isdecimal()]
+            for node in positions:
+                if not 1 <= int(node.name) <= count:
+                    raise invalid(f"invalid column position ${node.name}")
+                node.replace(exp.column(names[int(node.name) - 1]))
+            if positions:
+                columns = [exp.to_identifier(name) for name in names]
+                table = exp.TableAlias(this=exp.to_identifier(f"{_INTERNAL}VALUES"), columns=columns)
+                values.set("alias", table)
+
+
 def _qualify_inserted(merge: Any) -> None:
     """Qualify the columns that MERGE inserts, which are its source's; DuckDB calls them ambiguous."""
+    if not merge.args["using"].alias_or_name:
+        merge.args["using"].set("alias", exp.TableAlias(this=exp.to_identifier(f"{_INTERNAL}MERGED")))
     source = merge.args["using"].alias_or_name
-    if not source:
-        raise unsupported("MERGE USING a query without an alias")
     for insert in merge.args["whens"].find_all(exp.Insert):
         for column in insert.expression.find_all(exp.Column):
             if not column.table:

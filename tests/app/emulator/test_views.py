@@ -125,3 +125,21 @@ def test_merge_in_a_transaction_calls_the_function_once_a_row(
     sql.rows("COMMIT")
     assert labels(sql, "t") == ["oak", "rose"]
     assert sum(len(received.rows) for received in service.received) == 2
+
+
+def test_merge_may_read_a_query_without_a_name(sql: Sql) -> None:
+    """As Snowpark writes it."""
+    sql.rows("CREATE TABLE t (word VARCHAR, answer VARIANT)")
+    merged = sql.row(
+        'MERGE INTO t USING (SELECT word AS "w", f(word) AS "a" FROM words) ON t.word = "w" '
+        'WHEN NOT MATCHED THEN INSERT (word, answer) VALUES ("w", "a")'
+    )
+    assert merged == (2,)
+    assert labels(sql, "t") == ["oak", "rose"]
+
+
+def test_positions_are_the_columns_of_values(sql: Sql) -> None:
+    """As Snowpark's create_dataframe writes local data."""
+    query = "SELECT {} FROM (SELECT $1 AS a, $2 AS b FROM VALUES ('x' :: STRING, 1 :: INT), ('y', 2))"
+    assert sql.rows(query.format("b, f(a):label::VARCHAR")) == [(1, "x"), (2, "y")]
+    assert sql.error("SELECT $3 FROM VALUES ('x', 1)").errno == 1008
