@@ -48,6 +48,7 @@ def test_rows_are_posted_to_the_endpoint_without_compression(
     assert service.received[0].headers["sf-external-function-name"] == "F"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [404, 429, 500, 502, 503, 504])
 def test_failed_batch_is_sent_again_three_times(
     sql: Sql, server: LocalServer, service: RemoteService, function: ServiceFunction, status: int
@@ -60,6 +61,7 @@ def test_failed_batch_is_sent_again_three_times(
     assert len({received.batch_id for received in service.received}) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("clauses", "requests"), [("", 4), ("MAX_BATCH_RETRIES = 1", 2), ("MAX_BATCH_RETRIES = 0", 1)]
 )
@@ -73,6 +75,7 @@ def test_query_ends_after_the_maximum_of_retries(
     assert len(service.received) == requests
 
 
+@pytest.mark.slow
 def test_more_retries_make_it_patient(sql: Sql, service: RemoteService, function: ServiceFunction) -> None:
     failures = iter([Reply(429)] * 5)
     service.respond = lambda received: next(failures, None) or echo(received)
@@ -101,6 +104,7 @@ def test_failed_batch_is_null_if_the_function_says_so(
     assert sql.column("SELECT f(a) FROM (VALUES ('x'), ('y')) AS t(a)") == [None, "y"]
 
 
+@pytest.mark.slow
 def test_batch_timeout_bounds_all_tries_and_polls(
     sql: Sql, service: RemoteService, function: ServiceFunction
 ) -> None:
@@ -111,6 +115,7 @@ def test_batch_timeout_bounds_all_tries_and_polls(
     assert {received.method for received in service.received} == {"POST", "GET"}
 
 
+@pytest.mark.slow
 def test_batch_timeout_ends_a_call_that_hangs(
     sql: Sql, service: RemoteService, function: ServiceFunction
 ) -> None:
