@@ -94,13 +94,13 @@ def test_registering_again_changes_nothing(commands: Commands) -> None:
 
 
 def test_service_functions_are_registered_once_and_answer(
-    commands: Commands, console: Console, server: LocalServer, service: str
+    commands: Commands, user_session: UserSession, server: LocalServer, service: str
 ) -> None:
     server.run_service(("LOCAL", "PUBLIC", "CLASSIFIER"), service)
     flags = ["--provider", "spcs", "--service", "local.public.classifier"]
     assert actions(commands.run("register", *flags)) == {"created"}
     assert actions(commands.run("register", *flags, "--verify")) == {"unchanged"}
-    described = console.rows("DESC FUNCTION ext_classify(VARCHAR, OBJECT)")
+    described = user_session.rows("DESC FUNCTION ext_classify(VARCHAR, OBJECT)")
     shown = {row["property"]: row["value"] for row in described}
     assert (shown["max_batch_retries"], shown["batch_timeout_secs"]) == ("100", "3600")
 
