@@ -364,6 +364,8 @@ async def _digest_of(batch: SentBatch) -> bytes:
 
 # The JSON of a thousand outcomes repeats itself, so that zlib's fastest level compresses it well.
 _ZLIB_LEVEL = 1
+# zlib takes as long to set up as a small answer takes to format.
+_NOT_COMPRESSED_BYTES = 2048
 # Smaller answers are compressed in less time than a thread needs to start.
 _COMPRESSED_IN_PLACE_BYTES = 256 * 1024
 # A fifth of a millisecond's work, and about what a connection buffers.
@@ -376,18 +378,19 @@ _OVERHEAD_BYTES = 600
 @dataclass(frozen=True)
 class _Entry:
     digest: bytes
-    compressed: bytes
+    stored: bytes
+    """The answer, compressed unless it is small."""
     answer_bytes: int
     """Before compression."""
     expires_at: float
 
     @property
     def size_bytes(self) -> int:
-        return len(self.compressed) + _OVERHEAD_BYTES
+        return len(self.stored) + _OVERHEAD_BYTES
 
 
 class AnswerCache:
-    """Compressed answers in memory. Evicts those that expire, and the oldest while all exceed `max_bytes`."""
+    """Answers in memory, large ones compressed. Evicts those that expire, and the oldest while all exceed `max_bytes`."""
 
     def __init__(self, ttl_seconds: float, max_bytes: int) -> None:
         self.held_bytes = 0
@@ -416,13 +419,16 @@ class AnswerCache:
             return None
         if pending is not None and entry.answer_bytes > _DECOMPRESSED_IN_PLACE_BYTES:
             pending.take(entry.answer_bytes)
-        return CachedAnswer(entry.digest, await self.decompress(entry.compressed))
+        if entry.answer_bytes <= _NOT_COMPRESSED_BYTES:
+            return CachedAnswer(entry.digest, entry.stored)
+        return CachedAnswer(entry.digest, await self.decompress(entry.stored))
 
     async def keep(self, batch_id: str, cached: CachedAnswer) -> None:
-        compressed = await compress(cached.answer)
+        is_small = len(cached.answer) <= _NOT_COMPRESSED_BYTES
+        stored = cached.answer if is_small else await compress(cached.answer)
         expires_at = monotonic() + self._ttl_seconds
         self._evict(batch_id)
-        entry = _Entry(cached.digest, compressed, len(cached.answer), expires_at)
+        entry = _Entry(cached.digest, stored, len(cached.answer), expires_at)
         self._entries[batch_id] = entry
         self.held_bytes += entry.size_bytes
         self._evict_old()

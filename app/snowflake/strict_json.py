@@ -34,7 +34,9 @@ _MIN_WINDOW_BYTES = 32
 _HEAD_BYTES = 16 * 1024
 
 UNCOUNTED_BYTES = STEP_BYTES
-_MARKS = b",[{"
+_MARKS = (b",", b"[", b"{")
+# Searching for each is faster than counting up to about this number in a piece.
+_FEW_MARKS = 1024
 _COUNTED_BYTES = 1024 * 1024
 
 _BLANKS = re.compile(rb"[ \t\r\n]*+")
@@ -55,12 +57,24 @@ async def has_more_values(text: bytes, most: int) -> bool:
         return False
     marks = 0
     for start in range(0, len(text), _COUNTED_BYTES):
-        piece = text[start : start + _COUNTED_BYTES]
-        marks += len(piece) - len(piece.translate(None, _MARKS))
+        marks += _count_marks(text, start, start + _COUNTED_BYTES)
         if marks > most:
             return True
         await asyncio.sleep(0)
     return False
+
+
+def _count_marks(text: bytes, start: int, end: int) -> int:
+    """Count the marks that come before each value but the first; few of them at a fraction of the cost."""
+    marks = 0
+    for mark in _MARKS:
+        at = text.find(mark, start, end)
+        while at >= 0:
+            marks += 1
+            if marks > _FEW_MARKS:
+                return min(end, len(text)) - start - len(text[start:end].translate(None, b"".join(_MARKS)))
+            at = text.find(mark, at + 1, end)
+    return marks
 
 
 def parse_json(text: bytes) -> Any:
