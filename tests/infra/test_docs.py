@@ -78,7 +78,7 @@ def anchors_of(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted(DOCS.glob("*.md"))], ids=name_of)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_pages_are_in_plain_english(page: Path) -> None:
     assert BARRED.findall(page.read_text(encoding="utf-8")) == []
 
