@@ -155,7 +155,7 @@ def test_a_bad_row_is_its_own_outcome(imports: Path, in_process: ImageClassifier
         "image_too_large",
         "fetch_failed",
         "fetch_failed",
-        "fetch_failed",
+        "stage_not_authorized",
         "invalid_base64",
     ]
     assert not any(source in json.dumps(rows) for source in sources)

@@ -17,6 +17,7 @@ def test_model_shows_its_card(client: TestClient) -> None:
         "width": 200,
         "channels": 1,
         "resample": "bilinear",
+        "alpha": "white",
         "fit": "stretch",
     }
     assert card["novelty"]["threshold"] > 0

@@ -119,7 +119,7 @@ def test_large_images_are_sent_in_smaller_batches(
     for number in range(12):
         (tmp_path / f"{number}.bmp").write_bytes(bitmap)
     assert main(["classify", "--url", url, str(tmp_path)]) == 3
-    assert "\n12 (corrupt_image)\n" in capsys.readouterr().out
+    assert "\n12 (unsupported_format)\n" in capsys.readouterr().out
 
 
 def test_images_with_the_same_name_are_shown_with_their_folders(
