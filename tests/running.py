@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from http.client import HTTPConnection
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import pytest
 
@@ -160,6 +160,47 @@ def run_on_a_terminal(*command: str, columns: int = 100, **environment: str) -> 
         shown = b"".join(_pieces(ours))
         watchdog.cancel()
     return shown.decode()
+
+
+class Terminal:
+    """A command on a controlling terminal of its own, where keys can be typed; a context manager."""
+
+    def __init__(self, *command: str, cwd: Path | None = None, **environment: str) -> None:
+        self._ours, theirs = pty.openpty()
+        # A session's leader gets its first terminal as the controlling one, to which Ctrl-C belongs.
+        command = ("sh", "-c", f'exec "$@" <{os.ttyname(theirs)}', "sh", *command)
+        surroundings = {**os.environ, "TERM": "xterm-256color", **environment}
+        self.process = subprocess.Popen(
+            command, stdout=theirs, stderr=theirs, env=surroundings, cwd=cwd, start_new_session=True
+        )
+        os.close(theirs)
+        self.shown = ""
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def type(self, keys: str) -> None:
+        os.write(self._ours, keys.encode())
+
+    def wait_for(self, text: str, after: int = 0) -> None:
+        """Wait until the terminal shows the text, from a position of `shown` on."""
+        wait_until(lambda: text in self.shown[after:] or not self._reader.is_alive())
+        assert text in self.shown[after:], self.shown
+
+    def exit_code(self) -> int:
+        code = self.process.wait(TIMEOUT_SECONDS)
+        self._reader.join(TIMEOUT_SECONDS)
+        return code
+
+    def _read(self) -> None:
+        for piece in _pieces(self._ours):
+            self.shown += piece.decode(errors="replace")
 
 
 def _pieces(terminal: int) -> Iterator[bytes]:

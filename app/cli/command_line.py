@@ -12,6 +12,7 @@ from typing import TypeAlias
 
 from pydantic import ValidationError
 
+from app.cli.interrupts import exit_at_once, on_interrupt
 from app.errors import CommandError
 from app.settings import variable_of
 
@@ -37,9 +38,13 @@ def fail_when_stopped() -> None:
 
 @contextmanager
 def needs_extra(name: str) -> Iterator[None]:
-    """Turn a failed import in the block into a CommandError that names the extra to install."""
+    """Turn a failed import in the block into a CommandError that names the extra to install.
+
+    Only for imports: Ctrl-C in the block exits without any cleanup.
+    """
     try:
-        yield
+        with on_interrupt(exit_at_once):
+            yield
     except ModuleNotFoundError as error:
         target, environment = _TARGETS[name]
         raise CommandError(

@@ -5,7 +5,6 @@ import functools
 import gc
 import json
 import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from app.cli.command_line import (
     parse_port,
     refuse_taken_port,
 )
+from app.cli.interrupts import EXIT_CODE, exit_at_once, on_interrupt, raise_on_interrupt
 from app.errors import CommandError
 from app.settings import Settings
 from model.defaults import Engine
@@ -42,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(arguments)
     run: Callable[..., None] = options.pop("run")
     try:
-        run(**options)
+        with raise_on_interrupt():
+            run(**options)
     except BrokenPipeError:  # the reader of the output, such as `head`, has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except CommandError as error:
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValidationError as error:
         return _fail(describe_settings_faults(error))
     except KeyboardInterrupt:
-        return _fail("interrupted", 128 + signal.SIGINT)  # the exit code that shells use
+        return _fail("interrupted", EXIT_CODE)
     return 0
 
 
@@ -121,13 +122,18 @@ def _add(
 def serve(**given: Any) -> None:
     flags = {name: value for name, value in given.items() if value is not None}
     settings = Settings(**flags)  # flags take precedence over the environment
+    is_for_people = sys.stderr.isatty() and "log_level" not in settings.model_fields_set
+    if is_for_people:
+        flags["log_level"] = "warning"  # for the workers too
+        settings = Settings(**flags)
     end_well_when_stopped()  # after a graceful shutdown, uvicorn raises the signal again
     gc.disable()  # collecting garbage takes 10% of the startup time and frees almost nothing
     try:
-        from app.server.run import serve as serve_http  # noqa: PLC0415 - other commands need no server
+        with on_interrupt(exit_at_once):
+            from app.server.run import serve as serve_http  # noqa: PLC0415 - other commands need no server
 
         refuse_taken_port(settings.host, settings.port)
-        serve_http(settings, flags)
+        serve_http(settings, flags, announces=is_for_people)
     finally:
         gc.enable()
 

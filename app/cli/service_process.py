@@ -84,7 +84,8 @@ def own_service(
     command = [str(python), "-m", "app.cli", "serve", "--host", host, "--port", str(port)]
     command += [] if model is None else ["--model", str(model)]
     variables = _child_environment(environment or {})
-    with subprocess.Popen(command, env=variables) as service:
+    # In a session of its own: Ctrl-C is for the command, which may need the service afterwards.
+    with subprocess.Popen(command, env=variables, start_new_session=True) as service:
         try:
             url = f"http://{host}:{port}"
             _wait_until_ready(service, url)
@@ -169,7 +170,7 @@ def _require_free(host: str, port: int) -> int:
 
 
 def _child_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return this process's environment with a lower log level.
+    """Return this process's environment with defaults for a service of a command.
 
     If `environment` is given, it replaces all Snowflake settings, so that two accounts never mix.
     """
@@ -178,8 +179,9 @@ def _child_environment(environment: Mapping[str, str]) -> dict[str, str]:
         for name, value in os.environ.items()
         if not (environment and name.upper().startswith("EXT_CLASSIFY_SNOWFLAKE_"))
     }
-    # Info lines of the service would mix with the command's output.
-    return {"EXT_CLASSIFY_LOG_LEVEL": "warning", **inherited, **environment}
+    # Info lines of the service would mix with the command's output, and no load balancer sends it requests.
+    defaults = {"EXT_CLASSIFY_LOG_LEVEL": "warning", "EXT_CLASSIFY_STOP_DELAY_SECONDS": "0"}
+    return {**defaults, **inherited, **environment}
 
 
 def _wait_until_ready(service: "subprocess.Popen[bytes]", url: str) -> None:

@@ -5,7 +5,6 @@ Also opens the Snowflake sessions of other commands, on the emulator or on an ac
 
 import argparse
 from collections import Counter
-from contextlib import suppress
 from pathlib import Path
 
 from app.cli.command_line import Add, end_well_when_stopped, needs_extra, parse_port
@@ -78,8 +77,7 @@ def sql(
     running = shell.local_sql(images, choice, chaos_seed=chaos_seed, port=own_port)
     with running as emulated:
         if serve:
-            with suppress(KeyboardInterrupt):
-                shell.serve(emulated.server, emulated.url, emulated.network)
+            shell.serve(emulated.server, emulated.url, emulated.network)
         else:
             banner = shell.banner(emulated.shell, emulated.url, emulated.network, images)
             emulated.shell.answer(statement, as_json=as_json, banner=banner)
@@ -93,22 +91,19 @@ def demo(images: Path | None, model: Path | None, port: int | None) -> None:
         from app.cli.sql_shell import ServiceChoice, local_sql  # noqa: PLC0415 - optional
     folder = _shortest(images or default_images(model, "--images"))
     example = find_images([folder])[-1]
-    try:
-        choice = ServiceChoice(port=settings.port, model=model)
-        with local_sql(folder, choice) as (shell, _, url, network, service):
-            print(
-                _INTRODUCTION.format(
-                    url=url, network=network, images=shell.images, folder=folder, statement=STATEMENT
-                )
+    choice = ServiceChoice(port=settings.port, model=model)
+    with local_sql(folder, choice) as (shell, _, url, network, service):
+        print(
+            _INTRODUCTION.format(
+                url=url, network=network, images=shell.images, folder=folder, statement=STATEMENT
             )
-            rows = shell.run(STATEMENT, as_json=False)
-            labels = Counter(label or "(none)" for _, label, _ in rows)
-            print("\n" + ", ".join(f"{count} {label}" for label, count in sorted(labels.items())))
-            print(_NEXT.format(url=url, example=example), flush=True)
-            if service is not None:
-                service.wait()
-    except KeyboardInterrupt:
-        print("Stopped.")
+        )
+        rows = shell.run(STATEMENT, as_json=False)
+        labels = Counter(label or "(none)" for _, label, _ in rows)
+        print("\n" + ", ".join(f"{count} {label}" for label, count in sorted(labels.items())))
+        print(_NEXT.format(url=url, example=example), flush=True)
+        if service is not None:
+            service.wait()
 
 
 def add_commands(add: Add) -> None:

@@ -1,12 +1,14 @@
 """ext-classify serve: run the app under uvicorn, in this process or in several workers."""
 
+import functools
 import gc
 import os
 import resource
+import signal
 import sys
 import tempfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,24 +45,33 @@ _FILE_BYTES = {
 }
 
 
-def serve(settings: Settings, flags: Mapping[str, Any]) -> None:
+def serve(settings: Settings, flags: Mapping[str, Any], *, announces: bool = False) -> None:
     """Return after the service has stopped. `flags` are the settings given as flags, for the workers.
 
-    Raises ModelError, or SystemExit if the workers cannot start.
+    `announces` prints the service's address on stderr once it is ready, for people.
+
+    Raises ModelError, SystemExit if the workers cannot start, and KeyboardInterrupt after Ctrl-C.
     """
     _allow_open_files()
+    announce = functools.partial(_announce, settings) if announces else lambda: None
     if settings.workers == 1:
-        _serve_alone(settings)
+        _serve_alone(settings, announce)
     else:
-        _serve_in_workers(settings, flags)
+        _serve_in_workers(settings, flags, announce)
 
 
-def _serve_alone(settings: Settings) -> None:
+def _announce(settings: Settings) -> None:
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    url = f"http://{host}:{settings.port}{settings.root_path}"
+    print(f"Serving {settings.model_path.stem} on {url}/ until Ctrl-C.", file=sys.stderr)
+    print(f"Open it in a browser, or POST images to {url}/classify.", file=sys.stderr)
+
+
+def _serve_alone(settings: Settings, announce: Callable[[], None]) -> None:
     config = uvicorn.Config(start_app(settings), **_options(settings))
-    server = GracefulServer(config)
-    with suppress(KeyboardInterrupt):  # uvicorn raises the signal again after its shutdown
-        # asyncio's own socket for `::` accepts IPv6 only; this one accepts both families, as that of workers.
-        server.run([config.bind_socket()] if ":" in settings.host else None)
+    server = GracefulServer(config, announce)
+    # asyncio's own socket for `::` accepts IPv6 only; this one accepts both families, as that of workers.
+    server.run([config.bind_socket()] if ":" in settings.host else None)
     if not server.started:
         sys.exit(STARTUP_FAILURE)
 
@@ -80,6 +91,7 @@ def worker() -> "Service":
     """The app of one worker. If it cannot start, exits with STARTUP_FAILURE, which stops the service."""
     folder = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
     stop_with_supervisor(folder)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     try:
         _reserve_metrics(folder)
         return start_app(Settings())
@@ -99,7 +111,7 @@ def _print_once(folder: Path, message: str) -> None:
     print(message, file=sys.stderr)
 
 
-def _serve_in_workers(settings: Settings, flags: Mapping[str, Any]) -> None:
+def _serve_in_workers(settings: Settings, flags: Mapping[str, Any], announce: Callable[[], None]) -> None:
     os.environ.update({f"EXT_CLASSIFY_{name.upper()}": str(value) for name, value in flags.items()})
     config = uvicorn.Config(
         f"{__name__}:{worker.__name__}", factory=True, workers=settings.workers, **_options(settings)
@@ -107,10 +119,12 @@ def _serve_in_workers(settings: Settings, flags: Mapping[str, Any]) -> None:
     with tempfile.TemporaryDirectory(prefix="ext-classify-metrics-") as folder:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder  # so that each worker returns the metrics of all
         _require_room(Path(folder), settings.workers)
-        supervisor = Supervisor(config, [config.bind_socket()])
+        supervisor = Supervisor(config, [config.bind_socket()], announce)
         supervisor.run()
     if supervisor.has_failed:
         sys.exit(1)
+    if supervisor.is_interrupted:
+        raise KeyboardInterrupt
 
 
 def _require_room(folder: Path, workers: int) -> None:

@@ -8,7 +8,7 @@ import shutil
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -34,6 +34,16 @@ class GracefulServer(Server):
 
     Closing the listening socket would reset them, and their clients could not know whether to retry.
     """
+
+    def __init__(self, config: Config, announce: Callable[[], None] = lambda: None) -> None:
+        """`announce` is called once the server accepts connections."""
+        super().__init__(config)
+        self._announce = announce
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._announce()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         waiting = [connection for server in self.servers for connection in _accept_all(server)]
@@ -72,6 +82,12 @@ class Worker(multiprocess.Process):
         self.has_been_ready = False
         self.started_at = monotonic()
 
+    def start(self) -> None:
+        """Start with SIGINT blocked until the server handles it: it would interrupt the imports."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        super().start()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+
     def _healthcheck(self, timeout: float) -> bool | None:
         """As uvicorn's, which waits for an answer even if the process has exited."""
         try:
@@ -95,11 +111,16 @@ class Supervisor(Multiprocess):
     service exits.
     """
 
-    def __init__(self, config: Config, sockets: list[socket.socket]) -> None:
+    def __init__(
+        self, config: Config, sockets: list[socket.socket], announce: Callable[[], None] = lambda: None
+    ) -> None:
+        """`announce` is called once the first worker is ready."""
         self.processes: list[Worker] = []  # type: ignore[assignment]
         super().__init__(config, sockets)
+        self._announce = announce
         self.has_failed = False
         """Whether the workers could not start."""
+        self.is_interrupted = False
         self._has_been_ready = False
         self._is_stopping = False
         self._failures = 0
@@ -128,11 +149,17 @@ class Supervisor(Multiprocess):
                 process.join()
                 self._note_exit(place, process)
 
+    def handle_int(self) -> None:
+        self.is_interrupted = True
+        super().handle_int()
+
     def handle_usr1(self) -> None:
         self._signal_all(signal.SIGUSR1)
 
     def _note_ready(self, process: Worker) -> None:
         if not process.has_been_ready and process.is_ready(self.config.timeout_worker_healthcheck):
+            if not self._has_been_ready:
+                self._announce()
             process.has_been_ready = self._has_been_ready = True
         elif process.has_been_ready and monotonic() - process.started_at > _EARLY_SECONDS:
             self._failures = 0
