@@ -22,10 +22,11 @@ from app.cli.images import ImageSource, content_of, find_sources
 from app.cli.rescoring import AnswersTable, Shard, store_outcomes
 from app.cli.result_file import ResultFile
 from app.cli.service_process import add_model, default_or_own_service, named_or_own_service
-from app.cli.sql import add_connection, open_session
+from app.cli.sql import add_connection, local_service, open_session
 from app.cli.terminal import OutcomeLines, Screen, Tally, open_screen
 from app.client import BATCH_ROWS, DEFAULT_URL, Client, ClientError, Image
 from app.errors import CommandError, Incomplete
+from app.images.files import describe_skipped
 from app.outcome import ErrorDetail, ModelIdentity, Outcome, blank_outcome
 from app.provisioning.user_session import UserSession
 
@@ -61,6 +62,8 @@ def classify(
         if not paths or shard:
             raise CommandError("classify needs PATHs, or --stage and --out, which also allow --shard.")
         sources = find_sources(paths, open_user_session)
+        if skipped := describe_skipped([Path(path) for path in paths if not path.startswith("@")]):
+            print(skipped, file=sys.stderr)
         with (
             ResultFile(Path(out)) if out else nullcontext() as results,
             default_or_own_service(url, api_key, model) as client,
@@ -69,8 +72,8 @@ def classify(
         return
     if paths or out is None or evidence:
         raise CommandError("--stage needs --out TABLE, and allows neither PATHs nor --evidence.")
-    if local and url is None:
-        raise CommandError("--local needs --url: the service URL that `ext-classify sql --serve` prints.")
+    if local and url is None and model is None:
+        url = local_service(port)
     part = shard or _shard_of_job()
     with open_user_session() as user_session, named_or_own_service(url, api_key, model=model) as client:
         _classify_stage(AnswersTable(user_session, stage, out), part, client, batch_rows, as_json=as_json)

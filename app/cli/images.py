@@ -47,7 +47,7 @@ def find_sources(names: Sequence[str], connect: Callable[[], UserSession]) -> li
     for name in names:
         if name.startswith("@"):
             found += _find_staged(name, connect)
-    return found
+    return list({source.name: source for source in found}.values())
 
 
 def _printable(path: Path) -> str:

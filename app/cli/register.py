@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from app.cli.command_line import Add, add_json
-from app.cli.sql import LOCAL_DATABASE, LOCAL_PORT, add_connection, open_session
+from app.cli.sql import LOCAL_DATABASE, LOCAL_PORT, add_connection, local_service, open_session
 from app.cli.terminal import Advance, open_screen
-from app.client import ClientError
+from app.client import ClientError, require_answer
+from app.errors import Incomplete
 from app.names import directory_of, quote_identifier
 from app.provisioning.ddl import VARIABLES
 from app.provisioning.gateway import refuse_unusable
@@ -21,9 +22,14 @@ from app.provisioning.register import PROVIDERS, Registration, register, unregis
 from app.provisioning.upload import UploadIncomplete, find_files, is_encrypted_by_clients, upload
 from app.provisioning.user_session import UserSession
 from model.defaults import SAMPLES
+from model.errors import CorruptImage, ImageTooLarge, UnsupportedFormat
 
 DEFAULT_INTEGRATION = "ext_classify_api"
 DEFAULT_API_PROVIDER = "aws_api_gateway"
+# Snowflake's own requests may take longer; this only finds out whether there is a gateway.
+_ANSWER_SECONDS = 10.0
+# The codes of rows whose image is at fault, not the function.
+_IMAGE_FAULTS = {kind.code for kind in (UnsupportedFormat, CorruptImage, ImageTooLarge)}
 
 # Flags by the SQL variable that they set.
 _FLAGS = {
@@ -59,39 +65,53 @@ def register_function(
     local: bool,
     port: int,
     dry_run: bool,
+    force: bool,
     verifies: bool,
-    sample: Path,
+    sample: Path | None,
     as_json: bool,
     **given: Any,
 ) -> None:
+    if local and not dry_run:
+        given["url"] = _local_url(given, port)
     registration = read_flags(given, _defaults(local))
     if verifies and "owner_role" in registration.variables:
         raise ClientError("--owner-role does not allow --verify: the owner role runs it.")
     if dry_run:
-        for statement in registration.statements():
-            print(_as_line("statement", statement) if as_json else f"{statement};\n")
+        _print_statements(registration, as_json=as_json)
         return
+    if not force:
+        _require_answer(registration)
     with open_session(connection, local, port) as user_session:
         for line in register(user_session, registration):
             # Flushed: if the command fails later, the grants that a replacement dropped are on record.
             print(_as_line("done", line) if as_json else line, flush=True)
         if "owner_role" in registration.variables:
-            uses = f"--provider {registration.provider}"
-            uses += "" if registration.provider == "spcs" else " --no-integration"
-            command = _command(f"register {uses} …", local, port)
-            if as_json:
-                print(_as_line("next", command))
-                return
-            print(f"\nNext, as role {given['owner_role']}: {command}")
-            print(
-                "The role needs USAGE on the database, USAGE, CREATE FUNCTION and CREATE STAGE on the "
-                "schema, and READ on the stage if another role owns it."
-            )
+            _print_owner_steps(registration, local, port, as_json=as_json)
             return
         if verifies:
             _print_verification(user_session, registration, sample, as_json=as_json)
     if not as_json:
         _print_next_steps(registration, local, port)
+
+
+def _print_statements(registration: Registration, *, as_json: bool) -> None:
+    for statement in registration.statements():
+        print(_as_line("statement", statement) if as_json else f"{statement};\n")
+
+
+def _local_url(given: Mapping[str, Any], port: int) -> str | None:
+    url: str | None = given["url"]
+    return f"{local_service(port)}/classify" if url is None and given["provider"] != "spcs" else url
+
+
+def _require_answer(registration: Registration) -> None:
+    """Raises ClientError before anything is created for a URL where no server answers."""
+    if (url := registration.variables.get("url")) is None:
+        return
+    try:
+        require_answer(f"{url.rpartition('/')[0]}/readyz", _ANSWER_SECONDS)
+    except ClientError as error:
+        raise ClientError(f"{error}. Nothing was created; --force registers the URL anyway.") from None
 
 
 def unregister_function(
@@ -150,7 +170,9 @@ def add_commands(add: Add) -> None:
         "--provider", choices=PROVIDERS, required=True, help="the gateway in front of the service"
     )
     _add_names(command, None)  # no default, because spcs has no integration
-    command.add_argument("--url", help="the gateway's URL of POST /classify")
+    command.add_argument(
+        "--url", help="the gateway's URL of POST /classify (default with --local: the emulator's service)"
+    )
     command.add_argument("--allowed-prefix", help="URL prefix that the integration may call (default: --url)")
     command.add_argument(
         "--api-provider", metavar="NAME", help=f"aws: kind of gateway (default {DEFAULT_API_PROVIDER})"
@@ -183,10 +205,14 @@ def add_commands(add: Add) -> None:
     command.add_argument("--service-role", help="role with which the service reads the stage")
     command.add_argument("--warehouse", help="warehouse that the service may use")
     command.add_argument("--dry-run", action="store_true", help="print the SQL without running it")
+    command.add_argument("--force", action="store_true", help="also register a --url that does not answer")
     command.add_argument(
-        "--verify", action="store_true", dest="verifies", help="call the function on a sample"
+        "--verify",
+        action="store_true",
+        dest="verifies",
+        help="call the function on a sample of its own, on --sample, and on an image of the stage",
     )
-    command.add_argument("--sample", type=Path, default=SAMPLES / "scratches.png", help="image for --verify")
+    command.add_argument("--sample", type=Path, help="another image for --verify")
     add_json(command)
     add_connection(command)
 
@@ -234,6 +260,20 @@ def _command(arguments: str, local: bool, port: int) -> str:
     return f"ext-classify {arguments}{flags}"
 
 
+def _print_owner_steps(registration: Registration, local: bool, port: int, *, as_json: bool) -> None:
+    uses = f"--provider {registration.provider}"
+    uses += "" if registration.provider == "spcs" else " --no-integration"
+    command = _command(f"register {uses} …", local, port)
+    if as_json:
+        print(_as_line("next", command))
+        return
+    print(f"\nNext, as role {registration.variables['owner_role']}: {command}")
+    print(
+        "The role needs USAGE on the database, USAGE, CREATE FUNCTION and CREATE STAGE on the "
+        "schema, and READ on the stage if another role owns it."
+    )
+
+
 def _print_next_steps(registration: Registration, local: bool, port: int) -> None:
     stage, function = quote_identifier(*registration.stage), quote_identifier(*registration.function)
     command = _command(f"upload photos/ --stage {shlex.quote(stage)}", local, port)
@@ -256,19 +296,28 @@ def _print_statuses(statuses: Counter[str], *, as_json: bool) -> None:
 
 
 def _print_verification(
-    user_session: UserSession, registration: Registration, sample: Path, *, as_json: bool
+    user_session: UserSession, registration: Registration, sample: Path | None, *, as_json: bool
 ) -> None:
-    """Raises ClientError if the function returns an error."""
-    tried = 0
-    for tried, (name, answer) in enumerate(verify(user_session, registration, sample), 1):  # noqa: B007
+    """Raises ClientError if the function returns an error, or Incomplete if only an image is at fault."""
+    samples = [SAMPLES / "scratches.png", *([] if sample is None else [sample])]
+    staged, faults = False, []
+    for name, answer in verify(user_session, registration, samples):
         if as_json:
             print(json.dumps({"verified": name, "answer": answer}, ensure_ascii=False))
         else:
             print(f"\n{name}\n{json.dumps(answer, indent=2, ensure_ascii=False)}")
-        if answer["error"] is not None:
-            raise ClientError(f"The function returned an error: {answer['error']['message']}")
-    if tried == 1 and not as_json:
-        print("\nThe stage has no files yet: run --verify again after the upload.")
+        staged = staged or name.startswith("@")
+        if not isinstance(answer, dict) or "error" not in answer:
+            raise ClientError(f"The function must return outcomes. Received: {str(answer)[:200]}")
+        if (error := answer["error"]) is None:
+            continue
+        if name == samples[0].name or error["code"] not in _IMAGE_FAULTS:
+            raise ClientError(f"The function returned an error: {error['code']}: {error['message']}")
+        faults.append(f"{name}: {error['message']}")
+    if not staged and not as_json:
+        print("\nThe stage has no images yet: run --verify again after the upload.")
+    if faults:
+        raise Incomplete(f"The function works, but an image is at fault: {'; '.join(faults)}")
 
 
 def read_flags(given: Mapping[str, Any], defaults: Mapping[str, str]) -> Registration:

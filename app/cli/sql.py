@@ -14,14 +14,25 @@ from app.cli.service_process import (
     reach_loopback_directly,
     refuse_model_of_another_service,
 )
-from app.client import ClientError
+from app.client import ClientError, require_answer
 from app.images.files import find_images
-from app.provisioning.user_session import UserSession, connect, connect_as_service, open_user_session
+from app.provisioning.user_session import (
+    UserSession,
+    allowed_prefixes,
+    connect,
+    connect_as_service,
+    describe_integration,
+    has_integration,
+    open_user_session,
+)
 from app.settings import Settings, is_inside_spcs
 from model.defaults import SAMPLES
 
 LOCAL_PORT = 8100
 LOCAL_DATABASE = "LOCAL"
+# The integration of the function that `sql` registers; it allows the URL of the emulator's service.
+LOCAL_INTEGRATION = "EXT_CLASSIFY"
+_ANSWER_SECONDS = 2.0
 
 STATEMENT = """SELECT relative_path, answer:label::string AS label, answer:confidence::float AS confidence
 FROM (SELECT relative_path, ext_classify(file_url) AS answer FROM DIRECTORY(@images))
@@ -63,6 +74,8 @@ def sql(
     if local and model is not None:
         raise ClientError(f"`--local` starts no service, so it excludes `--model`. Received: --model {model}")
     refuse_model_of_another_service(model, url)
+    if url is not None:
+        require_answer(f"{url.rstrip('/')}/readyz", _ANSWER_SECONDS)
     with needs_extra("sql"):
         from app.cli import sql_shell as shell  # noqa: PLC0415 - optional
     end_well_when_stopped()
@@ -177,6 +190,14 @@ def connect_locally(port: int) -> UserSession:
         database=LOCAL_DATABASE,
         schema="PUBLIC",
     )
+
+
+def local_service(port: int) -> str:
+    """URL of the service that the emulator of `sql --serve` calls. Raises ClientError."""
+    with connect_locally(port) as user_session:
+        if has_integration(user_session, LOCAL_INTEGRATION):
+            return allowed_prefixes(describe_integration(user_session, LOCAL_INTEGRATION))[0].rstrip("/")
+    raise ClientError(f"The emulator on port {port} has no service of its own: name one with --url.")
 
 
 def _shortest(path: Path) -> Path:

@@ -1,19 +1,21 @@
 """Local SQL at the terminal: runs one statement, or reads statements interactively."""
 
-import contextlib
 import json
+import os
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from decimal import Decimal
 from pathlib import Path
+from shutil import get_terminal_size
 from typing import Any, NamedTuple
 
 from app.cli.service_process import describe_model, own_service
+from app.cli.sql import LOCAL_INTEGRATION
 from app.cli.terminal import open_screen
 from app.client import Client, ClientError
 from app.emulator import DATABASE, SCHEMA, Chaos, LocalServer, split_statements
@@ -25,6 +27,10 @@ MAX_BATCH_ROWS = 32
 # Small, so that a few images make several batches.
 MAX_BATCH_ROWS_IN_CHAOS = 4
 WIDEST_CELL = 80
+# Snowflake retries for longer; at a terminal, a closed port is a service that has ended.
+REFUSED_SECONDS = 1.0
+MAX_HISTORY_LINES = 1000
+_POLL_SECONDS = 0.1
 _ACCIDENTS = ("repeated", "delayed", "dropped")
 _BANNER = """
 Local SQL: an emulation of Snowflake on DuckDB that calls the service at {url}; {network} answers.
@@ -32,7 +38,18 @@ The stage @images holds the {images} images of {folder}. Try:
 
   SELECT relative_path, ext_classify(file_url):label::string FROM DIRECTORY(@images);
 
-End each statement with a semicolon. To quit, press Ctrl-D or type exit;
+End each statement with a semicolon. Type help for the shell's commands, or exit to quit.
+"""
+_HELP = r"""
+SELECT …;   run a statement, which may have several lines and ends with a semicolon
+\x          show each row as lines of column and value, or stop doing so; rows too wide for a table always are
+help        show this text
+exit        quit, as Ctrl-D does; Ctrl-C discards what is typed, or interrupts the statement
+
+Try:
+  SHOW STAGES;
+  SELECT relative_path, size FROM DIRECTORY(@images) ORDER BY relative_path;
+  SELECT relative_path, ext_classify(file_url) AS answer FROM DIRECTORY(@images);
 """
 
 
@@ -65,7 +82,7 @@ def local_sql(
     find_images([images])
     with ExitStack() as stack:
         chaos = None if chaos_seed is None else Chaos(chaos_seed)
-        server = stack.enter_context(LocalServer(port, chaos=chaos))
+        server = stack.enter_context(LocalServer(port, chaos=chaos, refused_seconds=REFUSED_SECONDS))
         stage = server.mount(images.resolve())
         if not stage.directory:
             raise ClientError(
@@ -93,17 +110,19 @@ class Shell:
         self._user_session = user_session
         self.server = server
         self.images = images
+        self._is_expanded = False
 
     def run(self, sql: str, *, as_json: bool) -> list[list[Any]]:
         """Print and return the rows; print the counts of service calls to stderr. Raises StatementFailed."""
         started = time.perf_counter()
-        columns, rows, query_id = self._user_session.table(sql)
+        with self._progress(as_json=as_json):
+            columns, rows, query_id = self._user_session.table(sql)
         seconds = time.perf_counter() - started
         if as_json:
             for row in rows:
                 print(json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=False, default=_plain))
         else:
-            print_table(columns, rows)
+            print_table(columns, rows, expanded=self._is_expanded)
         query = self.server.query(query_id) if self.server else None
         if query is not None and query.counts:
             sys.stdout.flush()
@@ -123,21 +142,96 @@ class Shell:
 
     def converse(self, *, as_json: bool, banner: str = "", read: Callable[[str], str] = input) -> None:
         """Run statements until exit or the end of input. Raises ClientError at the end if any failed."""
-        with contextlib.suppress(ImportError):
-            import readline  # noqa: F401, PLC0415 - gives input() line editing and a history
-        if sys.stdin.isatty():
-            print(banner)
-        failed = 0
-        for sql in _statements(read):
-            try:
-                self.run(sql, as_json=as_json)
-            except StatementFailed as error:
-                failed += 1
-                print(f"{error}", file=sys.stderr)
-            except KeyboardInterrupt:
-                print("(interrupted; the statement may still be running)", file=sys.stderr)
-        if failed and not sys.stdin.isatty():
-            raise ClientError(f"Statements that failed: {failed}.")
+        if not sys.stdin.isatty():
+            if failed := sum(not self._try(sql, as_json=as_json) for sql in _statements(read, self._obey)):
+                raise ClientError(f"Statements that failed: {failed}.")
+            return
+        print(banner)
+        with _history():
+            for sql in _statements(read, self._obey):
+                try:
+                    self._try(sql, as_json=as_json)
+                except KeyboardInterrupt:
+                    self._cancel()
+
+    def _try(self, sql: str, *, as_json: bool) -> bool:
+        """Whether the statement succeeds; print its error."""
+        try:
+            self.run(sql, as_json=as_json)
+        except StatementFailed as error:
+            print(error, file=sys.stderr)
+            return False
+        return True
+
+    def _cancel(self) -> None:
+        if self.server is None:
+            print("(interrupted; the statement may still be running)", file=sys.stderr)
+            return
+        self.server.cancel_queries()
+        print("(interrupted)", file=sys.stderr)
+
+    def _obey(self, line: str) -> bool:
+        """Whether the line is a command of the shell, which needs no semicolon."""
+        match line.strip().rstrip(";").strip().lower():
+            case "help" | "?" | "\\?" | "\\h" | "\\help":
+                print(_HELP)
+            case "\\x":
+                self._is_expanded = not self._is_expanded
+                print(f"Expanded rows are {'on' if self._is_expanded else 'off'}.")
+            case word if word.startswith("\\") and word != "\\q":
+                print(f"There is no command {word}: type help.", file=sys.stderr)
+            case _:
+                return False
+        return True
+
+    @contextmanager
+    def _progress(self, *, as_json: bool) -> Iterator[None]:
+        """Show on a terminal how many rows the statement in the block has sent to the service."""
+        if self.server is None:
+            yield
+            return
+        is_over = threading.Event()
+        showing = threading.Thread(target=_show_calls, args=(self.server, is_over, as_json), daemon=True)
+        showing.start()
+        try:
+            yield
+        finally:
+            is_over.set()
+            showing.join()
+
+
+def _show_calls(server: LocalServer, is_over: threading.Event, as_json: bool) -> None:
+    while not server.sent_rows:
+        if is_over.wait(_POLL_SECONDS):
+            return
+    shown = 0
+    with open_screen(as_json=as_json).progress(None, "rows to the service") as advance:
+        while not is_over.wait(_POLL_SECONDS):
+            sent = server.sent_rows
+            advance(sent - shown)
+            shown = sent
+
+
+@contextmanager
+def _history() -> Iterator[None]:
+    """Line editing, with the statements of earlier sessions; only this user can read their file."""
+    try:
+        import readline  # noqa: PLC0415 - not on all platforms
+    except ImportError:
+        yield
+        return
+    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+    path = state / "ext-classify" / "sql_history"
+    with suppress(OSError):
+        readline.read_history_file(path)
+    try:
+        yield
+    finally:
+        readline.set_history_length(MAX_HISTORY_LINES)
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch(0o600)
+            readline.write_history_file(path)
 
 
 def serve(server: LocalServer, url: str, network: str) -> None:
@@ -149,7 +243,7 @@ def serve(server: LocalServer, url: str, network: str) -> None:
     print(f"Clients connect with:\n\n  {server.connect_arguments}\n\nIn another terminal, try:\n")
     print(
         f"  ext-classify register --local --port {server.port} --provider aws --stage photos --verify \\\n"
-        f"    --url {url}/classify --role-arn arn:aws:iam::000000000000:role/local",
+        "    --role-arn arn:aws:iam::000000000000:role/local",
         flush=True,
     )
     threading.Event().wait()
@@ -159,18 +253,30 @@ def banner(shell: Shell, url: str, network: str, folder: Path) -> str:
     return _BANNER.format(url=url, network=network, images=shell.images, folder=folder)
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    open_screen().table(columns, [[_cell(value) for value in row] for row in rows])
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, expanded: bool = False) -> None:
+    """Print a table, or a line for each value if `expanded` or if the table is wider than the terminal."""
+    screen, is_terminal = open_screen(), sys.stdout.isatty()
     if not rows:
+        screen.table(columns, [])
         print("(0 rows)")
+        return
+    table = [[_cell(value, WIDEST_CELL if is_terminal else None) for value in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(columns, *table, strict=True)]
+    if not expanded and not (is_terminal and sum(widths) + 2 * len(widths) > get_terminal_size().columns):
+        screen.table(columns, table)
+        return
+    width = max(map(len, columns))
+    for number, row in enumerate(rows, 1):
+        screen.line(f"-[ row {number} ]-".ljust(width + 2, "-"), "bold")
+        for name, value in zip(columns, row, strict=True):
+            screen.line(f"{name:<{width}}  {_cell(value)}")
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any, widest: int | None = None) -> str:
     text = json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else str(value)
     text = "NULL" if value is None else " ".join(text.split())
     text = "".join(character if character.isprintable() else "\ufffd" for character in text)
-    is_too_wide = len(text) > WIDEST_CELL and sys.stdout.isatty()
-    return text[: WIDEST_CELL - 1] + "…" if is_too_wide else text
+    return text if widest is None or len(text) <= widest else f"{text[: widest - 1]}…"
 
 
 def _plain(value: Any) -> Any:
@@ -188,8 +294,8 @@ def _describe_calls(counts: Counter[str]) -> str:
     return ", ".join([f"{rows} to the service in {batches}", *events])
 
 
-def _statements(read: Callable[[str], str]) -> Iterator[str]:
-    """Yield each statement as soon as its semicolon is read."""
+def _statements(read: Callable[[str], str], obey: Callable[[str], bool]) -> Iterator[str]:
+    """Yield each statement as soon as its semicolon is read; `obey` runs commands of the shell."""
     first, next_one = ("sql> ", "..> ") if sys.stdin.isatty() else ("", "")
     text = ""
     while True:
@@ -203,8 +309,10 @@ def _statements(read: Callable[[str], str]) -> Iterator[str]:
             print()
             text = ""  # discard the unfinished statement
             continue
+        if not text and obey(line):
+            continue
         text += f"{line}\n"
-        if text.strip().rstrip(";").strip().lower() in {"exit", "quit"}:
+        if text.strip().rstrip(";").strip().lower() in {"exit", "quit", "\\q"}:
             return
         statements, text = split_statements(text)
         yield from statements
@@ -221,7 +329,7 @@ def _registration(url: str, max_batch_rows: int) -> Registration:
             "schema": SCHEMA,
             "stage": "IMAGES",
             "function": "EXT_CLASSIFY",
-            "integration": "EXT_CLASSIFY",
+            "integration": LOCAL_INTEGRATION,
             "api_provider": "aws_api_gateway",
             "aws_role_arn": "arn:aws:iam::000000000000:role/local",
             "allowed_prefix": f"{url}/",

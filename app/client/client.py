@@ -292,6 +292,13 @@ def is_ready(url: str) -> bool:
     return isinstance(reply, Reply) and reply.status == 200
 
 
+def require_answer(url: str, timeout_seconds: float) -> None:
+    """Raises ClientError if no server answers at `url`; any HTTP response is an answer."""
+    reply = send_once(Request("GET", url), timeout_seconds)
+    if isinstance(reply, NoReply) and reply.is_unreached:
+        raise _error_of(reply, url)
+
+
 def _in_thread(work: Callable[[_Argument], _Result], argument: _Argument) -> Future[_Result]:
     """Runs in a daemon thread: unlike an executor's threads, it does not delay the program's exit."""
     future: Future[_Result] = Future()

@@ -94,8 +94,11 @@ class RemoteService:
         *,
         retry_seconds: float = RETRY_SECONDS,
         concurrent_batches: int = CONCURRENT_BATCHES,
+        refused_seconds: float = RETRY_SECONDS,
     ) -> None:
+        """`refused_seconds` is how long calls retry while the service's port is closed."""
         self.retry_seconds = retry_seconds
+        self.refused_seconds = refused_seconds
         self._http = urllib3.PoolManager(maxsize=concurrent_batches, block=False, retries=False)
         self._threads = ThreadPoolExecutor(concurrent_batches, "batches")
         self._chaos = chaos
@@ -169,14 +172,18 @@ class _Call:
 
     def _send(self) -> bytes:
         """Send the batch, retry and poll; return the body of the 200 response."""
-        pauses, retries = _pauses(), 0
+        pauses, retries, started = _pauses(), 0, time.monotonic()
         function = self.batch.function
         seconds = self.service.retry_seconds if function.service is None else function.batch_timeout_seconds
-        deadline = time.monotonic() + seconds
+        deadline = started + seconds
         method = "POST"
         while True:
             left = deadline - time.monotonic() if function.service else REQUEST_SECONDS
-            status, answer = self._request(method, max(0.001, min(REQUEST_SECONDS, left)))
+            try:
+                status, answer = self._request(method, max(0.001, min(REQUEST_SECONDS, left)))
+            except urllib3.exceptions.NewConnectionError:
+                status, answer = 0, b""
+                deadline = min(deadline, started + self.service.refused_seconds)
             if status == 200:
                 return answer
             if status == 202:
@@ -205,7 +212,10 @@ class _Call:
         return status in {0, 429} or (status >= 500 and method == "POST")
 
     def _request(self, method: str, timeout: float) -> tuple[int, bytes]:
-        """Status and body; status 0 without a response. Raises ValueError if the body cannot be decoded."""
+        """Status and body; status 0 without a response.
+
+        Raises ValueError if the body cannot be decoded, and NewConnectionError if the port is closed.
+        """
         self.query.count(requests=1)
         url, batch = self.url, self.batch
         try:
@@ -215,6 +225,8 @@ class _Call:
                 response = self.service.request("GET", url, None, batch.polling_headers, timeout)
         except urllib3.exceptions.DecodeError:
             raise ValueError("the body is not encoded as its Content-Encoding says") from None
+        except urllib3.exceptions.NewConnectionError:
+            raise
         except urllib3.exceptions.HTTPError:
             return 0, b""
         return response.status, response.data

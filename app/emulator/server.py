@@ -31,6 +31,7 @@ class LocalServer:
         chaos: Chaos | None = None,
         retry_seconds: float = RETRY_SECONDS,
         concurrent_batches: int = CONCURRENT_BATCHES,
+        refused_seconds: float = RETRY_SECONDS,
     ) -> None:
         self._exit = ExitStack()
         self._protocol_socket = _listen(port)
@@ -40,7 +41,12 @@ class LocalServer:
         self.local = LocalSnowflake(
             f"https://{self.storage_host}",
             f"http://{HOST}:{self.port}",
-            RemoteService(chaos, retry_seconds=retry_seconds, concurrent_batches=concurrent_batches),
+            RemoteService(
+                chaos,
+                retry_seconds=retry_seconds,
+                concurrent_batches=concurrent_batches,
+                refused_seconds=refused_seconds,
+            ),
         )
 
     def __enter__(self) -> Self:
@@ -51,7 +57,7 @@ class LocalServer:
         self._exit.callback(close_sessions, self.local)
         self._serve(create_protocol_app(self.local), self._protocol_socket)
         self._serve(self.local.storage.app(), self._storage_socket, ssl_certfile=certificate, ssl_keyfile=key)
-        self._exit.callback(self.local.queries.cancel)  # runs first: a stop waits for running queries
+        self._exit.callback(self.cancel_queries)  # runs first: a stop waits for running queries
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -74,6 +80,14 @@ class LocalServer:
     def query(self, query_id: str) -> Query | None:
         """The query, with the counts of its calls; None unless it is one of the latest finished ones."""
         return self.local.queries.finished.get(query_id)
+
+    @property
+    def sent_rows(self) -> int:
+        """Rows that the running queries have sent to services so far."""
+        return sum(query.counts["rows"] for query in list(self.local.queries.running.values()))
+
+    def cancel_queries(self) -> None:
+        self.local.queries.cancel()
 
     @property
     def connect_arguments(self) -> dict[str, Any]:

@@ -5,12 +5,13 @@ executes them. It is idempotent: objects that already match stay unchanged.
 """
 
 import base64
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from app.client import ClientError
+from app.images.files import IMAGE_SUFFIXES
 from app.names import directory_of, parse_identifier, quote_identifier, quote_string
 from app.provisioning.ddl import load, load_with_fingerprint
 from app.provisioning.trust import describe_trust
@@ -230,13 +231,19 @@ def register(user_session: UserSession, registration: Registration) -> Iterator[
         )
 
 
-def verify(user_session: UserSession, registration: Registration, sample: Path) -> Iterator[tuple[str, Any]]:
-    """Yield the function's results for a sample's bytes, then for a file of the stage, if it has one."""
-    text = base64.b64encode(sample.read_bytes()).decode()
-    yield sample.name, _call(user_session, registration, quote_string(text))
+def verify(
+    user_session: UserSession, registration: Registration, samples: Sequence[Path]
+) -> Iterator[tuple[str, Any]]:
+    """Yield the function's results for the samples' bytes, then for an image of the stage, if it has one."""
+    for sample in samples:
+        text = base64.b64encode(sample.read_bytes()).decode()
+        yield sample.name, _call(user_session, registration, quote_string(text))
     stage = quote_identifier(*registration.stage)
     user_session.rows(f"ALTER STAGE {stage} REFRESH")
-    files = user_session.rows(f"SELECT relative_path, file_url FROM {directory_of(stage)} LIMIT 1")  # noqa: S608
+    is_image = " OR ".join(f"relative_path ILIKE '%{suffix}'" for suffix in sorted(IMAGE_SUFFIXES))
+    files = user_session.rows(
+        f"SELECT relative_path, file_url FROM {directory_of(stage)} WHERE {is_image} LIMIT 1"  # noqa: S608
+    )
     for file in files:
         yield (
             f"@{stage}/{file['relative_path']}",

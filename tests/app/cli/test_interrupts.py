@@ -17,6 +17,7 @@ CTRL_C = "\x03"
     for action in parser()._actions  # noqa: SLF001 - argparse has no public list of commands
     if isinstance(action, argparse._SubParsersAction)  # noqa: SLF001
 ]
+SLOW = "SELECT COUNT(ext_classify(file_url)) FROM DIRECTORY(@images), TABLE(GENERATOR(ROWCOUNT => 100000))"
 # Of commands that run until they are stopped, what they show once they do.
 _RUNNING = {
     "serve": (["serve", "--port"], "Ctrl-C"),
@@ -74,6 +75,37 @@ def test_running_command_ends_with_130(name: str) -> None:
     arguments, shown = _RUNNING[name]
     with Terminal(*CLI, *arguments, str(free_port())) as terminal:
         terminal.wait_for(shown)
+        terminal.type(CTRL_C)
+        assert terminal.exit_code() == 130
+    refuse_traceback(terminal.shown)
+
+
+@pytest.mark.slow
+def test_shell_and_its_service_survive_ctrl_c() -> None:
+    with Terminal(*CLI, "sql") as terminal:
+        terminal.wait_for("sql> ")
+        terminal.type("SELECT 'unfinished")
+        terminal.wait_for("'unfinished")
+        seen = len(terminal.shown)
+        terminal.type(CTRL_C)
+        terminal.wait_for("sql> ", seen)
+        seen = len(terminal.shown)
+        terminal.type(f"{SLOW};\n")
+        terminal.wait_for("rows", seen)  # the progress of the calls
+        terminal.type(CTRL_C)
+        terminal.wait_for("interrupted", seen)
+        seen = len(terminal.shown)
+        terminal.type("SELECT COUNT(ext_classify(file_url):label) AS labels FROM DIRECTORY(@images);\n")
+        terminal.wait_for("6 rows to the service", seen)
+        terminal.type("exit\n")
+        assert terminal.exit_code() == 0
+    assert "Traceback" not in terminal.shown
+
+
+@pytest.mark.slow
+def test_interrupted_statement_ends_with_130() -> None:
+    with Terminal(*CLI, "sql", SLOW) as terminal:
+        terminal.wait_for("rows")
         terminal.type(CTRL_C)
         assert terminal.exit_code() == 130
     refuse_traceback(terminal.shown)

@@ -186,12 +186,46 @@ def test_owner_role_continues_after_the_integration(commands: Commands) -> None:
     assert "--verify" in refused
 
 
-def test_failed_verify_reports_the_reason(commands: Commands, service: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_staged", [False, True])
+def test_verify_tells_a_broken_image_from_a_broken_function(
+    commands: Commands, tmp_path: Path, is_staged: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
     sample = tmp_path / "a.png"
     sample.write_bytes(b"no image")
-    url = ["--url", f"{service}/classify", "--role-arn", ROLE_ARN]
-    message = commands.fail("register", "--provider", "aws", *url, "--verify", "--sample", str(sample))
-    assert "BMP, PNG, JPEG, TIFF" in message
+    flags = [] if is_staged else ["--sample", str(sample)]
+    if is_staged:
+        commands.register()
+        commands.run("upload", str(sample), "--stage", "images")
+    local = ["--local", "--port", commands.port, "--provider", "aws", "--role-arn", ROLE_ARN]
+    assert main(["register", *local, "--url", f"{commands.url}/classify", "--verify", *flags]) == 3
+    printed = capsys.readouterr()
+    assert '"label": "Scratches"' in printed.out
+    assert "The function works" in printed.err
+    assert "BMP, PNG, JPEG, TIFF" in printed.err
+
+
+def test_verify_reports_a_function_that_fails(commands: Commands) -> None:
+    """The server at the URL answers, so that it can be registered, but it is no service of ours."""
+    url = f"http://127.0.0.1:{commands.port}/classify"
+    role = ["--role-arn", ROLE_ARN, "--verify"]
+    message = commands.fail("register", "--provider", "aws", "--url", url, *role)
+    assert "The function works" not in message
+
+
+def test_url_without_a_server_is_refused_before_anything_is_created(
+    commands: Commands, user_session: UserSession
+) -> None:
+    url = f"http://127.0.0.1:{free_port()}/classify"
+    flags = ["--provider", "aws", "--url", url, "--role-arn", ROLE_ARN]
+    assert "--force" in commands.fail("register", *flags)
+    assert user_session.rows("SHOW INTEGRATIONS") == []
+    assert user_session.rows("SHOW STAGES") == []
+    assert "created" in actions(commands.run("register", *flags, "--force"))
+
+
+def test_emulator_without_a_service_needs_a_url(commands: Commands) -> None:
+    message = commands.fail("register", "--provider", "aws", "--role-arn", ROLE_ARN)
+    assert "--url" in message
 
 
 def test_unregister_keeps_the_images_and_the_integration(

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from app.cli.main import main
 from app.cli.sql_shell import Shell, print_table
 from app.client import ClientError
 from app.emulator import LocalServer
@@ -12,6 +13,7 @@ from app.provisioning.user_session import connect
 from tests.app.emulator.conftest import Function
 from tests.app.emulator.remote_service import RemoteService, answer
 from tests.app.emulator.sql import Sql
+from tests.running import free_port
 
 
 @pytest.fixture
@@ -108,3 +110,42 @@ def test_failed_statement_does_not_end_the_shell(shell: Shell, capsys: pytest.Ca
 def test_exit_ends_the_shell(shell: Shell, capsys: pytest.CaptureFixture[str], word: str) -> None:
     converse(shell, word, "SELECT 1;")
     assert capsys.readouterr().out == ""
+
+
+def test_commands_of_the_shell_need_no_semicolon(shell: Shell, capsys: pytest.CaptureFixture[str]) -> None:
+    converse(
+        shell,
+        "help",
+        "\\x",
+        "SELECT 1 AS a, 'b' AS long;",
+        "\\x",
+        "SELECT 2 AS c;",
+        "\\nope",
+        "\\q",
+        "SELECT 3;",
+    )
+    out, err = capsys.readouterr()
+    assert "semicolon" in out
+    shown = out.partition("Expanded rows are on.\n")[2]
+    assert shown.splitlines() == [
+        "-[ row 1 ]-",
+        "A     1",
+        "LONG  b",
+        "Expanded rows are off.",
+        "C",
+        "-",
+        "2",
+    ]
+    assert "\\nope" in err
+
+
+def test_word_of_a_command_may_be_a_line_of_a_statement(
+    shell: Shell, capsys: pytest.CaptureFixture[str]
+) -> None:
+    converse(shell, "SELECT 1 AS", "help", ";")
+    assert capsys.readouterr().out == "HELP\n----\n1\n"
+
+
+def test_closed_port_is_refused_before_the_emulator_starts(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sql", "--url", f"http://127.0.0.1:{free_port()}", "SELECT 1"]) == 1
+    assert "does not answer" in capsys.readouterr().err
