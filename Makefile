@@ -8,6 +8,8 @@ REPORT ?= report
 TABLES ?= crossvalidation.md
 IMAGE ?= ext-classify
 TARGET ?= serve
+# pip shows its progress on a terminal.
+PIP_INSTALL = pip install $(shell test -t 2 || echo --quiet)
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 TESTED_IMAGE = localhost/ext-classify:test
 PYTEST = $(DEV)/pytest -n logical --maxprocesses 8 --dist worksteal
@@ -149,16 +151,18 @@ clean: ## remove the environments and caches
 	rm -rf dist .import_linter_cache .venv .venv-dev .venv-connector5 .venv-dbt .venv-fuzz .venv-bench-peers .venv-bench-pytriton .bench .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 .venv/.installed: requirements-sql.txt pyproject.toml
+	@echo "Installing into .venv what serving and local SQL need: a download of 160 MB, once" >&2
 	$(PYTHON) -m venv .venv
-	$(SERVE)/pip install --quiet --require-hashes -r requirements-sql.txt
-	$(SERVE)/pip install --quiet --no-deps -e .
+	$(SERVE)/$(PIP_INSTALL) --require-hashes -r requirements-sql.txt
+	$(SERVE)/$(PIP_INSTALL) --no-deps -e .
 	@touch $@
 
 .venv-dev/.installed: requirements-dev.txt requirements-keras2.txt pyproject.toml
+	@echo "Installing into .venv-dev what training and tests need: a download of 650 MB, once; 2.9 GB on disk" >&2
 	$(PYTHON) -m venv .venv-dev
-	$(DEV)/pip install --quiet --require-hashes -r requirements-dev.txt
-	$(DEV)/pip install --quiet --require-hashes --no-deps -r requirements-keras2.txt  # it asks for tensorflow, and runs on tensorflow-cpu
-	$(DEV)/pip install --quiet --no-deps -e .
+	$(DEV)/$(PIP_INSTALL) --require-hashes -r requirements-dev.txt
+	$(DEV)/$(PIP_INSTALL) --require-hashes --no-deps -r requirements-keras2.txt  # it asks for tensorflow, and runs on tensorflow-cpu
+	$(DEV)/$(PIP_INSTALL) --no-deps -e .
 	@touch $@
 
 .venv-connector5/.installed: requirements.txt requirements-connector5.txt pyproject.toml

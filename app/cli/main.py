@@ -1,12 +1,13 @@
 """ext-classify: run the classification service and manage its model from a terminal."""
 
 import argparse
+import difflib
 import functools
 import gc
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -31,6 +32,36 @@ from model.errors import ModelError
 
 ENGINES = get_args(Engine)
 SHELLS = ("bash", "zsh", "fish", "tcsh", "powershell")
+# The commands in the order of the help, each with an example.
+_GROUPS = {
+    "Serve": {
+        "serve": "serve --model model/saved/steel_defects.h5 --port 9000",
+        "doctor": "doctor --url http://127.0.0.1:8000",
+        "key": "key mill --file keys.txt",
+        "plan": "plan --images 5000000 --deadline-minutes 120 --provider spcs",
+    },
+    "Classify": {
+        "classify": "classify photos/ --out outcomes.csv",
+        "sql": 'sql --images photos/ "SELECT relative_path, ext_classify(file_url) FROM DIRECTORY(@images)"',
+        "demo": "demo --images photos/",
+    },
+    "Snowflake": {
+        "register": "register --provider spcs --database plant --service plant.steel.classifier_service",
+        "unregister": "unregister --database plant --schema steel",
+        "upload": "upload photos/ --stage plant.steel.images",
+    },
+    "Networks": {
+        "train": "train --data photos/ --output ours.h5",
+        "evaluate": "evaluate --data photos/ --model ours.h5 --report report/",
+        "crossvalidate": "crossvalidate --data photos/ --output tables.md",
+        "import": "import theirs.keras --class-names good,bad --try photos/",
+        "describe": "describe theirs.h5 --class-names good,bad --scale 1/255",
+        "compile": "compile --model ours.h5",
+        "verify": "verify ours.h5",
+    },
+    "Shell": {"completion": "completion bash >> ~/.bash_completion"},
+}
+_EXAMPLES = {name: example for group in _GROUPS.values() for name, example in group.items()}
 _FILES = {"FILE", "DIR", "H5", "PATH", "FILE|TABLE"}
 
 
@@ -58,16 +89,51 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> dict[str, Any]:
-    """Return the command's function as `run`, and its keyword arguments."""
+    """Return the command's function as `run`, and its keyword arguments. Raises SystemExit.
+
+    Without arguments, print the help.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
-    return vars(parser(only_serve=arguments[:1] == ["serve"]).parse_args(arguments))
+    program = parser(only_serve=arguments[:1] == ["serve"])
+    if not arguments:
+        program.print_help()
+        sys.exit()
+    if not arguments[0].startswith("-") and arguments[0] not in _EXAMPLES:
+        program.error(f"no such command: {arguments[0]}{_similar(arguments[0], _EXAMPLES)}")
+    return vars(program.parse_args(arguments))
+
+
+def _similar(word: str, known: Iterable[str]) -> str:
+    similar = difflib.get_close_matches(word, known, 1)
+    return f"; did you mean {similar[0]}?" if similar else ""
+
+
+class _Program(argparse.ArgumentParser):
+    def format_help(self) -> str:
+        """Commands in groups, which argparse cannot show."""
+        [commands] = [one for one in self._actions if isinstance(one, argparse._SubParsersAction)]  # noqa: SLF001
+        summaries = {choice.dest: choice.help for choice in commands._choices_actions}  # noqa: SLF001
+        lines = [self.format_usage(), self.description or "", ""]
+        for title, examples in _GROUPS.items():
+            lines += [f"{title}:", *(f"  {name:<14} {summaries[name]}" for name in examples), ""]
+        return "\n".join([*lines, "`ext-classify COMMAND --help` shows its flags and an example.\n"])
+
+
+class _Command(argparse.ArgumentParser):
+    def parse_known_args(self, *arguments: Any, **by_name: Any) -> Any:
+        """Report unknown arguments here, where the usage is the command's and not the program's."""
+        known, unknown = super().parse_known_args(*arguments, **by_name)
+        if unknown:
+            similar = _similar(unknown[0].partition("=")[0], self._option_string_actions)
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{similar}")
+        return known, unknown
 
 
 def parser(*, only_serve: bool = False) -> argparse.ArgumentParser:
     """Build the parser for all commands, or for `serve` alone, which imports less and starts faster."""
-    parser = argparse.ArgumentParser("ext-classify", description=__doc__, allow_abbrev=False)
+    parser = _Program("ext-classify", description=__doc__, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Command)
     add = functools.partial(_add, commands)
     _add_serve(add)
     if not only_serve:
@@ -109,12 +175,19 @@ def _add_other_commands(add: Add) -> None:
 
 
 def _add(
-    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    commands: "argparse._SubParsersAction[_Command]",
     name: str,
     run: Callable[..., None],
     summary: str,
 ) -> argparse.ArgumentParser:
-    command = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+    command = commands.add_parser(
+        name,
+        help=summary,
+        description=summary,
+        epilog=f"example:\n  ext-classify {_EXAMPLES[name]}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     command.set_defaults(run=run)
     return command
 

@@ -159,19 +159,19 @@ echo more
 
 <!-- prints -->
 ```
-NNNNN of them in … s
+1234 of them in … s
 {shown}
 ```
 
 <!-- runs -->
 ```sh
-echo again NNNNN
+echo again
 {command}
 ```
 
 <!-- prints -->
 ```
-again 1234
+again
 ```
 """
 

@@ -6,8 +6,8 @@ A comment before a fence says what becomes of it:
     <!-- runs and stays -->  started in a terminal of its own, where it stays until the end
     <!-- prints -->          what the block before it has printed
 
-In the expected output, `…` matches any text of one line, a line of only `…` any lines, and NNNNN a number,
-the same one everywhere on the page, commands included. Ports are free ones, shown as the page shows them.
+In the expected output, `…` matches any text of one line, and a line of only `…` any lines. Ports are free
+ones, shown as the page shows them.
 Log lines of TensorFlow Lite, which come at any time, are left out.
 
 A block of sh without a comment is rehearsed: run with stand-ins of the programs that it calls, which only
@@ -39,7 +39,6 @@ LONGEST_SECONDS = 300.0
 """Of one block, on a machine that is busy with other things."""
 LONGEST_STOP_SECONDS = 30.0
 SERVICE_PORT, LOCAL_PORT = 8000, 8100
-NUMBER = "NNNNN"
 _END = "end-of-block"
 _BLOCK = re.compile(r"(?:^<!-- ([a-z ]+) -->\n)?^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _HOW = (None, "runs", "runs and stays", "prints")
@@ -106,7 +105,6 @@ class Session:
     def __init__(self, clone: Path, answers: dict[str, str]) -> None:
         self.calls: list[list[str]] = []
         self._ports = {SERVICE_PORT: free_port(), LOCAL_PORT: free_port()}
-        self._number: str | None = None
         self._staying = 0
         self._outside = clone.parent
         self._calls = self._outside / "calls"
@@ -157,12 +155,10 @@ class Session:
 
     def compare(self, page: Block, printed: str) -> None:
         """Raises PageIsWrong."""
-        found = re.fullmatch(self._pattern(page.text), _trimmed(printed))
-        if found is None:
+        if not re.fullmatch(_pattern(page.text), _trimmed(printed)):
             shown, real = (_trimmed(text).splitlines() for text in (page.text, printed))
             difference = "\n".join(difflib.unified_diff(shown, real, "the page", "printed", lineterm=""))
             raise PageIsWrong(f"Line {page.line}:\n{difference}")
-        self._number = found.groupdict().get("number", self._number)
 
     def await_print(self, page: Block, output: Path) -> None:
         deadline = time.monotonic() + LONGEST_SECONDS / 3
@@ -211,27 +207,17 @@ class Session:
         return printed.removesuffix(f"{_END}\n")
 
     def _meant(self, text: str) -> str:
-        """The page's commands, for the ports that are free here and the number that was printed."""
+        """The page's commands, for the ports that are free here."""
         text = re.sub(r"(--serve|--local)\b", rf"\1 --port {self._ports[LOCAL_PORT]}", text)
         for shown, free in self._ports.items():
             text = text.replace(f"127.0.0.1:{shown}", f"127.0.0.1:{free}")
-        return text.replace(NUMBER, self._number) if self._number else text
+        return text
 
     def _shown(self, printed: str) -> str:
         printed = printed.replace(f" --port {self._ports[LOCAL_PORT]}", "")
         for shown, free in self._ports.items():
             printed = re.sub(rf"\b{free}\b", str(shown), printed)
         return printed
-
-    def _pattern(self, text: str) -> str:
-        lines = [
-            r"(?:.*\n)*?" if line == "…" else ".*".join(map(re.escape, line.split("…"))) + r"\n"
-            for line in _trimmed(text).splitlines()
-        ]
-        pattern = "".join(lines)
-        if self._number is not None:
-            return pattern.replace(NUMBER, self._number)
-        return pattern.replace(NUMBER, r"(?P<number>\d+)", 1).replace(NUMBER, r"(?P=number)")
 
 
 def follow(page: str, clone: Path, answers: dict[str, str] | None = None) -> list[list[str]]:
@@ -259,6 +245,14 @@ def _session(clone: Path, answers: dict[str, str]) -> Iterator[Session]:
         yield session
     finally:
         session.end()
+
+
+def _pattern(text: str) -> str:
+    lines = (
+        r"(?:.*\n)*?" if line == "…" else ".*".join(map(re.escape, line.split("…"))) + r"\n"
+        for line in _trimmed(text).splitlines()
+    )
+    return "".join(lines)
 
 
 def _trimmed(text: str) -> str:

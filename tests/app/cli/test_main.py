@@ -1,5 +1,6 @@
 """The commands of ext-classify, with the real service."""
 
+import argparse
 import json
 import os
 import re
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from app.cli.main import main
+from app.cli.main import main, parse_arguments, parser
 from app.client import is_ready
 from model.artifact import load_artifact
 from model.defaults import DEFAULT_MODEL_PATH, SHIPPED_MODELS
@@ -110,6 +111,53 @@ def test_invalid_argument_prints_the_usage(capsys: pytest.CaptureFixture[str], a
         main(arguments)
     assert raised.value.code == 2
     assert "usage: ext-classify" in capsys.readouterr().err
+
+
+def test_program_alone_is_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as raised:
+        main([])
+    assert not raised.value.code
+    shown = capsys.readouterr().out
+    groups = re.findall(r"^(\w+):\n", shown, re.MULTILINE)
+    assert groups == ["Serve", "Classify", "Snowflake", "Networks", "Shell"]
+    assert set(re.findall(r"^  (\w+) ", shown, re.MULTILINE)) == set(commands())
+
+
+def commands() -> dict[str, argparse.ArgumentParser]:
+    [found] = [one.choices for one in parser()._actions if isinstance(one, argparse._SubParsersAction)]  # noqa: SLF001
+    return dict(found)
+
+
+@pytest.mark.parametrize("name", commands())
+def test_help_of_a_command_ends_with_an_example_of_it(name: str) -> None:
+    [example] = re.findall(r"^  ext-classify (.*)\n\Z", commands()[name].format_help(), re.MULTILINE)
+    words = shlex.split(example.partition(" >> ")[0])
+    assert words[0] == name
+    parse_arguments(words)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "usage", "similar"),
+    [
+        (["clasify", "photos"], "ext-classify ", "classify"),
+        (["evalute"], "ext-classify ", "evaluate"),
+        (["sever"], "ext-classify ", "serve"),
+        (["frobnicate"], "ext-classify ", ""),
+        (["serve", "--prot", "9000"], "ext-classify serve ", "--port"),
+        (["train", "--data", "d", "--epoch=3"], "ext-classify train ", "--epochs"),
+        (["upload", "photos"], "ext-classify upload ", ""),
+        (["verify", "a.h5", "b.h5"], "ext-classify verify ", ""),
+    ],
+)
+def test_mistyped_argument_shows_the_right_usage(
+    arguments: list[str], usage: str, similar: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as raised:
+        main(arguments)
+    assert raised.value.code == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"usage: {usage}")
+    assert re.findall(r"did you mean (\S+)\?", printed) == ([similar] if similar else [])
 
 
 def test_large_images_are_sent_in_smaller_batches(
