@@ -14,7 +14,7 @@ from app.cli.main import SHELLS, main
 from app.cli.terminal import PlainScreen, bar
 from model.defaults import DEFAULT_MODEL_PATH
 from tests.conftest import SAMPLES
-from tests.running import CLI, run_on_a_terminal, running_service, shown_on_a_terminal
+from tests.running import CLI, Terminal, run_on_a_terminal, running_service, shown_on_a_terminal
 
 pytestmark = pytest.mark.slow
 
@@ -68,6 +68,27 @@ def test_terminal_shows_sql_rows_as_a_table() -> None:
     assert re.search(r"N\s+LABEL", shown)
     assert "─" in shown
     assert re.search(r"1\.5\s+a\[b\]", shown)
+
+
+def test_rows_wider_than_the_terminal_are_expanded() -> None:
+    statement = "SELECT REPEAT('long ', 12) AS a, REPEAT('text ', 12) AS b"
+    assert re.search(r"-\[ row 1 \]-+\s+A +(long ){11}long\s+B +(text ){11}text\s", plain("sql", statement))
+    assert "row 1" not in plain("sql", "SELECT 1 AS a, 2 AS b")
+
+
+def plain(*arguments: str) -> str:
+    return _COLOUR.sub("", shown_on_a_terminal(*arguments))
+
+
+def test_shell_keeps_its_history_for_this_user_only(tmp_path: Path) -> None:
+    for typed, shown in ("SELECT 40 + 2;\n", "42"), ("\x1b[A\x1b[A\n", "42"):  # the arrow skips `exit`
+        with Terminal(*CLI, "sql", XDG_STATE_HOME=str(tmp_path)) as terminal:
+            terminal.wait_for("sql> ")
+            terminal.type(typed)
+            terminal.wait_for(shown)
+            terminal.type("exit\n")
+            assert terminal.exit_code() == 0
+    assert (tmp_path / "ext-classify" / "sql_history").stat().st_mode & 0o777 == 0o600
 
 
 def test_plain_output_has_the_same_text(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ from app.cli.main import main
 from app.cli.sql_shell import Shell, print_table
 from app.client import ClientError
 from app.emulator import LocalServer
-from app.provisioning.user_session import connect
+from app.provisioning.user_session import StatementFailed, connect
 from tests.app.emulator.conftest import Function
 from tests.app.emulator.remote_service import RemoteService, answer
 from tests.app.emulator.sql import Sql
@@ -149,3 +149,20 @@ def test_word_of_a_command_may_be_a_line_of_a_statement(
 def test_closed_port_is_refused_before_the_emulator_starts(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sql", "--url", f"http://127.0.0.1:{free_port()}", "SELECT 1"]) == 1
     assert "does not answer" in capsys.readouterr().err
+
+
+def test_service_that_has_ended_is_refused_without_the_retries_of_snowflake() -> None:
+    url = f"http://127.0.0.1:{free_port()}/"
+    with (
+        LocalServer(retry_seconds=600, refused_seconds=0) as server,
+        connect(**server.connect_arguments) as user_session,
+    ):
+        user_session.rows(
+            "CREATE API INTEGRATION i API_PROVIDER = aws_api_gateway ENABLED = TRUE "
+            f"API_AWS_ROLE_ARN = 'arn:aws:iam::000000000000:role/r' API_ALLOWED_PREFIXES = ('{url}')"
+        )
+        user_session.rows(
+            f"CREATE EXTERNAL FUNCTION f(a VARCHAR) RETURNS VARIANT API_INTEGRATION = i AS '{url}f'"
+        )
+        with pytest.raises(StatementFailed, match="100350"):
+            user_session.rows("SELECT f('a')")
