@@ -182,8 +182,8 @@ class Terminal:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.wait()
+        self.process.terminate()  # not killed: a command ends the service that it has started
+        self.process.wait(TIMEOUT_SECONDS)
 
     def type(self, keys: str) -> None:
         os.write(self._ours, keys.encode())
