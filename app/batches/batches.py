@@ -390,7 +390,10 @@ class _Entry:
 
 
 class AnswerCache:
-    """Answers in memory, large ones compressed. Evicts those that expire, and the oldest while all exceed `max_bytes`."""
+    """Answers in memory, large ones compressed.
+
+    Evicts those that expire, and the oldest while all exceed `max_bytes`.
+    """
 
     def __init__(self, ttl_seconds: float, max_bytes: int) -> None:
         self.held_bytes = 0

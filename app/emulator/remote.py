@@ -178,9 +178,8 @@ class _Call:
         deadline = started + seconds
         method = "POST"
         while True:
-            left = deadline - time.monotonic() if function.service else REQUEST_SECONDS
             try:
-                status, answer = self._request(method, max(0.001, min(REQUEST_SECONDS, left)))
+                status, answer = self._request(method, self._request_seconds(deadline))
             except urllib3.exceptions.NewConnectionError:
                 status, answer = 0, b""
                 deadline = min(deadline, started + self.service.refused_seconds)
@@ -205,6 +204,12 @@ class _Call:
                 raise self._timed_out(status)
             if self.query.is_over.wait(min(next(pauses), max(0.0, deadline - time.monotonic()))):
                 raise self._cancelled()
+
+    def _request_seconds(self, deadline: float) -> float:
+        """Only a service function's requests end with its BATCH_TIMEOUT_SECS."""
+        if self.batch.function.service is None:
+            return REQUEST_SECONDS
+        return max(0.001, min(REQUEST_SECONDS, deadline - time.monotonic()))
 
     def _is_retried(self, method: str, status: int) -> bool:
         if self.batch.function.service is not None:
