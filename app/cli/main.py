@@ -57,6 +57,7 @@ _GROUPS = {
         "import": "import theirs.keras --class-names good,bad --try photos/",
         "describe": "describe theirs.h5 --class-names good,bad --scale 1/255",
         "compile": "compile --model ours.h5",
+        "calibrate": "calibrate --model my.h5 --data held-out/",
         "verify": "verify ours.h5",
     },
     "Shell": {"completion": "completion bash >> ~/.bash_completion"},

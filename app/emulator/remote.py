@@ -32,7 +32,9 @@ CONCURRENT_BATCHES = 8
 RETRY_SECONDS = 60.0
 REQUEST_SECONDS = 30.0
 POLLING_SECONDS = 600.0
-_RETRIED_OF_SERVICES = frozenset({0, 404, 429, 500, 502, 503, 504})
+# Instead of a status: the service's port is closed.
+_REFUSED = -1
+_RETRIED_OF_SERVICES = frozenset({0, _REFUSED, 404, 429, 500, 502, 503, 504})
 _FIRST_PAUSE_SECONDS = 0.1
 _LONGEST_PAUSE_SECONDS = 5.0
 
@@ -178,10 +180,8 @@ class _Call:
         deadline = started + seconds
         method = "POST"
         while True:
-            try:
-                status, answer = self._request(method, self._request_seconds(deadline))
-            except urllib3.exceptions.NewConnectionError:
-                status, answer = 0, b""
+            status, answer = self._request(method, self._request_seconds(deadline))
+            if status == _REFUSED:
                 deadline = min(deadline, started + self.service.refused_seconds)
             if status == 200:
                 return answer
@@ -214,12 +214,12 @@ class _Call:
     def _is_retried(self, method: str, status: int) -> bool:
         if self.batch.function.service is not None:
             return status in _RETRIED_OF_SERVICES
-        return status in {0, 429} or (status >= 500 and method == "POST")
+        return status in {0, _REFUSED, 429} or (status >= 500 and method == "POST")
 
     def _request(self, method: str, timeout: float) -> tuple[int, bytes]:
-        """Status and body; status 0 without a response.
+        """Status and body; 0 without a response, _REFUSED if the port is closed.
 
-        Raises ValueError if the body cannot be decoded, and NewConnectionError if the port is closed.
+        Raises ValueError if the body cannot be decoded.
         """
         self.query.count(requests=1)
         url, batch = self.url, self.batch
@@ -231,13 +231,13 @@ class _Call:
         except urllib3.exceptions.DecodeError:
             raise ValueError("the body is not encoded as its Content-Encoding says") from None
         except urllib3.exceptions.NewConnectionError:
-            raise
+            return _REFUSED, b""
         except urllib3.exceptions.HTTPError:
             return 0, b""
         return response.status, response.data
 
     def _timed_out(self, status: int) -> ProgrammingError:
-        if status == 0:
+        if status in (0, _REFUSED):
             message = "Remote service cannot be reached. Check the endpoint URL and try again."
             return self.batch.failure(100350, "P0000", message)
         return self.batch.failure(100351, "22023", f"with remote service error: {status} after all retries")
