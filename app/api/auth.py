@@ -122,7 +122,12 @@ class KeyGuard:
 
     async def caller_of(self, request: Request) -> str | None:
         key = request.headers.get(API_KEY_HEADER) or bearer_of(request)
-        return None if key is None else self._keys.name_of(key)
+        if not key:
+            return None
+        name = self._keys.name_of(key)
+        if name is None:
+            raise Unauthorized("An API key must be in the service's file of keys. Received: an unknown key.")
+        return name
 
 
 class TokenGuard:
@@ -156,7 +161,11 @@ class Guards:
         path = request.scope["path"]
         if path in OPEN_PATHS or (path.startswith(OPEN_FOLDERS) and not path.startswith(SAMPLES_FOLDER)):
             return
-        refusal: ServiceError = Unauthorized("A request must carry an API key or a token. Received: neither.")
+        is_sent = request.headers.get(API_KEY_HEADER) or request.headers.get("authorization")
+        received = "another kind" if is_sent else "neither"
+        refusal: ServiceError = Unauthorized(
+            f"A request must carry an API key or a token that this service accepts. Received: {received}."
+        )
         for guard in self._guards:
             try:
                 if await guard.caller_of(request) is not None:

@@ -1,7 +1,7 @@
 """The playground in a real browser, against the real service."""
 
+import csv
 import json
-import re
 import shutil
 import signal
 from collections.abc import Iterator
@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from app.api.auth import line_of, make_key
@@ -76,10 +77,16 @@ def card(page: Page, name: str) -> Any:
 
 def test_samples_show_label_confidence_and_all_classes(page: Page) -> None:
     page.get_by_role("button", name="use the samples").click()
-    expect(summary(page)).to_have_text(re.compile("^6 of 6: 1 Crazing, 1 Inclusion, "))
+    expect(summary(page)).to_have_text("6 of 6: 5 sure, 1 unsure")
+    expect(page.locator("#labels button").first).to_have_text("Crazing1")
     shown = card(page, "scratches.png")
-    expect(shown.locator(".verdict")).to_have_text(re.compile(r"^Scratches 99\.\d %$"))
-    expect(shown.locator(".classes li")).to_have_count(6)
+    expect(shown.locator(".verdict")).to_have_text("Scratches >99.9 %")
+    expect(shown).to_have_attribute("data-kind", "sure")
+    expect(card(page, "rolled.png")).to_have_attribute("data-kind", "unsure")
+    expect(card(page, "rolled.png").locator(".classes li")).to_have_text(["Rolled81.0 %", "Pitted15.1 %"])
+    card(page, "rolled.png").get_by_text("4 more").click()
+    expect(card(page, "rolled.png").locator(".classes li")).to_have_count(6)
+    expect(page.locator("#view")).to_be_hidden()
     expect(page.locator("#model")).to_contain_text("steel_defects")
 
 
@@ -99,9 +106,34 @@ def test_picked_files_include_a_broken_one(page: Page, tmp_path: Path) -> None:
     page.locator("#files").set_input_files([SAMPLES / "pitted.png", broken])
     expect(card(page, "pitted.png").locator(".verdict")).to_contain_text("Pitted")
     failed = card(page, "broken.png")
-    expect(failed.locator(".verdict")).to_have_text("corrupt_image")
+    expect(failed.locator(".verdict")).to_have_text("This image is damaged.")
     expect(failed.locator(".why")).to_contain_text("copy it from its source again")
+    expect(failed.locator(".code")).to_have_text("corrupt_image")
     expect(failed.locator(".no-picture")).to_be_visible()
+
+
+KINDS = [
+    (b"", "The file is empty."),
+    (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "This is a HEIC photograph."),
+    (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", "This is a HEIC photograph."),
+    (b"\0\0\0\x1cftypavif\0\0\0\0avifmif1", "This is an AVIF image."),
+    (b"%PDF-1.7\n%\xe2\xe3\n", "This is a PDF document."),
+    (b"GIF89a\x01\0\x01\0\x80\0\0", "This is a GIF."),
+    (b"<!DOCTYPE html><title>Log in</title>", "This is a web page, not an image."),
+    (b'<?xml version="1.0"?>\n<svg/>', "This is an SVG drawing."),
+    (b"PK\x03\x04\x14\0\0\0", "This is an archive."),
+    ("Prüfbericht, Blech 7".encode(), "This is a text file, not an image."),
+    (bytes(range(256)), "This kind of image cannot be read."),
+]
+
+
+def test_errors_are_explained_in_words(page: Page, tmp_path: Path) -> None:
+    for number, (content, _) in enumerate(KINDS):
+        (tmp_path / f"{number}.jpg").write_bytes(content)
+    page.locator("#files").set_input_files(sorted(tmp_path.iterdir()))
+    expect(summary(page)).to_have_text("11 of 11: 11 errors")
+    expect(page.locator(".card .verdict")).to_have_text([words for _, words in KINDS])
+    expect(page.locator(".card[data-kind=error] .code")).to_have_count(11)
 
 
 def test_dropped_file_is_classified(page: Page) -> None:
@@ -117,12 +149,38 @@ def test_dropped_folder_is_read_recursively(page: Page, tmp_path: Path) -> None:
     below = tmp_path / "coil" / "7"
     below.mkdir(parents=True)
     shutil.copy(SAMPLES / "rolled.png", below)
-    (below / "notes.txt").write_text("no image")
+    for name in ("a.heic", "b.HEIF", "report.pdf", "notes.txt", ".DS_Store", "README", "a.b.xlsx"):
+        (below / name).write_text("no image")
     session = page.context.new_cdp_session(page)
     data = {"items": [], "files": [str(tmp_path / "coil")], "dragOperationsMask": 1}
     for kind in ("dragEnter", "dragOver", "drop"):
         session.send("Input.dispatchDragEvent", {"type": kind, "x": 200, "y": 200, "data": data})
-    expect(summary(page)).to_have_text("1 of 1: 1 Rolled")
+    expect(summary(page)).to_have_text("1 of 1: 1 unsure")
+    expect(card(page, "coil/7/rolled.png").locator(".verdict")).to_contain_text("Rolled")
+    expect(page.locator("#notice")).to_contain_text(
+        "7 skipped: 2 HEIC, 1 hidden, 1 PDF, 1 text, 1 without suffix, 1 XLSX. Convert HEIC"
+    )
+
+
+def test_folder_names_are_the_truth(page: Page, tmp_path: Path) -> None:
+    for folder, sample in (("crazing", "crazing"), ("Patches/day 2", "patches"), ("Pitted", "scratches")):
+        (tmp_path / "mill" / folder).mkdir(parents=True)
+        shutil.copy(SAMPLES / f"{sample}.png", tmp_path / "mill" / folder)
+    shutil.copy(SAMPLES / "inclusion.png", tmp_path / "mill")
+    (tmp_path / "mill" / "Pitted" / "empty.png").touch()
+    page.locator("#folder").set_input_files(tmp_path / "mill")
+    expect(summary(page)).to_have_text("5 of 5: 4 sure, 1 error")
+    expect(page.locator("#accuracy")).to_have_text("50 % right by folder name: 2 of 4")
+    expect(card(page, "mill/crazing/crazing.png").locator(".truth")).to_have_text("✓ right: folder Crazing")
+    expect(card(page, "mill/Patches/day 2/patches.png").locator(".truth")).to_contain_text("✓")
+    expect(card(page, "mill/Pitted/scratches.png").locator(".truth")).to_have_text("✗ wrong: folder Pitted")
+    expect(card(page, "mill/inclusion.png").locator(".truth")).to_be_empty()
+    page.locator("#accuracy").click()
+    expect(page.locator("#confusion tr")).to_have_text(
+        ["folderCrazingPatchesPitted(error)Scratches", "Crazing1····", "Patches·1···", "Pitted···11"]
+    )
+    page.locator("#filter").select_option("wrong")
+    expect(page.locator(".card")).to_have_count(2)
 
 
 def test_pasted_image_is_classified(page: Page) -> None:
@@ -140,39 +198,142 @@ def test_pasted_image_is_classified(page: Page) -> None:
 
 def test_many_files_are_classified_filtered_and_sorted(page: Page, tmp_path: Path) -> None:
     samples = sorted(SAMPLES.glob("*.png"))
-    files = [Path(shutil.copy(samples[number % 6], tmp_path / f"{number:03}.png")) for number in range(200)]
-    page.locator("#files").set_input_files(files)
-    expect(summary(page)).to_contain_text("200 of 200: 34 Crazing, 34 Inclusion, 33 Patches")
-    page.locator("#filter").select_option("Patches")
+    files = [Path(shutil.copy(samples[number % 6], tmp_path / f"{number}.png")) for number in range(200)]
+    page.locator("#files").set_input_files(files[::-1])
+    expect(summary(page)).to_have_text("200 of 200: 167 sure, 33 unsure")
+    expect(page.locator(".card .name").nth(10)).to_have_text("10.png")  # not 107.png
+    chips = ["Crazing34", "Inclusion34", "Patches33", "Pitted33", "Rolled33", "Scratches33"]
+    expect(page.locator("#labels button")).to_have_text(chips)
+    page.locator("#labels button").nth(2).click()
+    expect(page.locator(".card")).to_have_count(33)
+    expect(page.locator("#labels button").nth(2)).to_be_focused()
+    page.locator("#labels button").nth(2).click()
+    page.locator("#filter").select_option("kind:unsure")
     expect(page.locator(".card")).to_have_count(33)
     page.locator("#filter").select_option("")
     page.locator("#sort").select_option("unsure")
-    expect(page.locator(".card .name").first).to_have_attribute("title", "004.png")
+    expect(page.locator(".card .name").first).to_have_attribute("title", "4.png")
+
+
+def test_evidence_is_requested_for_what_is_seen(page: Page, tmp_path: Path) -> None:
+    files = [Path(shutil.copy(SAMPLES / "rolled.png", tmp_path / f"{number}.png")) for number in range(300)]
+    sent: list[str] = []
+    page.on("request", lambda request: sent.append(request.url) if request.method == "POST" else None)
+    page.locator("#files").set_input_files(files)
+    expect(summary(page)).to_contain_text("300 of 300")
+    expect(card(page, "0.png").locator("canvas")).to_be_visible()
+    card(page, "299.png").scroll_into_view_if_needed()
+    expect(card(page, "299.png").locator("canvas")).to_be_visible()
+    expect(card(page, "0.png").locator("canvas")).to_be_hidden()  # its memory is free again
+    plain = [url for url in sent if not url.endswith("evidence=true")]
+    assert len(plain) < 30
+    assert len(sent) - len(plain) < 40
+
+
+def test_unreadable_and_large_files_do_not_fail_their_batch(page: Page, tmp_path: Path) -> None:
+    large = tmp_path / "1.png"
+    large.write_bytes(bytes(65 * 1024 * 1024))
+    gone = Path(shutil.copy(SAMPLES / "pitted.png", tmp_path / "2.png"))
+    page.evaluate(
+        "() => { File.prototype.arrayBuffer = function () {"
+        " return this.name === '2.png' ? Promise.reject(new Error()) : new Response(this).arrayBuffer(); }; }"
+    )
+    page.locator("#files").set_input_files([SAMPLES / "crazing.png", large, gone, SAMPLES / "patches.png"])
+    expect(card(page, "crazing.png").locator(".verdict")).to_contain_text("Crazing")
+    expect(card(page, "patches.png").locator(".verdict")).to_contain_text("Patches")
+    expect(card(page, "1.png").locator(".verdict")).to_have_text("This file is too large.")
+    expect(card(page, "2.png").locator(".verdict")).to_have_text("The browser cannot read this file.")
+
+
+# Counts pixels of the heatmap and of the box.
+COUNT_DRAWN = """(canvas) => {
+    const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+    let box = 0, heat = 0;
+    for (let at = 0; at < data.length; at += 4) {
+        if (data[at + 3] && data[at] > 240) heat++;
+        if (data[at] === 0 && data[at + 1] > 200 && data[at + 2] === 255) box++;
+    }
+    return [canvas.width / canvas.height, heat, box];
+}"""
 
 
 def test_heatmap_and_box_cover_the_image(page: Page) -> None:
     page.locator("#files").set_input_files(SAMPLES / "inclusion.png")
-    shown = card(page, "inclusion.png")
-    expect(shown.locator(".verdict")).to_contain_text("Inclusion")
-    canvas = shown.locator("canvas")
-    expect(canvas).to_be_hidden()
-    page.get_by_label("Show where").check()
+    canvas = card(page, "inclusion.png").locator("canvas")
     expect(canvas).to_be_visible()
-    drawn = """(canvas) => {
-        const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
-        let box = 0, heat = 0;
-        for (let at = 0; at < data.length; at += 4) {
-            if (data[at + 3] && data[at] === 255) heat++;
-            if (data[at] === 0 && data[at + 1] > 200 && data[at + 2] === 255) box++;
-        }
-        return [canvas.width, canvas.height, heat, box];
-    }"""
-    width, height, heat, box = canvas.evaluate(drawn)
-    assert (width, height) == (200, 200)
+    shape, heat, box = canvas.evaluate(COUNT_DRAWN)
+    assert shape == 1
     assert heat > 200
     assert box > 100
     page.get_by_label("Show where").uncheck()
     expect(canvas).to_be_hidden()
+    page.get_by_label("Show where").check()
+    expect(canvas).to_be_visible()
+
+
+def test_large_view_shows_everything_about_an_image(page: Page, url: str) -> None:
+    page.locator("#files").set_input_files([SAMPLES / "pitted.png", SAMPLES / "rolled.png"])
+    expect(summary(page)).to_contain_text("2 of 2")
+    page.get_by_label("Show where").uncheck()
+    card(page, "rolled.png").get_by_role("button").click()
+    view = page.get_by_role("dialog", name="rolled.png")
+    expect(view.locator("#view-verdict")).to_have_text("Rolled 81.0 %")
+    names = view.locator("#view-classes li span:first-child")
+    expect(names).to_have_text(["Rolled", "Pitted", "Inclusion", "Scratches", "Patches", "Crazing"])
+    expect(view.locator("#view-facts")).to_contain_text("rolled.png, 23.2 kB")
+    expect(view.locator("#view-facts")).to_contain_text("steel_defects ")
+    expect(view.locator("#view-facts")).to_contain_text("x 19 to 188, y 14 to 178")
+    expect(view.locator("#view-size")).to_have_text("200 × 200 pixels")
+    expect(view.locator("#view-evidence")).to_be_visible()
+    expect(view.locator("#view-heat")).to_have_css("opacity", "0.8")
+    view.get_by_label("Opacity").fill("30")
+    expect(view.locator("#view-heat")).to_have_css("opacity", "0.3")
+    assert view.locator("#view-heat").evaluate(COUNT_DRAWN)[1] > 1000
+    assert view.locator("#view-box").evaluate(COUNT_DRAWN)[2] > 1000
+    expect(page.locator("#view-sql")).to_contain_text("WHERE relative_path = 'rolled.png';")
+    expect(page.locator("#view-curl")).to_contain_text(f"'@rolled.png' \\\n  '{url}/classify?evidence=true'")
+    expect(page.locator("#view-python")).to_contain_text(f'Client("{url}", api_key=None)')
+
+
+def test_large_view_is_used_by_keyboard(page: Page) -> None:
+    page.get_by_role("button", name="use the samples").click()
+    expect(summary(page)).to_contain_text("6 of 6")
+    page.get_by_role("button", name="Look at inclusion.png").focus()
+    page.keyboard.press("Enter")
+    name = page.locator("#view-name")
+    expect(name).to_have_text("inclusion.png")
+    page.keyboard.press("ArrowRight")
+    expect(name).to_have_text("patches.png")
+    expect(page.locator("#view-box")).to_have_js_property("width", 1200)
+    for _ in range(3):
+        page.keyboard.press("ArrowLeft")
+    expect(name).to_have_text("crazing.png")  # the first one
+    expect(page.locator("#view-place")).to_have_text("1 of 6")
+    page.keyboard.press("Escape")
+    expect(page.locator("#view")).to_be_hidden()
+    expect(page.get_by_role("button", name="Look at crazing.png")).to_be_focused()
+    assert page.evaluate("location.hash") == ""
+
+
+def test_link_opens_the_image(page: Page, url: str, tmp_path: Path) -> None:
+    page.goto(f"{url}/#image=pitted.png")
+    page.reload()
+    expect(page.get_by_role("dialog", name="pitted.png")).to_be_visible()
+    expect(page.locator("#view-link")).to_have_text(f"{url}/#image=pitted.png")
+    own = Path(shutil.copy(SAMPLES / "rolled.png", tmp_path / "50 % ü #1.png"))
+    page.goto(f"{url}/#image=50%20%25%20%C3%BC%20%231.png")
+    page.reload()
+    expect(page.locator("#notice")).to_contain_text("The link shows 50 % ü #1.png.")
+    page.locator("#files").set_input_files(own)
+    expect(page.get_by_role("dialog", name="50 % ü #1.png")).to_be_visible()
+    page.goto(f"{url}/#image=%E0%A4%A")  # no valid link
+    page.reload()
+    expect(page.locator("#what")).to_contain_text("6 classes")
+
+
+def test_sample_thumbnail_is_classified(page: Page) -> None:
+    page.locator("#thumbnails").get_by_role("button", name="patches.png").click()
+    expect(summary(page)).to_have_text("1 of 1: 1 sure")
 
 
 def test_export_holds_every_outcome(page: Page, tmp_path: Path) -> None:
@@ -180,23 +341,40 @@ def test_export_holds_every_outcome(page: Page, tmp_path: Path) -> None:
     broken.write_bytes(b"no image")
     page.locator("#files").set_input_files([SAMPLES / "pitted.png", broken])
     expect(summary(page)).to_contain_text("2 of 2")
+    page.get_by_label("with all boxes").check()
     with page.expect_download() as started:
         page.get_by_role("button", name="JSON").click()
     outcomes = json.loads(Path(started.value.path()).read_text(encoding="utf-8"))
-    assert [(one["name"], one["label"]) for one in outcomes] == [("pitted.png", "Pitted"), ("=1+1.png", None)]
+    assert [(one["name"], one["label"]) for one in outcomes] == [("=1+1.png", None), ("pitted.png", "Pitted")]
+    assert outcomes[0]["error"]["code"] == "unsupported_format"
+    assert len(outcomes[1]["probabilities"]) == 6
     with page.expect_download() as started:
         page.get_by_role("button", name="CSV").click()
-    lines = Path(started.value.path()).read_text(encoding="utf-8-sig").splitlines()
-    assert lines[0].startswith("name,label,confidence,")
-    assert lines[1].startswith("pitted.png,Pitted,0.9")
-    assert lines[2].startswith("'=1+1.png,,")  # escaped, so that spreadsheets do not read a formula
+    text = Path(started.value.path()).read_text(encoding="utf-8-sig")
+    broken_row, pitted = csv.DictReader(text.splitlines())
+    assert broken_row["name"] == "'=1+1.png"  # escaped, so that spreadsheets do not read a formula
+    assert (broken_row["label"], broken_row["error_code"]) == ("", "unsupported_format")
+    assert (pitted["label"], pitted["model_name"]) == ("Pitted", "steel_defects")
+    assert pitted["confidence"] == pitted["probability Pitted"]
+    box = [int(pitted[f"box_{side}"]) for side in ("x0", "y0", "x1", "y1")]
+    assert box == outcomes[1]["evidence"]["box"]
 
 
-def test_page_shows_sql_and_curl_for_the_image(page: Page, url: str) -> None:
-    page.locator("#files").set_input_files([SAMPLES / "pitted.png", SAMPLES / "patches.png"])
-    card(page, "patches.png").get_by_role("button").click()
-    expect(page.locator("#same-sql")).to_contain_text("WHERE relative_path = 'patches.png';")
-    expect(page.locator("#same-curl")).to_contain_text(f"'@patches.png' \\\n  '{url}/classify?evidence=true'")
+def test_sql_names_the_same_images_on_a_stage(page: Page, tmp_path: Path) -> None:
+    (tmp_path / "coil's" / "7").mkdir(parents=True)
+    for place in ("coil's/rolled.png", "coil's/7/pitted.png"):
+        shutil.copy(SAMPLES / Path(place).name, tmp_path / place)
+    page.locator("#folder").set_input_files(tmp_path / "coil's")
+    page.get_by_role("button", name="Open in SQL").click()
+    sql = page.locator("#stage-sql")
+    expect(sql).to_contain_text("WHERE STARTSWITH(relative_path, 'coil''s/');")
+    expect(sql).to_contain_text(
+        "ext-classify upload 'coil'\\''s' --stage 'DATABASE.SCHEMA.images/coil'\\''s'"
+    )
+    page.keyboard.press("Escape")
+    page.locator("#files").set_input_files(SAMPLES / "patches.png")
+    page.get_by_role("button", name="Open in SQL").click()
+    expect(sql).to_contain_text("IN ('coil''s/7/pitted.png', 'coil''s/rolled.png', 'patches.png');")
 
 
 def test_batch_is_shown_as_snowflake_sends_it(page: Page) -> None:
@@ -225,7 +403,7 @@ def test_page_retries_while_the_service_restarts(browser: Browser, tmp_path: Pat
             expect(summary(page)).to_contain_text("10 of 60")
             expect(summary(page)).to_contain_text("Retrying")
             with logging_service(tmp_path / "log again", "--port", str(port)):
-                expect(summary(page)).to_contain_text("60 of 60: 10 Crazing")
+                expect(summary(page)).to_contain_text("60 of 60: 50 sure, 10 unsure")
                 expect(summary(page)).not_to_contain_text("Retrying")
 
 
@@ -241,12 +419,17 @@ def test_key_is_requested_sent_and_not_stored(browser: Browser, tmp_path: Path) 
             expect(field).to_be_focused(timeout=PATIENCE_MS)
             field.fill("wrong")
             field.press("Enter")
-            expect(page.locator("#key-fault")).to_contain_text("key")
+            expect(page.locator("#key-fault")).to_contain_text("unknown key")
             expect(field).to_be_focused()
+            field.fill("Schlüssel ✓")  # no header may hold it
+            field.press("Enter")
+            expect(page.locator("#key-fault")).to_contain_text("ASCII")
             field.fill(made)
             field.press("Enter")
             expect(summary(page)).to_contain_text("6 of 6")
-            expect(page.locator("#same-curl")).to_contain_text('-H "X-API-Key: $KEY"')
+            card(page, "rolled.png").get_by_role("button").click()
+            expect(page.locator("#view-curl")).to_contain_text('-H "X-API-Key: $KEY"')
+            expect(page.locator("#view-evidence")).to_be_visible()
             assert made not in page.content()
             stored = page.evaluate("[localStorage.length, sessionStorage.length, document.cookie]")
             assert stored == [0, 0, ""]
@@ -268,17 +451,22 @@ def test_controls_are_reached_by_keyboard(page: Page) -> None:
         "heatmaps",
         "export-csv",
         "export-json",
-        "Choose pitted.png",
-        "same-sql",
+        "Look at pitted.png",
+        "open-sql",
     } <= reached
 
 
-@pytest.mark.parametrize("width", [320, 390, 1280])
+@pytest.mark.parametrize("width", [320, 390, 1280, 3840])
 def test_page_fits_the_screen_width(browser: Browser, url: str, width: int) -> None:
     for page in opened_page(browser, url, viewport={"width": width, "height": 844}):
         page.get_by_role("button", name="use the samples").click()
         expect(summary(page)).to_contain_text("6 of 6")
         assert page.evaluate("document.documentElement.scrollWidth") <= width
+        heights = page.locator(".card").evaluate_all("(cards) => cards.map((card) => card.offsetHeight)")
+        assert len(set(heights)) == 1
+        card(page, "rolled.png").get_by_role("button").click()
+        expect(page.locator("#view-evidence")).to_be_visible()
+        assert page.locator("#view").evaluate("(view) => view.scrollWidth - view.clientWidth") == 0
 
 
 def test_page_can_be_switched_off() -> None:
@@ -298,14 +486,34 @@ def test_page_says_what_it_may_do(url: str) -> None:
         assert headers["cache-control"] == "no-cache"
 
 
-def test_axe_finds_no_violations(browser: Browser, url: str, tmp_path: Path) -> None:
-    """WCAG 2 rules, in the light and the dark colour scheme, with a failed card."""
-    broken = tmp_path / "broken.png"
-    broken.write_bytes(b"no image")
-    for scheme in ("light", "dark"):
-        for page in opened_page(browser, url, color_scheme=scheme):
-            page.locator("#files").set_input_files([SAMPLES / "pitted.png", broken])
-            expect(summary(page)).to_contain_text("2 of 2")
-            page.locator("#batch summary").click()
-            found = Axe().run(page)
-            assert found.violations_count == 0, found.generate_report()
+@pytest.mark.parametrize(
+    "media",
+    [
+        {"color_scheme": "light"},
+        {"color_scheme": "dark"},
+        {"forced_colors": "active", "reduced_motion": "reduce"},
+    ],
+    ids=["light", "dark", "forced colours"],
+)
+def test_axe_finds_no_violations(browser: Browser, url: str, tmp_path: Path, media: Any) -> None:
+    """WCAG 2 rules, on the page with a failed card, and on the large view."""
+    folder = tmp_path / "Pitted"
+    folder.mkdir()
+    for name in ("pitted", "rolled"):
+        shutil.copy(SAMPLES / f"{name}.png", folder)
+    (folder / "broken.png").write_bytes(b"no image")
+    Image.new("RGB", (200, 200), "magenta").save(folder / "flat.png")
+    for page in opened_page(browser, url, **media):
+        page.locator("#folder").set_input_files(folder)
+        expect(summary(page)).to_have_text("4 of 4: 1 sure, 1 unsure, 1 abstained, 1 error")
+        for summaries in ("#batch summary", "#help summary", "#accuracy"):
+            page.locator(summaries).click()
+        check_with_axe(page)
+        card(page, "Pitted/rolled.png").get_by_role("button").click()
+        expect(page.locator("#view-evidence")).to_be_visible()
+        check_with_axe(page)
+
+
+def check_with_axe(page: Page) -> None:
+    found = Axe().run(page)
+    assert found.violations_count == 0, found.generate_report()

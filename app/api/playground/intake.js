@@ -1,25 +1,39 @@
-// Collects files: picked, dropped (including folders), pasted, or the samples.
+// Collects files: picked, photographed, dropped (including folders) or pasted.
+// Passes on entries {file, name}, and the kinds of the files in folders that are no images.
 
-import { fetchSample, listSamples } from "./service.js";
+import { kindByName } from "./explain.js";
 
 const SUFFIXES = /\.(bmp|png|jpe?g|tiff?|webp)$/i;
+const byName = new Intl.Collator("en", { numeric: true }).compare;
 
-export function watchIntake(element, take, takeSamples) {
+export function watchIntake(element, take) {
+  const pass = (entries) => take(...sorted(entries));
   for (const input of element.querySelectorAll("input[type=file]")) {
     input.addEventListener("change", () => {
-      take(input.webkitdirectory ? onlyImages(input.files) : [...input.files]);
+      pass([...input.files].map((file) => ({ file, name: file.webkitRelativePath || file.name, isInFolder: input.webkitdirectory })));
       input.value = "";
     });
   }
-  element.querySelector("#samples").addEventListener("click", takeSamples);
-  document.addEventListener("paste", (event) => {
-    const files = [...(event.clipboardData?.files ?? [])];
-    if (files.length) take(files);
-  });
-  watchDrops(element, take);
+  document.addEventListener("paste", (event) => pass(plain(event.clipboardData?.files ?? [])));
+  watchDrops(element, pass);
 }
 
-function watchDrops(element, take) {
+// Natural order: 2.png before 10.png.
+export function compareNames(a, b) {
+  return byName(a.name, b.name);
+}
+
+function sorted(entries) {
+  const isImage = ({ file, isInFolder }) => !isInFolder || (SUFFIXES.test(file.name) && !file.name.startsWith("."));
+  const skipped = entries.filter((entry) => !isImage(entry)).map(({ file }) => kindByName(file.name));
+  return [entries.filter(isImage).sort(compareNames), skipped];
+}
+
+function plain(files) {
+  return [...files].map((file) => ({ file, name: file.name, isInFolder: false }));
+}
+
+function watchDrops(element, pass) {
   let depth = 0;
   const mark = (change) => {
     depth = Math.max(0, depth + change);
@@ -31,21 +45,23 @@ function watchDrops(element, take) {
   document.addEventListener("drop", async (event) => {
     event.preventDefault();
     mark(-depth);
-    take(await droppedFiles(event.dataTransfer));
+    pass(await droppedFiles(event.dataTransfer));
   });
 }
 
 async function droppedFiles(transfer) {
   // The browser clears the drop data at the first await, so read the entries before it.
   const entries = [...transfer.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
-  if (!entries.some((entry) => entry.isDirectory)) return [...transfer.files];
-  const found = await Promise.all(entries.map(filesBelow));
-  return onlyImages(found.flat());
+  if (!entries.some((entry) => entry.isDirectory)) return plain(transfer.files);
+  return (await Promise.all(entries.map((entry) => filesBelow(entry, false)))).flat();
 }
 
-async function filesBelow(entry) {
+async function filesBelow(entry, isInFolder) {
   // Skip an unreadable entry without failing the others.
-  if (entry.isFile) return new Promise((done) => entry.file((file) => done([file]), () => done([])));
+  if (entry.isFile) {
+    const named = (file) => ({ file, name: entry.fullPath.slice(1), isInFolder });
+    return new Promise((done) => entry.file((file) => done([named(file)]), () => done([])));
+  }
   const reader = entry.createReader();
   const found = [];
   for (;;) {
@@ -53,13 +69,5 @@ async function filesBelow(entry) {
     if (!some.length) break;
     found.push(...some);
   }
-  return (await Promise.all(found.map(filesBelow))).flat();
-}
-
-function onlyImages(files) {
-  return [...files].filter((file) => SUFFIXES.test(file.name) && !file.name.startsWith("."));
-}
-
-export async function fetchSamples() {
-  return Promise.all((await listSamples()).map(fetchSample));
+  return (await Promise.all(found.map((below) => filesBelow(below, true)))).flat();
 }

@@ -1,58 +1,122 @@
 // Connects the parts of the page.
 
-import { Card, verdictOf } from "./card.js";
+import { Card } from "./card.js";
+import { describeSkipped, explain } from "./explain.js";
 import { asCsv, asJson, download } from "./exporting.js";
-import { fetchSamples, watchIntake } from "./intake.js";
+import { compareNames, watchIntake } from "./intake.js";
+import { verdictOf } from "./outcome.js";
+import { describe, listFilters, passes, showDistribution, showTruth, truthOf } from "./overview.js";
 import { Queue } from "./queue.js";
-import { NeedsKey, classifyBatch, describeModel, hasKey, listSamples, onServiceProblem, useKey } from "./service.js";
-import { batchOf, curlFor, shown, sqlFor } from "./snippets.js";
+import { NeedsKey, classifyBatch, describeModel, fetchSample, hasKey, listSamples, onServiceProblem, useKey } from "./service.js";
+import { batchOf, shown as shortened, sqlForAll } from "./snippets.js";
+import { linkTo, nameInLink, refreshView, watchView } from "./view.js";
 
 const BATCH_IMAGES = 3;
-const UNSURE = 0.9;
+const MOST_THUMBNAILS = 12;
+// Cards made, and outcomes counted, without a break for the browser to react.
+const CARDS_AT_ONCE = 40;
+const REFRESH_MS = 200;
 const get = (id) => document.getElementById(id);
 
-const cards = [];
-let chosen = null;
-let problem = "";
-const queue = new Queue(settle, askForKey);
-
+let items = [];
+let arranged = [];
+let classes = [];
+let samples = [];
 let samplesNeedKey = false;
-watchIntake(get("intake"), take, takeSamples);
-get("filter").addEventListener("change", arrange);
-get("sort").addEventListener("change", arrange);
-get("heatmaps").addEventListener("change", () => cards.forEach(showHeatmap));
-get("clear").addEventListener("click", clear);
-get("export-csv").addEventListener("click", () => download(asCsv(answered()), "outcomes.csv", "text/csv"));
-get("export-json").addEventListener("click", () => download(asJson(answered()), "outcomes.json", "application/json"));
-get("send-batch").addEventListener("click", sendBatch);
-get("key-form").addEventListener("submit", submitKey);
+let linked = nameInLink();
+let problem = "";
+let refreshing = null;
+const itemOf = new WeakMap();
+
+const answers = new Queue({ batchFiles: 16, atOnce: 4, withEvidence: false, answered: settle, needsKey: askForKey });
+const evidence = new Queue({ batchFiles: 4, atOnce: 2, withEvidence: true, answered: settleEvidence, needsKey: askForKey });
+const watcher = new IntersectionObserver((changes) => {
+  for (const { target, isIntersecting } of changes) {
+    itemOf.get(target).isSeen = isIntersecting;
+    showEvidence(itemOf.get(target));
+  }
+});
+const open = watchView(() => arranged, (item) => {
+  get("view-link").href = linkTo(item);
+  get("view-link").textContent = get("view-link").href;
+  loadEvidence(item, true);
+});
+
+watchIntake(get("intake"), take);
+on("samples", "click", takeSamples);
+on("filter", "change", arrange);
+on("sort", "change", arrange);
+on("heatmaps", "change", () => items.forEach(showEvidence));
+on("clear", "click", clear);
+on("export-csv", "click", () => exportAs(asCsv, "outcomes.csv", "text/csv"));
+on("export-json", "click", () => exportAs(asJson, "outcomes.json", "application/json"));
+on("print", "click", () => print());
+on("open-sql", "click", openSql);
+on("stage-close", "click", () => get("stage").close());
+on("send-batch", "click", sendBatch);
+on("key-form", "submit", submitKey);
 document.querySelectorAll(".copy").forEach((button) => button.addEventListener("click", () => copy(button)));
+addEventListener("hashchange", followLink);
 onServiceProblem((message) => {
   if (message !== problem) get("announcement").textContent = message;
   problem = message;
-  summarise();
+  refreshSoon();
 });
-showModel();
+start();
 
-function take(files) {
-  if (!files.length) return;
-  const items = files.map((file) => ({ file, name: file.webkitRelativePath || file.name, order: cards.length, outcome: null }));
-  for (const item of items) {
-    const card = new Card(item, choose);
-    item.order = cards.length;
-    item.card = card;
-    cards.push(card);
+function on(id, event, react) {
+  get(id).addEventListener(event, react);
+}
+
+async function start() {
+  await showModel();
+  followLink();
+}
+
+function take(entries, skipped = []) {
+  if (skipped.length) get("notice").textContent = describeSkipped(skipped);
+  if (!entries.length) return null;
+  const added = entries.map(({ file, name }, at) => ({
+    file,
+    name,
+    url: URL.createObjectURL(file),
+    truth: truthOf(name, classes),
+    order: items.length + at,
+    outcome: null,
+  }));
+  items = [...items, ...added];
+  get("results").hidden = get("batch").hidden = false;
+  answers.add(added);
+  return addCards(added);
+}
+
+async function addCards(added) {
+  for (let at = 0; at < added.length; at += CARDS_AT_ONCE) {
+    if (at) await pause();
+    if (added[0] !== items[added[0].order]) return; // cleared meanwhile
+    for (const item of added.slice(at, at + CARDS_AT_ONCE)) makeCard(item);
+    arrange();
   }
-  get("results").hidden = get("same").hidden = false;
-  if (!chosen) choose(cards[0]);
-  arrange();
-  queue.add(items);
+  const wanted = added.find(({ name }) => name === linked);
+  if (wanted) open(wanted);
+  if (wanted) linked = "";
+}
+
+function makeCard(item) {
+  item.card = new Card(item, open);
+  itemOf.set(item.card.element, item);
+  watcher.observe(item.card.element);
+}
+
+function pause() {
+  return new Promise((resume) => setTimeout(resume));
 }
 
 async function takeSamples() {
   samplesNeedKey = false;
   try {
-    take(await fetchSamples());
+    if (!samples.length) await showSamples();
+    take(samples);
   } catch (error) {
     samplesNeedKey = error instanceof NeedsKey;
     if (samplesNeedKey) askForKey(error.message);
@@ -60,103 +124,140 @@ async function takeSamples() {
   }
 }
 
-function settle(item, outcome) {
-  if (!cards.includes(item.card)) return;
-  item.outcome = outcome;
-  item.card.show(outcome);
-  showHeatmap(item.card);
-  listFilters();
+async function settle(item, outcome) {
+  if (!item.outcome?.evidence) item.outcome = outcome;
+  if (outcome.error) item.words = await explain(outcome.error, item.file);
+  showOutcome(item);
+}
+
+function settleEvidence(item, outcome) {
+  item.isLoaded = true;
+  if (!outcome.error) item.outcome = outcome;
+  item.loaded?.();
+  showOutcome(item);
+}
+
+function showOutcome(item) {
+  item.card?.show();
+  if (item.card) showEvidence(item);
+  refreshView(item);
   // Sort only when all images are classified, so that cards do not move while the user reads.
-  if (answered().length < cards.length) return summarise();
+  if (answered().length < items.length || refreshing) return refreshSoon();
+  finish();
+}
+
+function finish() {
+  refresh();
   arrange();
   get("announcement").textContent = get("summary").textContent;
 }
 
-function clear() {
-  queue.clear();
-  cards.forEach((card) => card.remove());
-  cards.length = 0;
-  chosen = null;
-  get("results").hidden = get("same").hidden = true;
-  get("batch-shown").hidden = true;
-  listFilters();
+function refreshSoon() {
+  refreshing ??= setTimeout(() => {
+    refreshing = null;
+    if (items.length && answered().length === items.length) finish();
+    else refresh();
+  }, REFRESH_MS);
 }
 
-function choose(card) {
-  chosen?.choose(false);
-  chosen = card;
-  card.choose(true);
-  get("same-name").textContent = card.item.name;
-  get("same-sql").textContent = sqlFor(card.item.name);
-  get("same-curl").textContent = curlFor(card.item.file.name, hasKey());
+function refresh() {
+  listFilters(items);
+  showDistribution(items, toggleFilter);
+  showTruth(items);
+  const isWaiting = problem && answered().length < items.length;
+  get("summary").textContent = isWaiting ? `${describe(items)}. ${problem} Retrying.` : describe(items);
+  get("progress").value = items.length ? answered().length / items.length : 0;
+}
+
+function toggleFilter(filter) {
+  get("filter").value = get("filter").value === filter ? "" : filter;
+  arrange();
+  showDistribution(items, toggleFilter);
+}
+
+function clear() {
+  answers.clear();
+  evidence.clear();
+  watcher.disconnect();
+  items.forEach(({ url }) => URL.revokeObjectURL(url));
+  items = [];
+  get("results").hidden = get("batch").hidden = get("batch-shown").hidden = true;
+  get("notice").textContent = "";
+  arrange();
+  refresh();
 }
 
 function answered() {
-  return cards.map((card) => card.item).filter((item) => item.outcome);
-}
-
-const KINDS = {
-  ":abstained": ["abstained", (outcome) => outcome.abstained],
-  ":unsure": [`below ${100 * UNSURE} %`, (outcome) => outcome.label && outcome.confidence < UNSURE],
-  ":failed": ["errors", (outcome) => outcome.error],
-};
-
-function listFilters() {
-  const outcomes = answered().map((item) => item.outcome);
-  const labels = [...new Set(outcomes.map((outcome) => outcome.label).filter(Boolean))].sort();
-  const kinds = Object.entries(KINDS).filter(([, [, isOfKind]]) => outcomes.some(isOfKind));
-  const options = [["", "all"], ...labels.map((label) => [label, label]), ...kinds.map(([kind, [name]]) => [kind, name])];
-  const select = get("filter");
-  const wanted = options.some(([value]) => value === select.value) ? select.value : "";
-  select.replaceChildren(...options.map(([value, name]) => new Option(name, value, false, value === wanted)));
-}
-
-function isShown(item) {
-  const wanted = get("filter").value;
-  if (!wanted) return true;
-  if (!item.outcome) return false;
-  return KINDS[wanted] ? Boolean(KINDS[wanted][1](item.outcome)) : item.outcome.label === wanted;
+  return items.filter((item) => item.outcome);
 }
 
 const ORDERS = {
   order: (a, b) => a.order - b.order,
-  name: (a, b) => a.name.localeCompare(b.name),
-  label: (a, b) => nameOf(a).localeCompare(nameOf(b)) || a.order - b.order,
+  name: compareNames,
+  label: (a, b) => verdictOf(a).localeCompare(verdictOf(b)) || a.order - b.order,
   unsure: (a, b) => sureness(a) - sureness(b) || a.order - b.order,
 };
 
-function nameOf(item) {
-  return item.outcome ? verdictOf(item.outcome) : "";
-}
-
-function sureness(item) {
-  if (!item.outcome || item.outcome.error) return -2;
-  return item.outcome.abstained ? -1 : item.outcome.confidence;
+function sureness({ outcome }) {
+  if (!outcome || outcome.error) return -2;
+  return outcome.abstained ? -1 : outcome.confidence;
 }
 
 function arrange() {
-  const items = cards.map((card) => card.item).filter(isShown).sort(ORDERS[get("sort").value]);
-  get("cards").replaceChildren(...items.map((item) => item.card.element));
-  get("nothing").hidden = items.length > 0 || !cards.length;
-  summarise();
+  const filter = get("filter").value;
+  const next = items.filter((item) => item.card && passes(item, filter)).sort(ORDERS[get("sort").value]);
+  const kept = arranged.every((item, at) => item === next[at]) ? arranged.length : 0;
+  if (kept) get("cards").append(...next.slice(kept).map(({ card }) => card.element));
+  else get("cards").replaceChildren(...next.map(({ card }) => card.element));
+  arranged = next;
+  get("nothing").hidden = next.length > 0 || !items.length;
 }
 
-function summarise() {
-  const done = answered();
-  const counts = new Map();
-  for (const { outcome } of done) {
-    const kind = outcome.error ? "failed" : outcome.label ?? "abstained";
-    counts.set(kind, (counts.get(kind) ?? 0) + 1);
+// Evidence is loaded for the cards on the screen, and not for those that leave it before their turn.
+function showEvidence(item) {
+  const isWanted = item.isSeen && get("heatmaps").checked;
+  if (isWanted) loadEvidence(item);
+  else if (!item.loaded && evidence.drop(item)) item.hasAsked = false;
+  item.card.showEvidence(isWanted).catch(() => null);
+}
+
+function loadEvidence(item, isUrgent = false) {
+  if (item.isLoaded || !item.outcome || item.outcome.error) return;
+  if (item.hasAsked && !(isUrgent && evidence.drop(item))) return;
+  item.hasAsked = true;
+  evidence.add([item], isUrgent);
+}
+
+async function exportAs(format, name, type) {
+  if (get("boxes").checked) {
+    get("notice").textContent = "Loading the boxes …";
+    await Promise.all(answered().map(waitForEvidence));
+    get("notice").textContent = "";
   }
-  const parts = [...counts].sort(([a], [b]) => a.localeCompare(b)).map(([kind, count]) => `${count} ${kind}`);
-  const counted = `${done.length} of ${cards.length}${parts.length ? `: ${parts.join(", ")}` : ""}`;
-  const isWaiting = problem && done.length < cards.length;
-  get("summary").textContent = isWaiting ? `${counted}. ${problem} Retrying.` : counted;
-  get("progress").value = cards.length ? done.length / cards.length : 0;
+  download(format(answered()), name, type);
 }
 
-function showHeatmap(card) {
-  card.showHeatmap(get("heatmaps").checked).catch(() => null);
+function waitForEvidence(item) {
+  if (item.isLoaded || item.outcome.error) return null;
+  return new Promise((done) => {
+    item.loaded = done;
+    loadEvidence(item);
+  });
+}
+
+function openSql() {
+  get("stage-sql").textContent = sqlForAll(items.map(({ name }) => name));
+  get("stage").showModal();
+}
+
+function followLink() {
+  linked = nameInLink();
+  if (!linked) return;
+  const item = items.find(({ name }) => name === linked);
+  const sample = samples.find(({ name }) => name === linked);
+  if (item?.card) open(item);
+  else if (sample) take([sample]);
+  else get("notice").textContent = `The link shows ${linked}. Choose this image or its folder to see it: the service does not store images.`;
 }
 
 function askForKey(reason) {
@@ -170,19 +271,19 @@ function submitKey(event) {
   useKey(get("key").value);
   get("key").value = "";
   get("key-form").hidden = true;
-  if (chosen) choose(chosen);
   showModel();
   if (samplesNeedKey) takeSamples();
-  queue.release();
+  answers.release();
+  evidence.release();
 }
 
 async function sendBatch() {
-  const document = await batchOf(cards.slice(0, BATCH_IMAGES).map((card) => card.item.file));
+  const document = await batchOf(items.slice(0, BATCH_IMAGES).map(({ file }) => file));
   get("batch-shown").hidden = false;
-  get("batch-request").textContent = `POST classify\nContent-Type: application/json\n\n${shown(document)}`;
+  get("batch-request").textContent = `POST classify\nContent-Type: application/json\n\n${shortened(document)}`;
   get("batch-response").textContent = "…";
   try {
-    get("batch-response").textContent = shown(await classifyBatch(document));
+    get("batch-response").textContent = shortened(await classifyBatch(document));
   } catch (error) {
     get("batch-response").textContent = error.message;
   }
@@ -193,15 +294,34 @@ async function copy(button) {
   // Browsers expose the clipboard only on https and localhost. Elsewhere, select the text for Ctrl+C.
   if (!navigator.clipboard) return getSelection().selectAllChildren(text);
   await navigator.clipboard.writeText(text.textContent);
+  const { textContent } = button;
   button.textContent = "Copied";
-  setTimeout(() => (button.textContent = "Copy"), 1500);
+  setTimeout(() => (button.textContent = textContent), 1500);
 }
 
 async function showModel() {
   const model = await describeModel().catch(() => null);
   const hasDocs = await fetch("openapi.json", { method: "HEAD" }).then((answer) => answer.status !== 404, () => false);
   get("docs-link").hidden = !hasDocs;
-  // If the list needs a key, a click on the button asks for it.
-  get("samples").hidden = !(await listSamples().catch(() => [null])).length;
-  if (model) get("model").textContent = `${model.name} ${model.version}: ${model.class_names.join(", ")}`;
+  await showSamples().catch(() => (get("samples").hidden = false)); // a click on the button asks for the key
+  if (!model) return;
+  classes = model.class_names;
+  get("model").textContent = `${model.name} ${model.version}`;
+  get("what").textContent = `This page says which of ${classes.length} classes an image shows: ${classes.join(", ")}. It gives the answers of the SQL function ext_classify in Snowflake.`;
+  for (const item of items) item.truth = truthOf(item.name, classes);
+  items.forEach(({ card }) => card?.show());
+}
+
+async function showSamples() {
+  samples = (await Promise.all((await listSamples()).map(fetchSample))).map((file) => ({ file, name: file.name }));
+  get("samples").hidden = !samples.length;
+  get("thumbnails").replaceChildren(...samples.slice(0, MOST_THUMBNAILS).map(thumbnailOf));
+}
+
+function thumbnailOf(sample) {
+  const entry = get("thumbnail").content.firstElementChild.cloneNode(true);
+  entry.querySelector("img").src = URL.createObjectURL(sample.file);
+  entry.querySelector("span").textContent = sample.name;
+  entry.querySelector("button").addEventListener("click", () => take([sample]));
+  return entry;
 }

@@ -1,25 +1,32 @@
-// Classifies a few images at a time, in order. Pauses while the service requires a key.
+// Sends files in small batches, in order. Pauses while the service requires a key.
 
-import { Cancelled, NeedsKey, Refused, classify } from "./service.js";
+import { Cancelled, NeedsKey, classifyFiles } from "./service.js";
 
-const AT_ONCE = 4;
+const BATCH_BYTES = 4 * 1024 * 1024;
 
 export class Queue {
   #waiting = [];
   #running = 0;
   #isHeld = false;
   #cancelling = new AbortController();
-  #answered;
-  #needsKey;
+  #options;
 
-  constructor(answered, needsKey) {
-    this.#answered = answered;
-    this.#needsKey = needsKey;
+  // options: batchFiles, atOnce, withEvidence, answered(item, outcome), needsKey(reason)
+  constructor(options) {
+    this.#options = options;
   }
 
-  add(items) {
-    this.#waiting.push(...items);
+  add(items, isUrgent = false) {
+    if (isUrgent) this.#waiting.unshift(...items);
+    else this.#waiting.push(...items);
     this.#startNext();
+  }
+
+  // Removes an item that is not sent yet, and returns whether there was one.
+  drop(item) {
+    const at = this.#waiting.indexOf(item);
+    if (at >= 0) this.#waiting.splice(at, 1);
+    return at >= 0;
   }
 
   clear() {
@@ -34,27 +41,65 @@ export class Queue {
   }
 
   #startNext() {
-    while (!this.#isHeld && this.#running < AT_ONCE && this.#waiting.length) this.#take(this.#waiting.shift());
+    while (!this.#isHeld && this.#running < this.#options.atOnce && this.#waiting.length) this.#take(this.#nextBatch());
   }
 
-  async #take(item) {
+  #nextBatch() {
+    const batch = [];
+    let bytes = 0;
+    while (this.#waiting.length && batch.length < this.#options.batchFiles) {
+      bytes += this.#waiting[0].file.size;
+      if (batch.length && bytes > BATCH_BYTES) break;
+      batch.push(this.#waiting.shift());
+    }
+    return batch;
+  }
+
+  async #take(items) {
     this.#running++;
     const { signal } = this.#cancelling;
     try {
-      this.#answered(item, await classify(item.file, signal));
-    } catch (error) {
-      if (error instanceof Cancelled || signal.aborted) return;
-      if (error instanceof NeedsKey) {
-        this.#waiting.unshift(item);
-        this.#isHeld = true;
-        this.#needsKey(error.message);
-      } else {
-        const code = error instanceof Refused ? error.code : "unreadable";
-        this.#answered(item, { error: { code, message: error.message } });
-      }
+      await this.#classify(items, signal);
     } finally {
       this.#running--;
       this.#startNext();
     }
   }
+
+  async #classify(items, signal) {
+    const contents = await Promise.all(items.map(({ file }) => file.arrayBuffer().catch(() => null)));
+    const readable = items.filter((_, at) => contents[at]);
+    items.filter((_, at) => !contents[at]).forEach((item) => this.#answer(item, failed("unreadable", "The browser cannot read this file."), signal));
+    if (!readable.length) return;
+    try {
+      const outcomes = await classifyFiles(contents.filter(Boolean), this.#options.withEvidence, signal);
+      readable.forEach((item, at) => this.#answer(item, outcomes[at], signal));
+    } catch (error) {
+      await this.#handle(error, readable, signal);
+    }
+  }
+
+  async #handle(error, items, signal) {
+    if (error instanceof Cancelled || signal.aborted) return;
+    if (error instanceof NeedsKey) {
+      this.#waiting.unshift(...items);
+      this.#isHeld = true;
+      this.#options.needsKey(error.message);
+    } else if (items.length > 1 && !error.isRetryable) {
+      // One file may be the reason, such as one that is too large.
+      const half = Math.ceil(items.length / 2);
+      await this.#classify(items.slice(0, half), signal);
+      await this.#classify(items.slice(half), signal);
+    } else {
+      items.forEach((item) => this.#answer(item, failed(error.code ?? "unreadable", error.message), signal));
+    }
+  }
+
+  #answer(item, outcome, signal) {
+    if (!signal.aborted) this.#options.answered(item, outcome);
+  }
+}
+
+function failed(code, message) {
+  return { error: { code, message } };
 }

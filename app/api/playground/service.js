@@ -26,15 +26,20 @@ export function hasKey() {
 }
 
 export class Refused extends Error {
-  constructor(code, message) {
+  constructor(code, message, isRetryable = false) {
     super(message);
     this.code = code;
+    this.isRetryable = isRetryable;
   }
 }
 
-export async function classify(file, signal) {
-  const answer = await post("classify?evidence=true", file, "application/octet-stream", signal);
-  return answer.json();
+// One outcome a file, in their order.
+export async function classifyFiles(contents, withEvidence, signal) {
+  const form = new FormData();
+  contents.forEach((content, number) => form.append("image", new Blob([content]), String(number)));
+  const answer = await post(withEvidence ? "classify?evidence=true" : "classify", form, null, signal);
+  const { results } = await answer.json();
+  return results.map(({ filename, ...outcome }) => outcome);
 }
 
 export async function classifyBatch(document) {
@@ -67,6 +72,7 @@ async function fetchPart(path) {
 // A JWT has three parts separated by dots; any other key is an API key.
 function credentials() {
   if (!key) return {};
+  if (/[^\x21-\x7e]/.test(key)) throw new NeedsKey("A key has only ASCII letters, digits and signs. Received: others.");
   return key.split(".").length === 3 ? { Authorization: `Bearer ${key}` } : { "X-API-Key": key };
 }
 
@@ -77,7 +83,7 @@ async function post(path, body, type, signal) {
     let pause = Math.min(250 * 2 ** attempt, LONGEST_PAUSE_MS);
     const sentKey = key;
     try {
-      const headers = { "Content-Type": type, ...credentials() };
+      const headers = { ...(type && { "Content-Type": type }), ...credentials() };
       const answer = await fetch(path, { method: "POST", body, headers, signal });
       if (answer.status < 500 && answer.status !== 429) reportProblem("");
       if (answer.ok) return answer;
@@ -86,12 +92,12 @@ async function post(path, body, type, signal) {
         if (sentKey !== key) continue; // the key changed after this request was sent
         throw new NeedsKey(failure.message);
       }
-      if (!RETRYABLE.has(answer.status)) throw failure;
+      if (!failure.isRetryable) throw failure;
       pause = Math.max(pause, 1000 * (Number(answer.headers.get("Retry-After")) || 0));
     } catch (error) {
       if (error instanceof NeedsKey || error === failure) throw error;
       if (signal?.aborted) throw new Cancelled();
-      failure = new Refused("unreachable", "The service does not answer. Check that it is running.");
+      failure = new Refused("unreachable", "The service does not answer. Check that it is running.", true);
     }
     reportProblem(failure.message);
     if (performance.now() + pause > giveUpAt) throw failure;
@@ -100,10 +106,11 @@ async function post(path, body, type, signal) {
 }
 
 async function describeFailure(answer) {
+  const isRetryable = RETRYABLE.has(answer.status);
   try {
     const { error } = await answer.json();
-    return new Refused(error.code, error.message);
+    return new Refused(error.code, error.message, isRetryable);
   } catch {
-    return new Refused(`http_${answer.status}`, `The service returned HTTP status ${answer.status}.`);
+    return new Refused(`http_${answer.status}`, `The service returned HTTP status ${answer.status}.`, isRetryable);
   }
 }

@@ -1,21 +1,65 @@
-// SQL and curl commands that reproduce a result, and the batch that Snowflake would send.
+// SQL, curl and Python that reproduce a result, and the batch that Snowflake would send.
 
 const SHOWN_CHARACTERS = 48;
 
 export function sqlFor(name) {
-  const literal = name.replaceAll("\\", "\\\\").replaceAll("'", "''");
   return [
     "SELECT relative_path, ext_classify(file_url, {'evidence': TRUE}) AS answer",
     "FROM DIRECTORY(@images)",
-    `WHERE relative_path = '${literal}';`,
+    `WHERE relative_path = ${literal(name)};`,
+  ].join("\n");
+}
+
+// For a folder, or loose files, that `ext-classify upload` has copied to the stage under the same names.
+export function sqlForAll(names) {
+  const folder = commonFolder(names);
+  const [source, target] = folder ? [folder, `/${folder}`] : ["FILES", ""];
+  return [
+    `-- Copy them to the stage first: ext-classify upload ${quoted(source)} --stage ${quoted(`DATABASE.SCHEMA.images${target}`)}`,
+    "CREATE TABLE answers AS",
+    "SELECT relative_path, ext_classify(file_url) AS answer",
+    "FROM DIRECTORY(@images)",
+    folder
+      ? `WHERE STARTSWITH(relative_path, ${literal(`${folder}/`)});`
+      : `WHERE relative_path IN (${names.map(literal).join(", ")});`,
+    "",
+    "SELECT relative_path, answer:label::string AS label, answer:confidence::float AS confidence,",
+    "       answer:nearest_label::string AS nearest_label, answer:error:code::string AS error",
+    "FROM answers ORDER BY relative_path;",
   ].join("\n");
 }
 
 export function curlFor(name, withKey) {
-  const quoted = `'@${name.replaceAll("'", "'\\''")}'`;
   const key = withKey ? ' \\\n  -H "X-API-Key: $KEY"' : "";
-  const url = new URL("classify?evidence=true", document.baseURI);
-  return `curl -s -H 'Content-Type: application/octet-stream'${key} \\\n  --data-binary ${quoted} \\\n  '${url}'`;
+  return `curl -s -H 'Content-Type: application/octet-stream'${key} \\\n  --data-binary ${quoted(`@${name}`)} \\\n  '${service("classify?evidence=true")}'`;
+}
+
+export function pythonFor(name, withKey) {
+  const [imports, key] = withKey ? ["import os\n\n", 'api_key=os.environ["KEY"]'] : ["", "api_key=None"];
+  return [
+    `${imports}from app.client import Client`,
+    "",
+    `with Client("${service("").replace(/\/$/, "")}", ${key}) as client:`,
+    `    [outcome] = client.classify_all([${JSON.stringify(name)}], evidence=True)`,
+    '    print(outcome["label"], outcome["confidence"])',
+  ].join("\n");
+}
+
+function service(path) {
+  return String(new URL(path, document.baseURI.split("#")[0]));
+}
+
+function literal(text) {
+  return `'${text.replaceAll("\\", "\\\\").replaceAll("'", "''")}'`;
+}
+
+function quoted(text) {
+  return `'${text.replaceAll("'", "'\\''")}'`;
+}
+
+function commonFolder(names) {
+  const folders = new Set(names.map((name) => name.slice(0, Math.max(0, name.indexOf("/")))));
+  return folders.size === 1 ? [...folders][0] : "";
 }
 
 export async function batchOf(files) {

@@ -71,6 +71,26 @@ def test_request_without_valid_credentials_is_rejected(
     assert answer.headers["www-authenticate"] == "Bearer"
 
 
+@pytest.mark.parametrize(
+    ("headers", "received"),
+    [
+        ({}, "neither"),
+        ({"X-API-Key": ""}, "neither"),
+        ({"X-API-Key": "wrong"}, "unknown key"),
+        ({"Authorization": "Bearer wrong"}, "unknown key"),
+        ({"X-API-Key": KEY.swapcase()}, "unknown key"),
+        ({"Authorization": f"Basic {KEY}"}, "another kind"),
+    ],
+)
+def test_rejection_names_what_was_sent(guarded: TestClient, headers: dict[str, str], received: str) -> None:
+    assert received in guarded.get("/model", headers=headers).json()["error"]["message"]
+
+
+def test_valid_token_authenticates_next_to_an_unknown_key(guarded: TestClient) -> None:
+    headers = {"X-API-Key": "wrong", "Authorization": f"Bearer {token_of()}"}
+    assert guarded.get("/model", headers=headers).status_code == 200
+
+
 @pytest.mark.parametrize("headers", [{"X-API-Key": KEY}, {"Authorization": f"bearer {KEY}"}])
 def test_valid_key_authenticates(guarded: TestClient, sample: bytes, headers: dict[str, str]) -> None:
     answer = guarded.post("/classify", content=sample, headers={"Content-Type": "image/png", **headers})
