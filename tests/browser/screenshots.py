@@ -24,7 +24,7 @@ from tests.running import running_service, shown_on_a_terminal
 ROOT = Path(__file__).parent.parent.parent
 PICTURES = ROOT / "infra" / "pictures"
 COLUMNS = 84
-WIDTH, HEIGHT = 1180, 760
+WIDTH, HEIGHT = 1180, 980
 
 
 def main() -> None:
@@ -56,7 +56,6 @@ def _classified(browser: Browser, url: str, scheme: str, width: int, height: int
     page.goto(url)
     page.get_by_role("button", name="use the samples").click()
     expect(page.locator("#summary")).to_have_text(re.compile("^6 of 6"), timeout=PATIENCE_MS)
-    page.get_by_label("Show where").check()
     for drawn in page.locator(".card canvas").all():
         expect(drawn).to_be_visible(timeout=PATIENCE_MS)
     page.mouse.move(0, 0)

@@ -11,6 +11,7 @@ export class Card {
   constructor(item, open) {
     this.item = item;
     this.element = document.getElementById("card").content.firstElementChild.cloneNode(true);
+    this.element.item = item;
     this.#part(".name").textContent = this.#part(".name").title = item.name;
     const picture = this.#part(".picture");
     picture.setAttribute("aria-label", `Look at ${item.name}`);
@@ -39,6 +40,11 @@ export class Card {
     this.#part("details").hidden = classes.length <= SHOWN_CLASSES;
     this.#part("summary").textContent = `${classes.length - SHOWN_CLASSES} more`;
     this.#listRest();
+  }
+
+  focus() {
+    this.#part(".picture").focus();
+    this.element.scrollIntoView({ block: "nearest" });
   }
 
   async showEvidence(isWanted) {

@@ -19,9 +19,9 @@ const FORMATS = {
   PDF: ["This is a PDF document.", "Export its pages as PNG or JPEG."],
   GIF: ["This is a GIF.", "Save it as PNG."],
   SVG: ["This is an SVG drawing.", "Export it as PNG."],
-  "web page": ["This is a web page, not an image.", "Open it in a browser and save the image itself."],
+  "web page": ["This is a web page.", "Open it in a browser and save the image itself."],
   archive: ["This is an archive.", "Unpack it and choose the folder."],
-  text: ["This is a text file, not an image.", "Choose a BMP, PNG, JPEG, TIFF or WebP file."],
+  text: ["This is a text file.", "Choose a BMP, PNG, JPEG, TIFF or WebP file."],
 };
 const SIGNATURES = [
   [/^....ftyp(heic|heix|hevc|hevx|heim|heis|mif1|msf1)/s, "HEIC"],

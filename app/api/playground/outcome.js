@@ -29,9 +29,9 @@ export function ranked(outcome) {
   return Object.entries(outcome?.probabilities ?? {}).sort(([, a], [, b]) => b - a);
 }
 
-// null without a folder whose name is a class, or before the answer.
+// null without a folder whose name is a class, or without a label: an abstention or an error is not a wrong answer.
 export function isRight({ truth, outcome }) {
-  return truth && outcome ? outcome.label === truth : null;
+  return truth && outcome?.label ? outcome.label === truth : null;
 }
 
 // Rounding never turns a probability into a certainty. The space does not break.

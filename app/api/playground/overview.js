@@ -29,8 +29,12 @@ export function passes({ outcome, ...item }, filter) {
 export function describe(items) {
   const counts = countBy(items, (item) => kindOf(item.outcome));
   const done = items.length - (counts.get("waiting") ?? 0);
-  const parts = Object.keys(KINDS).filter((kind) => counts.has(kind)).map((kind) => `${counts.get(kind)} ${kind === "error" && counts.get(kind) > 1 ? "errors" : kind}`);
+  const parts = Object.keys(KINDS).filter((kind) => counts.has(kind)).map((kind) => named(kind, counts.get(kind)));
   return `${done} of ${items.length}${parts.length ? `: ${parts.join(", ")}` : ""}`;
+}
+
+function named(kind, count) {
+  return `${count} ${kind === "error" && count > 1 ? "errors" : kind}`;
 }
 
 export function listFilters(items) {
@@ -80,11 +84,14 @@ function labelCounts(items) {
 
 // Accuracy and confusion table of the images in folders whose names are classes.
 export function showTruth(items) {
-  const judged = items.filter((item) => isRight(item) !== null);
+  const judged = items.filter(({ truth, outcome }) => truth && outcome);
   get("truth").hidden = !judged.length;
   if (!judged.length) return;
-  const right = judged.filter(isRight).length;
-  get("accuracy").textContent = `${Math.floor((1000 * right) / judged.length) / 10} % right by folder name: ${right} of ${judged.length}`;
+  const labelled = judged.filter(({ outcome }) => outcome.label);
+  const right = labelled.filter(isRight).length;
+  const counts = countBy(judged, ({ outcome }) => kindOf(outcome));
+  const others = ["abstained", "error"].filter((kind) => counts.has(kind)).map((kind) => `, ${named(kind, counts.get(kind))}`);
+  get("accuracy").textContent = `${Math.floor((1000 * right) / Math.max(1, labelled.length)) / 10} % right by folder name: ${right} of ${labelled.length} answers${others.join("")}`;
   const answers = countBy(judged, (item) => JSON.stringify([item.truth, answerOf(item)]));
   const truths = [...new Set(judged.map(({ truth }) => truth))].sort();
   const columns = [...new Set([...truths, ...judged.map(answerOf)])];

@@ -1,9 +1,9 @@
 // Connects the parts of the page.
 
-import { Card } from "./card.js";
 import { describeSkipped, explain } from "./explain.js";
 import { asCsv, asJson, download } from "./exporting.js";
 import { compareNames, watchIntake } from "./intake.js";
+import { CardList } from "./list.js";
 import { verdictOf } from "./outcome.js";
 import { describe, listFilters, passes, showDistribution, showTruth, truthOf } from "./overview.js";
 import { Queue } from "./queue.js";
@@ -13,44 +13,39 @@ import { linkTo, nameInLink, refreshView, watchView } from "./view.js";
 
 const BATCH_IMAGES = 3;
 const MOST_THUMBNAILS = 12;
-// Cards made, and outcomes counted, without a break for the browser to react.
-const CARDS_AT_ONCE = 40;
 const REFRESH_MS = 200;
 const get = (id) => document.getElementById(id);
 
 let items = [];
-let arranged = [];
 let classes = [];
 let samples = [];
 let samplesNeedKey = false;
 let linked = nameInLink();
 let problem = "";
 let refreshing = null;
-const itemOf = new WeakMap();
 
 const answers = new Queue({ batchFiles: 16, atOnce: 4, withEvidence: false, answered: settle, needsKey: askForKey });
 const evidence = new Queue({ batchFiles: 4, atOnce: 2, withEvidence: true, answered: settleEvidence, needsKey: askForKey });
-const watcher = new IntersectionObserver((changes) => {
-  for (const { target, isIntersecting } of changes) {
-    itemOf.get(target).isSeen = isIntersecting;
-    showEvidence(itemOf.get(target));
-  }
-});
-const open = watchView(() => arranged, (item) => {
-  get("view-link").href = linkTo(item);
-  get("view-link").textContent = get("view-link").href;
-  loadEvidence(item, true);
-});
+const list = new CardList(get("cards"), { open: (item) => open(item), seen: showEvidence });
+const open = watchView(
+  () => list.items,
+  (item) => {
+    get("view-link").href = linkTo(item);
+    get("view-link").textContent = get("view-link").href;
+    loadEvidence(item, true);
+  },
+  (item) => list.reveal(item),
+);
 
 watchIntake(get("intake"), take);
 on("samples", "click", takeSamples);
 on("filter", "change", arrange);
 on("sort", "change", arrange);
-on("heatmaps", "change", () => items.forEach(showEvidence));
+on("heatmaps", "change", () => items.filter(({ card }) => card).forEach(showEvidence));
 on("clear", "click", clear);
 on("export-csv", "click", () => exportAs(asCsv, "outcomes.csv", "text/csv"));
 on("export-json", "click", () => exportAs(asJson, "outcomes.json", "application/json"));
-on("print", "click", () => print());
+on("print", "click", () => list.print());
 on("open-sql", "click", openSql);
 on("stage-close", "click", () => get("stage").close());
 on("send-batch", "click", sendBatch);
@@ -75,7 +70,7 @@ async function start() {
 
 function take(entries, skipped = []) {
   if (skipped.length) get("notice").textContent = describeSkipped(skipped);
-  if (!entries.length) return null;
+  if (!entries.length) return;
   const added = entries.map(({ file, name }, at) => ({
     file,
     name,
@@ -86,30 +81,12 @@ function take(entries, skipped = []) {
   }));
   items = [...items, ...added];
   get("results").hidden = get("batch").hidden = false;
+  arrange();
   answers.add(added);
-  return addCards(added);
-}
-
-async function addCards(added) {
-  for (let at = 0; at < added.length; at += CARDS_AT_ONCE) {
-    if (at) await pause();
-    if (added[0] !== items[added[0].order]) return; // cleared meanwhile
-    for (const item of added.slice(at, at + CARDS_AT_ONCE)) makeCard(item);
-    arrange();
-  }
   const wanted = added.find(({ name }) => name === linked);
-  if (wanted) open(wanted);
-  if (wanted) linked = "";
-}
-
-function makeCard(item) {
-  item.card = new Card(item, open);
-  itemOf.set(item.card.element, item);
-  watcher.observe(item.card.element);
-}
-
-function pause() {
-  return new Promise((resume) => setTimeout(resume));
+  if (!wanted) return;
+  linked = "";
+  open(wanted);
 }
 
 async function takeSamples() {
@@ -178,7 +155,6 @@ function toggleFilter(filter) {
 function clear() {
   answers.clear();
   evidence.clear();
-  watcher.disconnect();
   items.forEach(({ url }) => URL.revokeObjectURL(url));
   items = [];
   get("results").hidden = get("batch").hidden = get("batch-shown").hidden = true;
@@ -192,7 +168,6 @@ function answered() {
 }
 
 const ORDERS = {
-  order: (a, b) => a.order - b.order,
   name: compareNames,
   label: (a, b) => verdictOf(a).localeCompare(verdictOf(b)) || a.order - b.order,
   unsure: (a, b) => sureness(a) - sureness(b) || a.order - b.order,
@@ -205,20 +180,18 @@ function sureness({ outcome }) {
 
 function arrange() {
   const filter = get("filter").value;
-  const next = items.filter((item) => item.card && passes(item, filter)).sort(ORDERS[get("sort").value]);
-  const kept = arranged.every((item, at) => item === next[at]) ? arranged.length : 0;
-  if (kept) get("cards").append(...next.slice(kept).map(({ card }) => card.element));
-  else get("cards").replaceChildren(...next.map(({ card }) => card.element));
-  arranged = next;
+  const next = items.filter((item) => passes(item, filter));
+  list.show(get("sort").value === "order" ? next : next.sort(ORDERS[get("sort").value]));
+  get("shown").textContent = next.length < items.length ? `${next.length} of ${items.length} shown` : "";
   get("nothing").hidden = next.length > 0 || !items.length;
 }
 
 // Evidence is loaded for the cards on the screen, and not for those that leave it before their turn.
 function showEvidence(item) {
-  const isWanted = item.isSeen && get("heatmaps").checked;
+  const isWanted = item.card && get("heatmaps").checked;
   if (isWanted) loadEvidence(item);
   else if (!item.loaded && evidence.drop(item)) item.hasAsked = false;
-  item.card.showEvidence(isWanted).catch(() => null);
+  item.card?.showEvidence(isWanted).catch(() => null);
 }
 
 function loadEvidence(item, isUrgent = false) {
@@ -255,7 +228,7 @@ function followLink() {
   if (!linked) return;
   const item = items.find(({ name }) => name === linked);
   const sample = samples.find(({ name }) => name === linked);
-  if (item?.card) open(item);
+  if (item) open(item);
   else if (sample) take([sample]);
   else get("notice").textContent = `The link shows ${linked}. Choose this image or its folder to see it: the service does not store images.`;
 }

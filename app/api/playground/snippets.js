@@ -13,9 +13,9 @@ export function sqlFor(name) {
 // For a folder, or loose files, that `ext-classify upload` has copied to the stage under the same names.
 export function sqlForAll(names) {
   const folder = commonFolder(names);
-  const [source, target] = folder ? [folder, `/${folder}`] : ["FILES", ""];
+  const source = folder ? `${quoted(folder)} --folder ${quoted(folder)}` : "FILES";
   return [
-    `-- Copy them to the stage first: ext-classify upload ${quoted(source)} --stage ${quoted(`DATABASE.SCHEMA.images${target}`)}`,
+    `-- Copy them to the stage first: ext-classify upload ${source} --stage DATABASE.SCHEMA.images`,
     "CREATE TABLE answers AS",
     "SELECT relative_path, ext_classify(file_url) AS answer",
     "FROM DIRECTORY(@images)",

@@ -10,8 +10,8 @@ const get = (id) => document.getElementById(id);
 
 let current = null;
 
-// `neighbours()` returns the items in the order of the page; `opened(item)` loads the evidence.
-export function watchView(neighbours, opened) {
+// `neighbours()` returns the items in the order of the page; `opened(item)` loads the evidence; `closed(item)` gets the last one.
+export function watchView(neighbours, opened, closed) {
   const dialog = get("view");
   const step = (by) => {
     const items = neighbours();
@@ -37,8 +37,9 @@ export function watchView(neighbours, opened) {
   get("view-opacity").addEventListener("input", fade);
   get("view-image").addEventListener("error", () => showPreview(false));
   get("view-image").addEventListener("load", () => showSize(current));
-  dialog.addEventListener("keydown", (event) => {
-    if (event.target.type === "range" || event.altKey || event.ctrlKey || event.metaKey) return;
+  // On the document: a button that becomes disabled loses the focus, and then the dialog gets no keys.
+  document.addEventListener("keydown", (event) => {
+    if (!dialog.open || event.target.type === "range" || event.altKey || event.ctrlKey || event.metaKey) return;
     const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
     if (!by) return;
     event.preventDefault();
@@ -49,10 +50,8 @@ export function watchView(neighbours, opened) {
     history.replaceState(null, "", location.pathname + location.search);
     get("view-image").removeAttribute("src");
     clearCanvas(get("view-heat"), get("view-box"));
-    const picture = current.card?.element.querySelector(".picture");
+    closed(current);
     current = null;
-    picture?.focus();
-    picture?.scrollIntoView({ block: "nearest" });
   });
   return open;
 }
