@@ -1,7 +1,7 @@
 // The card of one image: its verdict, the two most probable classes, and its evidence while it is on the screen.
 
 import { clearCanvas, drawEvidence } from "./evidence.js";
-import { barOf, isRight, kindOf, mark, ranked, reasonOf, verdictOf } from "./outcome.js";
+import { barOf, isRight, kindOf, mark, ranked, reasonOf, urlOf, verdictOf } from "./outcome.js";
 
 const SHOWN_CLASSES = 2;
 // Longest side of a drawn heatmap in pixels: twice the size of the picture, for dense screens.
@@ -22,7 +22,7 @@ export class Card {
       image.hidden = true;
       this.#part(".no-picture").hidden = false;
     });
-    image.src = item.url;
+    image.src = urlOf(item);
     this.show();
   }
 

@@ -41,6 +41,12 @@ export function percent(share) {
   return share < 0.001 ? "<0.1\u00a0%" : `${(100 * share).toFixed(1)}\u00a0%`;
 }
 
+// Made once an image is seen: each URL is a call to another process, which adds up to seconds for thousands.
+export function urlOf(item) {
+  item.url ??= URL.createObjectURL(item.file);
+  return item.url;
+}
+
 export function barOf([name, probability], top) {
   const row = document.createElement("li");
   const meter = document.createElement("meter");

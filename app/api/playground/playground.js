@@ -74,7 +74,6 @@ function take(entries, skipped = []) {
   const added = entries.map(({ file, name }, at) => ({
     file,
     name,
-    url: URL.createObjectURL(file),
     truth: truthOf(name, classes),
     order: items.length + at,
     outcome: null,
@@ -155,7 +154,7 @@ function toggleFilter(filter) {
 function clear() {
   answers.clear();
   evidence.clear();
-  items.forEach(({ url }) => URL.revokeObjectURL(url));
+  items.filter(({ url }) => url).forEach(({ url }) => URL.revokeObjectURL(url));
   items = [];
   get("results").hidden = get("batch").hidden = get("batch-shown").hidden = true;
   get("notice").textContent = "";

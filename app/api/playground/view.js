@@ -1,7 +1,7 @@
 // The large view of one image: a dialog with the whole image, its evidence, and how to get the same answer elsewhere.
 
 import { clearCanvas, drawEvidence } from "./evidence.js";
-import { barOf, isRight, kindOf, mark, percent, ranked, reasonOf, verdictOf } from "./outcome.js";
+import { barOf, isRight, kindOf, mark, percent, ranked, reasonOf, urlOf, verdictOf } from "./outcome.js";
 import { hasKey } from "./service.js";
 import { curlFor, pythonFor, sqlFor } from "./snippets.js";
 
@@ -86,7 +86,7 @@ function showImage(item) {
   get("view-name").textContent = item.name;
   showPreview(true);
   clearCanvas(get("view-heat"), get("view-box"));
-  get("view-image").src = item.url;
+  get("view-image").src = urlOf(item);
   get("view-image").alt = item.name;
   get("view-sql").textContent = sqlFor(item.name);
   get("view-curl").textContent = curlFor(item.file.name, hasKey());
