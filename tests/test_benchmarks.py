@@ -29,6 +29,7 @@ from tests.benchmarks.null_server import NullServer, Respond, canned_answer, res
 from tests.benchmarks.request_bodies import Requests, make_bodies
 from tests.benchmarks.servers import Server, suspended
 from tests.benchmarks.serving import MOST_IDLE_CORES
+from tests.benchmarks.serving_plots import COLOURS
 from tests.benchmarks.serving_record import Footprint, LeftOut, Record, load, save
 from tests.benchmarks.serving_tables import write_tables
 from tests.benchmarks.tables import RESULTS
@@ -37,6 +38,8 @@ from tests.running import wait_until
 
 pytestmark = pytest.mark.slow
 
+# Published rows of an earlier run, of graphs as Keras exports them.
+FORMER = {f"{server} + onnxruntime" for server in ("LitServe", "BentoML", "PyTriton")}
 FILES = [b"first", b"second", b"third"]
 JOB = Job(port=0, path="/snowflake/1", form="snowflake", rows=1, seconds=0.3, warm_up_seconds=0.0)
 
@@ -291,6 +294,10 @@ def test_cpu_time_is_that_of_all_processes_of_the_server() -> None:
     assert spent >= 0.2  # /proc counts in ticks
 
 
+def test_every_server_has_a_colour_and_so_is_drawn() -> None:
+    assert {contender.name for contender in contenders()} <= COLOURS.keys()
+
+
 def test_no_cell_is_measured_twice() -> None:
     cells = [cell for group in FULL for cell in group.cells]
     assert len(set(cells)) == len(cells)
@@ -300,7 +307,7 @@ def test_no_cell_is_measured_twice() -> None:
 def test_published_tables_are_those_of_the_published_cells(folder: Path, tmp_path: Path) -> None:
     """Of the servers that are measured, and of no others: a row without cells has nothing behind it."""
     measurements, about = read_csv(folder / "serving_cells.csv")
-    known = {contender.name for contender in contenders()} | NO_SERVERS
+    known = {contender.name for contender in contenders()} | NO_SERVERS | FORMER
     assert {m.contender for m in measurements.measured} <= known
     peaks = dict.fromkeys(measurements.networks, 0.0)
     record = Record(about, measurements, peak_rss_mb=peaks)

@@ -1,7 +1,9 @@
 """A benchmark measures nothing that is not what its label says, and every label says what is served."""
 
+import os
+import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
@@ -16,12 +18,14 @@ from tests.benchmarks import contenders as labels
 from tests.benchmarks import served, tune_peers
 from tests.benchmarks.contenders import (
     NETWORKS,
+    PEERS,
     Contender,
     Network,
     contenders,
     ext_classify,
     published_recipe,
 )
+from tests.benchmarks.engine_limit import engine_labels
 from tests.benchmarks.images import ImageSet
 from tests.benchmarks.load_process import LoadProcess
 from tests.benchmarks.networks import quantise, require_weights
@@ -39,9 +43,12 @@ FILES = {
     "FastAPI + TensorFlow": ("tensorflow", ".h5"),
     "FastAPI + onnxruntime": ("onnxruntime", ".onnx"),
     "FastAPI + onnxruntime (rewritten)": ("onnxruntime", ".rewritten.onnx"),
-    "LitServe + onnxruntime": ("onnxruntime", ".onnx"),
-    "BentoML + onnxruntime": ("onnxruntime", ".onnx"),
-    "PyTriton + onnxruntime": ("onnxruntime", ".onnx"),
+    "FastAPI + OpenVINO": ("openvino", ".rewritten.onnx"),
+    "FastAPI + LiteRT": ("litert", ".tflite"),
+    "FastAPI + LiteRT (our decoder)": ("litert", ".tflite"),
+    "LitServe + onnxruntime (rewritten)": ("onnxruntime", ".rewritten.onnx"),
+    "BentoML + onnxruntime (rewritten)": ("onnxruntime", ".rewritten.onnx"),
+    "PyTriton + onnxruntime (rewritten)": ("onnxruntime", ".rewritten.onnx"),
     "published recipe": ("tensorflow", ".h5"),
     "ext-classify": ("litert", ".h5"),
 }
@@ -71,10 +78,11 @@ def test_contender_is_given_the_file_that_its_label_names(contender: Contender, 
         assert sha256_of(given) == wanted.sha256
 
 
-def test_every_label_is_checked_and_every_peer_but_the_published_one_is_tuned() -> None:
+def test_every_label_is_checked_and_every_peer_is_tuned_but_the_plain_ones() -> None:
     names = {contender.name for contender in contenders()}
     assert names == FILES.keys()
-    assert names - GRIDS.keys() == {"ext-classify", "published recipe"}
+    plain = {"FastAPI + LiteRT", "FastAPI + LiteRT (our decoder)", "published recipe"}
+    assert names - GRIDS.keys() == {"ext-classify", *plain}
 
 
 PEER = next(contender for contender in contenders() if contender.name == "FastAPI + TensorFlow")
@@ -122,8 +130,9 @@ def test_worker_that_reports_nothing_is_not_measured(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.usefixtures("exported")
-def test_rewritten_graph_that_is_the_exported_one_is_refused() -> None:
-    rewritten = next(contender for contender in contenders() if contender.engine == "onnxruntime (rewritten)")
+@pytest.mark.parametrize("engine", ["onnxruntime (rewritten)", "OpenVINO"])
+def test_rewritten_graph_that_is_the_exported_one_is_refused(engine: str) -> None:
+    rewritten = next(contender for contender in contenders() if contender.engine == engine)
     STEEL.file("onnxruntime (rewritten)").write_bytes(b"as exported")
     with pytest.raises(Mislabelled, match="rewritten graph"):
         labelled(rewritten, STEEL)
@@ -137,6 +146,52 @@ def peer_of_this_environment(settings: Mapping[str, str]) -> Contender:
         version=f"{version('fastapi')} + {version('tensorflow-cpu')}",
         settings={STEEL.name: settings},
     )
+
+
+CLASSIFY = """
+import sys
+from pathlib import Path
+from peer_model import PeerModel
+for answer in PeerModel("fastapi").answer_files([Path(path).read_bytes() for path in sys.argv[1:]]):
+    print(answer["label"])
+"""
+
+
+def labels_of_peer(peer: Contender, network: Network, files: Sequence[Path], log: Path) -> list[str]:
+    """What a peer's one worker says, without its HTTP server, whose packages are not in this environment."""
+    with log.open("w") as errors:
+        finished = subprocess.run(
+            [sys.executable, "-c", CLASSIFY, *map(str, files)],
+            cwd=PEERS,
+            env=os.environ | peer.environment(network, 1),
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            check=True,
+        )
+    return finished.stdout.splitlines()
+
+
+def litert_peer(name: str) -> Contender:
+    [peer] = (contender for contender in contenders() if contender.name == name)
+    versions = f"{version('fastapi')} + {version('ai-edge-litert')}"
+    one_worker = {network.name: {**peer.settings[network.name], "WORKERS": "1"} for network in NETWORKS}
+    return replace(peer, version=versions, settings=one_worker)
+
+
+# The recipe's file has two signatures.
+@pytest.mark.parametrize("network", NETWORKS, ids=lambda network: network.name)
+@pytest.mark.parametrize("name", ["FastAPI + LiteRT", "FastAPI + LiteRT (our decoder)"])
+def test_peer_with_litert_reports_its_twin_and_gives_its_labels(
+    name: str, network: Network, tmp_path: Path
+) -> None:
+    peer, log, files = litert_peer(name), tmp_path / "log", sorted(SAMPLES.glob("*.png"))
+    expected = engine_labels(network.h5, [path.read_bytes() for path in files])
+    assert labels_of_peer(peer, network, files, log) == expected
+    require_label(peer, network, 0, log)
+    other = STEEL if network == RECIPE else RECIPE
+    with pytest.raises(Mislabelled, match=rf"from {other.name}\.tflite.*from {network.name}\.tflite"):
+        require_label(peer, other, 0, log)
 
 
 def test_running_peer_reports_the_file_that_it_was_given() -> None:

@@ -10,8 +10,8 @@ from typing import Literal, NamedTuple, TypeAlias
 
 # v2 is KServe's tensor of BYTES, which stands in for "snowflake" at PyTriton.
 Form: TypeAlias = Literal["snowflake", "image", "multipart", "v2"]
-Engine: TypeAlias = Literal["LiteRT", "TensorFlow", "onnxruntime", "onnxruntime (rewritten)"]
-"""What computes; "(rewritten)" says that the graph is not the one that Keras exports."""
+Engine: TypeAlias = Literal["LiteRT", "TensorFlow", "onnxruntime", "onnxruntime (rewritten)", "OpenVINO"]
+"""What computes; "(rewritten)" says that the graph is not the one that Keras exports, as for OpenVINO too."""
 Settings: TypeAlias = Mapping[str, str]
 """Environment variables that a peer's server reads."""
 
@@ -31,13 +31,15 @@ class Network(NamedTuple):
         return self.h5.with_suffix(".json")
 
     def file(self, engine: Engine) -> Path:
-        """The file that a server of this engine is given; LiteRT takes the twin of the h5 by itself."""
+        """The file that a peer with this engine is given; our service takes the .h5, and finds its twin."""
         match engine:
-            case "LiteRT" | "TensorFlow":
+            case "LiteRT":
+                return self.h5.with_suffix(".tflite")
+            case "TensorFlow":
                 return self.h5
             case "onnxruntime":
                 return ONNX / f"{self.name}.onnx"
-            case "onnxruntime (rewritten)":
+            case "onnxruntime (rewritten)" | "OpenVINO":
                 return ONNX / f"{self.name}.rewritten.onnx"
 
 
@@ -47,6 +49,8 @@ NETWORKS = tuple(Network(name, SAVED / f"{name}.h5") for name in ("metal_defects
 RECIPE, STEEL = (network.name for network in NETWORKS)
 # One single-threaded worker a core: two threads a worker, or one worker for both cores, were slower or alike.
 WORKERS = {"THREADS": "1", "WORKERS": "2"}
+ONE_BY_ONE = {**WORKERS, "POOL": "1", "MICRO_BATCH": "1"}
+EIGHT_BY_EIGHT = {**ONE_BY_ONE, "MICRO_BATCH": "8"}
 PEER_SETTINGS: Mapping[str, Mapping[str, Settings]] = {
     # A second thread that decodes gained nothing anywhere.
     "FastAPI + TensorFlow": {
@@ -65,21 +69,34 @@ PEER_SETTINGS: Mapping[str, Mapping[str, Settings]] = {
         RECIPE: {**WORKERS, "POOL": "1", "MICRO_BATCH": "64"},
         STEEL: {**WORKERS, "POOL": "1", "MICRO_BATCH": "64"},
     },
-    "LitServe + onnxruntime": {
+    "FastAPI + OpenVINO": dict.fromkeys((RECIPE, STEEL), EIGHT_BY_EIGHT),
+    # Not tuned: the plainest server of the same engine and file, one image a call.
+    "FastAPI + LiteRT": dict.fromkeys((RECIPE, STEEL), ONE_BY_ONE),
+    "FastAPI + LiteRT (our decoder)": dict.fromkeys((RECIPE, STEEL), ONE_BY_ONE),
+    "LitServe + onnxruntime (rewritten)": {
         # Merging requests pays where a row takes milliseconds; a second API server was slower or alike.
         RECIPE: {**WORKERS, "MICRO_BATCH": "8", "BATCH": "8", "WAIT_MS": "5", "FAST_QUEUE": "1"},
         STEEL: {**WORKERS, "MICRO_BATCH": "64"},
     },
-    "BentoML + onnxruntime": {
+    "BentoML + onnxruntime (rewritten)": {
         # Adaptive batching sends every row through one more process.
         RECIPE: {**WORKERS, "POOL": "1", "MICRO_BATCH": "1"},
         STEEL: {**WORKERS, "POOL": "2", "MICRO_BATCH": "1"},
     },
-    "PyTriton + onnxruntime": {
+    "PyTriton + onnxruntime (rewritten)": {
         # Waiting for other requests to join was slower: under load they have come already.
         RECIPE: {**WORKERS, "MICRO_BATCH": "8"},
         STEEL: {**WORKERS, "MICRO_BATCH": "64"},
     },
+}
+
+
+PACKAGES: Mapping[Engine, str] = {
+    "LiteRT": "ai-edge-litert",
+    "TensorFlow": "tensorflow-cpu",
+    "onnxruntime": "onnxruntime",
+    "onnxruntime (rewritten)": "onnxruntime",
+    "OpenVINO": "openvino",
 }
 
 
@@ -111,8 +128,12 @@ class Contender:
         settings = dict(self.settings[network.name])
         if "WORKERS" in settings:
             settings["WEB_CONCURRENCY"] = settings["WORKERS"]  # uvicorn's name for it
-        paths = {"MODEL_PATH": str(network.file(self.engine)), "CARD_PATH": str(network.card)}
+        paths = {"MODEL_PATH": str(self.file(network)), "CARD_PATH": str(network.card)}
         return {"PORT": str(port), **paths, **self.fixed, **settings}
+
+    def file(self, network: Network) -> Path:
+        """What it is given, and reports."""
+        return network.h5 if self.model_page else network.file(self.engine)
 
     def workers(self, network: Network) -> int:
         """Processes, or instances in one process, that each load the model's file."""
@@ -125,6 +146,9 @@ def contenders() -> list[Contender]:
         plain_fastapi("TensorFlow"),
         plain_fastapi("onnxruntime"),
         plain_fastapi("onnxruntime (rewritten)"),
+        plain_fastapi("OpenVINO", {"ENGINE": "openvino"}),
+        plain_fastapi("LiteRT"),
+        plain_fastapi("LiteRT", {"DECODER": "service", "PYTHONPATH": str(ROOT)}, name=" (our decoder)"),
         litserve(),
         bentoml(),
         pytriton(),
@@ -144,8 +168,8 @@ def ext_classify() -> Contender:
     )
 
 
-def plain_fastapi(engine: Engine) -> Contender:
-    name = f"FastAPI + {engine}"
+def plain_fastapi(engine: Engine, fixed: Settings | None = None, name: str = "") -> Contender:
+    name = f"FastAPI + {engine}{name}"
     return Contender(
         name=name,
         engine=engine,
@@ -154,10 +178,11 @@ def plain_fastapi(engine: Engine) -> Contender:
         template=(*uvicorn("plain_fastapi:app"), "--log-level", "warning", "--no-access-log"),
         cwd=PEERS,
         settings=PEER_SETTINGS[name],
+        fixed=fixed or {},
     )
 
 
-def litserve(engine: Engine = "onnxruntime") -> Contender:
+def litserve(engine: Engine = "onnxruntime (rewritten)") -> Contender:
     name = f"LitServe + {engine}"
     return Contender(
         name=name,
@@ -170,7 +195,7 @@ def litserve(engine: Engine = "onnxruntime") -> Contender:
     )
 
 
-def bentoml(engine: Engine = "onnxruntime") -> Contender:
+def bentoml(engine: Engine = "onnxruntime (rewritten)") -> Contender:
     name = f"BentoML + {engine}"
     bentoml_command = (interpreter("peers"), "-m", "bentoml", "serve", "bentoml_server:Classify")
     return Contender(
@@ -185,7 +210,7 @@ def bentoml(engine: Engine = "onnxruntime") -> Contender:
     )
 
 
-def pytriton(engine: Engine = "onnxruntime") -> Contender:
+def pytriton(engine: Engine = "onnxruntime (rewritten)") -> Contender:
     name = f"PyTriton + {engine}"
     return Contender(
         name=name,
@@ -222,8 +247,7 @@ def interpreter(environment: str) -> str:
 
 def locked_versions(framework: str, engine: Engine, environment: str = "peers") -> str:
     """The framework's and the engine's, as a peer reports them."""
-    package = "tensorflow-cpu" if engine == "TensorFlow" else "onnxruntime"
-    return f"{locked(framework, environment)} + {locked(package, environment)}"
+    return f"{locked(framework, environment)} + {locked(PACKAGES[engine], environment)}"
 
 
 def locked(package: str, environment: str = "peers") -> str:

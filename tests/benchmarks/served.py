@@ -18,6 +18,7 @@ _REPORTED_NAMES: dict[Engine, str] = {
     "TensorFlow": "tensorflow",
     "onnxruntime": "onnxruntime",
     "onnxruntime (rewritten)": "onnxruntime",
+    "OpenVINO": "openvino",
 }
 
 
@@ -44,9 +45,9 @@ def labelled(contender: Contender, network: Network) -> Served:
     Raises Mislabelled where the file of a rewritten graph holds the graph as exported, and OSError where
     there is no file.
     """
-    file = network.file(contender.engine)
+    file = contender.file(network)
     sha256 = sha256_of(file)
-    if contender.engine == "onnxruntime (rewritten)" and sha256 == sha256_of(network.file("onnxruntime")):
+    if file.name.endswith(".rewritten.onnx") and sha256 == sha256_of(network.file("onnxruntime")):
         raise Mislabelled(f"{file} must hold a rewritten graph. Received: the graph as Keras exports it.")
     return Served(_REPORTED_NAMES[contender.engine], file.name, sha256, contender.version)
 

@@ -62,7 +62,8 @@ GRIDS = {
         ),
     ),
     **dict.fromkeys(("FastAPI + onnxruntime", "FastAPI + onnxruntime (rewritten)"), FASTAPI_ONNXRUNTIME),
-    "LitServe + onnxruntime": Grid(
+    "FastAPI + OpenVINO": Grid(FASTAPI_ONNXRUNTIME.start, (ONNXRUNTIME_BATCHES, BOTH_CORES)),
+    "LitServe + onnxruntime (rewritten)": Grid(
         {**ONE_WORKER_A_CORE, "WORKERS": "2"},
         (
             ONNXRUNTIME_BATCHES,
@@ -72,7 +73,7 @@ GRIDS = {
             ({}, {"API_SERVERS": "2"}),
         ),
     ),
-    "BentoML + onnxruntime": Grid(
+    "BentoML + onnxruntime (rewritten)": Grid(
         {**ONE_WORKER_A_CORE, "WORKERS": "2", "POOL": "1"},
         (
             ONNXRUNTIME_BATCHES,
@@ -81,7 +82,7 @@ GRIDS = {
             ({}, {"BATCH": "128"}),
         ),
     ),
-    "PyTriton + onnxruntime": Grid(
+    "PyTriton + onnxruntime (rewritten)": Grid(
         {**ONE_WORKER_A_CORE, "WORKERS": "2"},
         (
             ONNXRUNTIME_BATCHES,

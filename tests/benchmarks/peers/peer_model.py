@@ -6,9 +6,10 @@ It runs in environments of its own, where no package of this repository is insta
 import io
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -37,11 +38,12 @@ def setting(name: str, default: int) -> int:
 
 
 class PeerModel:
-    """MODEL_PATH (.onnx or .h5), held in memory and warm, that answers for images as CARD_PATH describes.
+    """MODEL_PATH (.onnx, .tflite or .h5), held in memory and warm; answers for images as CARD_PATH describes.
 
     Reports what it serves, and the version of `framework`, the distribution that serves it.
     THREADS is the engine's number of threads; MICRO_BATCH is the maximum of images per call of the engine,
-    0 for all; with DECODE_THREADS above 1, threads decode a batch concurrently. It is thread-safe.
+    0 for all; with DECODE_THREADS above 1, threads decode a batch concurrently. It is thread-safe, except
+    with LiteRT and OpenVINO. DECODER=service decodes as ext-classify does, whose sources PYTHONPATH names.
     """
 
     def __init__(self, framework: str) -> None:
@@ -52,6 +54,8 @@ class PeerModel:
         self._shape = (image["height"], image["width"], image["channels"])
         self._mode = "L" if image["channels"] == 1 else "RGB"
         self._micro_batch = setting("MICRO_BATCH", 0)
+        if os.environ.get("DECODER") == "service":
+            self._decode = service_decoder(image)
         self._map = self._mapper(setting("DECODE_THREADS", 1))
         path = os.environ["MODEL_PATH"]
         engine = open_engine(path, self._shape, setting("THREADS", 1))
@@ -76,7 +80,9 @@ class PeerModel:
         height, width, _ = self._shape
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             ImageOps.exif_transpose(image, in_place=True)
-            upright = image if image.mode == self._mode else image.convert(self._mode)
+            # Pillow's own conversion clips deep pixels to white.
+            shallow = Image.fromarray(np.asarray(image) // 257) if image.mode == "I;16" else image
+            upright = shallow if shallow.mode == self._mode else shallow.convert(self._mode)
             if upright.size != (width, height):
                 upright = upright.resize((width, height), Image.Resampling.BILINEAR)
             return np.asarray(upright).reshape(self._shape)
@@ -116,11 +122,70 @@ def attempt(decode: Callable[[Any], Pixels], image: Any) -> Pixels | Answer:
         return {"error": {"code": type(error).__name__, "message": str(error)}}
 
 
+def service_decoder(image: Mapping[str, Any]) -> Callable[[bytes], Pixels]:
+    from model.image import ImageSpec, decode  # noqa: PLC0415  # other peers have no package of the service
+    from model.image_limits import ImageLimits  # noqa: PLC0415
+
+    spec, limits = ImageSpec.model_validate(image), ImageLimits()
+    return lambda data: decode(data, spec, limits)
+
+
 def open_engine(path: str, shape: tuple[int, int, int], threads: int) -> Engine:
     """Its `predict` takes images (n, h, w, c), float32 0..255, and returns probabilities (n, k)."""
-    return (
-        open_onnxruntime(path, threads) if path.endswith(".onnx") else open_tensorflow(path, shape, threads)
-    )
+    if path.endswith(".tflite"):
+        return open_litert(path, threads)
+    if path.endswith(".onnx"):
+        openvino = os.environ.get("ENGINE") == "openvino"
+        return open_openvino(path, threads) if openvino else open_onnxruntime(path, threads)
+    return open_tensorflow(path, shape, threads)
+
+
+def open_litert(path: str, threads: int) -> Engine:
+    """One interpreter, one image a call, except for a head with a signature of its own."""
+    import ai_edge_litert  # noqa: PLC0415
+    from ai_edge_litert.interpreter import Interpreter  # noqa: PLC0415
+
+    interpreter = Interpreter(path, num_threads=threads)
+    interpreter.allocate_tensors()
+    signature, *others = interpreter.get_signature_list()
+    outputs = interpreter.get_signature_runner(signature).get_output_details()
+    name = "flattened" if others else "probabilities"
+    output = outputs[name]["index"] if name in outputs else interpreter.get_output_details()[0]["index"]
+    [images] = interpreter.get_input_details()
+
+    def run(image: NDArray[np.float32]) -> NDArray[np.float32]:
+        interpreter.set_tensor(images["index"], image[np.newaxis])
+        interpreter.invoke()
+        return interpreter.get_tensor(output)
+
+    def predict(batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        found = np.concatenate([run(image) for image in batch])
+        return interpreter.get_signature_runner("head")(inputs=found)["probabilities"] if others else found
+
+    return Engine(predict, ai_edge_litert.__name__.removeprefix("ai_edge_"), version("ai-edge-litert"))
+
+
+def open_openvino(path: str, threads: int) -> Engine:
+    """Compiled for one image and for MICRO_BATCH: a graph of any number of images takes twice the time."""
+    import openvino  # noqa: PLC0415
+
+    properties = {
+        "PERFORMANCE_HINT": "THROUGHPUT",
+        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_NUM_THREADS": threads,
+    }
+    core, compiled = openvino.Core(), {}
+    for rows in {1, setting("MICRO_BATCH", 1)}:
+        graph = core.read_model(path)
+        graph.reshape([rows, *[side.get_length() for side in list(graph.input().partial_shape)[1:]]])
+        compiled[rows] = core.compile_model(graph, "CPU", properties)
+
+    def predict(batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        rows = len(batch) if len(batch) in compiled else 1
+        calls = [compiled[rows](part)[0] for part in np.split(batch, len(batch) // rows)]
+        return np.concatenate(calls)
+
+    return Engine(predict, openvino.__name__, version("openvino"))
 
 
 def open_onnxruntime(path: str, threads: int) -> Engine:
