@@ -24,7 +24,7 @@ TO_ONNX = TF_CPP_MIN_LOG_LEVEL=3 .venv-bench-peers/bin/python -W ignore $(PEERS)
 UV_COMPILE = $(DEV)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-annotate --no-header
 
-.PHONY: help setup dev run test retest quick lint docs fuzz audit bench bench-serving tune-peers train train-recipe evaluate crossvalidate samples system-deps \
+.PHONY: help setup dev run test retest quick lint docs fuzz audit bench bench-serving bench-readme tune-peers train train-recipe evaluate crossvalidate samples system-deps \
 	container-deps container-base container container-audit release container-test lock clean
 
 help: ## list the targets
@@ -74,6 +74,10 @@ bench: bench-serving ## run all benchmarks, into tests/benchmarks/results/; 90 m
 
 bench-serving: .venv-dev/.installed setup $(BENCH_PEERS) ## compare the service with other servers (BENCH="--quick"); an hour
 	$(DEV)/python -m tests.benchmarks.serving $(BENCH)
+
+bench-readme: .venv-dev/.installed setup .venv-bench-peers/.installed .bench/steel_defects.onnx .bench/steel_defects.rewritten.onnx ## compare with the best servers only, for the README; five minutes
+	$(DEV)/python -m tests.benchmarks.serving --quick --rounds 6 --network steel_defects \
+		--only "ext-classify,FastAPI + LiteRT,FastAPI + onnxruntime (rewritten)" --output tests/benchmarks/results/readme
 
 tune-peers: .venv-dev/.installed $(BENCH_PEERS) ## find the best settings of the other servers; 20 minutes
 	$(DEV)/python -m tests.benchmarks.tune_peers

@@ -316,6 +316,7 @@ def test_published_tables_are_those_of_the_published_cells(folder: Path, tmp_pat
     # Memory and starts are no cells.
     published = {path.name for path in folder.glob("serving_*.md")} - {
         "serving_footprint.md",
+        "serving_summary.md",
         "serving_rows.md",
     }
     assert published
@@ -324,6 +325,29 @@ def test_published_tables_are_those_of_the_published_cells(folder: Path, tmp_pat
             (place / name).read_text(encoding="utf-8").splitlines()[1:] for place in (tmp_path, folder)
         )
         assert kept == made
+
+
+def test_summary_has_our_ratio_to_each_server_of_the_same_round(tmp_path: Path) -> None:
+    """A lone fast round and what only one of them did change nothing; more is better of rates alone."""
+    rates = {OURS: (300.0, 150.0), "peer": (200.0, 100.0)}
+    rounds = [
+        measurement(name, turn, rate)._replace(p50_ms=6400 / rate, load="1 connection")
+        for name, of_rounds in rates.items()
+        for turn, rate in enumerate(of_rounds)
+    ]
+    footprints = [
+        Footprint("net", name, "1.0", starts, Memory(0, pss, 0), Memory(0, 0, 0))
+        for name, starts, pss in ((OURS, (1.0, 2.0), 100.0), ("peer", (2.0, 4.0), 125.0))
+    ]
+    write_tables(Record("a machine", Measurements(rounds), footprints), tmp_path)
+    rows = (tmp_path / "serving_summary.md").read_text(encoding="utf-8").splitlines()[2:]
+    cells = {row.split(" | ")[1]: row.strip("| ").split(" | ")[2:] for row in rows}
+    assert cells[""] == [OURS, "peer"]
+    assert cells["images/s, 64 rows"] == ["225", "150 (1.50x)"]
+    assert cells["images/s, 1 row"] == ["–", "–"]
+    assert cells["p50 alone, 64 rows, ms"] == ["32.0", "48.0 (0.67x)"]
+    assert cells["memory when ready (PSS), MB"] == ["100", "125 (0.80x)"]
+    assert cells["start to first label, s"] == ["1.5", "3.0 (0.50x)"]
 
 
 def test_published_footprints_are_of_servers_that_have_cells() -> None:

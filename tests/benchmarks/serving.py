@@ -236,7 +236,7 @@ def main() -> None:
     rounds = options.rounds or (1 if options.quick else LEAST_ROUNDS)
     plan = Plan(FULL, rounds, options.seconds, cold_starts=3, mixed_rounds=rounds)
     if options.quick:
-        plan = Plan(QUICK, rounds, options.seconds, cold_starts=1, mixed_rounds=0)
+        plan = Plan(QUICK, rounds, options.seconds, cold_starts=min(rounds, 3), mixed_rounds=0)
     images = load_images()
     about = f"{machine()}; {images.description}"
     competing = [contender for contender in known if contender.name in names]

@@ -1,6 +1,6 @@
 """The results of a run as short tables; serving_cells.csv has all of them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tests.benchmarks.cells import (
@@ -32,6 +32,8 @@ _NOT_MEASURED = "–"
 
 def write_tables(record: Record, folder: Path | None) -> None:
     measurements = record.measurements
+    if record.footprints:
+        _write_summary(record, folder)
     for network in measurements.networks:
         write_table(
             f"serving_{network}",
@@ -96,6 +98,46 @@ def write_tables(record: Record, folder: Path | None) -> None:
             about=f"{OURS}, one batch at a time, JPEG; {record.about}",
             folder=folder,
         )
+
+
+def _write_summary(record: Record, folder: Path | None) -> None:
+    """All that a reader wants to know at first, each server's in a column."""
+    names = list(dict.fromkeys(footprint.contender for footprint in record.footprints))
+    write_table(
+        "serving_summary",
+        ["network", "", *names],
+        [
+            [network, what, *_summary_cells({name: values.get(name, {}) for name in names})]
+            for network in record.measurements.networks
+            for what, values in _summary(record, network, names)
+        ],
+        about=f"medians; in brackets, {OURS} to the server, of the same rounds; {record.about}",
+        folder=folder,
+    )
+
+
+def _summary(record: Record, network: str, names: Sequence[str]) -> Iterator[tuple[str, dict[str, ByRound]]]:
+    measurements = record.measurements
+    for what, (form, rows) in _RATES.items():
+        yield (
+            f"images/s, {what}",
+            {n: measurements.best_rates(network, n, compared_cells(n, form, rows)) for n in names},
+        )
+    for what, (form, rows) in _RATES.items():
+        alone = closed_cells(form, rows)[0]
+        yield (
+            f"p50 alone, {what}, ms",
+            {n: measurements.by_round(network, n, alone, "p50_ms") for n in names},
+        )
+    ready = {f.contender: f for f in record.footprints if f.network == network}
+    yield "memory when ready (PSS), MB", {n: {0: f.ready.pss} for n, f in ready.items()}
+    yield "start to first label, s", {n: dict(enumerate(f.cold_start_seconds)) for n, f in ready.items()}
+
+
+def _summary_cells(values: Mapping[str, ByRound]) -> Iterator[str]:
+    for name, found in values.items():
+        multiple = "" if name == OURS else f" ({times(ratio(values.get(OURS, {}), found))})"
+        yield f"{_short(median(found))}{multiple}" if found else _NOT_MEASURED
 
 
 def spread(values: ByRound, digits: int = 0) -> str:
