@@ -15,13 +15,16 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+from PIL import Image
 
+from tests.benchmarks import images
 from tests.benchmarks.answers import AnswerCheck, WrongAnswer, labels_in
 from tests.benchmarks.cells import FULL, NO_SERVERS, OURS, closed_loop
 from tests.benchmarks.connection import Answer, AnswerReader
 from tests.benchmarks.contenders import NETWORKS, Form, contenders
 from tests.benchmarks.footprint import Memory, cpu_seconds, server_processes
 from tests.benchmarks.goals import write_goals
+from tests.benchmarks.images import load_images
 from tests.benchmarks.load import Job, Report, run_job
 from tests.benchmarks.measurements import Measurement, Measurements, ratio, read_csv, write_csv
 from tests.benchmarks.mixed import greatest_deviation
@@ -296,6 +299,27 @@ def test_cpu_time_is_that_of_all_processes_of_the_server() -> None:
 
 def test_every_server_has_a_colour_and_so_is_drawn() -> None:
     assert {contender.name for contender in contenders()} <= COLOURS.keys()
+
+
+@pytest.mark.parametrize(
+    ("kind", "file_format", "mode", "size"),
+    [
+        ("png", "PNG", "L", (200, 200)),
+        ("jpeg", "JPEG", "L", (200, 200)),
+        ("jpeg-1600x1200", "JPEG", "RGB", (1600, 1200)),
+        ("jpeg-4000x3000", "JPEG", "RGB", (4000, 3000)),
+        ("png-1600x1200", "PNG", "L", (1600, 1200)),
+        ("tiff-2048x1536", "TIFF", "I;16", (2048, 1536)),
+    ],
+)
+def test_images_are_of_the_kind_that_is_asked_for(
+    kind: str, file_format: str, mode: str, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images, "CAMERA_IMAGES", 2)
+    files = load_images(kind).files
+    assert len(set(files)) > 1
+    with Image.open(io.BytesIO(files[0])) as image:
+        assert (image.format, image.mode, image.size) == (file_format, mode, size)
 
 
 def test_no_cell_is_measured_twice() -> None:

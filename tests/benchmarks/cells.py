@@ -66,6 +66,8 @@ QUICK = (
     Group("snowflake", 64, (1, 8)),
     Group("image", 1, (1, 8), (0.5, 1.5)),
 )
+# Camera-size images: few fit into a body.
+CAMERA = (Group("snowflake", 1, (1, 8)), Group("image", 1, (1, 8)))
 
 BATCH = closed_loop("snowflake", 64, 1)
 SINGLE = closed_loop("image", 1, 1)

@@ -20,7 +20,7 @@ from tests.benchmarks.answers import AnswerCheck, WrongAnswer
 from tests.benchmarks.connection import Connection, ConnectionLost
 from tests.benchmarks.contenders import Form
 from tests.benchmarks.footprint import cpu_seconds, server_processes
-from tests.benchmarks.images import as_jpeg, load_images
+from tests.benchmarks.images import AS_THEY_ARE, load_images
 from tests.benchmarks.request_bodies import Request, Requests, make_bodies
 from tests.benchmarks.window import REFUSALS, ClosedWindow, OpenWindow, Tally, quantile
 
@@ -44,7 +44,8 @@ class Job:
     """Open loop if given."""
     most_connections: int = MOST_CONNECTIONS
     warm_up_seconds: float = 0.3
-    jpeg: bool = False
+    images: str = AS_THEY_ARE
+    """Their kind."""
     watched_pid: int | None = None
     """Leader of the server's processes, whose CPU time is read at both ends of the window."""
 
@@ -245,20 +246,19 @@ def _quantiles_ms(seconds: Sequence[float]) -> list[float | None]:
 
 
 @lru_cache(maxsize=8)
-def _bodies(form: Form, rows: int, jpeg: bool) -> list[bytes]:
-    return make_bodies(form, rows, _files(jpeg))
+def _bodies(form: Form, rows: int, images: str) -> list[bytes]:
+    return make_bodies(form, rows, _files(images))
 
 
 @lru_cache
-def _files(jpeg: bool) -> tuple[bytes, ...]:
-    files = load_images().files
-    return as_jpeg(files) if jpeg else files
+def _files(images: str) -> tuple[bytes, ...]:
+    return load_images(images).files
 
 
 def main() -> None:
     for line in sys.stdin:
         job = Job(**json.loads(line))
-        requests = iter(Requests(job.form, job.path, _bodies(job.form, job.rows, job.jpeg)))
+        requests = iter(Requests(job.form, job.path, _bodies(job.form, job.rows, job.images)))
         print(json.dumps(asdict(uvloop.run(run_job(job, requests)))), flush=True)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from tests.benchmarks.cells import OURS, Cell
 from tests.benchmarks.contenders import Form
 from tests.benchmarks.footprint import memory, server_processes
+from tests.benchmarks.images import JPEG
 from tests.benchmarks.load import Job, Report
 from tests.benchmarks.load_process import LoadProcess
 from tests.benchmarks.measurements import Measurements, measurement_of, median
@@ -76,7 +77,7 @@ class MixedLoad:
             form=form,
             rows=rows,
             seconds=self.seconds,
-            jpeg=True,
+            images=JPEG,
             watched_pid=self.server.process.pid,
         )
 

@@ -40,6 +40,8 @@ class Rounds:
     load: LoadProcess
     measurements: Measurements
     seconds: float
+    images: str
+    """Their kind."""
 
     def take(self, group: Group, turn: int) -> None:
         for cell in group.cells:
@@ -83,6 +85,7 @@ class Rounds:
             seconds=self.seconds if rate is None else self._open_loop_seconds(rate),
             connections=cell.connections,
             requests_per_second=rate,
+            images=self.images,
             watched_pid=server.process.pid,
         )
         self._run(job, server.contender.name, cell, turn)
@@ -96,6 +99,7 @@ class Rounds:
             rows=cell.rows,
             seconds=self.seconds,
             connections=cell.connections,
+            images=self.images,
             watched_pid=pid,
         )
         self._run(job, NULL_SERVER, cell, turn)

@@ -2,9 +2,9 @@
 
 All servers of a network run at the same time, and one process loads one of them at a time. Rounds are
 interleaved, forwards and backwards, so that other load on the machine slows all alike, and ratios are formed
-within a round. NEU_DATA_DIR names the real images; without it, drawn ones are sent. A run with --quick,
---only, --network or few rounds prints its results, writes them to --output, and does not replace the results
-of a whole run.
+within a round. NEU_DATA_DIR names the real images; without it, drawn ones are sent; --images enlarges them to
+what cameras take. A run with --quick, --only, --images, --network or few rounds prints its results, writes
+them to --output, and does not replace the results of a whole run.
 """
 
 import argparse
@@ -18,11 +18,11 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from tests.benchmarks.cells import FULL, OURS, PUBLISHED, QUICK, Group
+from tests.benchmarks.cells import CAMERA, FULL, OURS, PUBLISHED, QUICK, Group
 from tests.benchmarks.contenders import NETWORKS, ONNX, Contender, Network, contenders
 from tests.benchmarks.engine_limit import engine_labels, engine_limit
 from tests.benchmarks.footprint import Memory, memory, server_processes
-from tests.benchmarks.images import ImageSet, load_images
+from tests.benchmarks.images import AS_THEY_ARE, KINDS, ImageSet, load_images
 from tests.benchmarks.load_process import load_process
 from tests.benchmarks.mixed import MixedLoad
 from tests.benchmarks.null_server import running_null_server
@@ -57,6 +57,7 @@ class Plan(NamedTuple):
     seconds: float
     cold_starts: int
     mixed_rounds: int
+    images: str = AS_THEY_ARE
 
 
 class NetworkRun:
@@ -156,6 +157,7 @@ class NetworkRun:
                 load,
                 self._record.measurements,
                 self._plan.seconds,
+                self._plan.images,
             )
             for group in self._plan.groups:
                 for turn in range(self._plan.rounds):
@@ -216,6 +218,7 @@ def _parse_arguments() -> argparse.Namespace:
         help="names, separated by commas; all by default, others as last kept",
     )
     parser.add_argument("--only", help="servers, separated by commas; all by default")
+    parser.add_argument("--images", choices=KINDS, default=AS_THEY_ARE, help="%(default)s by default")
     parser.add_argument("--rounds", type=int, help=f"{LEAST_ROUNDS} by default, 1 with --quick")
     parser.add_argument("--seconds", type=float, default=0.8, help="a window of one server in one cell")
     parser.add_argument("--quick", action="store_true", help="the first network, few cells, one round")
@@ -237,8 +240,12 @@ def main() -> None:
     plan = Plan(FULL, rounds, options.seconds, cold_starts=3, mixed_rounds=rounds)
     if options.quick:
         plan = Plan(QUICK, rounds, options.seconds, cold_starts=min(rounds, 3), mixed_rounds=0)
-    images = load_images()
+    if options.images != AS_THEY_ARE:
+        plan = plan._replace(groups=CAMERA, mixed_rounds=0, images=options.images)
+    images = load_images(options.images)
     about = f"{machine()}; {images.description}"
+    if not is_whole(options):
+        about = f"`{_shown(options)}`; {about}"
     competing = [contender for contender in known if contender.name in names]
     measured: dict[str, Record] = {}
     for network in NETWORKS:
@@ -256,9 +263,16 @@ def main() -> None:
     write_results(joined, options.output or (RESULTS if is_complete else None))
 
 
+def _shown(options: argparse.Namespace) -> str:
+    given = {name: value for name, value in vars(options).items() if value and name != "output"}
+    return " ".join(f"--{name}" if value is True else f"--{name} {value}" for name, value in given.items())
+
+
 def is_whole(options: argparse.Namespace) -> bool:
     """All servers, all cells, and rounds enough: what is worth keeping."""
-    return not (options.quick or options.only) and (options.rounds or LEAST_ROUNDS) >= LEAST_ROUNDS
+    if options.quick or options.only or options.images != AS_THEY_ARE:
+        return False
+    return (options.rounds or LEAST_ROUNDS) >= LEAST_ROUNDS
 
 
 def _kept(network: Network, about: str) -> Record | None:

@@ -6,7 +6,7 @@ from http.client import HTTPConnection
 
 from model.defaults import usable_cores
 from tests.benchmarks.contenders import Form
-from tests.benchmarks.images import load_images
+from tests.benchmarks.images import JPEG, load_images
 from tests.benchmarks.load import Job, Report
 from tests.benchmarks.load_process import LoadProcess, load_process
 from tests.running import running_service
@@ -64,7 +64,7 @@ def describe(factor: float, report: Report, peak: Report, recovery: float) -> st
 
 def try_cell(load: LoadProcess, port: int, form: Form, rows: int, seconds: float) -> None:
     image = load_images().files[0]
-    job = Job(port=port, path="/classify", form=form, rows=rows, seconds=seconds, connections=8, jpeg=True)
+    job = Job(port=port, path="/classify", form=form, rows=rows, seconds=seconds, connections=8, images=JPEG)
     peak = load.run(job)
     rate = peak.images_per_second
     unloaded = sorted(ask_once(port, image)[1] for _ in range(51))[25]
@@ -87,7 +87,7 @@ def try_cell(load: LoadProcess, port: int, form: Form, rows: int, seconds: float
                 seconds=seconds,
                 requests_per_second=factor * rate / rows,
                 most_connections=MOST_CONNECTIONS,
-                jpeg=True,
+                images=JPEG,
             )
         )
         print(describe(factor, report, peak, recovery_seconds(port, image, unloaded)))

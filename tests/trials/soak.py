@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from app.client import is_ready
 from tests.benchmarks.contenders import Form
 from tests.benchmarks.footprint import Memory, memory, server_processes
+from tests.benchmarks.images import JPEG
 from tests.benchmarks.load import Job, Report
 from tests.benchmarks.load_process import LoadProcess, load_process
 from tests.running import logging_service, wait_until
@@ -35,7 +36,7 @@ def job_for(port: int, seconds: float, requests_per_second: float | None = None)
         seconds=seconds,
         connections=8,
         requests_per_second=requests_per_second,
-        jpeg=True,
+        images=JPEG,
     )
 
 
