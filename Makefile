@@ -20,11 +20,12 @@ DEV = .venv-dev/bin
 PEERS = tests/benchmarks/peers
 BENCH_PEERS = .venv-bench-peers/.installed .venv-bench-pytriton/.installed \
 	$(foreach network,metal_defects_final steel_defects,.bench/$(network).onnx .bench/$(network).rewritten.onnx)
+BROUGHT = mobilenet_v2 efficientnet_b0 resnet50
 TO_ONNX = TF_CPP_MIN_LOG_LEVEL=3 .venv-bench-peers/bin/python -W ignore $(PEERS)/to_onnx.py
 UV_COMPILE = $(DEV)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-annotate --no-header
 
-.PHONY: help setup dev run test retest quick lint docs fuzz audit bench bench-serving bench-readme tune-peers train train-recipe evaluate crossvalidate samples system-deps \
+.PHONY: help setup dev run test retest quick lint docs fuzz audit bench bench-serving bench-readme bench-brought tune-peers train train-recipe evaluate crossvalidate samples system-deps \
 	container-deps container-base container container-audit release container-test lock clean
 
 help: ## list the targets
@@ -78,6 +79,10 @@ bench-serving: .venv-dev/.installed setup $(BENCH_PEERS) ## compare the service 
 bench-readme: .venv-dev/.installed setup .venv-bench-peers/.installed .bench/steel_defects.onnx .bench/steel_defects.rewritten.onnx ## compare with the best servers only, for the README; five minutes
 	$(DEV)/python -m tests.benchmarks.serving --quick --rounds 6 --network steel_defects \
 		--only "ext-classify,FastAPI + LiteRT,FastAPI + onnxruntime (rewritten)" --output tests/benchmarks/results/readme
+
+bench-brought: .venv-dev/.installed setup .venv-bench-peers/.installed $(foreach network,$(BROUGHT),.bench/$(network).h5 .bench/$(network).onnx .bench/$(network).rewritten.onnx) ## compare with Keras's own networks, as users bring them
+	$(DEV)/python -m tests.benchmarks.serving --quick --rounds 5 --seconds 2 --network mobilenet_v2,efficientnet_b0,resnet50 \
+		--only "ext-classify,FastAPI + LiteRT,FastAPI + OpenVINO,FastAPI + onnxruntime (rewritten),FastAPI + TensorFlow"
 
 tune-peers: .venv-dev/.installed $(BENCH_PEERS) ## find the best settings of the other servers; 20 minutes
 	$(DEV)/python -m tests.benchmarks.tune_peers
@@ -196,4 +201,13 @@ clean: ## remove the environments and caches
 	$(TO_ONNX) $< $@
 
 .bench/%.rewritten.onnx: model/saved/%.h5 $(PEERS)/to_onnx.py | .venv-bench-peers/.installed
+	$(TO_ONNX) $< $@ --rewrite
+
+.bench/%.h5: tests/benchmarks/keras_networks.py | .venv-dev/.installed
+	$(DEV)/python -m tests.benchmarks.keras_networks $@
+
+.bench/%.onnx: .bench/%.h5 $(PEERS)/to_onnx.py | .venv-bench-peers/.installed
+	$(TO_ONNX) $< $@
+
+.bench/%.rewritten.onnx: .bench/%.h5 $(PEERS)/to_onnx.py | .venv-bench-peers/.installed
 	$(TO_ONNX) $< $@ --rewrite

@@ -44,7 +44,10 @@ class Network(NamedTuple):
 
 
 NETWORKS = tuple(Network(name, SAVED / f"{name}.h5") for name in ("metal_defects_final", "steel_defects"))
-
+# As users bring them: keras_networks.py makes them.
+BROUGHT = tuple(
+    Network(name, ONNX / f"{name}.h5") for name in ("mobilenet_v2", "efficientnet_b0", "resnet50")
+)
 
 RECIPE, STEEL = (network.name for network in NETWORKS)
 # One single-threaded worker a core: two threads a worker, or one worker for both cores, were slower or alike.
@@ -112,7 +115,7 @@ class Contender:
     """Its command, with {port} and {h5} to be filled in."""
     cwd: Path
     settings: Mapping[str, Settings] = field(default_factory=dict)
-    """For each network, by name, the peer's own environment variables."""
+    """For each network, by name, the peer's own environment variables; ONE_BY_ONE for those not tuned."""
     fixed: Settings = field(default_factory=dict)
     """Environment variables that stay the same."""
     model_page: str | None = None
@@ -125,7 +128,7 @@ class Contender:
         """What to add to os.environ."""
         if not self.settings:
             return dict(self.fixed)
-        settings = dict(self.settings[network.name])
+        settings = dict(self._settings_for(network))
         if "WORKERS" in settings:
             settings["WEB_CONCURRENCY"] = settings["WORKERS"]  # uvicorn's name for it
         paths = {"MODEL_PATH": str(self.file(network)), "CARD_PATH": str(network.card)}
@@ -137,7 +140,10 @@ class Contender:
 
     def workers(self, network: Network) -> int:
         """Processes, or instances in one process, that each load the model's file."""
-        return int(self.settings.get(network.name, {}).get("WORKERS", 1))
+        return int(self._settings_for(network).get("WORKERS", 1))
+
+    def _settings_for(self, network: Network) -> Settings:
+        return self.settings.get(network.name, ONE_BY_ONE) if self.settings else {}
 
 
 def contenders() -> list[Contender]:

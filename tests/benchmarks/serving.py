@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from tests.benchmarks.cells import CAMERA, FULL, OURS, PUBLISHED, QUICK, Group
-from tests.benchmarks.contenders import NETWORKS, ONNX, Contender, Network, contenders
+from tests.benchmarks.contenders import BROUGHT, NETWORKS, ONNX, Contender, Network, contenders
 from tests.benchmarks.engine_limit import engine_labels, engine_limit
 from tests.benchmarks.footprint import Memory, memory, server_processes
 from tests.benchmarks.images import AS_THEY_ARE, KINDS, ImageSet, load_images
@@ -215,7 +215,7 @@ def _parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--network",
-        help="names, separated by commas; all by default, others as last kept",
+        help="names, separated by commas; by default both of this repository, others as last kept",
     )
     parser.add_argument("--only", help="servers, separated by commas; all by default")
     parser.add_argument("--images", choices=KINDS, default=AS_THEY_ARE, help="%(default)s by default")
@@ -232,9 +232,11 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     known = contenders()
     names = _chosen(options.only, [contender.name for contender in known])
-    networks = _chosen(options.network, [network.name for network in NETWORKS])
-    if options.quick and not options.network:
-        networks = [NETWORKS[0].name]
+    default = NETWORKS[:1] if options.quick else NETWORKS
+    networks = _chosen(
+        options.network or ",".join(network.name for network in default),
+        [network.name for network in (*NETWORKS, *BROUGHT)],
+    )
     print(f"Load average before the run: {os.getloadavg()[0]:.1f}; others' work makes figures worthless.")
     rounds = options.rounds or (1 if options.quick else LEAST_ROUNDS)
     plan = Plan(FULL, rounds, options.seconds, cold_starts=3, mixed_rounds=rounds)
@@ -248,7 +250,7 @@ def main() -> None:
         about = f"`{_shown(options)}`; {about}"
     competing = [contender for contender in known if contender.name in names]
     measured: dict[str, Record] = {}
-    for network in NETWORKS:
+    for network in (*NETWORKS, *BROUGHT):
         if network.name in networks:
             record = measured[network.name] = Record(about)
             NetworkRun(network, plan, images, record).measure(competing)
@@ -270,7 +272,9 @@ def _shown(options: argparse.Namespace) -> str:
 
 def is_whole(options: argparse.Namespace) -> bool:
     """All servers, all cells, and rounds enough: what is worth keeping."""
-    if options.quick or options.only or options.images != AS_THEY_ARE:
+    names = set(map(str.strip, (options.network or "").split(",")))
+    others = names & {network.name for network in BROUGHT}
+    if others or options.quick or options.only or options.images != AS_THEY_ARE:
         return False
     return (options.rounds or LEAST_ROUNDS) >= LEAST_ROUNDS
 
