@@ -29,7 +29,7 @@ def broadcast_scalars(graph: onnx.GraphProto) -> None:
     onnxruntime broadcasts a scalar over images of one channel a pixel at a time, 90 times slower.
     """
     constants = {constant.name: constant for constant in graph.initializer}
-    [images] = [given for given in graph.input if given.name not in constants]  # some list both
+    [images] = graph.input
     rank, scaled = len(images.type.tensor_type.shape.dim), {images.name}
     for node in graph.node:
         if node.op_type in {"Add", "Mul"} and node.input[0] in scaled and node.input[1] in constants:
