@@ -181,8 +181,7 @@ class _Call:
         method = "POST"
         while True:
             status, answer = self._request(method, self._request_seconds(deadline))
-            if status == _REFUSED:
-                deadline = min(deadline, started + self.service.refused_seconds)
+            deadline = self._sooner_if_refused(status, deadline, started)
             if status == 200:
                 return answer
             if status == 202:
@@ -191,8 +190,7 @@ class _Call:
                 method = "GET"
                 self.query.count(polls=1)
             elif not self._is_retried(method, status):
-                text = answer[:500].decode(errors="replace")
-                raise self.batch.failure(100351, "22023", f"with remote service error: {status} '{text}'")
+                raise self._rejected(status, answer)
             elif function.service is not None and retries >= function.max_batch_retries:
                 if function.returns_null_on_failure:
                     return self.batch.null_answer
@@ -210,6 +208,9 @@ class _Call:
         if self.batch.function.service is None:
             return REQUEST_SECONDS
         return max(0.001, min(REQUEST_SECONDS, deadline - time.monotonic()))
+
+    def _sooner_if_refused(self, status: int, deadline: float, started: float) -> float:
+        return min(deadline, started + self.service.refused_seconds) if status == _REFUSED else deadline
 
     def _is_retried(self, method: str, status: int) -> bool:
         if self.batch.function.service is not None:
@@ -235,6 +236,10 @@ class _Call:
         except urllib3.exceptions.HTTPError:
             return 0, b""
         return response.status, response.data
+
+    def _rejected(self, status: int, answer: bytes) -> ProgrammingError:
+        text = answer[:500].decode(errors="replace")
+        return self.batch.failure(100351, "22023", f"with remote service error: {status} '{text}'")
 
     def _timed_out(self, status: int) -> ProgrammingError:
         if status in (0, _REFUSED):
