@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from pydantic import ValidationError
 
-from model.errors import InputError
-from model.image import ImageSpec, decode, encode_png
+from model.errors import ImageTooLarge, InputError
+from model.image import ImageSpec, decode, decode_sized, encode_png
 from model.image_limits import ImageLimits
 from tests.model.pictures import Pixels, encode, encode_array, noise, tiff
 
@@ -263,21 +263,111 @@ class TestJpegWithoutEnd:
         {"quality": 30, "progressive": True, "subsampling": 2},
     )
 
+    # The second is decoded at 1/4 of the size, without colours.
+    SPECS = (spec_of(PICTURE), ImageSpec(height=5, width=5, channels=1))
+
+    @pytest.mark.parametrize("spec", SPECS)
     @pytest.mark.parametrize("options", KINDS)
     @pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
     @pytest.mark.parametrize("cut", [1, 2])
-    def test_picture_is_that_of_the_whole_file(self, mode: str, options: dict[str, Any], cut: int) -> None:
+    def test_picture_is_that_of_the_whole_file(
+        self, mode: str, options: dict[str, Any], cut: int, spec: ImageSpec
+    ) -> None:
         options = {"quality": 90} | options
         whole = encode(Image.fromarray(self.PICTURE).convert(mode), "JPEG", **options)
-        spec = spec_of(self.PICTURE)
         assert np.array_equal(decode_rgb(whole[:-cut], spec), decode_rgb(whole, spec))
 
+    @pytest.mark.parametrize("spec", SPECS)
     @pytest.mark.parametrize("options", KINDS)
     @pytest.mark.parametrize("lost_bytes", [6, 20, 300])
     @pytest.mark.parametrize("end", [b"", b"\xff"])
-    def test_missing_rows_are_corrupt(self, options: dict[str, Any], lost_bytes: int, end: bytes) -> None:
+    def test_missing_rows_are_corrupt(
+        self, options: dict[str, Any], lost_bytes: int, end: bytes, spec: ImageSpec
+    ) -> None:
         whole = encode_array(self.PICTURE, "JPEG", **({"quality": 90} | options))
-        assert code_of(whole[:-lost_bytes] + end, spec_of(self.PICTURE)) == "corrupt_image"
+        assert code_of(whole[:-lost_bytes] + end, spec) == "corrupt_image"
+
+
+class TestScaledJpeg:
+    """libjpeg decodes a large photograph to a part of its size; the picture stays where it was."""
+
+    WIDTH, HEIGHT = 8 * 8 + 1, 8 * 9 + 1  # a part of the last column and row is seven eighths padding
+    X, Y = np.meshgrid(np.linspace(0, 255, WIDTH), np.linspace(0, 255, HEIGHT))
+    SLOPES = np.stack([X, Y, (X + Y) / 2], axis=2).astype(np.uint8)
+    DETAILS = noise(96, 128)
+    KINDS = (
+        ("L", {}),
+        ("RGB", {}),
+        ("RGB", {"subsampling": 0}),
+        ("RGB", {"progressive": True}),
+        ("RGB", {"keep_rgb": True}),
+        ("CMYK", {}),
+    )
+
+    def differences(self, data: bytes, spec: ImageSpec) -> NDArray[np.int_]:
+        """From Pillow's decoding of all pixels."""
+        with Image.open(io.BytesIO(data)) as image:
+            whole = ImageOps.exif_transpose(image).convert("L" if spec.channels == 1 else "RGB")
+        resize = {"stretch": Image.Image.resize, "crop": ImageOps.fit, "pad": ImageOps.pad}[spec.fit]
+        resized = resize(whole, (spec.width, spec.height), Image.Resampling[spec.resample.upper()])
+        return np.abs(np.asarray(resized).astype(int).reshape(spec.shape) - decode_rgb(data, spec))
+
+    @pytest.mark.parametrize("fit", ["stretch", "crop", "pad"])
+    @pytest.mark.parametrize("side", [4, 8, 16], ids=["eighth", "quarter", "half"])
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    def test_picture_stays_in_place(self, orientation: int, side: int, fit: str) -> None:
+        data = encode_array(self.SLOPES, "JPEG", quality=98, subsampling=0, exif=exif_of(orientation))
+        spec = ImageSpec(height=side, width=side, channels=3, fit=fit)
+        assert self.differences(data, spec).max() <= 6
+
+    @pytest.mark.parametrize(("mode", "options"), KINDS)
+    @pytest.mark.parametrize("resample", ["bilinear", "bicubic", "lanczos"])
+    @pytest.mark.parametrize("channels", [1, 3])
+    def test_every_kind_and_filter(
+        self, channels: int, resample: str, mode: str, options: dict[str, Any]
+    ) -> None:
+        data = encode(Image.fromarray(self.SLOPES).convert(mode), "JPEG", quality=98, **options)
+        spec = ImageSpec(height=9, width=8, channels=channels, resample=resample)
+        assert self.differences(data, spec).max() <= 4
+
+    def test_averaging_filters_see_fewer_pixels_and_nearly_the_same(self) -> None:
+        differences = self.differences(
+            encode_array(self.DETAILS, "JPEG"), ImageSpec(height=8, width=8, channels=3)
+        )
+        assert 0 < differences.mean() < 3
+
+    def test_nearest_reads_the_pixels_of_the_file(self) -> None:
+        spec = ImageSpec(height=8, width=8, channels=3, resample="nearest")
+        assert not self.differences(encode_array(self.DETAILS, "JPEG"), spec).any()
+
+    def test_no_antialias_reads_the_pixels_of_the_file(self) -> None:
+        data = encode_array(self.DETAILS, "JPEG")
+        spec = ImageSpec(height=8, width=8, channels=3, resample="bilinear-no-antialias")
+        with Image.open(io.BytesIO(data)) as image:
+            whole = encode(image, "PNG")
+        assert np.array_equal(decode_rgb(data, spec), decode_rgb(whole, spec))
+
+    def test_less_than_twice_the_size_is_not_scaled(self) -> None:
+        spec = ImageSpec(height=49, width=33, channels=3)
+        assert not self.differences(encode_array(self.DETAILS, "JPEG"), spec).any()
+
+    def test_grey_network_sees_the_luminance_of_the_file(self) -> None:
+        """As OpenCV and TensorFlow decode to grey: it differs from Pillow's where colours are clipped."""
+        data = encode_array(self.DETAILS, "JPEG", quality=98, subsampling=0)
+        with Image.open(io.BytesIO(data)) as image:
+            image.draft("YCbCr", None)
+            luminance = np.asarray(image)[..., :1]
+        assert np.array_equal(decode_rgb(data, spec_of(self.DETAILS, channels=1)), luminance)
+
+    @pytest.mark.parametrize(("orientation", "size"), [(1, (65, 73)), (3, (65, 73)), (6, (73, 65))])
+    def test_source_size_is_that_of_the_upright_file(self, orientation: int, size: tuple[int, int]) -> None:
+        data = encode_array(self.SLOPES, "JPEG", exif=exif_of(orientation))
+        assert decode_sized(data, ImageSpec(height=4, width=4, channels=1), LIMITS).source_size == size
+
+    def test_limits_apply_to_the_size_of_the_file(self) -> None:
+        data = encode_array(self.SLOPES, "JPEG")
+        with pytest.raises(ImageTooLarge):
+            decode(data, ImageSpec(height=4, width=4, channels=1), ImageLimits(max_image_pixels=65 * 73 - 1))
 
 
 class TestDeepPixels:
@@ -634,6 +724,12 @@ class TestFit:
         data = encode_png(smooth)
         difference = decode(data, spec, ImageLimits()) - decode(data, plain, ImageLimits()).astype(int)
         assert np.abs(difference)[2:-2, 2:-2].max() <= 4
+
+    @pytest.mark.parametrize("size", [(1, 600), (600, 1)])
+    @pytest.mark.parametrize("resample", ["bilinear", "bilinear-no-antialias"])
+    def test_thin_picture_is_padded_and_not_lost(self, resample: str, size: tuple[int, int]) -> None:
+        spec = ImageSpec(height=16, width=24, channels=3, fit="pad", resample=resample)
+        assert decode(encode(Image.new("L", size, 255), "PNG"), spec, LIMITS).any()
 
     @pytest.mark.parametrize(
         ("fit", "expected"), [("stretch", (300, 100)), ("crop", (150, 100)), ("pad", (300, 200))]
