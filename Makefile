@@ -69,6 +69,7 @@ audit: .venv-fuzz/.installed ## check the locked dependencies for known vulnerab
 bench: bench-serving ## run all benchmarks, into tests/benchmarks/results/; 90 minutes
 	$(DEV)/python -m tests.benchmarks.engines
 	$(DEV)/python -m tests.benchmarks.networks
+	$(DEV)/python -m tests.benchmarks.decoding
 	$(DEV)/python -m tests.benchmarks.downloads
 	$(DEV)/python -m tests.benchmarks.start --python $(SERVE)/python
 	$(DEV)/python -m tests.benchmarks.training

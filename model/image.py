@@ -8,7 +8,6 @@ import math
 import re
 import warnings
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
@@ -54,8 +53,7 @@ DRAFT_TIMES = 2
 
 # White levels assumed for formats that do not state one: 0..1, 8-bit and 16-bit images.
 USUAL_WHITES = (1.0, 255.0, 65535.0)
-# Rows are scaled in small blocks to bound memory: those without a stated white in float64, which no float32
-# range overflows, and the others by indices of 8 bytes.
+# Rows are scaled in small blocks to bound memory, and floats in float64, which no float32 range overflows.
 _ROWS_AT_A_TIME = 64
 ROWS_APART = 4
 """Only every n-th row is measured: all rows give nearly the same values and take several times as long."""
@@ -381,18 +379,12 @@ def _eight_bit(image: Image.Image, alpha: Alpha) -> Image.Image:
 
 def scale_integers(values: NDArray[np.uint16], bits: int) -> NDArray[np.uint8]:
     """Scale unsigned pixels (h, w) of `bits` bits, 9 to 16, so that full white becomes 255."""
-    table, scaled = _eight_bit_of(bits), np.empty(values.shape, np.uint8)
+    white, scaled = 2**bits - 1, np.empty(values.shape, np.uint8)
     for start in range(0, len(values), _ROWS_AT_A_TIME):
-        rows = slice(start, start + _ROWS_AT_A_TIME)
-        table.take(values[rows], out=scaled[rows], mode="clip")  # "raise" would copy the rows
+        rows = values[start : start + _ROWS_AT_A_TIME].astype(np.uint32)
+        rows = (rows * 510 + white) // (2 * white)  # 510 is even and white odd: nothing is halfway
+        scaled[start : start + _ROWS_AT_A_TIME] = np.minimum(rows, 255)
     return scaled
-
-
-@lru_cache(maxsize=8)
-def _eight_bit_of(bits: int) -> NDArray[np.uint8]:
-    """The table (65536,) from values of `bits` bits to 0..255."""
-    table = np.rint(np.arange(2**16) * (255.0 / (2**bits - 1)))
-    return to_pixels(table)
 
 
 def scale_to_fit(values: NDArray[np.generic]) -> NDArray[np.uint8]:

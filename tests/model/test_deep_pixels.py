@@ -70,8 +70,11 @@ def test_other_depths_are_refused(dtype: str) -> None:
         decode_tiff(RAMP.astype(dtype), {BITS: np.dtype(dtype).itemsize * 8, SAMPLE_FORMAT: 3})
 
 
-@pytest.mark.parametrize("bits", [9, 10, 12, 14, 16])
-def test_full_white_of_any_depth_is_255(bits: int) -> None:
+@pytest.mark.parametrize("bits", range(9, 17))
+def test_every_value_of_any_depth_is_rounded(bits: int) -> None:
+    values = np.arange(2**16, dtype=np.uint16).reshape(-1, 256)
+    exact = np.minimum(values * (255 / (2**bits - 1)), 255)
+    assert np.abs(scale_integers(values, bits) - exact).max() < 0.5
     assert scale_integers(np.array([[0, 2**bits - 1]], np.uint16), bits).tolist() == [[0, 255]]
 
 
