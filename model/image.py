@@ -48,7 +48,7 @@ _RESAMPLE = {
 
 # Filters that average all pixels of the file. The others read single ones, as other libraries do.
 _AVERAGING = ("bilinear", "bicubic", "lanczos")
-DRAFT_TIMES = 2
+DRAFT_TIMES = 3
 """libjpeg decodes to 1/2, 1/4 or 1/8 of the size if this many times the network's size remains."""
 
 # White levels assumed for formats that do not state one: 0..1, 8-bit and 16-bit images.

@@ -347,7 +347,7 @@ class TestScaledJpeg:
             whole = encode(image, "PNG")
         assert np.array_equal(decode_rgb(data, spec), decode_rgb(whole, spec))
 
-    def test_less_than_twice_the_size_is_not_scaled(self) -> None:
+    def test_less_than_three_times_the_size_is_not_scaled(self) -> None:
         spec = ImageSpec(height=49, width=33, channels=3)
         assert not self.differences(encode_array(self.DETAILS, "JPEG"), spec).any()
 
