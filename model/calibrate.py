@@ -128,7 +128,7 @@ def calibrate(artifact: Artifact, data_dir: Path, folders: Sequence[Path] = ()) 
 
 def _bare_card(artifact: Artifact) -> ArtifactCard:
     """The card without an earlier calibration. Raises ArtifactError for a network that `train` has made."""
-    card = artifact.card
+    card = artifact.card.float32
     if card.is_calibrated and card.temperature is None:
         raise ArtifactError(
             "calibrate is for networks that were trained elsewhere; train calibrates its own. "

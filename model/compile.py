@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import keras
 import tensorflow as tf
 
-from model.artifact import Artifact, load_artifact
+from model.artifact import Artifact, load_artifact, save_card
 from model.compiled import CompiledPaths, next_to_h5, write_compiled
 from model.errors import ArtifactError
 from model.graph_rewrites import patches_first, pool_first, split_heavy_head
@@ -22,10 +22,12 @@ _Call: TypeAlias = Callable[[tf.Tensor], dict[str, tf.Tensor]]
 def compile_artifact(artifact: Artifact, paths: CompiledPaths | None = None) -> CompiledPaths:
     """Compile the artifact's network in float32 for one image per call, and write its stamp.
 
-    `paths` are next to the .h5 by default. Raises ArtifactError if the network's input or output shape
-    differs from the card's.
+    `paths` are next to the .h5 by default. An int8 model and its card are replaced by those of float32.
+    Raises ArtifactError if the network's input or output shape differs from the card's.
     """
     paths = paths or next_to_h5(artifact)
+    if artifact.card.int8 is not None:
+        artifact = save_card(artifact.h5_path, artifact.card.float32)
     if artifact.card.is_given_tflite:
         write_compiled(artifact, paths, artifact.h5_path.read_bytes(), {})
         return paths
@@ -35,28 +37,37 @@ def compile_artifact(artifact: Artifact, paths: CompiledPaths | None = None) -> 
     return paths
 
 
-def compile_with_stages(network: Network, shape: tuple[int, int, int], stages: Stages | None) -> bytes:
+def compile_with_stages(
+    network: Network, shape: tuple[int, int, int], stages: Stages | None, *, splits_head: bool = True
+) -> bytes:
     """Compile a network and its stages to a LiteRT flatbuffer that takes one image (1, h, w, c), float32.
 
     The network's graph is rewritten to a faster one if Keras 3 has read it.
     """
     if network.is_keras3:
-        return compile_network(network.keras_network, shape, stages)
+        return compile_network(network.keras_network, shape, stages, splits_head=splits_head)
     own = () if stages is None or stages.describe is None else stages.describe.variables
     # TensorFlow does not save the values of Keras's variables, only of its own inside them.
     resources = [network.resources, *(variable.value for variable in own)]
     return _convert_call(with_stages(network, stages), (1, *shape), resources)
 
 
-def compile_network(network: keras.Model, shape: tuple[int, int, int], stages: Stages | None = None) -> bytes:
+def compile_network(
+    network: keras.Model,
+    shape: tuple[int, int, int],
+    stages: Stages | None = None,
+    *,
+    splits_head: bool = True,
+) -> bytes:
     """Compile a network to a LiteRT flatbuffer that takes one image (1, h, w, c), float32.
 
     Outputs are named `probabilities` and, if `find_head` finds a head, `embedding` and `features`; stages may
-    replace the embedding. A network with a heavy head has two signatures instead: `body`, from one image to
-    `flattened` (1, d), and `head`, from the `flattened` values of n images (n, d) to `probabilities`.
+    replace the embedding. Unless `splits_head` is false, a network with a heavy head has two signatures
+    instead: `body`, from one image to `flattened` (1, d), and `head`, from the `flattened` values of n images
+    (n, d) to `probabilities`.
     """
     network = patches_first(pool_first(network))
-    if (parts := split_heavy_head(network)) is None:
+    if not splits_head or (parts := split_heavy_head(network)) is None:
         return convert(keras.Model(network.inputs, named_outputs(network)), shape, stages)
     [flattened], [probabilities] = parts.body.outputs, parts.head.outputs
     body = keras.Model(parts.body.inputs, {"flattened": flattened})

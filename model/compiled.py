@@ -63,6 +63,12 @@ def load_compiled(artifact: Artifact, cache_dir: Path) -> bytes:
     for paths in (next_to_h5(artifact), cache_paths):
         if (compiled := read_compiled(artifact, paths)) is not None:
             return compiled
+    if artifact.card.int8 is not None:
+        raise ArtifactError(
+            f"{artifact.h5_path} must have the int8 model that its card names. Received: none, or another. "
+            "Quantise it again, ext-classify compile --int8 --images DIR, or return to float32, "
+            f"ext-classify compile --model {shlex.quote(str(artifact.h5_path))}"
+        )
     if importlib.util.find_spec("tensorflow") is None:
         raise ArtifactError(
             f"{artifact.h5_path} must have a matching compiled model. Received: none, and TensorFlow is not "

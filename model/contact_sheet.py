@@ -55,19 +55,22 @@ class TrialImages:
     files: tuple[bytes, ...]
     labels: tuple[int | None, ...]
     class_names: tuple[str, ...]
+    flag: str = "--try"
 
     @classmethod
-    def of(cls, folder: Path, class_names: Sequence[str]) -> "TrialImages":
-        """At most MOST_IMAGES images, evenly chosen. Raises ArtifactError if there is none."""
+    def of(
+        cls, folder: Path, class_names: Sequence[str], flag: str = "--try", most: int = MOST_IMAGES
+    ) -> "TrialImages":
+        """At most `most` images, evenly chosen. Raises ArtifactError, with the flag, if there is none."""
         if not folder.is_dir():
-            raise ArtifactError(f"--try must be a folder of images. Missing: {folder}")
+            raise ArtifactError(f"{flag} must be a folder of images. Missing: {folder}")
         index = {folder_of_class(name): number for number, name in enumerate(class_names)}
         paths = [p for p in sorted(folder.rglob("*")) if p.suffix.lower() in _SUFFIXES and p.is_file()]
         if not paths:
-            raise ArtifactError(f"--try must be a folder of images. Received: none in {folder}")
-        chosen = paths[:: -(-len(paths) // MOST_IMAGES)]
+            raise ArtifactError(f"{flag} must be a folder of images. Received: none in {folder}")
+        chosen = paths[:: -(-len(paths) // most)]
         labels = tuple(index.get(folder_of_class(path.parent.name)) for path in chosen)
-        return cls(tuple(path.read_bytes() for path in chosen), labels, tuple(class_names))
+        return cls(tuple(path.read_bytes() for path in chosen), labels, tuple(class_names), flag)
 
     def decode(self, spec: ImageSpec) -> tuple[NDArray[np.uint8], list[int | None]]:
         """Pixels (n, h, w, c) and labels of the files that are images."""
@@ -79,7 +82,7 @@ class TrialImages:
                 continue
             labels.append(label)
         if not pixels:
-            raise ArtifactError("--try must contain images that can be decoded. Received: none.")
+            raise ArtifactError(f"{self.flag} must contain images that can be decoded. Received: none.")
         return np.stack(pixels), labels
 
     def save_samples(self, artifact: Artifact) -> None:

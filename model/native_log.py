@@ -14,6 +14,7 @@ from contextlib import contextmanager
 _NOISE = re.compile(
     rb"INFO: Created TensorFlow Lite .* delegate"
     rb"|WARNING: All log messages before absl::InitializeLog"
+    rb"|fully_quantize: "
     rb"|[IW]\d{4} \d\d:\d\d:\d+\.\d+ "
     rb"|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+: [IW] "
     rb"|(E\d{4} |\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+: E )"

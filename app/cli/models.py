@@ -119,13 +119,45 @@ def crossvalidate(
 
 
 @without_native_log()
-def compile_model(model: Path, as_json: bool) -> None:
+def compile_model(
+    model: Path, int8: bool, images: Path | None, least_agreement: float | None, as_json: bool
+) -> None:
     artifact = load_artifact(model)  # an unusable file fails in milliseconds, before TensorFlow starts
+    if int8 != (images is not None) or (least_agreement is not None and not int8):
+        raise CommandError(
+            "--int8 needs --images DIR, which has the images to quantise with and to measure on."
+        )
+    if images is not None:
+        _quantise(artifact, images, least_agreement, as_json=as_json)
+        return
     with needs_extra("train"):
         from model.compile import compile_artifact  # noqa: PLC0415 - optional
     with _progress_on_stderr(as_json):
         paths = compile_artifact(artifact)
     print(_as_json(artifact) if as_json else f"Compiled {paths.tflite}, with its stamp {paths.stamp}")
+
+
+def _quantise(artifact: Artifact, images: Path, least_agreement: float | None, *, as_json: bool) -> None:
+    with needs_extra("train"):
+        from model.quantise import LEAST_AGREEMENT, quantise  # noqa: PLC0415 - optional
+    with _progress_on_stderr(as_json):
+        quantised = quantise(
+            artifact, images, LEAST_AGREEMENT if least_agreement is None else least_agreement
+        )
+    if as_json:
+        more = {"findings": quantised.findings, "warnings": quantised.warnings}
+        measured = quantised.artifact.card.metrics["int8"]
+        print(json.dumps({**json.loads(_as_json(quantised.artifact)), **more, "int8": measured}))
+        return
+    _print_report(quantised.findings, quantised.warnings)
+    print(f"Wrote {card_path(artifact.h5_path)} and the compiled model in int8.")
+
+
+def _print_report(findings: Sequence[str], warnings: Sequence[str]) -> None:
+    for finding in findings:
+        print(finding)
+    for warning in warnings:
+        print(f"Warning: {warning}")
 
 
 @without_native_log()
@@ -206,10 +238,7 @@ def calibrate(model: Path, data: Path, out_of_distribution: list[Path], as_json:
         measured = calibrated.artifact.card.metrics["calibration"]
         print(json.dumps({**json.loads(_as_json(calibrated.artifact)), **more, "calibration": measured}))
         return
-    for finding in calibrated.findings:
-        print(finding)
-    for warning in calibrated.warnings:
-        print(f"Warning: {warning}")
+    _print_report(calibrated.findings, calibrated.warnings)
     print(f"Wrote {card_path(model)} and the compiled model.")
     print(f"Next: ext-classify serve --model {shlex.quote(str(model))}")
 
@@ -379,6 +408,19 @@ def _add_measurements(add: Add) -> None:
 def _add_card(add: Add) -> None:
     command = add("compile", compile_model, "compile an .h5 file for the LiteRT engine")
     command.add_argument("--model", type=Path, default=DEFAULT_MODEL_PATH, metavar="H5")
+    command.add_argument("--int8", action="store_true", help="quantise weights and activations")
+    command.add_argument(
+        "--images",
+        type=Path,
+        metavar="DIR",
+        help="some hundred images to quantise with and to measure on, best in a folder for each class",
+    )
+    command.add_argument(
+        "--least-agreement",
+        type=_agreement,
+        metavar="SHARE",
+        help="of labels and of abstention with float32, below which int8 is refused (default 0.995)",
+    )
     add_json(command)
 
     command = add("describe", describe, "write the model card of an .h5 file trained elsewhere")
@@ -523,6 +565,17 @@ def _share(text: str) -> float:
         share = 0.0
     if not 0 < share < 1:
         raise argparse.ArgumentTypeError(f"must be a number between 0 and 1. Received: {text}")
+    return share
+
+
+def _agreement(text: str) -> float:
+    """Parse a share such as 0.99 or 99%."""
+    try:
+        share = float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to 1. Received: {text}")
     return share
 
 
