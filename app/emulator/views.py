@@ -11,6 +11,7 @@ Source: Snowflake documentation, CREATE VIEW, "Working with temporary and transi
 """
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any, NamedTuple
 
 from fakesnow.dialect import parse_one
@@ -105,7 +106,8 @@ def _sources(expression: Any) -> Iterator[Any]:
         [described] if isinstance(described, exp.Query) else [expression.args.get(part) for part in parts]
     )
     defined = {each.alias.upper() for each in expression.find_all(exp.CTE)}
-    for root in filter(None, roots):
+    # The USING of a DELETE is a list of its sources.
+    for root in chain.from_iterable(part if isinstance(part, list) else [part] for part in roots if part):
         for table in root.find_all(exp.Table):
             if table.args.get("db") or table.name.upper() not in defined:
                 yield table

@@ -138,6 +138,14 @@ def test_merge_may_read_a_query_without_a_name(sql: Sql) -> None:
     assert labels(sql, "t") == ["oak", "rose"]
 
 
+@pytest.mark.parametrize("source", ["v", "(SELECT word, f(word) AS answer FROM words)"])
+def test_delete_may_use_a_view(sql: Sql, source: str) -> None:
+    sql.rows("CREATE VIEW v AS SELECT word, f(word) AS answer FROM words")
+    sql.rows("CREATE TABLE t AS SELECT word FROM words")
+    sql.rows(f"DELETE FROM t USING {source} AS s WHERE t.word = s.word AND s.answer:label = 'oak'")  # noqa: S608 - constants
+    assert sql.column("SELECT word FROM t") == ["rose"]
+
+
 def test_positions_are_the_columns_of_values(sql: Sql) -> None:
     """As Snowpark's create_dataframe writes local data."""
     query = "SELECT {} FROM (SELECT $1 AS a, $2 AS b FROM VALUES ('x' :: STRING, 1 :: INT), ('y', 2))"
