@@ -35,6 +35,9 @@ def on_interrupt(handle: Callable[[int, FrameType | None], object]) -> Iterator[
         signal.signal(signal.SIGINT, previous)
 
 
+_AGAIN_SECONDS = 0.05
+
+
 @contextmanager
 def raise_on_interrupt() -> Iterator[None]:
     """Raise KeyboardInterrupt on SIGINT, again if it falls into a finalizer, which cannot raise."""
@@ -48,6 +51,10 @@ def raise_on_interrupt() -> Iterator[None]:
 
 def _interrupt_again(unraisable: "sys.UnraisableHookArgs") -> None:
     if issubclass(unraisable.exc_type, KeyboardInterrupt):
-        signal.raise_signal(signal.SIGINT)
+        main = threading.main_thread().ident
+        # After this hook, which cannot raise either.
+        timer = threading.Timer(_AGAIN_SECONDS, signal.pthread_kill, (main, signal.SIGINT))
+        timer.daemon = True
+        timer.start()
     else:
         sys.__unraisablehook__(unraisable)

@@ -213,7 +213,6 @@ def test_retryable_error_is_not_stored(
         ([], "PATHs"),
         (["--out", "t", str(SAMPLES)], ".csv, .json, .jsonl, .parquet"),
         (["--stage", "a.b.c", "--out", "t", "--evidence"], "--stage"),
-        (["--stage", "a.b.c", "--out", "t", "--local"], "--url"),
     ],
 )
 def test_invalid_combination_of_flags_is_reported(
