@@ -1,7 +1,9 @@
 """Results of checks: of `ext-classify doctor`, and of the service's own GET /doctor."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Literal
 
 # With a larger skew, tokens and signed URLs are not valid yet, or have expired.
@@ -60,6 +62,18 @@ class _Expecting:
             return False
         self.findings.wrong(self.check, " ".join(str(error).split()) or type(error).__name__, self.advice)
         return True
+
+
+def check_session(findings: Findings, check: str, row: Sequence[object], advice: str) -> None:
+    """Note a session: `row` is (user, role, warehouse, now), and `advice` applies if it has no warehouse."""
+    user, role, warehouse, now = row
+    said = f"as {user}, role {role or 'none'}, warehouse {warehouse or 'none'}"
+    if warehouse is None:
+        findings.note(check, said, advice)
+    else:
+        findings.ok(check, said)
+    if isinstance(now, datetime):
+        check_clock(findings, now.timestamp(), "Snowflake's")
 
 
 def check_clock(findings: Findings, their_seconds: float, whose: str) -> None:

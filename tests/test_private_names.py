@@ -61,8 +61,9 @@ def test_histogram_of_prometheus_client_has_its_private_attributes() -> None:
 
 def test_operations_of_keras_have_their_private_module() -> None:
     """`model.networks.keras_model` restores the arithmetic that an .h5 names without a module."""
-    keras = import_module("keras")
-    operations = import_module("keras.src.ops")
+    import keras  # noqa: PLC0415 - slow
+    from keras.src import ops as operations  # noqa: PLC0415 - slow
+
     named = (
         operations.numpy.TrueDivide,
         operations.nn.Softmax,
@@ -74,7 +75,8 @@ def test_operations_of_keras_have_their_private_module() -> None:
 
 def test_layer_of_keras_has_its_private_attributes() -> None:
     """`model.graph_rewrites` follows the calls of a layer."""
-    keras = import_module("keras")
+    import keras  # noqa: PLC0415 - slow
+
     layer = keras.layers.Dense(1)
     tensor = keras.Input((2,))
     layer(tensor)

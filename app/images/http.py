@@ -133,7 +133,7 @@ class ImageFetcher:
         raise FetchFailed(f"A URL must redirect at most {self._max_redirects} times.")
 
     async def _request(self, url: URL) -> aiohttp.ClientResponse:
-        """The response's head. TLS checks the certificate of the URL's host, whoever connects."""
+        """The response's head. TLS checks the certificate of the URL's host, also behind a proxy."""
         if self._proxy is None:
             return await self._session.get(url, allow_redirects=False)
         host = url.raw_host or ""

@@ -6,10 +6,9 @@ Only the service knows the settings that it was started with, and the address fr
 import asyncio
 import contextlib
 import os
-from datetime import datetime
 
 from app.errors import AccessDenied, FileMissing, SnowflakeRefused, UrlNotAllowed
-from app.findings import Finding, Findings, check_clock
+from app.findings import Finding, Findings, check_session
 from app.images.source import StageFile
 from app.names import directory_of, parse_identifier, quote_identifier
 from app.settings import Settings
@@ -58,14 +57,9 @@ class SelfCheck:
         check = "service's login"
         with findings.expecting(check, _LOGIN_ADVICE, InputError):
             statement = "SELECT CURRENT_USER(), CURRENT_ROLE(), CURRENT_WAREHOUSE(), CURRENT_TIMESTAMP()"
-            [(user, role, warehouse, now)] = await self._session.query(statement)
-            said = f"as {user}, role {role or 'none'}, warehouse {warehouse or 'none'}"
-            if warehouse is None:
-                findings.note(check, said, "Signing needs a warehouse: set EXT_CLASSIFY_SNOWFLAKE_WAREHOUSE.")
-            else:
-                findings.ok(check, said)
-            if isinstance(now, datetime):
-                check_clock(findings, now.timestamp(), "Snowflake's")
+            [row] = await self._session.query(statement)
+            advice = "Signing needs a warehouse: set EXT_CLASSIFY_SNOWFLAKE_WAREHOUSE."
+            check_session(findings, check, row, advice)
             return True
         return False
 

@@ -227,7 +227,7 @@ def test_better_weights_are_kept(data_dir: Path, monkeypatch: pytest.MonkeyPatch
     training.keep_best(0, data)
     assert (int(training.best_epoch), float(training.best_loss) < 100) == (0, True)
     pairs = zip(training.network.get_weights(), current, strict=True)
-    assert all(np.array_equal(a, b) for a, b in pairs), "training must go on from its own weights"
+    assert all(np.array_equal(a, b) for a, b in pairs), "training must continue from its own weights"
     training.best_loss.assign(0.0)
     training.keep_best(1, data)
     assert int(training.best_epoch) == 0

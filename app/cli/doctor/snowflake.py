@@ -4,7 +4,6 @@ import asyncio
 import json
 from collections.abc import Callable
 from contextlib import ExitStack
-from datetime import datetime
 from http import HTTPStatus
 from urllib.parse import urlsplit
 
@@ -16,7 +15,7 @@ from app.cli.doctor.reachability import (
 from app.client import ClientError
 from app.client.client import Service
 from app.client.transport import NoReply, Reply, Request, send_once
-from app.findings import Finding, Findings, check_clock
+from app.findings import Finding, Findings, check_session
 from app.images.allowlist import HTTPS_PORT
 from app.images.fetcher import create_fetcher
 from app.names import quote_string
@@ -97,14 +96,8 @@ def _log_in(findings: Findings, check: str, connect: Callable[[], UserSession]) 
 
 def _add_session(findings: Findings, check: str, user_session: UserSession) -> None:
     """Add findings on the session's user, role, warehouse and clock. Raises ClientError."""
-    _, [[user, role, warehouse, now]], _ = user_session.table(_WHO)
-    said = f"as {user}, role {role or 'none'}, warehouse {warehouse or 'none'}"
-    if warehouse is None:
-        findings.note(check, said, "Queries need a warehouse: set one in your connection.")
-    else:
-        findings.ok(check, said)
-    if isinstance(now, datetime):
-        check_clock(findings, now.timestamp(), "Snowflake's")
+    _, [row], _ = user_session.table(_WHO)
+    check_session(findings, check, row, "Queries need a warehouse: set one in your connection.")
 
 
 def _has_certificate(findings: Findings, host: str, port: int) -> bool:

@@ -31,12 +31,6 @@ LABELS = "SELECT relative_path, ext_classify(file_url):label::string AS label FR
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[LocalServer]:
-    with LocalServer() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def service(server: LocalServer) -> Iterator[str]:
     with own_service(environment=server.service_environment) as (url, _):
         yield url
