@@ -16,7 +16,7 @@ from PIL import Image, ImageFile, ImageOps, ImagePalette, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field
 
 from model.errors import CorruptImage, InputError, UnsupportedFormat
-from model.formats import TIFF_SIGNATURES, UPRIGHT, Metadata, jpeg, tiff
+from model.formats import TIFF_SIGNATURES, UPRIGHT, Metadata, fast, jpeg, png, tiff
 from model.image_limits import ImageLimits, out_of_memory, refuse_costly_content, strip_metadata
 
 FORMATS = ("BMP", "PNG", "JPEG", "TIFF", "WEBP")
@@ -130,6 +130,10 @@ def decode_sized(data: bytes, spec: ImageSpec, limits: ImageLimits) -> Decoded:
     limits.refuse_bytes(len(data))
     stripped = data
     try:
+        if (plain := png.find_plain(data)) is not None:
+            limits.refuse_size(*plain.size)
+            if (pixels := plain.decode()) is not None:
+                return _convert(Image.fromarray(pixels), None, plain.metadata, spec)
         stripped, metadata = strip_metadata(data)
         with Image.open(io.BytesIO(stripped), formats=FORMATS) as image:
             refuse_costly_content(image, stripped, limits)
@@ -196,7 +200,12 @@ def stretch(field: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.flo
 def _load_jpeg(
     image: Image.Image, stripped: bytes, metadata: Metadata, spec: ImageSpec
 ) -> tuple[Image.Image, _Source]:
+    full_size = image.size
     source = _draft(image, metadata, spec)
+    if image.size == full_size and image.mode in ("L", "RGB"):
+        pixels = fast.decode_jpeg(stripped, full_size, "mono" if image.mode == "L" else "rgb")
+        if pixels is not None:
+            return Image.fromarray(pixels), source
     try:
         image.load()
     except OSError:

@@ -22,7 +22,7 @@ MAX_TILE_TIMES_IMAGE = 4
 _BMP_RLE = (1, 2)
 _TIFF_TILE_WIDTH = 322
 _TIFF_TILE_LENGTH = 323
-_JPEG_SIGNATURE, _PNG_SIGNATURE = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
+_JPEG_SIGNATURE = b"\xff\xd8\xff"
 
 
 class OpenedImage(Protocol):
@@ -50,6 +50,18 @@ class ImageLimits:
                 f"Received: {image_bytes}."
             )
 
+    def refuse_size(self, width: int, height: int) -> None:
+        if max(width, height) > self.max_image_side_pixels:
+            raise ImageTooLarge(
+                f"An image's sides must have at most {self.max_image_side_pixels} pixels "
+                f"(EXT_CLASSIFY_MAX_IMAGE_SIDE_PIXELS). Received: {width} x {height}."
+            )
+        if width * height > self.max_image_pixels:
+            raise ImageTooLarge(
+                f"An image must have at most {self.max_image_pixels} pixels "
+                f"(EXT_CLASSIFY_MAX_IMAGE_PIXELS). Received: {width} x {height}."
+            )
+
 
 def out_of_memory() -> ImageTooLarge:
     """Error for an allocation that failed during decoding."""
@@ -65,7 +77,7 @@ def strip_metadata(data: bytes) -> tuple[bytes, Metadata]:
     """
     if data.startswith(_JPEG_SIGNATURE):
         return jpeg.strip(data)
-    if data.startswith(_PNG_SIGNATURE):
+    if data.startswith(png.SIGNATURE):
         return png.strip(data)
     if data.startswith(TIFF_SIGNATURES):
         return tiff.strip(data), Metadata()
@@ -74,27 +86,13 @@ def strip_metadata(data: bytes) -> tuple[bytes, Metadata]:
 
 def refuse_costly_content(image: OpenedImage, data: bytes, limits: ImageLimits) -> None:
     """Raise ImageTooLarge when decoding the opened `image`, read from `data`, would cost too much."""
-    _refuse_size(image.size, limits)
+    limits.refuse_size(*image.size)
     if image.format == "BMP" and image.info.get("compression") in _BMP_RLE:
         _refuse_run_length(image.size, len(data))
     elif image.format == "TIFF":
         _refuse_tile(image.size, getattr(image, "tag_v2", {}))
     elif image.format == "JPEG":
         jpeg.refuse_scans(data, image.size[0] * image.size[1])
-
-
-def _refuse_size(size: tuple[int, int], limits: ImageLimits) -> None:
-    width, height = size
-    if max(size) > limits.max_image_side_pixels:
-        raise ImageTooLarge(
-            f"An image's sides must have at most {limits.max_image_side_pixels} pixels "
-            f"(EXT_CLASSIFY_MAX_IMAGE_SIDE_PIXELS). Received: {width} x {height}."
-        )
-    if width * height > limits.max_image_pixels:
-        raise ImageTooLarge(
-            f"An image must have at most {limits.max_image_pixels} pixels (EXT_CLASSIFY_MAX_IMAGE_PIXELS). "
-            f"Received: {width} x {height}."
-        )
 
 
 def _refuse_run_length(size: tuple[int, int], file_bytes: int) -> None:

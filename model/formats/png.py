@@ -4,9 +4,10 @@ import struct
 import zlib
 from collections.abc import Mapping
 from contextlib import suppress
+from typing import Literal, NamedTuple
 
 from model.errors import ImageTooLarge
-from model.formats import Metadata
+from model.formats import Metadata, fast
 
 # Walking this many chunk headers takes 0.3 seconds.
 MAX_CHUNKS = 1_000_000
@@ -17,7 +18,7 @@ SPARE_COMPRESSED_BYTES = 1024 * 1024
 MAX_COMPRESSED_TEXT_BYTES = 256 * 1024
 MAX_TEXT_BYTES = 1024 * 1024
 
-_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _CHUNK = struct.Struct(">I4s")
 _CRC_BYTES = 4
 _END = b"\0\0\0\0IEND\xaeB`\x82"
@@ -26,6 +27,13 @@ _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _COLOUR_TYPE_AT, _PALETTE = _CHUNK.size + 9, 3
 # Of tRNS, for the colour types that state one transparent colour.
 _TRANSPARENT_BYTES = {0: 2, 2: 6}
+# Bit depth and colour type.
+_PLAIN_MODES: dict[tuple[int, int], Literal["mono", "rgb", "rgba"]] = {
+    (8, 0): "mono",
+    (8, 2): "rgb",
+    (8, 6): "rgba",
+    (16, 0): "mono",
+}
 _EXIF, _TEXT_KINDS = b"eXIf", frozenset({b"tEXt", b"zTXt", b"iTXt"})
 _EXIF_TEXT, _PROFILE, _XMP = b"exif", b"Raw profile type exif", b"XML:com.adobe.xmp"
 _KEYWORDS = tuple(keyword + b"\0" for keyword in (_EXIF_TEXT, _PROFILE, _XMP))
@@ -37,6 +45,8 @@ class _Chunks:
     def __init__(self) -> None:
         self.header: dict[bytes, bytes] = {}
         self.pixels = bytearray()
+        self.run = slice(0)
+        """Position of the chunks of `pixels` in the file."""
         self.texts: dict[bytes, bytes] = {}
         self.broken = b""
 
@@ -57,6 +67,38 @@ class _Chunks:
         return fits and is_intact and kind not in self.header
 
 
+class PlainPng(NamedTuple):
+    """A PNG of 8-bit grey, RGB or RGBA pixels, or of 16-bit grey ones, without a transparent colour."""
+
+    file: bytes
+    """With only IHDR, IDAT and IEND."""
+    size: tuple[int, int]
+    mode: Literal["mono", "rgb", "rgba"]
+    is_16_bit: bool
+    metadata: Metadata
+
+    def decode(self) -> fast.Pixels | None:
+        """Returns None where Pillow must decode the file. Raises MemoryError."""
+        return fast.decode_png(self.file, self.size, self.mode, is_16_bit=self.is_16_bit)
+
+
+def find_plain(data: bytes) -> PlainPng | None:
+    """Returns None for any other file. Raises ImageTooLarge."""
+    if not data.startswith(SIGNATURE):
+        return None
+    chunks = _read_chunks(data)
+    header = chunks.header.get(b"IHDR", b"")
+    if not chunks.pixels or b"tRNS" in chunks.header or len(header) < _CHUNK.size + 13:
+        return None
+    width, height, depth, colour = struct.unpack_from(">IIBB", header, _CHUNK.size)
+    if (mode := _PLAIN_MODES.get((depth, colour))) is None:
+        return None
+    _refuse_padding(header, len(chunks.pixels))
+    file = b"".join([SIGNATURE, header, data[chunks.run], _END])
+    metadata = _metadata(chunks.texts) if chunks.texts else Metadata()
+    return PlainPng(file, (width, height), mode, depth == 16, metadata)
+
+
 def strip(data: bytes) -> tuple[bytes, Metadata]:
     """The file with only IHDR, PLTE, tRNS and one IDAT, which is the default image of an animation.
 
@@ -68,13 +110,13 @@ def strip(data: bytes) -> tuple[bytes, Metadata]:
     if chunks.pixels:
         _refuse_padding(chunks.header.get(b"IHDR", b""), len(chunks.pixels))
         pixels = [_CHUNK.pack(len(chunks.pixels), b"IDAT"), chunks.pixels, bytes(_CRC_BYTES)]
-    stripped = b"".join([_SIGNATURE, *header, *pixels, chunks.broken or _END])
+    stripped = b"".join([SIGNATURE, *header, *pixels, chunks.broken or _END])
     return stripped, _metadata(chunks.texts) if chunks.texts else Metadata()
 
 
 def _read_chunks(data: bytes) -> _Chunks:
     chunks = _Chunks()
-    pixels, view, previous, position = chunks.pixels, memoryview(data), b"", len(_SIGNATURE)
+    pixels, view, previous, position = chunks.pixels, memoryview(data), b"", len(SIGNATURE)
     for _ in range(MAX_CHUNKS):
         if position + _CHUNK.size > len(data):
             return chunks
@@ -83,7 +125,9 @@ def _read_chunks(data: bytes) -> _Chunks:
         end = start + length
         if kind == b"IDAT":
             if previous == kind or not pixels:  # the chunks of one image follow each other
+                first = chunks.run.start if pixels else position
                 pixels += view[start:end]
+                chunks.run = slice(first, end + _CRC_BYTES)
         elif kind == b"IEND":
             return chunks
         elif not pixels and not kind.isalnum():
