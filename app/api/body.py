@@ -339,6 +339,8 @@ MAX_QUERY_BYTES = 1024
 def evidence_of(request: Request) -> bool:
     """The query parameter `evidence`, which applies to every image of the request. Raises InvalidBatch."""
     query_bytes = len(request.scope["query_string"])
+    if not query_bytes:
+        return False
     if query_bytes > MAX_QUERY_BYTES:
         raise InvalidBatch(f"A query must have at most {MAX_QUERY_BYTES} bytes. Received: {query_bytes}.")
     given = request.query_params.get("evidence", "false")

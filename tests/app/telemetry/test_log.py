@@ -130,11 +130,15 @@ def test_lone_surrogate_is_escaped() -> None:
     assert stream.getvalue() == "a\\ud800b\n"
 
 
-def test_event_with_a_lone_surrogate_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
-    messages: list[str] = []
-    monkeypatch.setattr(logger, "info", lambda form, message: messages.append(form % message))
-    log_event("refused", query_id="\ud800")
-    assert [json.loads(message) for message in messages] == [{"event": "refused", "query_id": "\ud800"}]
+def test_event_with_a_lone_surrogate_is_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(logger, "handlers", [caplog.handler])
+    monkeypatch.setattr(logger, "propagate", False)
+    with caplog.at_level("INFO", logger.name):
+        log_event("refused", query_id="\ud800")
+    messages = [json.loads(record.getMessage()) for record in caplog.records]
+    assert messages == [{"event": "refused", "query_id": "\ud800"}]
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
