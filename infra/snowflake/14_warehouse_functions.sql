@@ -10,7 +10,7 @@ USE SCHEMA <% database %>.<% schema %>;
 -- Resolves the packages as the functions do: if it fails, so will CREATE FUNCTION.
 SELECT SYSTEM$RESOLVE_PYTHON_PACKAGES(
     '3.11',
-    $$('ai-edge-litert>=2.3', 'numpy>=2.3', 'pandas', 'pillow>=13.0',
+    $$('ai-edge-litert>=2.3', 'kornia-rs>=0.2', 'numpy>=2.3', 'pandas', 'pillow>=13.0',
     'pybase64>=1.5', 'pydantic>=2.13', 'snowflake-snowpark-python', 'typing-extensions>=4.15')$$,
     'snowflake.snowpark.pypi_shared_repository'
 );
@@ -47,6 +47,7 @@ CREATE OR REPLACE FUNCTION <% function %>(file_url VARCHAR)
     )
     PACKAGES = (
         'ai-edge-litert>=2.3',
+        'kornia-rs>=0.2',
         'numpy>=2.3',
         'pandas',
         'pillow>=13.0',
@@ -77,6 +78,7 @@ CREATE OR REPLACE FUNCTION <% function %>(file_url VARCHAR, options OBJECT)
     )
     PACKAGES = (
         'ai-edge-litert>=2.3',
+        'kornia-rs>=0.2',
         'numpy>=2.3',
         'pandas',
         'pillow>=13.0',

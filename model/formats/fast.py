@@ -28,8 +28,9 @@ def decode_png(
     except ModuleNotFoundError:
         return None
     shape = (size[1], size[0], _CHANNELS[mode])
-    decode = io.decode_image_png_u16 if is_16_bit else io.decode_image_png_u8
-    return _decode(lambda: decode(file, shape[:2], mode), shape, np.uint16 if is_16_bit else np.uint8)
+    if is_16_bit:
+        return _decode(lambda: io.decode_image_png_u16(file, shape[:2], mode), shape, np.uint16)
+    return _decode(lambda: io.decode_image_png_u8(file, shape[:2], mode), shape, np.uint8)
 
 
 def decode_jpeg(file: bytes, size: tuple[int, int], mode: Literal["mono", "rgb"]) -> Pixels | None:
