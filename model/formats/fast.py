@@ -1,7 +1,7 @@
 """Decoders for common PNG and JPEG files that return the same pixels as Pillow in less time: kornia_rs.
 
-They return None for files that they do not decode: Pillow then decodes the file, or states its fault. So they
-do where kornia_rs is not installed, as in a Snowflake warehouse.
+They return None for a file that they do not decode, and where kornia_rs is not installed: Pillow then decodes
+the file or raises its error.
 """
 
 import math
@@ -11,10 +11,22 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+
+def _import_kornia() -> Any:
+    try:
+        from kornia_rs import io  # noqa: PLC0415 - optional
+    except ModuleNotFoundError:
+        return None
+    return io
+
+
+# Imported before the service forks, so that its processes share the memory.
+_KORNIA = _import_kornia()
+
 Pixels: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
 """(h, w), or (h, w, c)."""
 
-# Rust aborts the process where it finds no memory. It allocates less than this besides the pixels.
+# The decoders allocate less than this besides the pixels.
 _RUST_BYTES = 4 * 1024 * 1024
 _CHANNELS = {"mono": 1, "rgb": 3, "rgba": 4}
 
@@ -23,29 +35,26 @@ def decode_png(
     file: bytes, size: tuple[int, int], mode: Literal["mono", "rgb", "rgba"], *, is_16_bit: bool = False
 ) -> Pixels | None:
     """`size` (width, height) and mode must be those of the file. Raises MemoryError."""
-    try:
-        from kornia_rs import io  # noqa: PLC0415 - optional
-    except ModuleNotFoundError:
+    if _KORNIA is None:
         return None
     shape = (size[1], size[0], _CHANNELS[mode])
     if is_16_bit:
-        return _decode(lambda: io.decode_image_png_u16(file, shape[:2], mode), shape, np.uint16)
-    return _decode(lambda: io.decode_image_png_u8(file, shape[:2], mode), shape, np.uint8)
+        return _decode(lambda: _KORNIA.decode_image_png_u16(file, shape[:2], mode), shape, np.uint16)
+    return _decode(lambda: _KORNIA.decode_image_png_u8(file, shape[:2], mode), shape, np.uint8)
 
 
 def decode_jpeg(file: bytes, size: tuple[int, int], mode: Literal["mono", "rgb"]) -> Pixels | None:
     """Pixels of a grey or YCbCr file, at its full size (width, height). Raises MemoryError."""
-    try:
-        from kornia_rs import io  # noqa: PLC0415 - optional
-    except ModuleNotFoundError:
+    if _KORNIA is None:
         return None
     shape = (size[1], size[0], _CHANNELS[mode])
-    return _decode(lambda: io.decode_image_jpegturbo(file, mode), shape, np.uint8)
+    return _decode(lambda: _KORNIA.decode_image_jpegturbo(file, mode), shape, np.uint8)
 
 
 def _decode(
     decode: Callable[[], Any], shape: tuple[int, int, int], sample: type[np.uint8] | type[np.uint16]
 ) -> Pixels | None:
+    # Raises MemoryError where Rust would abort.
     np.empty(math.prod(shape) * np.dtype(sample).itemsize + _RUST_BYTES, np.uint8)
     try:
         pixels: Pixels = decode()

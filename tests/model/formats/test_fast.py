@@ -54,7 +54,7 @@ def grey_png(*data: bytes, width: int = 83, height: int = 61, interlace: int = 0
 
 
 def without_kornia(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "kornia_rs", None)
+    monkeypatch.setattr(fast, "_KORNIA", None)
 
 
 def spec_of(mode: str) -> ImageSpec:
