@@ -30,7 +30,7 @@ GROUPS = {
     "snowflake_account": "Reading stages",
 }
 # What the service answers without an error class of its own.
-_OTHER_REQUEST_ERRORS = [
+OTHER_REQUEST_ERRORS = [
     (404, "not_found", "no", "There is no such path."),
     (405, "method_not_allowed", "no", "The path does not allow this method; see `Allow`."),
     (500, "internal_error", "yes", "The service failed; its log has the traceback."),
@@ -58,6 +58,7 @@ def _default(name: str, value: object) -> str:
         "model_path": "the default network",
         "cache_dir": "the user's cache folder",
         "classifiers": "a process for each core",
+        "patience_seconds": "20 in Snowpark Container Services, 0 elsewhere",
     }
     if name in computed:
         return computed[name]
@@ -76,15 +77,21 @@ def errors_page() -> str:
         "",
         "One image cannot be classified. Its outcome has `error: {code, message, retryable}`, the status is",
         "200, and the other rows are unaffected. `retryable` is true if the same row may succeed later.",
+        "What to do about each: [rows with errors](../operations.md#rows-with-errors).",
         "",
         "| `error.code` | meaning |",
         "| --- | --- |",
-        *(f"| `{kind.code}` | {_meaning(kind)} |" for kind in _subclasses(InputError)),
+        *(
+            f"| `{kind.code}` | {_meaning(kind)} |"
+            for kind in _subclasses(InputError)
+            if "code" in vars(kind)
+        ),
         "",
         "## Errors of a request",
         "",
         'The whole request fails with `{"error": {code, message, retryable}}`. Snowflake retries on 429 and',
-        "5xx, and fails the query on any other 4xx.",
+        "5xx, and fails the query on any other 4xx. What to do about each:",
+        "[requests with errors](../operations.md#requests-with-errors).",
         "",
         "| status | `error.code` | retryable | meaning |",
         "| --- | --- | --- | --- |",
@@ -95,7 +102,7 @@ def errors_page() -> str:
     }
     lines += [
         f"| {status} | `{code}` | {retryable} | {meaning} |"
-        for status, code, retryable, meaning in sorted(rows | set(_OTHER_REQUEST_ERRORS))
+        for status, code, retryable, meaning in sorted(rows | set(OTHER_REQUEST_ERRORS))
     ]
     return "\n".join(lines)
 
