@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from model.artifact import Artifact
 from model.compile import compile_artifact
 from model.evaluation.out_of_distribution import out_of_distribution_sets
-from model.evaluation.report import Labelled, report_on
+from model.evaluation.report import About, Labelled, report_on
 from model.image import ImageSpec
 from model.networks.keras_model import count_macs
 from model.novelty import reasons_to_abstain
@@ -23,6 +23,7 @@ from model.training.fit import Fitted, Knobs, with_channels
 from model.training.folder import (
     SPLITS,
     Folder,
+    LabelledImages,
     choose_channels,
     describe_folder,
     load_folder,
@@ -33,11 +34,13 @@ from model.training.save import refuse_output, save
 from model.training.verdict import Unseen, verdict
 
 
-def train(data_dir: Path, h5_path: Path, knobs: Knobs, seed: int = 0, *, force: bool = False) -> Artifact:
+def train(  # noqa: PLR0913 - each is said by its name
+    data_dir: Path, h5_path: Path, knobs: Knobs, seed: int = 0, *, force: bool = False, command: str = ""
+) -> Artifact:
     """Train one network, and write its artifact and, next to it, a report on the test images.
 
     After an interruption, the same call resumes. Raises DatasetError if the folder cannot be used,
-    TrainingError if the artifact cannot be written or, without `force`, exists.
+    TrainingError if the artifact cannot be written or, without `force`, exists. The report names `command`.
     """
     refuse_output(h5_path, data_dir, force=force)
     knobs = with_channels(knobs, choose_channels(data_dir))
@@ -62,9 +65,9 @@ def train(data_dir: Path, h5_path: Path, knobs: Knobs, seed: int = 0, *, force: 
     compile_artifact(artifact)
     tested = folder.data.take(splits == "test")
     save_samples(h5_path, tested.images, tested.labels, folder.class_names)
-    page = report_on(artifact, Labelled(tested, data_dir, "test"), (), report_dir_of(h5_path))
+    folds = None if chosen.fold_probabilities is None else (folder.data, chosen.fold_probabilities)
+    write_report(artifact, data_dir, tested, folds, command)
     checkpoint.unlink(missing_ok=True)
-    print(f"Wrote {page} and its figures.")
     for name, metrics in measured.items():
         print(f"{name}: {metrics.correct} of {metrics.images} right, loss {metrics.loss:.3f}")
     return artifact
@@ -99,6 +102,18 @@ def _verdict(folder: Folder, splits: NDArray[np.str_], spec: ImageSpec, chosen: 
         unseen = Unseen(tested.labels, *answer(tested.images))
     drawn = np.concatenate(list(out_of_distribution_sets(spec, ()).values()))
     return verdict(unseen, answer(drawn)[1], folder.class_names, np.bincount(folder.data.labels))
+
+
+def write_report(
+    artifact: Artifact,
+    data_dir: Path,
+    tested: LabelledImages,
+    folds: tuple[LabelledImages, NDArray[np.float32]] | None,
+    command: str,
+) -> None:
+    about = About(command, artifact.card.metrics["verdict"], folds)
+    page = report_on(artifact, Labelled(tested, data_dir, "test"), (), report_dir_of(artifact.h5_path), about)
+    print(f"Wrote {page} and its figures.")
 
 
 def report_dir_of(h5_path: Path) -> Path:

@@ -6,6 +6,7 @@ import functools
 import gc
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -101,7 +102,10 @@ def parse_arguments(arguments: Sequence[str] | None) -> dict[str, Any]:
         sys.exit()
     if not arguments[0].startswith("-") and arguments[0] not in _EXAMPLES:
         program.error(f"no such command: {arguments[0]}{_similar(arguments[0], _EXAMPLES)}")
-    return vars(program.parse_args(arguments))
+    options = vars(program.parse_args(arguments))
+    if "command" in options:  # a report says how to make it again
+        options["command"] = shlex.join(["ext-classify", *arguments])
+    return options
 
 
 def _similar(word: str, known: Iterable[str]) -> str:

@@ -38,13 +38,15 @@ def train(
     accuracy: float | None,
     force: bool,
     as_json: bool,
+    command: str,
 ) -> None:
     _refuse_unused_flags(network, seeds, size, accuracy)
+    command = command if force else f"{command} --force"  # made again, it replaces the network
     with _progress_on_stderr(as_json):
         if network == "recipe":
-            artifact = _train_recipe(data, output, seeds, epochs, force=force)
+            artifact = _train_recipe(data, output, seeds, epochs, command, force=force)
         else:
-            artifact = _train_texture(data, output, seeds[0], epochs, size, accuracy, force=force)
+            artifact = _train_texture(data, output, seeds[0], epochs, size, accuracy, command, force=force)
     found = artifact.card.metrics["verdict"]
     if as_json:
         print(json.dumps({**json.loads(_as_json(artifact)), "verdict": found}))
@@ -53,11 +55,18 @@ def train(
     print(found)
 
 
-def _train_recipe(data: Path, output: Path, seeds: list[int], epochs: int | None, *, force: bool) -> Artifact:
+def _train_recipe(
+    data: Path, output: Path, seeds: list[int], epochs: int | None, command: str, *, force: bool
+) -> Artifact:
     with needs_extra("train"):
-        from model.training.recipe import Knobs, train  # noqa: PLC0415 - optional
+        from model.train import write_report  # noqa: PLC0415 - optional
+        from model.training.folder import load_part  # noqa: PLC0415
+        from model.training.recipe import Knobs, train  # noqa: PLC0415
     knobs = Knobs() if epochs is None else Knobs(epochs=epochs)
-    return train(knobs, data, output, seeds, force=force)
+    artifact = train(knobs, data, output, seeds, force=force)
+    tested = load_part(data, "test", artifact.card.class_names, artifact.card.image)
+    write_report(artifact, data, tested, None, command)
+    return artifact
 
 
 def _train_texture(
@@ -67,6 +76,7 @@ def _train_texture(
     epochs: int | None,
     size: tuple[int, int] | None,
     accuracy: float | None,
+    command: str,
     *,
     force: bool,
 ) -> Artifact:
@@ -74,7 +84,8 @@ def _train_texture(
         from model.train import train  # noqa: PLC0415 - optional
         from model.training.fit import Knobs, resized  # noqa: PLC0415
     knobs = Knobs(accuracy=accuracy, epochs=epochs)
-    return train(data, output, knobs if size is None else resized(knobs, *size), seed, force=force)
+    knobs = knobs if size is None else resized(knobs, *size)
+    return train(data, output, knobs, seed, force=force, command=command)
 
 
 @without_native_log()
@@ -86,6 +97,7 @@ def evaluate(
     out_of_distribution: list[Path],
     report: Path | None,
     as_json: bool,
+    command: str,
 ) -> None:
     if out_of_distribution and report is None:
         raise TrainingError("--out-of-distribution needs --report DIR, because the report holds its results.")
@@ -101,19 +113,33 @@ def evaluate(
     if report is not None:
         with _progress_on_stderr(as_json):
             with needs_extra("train"):
-                from model.evaluation.report import report as write_report  # noqa: PLC0415 - optional
-            page = write_report(artifact, data, split, out_of_distribution, report)
+                from model.evaluation.report import About, Labelled, report_on  # noqa: PLC0415 - optional
+                from model.training.folder import load_part  # noqa: PLC0415
+            images = load_part(data, split, artifact.card.class_names, artifact.card.image)
+            given = Labelled(images, data, split)
+            page = report_on(artifact, given, out_of_distribution, report, About(command))
             print(f"Wrote {page} and its figures.")
 
 
 @without_native_log()
 def crossvalidate(
-    data: Path, networks: list[Network], out_of_distribution: list[Path], work: Path, output: Path | None
+    data: Path,
+    networks: list[Network],
+    out_of_distribution: list[Path],
+    work: Path,
+    output: Path | None,
+    report: Path | None,
+    command: str,
 ) -> None:
     with needs_extra("train"):
-        from model.evaluation.tables import crossvalidation  # noqa: PLC0415 - optional
-    text = crossvalidation(networks, data, out_of_distribution, work)
+        from model.evaluation.report import report_folds  # noqa: PLC0415 - optional
+        from model.evaluation.tables import crossvalidation  # noqa: PLC0415
+    text, studied, folder = crossvalidation(networks, data, out_of_distribution, work)
     print(text)
+    if report is not None:
+        for result in studied:
+            report_dir = report if len(studied) == 1 else report / result.network
+            print(f"Wrote {report_folds(result, folder, data, report_dir, command)} and its figures.")
     if output is not None:
         output.write_text(text + "\n", encoding="utf-8")
 
@@ -122,11 +148,11 @@ def crossvalidate(
 def compile_model(
     model: Path, int8: bool, images: Path | None, least_agreement: float | None, as_json: bool
 ) -> None:
-    artifact = load_artifact(model)  # an unusable file fails in milliseconds, before TensorFlow starts
     if int8 != (images is not None) or (least_agreement is not None and not int8):
         raise CommandError(
             "--int8 needs --images DIR, which has the images to quantise with and to measure on."
         )
+    artifact = load_artifact(model)  # an unusable file fails in milliseconds, before TensorFlow starts
     if images is not None:
         _quantise(artifact, images, least_agreement, as_json=as_json)
         return
@@ -383,6 +409,7 @@ def _add_train(add: Add) -> None:
     )
     command.add_argument("--force", action="store_true", help="replace an existing network")
     add_json(command)
+    command.set_defaults(command="")
 
 
 def _add_measurements(add: Add) -> None:
@@ -396,6 +423,7 @@ def _add_measurements(add: Add) -> None:
         "--report", type=Path, metavar="DIR", help="write an HTML report and its figures to this folder"
     )
     add_json(command)
+    command.set_defaults(command="")
 
     command = add("crossvalidate", crossvalidate, "measure networks with grouped 5-fold cross-validation")
     command.add_argument("--data", type=Path, required=True, metavar="DIR")
@@ -403,6 +431,13 @@ def _add_measurements(add: Add) -> None:
     _add_out_of_distribution(command)
     command.add_argument("--work", type=Path, default=user_cache_dir() / "crossvalidation", metavar="DIR")
     command.add_argument("--output", type=Path, metavar="MD", help="also write the tables to this file")
+    command.add_argument(
+        "--report",
+        type=Path,
+        metavar="DIR",
+        help="write an HTML report and its figures to this folder, or a subfolder for each network",
+    )
+    command.set_defaults(command="")
 
 
 def _add_card(add: Add) -> None:

@@ -18,12 +18,13 @@ from model.training.synthetic_negatives import along
 
 Images = NDArray[np.uint8]
 GREYS = (0, 32, 64, 96, 128, 160, 192, 224, 255)
+DRAWN = ("blank", "noise", "shapes")
 _LIMITS = ImageLimits()
 
 
 def out_of_distribution_sets(spec: ImageSpec, folders: Sequence[Path]) -> dict[str, Images]:
     """Named sets of images (m, h, w, c), uint8. Raises DatasetError for an empty folder or a name in use."""
-    made = {"blank": blank(spec), "noise": noise(spec), "shapes": shapes(spec)}
+    made = dict(zip(DRAWN, (blank(spec), noise(spec), shapes(spec)), strict=True))
     for folder in folders:
         if folder.name in made:
             raise DatasetError(

@@ -8,12 +8,17 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from numpy.typing import NDArray
 
 from model.networks.keras_model import LayerCost
 from model.training.metrics import Reliability, RiskCoverage
 
 INK, GRID, BLUE, ORANGE, GREY = "#1f2933", "#d5dbe1", "#2166ac", "#d9730d", "#8a949e"
+DPI, CSS_DPI = 192, 96
+"""Sharp on a screen of two dots a CSS pixel, and on a slide."""
+WIDTH = 7.2
+"""Of a figure, in inches; text of 11 points then has 15 CSS pixels on the page."""
 STYLE: Any = {  # Any, as matplotlib's type is a literal of all keys
     "axes.axisbelow": True,
     "axes.edgecolor": GRID,
@@ -22,55 +27,48 @@ STYLE: Any = {  # Any, as matplotlib's type is a literal of all keys
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.titlelocation": "left",
-    "axes.titlesize": 11,
-    "font.size": 9,
+    "axes.titlesize": 12,
+    "font.size": 11,
     "grid.color": GRID,
     "grid.linewidth": 0.6,
     "legend.frameon": False,
-    "savefig.dpi": 144,
+    "savefig.dpi": DPI,
     "text.color": INK,
     "xtick.color": INK,
     "ytick.color": INK,
 }
 MOST_NAMED_CLASSES = 40
+LONGEST_NAME = 28
 Images = NDArray[np.uint8]
 
 
-def sample_grid(images: Images, titles: Sequence[str], wrong: Sequence[bool], columns: int) -> bytes:
-    """Images (n, h, w, c), each with its title; titles of misclassified images are orange."""
-    rows = -(-len(images) // columns)
-    figure, axes = _figure(1.55 * columns, 1.85 * rows, rows, columns)
-    for axis in axes.flat:
-        axis.axis("off")
-    for axis, image, title, bad in zip(axes.flat, images, titles, wrong, strict=False):
-        axis.imshow(_grey(image), cmap="gray", vmin=0, vmax=255)
-        axis.set_title(_plain(title), fontsize=7, color=ORANGE if bad else INK, loc="center")
-    return _png(figure)
-
-
 def mistakes(images: Images, heats: Sequence[NDArray[np.float32] | None], titles: Sequence[str]) -> bytes:
-    """Images in the upper row; in the lower row, the same images under the evidence for their prediction."""
-    figure, axes = _figure(1.9 * max(len(images), 1), 4.3, 2, max(len(images), 1))
+    """Images for a slide; in a lower row, the same images under the evidence for their answers, if any."""
+    rows = 1 if all(heat is None for heat in heats) else 2
+    figure, axes = _figure(13.3, 0.6 + 2.2 * rows, rows, len(images))
     for axis in axes.flat:
         axis.axis("off")
     for column, (image, heat, title) in enumerate(zip(images, heats, titles, strict=True)):
-        for row in (0, 1):
-            axes[row, column].imshow(_grey(image), cmap="gray", vmin=0, vmax=255)
-        axes[0, column].set_title(_plain(title), fontsize=7, loc="center")
+        axes[0, column].set_title(_plain(title, 18), fontsize=13, loc="center")
+        axes[0, column].imshow(_grey(image), cmap="gray", vmin=0, vmax=255)
         if heat is not None:
-            extent = (0, image.shape[1], image.shape[0], 0)
-            axes[1, column].imshow(
-                heat, cmap="inferno", alpha=0.55, extent=extent, interpolation="bilinear", vmin=0, vmax=1
-            )
+            axes[1, column].imshow(overlaid(image, heat))
     return _png(figure)
 
 
+def overlaid(image: Images, heat: NDArray[np.float32]) -> Images:
+    """An image (h, w, c) in grey under its evidence (h, w), 0 to 1, in colours: (h, w, 3)."""
+    colours = 255 * mpl.colormaps["inferno"](heat)[..., :3]
+    mixed = 0.45 * image.mean(axis=2, keepdims=True) + 0.55 * colours
+    return np.asarray(np.rint(mixed), dtype=np.uint8)
+
+
 def training_curves(loss: Sequence[float], accuracy: Sequence[float]) -> bytes:
-    figure, axes = _figure(7.2, 2.6, 1, 2)
+    figure, axes = _figure(WIDTH, 2.9, 1, 2)
     epochs = np.arange(1, len(loss) + 1)
     for axis, values, name in (
         (axes[0, 0], loss, "loss"),
-        (axes[0, 1], accuracy, "accuracy on augmented images"),
+        (axes[0, 1], accuracy, "accuracy"),
     ):
         axis.plot(epochs, values, color=BLUE)
         axis.set_title(name)
@@ -81,18 +79,18 @@ def training_curves(loss: Sequence[float], accuracy: Sequence[float]) -> bytes:
 def confusion(matrix: NDArray[np.int64], class_names: Sequence[str]) -> bytes:
     """Rows are true classes; a cell's shade is its share of the row."""
     classes = len(class_names)
-    side = min(2.2 + 0.55 * classes, 12)
+    side = min(2.6 + 0.6 * classes, 12)
     figure, axes = _figure(side, side, 1, 1)
     axis = axes[0, 0]
     axis.grid(visible=False)
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     if classes <= MOST_NAMED_CLASSES:
-        names = [_plain(name) for name in class_names]
+        names = [_plain(name, LONGEST_NAME, f"class {number}") for number, name in enumerate(class_names, 1)]
         axis.set_xticks(range(classes), names, rotation=45, ha="right")
         axis.set_yticks(range(classes), names)
-    axis.set_xlabel("predicted")
-    axis.set_ylabel("true")
+    axis.set_xlabel("answer")
+    axis.set_ylabel("true class")
     if classes <= 20:
         for (row, column), count in np.ndenumerate(matrix):
             shade = "white" if shares[row, column] > 0.5 else INK
@@ -101,7 +99,7 @@ def confusion(matrix: NDArray[np.int64], class_names: Sequence[str]) -> bytes:
 
 
 def reliability_diagram(found: Reliability) -> bytes:
-    figure, axes = _figure(4.4, 4.2, 1, 1)
+    figure, axes = _figure(5.4, 4.8, 1, 1)
     axis = axes[0, 0]
     some = found.images > 0
     axis.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="perfect")
@@ -112,7 +110,7 @@ def reliability_diagram(found: Reliability) -> bytes:
         s=area,
         color=BLUE,
         alpha=0.75,
-        label="bin, area by images",
+        label="answers of similar confidence,\nlarger: more of them",
     )
     axis.set(xlim=(0, 1.03), ylim=(0, 1.05), xlabel="confidence", ylabel="accuracy")
     axis.set_title(f"expected calibration error {found.expected_calibration_error:.2%}")
@@ -121,7 +119,7 @@ def reliability_diagram(found: Reliability) -> bytes:
 
 
 def risk_coverage_curve(found: RiskCoverage) -> bytes:
-    figure, axes = _figure(4.8, 3.2, 1, 1)
+    figure, axes = _figure(WIDTH, 3.6, 1, 1)
     axis = axes[0, 0]
     axis.plot(100 * found.coverage, 100 * found.risk, color=BLUE, linewidth=2, clip_on=False)
     axis.set(
@@ -135,7 +133,7 @@ def risk_coverage_curve(found: RiskCoverage) -> bytes:
 
 def novelty_histogram(scores: dict[str, NDArray[np.float32]], threshold: float) -> bytes:
     """Histogram of scores by set of images, with the threshold; the first set is blue."""
-    figure, axes = _figure(7.2, 3.2, 1, 1)
+    figure, axes = _figure(WIDTH, 3.6, 1, 1)
     axis = axes[0, 0]
     most = max(float(np.quantile(values, 0.98)) for values in scores.values())
     bins = np.linspace(0, max(most, 2 * threshold), 50)
@@ -143,9 +141,11 @@ def novelty_histogram(scores: dict[str, NDArray[np.float32]], threshold: float) 
     for (name, values), shade in zip(scores.items(), shades, strict=False):
         weights = np.full(len(values), 1 / len(values))
         clipped = np.clip(values, 0, bins[-1])
-        axis.hist(clipped, bins=bins, weights=weights, alpha=0.55, color=shade, label=_plain(name))
+        axis.hist(
+            clipped, bins=bins, weights=weights, alpha=0.55, color=shade, label=_plain(name, LONGEST_NAME)
+        )
     axis.axvline(threshold, color=INK, linestyle="--", linewidth=1)
-    axis.text(threshold, axis.get_ylim()[1], " abstains →", va="top", fontsize=8)
+    axis.text(threshold, axis.get_ylim()[1], " abstains →", va="top")
     axis.set(xlabel="novelty score", ylabel="share of images")
     axis.legend()
     return _png(figure)
@@ -153,15 +153,15 @@ def novelty_histogram(scores: dict[str, NDArray[np.float32]], threshold: float) 
 
 def robustness_chart(accuracies: dict[tuple[str, str], float], clean: float) -> bytes:
     """A bar of accuracy per kind and severity, with a line at the accuracy on clean images."""
-    figure, axes = _figure(7.2, 0.5 + 0.21 * len(accuracies), 1, 1)
+    figure, axes = _figure(WIDTH, 0.8 + 0.27 * len(accuracies), 1, 1)
     axis = axes[0, 0]
     names = [f"{kind}, {severity}" for kind, severity in accuracies]
     places = np.arange(len(names))
     axis.barh(places, [100 * value for value in accuracies.values()], color=BLUE, height=0.7)
     axis.axvline(100 * clean, color=INK, linestyle="--", linewidth=1)
     for place, value in zip(places, accuracies.values(), strict=True):
-        axis.text(100 * max(value, clean) + 0.5, place, f"{value:.1%}", va="center", fontsize=7)
-    axis.set_yticks(places, names, fontsize=7)
+        axis.text(100 * max(value, clean) + 0.5, place, f"{value:.1%}", va="center", fontsize=9)
+    axis.set_yticks(places, names, fontsize=9)
     axis.invert_yaxis()
     axis.grid(visible=False, axis="y")
     axis.set(xlim=(0, 108), xlabel="accuracy in % (dashed: clean images)")
@@ -170,15 +170,15 @@ def robustness_chart(accuracies: dict[tuple[str, str], float], clean: float) -> 
 
 def architecture(costs: Sequence[LayerCost]) -> bytes:
     """A bar per layer with weights: its kind, output shape and MACs."""
-    figure, axes = _figure(7.2, 0.6 + 0.24 * len(costs), 1, 1)
+    figure, axes = _figure(WIDTH, 0.9 + 0.3 * len(costs), 1, 1)
     axis = axes[0, 0]
     macs = np.array([cost.macs for cost in costs]) / 1e6
     places = np.arange(len(costs))
     axis.barh(places, macs, color=BLUE, height=0.7)
     for place, cost in enumerate(costs):
         shape = " x ".join(map(str, cost.output_shape))
-        axis.text(macs[place] + 0.02 * macs.max(), place, shape, va="center", fontsize=7)
-    axis.set_yticks(places, [cost.kind for cost in costs], fontsize=7)
+        axis.text(macs[place] + 0.02 * macs.max(), place, shape, va="center", fontsize=9)
+    axis.set_yticks(places, [cost.kind for cost in costs], fontsize=9)
     axis.invert_yaxis()
     axis.grid(visible=False, axis="y")
     axis.set(
@@ -200,9 +200,15 @@ def _png(figure: Figure) -> bytes:
     return file.getvalue()
 
 
-def _plain(text: str) -> str:
-    """Escape text that matplotlib would parse as mathematics."""
-    return text.replace("$", r"\$")
+def _plain(text: str, width: int, instead: str = "?") -> str:
+    """Shorten lines, and escape what matplotlib would parse as mathematics.
+
+    A line that its font cannot show, such as a Chinese name, becomes `instead`.
+    """
+    font = get_font(findfont(FontProperties()))
+    lines = [line if len(line) <= width else f"{line[: width - 1]}…" for line in text.split("\n")]
+    shown = [line if all(font.get_char_index(ord(sign)) for sign in line) else instead for line in lines]
+    return "\n".join(shown).replace("$", r"\$")
 
 
 def _grey(image: Images) -> Images:

@@ -1,11 +1,10 @@
-"""The report on an artifact: one self-contained HTML page, and its figures as PNG files."""
+"""Measure a network and write the report on it: train, evaluate and crossvalidate."""
 
-import base64
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,60 +13,21 @@ from model.defaults import usable_cores, user_cache_dir
 from model.engines import Answers, Classifier, open_classifier
 from model.evaluation import plots
 from model.evaluation.corruptions import corruptions
+from model.evaluation.crossvalidate import NETWORKS, Predictions
 from model.evaluation.localisation import judge, read_boxes
-from model.evaluation.out_of_distribution import out_of_distribution_sets
+from model.evaluation.out_of_distribution import DRAWN, out_of_distribution_sets
+from model.evaluation.page import Drawn, Fact, Heat, Page, Study, write_page
 from model.evidence import Box, against_the_others, heat_of
 from model.image import ImageSpec, decode_sized
 from model.image_limits import ImageLimits
 from model.networks.keras_model import layer_costs, load_network
-from model.training.folder import LabelledImages, load_part
+from model.training.fit import EPOCHS
+from model.training.folder import Folder, LabelledImages
 from model.training.metrics import confusion_matrix, measure, reliability, risk_coverage, wilson_interval
+from model.training.splits import FOLDS
+from model.training.verdict import Unseen, verdict
 
-PAGE = "report.html"
-_TRAINING_FACTS = {
-    "parameters": "parameters",
-    "macs": "multiply-accumulate operations per image",
-    "temperature": "temperature of the softmax",
-    "train_seconds": "training time in seconds",
-}
-_TEMPLATE = Path(__file__).with_name("report.html.jinja")
-_SAMPLES, _COLUMNS, _MISTAKES = 24, 8, 6
-
-
-@dataclass(frozen=True)
-class Studied:
-    """An artifact, its outputs on labelled images, and its novelty scores on out-of-distribution images."""
-
-    artifact: Artifact
-    classifier: Classifier
-    data: LabelledImages
-    data_dir: Path
-    split: str
-    answers: Answers
-    out_of_distribution: dict[str, NDArray[np.float32]]
-    """Novelty scores (m,) by set of images."""
-
-    @property
-    def predicted(self) -> NDArray[np.int64]:
-        return np.asarray(self.answers.probabilities.argmax(axis=1), dtype=np.int64)
-
-    @property
-    def right(self) -> NDArray[np.bool_]:
-        return np.asarray(self.predicted == self.data.labels)
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """A figure of the report."""
-
-    name: str
-    heading: str
-    words: str
-    png: bytes
-
-    @property
-    def base64(self) -> str:
-        return base64.b64encode(self.png).decode()
+_EPOCH = "In an epoch, the training shows each of its images once."
 
 
 @dataclass(frozen=True)
@@ -79,176 +39,287 @@ class Labelled:
     split: str
 
 
-def report(
-    artifact: Artifact, data_dir: Path, split: str, out_of_distribution_dirs: Sequence[Path], report_dir: Path
-) -> Path:
-    """Measure an artifact on a split of a folder, write its report and return the path of the page."""
-    data = load_part(data_dir, split, artifact.card.class_names, artifact.card.image)
-    return report_on(artifact, Labelled(data, data_dir, split), out_of_distribution_dirs, report_dir)
+@dataclass(frozen=True)
+class About:
+    """What a report says besides the measurement of the given images."""
+
+    command: str = ""
+    """That makes the report again; empty if no command made it."""
+    verdict: str | None = None
+    """Of the training; None for a verdict on the given images."""
+    folds: tuple[LabelledImages, NDArray[np.float32]] | None = None
+    """The training's images and their probabilities (n, k) by folds, if the test images are few."""
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """An artifact, its outputs on labelled images, and its novelty scores on out-of-distribution images."""
+
+    artifact: Artifact
+    classifier: Classifier
+    given: Labelled
+    answers: Answers
+    novelty: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    """Scores (m,) by set of images, the given images first; empty without a novelty detector."""
+
+    @property
+    def accuracy(self) -> float:
+        return float((self.answers.probabilities.argmax(axis=1) == self.given.data.labels).mean())
+
+    def heat(self, image: NDArray[np.uint8], label: int) -> Heat | None:
+        """Evidence (h, w) for a class in an image; None if the network shows none."""
+        weights = self.artifact.card.class_weights
+        if weights is None:
+            return None
+        features = self.classifier.answer(image[np.newaxis], with_features=True).features
+        if features is None:
+            return None
+        return heat_of(image, features[0], against_the_others(weights.to_array())[:, label])
 
 
 def report_on(
-    artifact: Artifact, given: Labelled, out_of_distribution_dirs: Sequence[Path], report_dir: Path
+    artifact: Artifact,
+    given: Labelled,
+    out_of_distribution_dirs: Sequence[Path],
+    report_dir: Path,
+    about: About,
 ) -> Path:
     """Measure an artifact, write the page and its figures, and return the path of the page."""
-    classifier = open_classifier(artifact, "litert", usable_cores(), user_cache_dir())
-    studied = Studied(
-        artifact=artifact,
-        classifier=classifier,
-        data=given.data,
-        data_dir=given.data_dir,
-        split=given.split,
-        answers=classifier.answer(given.data.images, with_features=True),
-        out_of_distribution=_novelty_scores(artifact, classifier, out_of_distribution_dirs),
+    measured = _measure(artifact, given, out_of_distribution_dirs)
+    what = f"{given.split} images"
+    names = artifact.card.class_names
+    study = Study(names, given.data, given.data_dir, what, measured.answers.probabilities)
+    if about.folds is not None:
+        data, probabilities = about.folds
+        study = Study(names, data, given.data_dir, f"images, by {FOLDS} folds", probabilities)
+    page = Page(
+        name=f"{artifact.name} {artifact.version}",
+        verdict=about.verdict or _verdict(measured),
+        study=study,
+        heat_of=lambda place: measured.heat(study.data.images[place], int(study.predicted[place])),
+        facts=[*_accuracy(study), *_localisation(measured)],
+        figures=[*answer_figures(study), *_network_figures(measured)],
+        origin=[Fact("folder", str(given.data_dir.absolute())), *_training_facts(artifact.card.training)],
+        command=about.command,
     )
-    return write_report(studied, report_dir)
+    return write_page(page, report_dir)
 
 
-def write_report(studied: Studied, report_dir: Path) -> Path:
-    """Write report.html and one PNG per figure to a folder, and return the path of the page."""
-    report_dir.mkdir(parents=True, exist_ok=True)
-    figures = list(_figures(studied))
-    for figure in figures:
-        (report_dir / f"{figure.name}.png").write_bytes(figure.png)
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
-    artifact = studied.artifact
-    page = report_dir / PAGE
-    page.write_text(
-        template.render(
-            title=f"{artifact.name}, measured on {len(studied.data)} {studied.split} images",
-            subtitle=f"Version {artifact.version}, {', '.join(artifact.card.class_names)}.",
-            facts=list(_facts(studied)),
-            figures=figures,
-        ),
-        encoding="utf-8",
+def report_folds(
+    result: Predictions, folder: Folder, data_dir: Path, report_dir: Path, command: str = ""
+) -> Path:
+    """Write the report on a cross-validated network, and return the path of the page."""
+    study = Study(folder.class_names, folder.data, data_dir, f"images, by {FOLDS} folds", result.clean)
+    unseen = Unseen(
+        result.labels,
+        study.predicted,
+        None if result.novelty is None else result.novelty > 1,
+        f"by {FOLDS} folds",
     )
-    return page
-
-
-def _facts(studied: Studied) -> Iterator[tuple[str, str]]:
-    metrics = measure(studied.answers.probabilities, studied.data.labels)
-    low, high = wilson_interval(metrics.correct, metrics.images)
-    yield "correct", f"{metrics.correct} of {metrics.images}, {metrics.accuracy:.1%}"
-    yield "95 % interval, for independent images", f"{low:.1%} to {high:.1%}"
-    yield "cross-entropy", f"{metrics.loss:.4f}"
-    card = studied.artifact.card
-    if "verdict" in card.metrics:
-        yield "verdict of training", card.metrics["verdict"].removeprefix("Verdict: ")
-    training = card.training
-    for name, words in _TRAINING_FACTS.items():
-        if isinstance(training.get(name), int | float):
-            yield words, f"{training[name]:,}"
-    if (localised := _localisation(studied)) is not None:
-        yield "strongest evidence inside an annotated box", localised[0]
-        yield "median overlap with annotated boxes", localised[1]
-
-
-def _figures(studied: Studied) -> Iterator[Drawn]:
-    names = studied.artifact.card.class_names
-    training = studied.artifact.card.training
-    yield _samples(studied)
-    if "loss_by_epoch" in training:
-        curves = plots.training_curves(training["loss_by_epoch"], training["accuracy_by_epoch"])
-        yield Drawn(
-            "training", "Training", "On augmented images, which are harder than the originals.", curves
-        )
-    matrix = confusion_matrix(studied.predicted, studied.data.labels, len(names))
-    words = "Rows are true classes, columns are predicted classes."
-    yield Drawn("confusion", "Confusion", words, plots.confusion(matrix, names))
-    found = reliability(studied.answers.probabilities, studied.data.labels)
-    words = "Accuracy by confidence. Below the line, the network is overconfident; above it, underconfident."
-    yield Drawn("reliability", "Reliability", words, plots.reliability_diagram(found))
-    curve = risk_coverage(studied.answers.probabilities.max(axis=1), studied.right)
-    words = "The error rate among the most confident share of the images."
-    yield Drawn("risk_coverage", "Risk and coverage", words, plots.risk_coverage_curve(curve))
-    yield from _novelty(studied)
-    yield _robustness(studied)
-    steps = layer_costs(load_network(studied.artifact.h5_path))
-    if steps:
-        words = "Every layer with weights, from input to output, with its cost."
-        yield Drawn("architecture", "Architecture", words, plots.architecture(steps))
-    yield _worst(studied)
-
-
-def _samples(studied: Studied) -> Drawn:
-    chosen = np.random.default_rng(0).permutation(len(studied.data))[:_SAMPLES]
-    titles = [_caption(studied, place) for place in chosen]
-    wrong = (~studied.right[chosen]).tolist()
-    grid = plots.sample_grid(studied.data.images[chosen], titles, wrong, _COLUMNS)
-    return Drawn("samples", "Samples", "A random sample; misclassified images have orange titles.", grid)
-
-
-def _novelty(studied: Studied) -> Iterator[Drawn]:
-    novelty, embeddings = studied.artifact.card.novelty, studied.answers.embeddings
-    if novelty is None or embeddings is None:
-        return
-    scores = {f"{studied.split} images": novelty.score(embeddings), **studied.out_of_distribution}
-    shares = ", ".join(f"{name} {(values > novelty.threshold).mean():.1%}" for name, values in scores.items())
-    chart = plots.novelty_histogram(scores, novelty.threshold)
-    yield Drawn("novelty", "Unfamiliar images", f"Abstained on: {shares}.", chart)
-
-
-def _robustness(studied: Studied) -> Drawn:
+    foreign = None
+    epochs = NETWORKS[result.network].knobs.epochs
+    figures = [*answer_figures(study)]
+    if result.novelty is not None:
+        foreign = np.concatenate([result.out_of_distribution[name] for name in DRAWN]) > 1
+        figures.append(_novelty({"own images": result.novelty, **result.out_of_distribution}, 1.0))
     accuracies = {
+        key: float((found.argmax(axis=1) == result.labels).mean()) for key, found in result.corrupted.items()
+    }
+    page = Page(
+        name=f"the network {result.network}",
+        verdict=verdict(unseen, foreign, folder.class_names, np.bincount(result.labels)),
+        study=study,
+        heat_of=lambda _: None,
+        facts=[*_accuracy(study)],
+        figures=[*figures, _robustness(accuracies, float(study.right.mean()))],
+        origin=[
+            Fact("folder", str(data_dir.absolute())),
+            Fact(
+                "groups of images",
+                f"{len(np.unique(result.groups)):,}",
+                "Images of one piece. A group is in one fold.",
+            ),
+            Fact("epochs", str(epochs or f"{EPOCHS} or more"), _EPOCH),
+            *_training_facts({"parameters": result.parameters, "macs": result.macs}),
+        ],
+        command=command,
+    )
+    return write_page(page, report_dir)
+
+
+def _measure(artifact: Artifact, given: Labelled, out_of_distribution_dirs: Sequence[Path]) -> _Measured:
+    classifier = open_classifier(artifact, "litert", usable_cores(), user_cache_dir())
+    answers = classifier.answer(given.data.images)
+    novelty, scores = artifact.card.novelty, {}
+    if novelty is not None and answers.embeddings is not None:
+        scores[f"{given.split} images"] = novelty.score(answers.embeddings)
+        for name, images in out_of_distribution_sets(artifact.card.image, out_of_distribution_dirs).items():
+            embeddings = classifier.answer(images).embeddings
+            if embeddings is not None:
+                scores[name] = novelty.score(embeddings)
+    return _Measured(artifact, classifier, given, answers, scores)
+
+
+def _verdict(measured: _Measured) -> str:
+    """Verdict on a measurement of images that the network may know, and of classes of unknown sizes."""
+    card, given = measured.artifact.card, measured.given
+    abstained = foreign = None
+    if card.novelty is not None and measured.novelty:
+        abstains = {name: scores > card.novelty.threshold for name, scores in measured.novelty.items()}
+        abstained, foreign = (
+            abstains[f"{given.split} images"],
+            np.concatenate([abstains[name] for name in DRAWN]),
+        )
+    predicted = measured.answers.probabilities.argmax(axis=1)
+    answers = Unseen(given.data.labels, predicted, abstained, what=f"{given.split} images")
+    return verdict(answers, foreign, card.class_names, None)
+
+
+def _accuracy(study: Study) -> Iterator[Fact]:
+    metrics = measure(study.probabilities, study.data.labels)
+    low, high = wilson_interval(metrics.correct, metrics.images)
+    yield Fact("right", f"{metrics.correct} of {metrics.images}, {metrics.accuracy:.1%}", "The accuracy.")
+    yield Fact(
+        "95 % interval",
+        f"{low:.1%} to {high:.1%}",
+        "Contains the accuracy on all images of this kind in 95 of 100 such measurements, if the images are "
+        "independent; crops of one photograph are not.",
+    )
+    yield Fact(
+        "cross-entropy (loss)",
+        f"{metrics.loss:.3f}",
+        f"Punishes confidence in what is wrong. 0 is perfect; guessing {len(study.class_names)} classes "
+        f"gives {np.log(len(study.class_names)):.2f}.",
+    )
+
+
+def _training_facts(training: dict[str, Any]) -> Iterator[Fact]:
+    """What a card says of the training; nothing for an imported network."""
+    epochs = training.get("finished_epochs", len(training.get("loss_by_epoch", ())))
+    if epochs:
+        best = f", of which number {training['best_epoch']} is kept" if "best_epoch" in training else ""
+        yield Fact("epochs", f"{epochs}{best}", _EPOCH)
+    elif training.get("network") == "frozen":
+        yield Fact("epochs", "none", "The network is frozen: only its last layer is fitted, in one step.")
+    for name, words, meaning in (
+        ("images", "images", ""),
+        ("seed", "seed", "The random numbers of the training follow from it."),
+        ("parameters", "parameters", "Numbers that the network learns."),
+        ("macs", "MACs", "Multiply-accumulate operations for an image: what an answer costs."),
+        (
+            "temperature",
+            "temperature",
+            "Divides the network's scores, so that confidence agrees with accuracy.",
+        ),
+        ("train_seconds", "training time", "In seconds."),
+    ):
+        value = training.get(name)
+        if isinstance(value, dict):
+            yield Fact(words, ", ".join(f"{count} {split}" for split, count in value.items()), meaning)
+        elif isinstance(value, int | float):
+            yield Fact(words, f"{value:,}", meaning)
+
+
+def answer_figures(study: Study) -> Iterator[Drawn]:
+    names = study.class_names
+    matrix = confusion_matrix(study.predicted, study.data.labels, len(names))
+    words = "Each row is a true class and each column an answer. Right answers are on the diagonal."
+    yield Drawn("confusion", "Confusion", words, plots.confusion(matrix, names))
+    found = reliability(study.probabilities, study.data.labels)
+    words = (
+        "Whether to believe the confidence, which is the probability of the answer: of the answers with a "
+        "confidence of 90 %, nine in ten should be right. Below the dashed line, the network is surer than "
+        "it is right (overconfident); above it, less sure. The expected calibration error is the mean "
+        "distance from the line."
+    )
+    yield Drawn("reliability", "Reliability", words, plots.reliability_diagram(found))
+    curve = risk_coverage(study.probabilities.max(axis=1), study.right)
+    words = (
+        "What becomes of the errors if only the surest answers are used, and a person looks at the other "
+        "images. Coverage is the share of images that are used, risk the share of these that are wrong."
+    )
+    yield Drawn("risk_coverage", "Risk and coverage", words, plots.risk_coverage_curve(curve))
+
+
+def _network_figures(measured: _Measured) -> Iterator[Drawn]:
+    card = measured.artifact.card
+    if card.novelty is not None and measured.novelty:
+        yield _novelty(measured.novelty, card.novelty.threshold)
+    yield _robustness(_corrupted(measured), measured.accuracy)
+    if "loss_by_epoch" in card.training:
+        curves = plots.training_curves(card.training["loss_by_epoch"], card.training["accuracy_by_epoch"])
+        words = (
+            "Loss and accuracy on the training images, by epoch. They are augmented (turned and disturbed at "
+            "random), and so harder than the originals."
+        )
+        yield Drawn("training", "Training", words, curves)
+    if card.is_given_tflite:
+        return
+    if steps := layer_costs(load_network(measured.artifact.h5_path)):
+        words = "The layers with weights, from the image to the answer, and what each costs."
+        yield Drawn("architecture", "Architecture", words, plots.architecture(steps))
+
+
+def _novelty(scores: dict[str, NDArray[np.float32]], threshold: float) -> Drawn:
+    shares = ", ".join(f"{name} {(values > threshold).mean():.1%}" for name, values in scores.items())
+    words = (
+        "The novelty score says how unlike the training images an image is. Above the dashed threshold, the "
+        f"network abstains: it gives no label. Abstained on: {shares}."
+    )
+    return Drawn("novelty", "Unfamiliar images", words, plots.novelty_histogram(scores, threshold))
+
+
+def _corrupted(measured: _Measured) -> dict[tuple[str, str], float]:
+    """Accuracy by kind and severity of corruption."""
+    data = measured.given.data
+    return {
         (kind, severity): float(
-            (
-                studied.classifier.predict(corrupt(studied.data.images)).argmax(axis=1) == studied.data.labels
-            ).mean()
+            (measured.classifier.predict(corrupt(data.images)).argmax(axis=1) == data.labels).mean()
         )
         for kind, severities in corruptions().items()
         for severity, corrupt in severities.items()
     }
-    chart = plots.robustness_chart(accuracies, float(studied.right.mean()))
-    return Drawn("robustness", "Robustness", "Accuracy on corrupted images, without abstention.", chart)
 
 
-def _worst(studied: Studied) -> Drawn:
-    of_label = studied.answers.probabilities[np.arange(len(studied.data)), studied.data.labels]
-    chosen = np.argsort(of_label, kind="stable")[:_MISTAKES]
-    heats = [_heat(studied, int(place)) for place in chosen]
-    titles = [_caption(studied, int(place)) for place in chosen]
-    figure = plots.mistakes(studied.data.images[chosen], heats, titles)
-    words = "Images with the lowest probability of their true class; below, the evidence for the prediction."
-    return Drawn("worst", "Worst answers", words, figure)
+def _robustness(accuracies: dict[tuple[str, str], float], clean: float) -> Drawn:
+    words = (
+        "The accuracy on the same images after noise, blur and the like, if the network never abstained. The "
+        "dashed line is its accuracy on the images as they are."
+    )
+    return Drawn("robustness", "Robustness", words, plots.robustness_chart(accuracies, clean))
 
 
-def _heat(studied: Studied, place: int) -> NDArray[np.float32] | None:
-    weights, features = studied.artifact.card.class_weights, studied.answers.features
-    if weights is None or features is None:
-        return None
-    class_weights = against_the_others(weights.to_array())[:, studied.predicted[place]]
-    return heat_of(studied.data.images[place], features[place], class_weights)
-
-
-def _caption(studied: Studied, place: int) -> str:
-    names = studied.artifact.card.class_names
-    answer = f"{names[studied.predicted[place]]} {studied.answers.probabilities[place].max():.2f}"
-    if studied.right[place]:
-        return answer
-    return f"{answer}\ntrue: {names[studied.data.labels[place]]}"
-
-
-def _localisation(studied: Studied) -> tuple[str, str] | None:
-    """Pointing accuracy and median overlap; None without a boxes.csv, or if the network shows no evidence."""
-    card = studied.artifact.card
-    boxes = read_boxes(studied.data_dir, card.class_names)
-    if not boxes or card.class_weights is None or studied.answers.features is None:
-        return None
+def _localisation(measured: _Measured) -> Iterator[Fact]:
+    """Pointing accuracy and overlap; none without a boxes.csv, or if the network shows no evidence."""
+    card, given = measured.artifact.card, measured.given
+    boxes = read_boxes(given.data_dir, card.class_names)
+    names = [path.relative_to(given.data_dir).as_posix() for path in given.data.paths]
+    has_box = np.array([name in boxes for name in names])
+    if card.class_weights is None or not has_box.any():
+        return
+    boxed = given.data.take(has_box)
+    features = measured.classifier.answer(boxed.images, with_features=True).features
+    if features is None:
+        return
     own = [
-        _scaled([box for number, box in boxes.get(name, []) if number == label], path, card.image)
+        _scaled([box for number, box in boxes[name] if number == label], path, card.image)
         for name, path, label in zip(
-            (path.relative_to(studied.data_dir).as_posix() for path in studied.data.paths),
-            studied.data.paths,
-            studied.data.labels,
-            strict=True,
+            (name for name in names if name in boxes), boxed.paths, boxed.labels, strict=True
         )
     ]
-    weights = against_the_others(card.class_weights.to_array())
-    found = judge(studied.data, studied.answers.features, weights, own)
+    found = judge(boxed, features, against_the_others(card.class_weights.to_array()), own)
     if found is None:
-        return None
-    return f"{found.pointing_accuracy:.1%} of {found.images}", f"{found.median_overlap:.2f}"
+        return
+    yield Fact(
+        "strongest evidence in a box",
+        f"{found.pointing_accuracy:.1%} of {found.images}",
+        "How often the place that the network looks at most is in a box that a person has drawn (boxes.csv).",
+    )
+    yield Fact(
+        "median overlap of boxes",
+        f"{found.median_overlap:.2f}",
+        "Of the network's box and a person's: the shared area divided by the area of both; 1 is perfect.",
+    )
 
 
 def _scaled(boxes: Sequence[Box], path: Path, spec: ImageSpec) -> list[Box]:
@@ -261,17 +332,3 @@ def _scaled(boxes: Sequence[Box], path: Path, spec: ImageSpec) -> list[Box]:
         (round(x0 * across), round(y0 * down), round(x1 * across), round(y1 * down))
         for x0, y0, x1, y1 in boxes
     ]
-
-
-def _novelty_scores(
-    artifact: Artifact, classifier: Classifier, out_of_distribution_dirs: Sequence[Path]
-) -> dict[str, NDArray[np.float32]]:
-    novelty = artifact.card.novelty
-    if novelty is None:
-        return {}
-    found = {}
-    for name, images in out_of_distribution_sets(artifact.card.image, out_of_distribution_dirs).items():
-        embeddings = classifier.answer(images).embeddings
-        if embeddings is not None:
-            found[name] = novelty.score(embeddings)
-    return found

@@ -28,8 +28,8 @@ SURE = 0.9
 
 def crossvalidation(
     networks: Sequence[Network], data_dir: Path, out_of_distribution_dirs: Sequence[Path], work_dir: Path
-) -> str:
-    """All tables, in Markdown. Raises DatasetError if a folder cannot be used."""
+) -> tuple[str, list[Predictions], Folder]:
+    """All tables in Markdown, and what they were made from. Raises DatasetError for an unusable folder."""
     folder = load_folder(data_dir, NETWORKS[networks[0]].knobs.image)
     print(describe_folder(folder), file=sys.stderr)
     studied = [cross_validate(name, data_dir, out_of_distribution_dirs, work_dir) for name in networks]
@@ -37,7 +37,7 @@ def crossvalidation(
     leak = leak_table(studied, folder, data_dir)
     if leak is not None:
         parts.insert(1, leak)
-    return "\n\n".join(f"## {part}" for part in parts)
+    return "\n\n".join(f"## {part}" for part in parts), studied, folder
 
 
 def tables(studied: Sequence[Predictions], class_names: Sequence[str]) -> Iterator[str]:

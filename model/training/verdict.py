@@ -20,7 +20,7 @@ _MOST_NAMED = 5
 
 @dataclass(frozen=True)
 class Unseen:
-    """Answers for images that a network was not trained on."""
+    """Answers for images that a network was not trained on, unless `what` says something else."""
 
     labels: NDArray[np.int64]
     """(n,)."""
@@ -30,6 +30,7 @@ class Unseen:
     """(n,), or None if the network has no novelty detector."""
     how: str = ""
     """How they were measured, if not on images set aside."""
+    what: str = "unseen images"
 
     @property
     def right(self) -> NDArray[np.bool_]:
@@ -37,11 +38,15 @@ class Unseen:
 
 
 def verdict(
-    unseen: Unseen, foreign: NDArray[np.bool_] | None, class_names: Sequence[str], images: NDArray[np.int64]
+    unseen: Unseen,
+    foreign: NDArray[np.bool_] | None,
+    class_names: Sequence[str],
+    images: NDArray[np.int64] | None,
 ) -> str:
     """Sentences on answers for `unseen` and `foreign` images.
 
-    `images` (k,) has the number of images of each class, and `foreign` (m,) whether the network abstained.
+    `images` (k,) has the number of images of each class in training, None if it is not known, and `foreign`
+    (m,) whether the network abstained.
     """
     sentences = [_accuracy(unseen), *_classes(unseen, class_names, images), _foreign(unseen, foreign)]
     return "Verdict: " + " ".join(sentences)
@@ -51,22 +56,22 @@ def _accuracy(unseen: Unseen) -> str:
     correct, number = int(unseen.right.sum()), len(unseen.labels)
     low, high = wilson_interval(correct, number)
     how = f", {unseen.how}" if unseen.how else ""
-    text = f"right on {correct} of {number} unseen images{how} (95 % interval {low:.0%} to {high:.0%})"
+    text = f"right on {correct} of {number} {unseen.what}{how} (95 % interval {low:.0%} to {high:.0%})"
     guessed = int(np.bincount(unseen.labels).max())
     if low <= guessed / number:
         return f"{text}, hardly better than always naming the largest class, {guessed} of {number}."
     return f"{text}."
 
 
-def _classes(unseen: Unseen, class_names: Sequence[str], images: NDArray[np.int64]) -> Iterator[str]:
+def _classes(unseen: Unseen, class_names: Sequence[str], images: NDArray[np.int64] | None) -> Iterator[str]:
     """Yield advice on classes that are recognised badly: more images, or a look at those it has."""
     shown = [int((unseen.labels == label).sum()) for label in range(len(class_names))]
     right = [int(unseen.right[unseen.labels == label].sum()) for label in range(len(class_names))]
     weak = [label for label, number in enumerate(shown) if right[label] < GOOD_SHARE * number]
     weak.sort(key=lambda label: right[label] / shown[label])
     named = {label: f"{class_names[label]} ({right[label]} of {shown[label]} right)" for label in weak}
-    few = [label for label in weak if images[label] < ENOUGH_IMAGES]
-    if few:
+    few = [] if images is None else [label for label in weak if images[label] < ENOUGH_IMAGES]
+    if images is not None and few:
         wanted = max(FEW_IMAGES, 2 * int(images[few].max()))
         words = "it" if len(few) == 1 else "each"
         yield (

@@ -2,6 +2,7 @@
 
 import functools
 import io
+import shlex
 from collections.abc import Iterator
 from contextlib import redirect_stderr
 from dataclasses import replace
@@ -298,17 +299,21 @@ def test_commands_train_and_report(
     data_dir: Path, trained: Artifact, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     h5 = tmp_path / "n.h5"
-    command = ["train", "--data", str(data_dir), "--output", str(h5), "--epochs", "1", "--size", "48x48"]
-    assert main(command) == 0
+    train = ["train", "--data", str(data_dir), "--output", str(h5), "--epochs", "1", "--size", "48x48"]
+    assert main(train) == 0
     assert load_artifact(h5).card.image == SPEC
     report = tmp_path / "report"
     command = ["evaluate", "--data", str(data_dir), "--model", str(trained.h5_path)]
     assert main([*command, "--report", str(report)]) == 0
     page = (report / "report.html").read_text(encoding="utf-8")
     names = {path.stem for path in report.glob("*.png")}
-    assert names >= {"samples", "training", "confusion", "reliability", "risk_coverage", "novelty"}
-    assert names >= {"robustness", "architecture", "worst"}
-    assert page.count("data:image/png;base64,") == len(names)
+    assert names >= {"training", "confusion", "reliability", "risk_coverage", "novelty", "robustness"}
+    assert names >= {"architecture", "worst"}
+    assert page.count("data:image/png;base64,") == len(names - {"worst"})
+    assert "<dt>epochs</dt><dd>12 " in page
+    own = (tmp_path / "n-report" / "report.html").read_text(encoding="utf-8")
+    assert load_artifact(h5).card.metrics["verdict"] in own
+    assert f"<code>ext-classify {shlex.join(train)} --force</code>" in own
     assert "http://" not in page
     assert "https://" not in page
     assert "Wrote" in capsys.readouterr().out

@@ -78,7 +78,8 @@ def test_folds_share_no_group_and_are_trained_once(
 
     output = tmp_path / "tables.md"
     command = ["crossvalidate", "--data", str(data_dir), "--networks", "texture", "--work", str(tmp_path)]
-    assert main([*command, "--output", str(output)]) == 0
+    report = tmp_path / "report"
+    assert main([*command, "--output", str(output), "--report", str(report)]) == 0
     assert len(fitted) == 5
     written = output.read_text(encoding="utf-8")
     printed = capsys.readouterr()
@@ -86,6 +87,13 @@ def test_folds_share_no_group_and_are_trained_once(
     assert " groups: " in printed.err, "the number of groups must be printed"
     for heading in ("Grouped 5-fold", "Recall by class", "Robust accuracy", "Abstention", "Confusion"):
         assert heading in written
+    page = (report / "report.html").read_text(encoding="utf-8")
+    right = int((found.clean.argmax(axis=1) == found.labels).sum())
+    assert f"Verdict: right on {right} of {len(found.labels)} unseen images, by 5 folds" in page
+    assert page.count("data:image/jpeg;base64,") == 12
+    assert "<dt>epochs</dt><dd>3 " in page
+    for name in ("confusion", "reliability", "risk_coverage", "novelty", "robustness", "worst"):
+        assert (report / f"{name}.png").is_file()
 
 
 def predictions_of(

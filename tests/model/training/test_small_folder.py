@@ -63,7 +63,10 @@ def test_command_notes_skipped_files_and_ends_in_the_verdict(run: Run) -> None:
     correct, images = run.artifact.card.metrics["folds"]["correct"], IMAGES * len(CLASSES)
     assert last.startswith(f"Verdict: right on {correct} of {images} unseen images")
     page = run.artifact.h5_path.with_name("n-report") / "report.html"
-    assert last.removeprefix("Verdict: ") in page.read_text(encoding="utf-8")
+    text = page.read_text(encoding="utf-8")
+    assert last in text
+    assert f"{images} images, by 5 folds" in text
+    assert f"<dd>{correct} of {images}, " in text
 
 
 def test_network_is_served_with_evidence_and_abstains(run: Run) -> None:
