@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import math
 import signal
 import socket
 import sys
@@ -89,6 +90,17 @@ def parse_integer(text: str, least: int, most: int) -> int:
     if not text.isdecimal() or not least <= int(text[:12]) <= most:
         raise argparse.ArgumentTypeError(f"must be an integer from {least} to {most}. Received: {text}")
     return int(text)
+
+
+def parse_number(text: str, least: float = 0.0) -> float:
+    """Return a finite number of at least `least`. Raises ArgumentTypeError for any other text."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not least <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number of at least {least}. Received: {text}")
+    return number
 
 
 def parse_port(text: str) -> int:

@@ -1,9 +1,7 @@
 """ext-classify plan: recommend batch size and instances, and estimate time and cost, from a measured rate."""
 
-import argparse
 import functools
 import json
-import math
 import statistics
 import textwrap
 from collections.abc import Iterator
@@ -11,7 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from app.cli.command_line import Add, add_json, end_well_when_stopped, parse_integer
+from app.cli.command_line import Add, add_json, end_well_when_stopped, parse_integer, parse_number
 from app.cli.plan import sizing
 from app.cli.plan.measuring import measure
 from app.cli.plan.sizing import Measured, Plan, PlanError, Provider, Request
@@ -62,14 +60,15 @@ def plan(
         parts = {"measured": measured, "request": request, "plan": made, "cheapest": cheapest}
         print(json.dumps(parts, default=asdict, indent=2))
         return
-    print("\n".join(_plans(request, loaded.providers[request.provider], made, cheapest)))
+    provider = loaded.providers[request.provider]
+    print("\n".join(_lines(request, provider, made, cheapest)))
     network = f", measured with {measured.network}" if measured.network else ""
     print(f"\nOne instance: {measured.images_per_second:,.0f} images/s with {measured.cores} cores{network}")
     print(f"\nCost in USD, prices of {loaded.date}, {loaded.credit_usd:.2f} per credit")
     for name, usd in made.costs_usd.items():
         print(f"  {name.replace('_', ' '):<22}{usd:,.2f}")
     print()
-    for note in (*_notes(request, loaded.providers[request.provider], made), f"The prices are in {prices}."):
+    for note in _notes(request, provider, made, prices):
         print(textwrap.fill(note, 110, initial_indent="- ", subsequent_indent="  "))
 
 
@@ -78,8 +77,8 @@ def add_commands(add: Add) -> None:
     command = add("plan", plan, summary)
     flag = command.add_argument
     count = functools.partial(flag, metavar="N", type=functools.partial(parse_integer, least=1, most=10**12))
-    number = functools.partial(flag, metavar="N", type=functools.partial(_parse_number, least=1e-6))
-    price = functools.partial(flag, metavar="N", type=functools.partial(_parse_number, least=0))
+    number = functools.partial(flag, metavar="N", type=functools.partial(parse_number, least=1e-6))
+    price = functools.partial(flag, metavar="N", type=parse_number)
     count("--images", default=Request.images, help="(default 1,000,000)")
     number("--deadline-minutes", default=Request.deadline_minutes, help="(default 60)")
     flag("--provider", choices=sizing.PROVIDERS, default=Request.provider, help="(default aws)")
@@ -104,16 +103,6 @@ def add_commands(add: Add) -> None:
     prices = "TOML file of prices (default: list prices, as examples)"
     flag("--prices", type=Path, default=sizing.PRICES, metavar="FILE", help=prices)
     add_json(command)
-
-
-def _parse_number(text: str, least: float) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not least <= number < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a number of at least {least}. Received: {text}")
-    return number
 
 
 def _measured(
@@ -142,7 +131,7 @@ def _measured(
     return Measured(rate, cores, mean_bytes, EVIDENCE_BYTES if evidence else Measured.outcome_bytes)
 
 
-def _plans(request: Request, provider: Provider, made: Plan, cheapest: Plan) -> Iterator[str]:
+def _lines(request: Request, provider: Provider, made: Plan, cheapest: Plan) -> Iterator[str]:
     row = {"stage": "a stage file", "url": "a URL", "base64": "an image in base64"}[request.source]
     yield f"{request.images:,} images, each row {row}, by {provider.name}\n"
     yield from _summary(request, made)
@@ -164,19 +153,11 @@ def _summary(request: Request, made: Plan) -> Iterator[str]:
     yield f"  cost                    {made.cost_usd:,.2f} USD"
 
 
-def _notes(request: Request, provider: Provider, made: Plan) -> Iterator[str]:
+def _notes(request: Request, provider: Provider, made: Plan, prices: Path) -> Iterator[str]:
     if made.seconds > request.deadline_minutes * 60 * 1.001:  # more than rounding
         yield (
             "The run misses the deadline: Snowflake sends too few concurrent batches to keep all instances "
             "busy. Split the rows over several queries or, from ten million rows, use a larger warehouse."
         )
-    if "signing_warehouse" in made.costs_usd:
-        yield (
-            "The signing warehouse is one of the service's own, XS with AUTO_SUSPEND = 60: each batch runs "
-            "a statement. It costs nothing where the service uses the query's warehouse, or rows are signed "
-            "URLs (--source url)."
-        )
-    if not request.in_warehouse:
-        yield "A vCPU is often a hardware thread, not a core: measure again where the service will run."
-    yield "The minutes exclude network latency between Snowflake and the service, and starting instances."
     yield f"Not included in the cost: {'; '.join(provider.not_included)}."
+    yield f"The prices are in {prices}; infra/docs/capacity.md explains each figure and what is not measured."

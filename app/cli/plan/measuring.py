@@ -15,12 +15,9 @@ from app.cli.plan.sizing import Measured
 from app.client import Client, ClientError, Image
 
 CONCURRENCY = (1, 2, 4, 8, 16)
-ROUNDS = 3
-ROUND_SECONDS = 0.5
+ROUNDS, ROUND_SECONDS = 3, 0.5
 # Limits of one measured batch, so that slow models and large photographs also take seconds only.
-MAX_ROWS = 64
-MAX_BATCH_SECONDS = 0.5
-MAX_BODY_BYTES = 8_000_000
+MAX_ROWS, MAX_BATCH_SECONDS, MAX_BODY_BYTES = 64, 0.5, 8_000_000
 # After this time, no higher concurrency is tried.
 BUDGET_SECONDS = 15.0
 # The minimum gain of a higher concurrency; less is noise.
@@ -28,43 +25,29 @@ GAIN = 1.05
 
 
 def measure(client: Client, images: Sequence[bytes], cores: int, *, evidence: bool = False) -> Measured:
-    """Measure the client's service, which has `cores` cores. Raises ClientError."""
-    sources = [base64.b64encode(image).decode() for image in images]
-    seconds_of_one, outcome_bytes = _probe(client, sources, evidence=evidence)
-    rows = _affordable_rows(sources, seconds_of_one)
-    rates = _rates(client, list(islice(cycle(sources), rows)), evidence=evidence)
+    """Measure the client's service, which has `cores` cores. Raises ClientError, also for invalid images."""
+    started = time.perf_counter()
+    outcomes = list(client.classify_all(images, evidence=evidence))
+    seconds_of_one = (time.perf_counter() - started) / len(images)
+    for error in filter(None, (outcome["error"] for outcome in outcomes)):  # it would take less time
+        raise ClientError(f"Images to measure with must be classified. Received: {error['code']}.")
+    rates = _rates(client, _batch_of(images, seconds_of_one), evidence=evidence)
     best = max(rates.values())
     return Measured(
         images_per_second=best,
         cores=cores,
         image_bytes=round(statistics.mean(map(len, images))),
-        outcome_bytes=outcome_bytes,
+        outcome_bytes=max(len(json.dumps(outcome)) for outcome in outcomes),
         busy_batches=next(concurrency for concurrency, rate in rates.items() if rate * GAIN >= best),
     )
 
 
-def _probe(client: Client, sources: Sequence[str], *, evidence: bool) -> tuple[float, int]:
-    """Median seconds of an image, and bytes of the largest outcome.
-
-    Raises ClientError for an image with an error: it would take less time than others.
-    """
-    seconds, outcome_bytes = [], 0
-    for source in sources:
-        started = time.perf_counter()
-        outcome = client.classify(source, evidence=evidence)
-        seconds.append(time.perf_counter() - started)
-        if outcome["error"] is not None:
-            code = outcome["error"]["code"]
-            raise ClientError(f"Images to measure with must be classified. Received: {code}.")
-        outcome_bytes = max(outcome_bytes, len(json.dumps(outcome)))
-    return statistics.median(seconds), outcome_bytes
-
-
-def _affordable_rows(sources: Sequence[str], seconds_of_one: float) -> int:
+def _batch_of(images: Sequence[bytes], seconds_of_one: float) -> list[Image]:
     """The largest power of two of rows within the limits of time and bytes."""
-    largest = max(map(len, sources))
-    most = min(MAX_ROWS, int(MAX_BATCH_SECONDS / seconds_of_one), MAX_BODY_BYTES // (largest + 1))
-    return int(2 ** (max(1, most).bit_length() - 1))
+    sources = [base64.b64encode(image).decode() for image in images]
+    in_body = MAX_BODY_BYTES // (max(map(len, sources)) + 1)
+    most = max(1, min(MAX_ROWS, int(MAX_BATCH_SECONDS / seconds_of_one), in_body))
+    return list(islice(cycle(sources), 2 ** (most.bit_length() - 1)))
 
 
 def _rates(client: Client, batch: Sequence[Image], *, evidence: bool) -> dict[int, float]:

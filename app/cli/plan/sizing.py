@@ -14,23 +14,13 @@ from app.images.allowlist import MAX_URL_CHARACTERS
 
 PRICES = Path(__file__).with_name("prices.toml")
 PROVIDERS = ("aws", "azure", "google", "spcs", "udf")
-# Each size has twice the nodes of the one before; a node costs one credit per hour.
 WAREHOUSES = ("XS", "S", "M", "L", "XL", "2XL", "3XL", "4XL", "5XL", "6XL")
-LEAST_BILLED_SECONDS = 60
-# A warehouse with AUTO_SUSPEND = 60 is billed for so long after its last statement.
-SUSPEND_SECONDS = 60
+# The reasons for these numbers are in infra/docs/capacity.md.
+UTILISATION, TIME_SHARE = 0.8, 0.5
+CPUS_PER_NODE, MAX_CALLS_PER_NODE, BATCHES_PER_CALL = 8, 64, 4
+RESPONSE_BYTES, ROW_BYTES = 10_000_000, 32
+LEAST_BILLED_SECONDS = SUSPEND_SECONDS = 60
 GB_PER_VCPU = 2
-# Share of an instance's capacity that the plan uses; the rest is for uneven batches, retries and restarts.
-UTILISATION = 0.8
-# Share of the time limit of a batch that the plan uses: Snowflake retries a late batch.
-TIME_SHARE = 0.5
-# With fewer batches per concurrent call, some cores are idle at the end.
-BATCHES_PER_CALL = 4
-RESPONSE_BYTES = 10_000_000
-# A row's brackets, number, quotes and commas.
-ROW_BYTES = 32
-CPUS_PER_NODE = 8
-MAX_CALLS_PER_NODE = 64
 # Shorter deadlines that find_cheapest tries, as shares of the requested one.
 SHARES = (1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32)
 
@@ -147,21 +137,17 @@ def make_plan(measured: Measured, request: Request, prices: Prices) -> Plan:
     rate = _instance_rate(measured, request)
     instances = _instances(request, rate)
     rows_in_time = (TIME_SHARE * provider.call_seconds - request.fetch_seconds) * rate
-    limits = _limits(measured, request, provider, instances, rows_in_time)
-    if min(limits.values()) < 1:
-        raise PlanError(_explain_limit(limits, measured, request, provider))
-    rows = _largest_batch(limits)
-    batches = math.ceil(request.images / rows)
+    limits = _limits(measured, request, provider, rows_in_time, instances)
+    rows = _largest_batch(limits, measured, provider)
     seconds_alone = request.fetch_seconds + rows / rate
-    sent = min(request.concurrent_calls, batches) * rows / seconds_alone
+    sent = min(request.concurrent_calls, math.ceil(request.images / rows)) * rows / seconds_alone
     planned = UTILISATION * rate * instances
-    seconds = request.images / (planned if request.in_warehouse else min(planned, sent))
     plan = Plan(
         instances=instances,
         max_batch_rows=rows,
         busy_batches=max(_busy_batches(measured, request), math.ceil(rate / rows * seconds_alone)),
         max_batches=max(1, math.floor(rows_in_time / rows)),
-        seconds=seconds,
+        seconds=request.images / (planned if request.in_warehouse else min(planned, sent)),
         limits=limits,
     )
     costs = {name: usd for name, usd in _costs(measured, request, prices, plan).items() if usd}
@@ -169,10 +155,7 @@ def make_plan(measured: Measured, request: Request, prices: Prices) -> Plan:
 
 
 def find_cheapest(measured: Measured, request: Request, prices: Prices) -> Plan:
-    """The cheapest plan for the deadline or a shorter one, if Snowflake's calls keep its instances busy.
-
-    The warehouse costs money as long as the query runs, so more instances may cost less in total.
-    """
+    """The cheapest plan for the deadline or a shorter one, if Snowflake's calls keep its instances busy."""
     plans = [make_plan(measured, request, prices)]
     for share in SHARES:
         shorter = replace(request, deadline_minutes=request.deadline_minutes * share)
@@ -205,14 +188,14 @@ def _instances(request: Request, rate: float) -> int:
 
 
 def _limits(
-    measured: Measured, request: Request, provider: Provider, instances: int, rows_in_time: float
+    measured: Measured, request: Request, provider: Provider, rows_in_time: float, instances: int
 ) -> dict[str, int]:
-    """Rows of a batch by each limit, of which `time` divides `rows_in_time` among concurrent calls."""
+    """Rows of a batch by each limit."""
+    busy = _busy_batches(measured, request)
     calls = math.ceil(MAX_CALLS_PER_NODE * request.warehouse_nodes / instances)
-    batches = BATCHES_PER_CALL * _busy_batches(measured, request) * instances
     limits = {
-        "time": math.floor(rows_in_time / (CPUS_PER_NODE if request.in_warehouse else calls)),
-        "even_load": max(1, request.images // batches),
+        "time": math.floor(rows_in_time / (busy if request.in_warehouse else calls)),
+        "even_load": max(1, request.images // (BATCHES_PER_CALL * busy * instances)),
     }
     if not request.in_warehouse:
         limits["max_rows"] = request.max_rows
@@ -235,23 +218,17 @@ def _row_bytes(measured: Measured, request: Request) -> int:
     return (base64_bytes if request.source == "base64" else MAX_URL_CHARACTERS) + ROW_BYTES
 
 
-def _explain_limit(limits: dict[str, int], measured: Measured, request: Request, provider: Provider) -> str:
-    """The error message for a smallest limit of less than one row."""
+def _largest_batch(limits: dict[str, int], measured: Measured, provider: Provider) -> int:
+    """The largest power of two of rows within all limits. Raises PlanError if there is none."""
     name = min(limits, key=lambda name: limits[name])
-    outcome_bytes = measured.outcome_bytes + ROW_BYTES
-    reasons = {
-        "request_size": f"a row of {_row_bytes(measured, request):,} bytes, in a request of at most "
-        f"{provider.request_bytes or 0:,} bytes",
-        "response_size": f"an outcome of {outcome_bytes:,} bytes, in a response of at most "
-        f"{RESPONSE_BYTES:,} bytes",
-        "time": f"{measured.images_per_second:g} images/s, and a call of at most {provider.call_seconds:g} s",
-    }
-    return f"A batch must have room for one image. Received, for {provider.name}: {reasons[name]} ({name})."
-
-
-def _largest_batch(limits: dict[str, int]) -> int:
-    """The largest power of two of rows within all limits."""
-    return int(2 ** (min(limits.values()).bit_length() - 1))
+    if limits[name] < 1:
+        raise PlanError(
+            f"A batch must have room for one image. Received, for {provider.name}: more than the {name} of "
+            f"{provider.call_seconds:g} s, {provider.request_bytes or math.inf:,} bytes sent and "
+            f"{RESPONSE_BYTES:,} bytes received allows, with images of {measured.image_bytes:,} bytes, "
+            f"outcomes of {measured.outcome_bytes:,} bytes and {measured.images_per_second:g} images/s."
+        )
+    return int(2 ** (limits[name].bit_length() - 1))
 
 
 def _costs(measured: Measured, request: Request, prices: Prices, plan: Plan) -> dict[str, float]:

@@ -251,13 +251,13 @@ def test_invalid_number_is_rejected_before_measuring(
 
 def test_error_for_a_too_large_image_names_the_limit() -> None:
     large = Measured(1000, 2, 8_000_000)
-    with pytest.raises(PlanError, match=r"10,666,700 bytes.*10,000,000 bytes \(request_size\)"):
+    with pytest.raises(PlanError, match=r"request_size .*10,000,000 bytes sent.* images of 8,000,000 bytes"):
         plan_of(large, Request(source="base64"))
     assert plan_of(large, Request(source="url")).max_batch_rows == 128
 
 
 def test_service_too_slow_for_one_image_is_rejected() -> None:
-    with pytest.raises(PlanError, match=r"29 s.*\(time\)"):
+    with pytest.raises(PlanError, match=r"time of 29 s.* 0\.01 images/s"):
         plan_of(Measured(0.01, 2, 30_000), Request(deadline_minutes=1e9))
 
 
