@@ -8,7 +8,8 @@ different file under the same name is rejected. In place of the .h5, an imported
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +20,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from model.array_json import ArrayJson
+from model.defaults import samples_folder
 from model.errors import ArtifactError
-from model.image import ImageSpec
+from model.image import ImageSpec, encode_png
 from model.model_file import fault_of, import_command, inspect_file, refuse_unusable
 from model.novelty import Novelty
 from model.preprocessing import MULTI_LABEL, ONE_OUTPUT, Ending, Preprocessing
@@ -194,6 +196,7 @@ class Artifact:
 
 
 SUFFIXES = (".h5", ".hdf5", ".keras", ".tflite")
+MAX_SAMPLES = 12
 
 
 def folder_of_class(name: str) -> str:
@@ -285,6 +288,23 @@ def save_card(h5_path: Path, card: ArtifactCard) -> Artifact:
     text = json.dumps(card.model_dump(mode="json"), indent=2, ensure_ascii=False)
     card_path(h5_path).write_text(text + "\n", encoding="utf-8")
     return Artifact(h5_path, card)
+
+
+def save_samples(
+    h5_path: Path, images: NDArray[np.uint8], labels: NDArray[np.int64], class_names: Sequence[str]
+) -> None:
+    """Write one image (h, w, c) of each class, up to MAX_SAMPLES, for the playground and local SQL.
+
+    They replace the samples of a former network of that name.
+    """
+    folder = samples_folder(h5_path)
+    folder.mkdir(exist_ok=True, parents=True)
+    for old in folder.glob("*.png"):
+        old.unlink()
+    present, first = np.unique(labels, return_index=True)
+    for label, index in list(zip(present, first, strict=True))[:MAX_SAMPLES]:
+        name = re.sub(r"[^\w-]+", "_", class_names[label])
+        (folder / f"{label:02}-{name}.png").write_bytes(encode_png(images[index]))
 
 
 def golden_image(spec: ImageSpec) -> NDArray[np.uint8]:

@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.artifact import Artifact, folder_of_class
+from model.artifact import Artifact, folder_of_class, save_samples
 from model.errors import ArtifactError, InputError
 from model.image import Fit, ImageSpec, Resample, decode
 from model.image_limits import ImageLimits
 from model.networks.network import Network
 from model.preprocessing import PRESETS, Preprocessing, Preset
-from model.samples import save_samples
 
 MOST_IMAGES = 200
 _BATCH = 16

@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.artifact import Artifact
+from model.artifact import Artifact, save_samples
 from model.compile import compile_artifact
 from model.evaluation.out_of_distribution import out_of_distribution_sets
 from model.evaluation.report import About, Labelled, report_on
 from model.image import ImageSpec
 from model.networks.keras_model import count_macs
 from model.novelty import reasons_to_abstain
-from model.samples import save_samples
 from model.tensorflow_engine import TensorFlowClassifier
 from model.training.candidates import Chosen, choose
 from model.training.fit import Fitted, Knobs, with_channels

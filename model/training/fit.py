@@ -30,11 +30,12 @@ from model.defaults import usable_cores
 from model.errors import TrainingError
 from model.image import ImageSpec
 from model.networks.texture_cnn import fold, trainable_texture_cnn
+from model.networks.texture_statistics import STATISTICS
 from model.novelty import Novelty
 from model.training.augmentation import Augmentation, disturb, turn
 from model.training.calibration import expected_accuracy, fit_novelty, fit_temperature
-from model.training.distillation import TextureStatistics
 from model.training.folder import Folder, LabelledImages
+from model.training.frozen import TextureStatistics
 from model.training.ridge import class_weights
 from model.training.synthetic_negatives import draw_negatives
 
@@ -127,11 +128,6 @@ def fit_calibrated(
     return Trained(fold(trainable, knobs.image, temperature), temperature, accuracy, novelty, fitted)
 
 
-def fit(data: LabelledImages, num_classes: int, knobs: Knobs, seed: int, checkpoint: Path) -> Fitted:
-    """Train on all of `data`, without early stopping, as `run` does."""
-    return run(Training(data, num_classes, knobs, seed), checkpoint)
-
-
 def run(training: "Training", checkpoint: Path, valid: LabelledImages | None = None) -> Fitted:
     """Run all epochs; a loss on `valid` that no longer falls stops them, but never before EPOCHS.
 
@@ -184,7 +180,7 @@ class Training:
         self._statistics_scale = statistics.std(axis=0) + 1e-3
         self._class_weights = tf.constant(class_weights(data.labels, num_classes))
         self.network = trainable_texture_cnn(knobs.image, num_classes)
-        self._distil = keras.layers.Dense(TextureStatistics.SIZE)
+        self._distil = keras.layers.Dense(STATISTICS)
         self._distil.build(self.network.outputs[1].shape)
         self._recognise = keras.layers.Dense(1)
         self._recognise.build(self.network.outputs[1].shape)
@@ -220,7 +216,7 @@ class Training:
         negatives = tf.numpy_function(self._draw_negatives, [seed], tf.float32)
         negatives = tf.ensure_shape(negatives, (self._knobs.synthetic_negatives, *self._knobs.image.shape))
         statistics = tf.numpy_function(self._statistics_of, [images], tf.float32)
-        statistics = tf.ensure_shape(statistics, (self._batch_size, TextureStatistics.SIZE))
+        statistics = tf.ensure_shape(statistics, (self._batch_size, STATISTICS))
         images = disturb(images, self._knobs.augmentation, seed + 1)
         return tf.concat([images, negatives], 0), labels, statistics
 

@@ -14,12 +14,11 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from model.artifact import Artifact
+from model.artifact import Artifact, save_samples
 from model.compile import compile_artifact
 from model.engines import Classifier
 from model.errors import TrainingError
 from model.image import ImageSpec
-from model.samples import save_samples
 from model.tensorflow_engine import TensorFlowClassifier
 from model.training.augmentation import RecipeAugmentation, apply_warp, random_warp
 from model.training.fit import progress_bar

@@ -23,9 +23,9 @@ from model.networks.keras_model import count_macs, load_network
 from model.train import train
 from model.training import candidates, frozen
 from model.training import fit as fitting
-from model.training.distillation import TextureStatistics
-from model.training.fit import Knobs, fit, resized
+from model.training.fit import Fitted, Knobs, Training, resized, run
 from model.training.folder import LabelledImages
+from model.training.frozen import TextureStatistics
 from tests.model.pictures import CLASSES, draw_class
 
 pytestmark = pytest.mark.slow
@@ -83,6 +83,10 @@ def labelled(data_dir: Path) -> LabelledImages:
     return LabelledImages(images, labels, tuple(Path(str(n)) for n in range(24)))
 
 
+def fit(data: LabelledImages, knobs: Knobs, seed: int, checkpoint: Path) -> Fitted:
+    return run(Training(data, 3, knobs, seed), checkpoint)
+
+
 def test_classes_are_learned(trained: Artifact) -> None:
     assert trained.card.class_names == CLASSES
     assert trained.card.metrics["test"]["accuracy"] >= 0.8
@@ -133,7 +137,7 @@ def test_artifact_is_served_and_shows_evidence(trained: Artifact) -> None:
 def test_only_equal_seeds_give_equal_weights(data_dir: Path, tmp_path: Path) -> None:
     data = labelled(data_dir)
     knobs = replace(KNOBS, epochs=1)
-    first, again, other = (fit(data, 3, knobs, seed, tmp_path / "c.npz") for seed in (1, 1, 2))
+    first, again, other = (fit(data, knobs, seed, tmp_path / "c.npz") for seed in (1, 1, 2))
     weights = [fitted.network.get_weights() for fitted in (first, again, other)]
     assert all(np.array_equal(a, b) for a, b in zip(weights[0], weights[1], strict=True))
     assert not all(np.array_equal(a, b) for a, b in zip(weights[0], weights[2], strict=True))
@@ -164,7 +168,7 @@ def test_resumed_training_equals_an_uninterrupted_one(
 ) -> None:
     knobs = replace(KNOBS, epochs=2)
     data, checkpoint = labelled(data_dir), tmp_path / "deep" / "c.npz"
-    whole = fit(data, 3, knobs, 5, tmp_path / "other.npz")
+    whole = fit(data, knobs, 5, tmp_path / "other.npz")
     save = fitting.Training.save
 
     def save_and_stop(self: object, path: Path, finished_epochs: int) -> None:
@@ -174,11 +178,11 @@ def test_resumed_training_equals_an_uninterrupted_one(
 
     monkeypatch.setattr(fitting.Training, "save", save_and_stop)
     with pytest.raises(KeyboardInterrupt):
-        fit(data, 3, knobs, 5, checkpoint)
+        fit(data, knobs, 5, checkpoint)
     monkeypatch.setattr(fitting.Training, "save", save)
     assert checkpoint.is_file()
     with redirect_stderr(io.StringIO()) as bar:
-        resumed = fit(data, 3, knobs, 5, checkpoint)
+        resumed = fit(data, knobs, 5, checkpoint)
     assert "50%" in bar.getvalue(), "training must resume after the first epoch"
     pairs = zip(whole.network.get_weights(), resumed.network.get_weights(), strict=True)
     assert all(np.array_equal(a, b) for a, b in pairs)
@@ -275,7 +279,7 @@ def test_output_must_be_a_file_that_can_be_written(data_dir: Path, tmp_path: Pat
 @pytest.mark.usefixtures("_untraced")
 def test_diverged_training_is_an_error(data_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="must be finite"):
-        fit(labelled(data_dir), 3, replace(KNOBS, distillation=float("nan")), 0, tmp_path / "c.npz")
+        fit(labelled(data_dir), replace(KNOBS, distillation=float("nan")), 0, tmp_path / "c.npz")
 
 
 def test_damaged_checkpoint_is_ignored(data_dir: Path, tmp_path: Path) -> None:

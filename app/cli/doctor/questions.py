@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from app import __version__
 from app.api.probes import PROBE
-from app.cli.doctor.reachability import TIMEOUT_SECONDS
+from app.cli.doctor.service import TIMEOUT_SECONDS
 from app.client import ClientError
 from app.client.transport import NoReply, Request, send_once
 from app.names import directory_of, parse_identifier, quote_identifier, quote_string

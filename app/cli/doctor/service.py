@@ -3,20 +3,21 @@
 import asyncio
 import json
 import socket
+import ssl
 import time
 from collections.abc import Iterator
+from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 
 from pydantic import ValidationError
 
 from app.api.auth import ApiKeys
 from app.cli.command_line import describe_settings_faults, refuse_taken_port
-from app.cli.doctor.reachability import TIMEOUT_SECONDS, check_certificate, check_date_header
 from app.client import Client, ClientError
 from app.client.client import Service
 from app.client.transport import NoReply, Request, send_once
 from app.errors import CommandError, UrlNotAllowed
-from app.findings import Finding, Findings
+from app.findings import Finding, Findings, check_clock
 from app.images.allowlist import HTTPS_PORT, Allowlist
 from app.settings import Settings, unknown_variables
 from model.artifact import load_artifact
@@ -24,6 +25,8 @@ from model.defaults import usable_cores
 from model.engines import open_classifier
 from model.errors import ModelError
 
+TIMEOUT_SECONDS = 10.0
+EXPIRES_SOON_DAYS = 21
 # The service logs in, signs and fetches meanwhile.
 _ASK_SECONDS = 60.0
 _SEE_SETTINGS = "See Settings in the README."
@@ -192,3 +195,27 @@ def _check_host(findings: Findings, allowlist: Allowlist, host: str, port: int) 
 def _addresses(host: str, port: int) -> Iterator[str]:
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return (str(address[0]) for *_, address in found)
+
+
+def check_certificate(findings: Findings, check: str, host: str, port: int) -> None:
+    """Check expiry and trust. Raises OSError if the connection or the verification fails."""
+    context = ssl.create_default_context()
+    with (
+        socket.create_connection((host, port), TIMEOUT_SECONDS) as connection,
+        context.wrap_socket(connection, server_hostname=host) as secured,
+    ):
+        certificate = secured.getpeercert() or {}
+    days = (ssl.cert_time_to_seconds(str(certificate["notAfter"])) - time.time()) / 86400
+    if days < EXPIRES_SOON_DAYS:
+        findings.note(check, f"the certificate expires in {days:.0f} days", "Renew the certificate.")
+    else:
+        findings.ok(check, "the certificate is trusted")
+
+
+def check_date_header(findings: Findings, date_header: str | None, whose: str) -> None:
+    """Compare this machine's clock with a Date header (RFC 9110, section 6.6.1), if it is valid."""
+    try:
+        their_seconds = parsedate_to_datetime(date_header or "").timestamp()
+    except ValueError:
+        return
+    check_clock(findings, their_seconds, whose)

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from http import HTTPStatus
 from urllib.parse import urlsplit
 
-from app.cli.doctor.reachability import (
+from app.cli.doctor.service import (
     TIMEOUT_SECONDS,
     check_certificate,
     check_date_header,
@@ -88,16 +88,11 @@ def _log_in(findings: Findings, check: str, connect: Callable[[], UserSession]) 
     with findings.expecting(check, "infra/docs/faq.md has causes of login errors.", ClientError, OSError):
         with ExitStack() as stack:
             user_session = stack.enter_context(connect())
-            _add_session(findings, check, user_session)
+            _, [row], _ = user_session.table(_WHO)
+            check_session(findings, check, row, "Queries need a warehouse: set one in your connection.")
             stack.pop_all()  # keep the session open
         return user_session
     return None
-
-
-def _add_session(findings: Findings, check: str, user_session: UserSession) -> None:
-    """Add findings on the session's user, role, warehouse and clock. Raises ClientError."""
-    _, [row], _ = user_session.table(_WHO)
-    check_session(findings, check, row, "Queries need a warehouse: set one in your connection.")
 
 
 def _has_certificate(findings: Findings, host: str, port: int) -> bool:

@@ -8,12 +8,12 @@ import pytest
 
 from model.compile import compile_network
 from model.image import ImageSpec
-from model.networks.frozen_statistics import statistics_network
 from model.networks.keras_model import count_macs, find_head, load_network, save_network
 from model.networks.pretrained_blocks import BLOCKS as WHOLE
 from model.networks.pretrained_blocks import STEM_FILTERS, load_convolutions
 from model.networks.texture_cnn import fold, texture_cnn, trainable_texture_cnn
-from model.training.distillation import TextureStatistics
+from model.networks.texture_statistics import STATISTICS, statistics_network
+from model.training.frozen import TextureStatistics
 from model.training.recipe import recipe_cnn
 from tests.model.conftest import random_images
 
@@ -99,7 +99,7 @@ class TestTextureStatistics:
         images = random_images(3, GREY)
         expected = statistics_network(GREY)(images.astype(np.float32))["statistics"]
         found = statistics.describe(images)
-        assert found.shape == (3, TextureStatistics.SIZE)
+        assert found.shape == (3, STATISTICS)
         assert np.allclose(found, expected, atol=1e-4)
 
     def test_grey_and_equal_colours_give_the_same_statistics(self, statistics: TextureStatistics) -> None:
