@@ -62,18 +62,14 @@ def _schedulable_cores() -> int:
 def _quota_cores(cgroup: Path) -> float | None:
     """CPU quota of the cgroup in cores; None if it has no quota or the quota cannot be read."""
     try:
-        quota, period = _read_v2(cgroup) if (cgroup / "cpu.max").exists() else _read_v1(cgroup)
+        v2 = cgroup / "cpu.max"
+        quota, period = v2.read_text(encoding="ascii").split() if v2.exists() else _read_v1(cgroup)
         return int(quota) / int(period) if int(quota) > 0 else None
     except (OSError, ValueError, ZeroDivisionError):  # cpu.max holds "max" without a quota
         return None
 
 
-def _read_v2(cgroup: Path) -> tuple[str, str]:
-    quota, period = (cgroup / "cpu.max").read_text(encoding="ascii").split()
-    return quota, period
-
-
-def _read_v1(cgroup: Path) -> tuple[str, str]:
+def _read_v1(cgroup: Path) -> list[str]:
     folder = cgroup / "cpu"
     quota, period = (folder / f"cpu.cfs_{name}_us" for name in ("quota", "period"))
-    return quota.read_text(encoding="ascii"), period.read_text(encoding="ascii")
+    return [quota.read_text(encoding="ascii"), period.read_text(encoding="ascii")]

@@ -113,7 +113,7 @@ def describe_settings_faults(error: ValidationError) -> str:
     Leaves out errors that only follow from another error.
     """
     return "; ".join(
-        f"{_variable_at(fault['loc'])}: {_without_prefix(fault['msg'])}"
+        f"{_variable_at(fault['loc'])}: {fault['msg'].removeprefix('Value error, ')}"
         for fault in error.errors(include_url=False)
         if fault["type"] != "default_factory_not_called"
     )
@@ -121,7 +121,3 @@ def describe_settings_faults(error: ValidationError) -> str:
 
 def _variable_at(location: tuple[int | str, ...]) -> str:
     return variable_of("_".join(map(str, location))) if location else "EXT_CLASSIFY"
-
-
-def _without_prefix(message: str) -> str:
-    return message.removeprefix("Value error, ")

@@ -1,18 +1,17 @@
 """ext-classify register, unregister and upload: set up Snowflake."""
 
 import argparse
-import functools
 import json
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from app.cli.command_line import Add, add_json
 from app.cli.sql import LOCAL_DATABASE, LOCAL_PORT, add_connection, local_service, open_session
-from app.cli.terminal import Advance, open_screen
+from app.cli.terminal import open_screen
 from app.client import ClientError, require_answer
 from app.errors import Incomplete
 from app.names import directory_of, quote_identifier
@@ -77,7 +76,8 @@ def register_function(
     if verifies and "owner_role" in registration.variables:
         raise ClientError("--owner-role does not allow --verify: the owner role runs it.")
     if dry_run:
-        _print_statements(registration, as_json=as_json)
+        for statement in registration.statements():
+            print(_as_line("statement", statement) if as_json else f"{statement};\n")
         return
     if not force:
         _require_answer(registration)
@@ -92,11 +92,6 @@ def register_function(
             _print_verification(user_session, registration, sample, as_json=as_json)
     if not as_json:
         _print_next_steps(registration, local, port)
-
-
-def _print_statements(registration: Registration, *, as_json: bool) -> None:
-    for statement in registration.statements():
-        print(_as_line("statement", statement) if as_json else f"{statement};\n")
 
 
 def _local_url(given: Mapping[str, Any], port: int) -> str | None:
@@ -149,106 +144,83 @@ def upload_files(
             )
         try:
             with open_screen().progress(len(files), "files") as advance:
-                statuses = upload(
-                    user_session, files, stage, overwrite=overwrite, track=functools.partial(_track, advance)
-                )
+                statuses = upload(user_session, files, stage, overwrite=overwrite, advance=advance)
         except UploadIncomplete as error:
             _print_statuses(error.statuses, as_json=as_json)
             raise
         _print_statuses(statuses, as_json=as_json)
 
 
-def _track(advance: Advance, statuses: Iterable[str]) -> Iterator[str]:
-    for status in statuses:
-        advance(1)
-        yield status
-
-
 def add_commands(add: Add) -> None:
+    _add_register(add)
+    _add_unregister(add)
+    _add_upload(add)
+
+
+def _add_register(add: Add) -> None:
     command = add("register", register_function, "create or update the external function in Snowflake")
-    command.add_argument(
-        "--provider", choices=PROVIDERS, required=True, help="the gateway in front of the service"
-    )
+    flag = command.add_argument
+    flag("--provider", choices=PROVIDERS, required=True, help="the gateway in front of the service")
     _add_names(command, None)  # no default, because spcs has no integration
-    command.add_argument(
-        "--url", help="the gateway's URL of POST /classify (default with --local: the emulator's service)"
-    )
-    command.add_argument("--allowed-prefix", help="URL prefix that the integration may call (default: --url)")
-    command.add_argument(
-        "--api-provider", metavar="NAME", help=f"aws: kind of gateway (default {DEFAULT_API_PROVIDER})"
-    )
-    command.add_argument("--role-arn", dest="aws_role_arn", help="aws: the IAM role that Snowflake assumes")
-    command.add_argument("--tenant-id", dest="azure_tenant_id", help="azure: the tenant ID")
-    command.add_argument(
-        "--application-id", dest="azure_application_id", help="azure: the gateway's application ID"
-    )
-    command.add_argument("--audience", dest="google_audience", help="google: the audience of the gateway")
-    command.add_argument("--service", help="spcs: the service, db.schema.name")
-    command.add_argument(
-        "--api-key-file", type=Path, metavar="FILE", help="aws, azure: file with the gateway's API key"
-    )
-    command.add_argument(
-        "--no-integration",
-        action="store_false",
-        dest="makes_integration",
-        help="use an existing integration",
-    )
-    command.add_argument(
-        "--owner-role",
-        metavar="ROLE",
-        help="grant this role the integration (spcs: the endpoint), and leave the other steps to it",
-    )
-    command.add_argument(
-        "--max-batch-rows", default="64", help="(default %(default)s; see ext-classify plan)"
-    )
-    command.add_argument("--caller-role", help="role to grant the function and the stage")
-    command.add_argument("--service-role", help="role with which the service reads the stage")
-    command.add_argument("--warehouse", help="warehouse that the service may use")
-    command.add_argument("--dry-run", action="store_true", help="print the SQL without running it")
-    command.add_argument("--force", action="store_true", help="also register a --url that does not answer")
-    command.add_argument(
-        "--verify",
-        action="store_true",
-        dest="verifies",
-        help="call the function on a sample of its own, on --sample, and on an image of the stage",
-    )
-    command.add_argument("--sample", type=Path, help="another image for --verify")
+    flag("--url", help="the gateway's URL of POST /classify (default with --local: the emulator's service)")
+    flag("--allowed-prefix", help="URL prefix that the integration may call (default: --url)")
+    kind = f"aws: kind of gateway (default {DEFAULT_API_PROVIDER})"
+    flag("--api-provider", metavar="NAME", help=kind)
+    flag("--role-arn", dest="aws_role_arn", help="aws: the IAM role that Snowflake assumes")
+    flag("--tenant-id", dest="azure_tenant_id", help="azure: the tenant ID")
+    application = "azure: the gateway's application ID"
+    flag("--application-id", dest="azure_application_id", help=application)
+    flag("--audience", dest="google_audience", help="google: the audience of the gateway")
+    flag("--service", help="spcs: the service, db.schema.name")
+    key = "aws, azure: file with the gateway's API key"
+    flag("--api-key-file", type=Path, metavar="FILE", help=key)
+    existing = "use an existing integration"
+    flag("--no-integration", action="store_false", dest="makes_integration", help=existing)
+    owner = "grant this role the integration (spcs: the endpoint), and leave the other steps to it"
+    flag("--owner-role", metavar="ROLE", help=owner)
+    flag("--max-batch-rows", default="64", help="(default %(default)s; see ext-classify plan)")
+    flag("--caller-role", help="role to grant the function and the stage")
+    flag("--service-role", help="role with which the service reads the stage")
+    flag("--warehouse", help="warehouse that the service may use")
+    flag("--dry-run", action="store_true", help="print the SQL without running it")
+    flag("--force", action="store_true", help="also register a --url that does not answer")
+    calls = "call the function on a sample of its own, on --sample, and on an image of the stage"
+    flag("--verify", action="store_true", dest="verifies", help=calls)
+    flag("--sample", type=Path, help="another image for --verify")
     add_json(command)
     add_connection(command)
 
-    command = add(
-        "unregister",
-        unregister_function,
-        "drop the functions; keep the stage, its images and the integration",
-    )
+
+def _add_unregister(add: Add) -> None:
+    summary = "drop the functions; keep the stage, its images and the integration"
+    command = add("unregister", unregister_function, summary)
     _add_names(command, DEFAULT_INTEGRATION)
-    command.add_argument(
-        "--drop-integration",
-        action="store_true",
-        help="also drop the integration: breaks the gateway's trust policy and all functions that use it",
-    )
+    drop = "also drop the integration: breaks the gateway's trust policy and all functions that use it"
+    command.add_argument("--drop-integration", action="store_true", help=drop)
     add_json(command)
     add_connection(command)
 
+
+def _add_upload(add: Add) -> None:
     command = add("upload", upload_files, "upload images or a model to a stage")
-    command.add_argument(
-        "paths", type=Path, nargs="+", metavar="PATH", help="images, folders of images, or a network"
-    )
-    command.add_argument("--stage", required=True, help="db.schema.stage")
-    command.add_argument("--folder", default="", help="target folder in the stage (default: its root)")
-    command.add_argument(
-        "--overwrite", action="store_true", help="replace files with the same name and different content"
-    )
+    flag = command.add_argument
+    paths = "images, folders of images, or a network"
+    flag("paths", type=Path, nargs="+", metavar="PATH", help=paths)
+    flag("--stage", required=True, help="db.schema.stage")
+    flag("--folder", default="", help="target folder in the stage (default: its root)")
+    overwrite = "replace files with the same name and different content"
+    flag("--overwrite", action="store_true", help=overwrite)
     add_json(command)
     add_connection(command)
 
 
 def _add_names(command: argparse.ArgumentParser, integration: str | None) -> None:
-    command.add_argument("--database", help="(default with --local: LOCAL)")
-    command.add_argument("--schema", default="PUBLIC", help="(default %(default)s)")
-    command.add_argument("--stage", default="images", help="stage of the images (default %(default)s)")
-    command.add_argument("--function", default="ext_classify", help="(default %(default)s)")
-    command.add_argument("--integration", default=integration, help=f"(default {DEFAULT_INTEGRATION})")
+    flag = command.add_argument
+    flag("--database", help="(default with --local: LOCAL)")
+    flag("--schema", default="PUBLIC", help="(default %(default)s)")
+    flag("--stage", default="images", help="stage of the images (default %(default)s)")
+    flag("--function", default="ext_classify", help="(default %(default)s)")
+    flag("--integration", default=integration, help=f"(default {DEFAULT_INTEGRATION})")
 
 
 def _defaults(local: bool) -> dict[str, str]:

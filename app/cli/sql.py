@@ -7,7 +7,7 @@ import argparse
 from collections import Counter
 from pathlib import Path
 
-from app.cli.command_line import Add, end_well_when_stopped, needs_extra, parse_port
+from app.cli.command_line import Add, add_json, end_well_when_stopped, needs_extra, parse_port
 from app.cli.service_process import (
     add_model,
     default_images,
@@ -120,48 +120,34 @@ def demo(images: Path | None, model: Path | None, port: int | None) -> None:
 
 
 def add_commands(add: Add) -> None:
-    command = add(
-        "sql", sql, "run SQL on an emulation of Snowflake that calls the service; no account needed"
-    )
-    command.add_argument(
-        "statement", nargs="?", metavar="SQL", help="statement to run (default: read statements from stdin)"
-    )
-    command.add_argument(
-        "--images", type=Path, help="folder to mount as @images (default: the network's samples)"
-    )
-    command.add_argument("--url", help="URL of a running service (default: start one)")
+    summary = "run SQL on an emulation of Snowflake that calls the service; no account needed"
+    command = add("sql", sql, summary)
+    flag = command.add_argument
+    statement = "statement to run (default: read statements from stdin)"
+    flag("statement", nargs="?", metavar="SQL", help=statement)
+    flag("--images", type=Path, help="folder to mount as @images (default: the network's samples)")
+    flag("--url", help="URL of a running service (default: start one)")
     add_model(command)
-    command.add_argument(
-        "--json", action="store_true", dest="as_json", help="print each row as a line of JSON"
-    )
-    command.add_argument(
-        "--chaos", action="store_true", help="repeat, delay, drop and reorder batches at random"
-    )
-    command.add_argument("--seed", type=int, default=0, help="random seed of --chaos (default %(default)s)")
-    command.add_argument("--serve", action="store_true", help="accept other clients on --port")
-    command.add_argument("--local", action="store_true", help="connect to the server of --serve on --port")
-    command.add_argument(
-        "--port", type=int, default=LOCAL_PORT, help="port of the emulator (default %(default)s)"
-    )
+    add_json(command, "print each row as a line of JSON")
+    flag("--chaos", action="store_true", help="repeat, delay, drop and reorder batches at random")
+    flag("--seed", type=int, default=0, help="random seed of --chaos (default %(default)s)")
+    flag("--serve", action="store_true", help="accept other clients on --port")
+    flag("--local", action="store_true", help="connect to the server of --serve on --port")
+    flag("--port", type=int, default=LOCAL_PORT, help="port of the emulator (default %(default)s)")
 
     command = add("demo", demo, "start the service, classify sample images with SQL, and keep serving")
     command.add_argument("--port", type=parse_port, help="port to listen on (default 8000)")
-    command.add_argument("--images", type=Path, help="folder to classify (default: the network's samples)")
+    images = "folder to classify (default: the network's samples)"
+    command.add_argument("--images", type=Path, help=images)
     add_model(command)
 
 
 def add_connection(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--connection",
-        metavar="NAME",
-        help="connection in connections.toml (default: its default connection)",
-    )
-    command.add_argument(
-        "--local", action="store_true", help="connect to the local server of `ext-classify sql --serve`"
-    )
-    command.add_argument(
-        "--port", type=int, default=LOCAL_PORT, help="port of the local server (default %(default)s)"
-    )
+    flag = command.add_argument
+    connection = "connection in connections.toml (default: its default connection)"
+    flag("--connection", metavar="NAME", help=connection)
+    flag("--local", action="store_true", help="connect to the local server of `ext-classify sql --serve`")
+    flag("--port", type=int, default=LOCAL_PORT, help="port of the local server (default %(default)s)")
 
 
 def open_session(connection: str | None, local: bool, port: int) -> UserSession:

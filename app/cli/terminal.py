@@ -18,7 +18,6 @@ Advance = Callable[[int], None]
 """Adds a number of finished items to the progress."""
 
 WIDEST_BAR = 24
-_GOOD, _UNSURE, _BAD = "green", "yellow", "red"
 
 
 class Screen(Protocol):
@@ -129,10 +128,6 @@ def bar(share: float, width: int = WIDEST_BAR) -> str:
         eighths = max(1, eighths)
     whole, rest = divmod(eighths, 8)
     return "█" * whole + " ▏▎▍▌▋▊▉"[rest].strip()
-
-
-def style_of(*, failed: bool, unsure: bool) -> str:
-    return _BAD if failed else _UNSURE if unsure else _GOOD
 
 
 def _is_terminal(stream: TextIO) -> bool:
@@ -251,8 +246,9 @@ def _confidence(outcome: Outcome) -> float:
 
 
 def _style(outcome: Outcome) -> str:
-    unsure = outcome["abstained"] or _confidence(outcome) < UNSURE_BELOW
-    return style_of(failed=outcome["error"] is not None, unsure=unsure)
+    if outcome["error"] is not None:
+        return "red"
+    return "yellow" if outcome["abstained"] or _confidence(outcome) < UNSURE_BELOW else "green"
 
 
 def _short_names(names: Sequence[str]) -> dict[str, str]:

@@ -100,10 +100,12 @@ class ImageFetcher:
         and the whole body. `allowlist` replaces URL patterns only: whether private addresses are allowed
         depends on the settings.
         """
+        ours = self._allowlist
+        allowed = ours if allowlist is None else replace(ours, patterns=allowlist.patterns)
         async with self._slots:
             try:
                 async with asyncio.timeout(self._timeout_seconds):
-                    return await self._follow(source.text, self._effective_allowlist(allowlist))
+                    return await self._follow(source.text, allowed)
             except TimeoutError:
                 raise FetchTimeout(
                     f"An image must arrive within {self._timeout_seconds:g} seconds.", retryable=True
@@ -118,10 +120,6 @@ class ImageFetcher:
                     f"The URL's host must answer over https. Received: {type(error).__name__}.",
                     retryable=not isinstance(error, (aiohttp.ClientSSLError, ValueError)),
                 ) from error
-
-    def _effective_allowlist(self, allowlist: Allowlist | None) -> Allowlist:
-        ours = self._allowlist
-        return ours if allowlist is None else replace(ours, patterns=allowlist.patterns)
 
     async def _follow(self, text: str, allowlist: Allowlist) -> bytes:
         url = allowlist.check_url(text)

@@ -455,9 +455,11 @@ def keep_integration(user_session: UserSession, registration: Registration, crea
     Raises ClientError if an integration of this name exists that cannot be altered as needed.
     """
     thing = f"API INTEGRATION {quote_identifier(registration.integration)}"
-    if not has_integration(user_session, registration.integration) and _create(user_session, create):
-        yield f"created    {thing}"
-        return
+    if not has_integration(user_session, registration.integration):
+        [row] = user_session.rows(create)
+        if "already exists" not in str(row["status"]):  # SHOW may hide an existing one from this role
+            yield f"created    {thing}"
+            return
     properties = describe_integration(user_session, registration.integration)
     _require_same_kind(registration, properties)
     options = _options_to_alter(registration.variables, properties)
@@ -466,12 +468,6 @@ def keep_integration(user_session: UserSession, registration: Registration, crea
     yield f"{'altered' if options else 'unchanged':<10} {thing}"
     if properties.get("ENABLED", "true").lower() == "false":
         yield f"Note: {thing} is disabled, so functions that use it fail."
-
-
-def _create(user_session: UserSession, statement: str) -> bool:
-    """Whether the statement created it; SHOW may hide an existing one from this role."""
-    [row] = user_session.rows(statement)
-    return "already exists" not in str(row["status"])
 
 
 def _require_same_kind(registration: Registration, properties: Mapping[str, str]) -> None:

@@ -3,7 +3,7 @@
 import hashlib
 import posixpath
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -21,7 +21,6 @@ from app.provisioning.user_session import (
 from model.artifact import SUFFIXES, next_to
 
 CONCURRENT_UPLOADS = 4
-Track = Callable[[Iterable[str]], Iterable[str]]
 
 
 class UploadIncomplete(ClientError):
@@ -63,18 +62,19 @@ def upload(
     stage: str,
     *,
     overwrite: bool = False,
-    track: Track = iter,
+    advance: Callable[[int], object] = lambda _: None,
 ) -> Counter[str]:
     """PUT the files and refresh the directory table. Returns the number of files per status.
 
     UNCHANGED: the stage already has the file, by size and MD5. SKIPPED: the stage has a different file of
-    this name, or one that cannot be compared; `overwrite` replaces it. Raises ClientError, and
-    UploadIncomplete after all other files are uploaded.
+    this name, or one that cannot be compared; `overwrite` replaces it. Calls `advance` after each. Raises
+    ClientError, and UploadIncomplete after all other files are uploaded.
     """
     described = _describe(user_session, stage)
     name = _quoted(described)
     there = _list(user_session, described, files)
     failures: dict[str, str] = {}
+    statuses: Counter[str] = Counter()
 
     def put(file: tuple[Path, PurePosixPath]) -> str:
         path, place = file
@@ -91,7 +91,13 @@ def upload(
             return "FAILED"
 
     try:
-        statuses = _in_threads(put, files, track)
+        with ThreadPoolExecutor(CONCURRENT_UPLOADS) as threads:
+            try:
+                for status in threads.map(put, files):
+                    statuses[status] += 1
+                    advance(1)
+            finally:  # if interrupted, wait for the uploads in progress and cancel the others
+                threads.shutdown(cancel_futures=True)
     finally:
         if described["directory_enabled"] == "Y":
             user_session.rows(f"ALTER STAGE {name} REFRESH")
@@ -103,19 +109,6 @@ def upload(
 def is_encrypted_by_clients(user_session: UserSession, stage: str) -> bool:
     """Whether the stage is client-side encrypted (no SNOWFLAKE_SSE), so that URLs return ciphertext."""
     return is_client_side_encrypted(_describe(user_session, stage))
-
-
-def _in_threads(
-    put: Callable[[tuple[Path, PurePosixPath]], str],
-    files: Sequence[tuple[Path, PurePosixPath]],
-    track: Track,
-) -> Counter[str]:
-    """On interruption, wait for the uploads in progress and cancel the others."""
-    with ThreadPoolExecutor(CONCURRENT_UPLOADS) as threads:
-        try:
-            return Counter(track(threads.map(put, files)))
-        finally:
-            threads.shutdown(cancel_futures=True)
 
 
 def _describe(user_session: UserSession, stage: str) -> dict[str, Any]:

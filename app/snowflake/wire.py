@@ -14,7 +14,7 @@ from pydantic_core import to_json
 
 from app.errors import AnswerTooLarge, InvalidBatch, InvalidOptions, MalformedBody, PayloadTooLarge
 from app.event_loop import join_pieces
-from app.images.source import Row, max_text_characters, parse_source
+from app.images.source import DEFAULT_LIMITS, Row, max_text_characters, parse_source
 from app.outcome import Outcome
 from app.snowflake.strict_json import STEP_BYTES, JsonReader, Steps, has_more_values, parse_json
 from model.image_limits import ImageLimits
@@ -38,8 +38,6 @@ _MOST_VALUES_A_ROW = 16
 
 # Clients parse row numbers into 64 bits, and lose digits of a longer one.
 _MIN_ROW_NUMBER, _MAX_ROW_NUMBER = -(2**63), 2**63 - 1
-
-DEFAULT_LIMITS = ImageLimits()
 
 
 async def parse_batch(

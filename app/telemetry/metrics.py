@@ -9,6 +9,7 @@ from bisect import bisect_left
 from collections import Counter as CounterOf
 from collections.abc import Collection, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from time import monotonic
 
@@ -111,24 +112,20 @@ MODEL = Gauge(
 
 # Looking up a label takes longer than counting.
 _STEPS = {step: STEP_SECONDS.labels(step) for step in ("fetch", "decode", "predict")}
-_requests: dict[int, Counter] = {}
-_rows: dict[str, Counter] = {}
-_labels: dict[str, Counter] = {}
+_requests_of = cache(REQUESTS.labels)
+_rows_of = cache(ROWS.labels)
+_images_of = cache(LABELS.labels)
 
 
 def count_request(status: int, seconds: float) -> None:
-    if status not in _requests:
-        _requests[status] = REQUESTS.labels(status)
-    _requests[status].inc()
+    _requests_of(status).inc()
     REQUEST_SECONDS.observe(seconds)
 
 
 def count_rows(outcomes: Sequence[Outcome | None], steps: Steps) -> None:
     """Count those of one request."""
     for name, rows in CounterOf(map(_name_of, outcomes)).items():
-        if name not in _rows:
-            _rows[name] = ROWS.labels(name)
-        _rows[name].inc(rows)
+        _rows_of(name).inc(rows)
     for step, observed in _STEPS.items():
         if spent_seconds := getattr(steps, step).seconds:  # a skipped step has no time
             observed.observe(spent_seconds / len(outcomes))
@@ -137,9 +134,7 @@ def count_rows(outcomes: Sequence[Outcome | None], steps: Steps) -> None:
 def count_images(summary: Summary) -> None:
     """Count those of one request."""
     for label, images in summary.labels.items():
-        if label not in _labels:
-            _labels[label] = LABELS.labels(label)
-        _labels[label].inc(images)
+        _images_of(label).inc(images)
     CONFIDENCE.observe_all(summary.confidences)
     IMAGE_BRIGHTNESS.observe_all([image.brightness for image in summary.statistics])
     IMAGE_SHARPNESS.observe_all([image.sharpness for image in summary.statistics])

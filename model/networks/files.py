@@ -12,7 +12,6 @@ import h5py
 from model.errors import ArtifactError
 
 Reader: TypeAlias = Literal["keras3", "keras2", "saved_model", "tflite"]
-SUFFIXES = (".h5", ".hdf5", ".keras", ".tflite")
 
 # Layers that run code, load other files, or call a function that the file names.
 _CODE_LAYERS = frozenset(
@@ -150,7 +149,10 @@ def _inspect_h5(path: Path) -> NetworkFile:
         with h5py.File(path, "r") as file:
             config, version = file.attrs.get("model_config"), file.attrs.get("keras_version", "")
             if config is None:
-                raise ArtifactError(_without_architecture(path))
+                raise ArtifactError(
+                    f"A network's file must contain its architecture. Received: weights only, {path}. "
+                    "Save the whole network: model.save('name.keras')."
+                )
             backend = _text(file.attrs.get("backend", "tensorflow"))
             return replace(_of_keras(path, config, version), backend=backend)
     except (OSError, ValueError) as error:
@@ -286,10 +288,3 @@ _HALF = ("mixed_float16", "mixed_bfloat16", "float16", "bfloat16")
 
 def _is_half(config: object) -> bool:
     return isinstance(config, dict) and config.get("name") in _HALF
-
-
-def _without_architecture(path: Path) -> str:
-    return (
-        f"A network's file must contain its architecture. Received: weights only, {path}. "
-        "Save the whole network: model.save('name.keras')."
-    )

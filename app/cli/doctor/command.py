@@ -55,30 +55,17 @@ def doctor(
 
 def add_commands(add: Add) -> None:
     command = add("doctor", doctor, "check settings, model, Snowflake and the gateway")
-    command.add_argument(
-        "--url",
-        help="the running service, which checks itself (default: one on this environment's port)",
-    )
-    command.add_argument(
-        "--gateway",
-        metavar="URL",
-        help="URL that the external function calls; doctor sends it a request as Snowflake does",
-    )
-    command.add_argument(
-        "--api-key-file", type=Path, metavar="FILE", help="file with a key of the service or gateway"
-    )
-    command.add_argument(
-        "--function", default="EXT_CLASSIFY", help="function to look for, or to call (default %(default)s)"
-    )
-    command.add_argument(
-        "--snowflake",
-        action="store_true",
-        dest="asks_snowflake",
-        help="only ask the account what the documentation leaves open, and print text to paste into an issue",
-    )
-    command.add_argument(
-        "--stage", help="--snowflake: stage with an image (default: IMAGES in the function's schema)"
-    )
+    flag = command.add_argument
+    flag("--url", help="the running service, which checks itself (default: one on this environment's port)")
+    gateway = "URL that the external function calls; doctor sends it a request as Snowflake does"
+    flag("--gateway", metavar="URL", help=gateway)
+    key = "file with a key of the service or gateway"
+    flag("--api-key-file", type=Path, metavar="FILE", help=key)
+    function = "function to look for, or to call (default %(default)s)"
+    flag("--function", default="EXT_CLASSIFY", help=function)
+    asks = "only ask the account what the documentation leaves open, and print text to paste into an issue"
+    flag("--snowflake", action="store_true", dest="asks_snowflake", help=asks)
+    flag("--stage", help="--snowflake: stage with an image (default: IMAGES in the function's schema)")
     add_json(command)
     add_connection(command)
 

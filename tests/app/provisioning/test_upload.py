@@ -104,12 +104,11 @@ def test_interruption_waits_only_for_uploads_in_progress(user_session: CountingC
     for number in range(20):
         (folder / f"{number}.png").write_bytes(b"%d" % number)
 
-    def interrupt(statuses: Iterator[str]) -> Iterator[str]:
-        yield next(statuses)
+    def interrupt(_: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        upload(user_session, find_files([folder]), '"St/age"', track=interrupt)  # type: ignore[arg-type]
+        upload(user_session, find_files([folder]), '"St/age"', advance=interrupt)
     assert len(user_session.sent) < 23
     assert len(user_session.rows('SELECT * FROM DIRECTORY(@"St/age")')) == len(user_session.sent)
 
