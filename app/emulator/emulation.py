@@ -1,10 +1,10 @@
 """Snowflake over fakesnow and DuckDB: the cursor that executes statements, and the state of all sessions."""
 
-import functools
 import json
 import re
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial, wraps
 from typing import Any, TypeAlias
 
 import duckdb
@@ -17,11 +17,27 @@ from snowflake.connector.errors import Error, ProgrammingError
 from sqlglot import exp
 
 from app.emulator.catalog import DATABASE, SCHEMA, Catalog, Stage
-from app.emulator.errors import no_warehouse, unknown_function, unsupported
+from app.emulator.errors import (
+    division_by_zero,
+    invalid_identifier,
+    malformed_json,
+    no_warehouse,
+    not_grouped,
+    not_recognized,
+    unknown_function,
+    unsupported,
+)
 from app.emulator.grammar import column_texts, quote_stage_arguments
 from app.emulator.query import Answer, Queries, Query
 from app.emulator.remote import RemoteService
-from app.emulator.rewriting import NEEDS_WAREHOUSE, refuse_unsupported, rewrite, stored_name
+from app.emulator.rewriting import (
+    NEEDS_WAREHOUSE,
+    find_overloads,
+    refuse_unsupported,
+    rewrite,
+    stored_name,
+)
+from app.emulator.semantics import refuse_unknown
 from app.emulator.session import Session
 from app.emulator.statements import answer_statement
 from app.emulator.storage import Storage
@@ -35,7 +51,24 @@ _ANSWER = "_LOCAL_ANSWER"
 _SOURCE = "_LOCAL_SOURCE"
 # Snowpark's temporary objects: SCOPED TEMPORARY ones end with the session too.
 _SCOPED = re.compile(r"^(\s*CREATE\s+(?:OR\s+REPLACE\s+)?)SCOPED\s+(?=TEMP)", re.IGNORECASE)
-_NO_FUNCTION = re.compile(r"Catalog Error: (?:\w+ )?Function with name (\S+) does not exist")
+# The errors of DuckDB that Snowflake reports too; its other errors of binding are gaps of the emulator.
+_DUCKDB_ERRORS: tuple[tuple[re.Pattern[str], Callable[..., Error]], ...] = tuple(
+    (re.compile(pattern), make)
+    for pattern, make in (
+        (r"Catalog Error: (?:\w+ )?Function with name (\S+) does not exist", unknown_function),
+        (r"Division by zero", division_by_zero),
+        (r'Referenced column "(.*?)" not found', invalid_identifier),
+        (r'Referenced table "(.*?)" not found', invalid_identifier),
+        (r'Table ".*?" does not have a column named "(.*?)"', invalid_identifier),
+        (r'column "?(.*?)"? must appear in the GROUP BY', not_grouped),
+        (r"Malformed JSON(.*)", lambda text: malformed_json(text.strip())),
+        (r"Could not convert string '(.*)' to (?:U?INT|DECIMAL|DOUBLE)", partial(not_recognized, "Numeric")),
+        (r"Could not convert string '(.*)' to BOOL", partial(not_recognized, "Boolean")),
+        (r"Out of Range Error: (cannot take .*|zero raised .*)", unsupported),
+        (r"Overflow in|out of range for the destination type", lambda: unsupported("numbers of this size")),
+        (r"(?:Binder|Not implemented) Error: (.*)", unsupported),
+    )
+)
 # fakesnow's error number for a feature that it does not implement.
 NOT_IMPLEMENTED = 9999
 
@@ -86,27 +119,31 @@ class LocalCursor(FakeSnowflakeCursor):
 
     def _run(self, command: str, query: Query, params: Any, *arguments: Any, **options: Any) -> None:
         """Let fakesnow execute a statement. Raises ProgrammingError if it is not supported."""
-        command = _SCOPED.sub(r"\1", command)
-        expression, session = parse_one(quote_stage_arguments(command)), self._session
+        command, session = _SCOPED.sub(r"\1", command), self._session
+        parsed = quote_stage_arguments(command)
+        expression = parse_one(parsed)
         before = _text(expression)
         refuse_unsupported(expression)
+        refuse_unknown(expression, parsed, lambda node: bool(find_overloads(node, session)))
         is_suspended = session.warehouse in session.catalog.suspended_warehouses
         if is_suspended and isinstance(expression, NEEDS_WAREHOUSE):
             raise no_warehouse()
         creation = take_creation(expression, session)
         permanent = _text(expression)
         expand_views(expression, session)
-        for name, table in rewrite(expression, session, query, column_texts(command)).items():
+        tables, may_store = rewrite(expression, session, query, column_texts(command))
+        for name, table in tables.items():
             session.duck_conn.register(name, table)
         after = _text(expression)
         if isinstance(expression, exp.Merge) and after != permanent:
             self._read_source(expression)
             after = _text(expression)
-        is_kept = creation is not None and creation.kind == "VIEW" and after != permanent
+        is_kept = creation is not None and creation.kind == "VIEW" and not may_store
         if is_kept:
             keep_columns(expression)
             after = _text(expression)
-        super().execute(command if after == before else after, params, *arguments, **options)
+        is_same = after == before and not isinstance(expression, NEEDS_WAREHOUSE)
+        super().execute(command if is_same else after, params, *arguments, **options)
         if creation is not None:
             note_creation(creation, session, is_kept=is_kept)
         _apply_to_session(expression, session)
@@ -117,7 +154,8 @@ class LocalCursor(FakeSnowflakeCursor):
         super().execute(exp.select("*").from_(source.copy()).sql(dialect="snowflake"))
         self._session.duck_conn.register(_SOURCE, self._arrow_table)
         alias = exp.TableAlias(this=exp.to_identifier(source.alias_or_name))
-        source.replace(exp.Table(this=exp.to_identifier(_SOURCE), alias=alias))
+        # A query, as fakesnow does not find the columns of ON by a table's alias.
+        source.replace(exp.Subquery(this=exp.select("*").from_(_SOURCE), alias=alias))
 
     def _show(self, answer: Answer) -> None:
         columns = {name: [row[index] for row in answer.rows] for index, name in enumerate(answer.columns)}
@@ -169,13 +207,14 @@ def _text(expression: Any) -> str:
 
 
 def _translate(error: Exception) -> Error:
+    text = str(error.msg if isinstance(error, Error) else error)
+    for pattern, make in _DUCKDB_ERRORS:
+        if found := pattern.search(text):
+            return make(*found.groups())
     if isinstance(error, Error):
-        text = str(error.msg)
-        if missing := _NO_FUNCTION.search(text):
-            return unknown_function(missing[1].upper())
         return unsupported(text.partition(" not impl")[0]) if error.errno == NOT_IMPLEMENTED else error
     if isinstance(error, duckdb.Error):
-        return ProgrammingError(msg=str(error).split("\n")[0], errno=100000, sqlstate="22000")
+        return ProgrammingError(msg=text.partition("\n")[0], errno=100000, sqlstate="22000")
     return unsupported(f"{type(error).__name__} {error}")
 
 
@@ -203,6 +242,8 @@ class LocalSnowflake:
         self._duck_conn = fakesnow.duck_conn
         # Snowflake has neither DuckDB's file readers nor its extensions.
         self._duck_conn.execute("SET enable_external_access = false")
+        # An error, as in Snowflake, for a division by zero or the root of a negative number.
+        self._duck_conn.execute("SET GLOBAL ieee_floating_point_ops = false")
         self._register_functions()
         # A connection of fakesnow creates its database if it is missing; LocalConnection does not.
         FakeSnowflakeConnection(self._duck_conn.cursor(), self.queries.results, DATABASE, SCHEMA)
@@ -225,7 +266,8 @@ class LocalSnowflake:
 
     def _register_functions(self) -> None:
         """Create the functions that rewritten statements call, with the query id as their first argument."""
-        self._register("_local_call", self._call, ["BIGINT", "VARCHAR"], "JSON", pa.json_(pa.string()))
+        for name in ("_local_call", "_local_call_in_window"):
+            self._register(name, self._call, ["BIGINT", "VARCHAR"], "JSON", pa.json_(pa.string()))
         self._register("_local_sign", _by_row(self._sign), ["VARCHAR", "VARCHAR", "BIGINT"])
         self._register("_local_file_url", _by_row(self._file_url), ["VARCHAR", "VARCHAR"])
         self._register("_local_scoped_url", _by_row(self._scoped_url), ["VARCHAR", "VARCHAR"])
@@ -238,7 +280,7 @@ class LocalSnowflake:
         returns: Any = "VARCHAR",
         extension: Any = None,
     ) -> None:
-        @functools.wraps(function)  # DuckDB inspects the signature
+        @wraps(function)  # DuckDB inspects the signature
         def on_columns(query_ids: Any, *columns: Any) -> Any:
             query = self.queries.running.get(query_ids[0].as_py())
             if query is None:
@@ -258,7 +300,7 @@ class LocalSnowflake:
             ["VARCHAR", *parameters],
             returns,
             type="arrow",
-            side_effects=True,
+            side_effects=name != "_local_call_in_window",  # DuckDB's windows do not accept them
             null_handling="special",
         )
 
@@ -290,7 +332,7 @@ class LocalSnowflake:
 def _by_row(function: Callable[..., str]) -> _OnColumns:
     """The function applied to each row; NULL for a row with a NULL."""
 
-    @functools.wraps(function)
+    @wraps(function)
     def on_columns(query: Query, *columns: list[Any]) -> list[str | None]:
         rows = zip(*columns, strict=True)
         return [None if None in row else function(query, *row) for row in rows]

@@ -74,5 +74,31 @@ def unknown_function(name: str) -> ProgrammingError:
     return _compilation_error(f"Unknown function {name}.", 2140, "42601")
 
 
+def invalid_identifier(name: str) -> ProgrammingError:
+    return _compilation_error(f"error line 1 at position 0\ninvalid identifier '{name}'", 904, "42000")
+
+
+def no_cast(function: str, source: str, target: str) -> ProgrammingError:
+    return _compilation_error(
+        f"Function {function} cannot be used with arguments of types {source} and {target}", 1065, "22023"
+    )
+
+
+def not_in_values(expression: str) -> ProgrammingError:
+    return _compilation_error(f"Invalid expression [{expression}] in VALUES clause", 2014, "22000")
+
+
+def not_grouped(name: str) -> ProgrammingError:
+    return _compilation_error(f"[{name}] is not a valid group by expression", 979, "42601")
+
+
+def malformed_json(text: str) -> ProgrammingError:
+    return ProgrammingError(msg=f"Error parsing JSON: {text}", errno=100069, sqlstate="22P02")
+
+
+def division_by_zero() -> ProgrammingError:
+    return ProgrammingError(msg="Division by zero", errno=100051, sqlstate="22012")
+
+
 def _compilation_error(message: str, number: int, sql_state: str) -> ProgrammingError:
     return ProgrammingError(msg=f"SQL compilation error:\n{message}", errno=number, sqlstate=sql_state)

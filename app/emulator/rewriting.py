@@ -10,28 +10,15 @@ from sqlglot.dialects.snowflake import Snowflake
 from app.emulator.catalog import ACCOUNT_HOST, ExternalFunction, Stage
 from app.emulator.errors import invalid, invalid_arguments, not_found, unknown_function, unsupported
 from app.emulator.grammar import STAGE_FUNCTIONS
+from app.emulator.inference import Schema, Types
 from app.emulator.query import Query
+from app.emulator.semantics import adapt, check_names
 from app.emulator.session import Session
+from app.names import MAX_PARTS
 
 DEFAULT_SIGNED_SECONDS = 3600
 _INTERNAL = "_LOCAL_"
 _SEMI_STRUCTURED = frozenset({"VARIANT", "OBJECT", "ARRAY"})
-_ORDERING = (exp.Ordered, exp.Min, exp.Max, exp.Between, exp.Greatest, exp.Least)
-_TEXT_FUNCTIONS = (
-    exp.Like,
-    exp.ILike,
-    exp.DPipe,
-    exp.Concat,
-    exp.Length,
-    exp.Substring,
-    exp.Trim,
-    exp.Replace,
-    exp.StartsWith,
-    exp.Contains,
-    exp.RegexpLike,
-    exp.RegexpReplace,
-    exp.Split,
-)
 # The columns of a directory table with Snowflake's types.
 DIRECTORY_TYPES = {
     "RELATIVE_PATH": "VARCHAR",
@@ -93,6 +80,7 @@ _SHOWN = frozenset(
 
 def refuse_unsupported(expression: Any) -> None:
     """Raises ProgrammingError for a statement that fakesnow might execute wrongly without an error."""
+    _refuse_internal(expression)
     if not _is_supported(expression):
         words = expression.sql(dialect="snowflake").split()
         raise unsupported(" ".join(words[:3]).upper())
@@ -133,17 +121,16 @@ def is_built_in(name: str) -> bool:
     return name in Snowflake.Parser.FUNCTIONS or name in STAGE_FUNCTIONS or name.startswith(_INTERNAL)
 
 
-def rewrite(expression: Any, session: Session, query: Query, names: list[str]) -> dict[str, Any]:
-    """Change the expression in place; return the tables that it reads, by name.
+def rewrite(expression: Any, session: Session, query: Query, names: list[str]) -> tuple[dict[str, Any], bool]:
+    """Change the expression in place; return the tables that it reads, by name, and whether it may be stored.
 
-    `names` become the names of the columns without an alias.
+    What calls a function or reads a stage belongs to this query and may not. `names` become the names of the
+    columns without an alias.
     """
-    _refuse_internal(expression)
-    _cast_variants(expression)
     _name_positions(expression)
     if isinstance(expression, exp.Merge):
         _qualify_inserted(expression)
-    before, columns = expression.sql(dialect="snowflake"), _selected(expression)
+    columns = _selected(expression)
     texts = [column.sql(dialect="snowflake") for column in columns]
     names = names if len(names) == len(texts) else texts
     is_named = [isinstance(column, exp.Alias | exp.Column | exp.Star) for column in columns]
@@ -152,30 +139,28 @@ def rewrite(expression: Any, session: Session, query: Query, names: list[str]) -
         name = f"{_INTERNAL}DIRECTORY_{len(tables)}"
         tables[name] = _directory_table(_whole_stage(node.this.name, session))
         node.replace(exp.to_identifier(name))
+    _adapt(expression, session)
+    before = expression.sql(dialect="snowflake")
     for node in list(expression.find_all(exp.Func)):
         _replace_function(node, session, query)
-    if expression.sql(dialect="snowflake") != before:
+    is_own = bool(tables) or expression.sql(dialect="snowflake") != before
+    if is_own:
         _refuse_stored(expression)
+    if columns:
         for column, text, name, has_name in zip(_selected(expression), texts, names, is_named, strict=True):
             if not has_name and column.sql(dialect="snowflake") != text:
                 column.replace(exp.alias_(column.copy(), name.upper(), quoted=True))
-    return tables
+    return tables, not is_own
 
 
-def _cast_variants(expression: Any) -> None:
-    """Cast VARIANT parts in comparisons: Snowflake compares their values, DuckDB their JSON texts."""
-    for node in list(expression.find_all(exp.JSONExtract)):
-        user = node.parent.parent if isinstance(node.parent, exp.Paren) else node.parent
-        if isinstance(user, _ORDERING):
-            raise unsupported("ordering of VARIANT values without a cast")
-        if isinstance(user, _TEXT_FUNCTIONS):
-            node.replace(exp.cast(node.copy(), "VARCHAR"))
-        elif isinstance(user, exp.Predicate | exp.In) and not isinstance(user, exp.Is):
-            kinds = {_type_of(other) for other in _operands(user) if not other.find(exp.JSONExtract)}
-            if len(kinds) > 1 or None in kinds:
-                raise unsupported("comparison of a VARIANT with anything but a constant, without a cast")
-            if kinds:
-                node.replace(exp.cast(node.copy(), str(*kinds)))
+def _adapt(expression: Any, session: Session) -> None:
+    schema = _known_columns(expression, session)
+    check_names(expression, schema)
+    namespace = (session.database, session.schema)
+    adapt(
+        expression,
+        lambda: Types(expression, schema, namespace, lambda node: _returned_type(node, session)),
+    )
 
 
 def _name_positions(expression: Any) -> None:
@@ -207,18 +192,38 @@ def _qualify_inserted(merge: Any) -> None:
                 column.set("table", exp.to_identifier(source))
 
 
-def _operands(user: Any) -> list[Any]:
-    return [user.this, *(user.expressions or [user.expression])]
+def _known_columns(expression: Any, session: Session) -> Schema:
+    """The columns of the tables in the statement. Raises ProgrammingError for a name in another case."""
+    schema: Schema = {}
+    for table in expression.find_all(exp.Table):
+        parts = tuple(map(stored_name, table.parts)) if isinstance(table.this, exp.Identifier) else ()
+        if not parts or (len(parts) < MAX_PARTS and not session.schema):
+            continue
+        database, schema_name, name = session.qualify(parts)
+        for found, column, kind in session.columns(database, schema_name, name):
+            if found != name:
+                raise not_found("Object", ".".join(parts))
+            columns = schema.setdefault(database, {}).setdefault(schema_name, {}).setdefault(name, {})
+            columns[column] = exp.DataType.build("VARIANT" if kind == "JSON" else kind, dialect="duckdb")
+        if name.startswith(_INTERNAL):
+            columns = schema.setdefault(database, {}).setdefault(schema_name, {}).setdefault(name, {})
+            columns |= {
+                key: exp.DataType.build(kind, dialect="snowflake") for key, kind in DIRECTORY_TYPES.items()
+            }
+    return schema
 
 
-def _type_of(constant: Any) -> str | None:
-    if isinstance(constant, exp.Boolean):
-        return "BOOLEAN"
-    if isinstance(constant, exp.Neg):
-        constant = constant.this
-    if isinstance(constant, exp.Literal):
-        return "VARCHAR" if constant.is_string else "DOUBLE"
-    return None
+def _returned_type(node: Any, session: Session) -> str:
+    overloads = find_overloads(node, session)
+    return overloads[0].returns if overloads else "VARCHAR"
+
+
+def find_overloads(node: Any, session: Session) -> list[ExternalFunction]:
+    """The external functions of the name that the call uses."""
+    names, _ = _qualified_name(node)
+    if not session.schema and len(names) == 1:
+        return []
+    return session.catalog.overloads(session.qualify(names))
 
 
 def _refuse_internal(expression: Any) -> None:
@@ -286,9 +291,8 @@ def _whole_stage(location: str, session: Session) -> Stage:
 
 def _replace_external(node: Any, session: Session, query: Query) -> None:
     names, outermost = _qualified_name(node)
-    is_qualified = len(names) > 1
-    overloads = session.catalog.overloads(session.qualify(names)) if session.schema or is_qualified else []
-    if not overloads and is_qualified:
+    overloads = find_overloads(node, session)
+    if not overloads and len(names) > 1:
         raise unknown_function(".".join(names))
     if not overloads:
         return  # a built-in function
@@ -298,8 +302,10 @@ def _replace_external(node: Any, session: Session, query: Query) -> None:
         _call("HEX", argument) if kind == "BINARY" else argument
         for argument, kind in zip(node.expressions, function.argument_types, strict=True)
     ]
+    select = node.find_ancestor(exp.Select)
+    is_in_window = select is not None and select.find(exp.Window) is not None
     call = _call(
-        f"{_INTERNAL}CALL",
+        f"{_INTERNAL}CALL_IN_WINDOW" if is_in_window else f"{_INTERNAL}CALL",
         exp.Literal.string(query.id),
         exp.Literal.number(query.index_of(function)),
         _call("JSON_ARRAY", *arguments),

@@ -57,6 +57,15 @@ class Session(FakeSnowflakeConnection):
         )
         return bool(found.fetchall())  # unread rows would block the connection
 
+    def columns(self, database: str, schema: str, table: str) -> list[tuple[str, str, str]]:
+        """For each column of the table, found in any case: the table's stored name, its own, and its type."""
+        found = self.duck_conn.execute(
+            "SELECT table_name, column_name, data_type FROM duckdb_columns() "
+            "WHERE database_name = ? AND schema_name = ? AND lower(table_name) = lower(?)",
+            [database, schema, table],
+        )
+        return list(found.fetchall())
+
     def require_schema(self, database: str, schema: str) -> None:
         """Raises ProgrammingError if the schema does not exist."""
         if not self.has_schema(database, schema):

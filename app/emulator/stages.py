@@ -47,6 +47,8 @@ def alter_stage(tokens: Tokens, session: Session) -> Answer:
         return status()
     stage = session.catalog.stage(name)
     if tokens.take("REFRESH"):
+        if tokens.take("SUBPATH"):
+            raise unsupported("REFRESH with SUBPATH")
         tokens.require_end()
         return _refresh(stage)
     tokens.require("SET")
@@ -238,6 +240,8 @@ def answer_transfer(sql: str, session: Session, storage: Storage) -> dict[str, A
     tokens = Tokens(sql)
     if tokens.take("PUT"):
         raise syntax_error("PUT must be followed by 'file://<path>' and a stage")
+    if tokens.take("COPY", "FILES"):  # sqlglot cannot parse it
+        raise unsupported("COPY FILES")
     return _answer_get(tokens, session, storage) if tokens.take("GET") else None
 
 

@@ -95,14 +95,14 @@ def test_day_with_many_abstentions_is_listed(sql: Sql) -> None:
     add_usual_days(sql)
     add(sql, Day(0, abstained=12))
     [(version, abstained, _)] = drifted(sql)
-    assert (version, round(abstained, 2)) == ("v1", 0.1)
+    assert (version, round(float(abstained), 2)) == ("v1", 0.1)
 
 
 def test_day_with_low_confidence_is_listed(sql: Sql) -> None:
     add_usual_days(sql)
     add(sql, Day(0, confidence=0.9))
     [(version, _, confidence)] = drifted(sql)
-    assert (version, round(confidence, 2)) == ("v1", 0.9)
+    assert (version, round(float(confidence), 2)) == ("v1", 0.9)
 
 
 def test_day_on_which_every_row_failed_is_listed(sql: Sql) -> None:
