@@ -195,6 +195,15 @@ class Artifact:
         return self.card.sha256[:12]
 
 
+@dataclass(frozen=True)
+class WrittenArtifact:
+    """An artifact that has been written, and what the user must know of it."""
+
+    artifact: Artifact
+    findings: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
 SUFFIXES = (".h5", ".hdf5", ".keras", ".tflite")
 MAX_SAMPLES = 12
 

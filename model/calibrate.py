@@ -22,7 +22,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from model.artifact import Artifact, ArtifactCard, golden_image, save_card
+from model.artifact import Artifact, ArtifactCard, WrittenArtifact, golden_image, save_card
 from model.compile import compile_artifact, compile_with_stages
 from model.compiled import next_to_h5, write_compiled
 from model.engines import Classifier, LiteRtClassifier, self_test, verify_golden
@@ -50,15 +50,6 @@ _LEAST_SPREAD = 1e-4
 """Of logits. They have an error of 1e-5."""
 _SOFT = 100.0
 """Temperature at which probabilities of logits some thousands apart do not underflow."""
-
-
-@dataclass(frozen=True)
-class Calibrated:
-    """An artifact with its calibration, and what the user must know of it."""
-
-    artifact: Artifact
-    findings: tuple[str, ...]
-    warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -106,7 +97,7 @@ class _Abstention:
     foreign: dict[str, NDArray[np.bool_]]
 
 
-def calibrate(artifact: Artifact, data_dir: Path, folders: Sequence[Path] = ()) -> Calibrated:
+def calibrate(artifact: Artifact, data_dir: Path, folders: Sequence[Path] = ()) -> WrittenArtifact:
     """Write the artifact's card and compiled model with a temperature, a detector and evidence.
 
     An earlier calibration is replaced. `folders` hold images of no class, on which abstention is measured
@@ -122,8 +113,10 @@ def calibrate(artifact: Artifact, data_dir: Path, folders: Sequence[Path] = ()) 
     abstention = None if bare.is_given_tflite else _fit_abstention(images, foreign, bare)
     card = bare.model_copy(update=_card_parts(images, bare, confidence, abstention))
     calibrated = _save(artifact.h5_path, card)
-    findings, warnings = _describe(images, card, confidence, abstention)
-    return Calibrated(calibrated, tuple(findings), tuple(warnings))
+    labels = images.labels[images.held_out]
+    findings = _findings(labels, card, confidence, abstention)
+    warnings = _warnings(images, card, confidence, abstention)
+    return WrittenArtifact(calibrated, tuple(findings), tuple(warnings))
 
 
 def _bare_card(artifact: Artifact) -> ArtifactCard:
@@ -319,13 +312,6 @@ def _save(path: Path, card: ArtifactCard) -> Artifact:
     artifact = save_card(path, card)
     write_compiled(artifact, next_to_h5(artifact), compiled, {"tensorflow": tf.__version__})
     return artifact
-
-
-def _describe(
-    images: _Images, card: ArtifactCard, confidence: _Confidence, abstention: _Abstention | None
-) -> tuple[Iterator[str], Iterator[str]]:
-    labels = images.labels[images.held_out]
-    return _findings(labels, card, confidence, abstention), _warnings(images, card, confidence, abstention)
 
 
 def _findings(

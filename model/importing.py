@@ -15,6 +15,7 @@ from model.artifact import (
     SUFFIXES,
     Artifact,
     ArtifactCard,
+    WrittenArtifact,
     card_faults,
     card_path,
     golden_image,
@@ -86,13 +87,10 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Imported:
-    """An artifact that was made, and what the user must know of it."""
+class Imported(WrittenArtifact):
+    """An artifact of a network that was trained elsewhere."""
 
-    artifact: Artifact
-    findings: tuple[str, ...]
     sheet: ContactSheet | None
-    warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -157,7 +155,7 @@ def import_network(path: Path, request: Request) -> Imported:
         f"Preprocessing: {chosen.describe()}. {reason}",
         f"Classes: {', '.join(class_names)}.",
     )
-    return Imported(artifact, findings, sheet, tuple(work.warnings))
+    return Imported(artifact, findings, tuple(work.warnings), sheet)
 
 
 def check_preprocessing(artifact: Artifact, try_dir: Path) -> Checked:

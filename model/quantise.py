@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from tensorflow.lite.python.convert import mlir_quantize
 from tensorflow.lite.python.optimize.calibrator import Calibrator
 
-from model.artifact import Artifact, ArtifactCard, Float32, Int8, golden_image, save_card
+from model.artifact import Artifact, ArtifactCard, Float32, Int8, WrittenArtifact, golden_image, save_card
 from model.compile import compile_with_stages
 from model.compiled import next_to_h5, write_compiled
 from model.contact_sheet import TrialImages
@@ -49,15 +49,6 @@ _WEIGHTED = {
 
 
 @dataclass(frozen=True)
-class Quantised:
-    """An artifact with an int8 model, and what the user must know of it."""
-
-    artifact: Artifact
-    findings: tuple[str, ...]
-    warnings: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class _Images:
     fitted: NDArray[np.uint8]
     """(n, h, w, c), which the quantiser sees."""
@@ -67,7 +58,9 @@ class _Images:
     """Of the m images; None for one whose folder is not named after a class."""
 
 
-def quantise(artifact: Artifact, images_dir: Path, least_agreement: float = LEAST_AGREEMENT) -> Quantised:
+def quantise(
+    artifact: Artifact, images_dir: Path, least_agreement: float = LEAST_AGREEMENT
+) -> WrittenArtifact:
     """Write the artifact's compiled model in int8, and its card with what has been measured.
 
     Raises ArtifactError, and writes nothing, if labels or abstention agree with those of float32 on a smaller
@@ -97,7 +90,7 @@ def quantise(artifact: Artifact, images_dir: Path, least_agreement: float = LEAS
     self_test(classifier, quantised)
     artifact = save_card(artifact.h5_path, quantised)
     write_compiled(artifact, next_to_h5(artifact), int8, {"tensorflow": tf.__version__})
-    return Quantised(artifact, findings, warnings)
+    return WrittenArtifact(artifact, findings, warnings)
 
 
 def _load(folder: Path, card: ArtifactCard) -> _Images:

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 
 from app.cli.command_line import Add, add_json, needs_extra, parse_integer
 from app.errors import CommandError
-from model.artifact import Artifact, card_path, load_artifact
+from model.artifact import Artifact, WrittenArtifact, card_path, load_artifact
 from model.defaults import DEFAULT_MODEL_PATH, Engine, Network, user_cache_dir
 from model.engines import open_classifier
 from model.errors import TrainingError
@@ -49,7 +49,7 @@ def train(
             artifact = _train_texture(data, output, seeds[0], epochs, size, accuracy, command, force=force)
     found = artifact.card.metrics["verdict"]
     if as_json:
-        print(json.dumps({**json.loads(_as_json(artifact)), "verdict": found}))
+        print(json.dumps({**_facts_of(artifact), "verdict": found}))
         return
     print(f"Saved {artifact.h5_path}, its card and its compiled model.")
     print(found)
@@ -160,7 +160,8 @@ def compile_model(
         from model.compile import compile_artifact  # noqa: PLC0415 - optional
     with _progress_on_stderr(as_json):
         paths = compile_artifact(artifact)
-    print(_as_json(artifact) if as_json else f"Compiled {paths.tflite}, with its stamp {paths.stamp}")
+    said = f"Compiled {paths.tflite}, with its stamp {paths.stamp}"
+    print(json.dumps(_facts_of(artifact)) if as_json else said)
 
 
 def _quantise(artifact: Artifact, images: Path, least_agreement: float | None, *, as_json: bool) -> None:
@@ -170,20 +171,23 @@ def _quantise(artifact: Artifact, images: Path, least_agreement: float | None, *
         quantised = quantise(
             artifact, images, LEAST_AGREEMENT if least_agreement is None else least_agreement
         )
+    measured = quantised.artifact.card.metrics["int8"]
+    closing = f"Wrote {card_path(artifact.h5_path)} and the compiled model in int8."
+    _print_written(quantised, closing, as_json=as_json, int8=measured)
+
+
+def _print_written(written: WrittenArtifact, closing: str, *, as_json: bool, **more: Any) -> None:
+    """Print `more` only in JSON, but for the table of a contact sheet."""
     if as_json:
-        more = {"findings": quantised.findings, "warnings": quantised.warnings}
-        measured = quantised.artifact.card.metrics["int8"]
-        print(json.dumps({**json.loads(_as_json(quantised.artifact)), **more, "int8": measured}))
+        facts = {"findings": written.findings, "warnings": written.warnings, **more}
+        print(json.dumps({**_facts_of(written.artifact), **facts}))
         return
-    _print_report(quantised.findings, quantised.warnings)
-    print(f"Wrote {card_path(artifact.h5_path)} and the compiled model in int8.")
-
-
-def _print_report(findings: Sequence[str], warnings: Sequence[str]) -> None:
-    for finding in findings:
-        print(finding)
-    for warning in warnings:
+    print("\n".join(written.findings))
+    if (table := more.get("contact_sheet")) is not None:
+        print(_aligned(table))
+    for warning in written.warnings:
         print(f"Warning: {warning}")
+    print(closing)
 
 
 @without_native_log()
@@ -194,7 +198,7 @@ def describe(h5: Path, class_names: str, scale: float, as_json: bool) -> None:
         from model.training import save  # noqa: PLC0415 - optional
     artifact = save.describe(h5, names, scale)
     if as_json:
-        print(_as_json(artifact))
+        print(json.dumps(_facts_of(artifact)))
         return
     card = artifact.card
     shape = " x ".join(map(str, card.image.shape))
@@ -232,23 +236,14 @@ def import_model(
     with _progress_on_stderr(as_json):
         imported = import_network(file, request)
     artifact = imported.artifact
-    if as_json:
-        table = None if imported.sheet is None else imported.sheet.table()
-        more = {"findings": imported.findings, "warnings": imported.warnings, "contact_sheet": table}
-        print(json.dumps({**json.loads(_as_json(artifact)), **more}))
-        return
-    for finding in imported.findings:
-        print(finding)
-    if imported.sheet is not None:
-        print(_aligned(imported.sheet.table()))
-    for warning in imported.warnings:
-        print(f"Warning: {warning}")
-    print(f"Wrote {card_path(artifact.h5_path)} and the compiled model.")
+    closing = [f"Wrote {card_path(artifact.h5_path)} and the compiled model."]
     served = shlex.quote(str(artifact.h5_path))
-    if imported.artifact.card.is_unchecked:
-        print(f"Next: ext-classify verify {served} --try DIR")
-    print(f"Next: ext-classify evaluate --model {served} --data DIR")
-    print(f"Next: ext-classify serve --model {served}")
+    if artifact.card.is_unchecked:
+        closing.append(f"Next: ext-classify verify {served} --try DIR")
+    closing.append(f"Next: ext-classify evaluate --model {served} --data DIR")
+    closing.append(f"Next: ext-classify serve --model {served}")
+    table = None if imported.sheet is None else imported.sheet.table()
+    _print_written(imported, "\n".join(closing), as_json=as_json, contact_sheet=table)
 
 
 @without_native_log()
@@ -259,14 +254,12 @@ def calibrate(model: Path, data: Path, out_of_distribution: list[Path], as_json:
         from model.calibrate import calibrate as calibrate_artifact  # noqa: PLC0415 - optional
     with _progress_on_stderr(as_json):
         calibrated = calibrate_artifact(artifact, data, out_of_distribution)
-    if as_json:
-        more = {"findings": calibrated.findings, "warnings": calibrated.warnings}
-        measured = calibrated.artifact.card.metrics["calibration"]
-        print(json.dumps({**json.loads(_as_json(calibrated.artifact)), **more, "calibration": measured}))
-        return
-    _print_report(calibrated.findings, calibrated.warnings)
-    print(f"Wrote {card_path(model)} and the compiled model.")
-    print(f"Next: ext-classify serve --model {shlex.quote(str(model))}")
+    closing = (
+        f"Wrote {card_path(model)} and the compiled model.\n"
+        f"Next: ext-classify serve --model {shlex.quote(str(model))}"
+    )
+    measured = calibrated.artifact.card.metrics["calibration"]
+    _print_written(calibrated, closing, as_json=as_json, calibration=measured)
 
 
 def parse_class_names(text: str) -> tuple[str, ...]:
@@ -368,9 +361,9 @@ def _check(artifact: Artifact, try_dir: Path) -> Any:
     return check_preprocessing(artifact, try_dir)
 
 
-def _as_json(artifact: Artifact) -> str:
+def _facts_of(artifact: Artifact) -> dict[str, Any]:
     about = {"h5": str(artifact.h5_path), "name": artifact.name, "version": artifact.version}
-    return json.dumps({**about, "class_names": artifact.card.class_names, "shape": artifact.card.image.shape})
+    return {**about, "class_names": artifact.card.class_names, "shape": artifact.card.image.shape}
 
 
 def _progress_on_stderr(as_json: bool) -> AbstractContextManager[object]:
@@ -389,190 +382,133 @@ def add_commands(add: Add) -> None:
 
 def _add_train(add: Add) -> None:
     command = add("train", train, "train a model on a folder with one subfolder per class")
-    command.add_argument("--data", type=Path, required=True, metavar="DIR")
-    command.add_argument("--output", type=Path, default=Path("trained.h5"), metavar="H5")
-    command.add_argument(
-        "--network",
-        default="texture",
-        choices=NETWORKS,
-        help="(default %(default)s; recipe: the published recipe)",
+    flag = command.add_argument
+    flag("--data", type=Path, required=True, metavar="DIR")
+    flag("--output", type=Path, default=Path("trained.h5"), metavar="H5")
+    network = "(default %(default)s; recipe: the published recipe)"
+    flag("--network", default="texture", choices=NETWORKS, help=network)
+    flag("--seeds", type=_seed, nargs="+", default=[0], metavar="SEED", help="(default 0)")
+    flag("--epochs", type=_epochs, help="(default: as the number of images needs)")
+    flag("--size", type=_size, metavar="HxW", help="input size in pixels (default 200x200)")
+    accuracy = (
+        "accuracy from crossvalidate, to calibrate confidence to (default: measured on held-out images)"
     )
-    command.add_argument("--seeds", type=_seed, nargs="+", default=[0], metavar="SEED", help="(default 0)")
-    command.add_argument("--epochs", type=_epochs, help="(default: as the number of images needs)")
-    command.add_argument("--size", type=_size, metavar="HxW", help="input size in pixels (default 200x200)")
-
-    command.add_argument(
-        "--accuracy",
-        type=_share,
-        metavar="SHARE",
-        help="accuracy from crossvalidate, to calibrate confidence to (default: measured on held-out images)",
-    )
-    command.add_argument("--force", action="store_true", help="replace an existing network")
+    flag("--accuracy", type=_share, metavar="SHARE", help=accuracy)
+    flag("--force", action="store_true", help="replace an existing network")
     add_json(command)
     command.set_defaults(command="")
 
 
 def _add_measurements(add: Add) -> None:
     command = add("evaluate", evaluate, "measure a model on a labelled folder, and optionally write a report")
-    command.add_argument("--data", type=Path, required=True, metavar="DIR")
-    command.add_argument("--split", default="test", choices=("train", "valid", "test"))
-    command.add_argument("--model", type=Path, default=DEFAULT_MODEL_PATH, metavar="H5")
-    command.add_argument("--engine", default="litert", choices=(*ENGINES, "both"))
+    flag = command.add_argument
+    flag("--data", type=Path, required=True, metavar="DIR")
+    flag("--split", default="test", choices=("train", "valid", "test"))
+    _add_model(command)
+    flag("--engine", default="litert", choices=(*ENGINES, "both"))
     _add_out_of_distribution(command)
-    command.add_argument(
-        "--report", type=Path, metavar="DIR", help="write an HTML report and its figures to this folder"
-    )
+    report = "write an HTML report and its figures to this folder"
+    flag("--report", type=Path, metavar="DIR", help=report)
     add_json(command)
     command.set_defaults(command="")
 
     command = add("crossvalidate", crossvalidate, "measure networks with grouped 5-fold cross-validation")
-    command.add_argument("--data", type=Path, required=True, metavar="DIR")
-    command.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS)
+    flag = command.add_argument
+    flag("--data", type=Path, required=True, metavar="DIR")
+    flag("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS)
     _add_out_of_distribution(command)
-    command.add_argument("--work", type=Path, default=user_cache_dir() / "crossvalidation", metavar="DIR")
-    command.add_argument("--output", type=Path, metavar="MD", help="also write the tables to this file")
-    command.add_argument(
-        "--report",
-        type=Path,
-        metavar="DIR",
-        help="write an HTML report and its figures to this folder, or a subfolder for each network",
-    )
+    flag("--work", type=Path, default=user_cache_dir() / "crossvalidation", metavar="DIR")
+    flag("--output", type=Path, metavar="MD", help="also write the tables to this file")
+    report = "write an HTML report and its figures to this folder, or a subfolder for each network"
+    flag("--report", type=Path, metavar="DIR", help=report)
     command.set_defaults(command="")
 
 
 def _add_card(add: Add) -> None:
     command = add("compile", compile_model, "compile an .h5 file for the LiteRT engine")
-    command.add_argument("--model", type=Path, default=DEFAULT_MODEL_PATH, metavar="H5")
-    command.add_argument("--int8", action="store_true", help="quantise weights and activations")
-    command.add_argument(
-        "--images",
-        type=Path,
-        metavar="DIR",
-        help="some hundred images to quantise with and to measure on, best in a folder for each class",
-    )
-    command.add_argument(
-        "--least-agreement",
-        type=_agreement,
-        metavar="SHARE",
-        help="of labels and of abstention with float32, below which int8 is refused (default 0.995)",
-    )
+    flag = command.add_argument
+    _add_model(command)
+    flag("--int8", action="store_true", help="quantise weights and activations")
+    images = "some hundred images to quantise with and to measure on, best in a folder for each class"
+    flag("--images", type=Path, metavar="DIR", help=images)
+    least = "of labels and of abstention with float32, below which int8 is refused (default 0.995)"
+    flag("--least-agreement", type=_agreement, metavar="SHARE", help=least)
     add_json(command)
 
     command = add("describe", describe, "write the model card of an .h5 file trained elsewhere")
-    command.add_argument("h5", type=Path)
-    command.add_argument(
-        "--class-names", required=True, help="class names in the order of the outputs, separated by commas"
-    )
-    command.add_argument(
-        "--scale",
-        type=_scale,
-        required=True,
-        help="factor for pixel values 0..255: 1/255, or 1 if the network scales its input itself",
-    )
+    flag = command.add_argument
+    flag("h5", type=Path)
+    names = "class names in the order of the outputs, separated by commas"
+    flag("--class-names", required=True, help=names)
+    scale = "factor for pixel values 0..255: 1/255, or 1 if the network scales its input itself"
+    flag("--scale", type=_scale, required=True, help=scale)
     add_json(command)
 
 
 def _add_import(add: Add) -> None:
     command = add("import", import_model, "make a model that can be served of a network trained elsewhere")
-    command.add_argument(
-        "file", type=Path, metavar="FILE", help=".h5, .keras, .tflite or a SavedModel folder"
+    flag = command.add_argument
+    flag("file", type=Path, metavar="FILE", help=".h5, .keras, .tflite or a SavedModel folder")
+    names = "in the order of the outputs: a,b,c or a JSON list or @FILE (default: the folders of --try)"
+    flag("--class-names", metavar="NAMES", help=names)
+    preprocess = (
+        "raw: pixels 0..255; unit: 0..1; symmetric: -1..1; caffe, torch: modes of Keras's preprocess_input "
+        "(default: what the file or the images show)"
     )
-    command.add_argument(
-        "--class-names",
-        metavar="NAMES",
-        help="in the order of the outputs: a,b,c or a JSON list or @FILE (default: the folders of --try)",
-    )
-    command.add_argument(
-        "--preprocess",
-        choices=tuple(PRESETS),
-        help="raw: pixels 0..255; unit: 0..1; symmetric: -1..1; caffe, torch: modes of Keras's "
-        "preprocess_input (default: what the file or the images show)",
-    )
-    for flag, what in (
+    flag("--preprocess", choices=tuple(PRESETS), help=preprocess)
+    for name, what in (
         ("--scale", "factor for pixels 0..255, such as 1/255 or 0.00392"),
         ("--offset", "added after the factor"),
         ("--mean", "subtracted after the factor, one value or one for each channel"),
         ("--std", "divisor after the mean, one value or one for each channel"),
     ):
-        command.add_argument(flag, type=_numbers, metavar="N[,N,N]", help=what)
-    command.add_argument("--order", choices=("rgb", "bgr"), default="rgb", help="(default: rgb)")
-    command.add_argument("--fit", choices=get_args(Fit), help="for another aspect ratio (default: stretch)")
-    command.add_argument("--resample", choices=get_args(Resample), help="(default: bilinear)")
-    command.add_argument(
-        "--alpha",
-        choices=get_args(Alpha),
-        default="white",
-        help="transparent pixels: laid on white (default), or drop transparency as most authors' code does",
-    )
-    command.add_argument(
-        "--size", type=_small_size, metavar="HxW", help="for a network of any size or a flat input"
-    )
-    command.add_argument(
-        "--multi-label",
-        action="store_true",
-        help="serve independent probabilities; the label is the strongest",
-    )
-    command.add_argument(
-        "--try",
-        type=Path,
-        dest="try_dir",
-        metavar="DIR",
-        help="images to check the preprocessing with, best in a folder for each class",
-    )
-    command.add_argument(
-        "--output", type=Path, metavar="FILE", help="copy the network here (default: leave it)"
-    )
-    command.add_argument("--force", action="store_true", help="replace an existing card")
+        flag(name, type=_numbers, metavar="N[,N,N]", help=what)
+    flag("--order", choices=("rgb", "bgr"), default="rgb", help="(default: rgb)")
+    flag("--fit", choices=get_args(Fit), help="for another aspect ratio (default: stretch)")
+    flag("--resample", choices=get_args(Resample), help="(default: bilinear)")
+    alpha = "transparent pixels: laid on white (default), or drop transparency as most authors' code does"
+    flag("--alpha", choices=get_args(Alpha), default="white", help=alpha)
+    flag("--size", type=_small_size, metavar="HxW", help="for a network of any size or a flat input")
+    multi_label = "serve independent probabilities; the label is the strongest"
+    flag("--multi-label", action="store_true", help=multi_label)
+    _add_try(command, "images to check the preprocessing with, best in a folder for each class")
+    flag("--output", type=Path, metavar="FILE", help="copy the network here (default: leave it)")
+    flag("--force", action="store_true", help="replace an existing card")
     add_json(command)
 
 
 def _add_verify(add: Add) -> None:
-    command = add(
-        "verify", verify, "check a model's hash, card, compiled model and self-test on its golden image"
-    )
-    command.add_argument(
-        "model",
-        type=Path,
-        nargs="?",
-        default=DEFAULT_MODEL_PATH,
-        metavar="H5",
-        help="(default: the shipped model)",
-    )
-    command.add_argument("--engine", choices=ENGINES, default="litert", help="(default: litert)")
-    command.add_argument(
-        "--try",
-        type=Path,
-        dest="try_dir",
-        metavar="DIR",
-        help="images to check the preprocessing with; the card keeps the result",
-    )
+    summary = "check a model's hash, card, compiled model and self-test on its golden image"
+    command = add("verify", verify, summary)
+    flag = command.add_argument
+    shipped = "(default: the shipped model)"
+    flag("model", type=Path, nargs="?", default=DEFAULT_MODEL_PATH, metavar="H5", help=shipped)
+    flag("--engine", choices=ENGINES, default="litert", help="(default: litert)")
+    _add_try(command, "images to check the preprocessing with; the card keeps the result")
     add_json(command)
 
 
 def _add_calibrate(add: Add) -> None:
     command = add("calibrate", calibrate, "calibrate an imported model with labelled images, and measure it")
-    command.add_argument("--model", type=Path, default=DEFAULT_MODEL_PATH, metavar="H5")
-    command.add_argument(
-        "--data",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="images that the network has not been trained on, in a folder for each class",
-    )
+    _add_model(command)
+    images = "images that the network has not been trained on, in a folder for each class"
+    command.add_argument("--data", type=Path, required=True, metavar="DIR", help=images)
     _add_out_of_distribution(command)
     add_json(command)
 
 
+def _add_model(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--model", type=Path, default=DEFAULT_MODEL_PATH, metavar="H5")
+
+
+def _add_try(command: argparse.ArgumentParser, what: str) -> None:
+    command.add_argument("--try", type=Path, dest="try_dir", metavar="DIR", help=what)
+
+
 def _add_out_of_distribution(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--out-of-distribution",
-        "--foreign",  # the former name
-        type=Path,
-        nargs="+",
-        default=[],
-        metavar="DIR",
-        help="folders of images of no class, to measure abstention",
-    )
+    names = "--out-of-distribution", "--foreign"  # the former name
+    folders = "folders of images of no class, to measure abstention"
+    command.add_argument(*names, type=Path, nargs="+", default=[], metavar="DIR", help=folders)
 
 
 def _refuse_unused_flags(
@@ -586,11 +522,21 @@ def _refuse_unused_flags(
 
 
 def _size(text: str) -> tuple[int, int]:
-    matched = re.fullmatch(r"(\d{2,4})x(\d{2,4})", text)
-    if matched is None or not all(32 <= int(side) <= 4096 for side in matched.groups()):
-        raise argparse.ArgumentTypeError(f"must be HEIGHTxWIDTH, 32 to 4096 each. Received: {text}")
-    height, width = matched.groups()
-    return int(height), int(width)
+    """Height and width of a network that is trained."""
+    return _sides(text, least=32)
+
+
+def _small_size(text: str) -> tuple[int, int]:
+    """Height and width of a network of any size."""
+    return _sides(text, least=1)
+
+
+def _sides(text: str, *, least: int) -> tuple[int, int]:
+    matched = re.fullmatch(r"(\d{1,4})x(\d{1,4})", text)
+    sides = [] if matched is None else list(map(int, matched.groups()))
+    if not sides or not all(least <= side <= 4096 for side in sides):
+        raise argparse.ArgumentTypeError(f"must be HEIGHTxWIDTH, {least} to 4096 each. Received: {text}")
+    return sides[0], sides[1]
 
 
 def _share(text: str) -> float:
@@ -627,14 +573,6 @@ def _numbers(text: str) -> tuple[float, ...]:
     if len(numbers) not in (1, 3):
         raise argparse.ArgumentTypeError(f"must be one number or three. Received: {text}")
     return numbers
-
-
-def _small_size(text: str) -> tuple[int, int]:
-    matched = re.fullmatch(r"(\d{1,4})x(\d{1,4})", text)
-    if matched is None or not all(1 <= int(side) <= 4096 for side in matched.groups()):
-        raise argparse.ArgumentTypeError(f"must be HEIGHTxWIDTH, 1 to 4096 each. Received: {text}")
-    height, width = matched.groups()
-    return int(height), int(width)
 
 
 def _epochs(text: str) -> int:

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from app.workers.classify import ImageClassifier
-from model.artifact import Artifact, load_artifact, save_card
-from model.calibrate import Calibrated, calibrate
+from model.artifact import Artifact, WrittenArtifact, load_artifact, save_card
+from model.calibrate import calibrate
 from model.compile import compile_artifact
 from model.engines import open_classifier
 from model.errors import ArtifactError, DatasetError
@@ -41,17 +41,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def sure(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Calibrated:
+def sure(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> WrittenArtifact:
     """A network whose logits are four times too large, calibrated. Read-only."""
     return calibrate(make(tmp_path_factory.mktemp("sure"), 4.0), folder)
 
 
 class TestConfidence:
-    def test_temperature_undoes_the_scale_of_logits(self, sure: Calibrated) -> None:
+    def test_temperature_undoes_the_scale_of_logits(self, sure: WrittenArtifact) -> None:
         """Within the sampling error of the accuracy on 120 images."""
         assert sure.artifact.card.temperature == pytest.approx(4.0, rel=0.4)
 
-    def test_calibration_error_falls_on_held_out_images(self, sure: Calibrated) -> None:
+    def test_calibration_error_falls_on_held_out_images(self, sure: WrittenArtifact) -> None:
         measured = sure.artifact.card.metrics["calibration"]
         errors = measured["expected_calibration_error"]
         assert errors["after"] < errors["before"]
@@ -62,7 +62,7 @@ class TestConfidence:
 
     @pytest.mark.parametrize("engine", ["litert", "tensorflow"])
     def test_served_probabilities_are_those_of_divided_logits(
-        self, sure: Calibrated, engine: Any, tmp_path: Path
+        self, sure: WrittenArtifact, engine: Any, tmp_path: Path
     ) -> None:
         images = random_images(4, SPEC) // np.arange(1, 5, dtype=np.uint8)[:, None, None, None]
         served = open_classifier(sure.artifact, engine, 1, tmp_path).predict(images)
@@ -97,7 +97,7 @@ class TestHonesty:
         assert first.metrics["calibration"] != second.metrics["calibration"]
         assert second.metrics["calibration"]["images"] == {"fitted": 36, "held_out": 27}
 
-    def test_abstention_is_measured_as_it_is_served(self, sure: Calibrated, tmp_path: Path) -> None:
+    def test_abstention_is_measured_as_it_is_served(self, sure: WrittenArtifact, tmp_path: Path) -> None:
         card = sure.artifact.card
         classifier = open_classifier(sure.artifact, "litert", 1, tmp_path)
         for name, images in out_of_distribution_sets(card.image, []).items():
@@ -198,17 +198,17 @@ class TestRefusals:
 
 
 class TestArtifact:
-    def test_nothing_is_missing(self, sure: Calibrated) -> None:
+    def test_nothing_is_missing(self, sure: WrittenArtifact) -> None:
         assert sure.artifact.card.missing == []
 
     @pytest.mark.parametrize("change", [{"temperature": 3.0}, {"novelty": None}, {"temperature": None}])
     def test_changed_calibration_does_not_use_the_compiled_network(
-        self, sure: Calibrated, change: dict[str, Any]
+        self, sure: WrittenArtifact, change: dict[str, Any]
     ) -> None:
         card = sure.artifact.card
         assert card.model_copy(update=change).stages_sha256 != card.stages_sha256
 
-    def test_self_test_finds_another_detector(self, sure: Calibrated, tmp_path: Path) -> None:
+    def test_self_test_finds_another_detector(self, sure: WrittenArtifact, tmp_path: Path) -> None:
         folder = shutil.copytree(sure.artifact.h5_path.parent, tmp_path / "changed")
         card = json.loads((folder / "network.json").read_text(encoding="utf-8"))
         card["golden_novelty"] *= 1.1
