@@ -32,7 +32,7 @@ from model.evidence import OCCLUSION_RUNS
 from model.networks.network import open_network
 from model.networks.texture_statistics import detector_network
 from model.novelty import Novelty
-from model.preprocessing import LEAST_PROBABILITY
+from model.preprocessing import LEAST_PROBABILITY, softmax
 from model.tensorflow_engine import BATCH_SIZE, TensorFlowClassifier, with_golden_answer
 from model.training.calibration import expected_accuracy, fit_novelty_and_scores, fit_temperature
 from model.training.folder import FEW_IMAGES, load_folder
@@ -207,8 +207,8 @@ def _fit_confidence(logits: NDArray[np.float32], images: _Images, card: Artifact
     before, after = np.empty_like(logits), np.empty_like(logits)
     for part in images.parts:
         temperature = _fit_temperature(logits, images.labels, part)
-        before[part.measured] = _softmax(logits[part.measured])
-        after[part.measured] = _softmax(logits[part.measured] / temperature)
+        before[part.measured] = softmax(logits[part.measured])
+        after[part.measured] = softmax(logits[part.measured] / temperature)
     temperature = _fit_temperature(logits, images.labels, images.fitted)
     return _Confidence(temperature, before[images.held_out], after[images.held_out])
 
@@ -217,14 +217,8 @@ def _fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64], par
     """A temperature of 1 unless another lowers the loss on the images that it is fitted to."""
     fitted, its_labels = logits[part.temperature], labels[part.temperature]
     temperature = fit_temperature(fitted, expected_accuracy(fitted, its_labels))
-    losses = [measure(_softmax(fitted / t), its_labels).loss for t in (temperature, 1.0)]
+    losses = [measure(softmax(fitted / t), its_labels).loss for t in (temperature, 1.0)]
     return temperature if losses[0] < losses[1] else 1.0
-
-
-def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    probabilities: NDArray[np.float32] = powers / powers.sum(axis=1, keepdims=True)
-    return probabilities
 
 
 def _fit_abstention(

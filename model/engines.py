@@ -12,8 +12,8 @@ from model.artifact import Artifact, ArtifactCard, golden_image
 from model.compiled import load_compiled
 from model.defaults import Engine
 from model.errors import ArtifactError
-from model.given_tflite import GivenTflite, soften
-from model.preprocessing import Preprocessing
+from model.given_tflite import GivenTflite
+from model.preprocessing import Preprocessing, soften
 
 # One stacked array, or a sequence where stacking would be a needless copy.
 Images: TypeAlias = NDArray[np.uint8] | Sequence[NDArray[np.uint8]]

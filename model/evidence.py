@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.image import encode_png, stretch
+from model.preprocessing import LEAST_PROBABILITY
 
 HEATMAP_SIDE_PIXELS = 96
 """Longer side of a heatmap, which clients scale to the size of the image."""
@@ -32,7 +33,6 @@ _BORDER = 0.2
 _OCCLUSION_GRID = 8
 """A part of 2 x 2 of 8 x 8 cells is hidden at a time."""
 OCCLUSION_RUNS = (_OCCLUSION_GRID - 1) ** 2
-_LEAST_PROBABILITY = 1e-37
 _KERNEL_REACH = 3.0
 _ROUNDING = 1e-3
 """Grey levels. Contrast below this value is rounding error."""
@@ -103,7 +103,7 @@ def _parts_to_hide(height: int, width: int) -> Iterator[tuple[tuple[slice, slice
 def _log_odds(probabilities: Field, class_index: int) -> float:
     [row] = probabilities.astype(np.float64)
     of_class, of_others = row[class_index], np.delete(row, class_index).sum()
-    return float(np.log(max(of_class, _LEAST_PROBABILITY)) - np.log(max(of_others, _LEAST_PROBABILITY)))
+    return float(np.log(max(of_class, LEAST_PROBABILITY)) - np.log(max(of_others, LEAST_PROBABILITY)))
 
 
 def heat_of(pixels: NDArray[np.uint8], features: Field, class_weights: Field) -> Field:

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.errors import ArtifactError
-from model.preprocessing import LEAST_PROBABILITY, Ending, Preprocessing
+from model.preprocessing import Ending, Preprocessing, softmax
 
 Shape = tuple[int | None, ...]
 
@@ -97,28 +97,14 @@ def _preprocess(image: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArr
 def _to_probabilities(outputs: NDArray[np.float32], ending: Ending) -> NDArray[np.float32]:
     match ending:
         case "logits":
-            return _softmax(outputs)
+            return softmax(outputs)
         case "logit":
-            return _softmax(np.concatenate([np.zeros_like(outputs), outputs], axis=1))
+            return softmax(np.concatenate([np.zeros_like(outputs), outputs], axis=1))
         case "sigmoid":
             return np.concatenate([1 - outputs, outputs], axis=1)
         case "multi_label_logits":
-            both = _softmax(np.concatenate([np.zeros_like(outputs), outputs]), axis=0)
+            both = softmax(np.concatenate([np.zeros_like(outputs), outputs]), axis=0)
             return both[1:]
         case "probabilities":
             outputs /= outputs.sum(axis=1, keepdims=True)  # quantised ones sum to 1 only nearly
     return outputs
-
-
-def soften(probabilities: NDArray[np.float32], temperature: float | None) -> NDArray[np.float32]:
-    """Probabilities (n, k) of the same logits divided by a temperature."""
-    if temperature is None:
-        return probabilities
-    logits: NDArray[np.float32] = np.log(np.maximum(probabilities, LEAST_PROBABILITY))
-    return _softmax(logits / np.float32(temperature))
-
-
-def _softmax(values: NDArray[np.float32], axis: int = 1) -> NDArray[np.float32]:
-    powers = np.exp(values - values.max(axis=axis, keepdims=True))
-    shares: NDArray[np.float32] = powers / powers.sum(axis=axis, keepdims=True)
-    return shares

@@ -41,14 +41,21 @@ from model.networks.network import (
     stages_of,
     with_stages,
 )
-from model.preprocessing import MULTI_LABEL, ONE_OUTPUT, PRESETS, Ending, Preprocessing, Preset
+from model.preprocessing import (
+    LEAST_PROBABILITY,
+    MULTI_LABEL,
+    ONE_OUTPUT,
+    PRESETS,
+    Ending,
+    Preprocessing,
+    Preset,
+)
 from model.tensorflow_engine import with_golden_answer
 
 _PROBES = 4
 # Beyond those of images, because few logits of them all are between 0 and 1.
 _PROBE_SCALES = (1, 20, 255, -255, 2000)
 _SMALLEST_SPREAD = 1e-6
-_LEAST = 1e-37
 _MOST_DIFFERENCE = 1e-3
 _PROCESSORS_DIFFER = 10  # times as much as the engines on one processor
 _LONGEST_REASON = 300  # characters
@@ -434,7 +441,7 @@ def _refuse_constant(work: _Import, candidate: Candidate) -> None:
     if not np.isfinite(answers).all():
         raise ArtifactError("The network must return finite probabilities. Received: NaN or infinity.")
     # Logarithms also tell sure answers apart.
-    if float(np.ptp(np.log(np.maximum(answers, _LEAST)), axis=0).max()) < _SMALLEST_SPREAD:
+    if float(np.ptp(np.log(np.maximum(answers, LEAST_PROBABILITY)), axis=0).max()) < _SMALLEST_SPREAD:
         raise ArtifactError(
             f"The network's answer must depend on the image. Received: always {answers[0].round(4)} "
             f"for {len(images)} images with preprocessing {candidate.describe()}. "

@@ -6,6 +6,8 @@ Both are compiled into the network, so that the service passes pixels and receiv
 import re
 from typing import Annotated, Literal, Self, TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
@@ -55,14 +57,17 @@ class Preprocessing(BaseModel):
 
 
 def standardised(
-    mean: tuple[float, ...], std: tuple[float, ...], *, white: float = 255.0, order: Literal["rgb", "bgr"]
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    factor: tuple[float, ...],
+    order: Literal["rgb", "bgr"] = "rgb",
 ) -> Preprocessing:
-    """(pixels / (255 / white) - mean) / std, with one value or one for each channel."""
-    size = max(len(mean), len(std))
-    means, stds = mean * (size // len(mean)), std * (size // len(std))
+    """(pixels * factor - mean) / std, with one value or one for each channel."""
+    size = max(map(len, (mean, std, factor)))
+    means, stds, factors = (values * (size // len(values)) for values in (mean, std, factor))
     return Preprocessing(
-        scale=tuple(white / 255 / deviation for deviation in stds),
-        offset=tuple(-value / deviation for value, deviation in zip(means, stds, strict=True)),
+        scale=tuple(a / b for a, b in zip(factors, stds, strict=True)),
+        offset=tuple(-a / b for a, b in zip(means, stds, strict=True)),
         order=order,
     )
 
@@ -73,10 +78,24 @@ PRESETS: dict[Preset, Preprocessing] = {
     "symmetric": Preprocessing(scale=(1 / 127.5,), offset=(-1.0,)),
     # keras.applications.imagenet_utils.preprocess_input, mode "caffe" and mode "torch".
     "caffe": Preprocessing(offset=(-103.939, -116.779, -123.68), order="bgr"),
-    "torch": standardised((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), white=1.0, order="rgb"),
+    "torch": standardised((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), (1 / 255,)),
     # The code that Teachable Machine shows next to its export. Until 2022 it was / 127, as in its training.
     "teachable-machine": Preprocessing(scale=(1 / 127.5,), offset=(-1.0,)),
 }
+
+
+def softmax(logits: NDArray[np.float32], axis: int = 1) -> NDArray[np.float32]:
+    powers = np.exp(logits - logits.max(axis=axis, keepdims=True))
+    shares: NDArray[np.float32] = powers / powers.sum(axis=axis, keepdims=True)
+    return shares
+
+
+def soften(probabilities: NDArray[np.float32], temperature: float | None) -> NDArray[np.float32]:
+    """Probabilities (n, k) of the same logits divided by a temperature."""
+    if temperature is None:
+        return probabilities
+    logits: NDArray[np.float32] = np.log(np.maximum(probabilities, LEAST_PROBABILITY))
+    return softmax(logits / np.float32(temperature))
 
 
 def parse_number(text: str) -> float:

@@ -1,18 +1,19 @@
 """Commands that make and measure models, from ext-classify train to ext-classify verify."""
 
 import argparse
+import functools
 import json
 import logging
 import re
 import shlex
 import sys
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from app.cli.command_line import Add, add_json, needs_extra, parse_integer
+from app.cli.terminal import PlainScreen
 from app.errors import CommandError
 from model.artifact import Artifact, WrittenArtifact, card_path, load_artifact
 from model.defaults import DEFAULT_MODEL_PATH, Engine, Network, user_cache_dir
@@ -21,7 +22,7 @@ from model.errors import TrainingError
 from model.image import Alpha, Fit, Resample
 from model.model_file import refuse_unusable
 from model.native_log import without_native_log
-from model.preprocessing import PRESETS, Preprocessing, parse_number
+from model.preprocessing import PRESETS, Preprocessing, parse_number, standardised
 
 ENGINES = get_args(Engine)
 NETWORKS = get_args(Network)
@@ -184,7 +185,7 @@ def _print_written(written: WrittenArtifact, closing: str, *, as_json: bool, **m
         return
     print("\n".join(written.findings))
     if (table := more.get("contact_sheet")) is not None:
-        print(_aligned(table))
+        PlainScreen().table(table[0], table[1:])
     for warning in written.warnings:
         print(f"Warning: {warning}")
     print(closing)
@@ -312,25 +313,11 @@ def _preprocessing(
         raise CommandError("--preprocess needs no --scale, --offset, --mean, --std and --order.")
     if not explicit:
         return name
-    factor = scale or (1.0,)
-    shift = offset or (0.0,)
-    if mean is not None or std is not None:
-        if offset is not None:
-            raise CommandError("--offset cannot be combined with --mean and --std.")
-        means, stds = mean or (0.0,), std or (1.0,)
-        size = max(map(len, (means, stds, factor)))
-        means, stds, factors = (values * (size // len(values)) for values in (means, stds, factor))
-        factor = tuple(a / b for a, b in zip(factors, stds, strict=True))
-        shift = tuple(-a / b for a, b in zip(means, stds, strict=True))
-    return Preprocessing(scale=factor, offset=shift, order=order)
-
-
-def _aligned(table: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in table
-    )
+    if mean is None and std is None:
+        return Preprocessing(scale=scale or (1.0,), offset=offset or (0.0,), order=order)
+    if offset is not None:
+        raise CommandError("--offset cannot be combined with --mean and --std.")
+    return standardised(mean or (0.0,), std or (1.0,), scale or (1.0,), order)
 
 
 @without_native_log()
@@ -350,7 +337,8 @@ def verify(model: Path, engine: Engine, try_dir: Path | None, as_json: bool) -> 
     size = "x".join(map(str, card.image.shape))
     print(f"{artifact.name} {artifact.version}: {', '.join(card.class_names)}; {size}, engine {engine}")
     if checked is not None:
-        print(_aligned(checked.sheet.table()))
+        header, *rows = checked.sheet.table()
+        PlainScreen().table(header, rows)
         print("\n".join(f"Warning: {warning}" for warning in checked.warnings) or checked.reason)
 
 
@@ -387,9 +375,16 @@ def _add_train(add: Add) -> None:
     flag("--output", type=Path, default=Path("trained.h5"), metavar="H5")
     network = "(default %(default)s; recipe: the published recipe)"
     flag("--network", default="texture", choices=NETWORKS, help=network)
-    flag("--seeds", type=_seed, nargs="+", default=[0], metavar="SEED", help="(default 0)")
-    flag("--epochs", type=_epochs, help="(default: as the number of images needs)")
-    flag("--size", type=_size, metavar="HxW", help="input size in pixels (default 200x200)")
+    seed = functools.partial(parse_integer, least=0, most=2**32 - 1)
+    flag("--seeds", type=seed, nargs="+", default=[0], metavar="SEED", help="(default 0)")
+    epochs = functools.partial(parse_integer, least=1, most=100_000)
+    flag("--epochs", type=epochs, help="(default: as the number of images needs)")
+    flag(
+        "--size",
+        type=functools.partial(_parse_sides, least=32),
+        metavar="HxW",
+        help="input size in pixels (default 200x200)",
+    )
     accuracy = (
         "accuracy from crossvalidate, to calibrate confidence to (default: measured on held-out images)"
     )
@@ -468,7 +463,12 @@ def _add_import(add: Add) -> None:
     flag("--resample", choices=get_args(Resample), help="(default: bilinear)")
     alpha = "transparent pixels: laid on white (default), or drop transparency as most authors' code does"
     flag("--alpha", choices=get_args(Alpha), default="white", help=alpha)
-    flag("--size", type=_small_size, metavar="HxW", help="for a network of any size or a flat input")
+    flag(
+        "--size",
+        type=functools.partial(_parse_sides, least=1),
+        metavar="HxW",
+        help="for a network of any size or a flat input",
+    )
     multi_label = "serve independent probabilities; the label is the strongest"
     flag("--multi-label", action="store_true", help=multi_label)
     _add_try(command, "images to check the preprocessing with, best in a folder for each class")
@@ -521,17 +521,7 @@ def _refuse_unused_flags(
         raise TrainingError(f"--network texture takes one seed. Received: {len(seeds)}")
 
 
-def _size(text: str) -> tuple[int, int]:
-    """Height and width of a network that is trained."""
-    return _sides(text, least=32)
-
-
-def _small_size(text: str) -> tuple[int, int]:
-    """Height and width of a network of any size."""
-    return _sides(text, least=1)
-
-
-def _sides(text: str, *, least: int) -> tuple[int, int]:
+def _parse_sides(text: str, least: int) -> tuple[int, int]:
     matched = re.fullmatch(r"(\d{1,4})x(\d{1,4})", text)
     sides = [] if matched is None else list(map(int, matched.groups()))
     if not sides or not all(least <= side <= 4096 for side in sides):
@@ -573,11 +563,3 @@ def _numbers(text: str) -> tuple[float, ...]:
     if len(numbers) not in (1, 3):
         raise argparse.ArgumentTypeError(f"must be one number or three. Received: {text}")
     return numbers
-
-
-def _epochs(text: str) -> int:
-    return parse_integer(text, 1, 100_000)
-
-
-def _seed(text: str) -> int:
-    return parse_integer(text, 0, 2**32 - 1)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.novelty import Novelty
+from model.preprocessing import softmax
 from model.tensorflow_engine import TensorFlowClassifier
 from model.training.calibration import expected_accuracy, fit_temperature
 from model.training.fit import Fitted, Knobs, Trained, fit_calibrated
@@ -94,7 +95,7 @@ def _by_folds(
     return replace(
         chosen,
         folds=Unseen(labels, scores.argmax(axis=1), answers[views].abstained, f"by {FOLDS} folds"),
-        fold_probabilities=_softmax(scores / chosen.temperature),
+        fold_probabilities=softmax(scores / chosen.temperature),
     )
 
 
@@ -141,8 +142,3 @@ def _compare(
 
 def _right(scores: NDArray[np.float32], labels: NDArray[np.int64]) -> int:
     return int((scores.argmax(axis=1) == labels).sum())
-
-
-def _softmax(scores: NDArray[np.float32]) -> NDArray[np.float32]:
-    powers = np.exp(scores - scores.max(axis=1, keepdims=True))
-    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
