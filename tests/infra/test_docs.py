@@ -95,6 +95,16 @@ def test_commands_parse(page: Path) -> None:
         parse_arguments(shlex.split(command.replace("\\\n", " "), comments=True))
 
 
+@pytest.mark.parametrize("picture", sorted((ROOT / "infra" / "pictures").iterdir()), ids=name_of)
+def test_pictures_are_small_and_have_a_dark_scheme(picture: Path) -> None:
+    assert picture.stat().st_size < 200_000
+    assert any(picture.name in page.read_text(encoding="utf-8") for page in PAGES)
+    if picture.suffix == ".png":
+        assert all(picture.with_stem(f"playground_{scheme}").exists() for scheme in ("light", "dark"))
+    elif picture.name != "terminal.svg":  # a terminal is dark in both
+        assert "prefers-color-scheme: dark" in picture.read_text(encoding="utf-8")
+
+
 def test_every_folder_is_in_the_table_of_contents() -> None:
     text = (DOCS / "README.md").read_text(encoding="utf-8")
     for folder in sorted(path.name for path in (ROOT / "infra").iterdir() if path.is_dir()):
