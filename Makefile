@@ -1,5 +1,6 @@
 # .venv serves and runs local SQL, without TensorFlow; .venv-dev trains, compiles, checks and tests;
-# .venv-connector5 serves with version 5 of Snowflake's connector, and .venv-dbt runs dbt, for the tests.
+# .venv-connector5 serves with version 5 of Snowflake's connector, and .venv-dbt runs dbt, for the tests;
+# .venv-site builds the manual as a site.
 PYTHON ?= python3
 DATA ?= $(NEU_DATA_DIR)
 SEEDS ?= 0 1 2
@@ -26,7 +27,7 @@ TO_ONNX = TF_CPP_MIN_LOG_LEVEL=3 .venv-bench-peers/bin/python -W ignore $(PEERS)
 UV_COMPILE = $(DEV)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-annotate --no-header
 
-.PHONY: help setup dev run test retest quick lint docs fuzz audit bench bench-serving bench-readme bench-brought tune-peers train train-recipe evaluate crossvalidate samples system-deps \
+.PHONY: help setup dev run test retest quick lint docs site fuzz audit bench bench-serving bench-readme bench-brought tune-peers train train-recipe evaluate crossvalidate pictures samples system-deps \
 	container-deps container-base container container-audit release container-test lock clean
 
 help: ## list the targets
@@ -40,7 +41,7 @@ run: setup ## start the service, classify the samples with SQL, keep serving (MO
 	@$(SERVE)/ext-classify demo $(if $(MODEL),--model "$(MODEL)") $(if $(PORT),--port $(PORT)) \
 		$(if $(IMAGES),--images "$(IMAGES)")
 
-test: .venv-dev/.installed .venv-connector5/.installed .venv-dbt/.installed ## run all tests (NEU_DATA_DIR=DIR adds real images; ORDER=random, or ORDER=SEED repeats one)
+test: .venv-dev/.installed .venv-connector5/.installed .venv-dbt/.installed .venv-site/.installed ## run all tests (NEU_DATA_DIR=DIR adds real images; ORDER=random, or ORDER=SEED repeats one)
 	$(PYTEST) $(if $(ORDER),-p randomly --randomly-seed=$(ORDER:random=default))
 
 retest: .venv-dev/.installed ## run the tests that failed last once more, one after another, on an idle machine
@@ -59,6 +60,12 @@ lint: .venv-dev/.installed ## check formatting, lint rules, import layers, SQL, 
 
 docs: .venv-dev/.installed ## write the reference pages of infra/docs, and the tables of its other pages
 	$(DEV)/python -m tests.write_docs
+
+site: .venv-site/.installed ## build the manual with a search into site/, to open as files: site/index.html
+	rm -rf site
+	.venv-site/bin/zensical build --clean --strict --config-file .zensical.toml
+	rm site/404.html  # for web servers only
+	perl -pi -e 's#(href="?(?:\.\./){2}[^"> ]*)\.html#$$1.md#g; s#((?:\.\./){2}[^"> ]*)index\.md#$$1README.md#g' site/*/*.html  # pages outside of infra are not built
 
 fuzz: .venv-fuzz/.installed ## fuzz bodies, images and HTTP (SECONDS=600, EXAMPLES=5000 per operation)
 	.venv-fuzz/bin/python -m tests.fuzz.run $(if $(SECONDS),--seconds $(SECONDS))
@@ -109,6 +116,9 @@ crossvalidate: .venv-dev/.installed ## cross-validate both networks on DATA=DIR,
 	$(DEV)/ext-classify crossvalidate --data "$(DATA)" --output "$(TABLES)" \
 		$(if $(FOREIGN),--out-of-distribution $(FOREIGN))
 
+pictures: .venv-dev/.installed ## take the screenshots of infra/pictures, in light and dark, with chromium
+	$(DEV)/python -m tests.browser.screenshots
+
 samples: .venv-dev/.installed ## regenerate the sample images
 	$(DEV)/python -m tests.draw_samples
 
@@ -153,13 +163,14 @@ lock: .venv-dev/.installed ## update the locked requirements from pyproject.toml
 	echo 'tf-keras>=2.21' | $(UV_COMPILE) --no-config --upgrade --no-deps -o requirements-keras2.txt -
 	$(UV_COMPILE) --upgrade -o requirements-fuzz.txt --extra fuzz -c requirements-dev.txt pyproject.toml
 	echo 'snowflake-connector-python>=5' | $(UV_COMPILE) --no-config --upgrade -o requirements-connector5.txt -
+	echo zensical | $(UV_COMPILE) --no-config --upgrade -o requirements-site.txt -
 	printf 'dbt-core<1.12\ndbt-snowflake\n' | $(UV_COMPILE) --no-config --no-strip-extras --upgrade -o requirements-dbt.txt -  # 1.12 needs a file of GitHub's
 	$(UV_COMPILE) --no-config --upgrade -o $(PEERS)/requirements-peers.txt $(PEERS)/requirements-peers.in
 	$(subst --universal,--python-platform x86_64-manylinux_2_35,$(UV_COMPILE)) --no-config --upgrade \
 		-o $(PEERS)/requirements-pytriton.txt $(PEERS)/requirements-pytriton.in
 
 clean: ## remove the environments and caches
-	rm -rf dist .import_linter_cache .venv .venv-dev .venv-connector5 .venv-dbt .venv-fuzz .venv-bench-peers .venv-bench-pytriton .bench .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf dist .import_linter_cache .venv .venv-dev .venv-connector5 .venv-dbt .venv-fuzz .venv-site .venv-bench-peers .venv-bench-pytriton .bench .cache site .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 .venv/.installed: requirements-sql.txt pyproject.toml
 	@echo "Installing into .venv what serving and local SQL need: a download of 160 MB, once" >&2
@@ -181,6 +192,11 @@ clean: ## remove the environments and caches
 	.venv-connector5/bin/pip install --quiet --require-hashes -r requirements.txt
 	.venv-connector5/bin/pip install --quiet --require-hashes -r requirements-connector5.txt
 	.venv-connector5/bin/pip install --quiet --no-deps -e .
+	@touch $@
+
+.venv-site/.installed: requirements-site.txt
+	$(PYTHON) -m venv .venv-site
+	.venv-site/bin/pip install --quiet --require-hashes -r requirements-site.txt
 	@touch $@
 
 .venv-dbt/.installed: requirements-dbt.txt
