@@ -1,5 +1,5 @@
-// ext-classify behind Azure API Management, as Snowflake's external functions need it: API Management, the image in
-// Container Apps, and Redis for what its replicas must all know.
+// ext-classify behind Azure API Management, as Snowflake's external functions need it: API Management, the
+// image in Container Apps, and Redis for the state that its replicas share.
 
 @description('What the resources are called, or begin with')
 @minLength(3)
@@ -80,7 +80,7 @@ var pullImages = subscriptionResourceId('Microsoft.Authorization/roleDefinitions
 
 // --- The service -------------------------------------------------------------------------------------------------
 
-// Who the service is: to the registry, and to Snowflake.
+// The service's identity towards the registry and Snowflake.
 resource identity 'Microsoft.ManagedIdentity/userAssignedIdentities@2023-01-31' = {
   name: name
   location: location
@@ -150,7 +150,7 @@ var reading = readsStages ? [
   { name: 'EXT_CLASSIFY_SNOWFLAKE_ACCOUNT', value: snowflakeAccount }
   { name: 'EXT_CLASSIFY_SNOWFLAKE_USER', value: snowflakeUser }
   { name: 'EXT_CLASSIFY_SNOWFLAKE_WORKLOAD_IDENTITY_PROVIDER', value: 'AZURE' }
-  // Which identity, as Snowflake's connector asks for it.
+  // The identity that Snowflake's connector uses.
   { name: 'MANAGED_IDENTITY_CLIENT_ID', value: identity.properties.clientId }
 ] : []
 var stages = empty(snowflakeStages) ? [] : [
@@ -174,8 +174,8 @@ resource service 'Microsoft.App/containerApps@2024-03-01' = {
         { server: registry.properties.loginServer, identity: identity.id }
       ]
       ingress: {
-        // API Management comes from outside in all tiers but those with a network of yours. AUTH=jwt below is what
-        // keeps out everybody else, and callerRanges where the tier has an address.
+        // API Management connects from outside in all tiers without a network of yours. AUTH=jwt below rejects
+        // all other clients, and so does callerRanges where the tier has an address of its own.
         external: true
         targetPort: 8000
         transport: 'http'
@@ -194,7 +194,7 @@ resource service 'Microsoft.App/containerApps@2024-03-01' = {
       ] : []
     }
     template: {
-      // More than STOP_DELAY_SECONDS and STOP_GRACE_SECONDS together; then it is killed.
+      // More than STOP_DELAY_SECONDS plus STOP_GRACE_SECONDS; then the replica is killed.
       terminationGracePeriodSeconds: 60
       containers: [
         {
@@ -232,7 +232,7 @@ resource service 'Microsoft.App/containerApps@2024-03-01' = {
         maxReplicas: hasRedis ? maxReplicas : 1
         rules: [
           {
-            // A few batches at once keep all cores busy; those that wait are answered 429 in time.
+            // A few concurrent batches keep all cores busy; the service answers 429 to more in time.
             name: 'requests'
             http: { metadata: { concurrentRequests: '4' } }
           }
@@ -246,9 +246,9 @@ resource service 'Microsoft.App/containerApps@2024-03-01' = {
   }
 }
 
-// --- What all replicas must know ---------------------------------------------------------------------------------
+// --- The state that replicas share ---------------------------------------------------------------------------------
 
-// Azure Managed Redis: Azure Cache for Redis takes no new instances any more.
+// Azure Managed Redis: Azure Cache for Redis accepts no new instances.
 resource redis 'Microsoft.Cache/redisEnterprise@2025-07-01' = if (hasRedis) {
   name: '${name}-${unique}'
   location: location
@@ -266,7 +266,7 @@ resource redisDatabase 'Microsoft.Cache/redisEnterprise/databases@2025-07-01' = 
   properties: {
     clientProtocol: 'Encrypted'
     port: 10000
-    // A batch has several keys, which are set together; a cluster would hold them on different nodes.
+    // A batch has several keys, which are set together; a cluster could place them on different nodes.
     clusteringPolicy: 'NoCluster'
     evictionPolicy: 'VolatileLRU'
     accessKeysAuthentication: 'Enabled'
@@ -328,14 +328,14 @@ resource postClassify 'Microsoft.ApiManagement/service/apis/operations@2024-05-0
   properties: { displayName: 'Classify a batch', method: 'POST', urlTemplate: '/classify' }
 }
 
-// How Snowflake asks for what was answered 202.
+// Snowflake polls for deferred batches.
 resource getClassify 'Microsoft.ApiManagement/service/apis/operations@2024-05-01' = {
   parent: api
   name: 'get-classify'
   properties: { displayName: 'Ask for the answer to a batch', method: 'GET', urlTemplate: '/classify' }
 }
 
-// The Consumption tier has no such logs.
+// The Consumption tier does not have these logs.
 resource gatewayLogs 'Microsoft.Insights/diagnosticSettings@2021-05-01-preview' = if (gatewaySku != 'Consumption') {
   name: 'gateway'
   scope: gateway

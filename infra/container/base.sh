@@ -1,5 +1,5 @@
 #!/bin/sh
-# Make debian:bookworm-slim from Debian's packages, for an engine that reaches no image registry (as root).
+# Build debian:bookworm-slim from Debian's packages, where no image registry is reachable (as root).
 set -eu
 . "$(dirname "$0")/engine.sh"
 image=docker.io/library/debian:bookworm-slim
@@ -9,7 +9,7 @@ root=$(mktemp -d)
 trap 'rm -rf "$root"' EXIT
 mirror=$(awk '/^URIs:/ {print $2; exit}' /etc/apt/sources.list.d/debian.sources 2> /dev/null || true)
 debootstrap --variant=minbase bookworm "$root" ${mirror:+"$mirror"} > "$root.log"
-# What Debian's own slim images leave out.
+# Debian's own slim images omit these too.
 rm -rf "$root"/var/cache/apt/* "$root"/var/cache/debconf/*-old "$root"/var/lib/apt/lists/* "$root"/var/log/*.log \
   "$root"/usr/share/doc/* "$root"/usr/share/man/* "$root"/usr/share/info/* "$root"/usr/share/locale/* \
   "$root"/usr/share/lintian "$root"/usr/share/linda

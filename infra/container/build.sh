@@ -1,6 +1,6 @@
 #!/bin/sh
-# Build the image of this tree: build.sh IMAGE [TARGET], TARGET being serve (the default) or full.
-# BASE_IMAGE is the Dockerfile's; pip goes through a proxy by the certificates that PIP_CERT names.
+# Build the image of this tree: build.sh IMAGE [TARGET]; TARGET is serve (the default) or full.
+# BASE_IMAGE sets the Dockerfile's argument. PIP_CERT names the certificates of a proxy for pip.
 set -eu
 here=$(dirname "$0")
 . "$here/engine.sh"

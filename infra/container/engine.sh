@@ -1,12 +1,12 @@
 #!/bin/sh
-# To be sourced: which engine builds and runs containers here, as $ENGINE, and its settings where it needs any.
+# Source this file: it sets $ENGINE, which builds and runs containers, and its settings.
 if [ -z "${ENGINE:-}" ]; then
   if docker info > /dev/null 2>&1; then ENGINE=docker; else ENGINE=podman; fi
 fi
 export ENGINE
 
-# podman without systemd, such as inside a container: plain cgroups, logs in files, no limits beyond its own,
-# and the host's network, so that nothing is left behind in its firewall.
+# podman without systemd, for example inside a container: cgroupfs, logs in files, its own limits only, and the
+# host's network, so that no firewall rules remain.
 if [ "$ENGINE" = podman ] && [ ! -d /run/systemd/system ]; then
   state=${CONTAINER_STATE:-/var/tmp/ext-classify-containers}
   mkdir -p "$state"

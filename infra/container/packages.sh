@@ -1,6 +1,6 @@
 #!/bin/sh
-# What an image holds, as its own package lists say: packages.sh IMAGE FOLDER writes python-packages.txt, in pip's
-# form, and debian-packages.txt.
+# List an image's packages: packages.sh IMAGE FOLDER writes python-packages.txt, in pip's format, and
+# debian-packages.txt.
 set -eu
 . "$(dirname "$0")/engine.sh"
 image=$1
