@@ -12,6 +12,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
+from pyarrow import parquet
 
 from app.api.auth import line_of, make_key
 from app.client import is_ready
@@ -183,6 +184,8 @@ def test_folder_names_are_the_truth(page: Page, tmp_path: Path) -> None:
     page.locator("#filter").select_option("wrong")
     expect(page.locator("#shown")).to_have_text("1 of 5 shown")
     expect(page.locator(".card")).to_have_count(1)
+    page.locator(".picture").click()
+    expect(page.locator("#view-truth")).to_have_text("✗ wrong: folder Pitted")
 
 
 def test_pasted_image_is_classified(page: Page) -> None:
@@ -389,6 +392,45 @@ def test_export_holds_every_outcome(page: Page, tmp_path: Path) -> None:
     assert pitted["confidence"] == pitted["probability Pitted"]
     box = [int(pitted[f"box_{side}"]) for side in ("x0", "y0", "x1", "y1")]
     assert box == outcomes[1]["evidence"]["box"]
+    with page.expect_download() as started:
+        page.get_by_role("button", name="Parquet").click()
+    table = parquet.read_table(started.value.path())
+    assert [
+        str(table.schema.field(name).type) for name in ("label", "confidence", "abstained", "box_x0")
+    ] == [
+        "string",
+        "double",
+        "bool",
+        "int32",
+    ]
+    broken_row, pitted = table.to_pylist()
+    assert (broken_row["name"], broken_row["error_code"]) == ("=1+1.png", "unsupported_format")
+    assert {broken_row[name] for name in ("label", "confidence", "box_x0", "probability Pitted")} == {None}
+    assert pitted["confidence"] == outcomes[1]["confidence"] == pitted["probability Pitted"]
+    assert (pitted["abstained"], pitted["box_x0"]) == (False, box[0])
+
+
+def test_parquet_holds_any_number_of_rows_and_any_text(page: Page, tmp_path: Path) -> None:
+    """Encoded by hand, so that lengths of one and of several bytes are tried."""
+    script = """async (rows) => {
+        const { asParquet } = await import("/playground/parquet.js");
+        const all = (make) => Array.from({ length: rows }, (_, at) => make(at));
+        const columns = [
+            ["texts ü", "text", all((at) => (at % 3 ? "⚙️".repeat(at % 200) : null))],
+            ["flags", "boolean", all((at) => [true, false, undefined][at % 3])],
+            ["numbers", "double", all((at) => at / 7)],
+            ...Array.from({ length: 20 }, (_, at) => [`integers ${at}`, "int", all((row) => row * at)]),
+        ];
+        return Array.from(new Uint8Array(await asParquet(columns, rows).arrayBuffer()));
+    }"""
+    for rows in (0, 1, 8, 9, 3000):
+        file = tmp_path / f"{rows}.parquet"
+        file.write_bytes(bytes(page.evaluate(script, rows)))
+        found = parquet.read_table(file).to_pydict()
+        assert found["texts ü"] == [None if at % 3 == 0 else "⚙️" * (at % 200) for at in range(rows)]
+        assert found["flags"] == [(True, False, None)[at % 3] for at in range(rows)]
+        assert found["numbers"] == [at / 7 for at in range(rows)]
+        assert found["integers 19"] == [at * 19 for at in range(rows)]
 
 
 def test_sql_names_the_same_images_on_a_stage(page: Page, tmp_path: Path) -> None:
@@ -480,6 +522,7 @@ def test_controls_are_reached_by_keyboard(page: Page) -> None:
         "heatmaps",
         "export-csv",
         "export-json",
+        "export-parquet",
         "Look at pitted.png",
         "open-sql",
     } <= reached

@@ -1,7 +1,7 @@
 // The card of one image: its verdict, the two most probable classes, and its evidence while it is on the screen.
 
 import { clearCanvas, drawEvidence } from "./evidence.js";
-import { barOf, isRight, kindOf, mark, ranked, reasonOf, urlOf, verdictOf } from "./outcome.js";
+import { barOf, kindOf, mark, markTruth, ranked, reasonOf, urlOf, verdictOf } from "./outcome.js";
 
 const SHOWN_CLASSES = 2;
 // Longest side of a drawn heatmap in pixels: twice the size of the picture, for dense screens.
@@ -27,14 +27,12 @@ export class Card {
   }
 
   show() {
-    const { outcome, truth } = this.item;
+    const { outcome } = this.item;
     mark(this.element, kindOf(outcome));
     this.#part(".verdict span").textContent = verdictOf(this.item);
     this.#part(".why").textContent = reasonOf(this.item);
     this.#part(".code").textContent = outcome?.error?.code ?? "";
-    const right = isRight(this.item);
-    this.#part(".truth").textContent = right === null ? "" : right ? `✓ right: folder ${truth}` : `✗ wrong: folder ${truth}`;
-    this.#part(".truth").classList.toggle("wrong", right === false);
+    markTruth(this.#part(".truth"), this.item);
     const classes = ranked(outcome);
     this.#part(".best").replaceChildren(...this.#bars(classes.slice(0, SHOWN_CLASSES)));
     this.#part("details").hidden = classes.length <= SHOWN_CLASSES;

@@ -1,4 +1,6 @@
-// Exports the results as CSV and JSON files.
+// Exports the results as CSV, JSON and Parquet files.
+
+import { asParquet } from "./parquet.js";
 
 const COLUMNS = {
   name: ({ name }) => name,
@@ -19,15 +21,24 @@ const COLUMNS = {
   model_version: ({ outcome }) => outcome.model?.version,
 };
 
-export function asCsv(items) {
+const TYPES = { confidence: "double", abstained: "boolean", nearest_confidence: "double", box_x0: "int", box_y0: "int", box_x1: "int", box_y1: "int" };
+
+// [name, function of an item] pairs.
+function columnsOf(items) {
   const classes = [...new Set(items.flatMap(({ outcome }) => Object.keys(outcome.probabilities ?? {})))];
-  const head = [...Object.keys(COLUMNS), ...classes.map((name) => `probability ${name}`)];
-  const rows = items.map((item) => [
-    ...Object.values(COLUMNS).map((pick) => pick(item)),
-    ...classes.map((name) => item.outcome.probabilities?.[name]),
-  ]);
+  return [...Object.entries(COLUMNS), ...classes.map((name) => [`probability ${name}`, ({ outcome }) => outcome.probabilities?.[name]])];
+}
+
+export function asCsv(items) {
+  const columns = columnsOf(items);
+  const rows = items.map((item) => columns.map(([, pick]) => pick(item)));
   // Spreadsheets detect UTF-8 by the byte order mark.
-  return `\ufeff${[head, ...rows].map((row) => row.map(cell).join(",")).join("\r\n")}\r\n`;
+  return `\ufeff${[columns.map(([name]) => name), ...rows].map((row) => row.map(cell).join(",")).join("\r\n")}\r\n`;
+}
+
+export function asParquetFile(items) {
+  const typeOf = (name) => TYPES[name] ?? (name.startsWith("probability ") ? "double" : "text");
+  return asParquet(columnsOf(items).map(([name, pick]) => [name, typeOf(name), items.map(pick)]), items.length);
 }
 
 // Spreadsheets treat text that begins with these characters as a formula.
@@ -51,9 +62,9 @@ export function asJson(items) {
   return JSON.stringify(records, null, 2) + "\n";
 }
 
-export function download(text, name, type) {
+export function download(content, name, type) {
   const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([text], { type }));
+  link.href = URL.createObjectURL(new Blob([content], { type }));
   link.download = name;
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);

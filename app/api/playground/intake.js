@@ -53,21 +53,24 @@ async function droppedFiles(transfer) {
   // The browser clears the drop data at the first await, so read the entries before it.
   const entries = [...transfer.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
   if (!entries.some((entry) => entry.isDirectory)) return plain(transfer.files);
-  return (await Promise.all(entries.map((entry) => filesBelow(entry, false)))).flat();
+  return filesAmong(entries, false);
 }
 
-async function filesBelow(entry, isInFolder) {
-  // Skip an unreadable entry without failing the others.
-  if (entry.isFile) {
-    const named = (file) => ({ file, name: entry.fullPath.slice(1), isInFolder });
-    return new Promise((done) => entry.file((file) => done([named(file)]), () => done([])));
+// Folders in turn, each at most 100 entries at a time, as the browser reads them: it makes all files that
+// are asked for in one task, which would block the page. Skips what cannot be read.
+async function filesAmong(entries, isInFolder) {
+  const read = (entry) =>
+    new Promise((done) => entry.file((file) => done([{ file, name: entry.fullPath.slice(1), isInFolder }]), () => done([])));
+  const found = (await Promise.all(entries.filter(({ isFile }) => isFile).map(read))).flat();
+  for (const folder of entries.filter(({ isDirectory }) => isDirectory)) {
+    const reader = folder.createReader();
+    for (let some = await entriesOf(reader); some.length; some = await entriesOf(reader)) {
+      for (const file of await filesAmong(some, true)) found.push(file);
+    }
   }
-  const reader = entry.createReader();
-  const found = [];
-  for (;;) {
-    const some = await new Promise((done) => reader.readEntries(done, () => done([])));
-    if (!some.length) break;
-    found.push(...some);
-  }
-  return (await Promise.all(found.map((below) => filesBelow(below, true)))).flat();
+  return found;
+}
+
+function entriesOf(reader) {
+  return new Promise((done) => reader.readEntries(done, () => done([])));
 }

@@ -68,3 +68,10 @@ export function mark(element, kind) {
   element.dataset.kind = kind;
   element.querySelector(".shape use").setAttribute("href", `#shape-${kind}`);
 }
+
+// Says whether the answer agrees with the folder's name.
+export function markTruth(element, item) {
+  const right = isRight(item);
+  element.textContent = right === null ? "" : right ? `✓ right: folder ${item.truth}` : `✗ wrong: folder ${item.truth}`;
+  element.classList.toggle("wrong", right === false);
+}

@@ -6,11 +6,10 @@ const KINDS = { sure: "sure", unsure: `unsure (below ${100 * SURE} %)`, abstaine
 const MOST_CHIPS = 12;
 const get = (id) => document.getElementById(id);
 
-// The class that the nearest folder with a class's name says, in any case; null without one.
-export function truthOf(name, classes) {
-  const folders = name.split("/").slice(0, -1).reverse();
-  const found = folders.map((folder) => classes.find((one) => plain(one) === plain(folder)));
-  return found.find(Boolean) ?? null;
+// A function of an image's name: the class that its nearest folder with a class's name says, in any case; null without one.
+export function truthsFrom(classes) {
+  const known = new Map(classes.map((one) => [plain(one), one]));
+  return (name) => name.split("/").slice(0, -1).map((folder) => known.get(plain(folder))).findLast(Boolean) ?? null;
 }
 
 function plain(text) {

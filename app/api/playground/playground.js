@@ -1,11 +1,11 @@
 // Connects the parts of the page.
 
 import { describeSkipped, explain } from "./explain.js";
-import { asCsv, asJson, download } from "./exporting.js";
+import { asCsv, asJson, asParquetFile, download } from "./exporting.js";
 import { compareNames, watchIntake } from "./intake.js";
 import { CardList } from "./list.js";
 import { verdictOf } from "./outcome.js";
-import { describe, listFilters, passes, showDistribution, showTruth, truthOf } from "./overview.js";
+import { describe, listFilters, passes, showDistribution, showTruth, truthsFrom } from "./overview.js";
 import { Queue } from "./queue.js";
 import { NeedsKey, classifyBatch, describeModel, fetchSample, hasKey, listSamples, onServiceProblem, useKey } from "./service.js";
 import { batchOf, shown as shortened, sqlForAll } from "./snippets.js";
@@ -17,7 +17,7 @@ const REFRESH_MS = 200;
 const get = (id) => document.getElementById(id);
 
 let items = [];
-let classes = [];
+let truthOf = truthsFrom([]);
 let samples = [];
 let samplesNeedKey = false;
 let linked = nameInLink();
@@ -45,6 +45,7 @@ on("heatmaps", "change", () => items.filter(({ card }) => card).forEach(showEvid
 on("clear", "click", clear);
 on("export-csv", "click", () => exportAs(asCsv, "outcomes.csv", "text/csv"));
 on("export-json", "click", () => exportAs(asJson, "outcomes.json", "application/json"));
+on("export-parquet", "click", () => exportAs(asParquetFile, "outcomes.parquet", "application/vnd.apache.parquet"));
 on("print", "click", () => list.print());
 on("open-sql", "click", openSql);
 on("stage-close", "click", () => get("stage").close());
@@ -74,7 +75,7 @@ function take(entries, skipped = []) {
   const added = entries.map(({ file, name }, at) => ({
     file,
     name,
-    truth: truthOf(name, classes),
+    truth: truthOf(name),
     order: items.length + at,
     outcome: null,
   }));
@@ -277,10 +278,11 @@ async function showModel() {
   get("docs-link").hidden = !hasDocs;
   await showSamples().catch(() => (get("samples").hidden = false)); // a click on the button asks for the key
   if (!model) return;
-  classes = model.class_names;
+  const classes = model.class_names;
+  truthOf = truthsFrom(classes);
   get("model").textContent = `${model.name} ${model.version}`;
   get("what").textContent = `This page says which of ${classes.length} classes an image shows: ${classes.join(", ")}. It gives the answers of the SQL function ext_classify in Snowflake.`;
-  for (const item of items) item.truth = truthOf(item.name, classes);
+  for (const item of items) item.truth = truthOf(item.name);
   items.forEach(({ card }) => card?.show());
 }
 

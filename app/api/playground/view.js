@@ -1,7 +1,7 @@
 // The large view of one image: a dialog with the whole image, its evidence, and how to get the same answer elsewhere.
 
 import { clearCanvas, drawEvidence } from "./evidence.js";
-import { barOf, isRight, kindOf, mark, percent, ranked, reasonOf, urlOf, verdictOf } from "./outcome.js";
+import { barOf, kindOf, mark, markTruth, percent, ranked, reasonOf, urlOf, verdictOf } from "./outcome.js";
 import { hasKey } from "./service.js";
 import { curlFor, pythonFor, sqlFor } from "./snippets.js";
 
@@ -76,6 +76,7 @@ export function refreshView(item) {
   mark(get("view"), kindOf(outcome));
   get("view-verdict").textContent = verdictOf(item);
   get("view-why").textContent = reasonOf(item);
+  markTruth(get("view-truth"), item);
   const top = outcome?.label ?? outcome?.nearest_label;
   get("view-classes").replaceChildren(...ranked(outcome).map((pair) => barOf(pair, top)));
   showFacts(item);
@@ -113,12 +114,10 @@ function fade() {
 }
 
 function showFacts(item) {
-  const { outcome, file, truth } = item;
-  const right = isRight(item);
+  const { outcome, file } = item;
   showList({
     File: `${file.name}, ${sizeOf(file)}`,
     Folder: item.name.includes("/") && item.name.slice(0, item.name.lastIndexOf("/")),
-    "Folder's class": right !== null && `${truth}: the answer is ${right ? "right" : "wrong"}`,
     Network: outcome?.model && `${outcome.model.name} ${outcome.model.version}`,
     Box: outcome?.evidence?.box && `x ${outcome.evidence.box[0]} to ${outcome.evidence.box[2]}, y ${outcome.evidence.box[1]} to ${outcome.evidence.box[3]} pixels`,
     Code: outcome?.error?.code,
