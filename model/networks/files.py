@@ -1,4 +1,4 @@
-"""What a network's file says about itself, read without Keras: format, writer, layers and code."""
+"""What a network's file says about itself, read without Keras: writer, layers and code."""
 
 import json
 import zipfile
@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias
 import h5py
 
 from model.errors import ArtifactError
+from model.model_file import refuse_unusable
 
 Reader: TypeAlias = Literal["keras3", "keras2", "saved_model", "tflite"]
 
@@ -78,7 +79,6 @@ _IMPURE_OPERATIONS = (
     b"ReadFile", b"WriteFile", b"MatchingFiles", b"PyFunc", b"PyFuncStateless", b"EagerPyFunc",
     b"LoadLibrary", b"WholeFileReaderV2", b"RpcCall",
 )  # fmt: skip
-_H5_SIGNATURE, _ZIP_SIGNATURE = b"\x89HDF\r\n\x1a\n", b"PK\x03\x04"
 
 
 @dataclass(frozen=True)
@@ -111,22 +111,14 @@ class NetworkFile:
 
 def inspect_network(path: Path) -> NetworkFile:
     """Recognise a network's file. Raises ArtifactError if it is none, or contains code."""
-    if not path.exists():
-        raise ArtifactError(f"The network must exist. Missing: {path}")
-    if path.is_dir():
-        return _inspect_saved_model(path)
-    with path.open("rb") as file:
-        start = file.read(16)
-    if start.startswith(_H5_SIGNATURE):
-        return _inspect_h5(path)
-    if start.startswith(_ZIP_SIGNATURE):
-        return _inspect_zip(path)
-    if start[4:8] == b"TFL3":
-        return NetworkFile(path, "tflite", "")
-    raise ArtifactError(
-        f"{path} is not a Keras .h5 model, nor a .keras file, a SavedModel folder or a .tflite file. "
-        f"Received: a file beginning {start[:8].hex(' ')}."
-    )
+    match refuse_unusable(path).kind:
+        case "keras_h5":
+            return _inspect_h5(path)
+        case "keras_zip":
+            return _inspect_zip(path)
+        case "saved_model":
+            return _inspect_saved_model(path)
+    return NetworkFile(path, "tflite", "")
 
 
 def rewritten_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -147,23 +139,15 @@ def _without_training(config: Any) -> Any:
 def _inspect_h5(path: Path) -> NetworkFile:
     try:
         with h5py.File(path, "r") as file:
-            config, version = file.attrs.get("model_config"), file.attrs.get("keras_version", "")
-            if config is None:
-                raise ArtifactError(
-                    f"A network's file must contain its architecture. Received: weights only, {path}. "
-                    "Save the whole network: model.save('name.keras')."
-                )
-            backend = _text(file.attrs.get("backend", "tensorflow"))
-            return replace(_of_keras(path, config, version), backend=backend)
-    except (OSError, ValueError) as error:
+            found = _of_keras(path, file.attrs["model_config"], file.attrs.get("keras_version", ""))
+            return replace(found, backend=_text(file.attrs.get("backend", "tensorflow")))
+    except (OSError, ValueError, KeyError) as error:
         raise ArtifactError(f"{path} is not a Keras .h5 model: {error}") from None
 
 
 def _inspect_zip(path: Path) -> NetworkFile:
     try:
         with zipfile.ZipFile(path) as archive:
-            if "config.json" not in archive.namelist():
-                raise ArtifactError(f"{path} is not a .keras file: it has no config.json.")
             metadata = json.loads(archive.read("metadata.json"))
             return _of_keras(path, archive.read("config.json"), metadata.get("keras_version", ""))
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
@@ -172,8 +156,6 @@ def _inspect_zip(path: Path) -> NetworkFile:
 
 def _inspect_saved_model(path: Path) -> NetworkFile:
     graph = path / "saved_model.pb"
-    if not graph.is_file():
-        raise ArtifactError(f"A folder must be a SavedModel. Missing: {graph}")
     content = graph.read_bytes()
     for operation in _IMPURE_OPERATIONS:
         # A node's operation in its protocol buffer: field 2, its length and its name.

@@ -93,13 +93,13 @@ class TestLoading:
     def test_file_that_is_no_h5_is_refused(self, tmp_path: Path, content: bytes) -> None:
         path = tmp_path / "n.h5"
         path.write_bytes(content)
-        with pytest.raises(ArtifactError, match=r"n\.h5 is not a Keras \.h5 model"):
+        with pytest.raises(ArtifactError, match=r"n\.h5, an? (empty|file that is not HDF5|HDF5 file)"):
             load_network(path)
 
     def test_h5_without_a_network_is_refused(self, tmp_path: Path) -> None:
         with h5py.File(tmp_path / "weights.h5", "w") as file:
             file.create_dataset("weights", data=np.zeros(3))
-        with pytest.raises(ArtifactError, match=r"weights only|not a Keras"):
+        with pytest.raises(ArtifactError, match="HDF5 file that Keras did not write"):
             load_network(tmp_path / "weights.h5")
 
     def test_truncated_h5_is_refused(self, tmp_path: Path) -> None:
