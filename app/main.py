@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 
@@ -15,7 +16,7 @@ from app.api.pages import create_pages
 from app.api.probes import Probes
 from app.api.shutdown import Shutdown
 from app.api.state import ServiceState
-from app.batches.batches import AnswerCache, Batches, SharedStore
+from app.batches.batches import AnswerCache, Batches
 from app.event_loop import within
 from app.images.fetcher import Fetcher, create_fetcher
 from app.pipeline import Pipeline, max_fetched_rows
@@ -29,6 +30,9 @@ from app.telemetry.tracing import TRACING
 from app.workers.host import ClassifierProcesses
 from app.workers.pool import LiveClassifiers, ignore_reload_signal, log_model, reload_on_signal
 from app.workers.queue import Capacity, RowQueue
+
+if TYPE_CHECKING:
+    from app.batches.redis_store import RedisStore
 
 
 def create_app(settings: Settings, processes: ClassifierProcesses | None = None) -> Service:
@@ -93,7 +97,7 @@ def _create_batches(settings: Settings, classifier: RowClassifier, admission: Ad
     )
 
 
-def _create_shared_store(settings: Settings, admission: Admission, cache: AnswerCache) -> SharedStore | None:
+def _create_shared_store(settings: Settings, admission: Admission, cache: AnswerCache) -> "RedisStore | None":
     if settings.redis_url is None:
         return None
     from app.batches.redis_store import RedisStore  # noqa: PLC0415 - Redis is optional, and slow to import

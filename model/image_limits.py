@@ -5,7 +5,9 @@ A header can claim any size: a TIFF of 534 bytes can request an allocation of 1.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
+
+from PIL import Image
 
 from model.errors import ImageTooLarge
 from model.formats import TIFF_SIGNATURES, Metadata, jpeg, png, tiff
@@ -23,16 +25,6 @@ _BMP_RLE = (1, 2)
 _TIFF_TILE_WIDTH = 322
 _TIFF_TILE_LENGTH = 323
 _JPEG_SIGNATURE = b"\xff\xd8\xff"
-
-
-class OpenedImage(Protocol):
-    """An image whose header has been read."""
-
-    format: str | None
-    info: dict[str | tuple[int, int], Any]
-
-    @property
-    def size(self) -> tuple[int, int]: ...
 
 
 @dataclass(frozen=True)
@@ -84,7 +76,7 @@ def strip_metadata(data: bytes) -> tuple[bytes, Metadata]:
     return data, Metadata()
 
 
-def refuse_costly_content(image: OpenedImage, data: bytes, limits: ImageLimits) -> None:
+def refuse_costly_content(image: Image.Image, data: bytes, limits: ImageLimits) -> None:
     """Raise ImageTooLarge when decoding the opened `image`, read from `data`, would cost too much."""
     limits.refuse_size(*image.size)
     if image.format == "BMP" and image.info.get("compression") in _BMP_RLE:

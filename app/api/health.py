@@ -9,7 +9,7 @@ from typing_extensions import TypedDict
 
 from app import __version__
 from app.api.state import ServiceState
-from app.batches.batches import SharedStore
+from app.batches.batches import Batches
 from app.findings import Finding
 from app.outcome import ModelIdentity
 from app.telemetry import metrics
@@ -59,7 +59,9 @@ def create_router(state: ServiceState, gauges: "Gauges") -> APIRouter:
         status = _status(state)
         if status != "ready":
             response.status_code = 503
-        return Readiness(status=status, model=state.pipeline.model.identity, answers=_location_of(shared))
+        return Readiness(
+            status=status, model=state.pipeline.model.identity, answers=_location_of(state.batches)
+        )
 
     @router.get("/model", summary="The card of the network that serves")
     async def model() -> dict[str, Any]:
@@ -91,10 +93,10 @@ def _status(state: ServiceState) -> Literal["ready", "stopping", "no_classifier"
     return "ready" if state.classifiers.pool.is_available else "no_classifier"
 
 
-def _location_of(shared: SharedStore | None) -> Literal["memory", "redis", "redis_unavailable"]:
-    if shared is None:
+def _location_of(batches: Batches) -> Literal["memory", "redis", "redis_unavailable"]:
+    if batches.shared is None:
         return "memory"
-    return "redis" if shared.is_available else "redis_unavailable"
+    return "redis" if batches.shared.is_available else "redis_unavailable"
 
 
 class Gauges:

@@ -15,12 +15,15 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from time import monotonic
 from traceback import clear_frames
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 from app.admission import PendingBody
 from app.errors import BatchUnknown, InvalidBatch, Overloaded, ServiceError, Stopped
 from app.event_loop import Deadline
 from app.names import MAX_ID_CHARACTERS
+
+if TYPE_CHECKING:
+    from app.batches.redis_store import RedisStore
 
 # A client whose connection was cut retries within seconds; a cancelled query does not.
 ABANDONED_SECONDS = 30.0
@@ -70,50 +73,6 @@ class CachedAnswer(NamedTuple):
     answer: bytes
 
 
-class SharedStore(Protocol):
-    """Answers, leases and unfinished batches of all replicas.
-
-    A replica classifies a batch only while it holds the batch's lease. After a replica dies, its leases
-    expire and another replica restarts its unfinished batches.
-    """
-
-    is_available: bool
-
-    async def ping(self) -> None:
-        """Update `is_available`."""
-        ...
-
-    async def find(
-        self, batch_id: str, pending: PendingBody | None = None, digest: bytes | None = None
-    ) -> CachedAnswer | None:
-        """As `AnswerCache.find`."""
-        ...
-
-    async def keep(self, batch_id: str, cached: CachedAnswer) -> None:
-        """Store an answer in place of the unfinished batch."""
-        ...
-
-    def lease(self, batch_id: str) -> AbstractAsyncContextManager[CachedAnswer | None]:
-        """Wait for the batch's lease and hold it; yields the answer if a previous holder has stored one."""
-        ...
-
-    async def is_leased(self, batch_id: str) -> bool: ...
-
-    async def keep_unfinished(self, batch: SentBatch) -> bool:
-        """Store a batch that another replica can restart. Returns False if that failed."""
-        ...
-
-    async def find_unfinished(self, batch_id: str) -> SentBatch | None:
-        """The stored batch, unless a replica holds its lease."""
-        ...
-
-    async def discard_unfinished(self, batch_id: str) -> None:
-        """Delete a stored batch that would fail again."""
-        ...
-
-    async def close(self) -> None: ...
-
-
 class Batches:
     """All batches that have an id."""
 
@@ -123,7 +82,7 @@ class Batches:
         cache: "AnswerCache",
         sync_deadline_seconds: float | None,
         request_timeout_seconds: float | None = None,
-        shared: SharedStore | None = None,
+        shared: "RedisStore | None" = None,
     ) -> None:
         """`request_timeout_seconds` also limits how long a batch waits for another replica's lease."""
         self.cache = cache
@@ -273,7 +232,7 @@ class Batches:
             await self.cache.keep(batch_id, CachedAnswer(digest, answer))
             return answer
 
-    async def _run_leased(self, batch_id: str, batch: SentBatch, shared: SharedStore) -> bytes:
+    async def _run_leased(self, batch_id: str, batch: SentBatch, shared: "RedisStore") -> bytes:
         digest = batch.digest
         async with self._deadline(), shared.lease(batch_id) as cached:
             if cached is not None and cached.digest == digest:

@@ -52,7 +52,11 @@ class _Head(BaseModel, strict=True, extra="forbid"):
 
 
 class RedisStore:
-    """Implements SharedStore. A command that fails has no effect and returns a default."""
+    """A replica classifies a batch only while it holds the batch's lease.
+
+    After a replica dies, its leases expire and another one restarts its unfinished batches. A command that
+    fails has no effect and returns a default.
+    """
 
     def __init__(
         self,
@@ -83,11 +87,13 @@ class RedisStore:
             await self._redis.aclose()
 
     async def ping(self) -> None:
+        """Update `is_available`."""
         await self._ask(self._redis.ping, None)
 
     async def find(
         self, batch_id: str, pending: PendingBody | None = None, digest: bytes | None = None
     ) -> CachedAnswer | None:
+        """As `AnswerCache.find`."""
         stored = await self._ask(lambda: self._redis.get(_key(batch_id, "answer")), None)
         if not stored or (digest is not None and stored[:_DIGEST_BYTES] != digest):
             return None
@@ -99,6 +105,7 @@ class RedisStore:
         return CachedAnswer(stored[:_DIGEST_BYTES], answer)
 
     async def keep(self, batch_id: str, cached: CachedAnswer) -> None:
+        """Store an answer in place of the unfinished batch."""
         stored = cached.digest + await compress(cached.answer)
 
         async def store() -> None:
@@ -111,6 +118,7 @@ class RedisStore:
 
     @asynccontextmanager
     async def lease(self, batch_id: str) -> AsyncIterator[CachedAnswer | None]:
+        """Wait for the batch's lease and hold it; yields the answer if a previous holder has stored one."""
         key, token = _key(batch_id, "lease"), secrets.token_bytes(16)
         # Another process releases the lease, without an event here.
         while not await self._ask(lambda: self._take(key, token), default=True):  # noqa: ASYNC110
@@ -127,15 +135,19 @@ class RedisStore:
         return bool(await self._ask(lambda: self._is_held(_key(batch_id, "lease")), default=True))
 
     async def keep_unfinished(self, batch: SentBatch) -> bool:
+        """Store a batch that another replica can restart. Returns False if that failed."""
         if batch.batch_id is None:
             return False
         key, stored = _key(batch.batch_id, "unfinished"), _format(batch)
         return bool(await self._ask(lambda: self._redis.set(key, stored, px=self._ttl_milliseconds), None))
 
     async def discard_unfinished(self, batch_id: str) -> None:
+        """Delete a stored batch that would fail again."""
         await self._ask(lambda: self._redis.delete(_key(batch_id, "unfinished")), None)
 
     async def find_unfinished(self, batch_id: str) -> SentBatch | None:
+        """The stored batch, unless a replica holds its lease."""
+
         async def look() -> tuple[bytes | None, int]:
             async with self._redis.pipeline() as pipeline:
                 pipeline.get(_key(batch_id, "unfinished"))

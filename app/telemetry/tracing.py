@@ -6,10 +6,12 @@ bypasses FastAPI's middleware.
 """
 
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from time import perf_counter, time_ns
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING
+
+from starlette.types import Message, Scope, Send
 
 from app import __version__
 from app.errors import TracesUnavailable
@@ -25,12 +27,6 @@ STEPS = ("fetch", "decode", "predict")
 # A collector that does not answer must not delay shutdown.
 _FLUSH_SECONDS = 2.0
 _FIRST_SERVER_ERROR = 500
-
-
-# As in ASGI.
-Scope: TypeAlias = Mapping[str, Any]
-Message: TypeAlias = Any
-Send: TypeAlias = Callable[[Message], Awaitable[None]]
 
 
 class Tracing:
