@@ -4,7 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from app.client import ClientError
@@ -129,9 +129,18 @@ class Progress:
     failed: int = 0
     failure: str = ""
     """Code and message of the latest error."""
+    _began: float = field(default_factory=time.monotonic)
+    _reported_at: float = field(default_factory=time.monotonic)
 
     def __str__(self) -> str:
         return f"{self.stored} files classified, {self.failed} to retry"
+
+    def report_if_due(self) -> None:
+        """Print the progress every REPORT_SECONDS, for a job's log."""
+        now = time.monotonic()
+        if now - self._reported_at >= REPORT_SECONDS:
+            self._reported_at = now
+            print(f"{self}; {self.stored / (now - self._began):.0f} images/s", file=sys.stderr, flush=True)
 
 
 def store_outcomes(table: AnswersTable, answers: Iterable[tuple[StagedFile, Outcome]]) -> Progress:
@@ -141,7 +150,7 @@ def store_outcomes(table: AnswersTable, answers: Iterable[tuple[StagedFile, Outc
     fail. Stored outcomes remain.
     """
     progress = Progress()
-    report, unwritten, written_at = _Report(progress), Answers(), time.monotonic()
+    unwritten, written_at = Answers(), time.monotonic()
     for file, outcome in answers:
         error = outcome["error"]
         if error is None or error["code"] in _FINAL_ERRORS:
@@ -154,7 +163,7 @@ def store_outcomes(table: AnswersTable, answers: Iterable[tuple[StagedFile, Outc
             unwritten, written_at = Answers(), time.monotonic()
         if progress.failed >= GIVE_UP_FILES and not progress.stored and not unwritten:
             raise ClientError(f"All of the first {progress.failed} files failed: {progress.failure}")
-        report.print_if_due()
+        progress.report_if_due()
     _store(table, unwritten, progress)
     return progress
 
@@ -163,19 +172,3 @@ def _store(table: AnswersTable, unwritten: Answers, progress: Progress) -> None:
     if unwritten:
         table.store(unwritten)
     progress.stored += len(unwritten)
-
-
-class _Report:
-    """Prints the progress every REPORT_SECONDS, for a job's log."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._began = self._printed_at = time.monotonic()
-
-    def print_if_due(self) -> None:
-        now = time.monotonic()
-        if now - self._printed_at < REPORT_SECONDS:
-            return
-        self._printed_at = now
-        rate = self._progress.stored / (now - self._began)
-        print(f"{self._progress}; {rate:.0f} images/s", file=sys.stderr, flush=True)

@@ -413,15 +413,11 @@ def _restore(user_session: UserSession, grants: list[str]) -> list[str]:
 
 
 def _grant(user_session: UserSession, registration: Registration, about: About, statement: str) -> str:
-    if about.privilege == "READ" and is_external_stage(describe_stage(user_session, registration.stage)):
-        statement = f"GRANT USAGE ON {about.thing} TO ROLE {quote_identifier(about.role)}"
-        return _grant_if_missing(user_session, about, "USAGE", statement)
-    return _grant_if_missing(user_session, about, about.privilege, statement)
-
-
-def _grant_if_missing(user_session: UserSession, about: About, privilege: str, statement: str) -> str:
-    """A service role has no privilege to look up, so it is always granted."""
-    title = f"{privilege} ON {about.thing} TO ROLE {quote_identifier(about.role)}".removeprefix(" ON ")
+    """Grant unless granted. A service role has no privilege to look up, so it is always granted."""
+    privilege, role = about.privilege, quote_identifier(about.role)
+    if privilege == "READ" and is_external_stage(describe_stage(user_session, registration.stage)):
+        privilege, statement = "USAGE", f"GRANT USAGE ON {about.thing} TO ROLE {role}"
+    title = f"{privilege} ON {about.thing} TO ROLE {role}".removeprefix(" ON ")
     there = user_session.rows(f"SHOW GRANTS ON {about.thing}") if privilege else []
     wanted = privilege, "ROLE", about.role
     if any((row["privilege"], row["granted_to"], row["grantee_name"]) == wanted for row in there):
