@@ -23,8 +23,6 @@ class Finding:
 
 
 class Findings(list[Finding]):
-    """Findings in the order of the checks."""
-
     def ok(self, check: str, said: str) -> None:
         self.append(Finding(check, "ok", said))
 
@@ -43,7 +41,6 @@ class Findings(list[Finding]):
 
     @property
     def failed_checks(self) -> list[str]:
-        """Their names, each once."""
         return list(dict.fromkeys(finding.check for finding in self if finding.state == "wrong"))
 
 

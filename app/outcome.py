@@ -49,7 +49,6 @@ class Outcome(TypedDict):
 
 
 def outcome_of_error(error: InputError, model: ModelIdentity) -> Outcome:
-    """The outcome of an image that could not be classified."""
     outcome = blank_outcome(model)
     outcome["error"] = ErrorDetail(code=error.code, message=error.message, retryable=error.retryable)
     return outcome

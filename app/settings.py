@@ -35,7 +35,6 @@ SPCS_TOKEN_FILE = Path("/snowflake/session/token")
 
 
 def is_inside_spcs() -> bool:
-    """Whether this process runs in Snowpark Container Services."""
     return "SNOWFLAKE_HOST" in os.environ and SPCS_TOKEN_FILE.is_file()
 
 
@@ -359,7 +358,6 @@ class Settings(BaseSettings):
 
     @property
     def reads_stages(self) -> bool:
-        """Whether the service has a Snowflake account to read stages from."""
         return self.snowflake_account is not None or is_inside_spcs()
 
 

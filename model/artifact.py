@@ -46,8 +46,6 @@ class Float32(BaseModel):
 
 
 class Int8(BaseModel):
-    """What a card says of a compiled model in int8."""
-
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -224,7 +222,6 @@ def card_path(h5_path: Path) -> Path:
 
 
 def next_to(h5_path: Path, suffix: str) -> Path:
-    """Path next to a network, with another suffix."""
     stem = h5_path.stem if h5_path.suffix in SUFFIXES else h5_path.name
     return h5_path.with_name(stem + suffix)
 
@@ -293,7 +290,6 @@ def card_faults(h5_path: Path) -> Iterator[None]:
 
 
 def save_card(h5_path: Path, card: ArtifactCard) -> Artifact:
-    """Write the card next to its .h5."""
     text = json.dumps(card.model_dump(mode="json"), indent=2, ensure_ascii=False)
     card_path(h5_path).write_text(text + "\n", encoding="utf-8")
     return Artifact(h5_path, card)

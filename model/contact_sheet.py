@@ -98,8 +98,6 @@ class TrialImages:
 
 @dataclass(frozen=True)
 class Row:
-    """What the network answers under one candidate."""
-
     candidate: Candidate
     probabilities: NDArray[np.float32]
     labels: tuple[int | None, ...]

@@ -121,7 +121,6 @@ class LiteRtClassifier:
 
 
 def join_answers(answers: Sequence[Answers]) -> Answers:
-    """Concatenate outputs in order."""
     if len(answers) == 1:
         return answers[0]
     probabilities, embeddings, features = zip(*answers, strict=True)

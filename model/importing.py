@@ -95,8 +95,6 @@ class Request:
 
 @dataclass(frozen=True)
 class Imported(WrittenArtifact):
-    """An artifact of a network that was trained elsewhere."""
-
     sheet: ContactSheet | None
 
 
@@ -234,7 +232,6 @@ def _independent_ending(outputs: int, *, is_sigmoid: bool) -> Ending:
 
 
 def _target(path: Path, request: Request) -> Path:
-    """Path of the artifact's network."""
     target = request.output or path
     if path.is_file() and path.suffix not in SUFFIXES and request.output is None:
         raise ArtifactError(

@@ -77,8 +77,6 @@ _PASSES_CLASSES_ON = {"Activation", "Dropout", "Softmax"}
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A file as `inspect_file` finds it."""
-
     path: Path
     kind: Kind
     config: dict[str, Any] | None = None
@@ -88,7 +86,6 @@ class ModelFile:
 
     @property
     def class_names(self) -> set[str]:
-        """The classes of all layers and of what they contain."""
         return _class_names(self.config)
 
     @property
@@ -152,7 +149,6 @@ def fault_of(found: ModelFile) -> str | None:
 
 
 def import_command(path: Path) -> str:
-    """The command that writes the card of a network."""
     return f"ext-classify import {shlex.quote(str(path))} --class-names NAME1,NAME2,…"
 
 

@@ -14,8 +14,6 @@ BATCH_SIZE = 8
 
 
 class TensorFlowClassifier:
-    """A network as a Classifier."""
-
     def __init__(
         self, network: keras.Model | Network, scale: float = 1.0, stages: Stages | None = None
     ) -> None:

@@ -70,7 +70,6 @@ def _find_staged(name: str, connect: Callable[[], UserSession]) -> list[ImageSou
 
 
 def _list_stage(user_session: UserSession, stage: str, path: str) -> Iterator[ImageSource]:
-    """Yield matching images from the stage's directory table."""
     rows = user_session.rows(
         f"SELECT relative_path, etag FROM {directory_of(stage)} ORDER BY relative_path"  # noqa: S608 - quoted
     )

@@ -21,8 +21,6 @@ WIDEST_BAR = 24
 
 
 class Screen(Protocol):
-    """Output for a command's results."""
-
     def line(self, text: str = "", style: str = "") -> None: ...
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None: ...
@@ -184,8 +182,6 @@ class OutcomeLines:
 
 
 class Tally:
-    """Counts outcomes and confidences per label."""
-
     def __init__(self) -> None:
         self._confidences: dict[str, list[float]] = defaultdict(list)
         self.failed = 0

@@ -101,8 +101,6 @@ class ClientError(CommandError):
 
 @dataclass(frozen=True)
 class Service:
-    """The service's URL and the API key."""
-
     url: str
     api_key: str | None
 
@@ -226,7 +224,6 @@ class Client:
             raise ClientError(f"{self._service.url} answers but is not an ext-classify service.") from None
 
     def model_version(self) -> str | None:
-        """The version of `model()`."""
         model = self.model()
         return None if model is None else model["version"]
 
@@ -287,7 +284,6 @@ class Client:
 
 
 def is_ready(url: str) -> bool:
-    """Whether the service at `url` is ready to classify."""
     reply = send_once(Request("GET", f"{url}/readyz"))
     return isinstance(reply, Reply) and reply.status == 200
 
@@ -368,7 +364,6 @@ def _status_of(reply: Reply | NoReply) -> int | None:
 
 
 def _is_retryable(reply: Reply | NoReply) -> bool:
-    """Whether another attempt may succeed."""
     if isinstance(reply, Reply):
         return reply.status in _RETRYABLE
     return not reply.is_final

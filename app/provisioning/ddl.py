@@ -40,7 +40,6 @@ _TOKEN = re.compile(
 
 
 def file_names() -> list[str]:
-    """The names of the SQL files, in the order of their numbers."""
     return sorted(path.name for path in FOLDER.glob("*.sql"))
 
 

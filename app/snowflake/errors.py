@@ -44,7 +44,6 @@ def is_session_over(error: Exception) -> bool:
 
 
 def login_failure(error: Exception) -> InputError:
-    """The row error for a failed login."""
     number = _number(error)
     if number == _NO_NETWORK_POLICY or "network policy is required" in str(error).lower():
         return SnowflakeLoginFailed(f"{NETWORK_POLICY_RULE} Received: error {number}.")
@@ -57,7 +56,6 @@ def login_failure(error: Exception) -> InputError:
 
 
 def statement_failure(error: Exception) -> InputError:
-    """The row error for a failed statement."""
     number = _number(error)
     if number in _NOT_AUTHORIZED:
         return StageNotAuthorized(

@@ -49,7 +49,6 @@ class LogWriter:
         self._thread: threading.Thread | None = None
 
     def switch_to(self, stream: TextIO) -> None:
-        """Write further lines to `stream`."""
         self.flush(FLUSH_SECONDS)
         self._stream = stream
 

@@ -123,7 +123,6 @@ def count_request(status: int, seconds: float) -> None:
 
 
 def count_rows(outcomes: Sequence[Outcome | None], steps: Steps) -> None:
-    """Count those of one request."""
     for name, rows in CounterOf(map(_name_of, outcomes)).items():
         _rows_of(name).inc(rows)
     for step, observed in _STEPS.items():
@@ -132,7 +131,6 @@ def count_rows(outcomes: Sequence[Outcome | None], steps: Steps) -> None:
 
 
 def count_images(summary: Summary) -> None:
-    """Count those of one request."""
     for label, images in summary.labels.items():
         _images_of(label).inc(images)
     CONFIDENCE.observe_all(summary.confidences)

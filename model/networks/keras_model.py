@@ -225,7 +225,6 @@ def layer_costs(network: keras.Model) -> list[LayerCost]:
 
 
 def count_macs(network: keras.Model) -> int:
-    """Multiply-accumulate operations for one image."""
     return sum(cost.macs for cost in layer_costs(network))
 
 

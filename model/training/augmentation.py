@@ -17,8 +17,6 @@ BLUR_REACH_PIXELS = 5
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Ranges of the augmentation."""
-
     tilt_degrees: float = 12.0
     """In addition to quarter turns and mirroring."""
     least_zoom: float = 0.65

@@ -69,8 +69,6 @@ class LabelledImages:
 
 @dataclass(frozen=True)
 class Folder:
-    """A labelled folder, loaded."""
-
     class_names: tuple[str, ...]
     """Sorted, which is the order of the network's outputs."""
     data: LabelledImages
@@ -323,7 +321,6 @@ def _warn_of_skipped(folders: Sequence[tuple[str, Path]]) -> Iterator[str]:
 
 
 def _warn_of_leaks(splits: NDArray[np.str_], groups: NDArray[np.int64]) -> Iterator[str]:
-    """Warn of test images in the same group as training images."""
     trained = set(groups[splits == "train"].tolist())
     for name in SPLITS[1:]:
         tested = groups[splits == name]

@@ -67,8 +67,6 @@ class Measured:
 
 @dataclass(frozen=True)
 class Request:
-    """What to plan for."""
-
     images: int = 1_000_000
     deadline_minutes: float = 60.0
     provider: str = "aws"
@@ -190,7 +188,6 @@ def _instances(request: Request, rate: float) -> int:
 def _limits(
     measured: Measured, request: Request, provider: Provider, rows_in_time: float, instances: int
 ) -> dict[str, int]:
-    """Rows of a batch by each limit."""
     busy = _busy_batches(measured, request)
     calls = math.ceil(MAX_CALLS_PER_NODE * request.warehouse_nodes / instances)
     limits = {
