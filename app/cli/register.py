@@ -30,23 +30,13 @@ _ANSWER_SECONDS = 10.0
 # The codes of rows whose image is at fault, not the function.
 _IMAGE_FAULTS = {kind.code for kind in (UnsupportedFormat, CorruptImage, ImageTooLarge)}
 
-# Flags by the SQL variable that they set.
+# Flags whose names are not those of the SQL variables that they set.
 _FLAGS = {
-    "database": "--database",
-    "url": "--url",
-    "allowed_prefix": "--allowed-prefix",
-    "api_provider": "--api-provider",
     "aws_role_arn": "--role-arn",
     "azure_tenant_id": "--tenant-id",
     "azure_application_id": "--application-id",
     "google_audience": "--audience",
     "api_key": "--api-key-file",
-    "integration": "--integration",
-    "service": "--service",
-    "owner_role": "--owner-role",
-    "caller_role": "--caller-role",
-    "service_role": "--service-role",
-    "warehouse": "--warehouse",
 }
 # Required and optional variables of each provider's integration.
 _IDENTITY = {
@@ -57,6 +47,7 @@ _IDENTITY = {
 }
 _OPTIONAL = {"aws": ["api_provider", "api_key"], "azure": ["api_key"], "google": [], "spcs": []}
 _GRANTS = ["caller_role", "service_role", "warehouse"]
+_COMMON = ["schema", "stage", "function", "max_batch_rows", "owner_role", *_GRANTS]
 
 
 def register_function(
@@ -326,8 +317,7 @@ def _check_combination(provider: str, given: Any, *, makes_integration: bool) ->
         needed = [name for name in needed if name != "database"]
     what = f"--provider {provider}" + ("" if makes_integration else " with --no-integration")
     _reject(what, "needs", [name for name in needed if name not in given])
-    own = [*allowed, "owner_role", *_GRANTS]
-    _reject(what, "does not accept", [name for name in _FLAGS if name in given and name not in own])
+    _reject(what, "does not accept", [name for name in given if name not in {*allowed, *_COMMON}])
     if "owner_role" in given:
         _reject("--owner-role", "cannot be combined with", [name for name in _GRANTS if name in given])
     if "warehouse" in given and "service_role" not in given:
@@ -336,7 +326,11 @@ def _check_combination(provider: str, given: Any, *, makes_integration: bool) ->
 
 def _reject(what: str, verb: str, names: list[str]) -> None:
     if names:
-        raise ClientError(f"{what} {verb} {', '.join(_FLAGS[name] for name in names)}.")
+        raise ClientError(f"{what} {verb} {', '.join(map(_flag_of, names))}.")
+
+
+def _flag_of(variable: str) -> str:
+    return _FLAGS.get(variable, f"--{variable.replace('_', '-')}")
 
 
 def _check_values(variables: Mapping[str, str]) -> None:
@@ -349,8 +343,7 @@ def _check_values(variables: Mapping[str, str]) -> None:
 
 
 def _invalid_value(variable: str, rule: object) -> ClientError:
-    flag = _FLAGS.get(variable, f"--{variable.replace('_', '-')}")
-    return ClientError(f"Invalid value for {flag}. {rule}")
+    return ClientError(f"Invalid value for {_flag_of(variable)}. {rule}")
 
 
 def _read_key(path: Path) -> str:

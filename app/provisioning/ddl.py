@@ -129,29 +129,27 @@ def _identifier(value: str, *, max_parts: int) -> str:
     return quote_identifier(*parse_identifier(value, max_parts=max_parts))
 
 
-def _positive_integer(value: str) -> str:
-    if not re.fullmatch(r"[1-9][0-9]{0,8}", value):
-        raise ValueError(f"A number must be an integer from 1 to 999999999. Received: {value!r}.")
-    return value
+def _matching(pattern: str, rule: str) -> Callable[[str], str]:
+    """A function that returns a value unchanged, or raises ValueError unless it matches."""
+
+    def check(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise ValueError(f"{rule}. Received: {value!r}.")
+        return value
+
+    return check
 
 
-def _api_provider(value: str) -> str:
-    if value not in _API_PROVIDERS:
-        raise ValueError(f"A provider must be one of {', '.join(_API_PROVIDERS)}. Received: {value!r}.")
-    return value
-
-
-def _https_url(value: str) -> str:
-    """Snowflake requires https; local SQL calls a service on this machine over http."""
-    if not re.fullmatch(r"(?:https://|http://(?:127\.0\.0\.1|localhost)[:/])[!-~]+", value):
-        raise ValueError(f"A URL must begin with https:// and must not contain spaces. Received: {value!r}.")
-    return value
-
-
-def _file_name(value: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", value):
-        raise ValueError(f"A file name must consist of letters, digits, _, - and dots. Received: {value!r}.")
-    return value
+_positive_integer = _matching(r"[1-9][0-9]{0,8}", "A number must be an integer from 1 to 999999999")
+_api_provider = _matching("|".join(_API_PROVIDERS), f"A provider must be one of {', '.join(_API_PROVIDERS)}")
+# Snowflake requires https; local SQL calls a service on this machine over http.
+_https_url = _matching(
+    r"(?:https://|http://(?:127\.0\.0\.1|localhost)[:/])[!-~]+",
+    "A URL must begin with https:// and must not contain spaces",
+)
+_file_name = _matching(
+    r"[A-Za-z0-9_][A-Za-z0-9_.-]*", "A file name must consist of letters, digits, _, - and dots"
+)
 
 
 def _text(value: str) -> str:

@@ -25,7 +25,7 @@ AWS = ["--provider", "aws", "--database", "mill", *URL]
         ([*AWS, *ROLE, "--audience", "g"], "--provider aws does not accept --audience."),
         (
             ["--provider", "spcs", "--database", "d", "--service", "s", *URL, "--integration", "i"],
-            "--provider spcs does not accept --url, --integration.",
+            "--provider spcs does not accept --integration, --url.",
         ),
         ([*AWS, "--no-integration", *ROLE], "with --no-integration does not accept --role-arn."),
         ([*AWS, *ROLE, "--warehouse", "w"], "--warehouse needs --service-role."),
