@@ -74,7 +74,6 @@ def upload(
     name = _quoted(described)
     there = _list(user_session, described, files)
     failures: dict[str, str] = {}
-    statuses: Counter[str] = Counter()
 
     def put(file: tuple[Path, PurePosixPath]) -> str:
         path, place = file
@@ -91,13 +90,7 @@ def upload(
             return "FAILED"
 
     try:
-        with ThreadPoolExecutor(CONCURRENT_UPLOADS) as threads:
-            try:
-                for status in threads.map(put, files):
-                    statuses[status] += 1
-                    advance(1)
-            finally:  # if interrupted, wait for the uploads in progress and cancel the others
-                threads.shutdown(cancel_futures=True)
+        statuses = _in_threads(put, files, advance)
     finally:
         if described["directory_enabled"] == "Y":
             user_session.rows(f"ALTER STAGE {name} REFRESH")
@@ -109,6 +102,23 @@ def upload(
 def is_encrypted_by_clients(user_session: UserSession, stage: str) -> bool:
     """Whether the stage is client-side encrypted (no SNOWFLAKE_SSE), so that URLs return ciphertext."""
     return is_client_side_encrypted(_describe(user_session, stage))
+
+
+def _in_threads(
+    put: Callable[[tuple[Path, PurePosixPath]], str],
+    files: Sequence[tuple[Path, PurePosixPath]],
+    advance: Callable[[int], object],
+) -> Counter[str]:
+    """On interruption, wait for the uploads in progress and cancel the others."""
+    statuses: Counter[str] = Counter()
+    with ThreadPoolExecutor(CONCURRENT_UPLOADS) as threads:
+        try:
+            for status in threads.map(put, files):
+                statuses[status] += 1
+                advance(1)
+        finally:
+            threads.shutdown(cancel_futures=True)
+    return statuses
 
 
 def _describe(user_session: UserSession, stage: str) -> dict[str, Any]:
