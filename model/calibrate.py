@@ -237,11 +237,9 @@ def _fit_abstention(
     abstained = np.zeros(len(images.labels), dtype=bool)
     for part in images.parts:
         novelty = _fit_novelty(described, negatives, images, part)
-        abstained[part.measured] = novelty.score(described[part.measured]) > novelty.threshold
+        abstained[part.measured] = novelty.abstains(described[part.measured])
     novelty = _fit_novelty(described, negatives, images, images.fitted)
-    on_foreign = {
-        name: novelty.score(describe(pixels)) > novelty.threshold for name, pixels in foreign.items()
-    }
+    on_foreign = {name: novelty.abstains(describe(pixels)) for name, pixels in foreign.items()}
     [golden] = novelty.score(describe(golden_image(card.image)[np.newaxis]))
     return _Abstention(novelty, float(golden), abstained[images.held_out], on_foreign)
 

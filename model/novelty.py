@@ -68,6 +68,10 @@ class Novelty(BaseModel):
         # Row by row: in a matrix product, the last bits of a row depend on the other rows of the batch.
         return np.array([self._score_one(row) for row in embeddings], dtype=np.float32)
 
+    def abstains(self, embeddings: NDArray[np.float32]) -> NDArray[np.bool_]:
+        """Whether to abstain (n,) on the images of embeddings (n, d)."""
+        return np.asarray(self.score(embeddings) > self.threshold)
+
     def _score_one(self, embedding: NDArray[np.float32]) -> float:
         """Score of one embedding (d,)."""
         whitening, class_means, prototypes = self._arrays
@@ -103,7 +107,7 @@ def reasons_to_abstain(
     """For each of `images` images, the reason to abstain, or None."""
     if novelty is None or embeddings is None:
         return [None] * images
-    return [OUT_OF_DISTRIBUTION if score > novelty.threshold else None for score in novelty.score(embeddings)]
+    return [OUT_OF_DISTRIBUTION if abstains else None for abstains in novelty.abstains(embeddings)]
 
 
 def distances_between(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:

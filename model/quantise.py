@@ -28,7 +28,6 @@ from model.contact_sheet import TrialImages
 from model.engines import Answers, LiteRtClassifier, self_test, verify_golden
 from model.errors import ArtifactError, DatasetError
 from model.networks.network import open_network
-from model.novelty import reasons_to_abstain
 from model.preprocessing import LEAST_PROBABILITY
 from model.training.calibration import fit_temperature
 from model.training.metrics import measure, reliability
@@ -191,8 +190,9 @@ def _measure(
         "mean_confidence": {name: _mean_confidence(each.probabilities) for name, each in answers.items()},
         "cpu_ms": _cpu_ms({"float32": float32, "int8": int8}, images.measured[:_MOST_TIMED]),
     }
-    if card.novelty is not None:
-        abstained = [_abstained(card, each) for each in answers.values()]
+    embeddings = [each.embeddings for each in answers.values() if each.embeddings is not None]
+    if card.novelty is not None and embeddings:
+        abstained = [card.novelty.abstains(each) for each in embeddings]
         figures["abstained"] = dict(zip(answers, (float(each.mean()) for each in abstained), strict=True))
         figures["abstention_agreement"] = float((abstained[0] == abstained[1]).mean())
     return figures | _measure_labelled(card, answers, images.labels)
@@ -215,11 +215,6 @@ def _measure_labelled(
             name: reliability(each, truth).expected_calibration_error for name, each in chosen.items()
         }
     return figures
-
-
-def _abstained(card: ArtifactCard, answers: Answers) -> NDArray[np.bool_]:
-    reasons = reasons_to_abstain(card.novelty, answers.embeddings, len(answers.probabilities))
-    return np.array([reason is not None for reason in reasons])
 
 
 def _cpu_ms(classifiers: dict[str, LiteRtClassifier], pixels: NDArray[np.uint8]) -> dict[str, float]:

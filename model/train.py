@@ -15,7 +15,6 @@ from model.evaluation.out_of_distribution import out_of_distribution_sets
 from model.evaluation.report import About, Labelled, report_on
 from model.image import ImageSpec
 from model.networks.keras_model import count_macs
-from model.novelty import reasons_to_abstain
 from model.tensorflow_engine import TensorFlowClassifier
 from model.training.candidates import Chosen, choose
 from model.training.fit import Fitted, Knobs, with_channels
@@ -92,8 +91,8 @@ def _verdict(folder: Folder, splits: NDArray[np.str_], spec: ImageSpec, chosen: 
 
     def answer(images: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         answers = classifier.answer(images)
-        reasons = reasons_to_abstain(chosen.novelty, answers.embeddings, len(images))
-        return answers.probabilities.argmax(axis=1), np.array([reason is not None for reason in reasons])
+        assert answers.embeddings is not None  # noqa: S101 - its networks end in global average pooling
+        return answers.probabilities.argmax(axis=1), chosen.novelty.abstains(answers.embeddings)
 
     unseen = chosen.folds
     if unseen is None:

@@ -13,7 +13,7 @@ from model.defaults import usable_cores
 from model.engines import LiteRtClassifier
 from model.image import ImageSpec
 from model.networks.texture_statistics import statistics_classifier, statistics_network
-from model.novelty import Novelty, reasons_to_abstain
+from model.novelty import Novelty
 from model.training.augmentation import Augmentation, turn
 from model.training.calibration import fit_novelty
 from model.training.folder import Folder
@@ -84,10 +84,7 @@ class FrozenStatistics:
             tested = self._folds == fold
             if tested.any() and not tested.all():
                 scores[tested] = self.scores(self.fit(~tested, views))[tested]
-                reasons = reasons_to_abstain(
-                    self.fit_novelty(~tested), self._statistics[0, tested], int(tested.sum())
-                )
-                abstained[tested] = [reason is not None for reason in reasons]
+                abstained[tested] = self.fit_novelty(~tested).abstains(self._statistics[0, tested])
         return FoldAnswers(scores, abstained)
 
     def network(self, layer: Linear, temperature: float) -> keras.Model:
