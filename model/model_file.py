@@ -16,59 +16,31 @@ from typing import Any, Literal
 from model.errors import ArtifactError
 
 Kind = Literal[
-    "keras_h5",
-    "keras_zip",
-    "weights",
-    "lfs_pointer",
-    "html",
-    "empty",
-    "zip",
-    "folder",
-    "tflite",
-    "saved_model",
-    "hdf5",
-    "onnx",
-    "pytorch",
-    "layers",
-    "other",
-]
-
-_DESCRIPTIONS: dict[Kind, str] = {
-    "keras_h5": "a network that Keras saved",
-    "keras_zip": "a network in Keras's .keras format",
-    "weights": "the weights of a network without its layers",
-    "lfs_pointer": "a Git LFS pointer, which names the file's content but does not hold it",
-    "html": "a web page",
-    "empty": "an empty file",
-    "zip": "a zip archive that is no .keras file",
-    "folder": "a folder",
-    "tflite": "a LiteRT (TensorFlow Lite) model",
-    "saved_model": "a SavedModel folder",
-    "hdf5": "an HDF5 file that Keras did not write",
-    "onnx": "an ONNX network",
-    "pytorch": "a PyTorch network",
-    "layers": "the layers of a network without its weights",
-    "other": "a file that is not HDF5",
-}
-_ADVICE: dict[Kind, str] = {
-    "weights": "In the code that builds the network, run: "
+    "keras_h5", "keras_zip", "tflite", "saved_model",
+    "weights", "lfs_pointer", "html", "empty", "zip", "folder", "hdf5", "onnx", "pytorch", "layers", "other",
+]  # fmt: skip
+_FAULTS: dict[Kind, str] = {
+    "weights": "the weights of a network without its layers. In the code that builds the network, run: "
     "network.load_weights('{path}'); network.save('{saved}')",
-    "lfs_pointer": "In its repository, run: git lfs pull --include {name}",
-    "html": "Download the file itself; on GitHub, with the button for the raw file.",
-    "empty": "Copy or download it again.",
-    "zip": "Unpack it: unzip {path}",
-    "folder": "Name the network's file inside it.",
-    "hdf5": "In the code that trains the network, run: network.save('{saved}')",
-    "onnx": "Convert it and import the folder: pip install onnx2tf; onnx2tf -i {path} -o {folder}; "
-    "ext-classify import {folder} --class-names NAME1,NAME2,…",
-    "pytorch": "Export it with torch.onnx.export, then convert it: onnx2tf -i {folder}.onnx -o {folder}; "
-    "ext-classify import {folder} --class-names NAME1,NAME2,…",
-    "layers": "With the weights next to it, run in Python: network = keras.models.model_from_json("
-    "open('{path}').read()); network.load_weights('WEIGHTS'); network.save('{saved}')",
-    "other": "In the code that trains the network, run: network.save('{saved}')",
+    "lfs_pointer": "a Git LFS pointer, which names the file's content but does not hold it. In its "
+    "repository, run: git lfs pull --include {name}",
+    "html": "a web page. Download the file itself; on GitHub, with the button for the raw file.",
+    "empty": "an empty file. Copy or download it again.",
+    "zip": "a zip archive that is no .keras file{inside}. Unpack it: unzip {path}",
+    "folder": "a folder. Name the network's file inside it.",
+    "hdf5": "an HDF5 file that Keras did not write. In the code that trains the network, run: "
+    "network.save('{saved}')",
+    "onnx": "an ONNX network. Convert it and import the folder: pip install onnx2tf; "
+    "onnx2tf -i {path} -o {folder}; ext-classify import {folder} --class-names NAME1,NAME2,…",
+    "pytorch": "a PyTorch network. Export it with torch.onnx.export, then convert it: "
+    "onnx2tf -i {folder}.onnx -o {folder}; ext-classify import {folder} --class-names NAME1,NAME2,…",
+    "layers": "the layers of a network without its weights. With the weights next to it, run in Python: "
+    "network = keras.models.model_from_json(open('{path}').read()); network.load_weights('WEIGHTS'); "
+    "network.save('{saved}')",
+    "other": "a file that is not HDF5. In the code that trains the network, run: network.save('{saved}')",
 }
+"""What files are that cannot be served, and what helps."""
 _NETWORKS = (".h5", ".hdf5", ".keras", ".tflite")
-_USABLE: frozenset[Kind] = frozenset({"keras_h5", "keras_zip", "tflite", "saved_model"})
 _HEAD_BYTES = 512
 # The keys with which a Keras configuration may begin: Python 2 wrote them in any order.
 _CONFIG = re.compile(rb'\{"(?:module|class_name|config|keras_version|backend)": ?')
@@ -133,19 +105,17 @@ def refuse_unusable(path: Path, class_names: Sequence[str] | None = None) -> Mod
 
 def fault_of(found: ModelFile) -> str | None:
     """What is wrong with the file, and what helps; None if nothing is."""
-    path = found.path
-    if found.kind in _USABLE:
-        if "Lambda" not in found.class_names:
-            return None
+    if found.kind in _FAULTS:
+        path, stem = found.path, found.path.name.partition(".")[0]
+        places = {"path": path, "name": path.name, "saved": f"{stem}_network.h5", "folder": f"{stem}_network"}
+        inside = f" with {', '.join(found.members)}" if found.members else ""
+        return _FAULTS[found.kind].format(**places, inside=inside)
+    if "Lambda" in found.class_names:
         return (
             "a network with a Lambda layer, which is code. Replace it by a layer of Keras, for example "
             "Rescaling, copy the weights, and save the network."
         )
-    inside = f" with {', '.join(found.members)}" if found.members else ""
-    stem = path.name.partition(".")[0]
-    places = {"path": path, "name": path.name, "saved": f"{stem}_network.h5", "folder": f"{stem}_network"}
-    advice = _ADVICE[found.kind].format(**places)
-    return f"{_DESCRIPTIONS[found.kind]}{inside}. {advice}"
+    return None
 
 
 def import_command(path: Path) -> str:
