@@ -128,6 +128,7 @@ def test_image_statistics_are_summed_over_workers(sample: bytes, tmp_path: Path)
     environment = {"EXT_CLASSIFY_IMAGE_STATISTICS": "true"}
     with logging_service(log, "--workers", "2", **environment) as (_, port):
         wait_until(lambda: log.read_text(encoding="utf-8").count('"event":"ready"') == 2)
+        wait_until(lambda: is_ready(f"http://127.0.0.1:{port}"))
 
         latest = dict[str, float]()
 

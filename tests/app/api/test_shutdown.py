@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from app.client import is_ready
 from app.names import BATCH_ID_HEADER
 from model.image import encode_png
 from tests.app.forms import text_of
@@ -34,10 +35,11 @@ JSON = {"Content-Type": "application/json"}
 def ready_service(
     tmp_path: Path, *arguments: str, **environment: str
 ) -> Iterator["tuple[subprocess.Popen[bytes], int]"]:
-    """A service whose workers are all ready."""
+    """A service whose workers are all ready, and that listens: it logs the one just before the other."""
     log, workers = tmp_path / "log", 2 if "2" in arguments else 1
     with logging_service(log, *arguments, **environment) as (service, port):
         wait_until(lambda: log.read_text(encoding="utf-8").count('"event":"ready"') == workers)
+        wait_until(lambda: is_ready(f"http://127.0.0.1:{port}"))
         yield service, port
 
 
