@@ -95,6 +95,7 @@ def local_sql(
             )
         server.run_service((DATABASE, SCHEMA, "EXT_CLASSIFY_SERVICE"), url.rstrip("/"))
         user_session = stack.enter_context(connect(**server.connect_arguments))
+        stack.callback(server.cancel_queries)  # a statement that Ctrl-C interrupts, before its service stops
         batch_rows = MAX_BATCH_ROWS if chaos is None else MAX_BATCH_ROWS_IN_CHAOS
         for _ in register(user_session, _registration(url.rstrip("/"), batch_rows)):
             pass

@@ -17,7 +17,7 @@ CTRL_C = "\x03"
     for action in parser()._actions  # noqa: SLF001 - argparse has no public list of commands
     if isinstance(action, argparse._SubParsersAction)  # noqa: SLF001
 ]
-SLOW = "SELECT COUNT(ext_classify(file_url)) FROM DIRECTORY(@images), TABLE(GENERATOR(ROWCOUNT => 100000))"
+SLOW = "SELECT COUNT(ext_classify(file_url)) FROM DIRECTORY(@images), TABLE(GENERATOR(ROWCOUNT => 1000000))"
 # Of commands that run until they are stopped, what they show once they do.
 _RUNNING = {
     "serve": (["serve", "--port"], "Ctrl-C"),
@@ -104,6 +104,7 @@ def test_shell_and_its_service_survive_ctrl_c() -> None:
 
 @pytest.mark.slow
 def test_interrupted_statement_ends_with_130() -> None:
+    """Without sending the rest of its rows, which takes longer than the test waits."""
     with Terminal(*CLI, "sql", SLOW) as terminal:
         terminal.wait_for("rows")
         terminal.type(CTRL_C)
