@@ -24,7 +24,7 @@ from tests.running import CLI, TIMEOUT_SECONDS, wait_until
 
 pytestmark = pytest.mark.slow
 
-FILES = 60
+FILES = 24
 STAGE = "local.public.photos"
 TABLE = "local.public.answers"
 CREATE = (
