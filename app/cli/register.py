@@ -154,7 +154,7 @@ def _add_register(add: Add) -> None:
     flag("--provider", choices=PROVIDERS, required=True, help="the gateway in front of the service")
     _add_names(command, None)  # no default, because spcs has no integration
     flag("--url", help="the gateway's URL of POST /classify (default with --local: the emulator's service)")
-    flag("--allowed-prefix", help="URL prefix that the integration may call (default: --url)")
+    flag("--allowed-prefix", help="URL prefix that the integration can call (default: --url)")
     kind = f"aws: kind of gateway (default {DEFAULT_API_PROVIDER})"
     flag("--api-provider", metavar="NAME", help=kind)
     flag("--role-arn", dest="aws_role_arn", help="aws: the IAM role that Snowflake assumes")

@@ -26,14 +26,14 @@ param gatewaySku string = 'Consumption'
 @description('AZURE_TENANT_ID of the API integration')
 param tenantId string = tenant().tenantId
 
-@description('AZURE_AD_APPLICATION_ID of the API integration: the application registration that stands for the gateway')
+@description('AZURE_AD_APPLICATION_ID of the API integration: the application registration that represents the gateway')
 param applicationId string
 
-@description('Application id of AZURE_MULTI_TENANT_APP_NAME, which is Snowflake. By default, nobody\'s')
+@description('Application id of AZURE_MULTI_TENANT_APP_NAME, which is Snowflake. The default admits no one')
 param snowflakeApplicationId string = '00000000-0000-0000-0000-000000000000'
 
 @description('Whether a subscription key is asked for too, as register --api-key-file gives it to Snowflake')
-param wantsSubscriptionKey bool = false
+param requiresSubscriptionKey bool = false
 
 @description('Address ranges that reach the service, such as the gateway\'s 20.1.2.3/32; empty for all with a token')
 param callerRanges array = []
@@ -51,7 +51,7 @@ param minReplicas int = 1
 @maxValue(100)
 param maxReplicas int = 4
 
-@description('Size of the Azure Managed Redis in which all replicas remember batches; empty for none, and one replica')
+@description('Size of the Azure Managed Redis in which the replicas share batches; empty for none, with one replica')
 param redisSku string = 'Balanced_B0'
 
 @description('Account to read stages from, organization-account; empty to read none')
@@ -140,7 +140,7 @@ var always = [
   { name: 'EXT_CLASSIFY_STOP_DELAY_SECONDS', value: '5' }
   { name: 'EXT_CLASSIFY_STOP_GRACE_SECONDS', value: '25' }
 ]
-var remembering = hasRedis ? [
+var caching = hasRedis ? [
   { name: 'EXT_CLASSIFY_REDIS_URL', secretRef: 'redis-url' }
 ] : []
 var fetching = empty(allowedUrlHosts) ? [] : [
@@ -201,7 +201,7 @@ resource service 'Microsoft.App/containerApps@2024-03-01' = {
           name: 'service'
           image: '${registry.properties.loginServer}/${image}'
           resources: { cpu: json(cores), memory: '${int(cores) * 2}Gi' }
-          env: concat(always, remembering, fetching, reading, stages)
+          env: concat(always, caching, fetching, reading, stages)
           probes: [
             {
               type: 'Startup'
@@ -311,7 +311,7 @@ resource api 'Microsoft.ApiManagement/service/apis@2024-05-01' = {
     path: ''
     protocols: ['https']
     serviceUrl: 'https://${service.properties.configuration.ingress.fqdn}'
-    subscriptionRequired: wantsSubscriptionKey
+    subscriptionRequired: requiresSubscriptionKey
   }
 }
 

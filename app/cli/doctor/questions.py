@@ -157,7 +157,7 @@ QUESTIONS: dict[str, tuple[str, Ask]] = {
     ),
     "202": ("Is a 202 polled?", lambda at: at.call(f"'{PROBE}202'")),
     "grants_function": (
-        "Who may call the function?",
+        "Which roles can call the function?",
         lambda at: _grants(at, f"FUNCTION {at.function}(VARCHAR)"),
     ),
     "grants_stage": ("Who may read the stage?", lambda at: _grants(at, f"STAGE {at.stage}")),
