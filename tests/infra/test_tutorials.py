@@ -100,6 +100,9 @@ def test_aws_tells_what_idle_tasks_cost_and_what_is_left() -> None:
         default["Cpu"] / 1024 * prices.vcpu_hour_usd + default["MemoryMiB"] / 1024 * prices.gb_hour_usd
     )
     assert f"cost {hourly:.2f} USD an hour, {round(hourly, 2) * 720:.0f} USD in 30 days" in text
+    month = f"{round(hourly, 2) * 720:.0f} USD"
+    assert f"at Amazon {month} a month" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"{month} in 30 days" in (ROOT / "infra" / "docs" / "capacity.md").read_text(encoding="utf-8")
     [cheapest] = re.findall(r"`(MinTasks=[^`]*)`", text)
     assert {word.partition("=")[0] for word in cheapest.split()} <= default.keys()
     groups = [r for r in template()["Resources"].values() if r["Type"] == "AWS::Logs::LogGroup"]
