@@ -308,7 +308,13 @@ class CommandError(Exception):
     exit_code = 1
 
 
+class UsageError(CommandError):
+    """Arguments that the command does not accept. It prints its usage and exits with 2, as argparse does."""
+
+    exit_code = 2
+
+
 class Incomplete(CommandError):
-    """Part of the work failed. The exit code is 3, because argparse uses 2 for usage errors."""
+    """Part of the work failed. The exit code is 3."""
 
     exit_code = 3

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from http.client import HTTPConnection
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import NamedTuple, Self
 
 import pytest
 
+from app.cli.main import main
 from app.client import is_ready
 
 CLI = [sys.executable, "-m", "app.cli"]
@@ -37,6 +38,16 @@ PYTHONS = [
 _AT_ONCE = {"EXT_CLASSIFY_STOP_DELAY_SECONDS": "0"}
 # No test depends on it: it ends those that would hang.
 TIMEOUT_SECONDS = 180.0
+
+
+def usage_error(arguments: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The reason why a command refuses its arguments, with its usage and exit code 2."""
+    with pytest.raises(SystemExit) as raised:
+        main(arguments)
+    assert raised.value.code == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"usage: ext-classify {arguments[0]} ")
+    return printed.splitlines()[-1]
 
 
 def free_port() -> int:

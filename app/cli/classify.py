@@ -25,7 +25,7 @@ from app.cli.service_process import add_model, default_or_own_service, named_or_
 from app.cli.sql import add_connection, local_service, open_session
 from app.cli.terminal import OutcomeLines, Screen, Tally, open_screen
 from app.client import BATCH_ROWS, DEFAULT_URL, Client, ClientError, Image
-from app.errors import CommandError, Incomplete
+from app.errors import CommandError, Incomplete, UsageError
 from app.images.files import describe_skipped
 from app.outcome import ErrorDetail, ModelIdentity, Outcome, blank_outcome
 from app.provisioning.user_session import UserSession
@@ -60,7 +60,7 @@ def classify(
     api_key = read_api_key(api_key_file)
     if stage is None:
         if not paths or shard:
-            raise CommandError("classify needs PATHs, or --stage and --out, which also allow --shard.")
+            raise UsageError("classify needs PATHs, or --stage and --out, which also allow --shard.")
         sources = find_sources(paths, open_user_session)
         if skipped := describe_skipped([Path(path) for path in paths if not path.startswith("@")]):
             print(skipped, file=sys.stderr)
@@ -71,7 +71,7 @@ def classify(
             _classify_images(sources, client, results, batch_rows, as_json=as_json, evidence=evidence)
         return
     if paths or out is None or evidence:
-        raise CommandError("--stage needs --out TABLE, and allows neither PATHs nor --evidence.")
+        raise UsageError("--stage needs --out TABLE, and allows neither PATHs nor --evidence.")
     if local and url is None and model is None:
         url = local_service(port)
     part = shard or _shard_of_job()

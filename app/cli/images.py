@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.client import ClientError
+from app.errors import UsageError
 from app.images.files import find_images, is_named_as_image
 from app.names import directory_of, parse_full_location, quote_identifier
 from app.provisioning.user_session import UserSession
@@ -41,7 +42,7 @@ def find_sources(names: Sequence[str], connect: Callable[[], UserSession]) -> li
     Opens a session only to look up stage folders and patterns. Raises ClientError.
     """
     if not all(names):  # Path("") is the current folder; an unset shell variable must not select it
-        raise ClientError("A PATH must not be empty.")
+        raise UsageError("A PATH must not be empty.")
     local = [Path(name) for name in names if not name.startswith("@")]
     found = [ImageSource(_printable(path), path) for path in find_images(local)] if local else []
     for name in names:

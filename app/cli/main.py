@@ -26,7 +26,7 @@ from app.cli.command_line import (
     refuse_taken_port,
 )
 from app.cli.interrupts import EXIT_CODE, exit_at_once, on_interrupt, raise_on_interrupt
-from app.errors import CommandError
+from app.errors import CommandError, UsageError
 from app.settings import Settings
 from model.defaults import Engine
 from model.errors import ModelError
@@ -70,7 +70,7 @@ _FILES = {"FILE", "DIR", "H5", "PATH", "FILE|TABLE"}
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 for success, 1 for failure, 3 for partial failure.
 
-    A failure prints one line on stderr.
+    A failure prints one line on stderr. Raises SystemExit with 2 after the usage for unacceptable arguments.
     """
     options = parse_arguments(arguments)
     run: Callable[..., None] = options.pop("run")
@@ -193,8 +193,16 @@ def _add(
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    command.set_defaults(run=run)
+    command.set_defaults(run=functools.partial(_refuse_with_usage, command, run))
     return command
+
+
+def _refuse_with_usage(command: argparse.ArgumentParser, run: Callable[..., None], /, **options: Any) -> None:
+    """Run a command. Raises SystemExit, as argparse does, for flags that only the command can refuse."""
+    try:
+        run(**options)
+    except UsageError as error:
+        command.error(str(error))
 
 
 def serve(**given: Any) -> None:
@@ -221,7 +229,7 @@ def key(name: str, file: Path | None, as_json: bool) -> None:
     from app.api.auth import NAME, line_of, make_key  # noqa: PLC0415 - other commands need no HTTP
 
     if not NAME.fullmatch(name):
-        raise CommandError(
+        raise UsageError(
             f"A key's name must consist of letters, digits, dots, dashes and underscores. Received: {name!r}"
         )
     made = make_key()

@@ -14,11 +14,10 @@ from typing import Any, Literal, get_args
 
 from app.cli.command_line import Add, add_json, needs_extra, parse_integer
 from app.cli.terminal import PlainScreen
-from app.errors import CommandError
+from app.errors import UsageError
 from model.artifact import Artifact, WrittenArtifact, card_path, load_artifact
 from model.defaults import DEFAULT_MODEL_PATH, Engine, Network, user_cache_dir
 from model.engines import open_classifier
-from model.errors import TrainingError
 from model.image import Alpha, Fit, Resample
 from model.model_file import refuse_unusable
 from model.native_log import without_native_log
@@ -101,7 +100,7 @@ def evaluate(
     command: str,
 ) -> None:
     if out_of_distribution and report is None:
-        raise TrainingError("--out-of-distribution needs --report DIR, because the report holds its results.")
+        raise UsageError("--out-of-distribution needs --report DIR, because the report holds its results.")
     artifact = load_artifact(model)
     engines: tuple[Engine, ...] = ("tensorflow", "litert") if engine == "both" else (engine,)
     from model.evaluation import evaluate as evaluation_of  # noqa: PLC0415 - slow to import
@@ -150,7 +149,7 @@ def compile_model(
     model: Path, int8: bool, images: Path | None, least_agreement: float | None, as_json: bool
 ) -> None:
     if int8 != (images is not None) or (least_agreement is not None and not int8):
-        raise CommandError(
+        raise UsageError(
             "--int8 needs --images DIR, which has the images to quantise with and to measure on."
         )
     artifact = load_artifact(model)  # an unusable file fails in milliseconds, before TensorFlow starts
@@ -277,7 +276,7 @@ def parse_class_names(text: str) -> tuple[str, ...]:
         try:
             return _names_of_json(json.loads(text))
         except (ValueError, TypeError):
-            raise CommandError(f"Class names must be a JSON list of names. Received: {text[:80]}") from None
+            raise UsageError(f"Class names must be a JSON list of names. Received: {text[:80]}") from None
     return tuple(name.strip() for name in text.split(","))
 
 
@@ -307,16 +306,16 @@ def _preprocessing(
     std: tuple[float, ...] | None,
     order: Literal["rgb", "bgr"],
 ) -> Any:
-    """A preset's name, or an explicit preprocessing, or None. Raises CommandError for flags that conflict."""
+    """A preset's name, or an explicit preprocessing, or None. Raises UsageError for flags that conflict."""
     explicit = any(value is not None for value in (scale, offset, mean, std)) or order != "rgb"
     if name is not None and explicit:
-        raise CommandError("--preprocess needs no --scale, --offset, --mean, --std and --order.")
+        raise UsageError("--preprocess needs no --scale, --offset, --mean, --std and --order.")
     if not explicit:
         return name
     if mean is None and std is None:
         return Preprocessing(scale=scale or (1.0,), offset=offset or (0.0,), order=order)
     if offset is not None:
-        raise CommandError("--offset cannot be combined with --mean and --std.")
+        raise UsageError("--offset cannot be combined with --mean and --std.")
     return standardised(mean or (0.0,), std or (1.0,), scale or (1.0,), order)
 
 
@@ -514,11 +513,11 @@ def _add_out_of_distribution(command: argparse.ArgumentParser) -> None:
 def _refuse_unused_flags(
     network: str, seeds: list[int], size: tuple[int, int] | None, accuracy: float | None
 ) -> None:
-    """Raise TrainingError for flags that the network would ignore."""
+    """Raise UsageError for flags that the network would ignore."""
     if network == "recipe" and (size is not None or accuracy is not None):
-        raise TrainingError("--network recipe does not allow --size and --accuracy.")
+        raise UsageError("--network recipe does not allow --size and --accuracy.")
     if network == "texture" and len(seeds) > 1:
-        raise TrainingError(f"--network texture takes one seed. Received: {len(seeds)}")
+        raise UsageError(f"--network texture takes one seed. Received: {len(seeds)}")
 
 
 def _parse_sides(text: str, least: int) -> tuple[int, int]:

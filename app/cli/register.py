@@ -13,7 +13,7 @@ from app.cli.command_line import Add, add_json
 from app.cli.sql import LOCAL_DATABASE, LOCAL_PORT, add_connection, local_service, open_session
 from app.cli.terminal import open_screen
 from app.client import ClientError, require_answer
-from app.errors import Incomplete
+from app.errors import Incomplete, UsageError
 from app.names import directory_of, quote_identifier
 from app.provisioning.ddl import VARIABLES
 from app.provisioning.gateway import refuse_unusable
@@ -65,7 +65,7 @@ def register_function(
         given["url"] = _local_url(given, port)
     registration = read_flags(given, _defaults(local))
     if verifies and "owner_role" in registration.variables:
-        raise ClientError("--owner-role does not allow --verify: the owner role runs it.")
+        raise UsageError("--owner-role does not allow --verify: the owner role runs it.")
     if dry_run:
         for statement in registration.statements():
             print(_as_line("statement", statement) if as_json else f"{statement};\n")
@@ -105,7 +105,8 @@ def unregister_function(
 ) -> None:
     variables = _defaults(local) | {name: value for name, value in given.items() if value is not None}
     if "database" not in variables:
-        raise ClientError("unregister needs --database.")
+        raise UsageError("unregister needs --database.")
+    _check_values(variables)
     with open_session(connection, local, port) as user_session:
         for line in unregister(user_session, variables, drop_integration=drop_integration):
             print(_as_line("done", line) if as_json else line)
@@ -284,7 +285,7 @@ def _print_verification(
 
 
 def read_flags(given: Mapping[str, Any], defaults: Mapping[str, str]) -> Registration:
-    """`given` holds the flags' values, None if absent. Raises ClientError with messages that name flags."""
+    """`given` holds the flags' values, None if absent. Raises UsageError with messages that name flags."""
     variables = {**defaults, **{name: value for name, value in given.items() if value is not None}}
     provider, makes_integration = variables.pop("provider"), variables.pop("makes_integration")
     if key_file := variables.pop("api_key_file", None):
@@ -307,7 +308,7 @@ def _check_combination(provider: str, given: Any, *, makes_integration: bool) ->
     is_external = provider != "spcs"
     if not makes_integration and (not is_external or "owner_role" in given):
         against = "--provider spcs" if not is_external else "--owner-role"
-        raise ClientError(f"--no-integration and {against} cannot be combined.")
+        raise UsageError(f"--no-integration and {against} cannot be combined.")
     optional = [*_IDENTITY[provider], *_OPTIONAL[provider], "allowed_prefix"] if makes_integration else []
     needed = ["database", "url", *(_IDENTITY[provider] if makes_integration else [])]
     allowed = [*needed, *optional, "integration"]
@@ -321,12 +322,12 @@ def _check_combination(provider: str, given: Any, *, makes_integration: bool) ->
     if "owner_role" in given:
         _reject("--owner-role", "cannot be combined with", [name for name in _GRANTS if name in given])
     if "warehouse" in given and "service_role" not in given:
-        raise ClientError("--warehouse needs --service-role.")
+        raise UsageError("--warehouse needs --service-role.")
 
 
 def _reject(what: str, verb: str, names: list[str]) -> None:
     if names:
-        raise ClientError(f"{what} {verb} {', '.join(map(_flag_of, names))}.")
+        raise UsageError(f"{what} {verb} {', '.join(map(_flag_of, names))}.")
 
 
 def _flag_of(variable: str) -> str:
@@ -342,8 +343,8 @@ def _check_values(variables: Mapping[str, str]) -> None:
             raise _invalid_value(name, error) from None
 
 
-def _invalid_value(variable: str, rule: object) -> ClientError:
-    return ClientError(f"Invalid value for {_flag_of(variable)}. {rule}")
+def _invalid_value(variable: str, rule: object) -> UsageError:
+    return UsageError(f"Invalid value for {_flag_of(variable)}. {rule}")
 
 
 def _read_key(path: Path) -> str:

@@ -16,6 +16,7 @@ from typing import Any, Self
 
 from app.cli.command_line import needs_extra
 from app.client import ClientError
+from app.errors import UsageError
 from app.outcome import Outcome
 
 if sys.platform != "win32":
@@ -34,7 +35,7 @@ class ResultFile:
 
     def __init__(self, path: Path) -> None:
         if path.suffix.lower() not in _FORMATS:
-            raise ClientError(f"--out FILE must end in one of {', '.join(_FORMATS)}. Received: {path}")
+            raise UsageError(f"--out FILE must end in one of {', '.join(_FORMATS)}. Received: {path}")
         if path.suffix.lower() == ".parquet":
             _arrow()
         self.path = path

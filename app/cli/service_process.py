@@ -15,7 +15,7 @@ from pathlib import Path
 from app.cli.command_line import refuse_taken_port
 from app.client import DEFAULT_URL, Client, ClientError, is_ready
 from app.client.client import PATIENCE_SECONDS
-from app.errors import CommandError
+from app.errors import CommandError, UsageError
 from model.defaults import DEFAULT_MODEL_PATH, find_samples
 
 HOST = "127.0.0.1"
@@ -54,7 +54,7 @@ def named_or_own_service(
 ) -> Iterator[Client]:
     """Yield a client of the service at `url`, or of a new service that ends with the command.
 
-    Raises CommandError for both a `url` and a `model`.
+    Raises UsageError for both a `url` and a `model`.
     """
     refuse_model_of_another_service(model, url)
     if url is not None:
@@ -105,9 +105,9 @@ def add_model(command: argparse.ArgumentParser) -> None:
 
 
 def refuse_model_of_another_service(model: Path | None, url: str | None) -> None:
-    """Raises CommandError."""
+    """Raises UsageError."""
     if model is not None and url is not None:
-        raise CommandError(
+        raise UsageError(
             "`--model` is the network of a service that this command starts, so it excludes `--url`. "
             f"Received: --url {url}"
         )

@@ -4,17 +4,20 @@ Also opens the Snowflake sessions of other commands, on the emulator or on an ac
 """
 
 import argparse
+import socket
 from collections import Counter
 from pathlib import Path
 
 from app.cli.command_line import Add, add_json, end_well_when_stopped, needs_extra, parse_port
 from app.cli.service_process import (
+    HOST,
     add_model,
     default_images,
     reach_loopback_directly,
     refuse_model_of_another_service,
 )
 from app.client import ClientError, require_answer
+from app.errors import UsageError
 from app.images.files import find_images
 from app.provisioning.user_session import (
     UserSession,
@@ -70,9 +73,9 @@ def sql(
 ) -> None:
     if serve and (local or statement is not None):
         received = "`--local`" if local else "a statement"
-        raise ClientError(f"`--serve` takes neither a statement nor `--local`. Received: {received}.")
+        raise UsageError(f"`--serve` takes neither a statement nor `--local`. Received: {received}.")
     if local and model is not None:
-        raise ClientError(f"`--local` starts no service, so it excludes `--model`. Received: --model {model}")
+        raise UsageError(f"`--local` starts no service, so it excludes `--model`. Received: --model {model}")
     refuse_model_of_another_service(model, url)
     if url is not None:
         require_answer(f"{url.rstrip('/')}/readyz", _ANSWER_SECONDS)
@@ -133,7 +136,7 @@ def add_commands(add: Add) -> None:
     flag("--seed", type=int, default=0, help="random seed of --chaos (default %(default)s)")
     flag("--serve", action="store_true", help="accept other clients on --port")
     flag("--local", action="store_true", help="connect to the server of --serve on --port")
-    flag("--port", type=int, default=LOCAL_PORT, help="port of the emulator (default %(default)s)")
+    flag("--port", type=parse_port, default=LOCAL_PORT, help="port of the emulator (default %(default)s)")
 
     command = add("demo", demo, "start the service, classify sample images with SQL, and keep serving")
     command.add_argument("--port", type=parse_port, help="port to listen on (default 8000)")
@@ -147,7 +150,7 @@ def add_connection(command: argparse.ArgumentParser) -> None:
     connection = "connection in connections.toml (default: its default connection)"
     flag("--connection", metavar="NAME", help=connection)
     flag("--local", action="store_true", help="connect to the local server of `ext-classify sql --serve`")
-    flag("--port", type=int, default=LOCAL_PORT, help="port of the local server (default %(default)s)")
+    flag("--port", type=parse_port, default=LOCAL_PORT, help="port of the local server (default %(default)s)")
 
 
 def open_session(connection: str | None, local: bool, port: int) -> UserSession:
@@ -165,13 +168,20 @@ def open_session(connection: str | None, local: bool, port: int) -> UserSession:
 def connect_locally(port: int) -> UserSession:
     """Connect to the server of `sql --serve`. Raises ClientError."""
     reach_loopback_directly()
+    advice = "Start one: ext-classify sql --serve" + (f" --port {port}." if port != LOCAL_PORT else ".")
+    try:  # the connector would try several times
+        socket.create_connection((HOST, port), _ANSWER_SECONDS).close()
+    except OSError as error:
+        raise ClientError(
+            f"There is no emulated Snowflake on port {port} ({error.strerror}). {advice}"
+        ) from None
     return connect(
-        advice="Start one: ext-classify sql --serve" + (f" --port {port}." if port != LOCAL_PORT else "."),
+        advice=advice,
         account="local",
         user="LOCAL",
         password="any",  # noqa: S106 - the emulator accepts any password
         protocol="http",
-        host="127.0.0.1",
+        host=HOST,
         port=port,
         database=LOCAL_DATABASE,
         schema="PUBLIC",

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
-from uvicorn.config import LOGGING_CONFIG, STARTUP_FAILURE
+from uvicorn.config import STARTUP_FAILURE
 
 from app.server.connection import HttpProtocol
 from app.server.uvicorn_server import GracefulServer, Supervisor, stop_with_supervisor
@@ -26,8 +26,13 @@ if TYPE_CHECKING:
     from app.api.asgi import Service
 
 # uvicorn's own log lines must not block the event loop either if the log's reader is slow.
-_LOG_HANDLERS = {"default": {"class": "app.telemetry.log.BackgroundHandler", "formatter": "default"}}
-_LOG_CONFIG = {**LOGGING_CONFIG, "handlers": {**LOGGING_CONFIG["handlers"], **_LOG_HANDLERS}}
+_LOG_CONFIG = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"lines": {"()": "app.telemetry.log.LineFormatter"}},
+    "handlers": {"background": {"class": "app.telemetry.log.BackgroundHandler", "formatter": "lines"}},
+    "loggers": {"uvicorn": {"handlers": ["background"], "propagate": False}},
+}
 
 # After the grace period, the time to send 503 to the requests that are left.
 _ANSWERING_SECONDS = 2

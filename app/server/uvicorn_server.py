@@ -19,6 +19,8 @@ from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess, multiprocess
 
 logger = logging.getLogger("uvicorn.error")  # as uvicorn's own supervisor
+_SILENT = logging.getLogger("ext_classify.silent")
+_SILENT.setLevel(logging.CRITICAL)
 
 # uvicorn's default backlog: at most this many connections wait in the kernel.
 _MAX_BACKLOG = 2048
@@ -53,6 +55,8 @@ class GracefulServer(Server):
         accepted = (loop.connect_accepted_socket(self._make_protocol, connection) for connection in waiting)
         await asyncio.gather(*accepted, return_exceptions=True)
         await super().shutdown(sockets)
+        if self.force_exit:  # the loop then cancels the lifespan, which would log a traceback
+            self.lifespan.logger = _SILENT
 
     def _make_protocol(self) -> asyncio.Protocol:
         protocol: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]

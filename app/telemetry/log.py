@@ -1,4 +1,4 @@
-"""The service's log: one JSON line per event, written by a thread, so that a slow log never delays a request.
+"""The service's log: JSON lines, or text on a terminal. A slow reader of the log delays no request.
 
 The reader of standard error may stall: a full pipe, a stopped terminal, a slow disk. Lines then wait in a
 bounded queue; lines beyond its limit are dropped and counted.
@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from typing import TextIO
 
 from pydantic_core import to_json
@@ -28,7 +29,34 @@ _MAX_WRITE_BYTES = 64 * 1024
 _COLLECT_SECONDS = 0.02
 # Another process may have made the shared descriptor non-blocking.
 _RETRY_SECONDS = 0.05
-_FORMATTER = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+_EVENT = '{"event":'
+
+
+class LineFormatter(logging.Formatter):
+    """A JSON object for each record: the fields of an event, or the message of any other record.
+
+    On a terminal, the time, the level and the message as text.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(message)s")
+        self._is_for_people = sys.stderr is not None and sys.stderr.isatty()
+
+    def format(self, record: logging.LogRecord) -> str:
+        if self._is_for_people:
+            return super().format(record)
+        at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        head: dict[str, object] = {"time": at, "level": record.levelname}
+        text = record.getMessage()
+        if record.name == logger.name and text.startswith(_EVENT):
+            return f"{_format_json(head)[:-1]},{text[1:]}"
+        fields = {**head, "logger": record.name, "message": text}
+        if record.exc_info:
+            fields["exception"] = self.formatException(record.exc_info)
+        return _format_json(fields)
+
+
+_FORMATTER = LineFormatter()
 
 
 class LogWriter:
@@ -139,6 +167,7 @@ def configure(level: str) -> None:
     logger.propagate = False
     logger.setLevel(level.upper())
     logging.lastResort = BackgroundHandler(logging.WARNING)  # asyncio and aiohttp log from the event loop
+    logging.lastResort.setFormatter(_FORMATTER)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import Any
 from app.cli.command_line import Add, add_json, end_well_when_stopped, parse_integer, parse_number
 from app.cli.plan import sizing
 from app.cli.plan.measuring import measure
-from app.cli.plan.sizing import Measured, Plan, PlanError, Provider, Request
+from app.cli.plan.sizing import Measured, Plan, Provider, Request
 from app.cli.service_process import (
     add_model,
     default_images,
@@ -20,6 +20,7 @@ from app.cli.service_process import (
     named_or_own_service,
     refuse_model_of_another_service,
 )
+from app.errors import UsageError
 from app.images.files import find_images
 from app.settings import Settings
 from model.defaults import SAMPLES, usable_cores
@@ -115,7 +116,7 @@ def _measured(
     evidence: bool,
 ) -> Measured:
     if rate is not None and model is not None:
-        raise PlanError(
+        raise UsageError(
             f"`--rate` skips the measurement, so it excludes `--model`. Received: --model {model}"
         )
     refuse_model_of_another_service(model, url)

@@ -23,7 +23,7 @@ from tests.app.emulator.remote_service import Received, RemoteService, Reply, an
 from tests.app.emulator.sql import Sql
 from tests.app.workers.test_host import children
 from tests.conftest import SAMPLES
-from tests.running import CLI, TIMEOUT_SECONDS, running_service, wait_until
+from tests.running import CLI, TIMEOUT_SECONDS, running_service, usage_error, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -299,8 +299,7 @@ def test_unwritable_file_is_reported_before_any_request(
 
 
 def test_empty_path_is_not_the_current_folder(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["classify", "--url", "http://127.0.0.1:1", ""]) == 1
-    assert "PATH" in capsys.readouterr().err
+    assert "PATH" in usage_error(["classify", "--url", "http://127.0.0.1:1", ""], capsys)
 
 
 def test_invalid_key_file_is_not_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

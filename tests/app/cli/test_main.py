@@ -18,7 +18,7 @@ from app.client import is_ready
 from model.artifact import load_artifact
 from model.defaults import DEFAULT_MODEL_PATH, SHIPPED_MODELS
 from tests.conftest import SAMPLES
-from tests.running import CLI, TIMEOUT_SECONDS, free_port, running_demo, running_service
+from tests.running import CLI, TIMEOUT_SECONDS, free_port, running_demo, running_service, usage_error
 
 pytestmark = pytest.mark.slow
 
@@ -283,8 +283,7 @@ def test_model_serves_the_command_and_is_named(arguments: list[str]) -> None:
 def test_model_is_refused_where_no_service_starts(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([*arguments, "--model", str(DEFAULT_MODEL_PATH)]) == 1
-    assert "`--model`" in capsys.readouterr().err
+    assert "`--model`" in usage_error([*arguments, "--model", str(DEFAULT_MODEL_PATH)], capsys)
 
 
 @pytest.mark.parametrize("command", ["sql", "demo", "plan"])

@@ -9,7 +9,7 @@ import pytest
 from app.cli.main import main
 from model.artifact import load_artifact
 from tests.model.known_posterior import NAMES, write_images, write_network
-from tests.running import running_service
+from tests.running import running_service, usage_error
 
 pytestmark = pytest.mark.slow
 
@@ -44,8 +44,7 @@ def test_imported_network_is_quantised_and_served(tmp_path: Path, capfd: pytest.
 
 @pytest.mark.parametrize("flags", [["--int8"], ["--images", "photos"], ["--least-agreement", "0.9"]])
 def test_flags_need_each_other(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["compile", *flags]) == 1
-    assert "--int8 needs --images" in capsys.readouterr().err
+    assert "--int8 needs --images" in usage_error(["compile", *flags], capsys)
 
 
 @pytest.mark.parametrize("share", ["2", "101%", "-0.1", "nan", "x", "%"])

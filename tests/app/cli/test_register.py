@@ -21,7 +21,7 @@ from app.emulator import LocalServer
 from app.provisioning.user_session import UserSession, connect
 from model.defaults import DEFAULT_MODEL_PATH
 from tests.conftest import SAMPLES
-from tests.running import CLI, TIMEOUT_SECONDS, free_port, running_service
+from tests.running import CLI, TIMEOUT_SECONDS, free_port, running_service, usage_error
 
 pytestmark = pytest.mark.slow
 
@@ -60,6 +60,9 @@ class Commands:
     def fail(self, *arguments: str) -> str:
         assert main([*arguments[:1], *self._local, *arguments[1:]]) == 1
         return self._capsys.readouterr().err
+
+    def refuse(self, *arguments: str) -> str:
+        return usage_error([*arguments[:1], *self._local, *arguments[1:]], self._capsys)
 
     def register(self, *arguments: str) -> str:
         url = ["--url", f"{self.url}/classify", "--role-arn", ROLE_ARN]
@@ -176,7 +179,7 @@ def test_owner_role_continues_after_the_integration(commands: Commands) -> None:
     name = ["--integration", "ext_classify_api", "--url", f"{commands.url}/classify"]
     assert actions(commands.run("register", "--provider", "aws", "--no-integration", *name)) == {"created"}
     url = ["--url", f"{commands.url}/classify", "--role-arn", ROLE_ARN]
-    refused = commands.fail("register", "--provider", "aws", *url, "--owner-role", "builder", "--verify")
+    refused = commands.refuse("register", "--provider", "aws", *url, "--owner-role", "builder", "--verify")
     assert "--verify" in refused
 
 
@@ -272,11 +275,6 @@ def test_dry_run_prints_the_sql_without_connecting(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (
-            ["register", "--dry-run", "--provider", "spcs", "--database", "d; DROP", "--service", "s"],
-            "--database",
-        ),
-        (["unregister", "--schema", "'"], "schema"),
         (["upload", "/nowhere.png", "--stage", "images"], "/nowhere.png"),
         (["upload", str(SAMPLES), "--stage", "a b"], "a b"),
         (["upload", "README.md", "--stage", "images"], ".png"),
@@ -286,6 +284,12 @@ def test_dry_run_prints_the_sql_without_connecting(
 )
 def test_invalid_argument_is_reported(commands: Commands, arguments: list[str], message: str) -> None:
     assert message in commands.fail(*arguments)
+
+
+def test_invalid_name_shows_the_usage(commands: Commands) -> None:
+    spcs = ["--provider", "spcs", "--database", "d; DROP", "--service", "s"]
+    assert "--database" in commands.refuse("register", "--dry-run", *spcs)
+    assert "--schema" in commands.refuse("unregister", "--schema", "'")
 
 
 def test_unreachable_snowflake_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
@@ -459,10 +463,8 @@ def test_escape_characters_in_values_are_replaced() -> None:
     assert sql("SELECT 'a' || CHR(27) || '[31m' AS text").stdout.splitlines()[-1] == "a\ufffd[31m"
 
 
-def test_serve_allows_no_statement() -> None:
-    finished = sql("--serve", "SELECT 1")
-    assert finished.returncode == 1
-    assert "--serve" in finished.stderr
+def test_serve_allows_no_statement(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--serve" in usage_error(["sql", "--serve", "SELECT 1"], capsys)
 
 
 def test_local_sql_ignores_proxies_and_snowflake_settings(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from app.cli.main import main
+from tests.running import usage_error
 
 ROLE = ["--role-arn", "arn:aws:iam::123456789012:role/gateway"]
 URL = ["--url", "https://a.example.com/classify"]
@@ -52,9 +53,7 @@ AWS = ["--provider", "aws", "--database", "mill", *URL]
 def test_error_message_names_the_flags(
     capsys: pytest.CaptureFixture[str], flags: list[str], message: str
 ) -> None:
-    assert main(["register", "--dry-run", *flags]) == 1
-    [line] = capsys.readouterr().err.splitlines()
-    assert message in line
+    assert message in usage_error(["register", "--dry-run", *flags], capsys)
 
 
 @pytest.mark.parametrize(
@@ -68,8 +67,8 @@ def test_api_key_is_rejected_for_providers_without_keys(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, flags: list[str]
 ) -> None:
     (tmp_path / "key").write_text("hush", encoding="utf-8")
-    assert main(["register", "--dry-run", *flags, "--api-key-file", str(tmp_path / "key")]) == 1
-    assert "does not accept --api-key-file" in capsys.readouterr().err
+    arguments = ["register", "--dry-run", *flags, "--api-key-file", str(tmp_path / "key")]
+    assert "does not accept --api-key-file" in usage_error(arguments, capsys)
 
 
 def test_key_comes_from_a_file_and_is_not_printed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

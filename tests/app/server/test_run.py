@@ -1,4 +1,5 @@
 import gc
+import json
 import os
 import re
 import shlex
@@ -6,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ from app.settings import Settings
 from model.defaults import DEFAULT_MODEL_PATH
 from tests.app.workers.faults import put, tear
 from tests.conftest import SAMPLES
-from tests.running import CLI, TIMEOUT_SECONDS, free_port, logging_service, wait_until
+from tests.running import CLI, TIMEOUT_SECONDS, exchange, free_port, logging_service, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -60,6 +62,35 @@ def test_started_app_is_frozen_for_the_garbage_collector() -> None:
         gc.unfreeze()
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_every_line_of_the_log_is_json_where_no_terminal_is(workers: int, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    misspelt = {"EXT_CLASSIFY_MISSPELT": "1\n{"}
+    with logging_service(log, "--workers", str(workers), **misspelt) as (service, port):
+        wait_until(lambda: is_ready(f"http://127.0.0.1:{port}"))
+        Client(f"http://127.0.0.1:{port}").classify(SAMPLES / "pitted.png")
+    assert service.returncode == 0
+    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    assert all(datetime.fromisoformat(line["time"]).tzinfo and line["level"] for line in lines)
+    assert {"starting", "ready", "classified", "stopping"} <= {line.get("event") for line in lines}
+    messages = {(line["logger"], line["level"]) for line in lines if "event" not in line}
+    assert messages == {("uvicorn.error", "INFO"), ("ext_classify", "WARNING")}
+
+
+def test_second_ctrl_c_ends_the_service_without_a_traceback(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with logging_service(log) as (service, port):
+        wait_until(lambda: is_ready(f"http://127.0.0.1:{port}"))
+        with socket.create_connection(("127.0.0.1", port)) as unfinished:
+            unfinished.sendall(b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
+            assert exchange(port, "GET", "/readyz").status == 200  # after the service has read the other
+            service.send_signal(signal.SIGINT)
+            wait_until(lambda: "Shutting down" in log.read_text(encoding="utf-8"))
+            service.send_signal(signal.SIGINT)
+            assert service.wait(TIMEOUT_SECONDS) == 130
+    assert "Traceback" not in log.read_text(encoding="utf-8")
+
+
 def test_dead_worker_is_replaced(tmp_path: Path) -> None:
     log = tmp_path / "log"
     with logging_service(log, "--workers", "2") as (service, port):
@@ -100,7 +131,7 @@ def test_worker_that_cannot_start_stops_the_service_with_one_line(tmp_path: Path
 
 
 def fault_lines(stderr: str) -> list[str]:
-    return [line for line in stderr.splitlines() if not line.startswith("INFO:")]
+    return [line for line in stderr.splitlines() if not line.startswith("{")]
 
 
 def test_start_error_of_all_workers_is_printed_once(tmp_path: Path) -> None:
