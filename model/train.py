@@ -17,7 +17,7 @@ from model.image import ImageSpec
 from model.networks.keras_model import count_macs
 from model.tensorflow_engine import TensorFlowClassifier
 from model.training.candidates import Chosen, choose
-from model.training.fit import Fitted, Knobs, with_channels
+from model.training.fit import Fitted, Knobs, with_image
 from model.training.folder import (
     SPLITS,
     Folder,
@@ -41,7 +41,7 @@ def train(  # noqa: PLR0913 - each is said by its name
     TrainingError if the artifact cannot be written or, without `force`, exists. The report names `command`.
     """
     refuse_output(h5_path, data_dir, force=force)
-    knobs = with_channels(knobs, choose_channels(data_dir))
+    knobs = with_image(knobs, channels=choose_channels(data_dir))
     folder = load_folder(data_dir, knobs.image)
     print(describe_folder(folder), file=sys.stderr)
     splits = split(folder)

@@ -82,9 +82,10 @@ def _train_texture(
 ) -> Artifact:
     with needs_extra("train"):
         from model.train import train  # noqa: PLC0415 - optional
-        from model.training.fit import Knobs, resized  # noqa: PLC0415
+        from model.training.fit import Knobs, with_image  # noqa: PLC0415
     knobs = Knobs(accuracy=accuracy, epochs=epochs)
-    knobs = knobs if size is None else resized(knobs, *size)
+    if size is not None:
+        knobs = with_image(knobs, height=size[0], width=size[1])
     return train(data, output, knobs, seed, force=force, command=command)
 
 

@@ -22,7 +22,7 @@ from model.evaluation.out_of_distribution import out_of_distribution_sets
 from model.networks.keras_model import count_macs
 from model.novelty import Novelty
 from model.tensorflow_engine import TensorFlowClassifier
-from model.training.fit import Knobs, fit_calibrated, with_channels
+from model.training.fit import Knobs, fit_calibrated, with_image
 from model.training.folder import SPLITS, Folder, LabelledImages, choose_channels, load_folder
 from model.training.recipe import Knobs as RecipeKnobs
 from model.training.recipe import train_one_seed
@@ -63,7 +63,7 @@ FitFold = Callable[[Folder, NDArray[np.str_], int, Path], FoldNetwork]
 
 
 def fit_texture(folder: Folder, splits: NDArray[np.str_], fold: int, checkpoint: Path) -> FoldNetwork:
-    knobs = with_channels(Knobs(), folder.data.images.shape[3])
+    knobs = with_image(Knobs(), channels=folder.data.images.shape[3])
     trained = fit_calibrated(folder, splits, knobs, fold, checkpoint)
     return FoldNetwork(trained.network, trained.novelty)
 

@@ -9,15 +9,13 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from model.novelty import Novelty
 from model.preprocessing import softmax
 from model.tensorflow_engine import TensorFlowClassifier
 from model.training.calibration import expected_accuracy, fit_temperature
-from model.training.fit import Fitted, Knobs, Trained, fit_calibrated
+from model.training.fit import Knobs, Trained, fit_calibrated
 from model.training.folder import SPLITS, Folder
 from model.training.frozen import VIEWS, FrozenStatistics
 from model.training.ridge import Linear
@@ -29,21 +27,14 @@ FEW_TEST_IMAGES = 30
 
 
 @dataclass(frozen=True)
-class Chosen:
+class Chosen(Trained):
     """A network to save, and what is known of it."""
 
     name: str
-    network: keras.Model
-    novelty: Novelty
-    temperature: float
-    accuracy: float
-    """The mean confidence after calibration."""
     trained_on: NDArray[np.bool_]
     """(n,)."""
     baseline: str
     """On how many images the frozen network is right, in words."""
-    fitted: Fitted | None = None
-    """The training's history; None for the frozen network."""
     folds: Unseen | None = None
     """Answers for all images by cross-validation, if the test part has few."""
     fold_probabilities: NDArray[np.float32] | None = None
@@ -66,16 +57,7 @@ def choose(folder: Folder, splits: NDArray[np.str_], knobs: Knobs, seed: int, ch
     # Few images do not tell equal networks apart.
     if right < least or (is_small and right == least):
         return replace(baseline, baseline=words)
-    return Chosen(
-        name="texture",
-        network=trained.network,
-        novelty=trained.novelty,
-        temperature=trained.temperature,
-        accuracy=trained.accuracy,
-        trained_on=np.asarray(splits == "train"),
-        baseline=words,
-        fitted=trained.fitted,
-    )
+    return Chosen(**vars(trained), name="texture", trained_on=splits == "train", baseline=words)
 
 
 def _by_folds(
@@ -127,7 +109,7 @@ def _finish(
     accuracy = known or expected_accuracy(scores, labels)
     temperature = fit_temperature(scores, accuracy)
     network, novelty = frozen.network(layer, temperature), frozen.fit_novelty(used)
-    return Chosen("frozen", network, novelty, temperature, accuracy, used, words)
+    return Chosen(network, temperature, accuracy, novelty, None, "frozen", used, words)
 
 
 def _compare(

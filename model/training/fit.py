@@ -98,17 +98,13 @@ class Trained:
     accuracy: float
     """The mean confidence after calibration."""
     novelty: Novelty
-    fitted: Fitted
+    fitted: Fitted | None
+    """The training's history; None for the frozen network."""
 
 
-def resized(knobs: Knobs, height: int, width: int) -> Knobs:
-    """Return the options for images of another size."""
-    return replace(knobs, image=knobs.image.model_copy(update={"height": height, "width": width}))
-
-
-def with_channels(knobs: Knobs, channels: int) -> Knobs:
-    """Return the options for grey or coloured images."""
-    return replace(knobs, image=knobs.image.model_copy(update={"channels": channels}))
+def with_image(knobs: Knobs, **changes: int) -> Knobs:
+    """Return the options for images of another height, width or number of channels."""
+    return replace(knobs, image=knobs.image.model_copy(update=changes))
 
 
 def fit_calibrated(

@@ -23,7 +23,7 @@ from model.networks.keras_model import count_macs, load_network
 from model.train import train
 from model.training import candidates, frozen
 from model.training import fit as fitting
-from model.training.fit import Fitted, Knobs, Training, resized, run
+from model.training.fit import Fitted, Knobs, Training, run, with_image
 from model.training.folder import LabelledImages
 from model.training.frozen import TextureStatistics
 from tests.model.pictures import CLASSES, draw_class
@@ -299,8 +299,8 @@ def test_flags_that_would_be_ignored_are_refused(
     assert not (tmp_path / "n.h5").exists()
 
 
-def test_resized_changes_the_image_spec() -> None:
-    assert resized(KNOBS, 64, 96).image.shape == (64, 96, 1)
+def test_with_image_changes_the_image_spec() -> None:
+    assert with_image(KNOBS, height=64, width=96).image.shape == (64, 96, 1)
 
 
 def test_commands_train_and_report(
