@@ -313,10 +313,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _check_auth(self) -> Self:
-        needs = {
-            "api_key": {"api_keys_file"},
-            "jwt": {"jwt_issuer", "jwt_audience", "jwt_jwks_url"},
-        }
+        needs = {"api_key": {"api_keys_file"}, "jwt": {"jwt_issuer", "jwt_audience", "jwt_jwks_url"}}
         for method in self.auth:
             if missing := sorted(name.upper() for name in needs.get(method, ()) if not getattr(self, name)):
                 raise ValueError(f"AUTH={method} needs {', '.join(missing)}")

@@ -19,15 +19,7 @@ from pathlib import Path
 from typing import Any, Self, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
-from app.client.transport import (
-    TIMEOUT_SECONDS,
-    NoReply,
-    Reply,
-    Request,
-    Transport,
-    is_loopback,
-    send_once,
-)
+from app.client.transport import TIMEOUT_SECONDS, NoReply, Reply, Request, Transport, is_loopback, send_once
 from app.errors import CommandError
 from app.names import BATCH_ID_HEADER
 from app.outcome import ErrorDetail, ModelIdentity, Outcome, blank_outcome

@@ -18,13 +18,7 @@ from app.errors import (
     StageNotAuthorized,
     UrlNotAllowed,
 )
-from app.names import (
-    OwnersStage,
-    SchemaMissing,
-    parse_full_location,
-    parse_identifier,
-    quote_identifier,
-)
+from app.names import OwnersStage, SchemaMissing, parse_full_location, parse_identifier, quote_identifier
 from app.outcome import Outcome
 from model.errors import ImageTooLarge, InputError
 from model.image_limits import ImageLimits

@@ -35,10 +35,7 @@ INTEGRATION_FILES = {
 }
 PROVIDERS = (*INTEGRATION_FILES, "spcs")
 # Argument types of the function, and the NULL handling that DESC FUNCTION shows.
-SIGNATURES = {
-    "VARCHAR": "RETURNS NULL ON NULL INPUT",
-    "VARCHAR, OBJECT": "CALLED ON NULL INPUT",
-}
+SIGNATURES = {"VARCHAR": "RETURNS NULL ON NULL INPUT", "VARCHAR, OBJECT": "CALLED ON NULL INPUT"}
 
 Kind: TypeAlias = Literal["use", "stage", "integration", "alteration", "trust", "key", "function", "grant"]
 

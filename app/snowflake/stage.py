@@ -225,11 +225,7 @@ class SignedStage:
 class StageBatch:
     """The staged files of one batch, whose URLs are presigned or being presigned."""
 
-    def __init__(
-        self,
-        reader: StageReader,
-        signing: Mapping[Stage, "asyncio.Future[SignedStage]"],
-    ) -> None:
+    def __init__(self, reader: StageReader, signing: Mapping[Stage, "asyncio.Future[SignedStage]"]) -> None:
         self._reader = reader
         self._signing = signing
 

@@ -52,9 +52,7 @@ REQUEST_SECONDS = Histogram(
     "ext_classify_request_seconds", "From the head of a request to its response.", buckets=_REQUEST_SECONDS
 )
 ROWS = Counter(
-    "ext_classify_rows",
-    "Rows by outcome: classified, abstained, null, or an error's code.",
-    ["outcome"],
+    "ext_classify_rows", "Rows by outcome: classified, abstained, null, or an error's code.", ["outcome"]
 )
 STEP_SECONDS = Histogram(
     "ext_classify_row_step_seconds", "Mean over a request's rows, by step.", ["step"], buckets=_ROW_SECONDS

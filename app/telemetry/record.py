@@ -70,9 +70,5 @@ class RefusalLog:
 def record_abandoned(query_id: str | None, batch_id: str | None, rows: int, since_start: int) -> None:
     """The client has disconnected before the answer."""
     log_event(
-        "abandoned",
-        query_id=query_id,
-        batch_id=batch_id,
-        rows=rows,
-        abandoned_rows_since_start=since_start,
+        "abandoned", query_id=query_id, batch_id=batch_id, rows=rows, abandoned_rows_since_start=since_start
     )

@@ -137,9 +137,7 @@ def _add_step(tracer: "Tracer", name: str, step: Step) -> None:
     """A span from the first of its rows to the last; `seconds` is their sum, as rows overlap."""
     epoch_ns = time_ns() - round(perf_counter() * 1e9)
     span = tracer.start_span(
-        name,
-        start_time=epoch_ns + round(step.began * 1e9),
-        attributes={"ext_classify.seconds": step.seconds},
+        name, start_time=epoch_ns + round(step.began * 1e9), attributes={"ext_classify.seconds": step.seconds}
     )
     span.end(epoch_ns + round(step.ended * 1e9))
 

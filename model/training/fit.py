@@ -309,10 +309,7 @@ class Training:
         unfinished = checkpoint.with_name(checkpoint.name + ".part")
         with unfinished.open("wb") as file:
             curves = {"loss": self.loss, "accuracy": self.accuracy}
-            facts = {
-                "finished_epochs": np.array(finished_epochs),
-                "fingerprint": np.array(self._fingerprint),
-            }
+            facts = {"finished_epochs": np.array(finished_epochs), "fingerprint": np.array(self._fingerprint)}
             np.savez(file, **facts, **curves, **arrays)  # type: ignore[arg-type]
         unfinished.replace(checkpoint)
 

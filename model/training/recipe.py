@@ -181,9 +181,7 @@ def training_batches(data: LabelledImages, num_classes: int, knobs: Knobs, seed:
 
     def augmented(indices: tf.Tensor, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         warp = random_warp(
-            knobs.augmentation,
-            tf.shape(indices)[0],
-            seed=tf.stack([tf.constant(seed, tf.int64), step]),
+            knobs.augmentation, tf.shape(indices)[0], seed=tf.stack([tf.constant(seed, tf.int64), step])
         )
         batch = tf.cast(tf.gather(images, indices), tf.float32)
         warped = apply_warp(batch, warp)

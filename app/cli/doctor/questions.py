@@ -119,10 +119,7 @@ QUESTIONS: dict[str, tuple[str, Ask]] = {
         lambda at: str(at.value("SYSTEM$BEHAVIOR_CHANGE_BUNDLE_STATUS('2026_08')")),
     ),
     "function": ("How does the account describe the function?", _integration),
-    "base64": (
-        "Is base64 text classified?",
-        lambda at: at.call(quote_string(_sample())),
-    ),
+    "base64": ("Is base64 text classified?", lambda at: at.call(quote_string(_sample()))),
     "hex": (
         "Is a BINARY classified, as hex text?",
         lambda at: at.call(f"HEX_ENCODE(BASE64_DECODE_BINARY({quote_string(_sample())}))"),
@@ -151,20 +148,14 @@ QUESTIONS: dict[str, tuple[str, Ask]] = {
         lambda at: at.call(f"GET_PRESIGNED_URL({at.arguments}, 600)"),
     ),
     "signing": ("Which host have signed URLs, and do network rules let this machine fetch?", _fetch_signed),
-    "429": (
-        "Is a 429 sent again, when, and with the same batch id?",
-        lambda at: at.call(f"'{PROBE}429'"),
-    ),
+    "429": ("Is a 429 sent again, when, and with the same batch id?", lambda at: at.call(f"'{PROBE}429'")),
     "202": ("Is a 202 polled?", lambda at: at.call(f"'{PROBE}202'")),
     "grants_function": (
         "Which roles can call the function?",
         lambda at: _grants(at, f"FUNCTION {at.function}(VARCHAR)"),
     ),
     "grants_stage": ("Who may read the stage?", lambda at: _grants(at, f"STAGE {at.stage}")),
-    "network_policy": (
-        "Has the account a network policy?",
-        lambda at: _show_parameter(at, "NETWORK_POLICY"),
-    ),
+    "network_policy": ("Has the account a network policy?", lambda at: _show_parameter(at, "NETWORK_POLICY")),
     "internal_stages": (
         "Do network rules hold for internal stages?",
         lambda at: _show_parameter(at, "ENFORCE_NETWORK_RULES_FOR_INTERNAL_STAGES"),

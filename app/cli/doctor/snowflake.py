@@ -7,11 +7,7 @@ from contextlib import ExitStack
 from http import HTTPStatus
 from urllib.parse import urlsplit
 
-from app.cli.doctor.service import (
-    TIMEOUT_SECONDS,
-    check_certificate,
-    check_date_header,
-)
+from app.cli.doctor.service import TIMEOUT_SECONDS, check_certificate, check_date_header
 from app.client import ClientError
 from app.client.client import Service
 from app.client.transport import NoReply, Reply, Request, send_once
@@ -19,10 +15,7 @@ from app.findings import Finding, Findings, check_session
 from app.images.allowlist import HTTPS_PORT
 from app.images.fetcher import create_fetcher
 from app.names import quote_string
-from app.provisioning.user_session import (
-    StatementFailed,
-    UserSession,
-)
+from app.provisioning.user_session import StatementFailed, UserSession
 from app.settings import Settings
 from app.snowflake.self_check import SelfCheck
 from app.snowflake.session import SnowflakeSession
