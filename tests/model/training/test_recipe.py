@@ -324,17 +324,6 @@ class TestControlC:
         assert measured.accuracy == artifact.card.metrics["test"]["accuracy"]
         assert not (tmp_path / "cache").exists()
 
-    def test_interruption_before_an_epoch_has_finished_saves_nothing(self, tmp_path: Path) -> None:
-        data_dir = draw_folder(tmp_path / "data", train_images=400, side=4)
-        h5_path = tmp_path / "out" / "net.h5"
-        with training_in_terminal(data_dir, h5_path) as run:
-            run.interrupt_at(r"\b[1-9]\d*/37500 .*loss")
-        assert "after epoch" not in run.stderr
-        assert run.process.returncode == 130
-        assert run.stderr.rstrip().endswith("ext-classify: interrupted")
-        assert "Traceback" not in run.stderr
-        assert not h5_path.parent.exists()
-
 
 def test_output_must_be_an_h5(data_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"\.h5\. Received: .*net\.keras"):
