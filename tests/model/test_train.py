@@ -74,9 +74,12 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def trained(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     h5 = tmp_path_factory.mktemp("trained") / "deep" / "textures.h5"
-    flags = ["--epochs", "40", "--size", "48x48"]
-    assert main(["train", "--data", str(data_dir), "--output", str(h5), *flags]) == 0
+    assert main(train_command(data_dir, h5)) == 0
     return load_artifact(h5)
+
+
+def train_command(data_dir: Path, h5: Path) -> list[str]:
+    return ["train", "--data", str(data_dir), "--output", str(h5), "--epochs", "40", "--size", "48x48"]
 
 
 def labelled(data_dir: Path) -> LabelledImages:
@@ -317,10 +320,11 @@ def test_command_reports(
     assert names >= {"training", "confusion", "reliability", "risk_coverage", "novelty", "robustness"}
     assert names >= {"architecture", "worst"}
     assert page.count("data:image/png;base64,") == len(names - {"worst"})
-    assert "<dt>epochs</dt><dd>12 " in page
-    own = (tmp_path / "n-report" / "report.html").read_text(encoding="utf-8")
-    assert load_artifact(h5).card.metrics["verdict"] in own
-    assert f"<code>ext-classify {shlex.join(train)} --force</code>" in own
+    assert "<dt>epochs</dt><dd>40 " in page
+    own = trained.h5_path.with_name("textures-report") / "report.html"
+    assert trained.card.metrics["verdict"] in own.read_text(encoding="utf-8")
+    command = shlex.join(train_command(data_dir, trained.h5_path))
+    assert f"<code>ext-classify {command} --force</code>" in own.read_text(encoding="utf-8")
     assert "http://" not in page
     assert "https://" not in page
     assert "Wrote" in capsys.readouterr().out
