@@ -137,7 +137,7 @@ def test_sql_that_is_written_out_parses(name: str) -> None:
 
 @pytest.mark.parametrize("name", PAGES)
 def test_commands_within_the_text_are_commands(name: str) -> None:
-    text = re.sub(r"^```.*?^```$", "", page(name), flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(r"^ *```.*?^ *```$", "", page(name), flags=re.MULTILINE | re.DOTALL)
     found = [shlex.split(" ".join(words.split())) for words in re.findall(r"`([^`]+)`", text)]
     refuse_wrong_calls([words for words in found if words[0] == "make" and len(words) > 1])
     for words in found:
