@@ -20,7 +20,8 @@ from model.evaluation.page import Drawn, Fact, Heat, Page, Study, write_page
 from model.evidence import Box, against_the_others, heat_of
 from model.image import ImageSpec, decode_sized
 from model.image_limits import ImageLimits
-from model.networks.keras_model import layer_costs, load_network
+from model.networks.files import inspect_network
+from model.networks.keras_model import layer_costs, load_keras
 from model.training.fit import EPOCHS
 from model.training.folder import Folder, LabelledImages
 from model.training.metrics import confusion_matrix, measure, reliability, risk_coverage, wilson_interval
@@ -253,9 +254,10 @@ def _network_figures(measured: _Measured) -> Iterator[Drawn]:
             "random), and so harder than the originals."
         )
         yield Drawn("training", "Training", words, curves)
-    if card.is_given_tflite:
+    network = inspect_network(measured.artifact.h5_path)
+    if network.reader in {"saved_model", "tflite"}:  # these hold operations, not layers
         return
-    if steps := layer_costs(load_network(measured.artifact.h5_path)):
+    if steps := layer_costs(load_keras(network)):
         words = "The layers with weights, from the image to the answer, and what each costs."
         yield Drawn("architecture", "Architecture", words, plots.architecture(steps))
 

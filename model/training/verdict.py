@@ -107,5 +107,5 @@ def _foreign(unseen: Unseen, foreign: NDArray[np.bool_] | None) -> str:
 def _join(names: Sequence[str]) -> str:
     more = len(names) - _MOST_NAMED
     if more > 0:
-        names = [*names[:_MOST_NAMED], f"{more} more classes"]
+        names = [*names[:_MOST_NAMED], f"{more} more class{'es' if more > 1 else ''}"]
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -283,19 +283,13 @@ def test_names_with_special_characters_are_found_by_the_next_run(tmp_path: Path,
             assert not results.has(name, "d", "v", evidence=False)
 
 
-@pytest.mark.parametrize(
-    ("out", "message"),
-    [
-        ("gone/a.csv", "gone/a.csv: No such file or directory"),
-        ("a.txt", ".csv, .json, .jsonl, .parquet"),
-    ],
-)
 def test_unwritable_file_is_reported_before_any_request(
-    tmp_path: Path, out: str, message: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["classify", "--url", "http://127.0.0.1:1", "--out", str(tmp_path / out), str(SAMPLES)]
-    assert main(command) == 1
-    assert message in capsys.readouterr().err
+    command = ["classify", "--url", "http://127.0.0.1:1", str(SAMPLES), "--out"]
+    assert main([*command, str(tmp_path / "gone/a.csv")]) == 1
+    assert "gone/a.csv: No such file or directory" in capsys.readouterr().err
+    assert ".csv, .json, .jsonl, .parquet" in usage_error([*command, str(tmp_path / "a.txt")], capsys)
 
 
 def test_empty_path_is_not_the_current_folder(capsys: pytest.CaptureFixture[str]) -> None:

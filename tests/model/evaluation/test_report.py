@@ -14,9 +14,11 @@ from model.compile import compile_artifact
 from model.evaluation.page import ClassRow, Page, Study, class_rows, write_page
 from model.evaluation.report import answer_figures
 from model.image import encode_png
+from model.importing import import_network
 from model.training.folder import LabelledImages
 from model.training.save import save
 from tests.model.conftest import SPEC, random_images, tiny_network
+from tests.model.kinds import KINDS
 
 MOST_BYTES = 3_000_000
 CLASS_NAMES = ("\"'>&amp;$x^2$", "<img src=x onerror=alert(1)>", "划痕 \u202eabc")
@@ -141,3 +143,18 @@ def test_page_of_many_large_images_is_small(tmp_path: Path) -> None:
     page = write_page(Page("n", "Verdict: none.", found, lambda _: heat, [], figures, [], ""), tmp_path / "r")
     assert page.stat().st_size < MOST_BYTES
     assert Parsed(page).text.count(".png") > 12
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["keras-saved-model", "tflite"])
+def test_network_without_layers_has_a_report_without_their_figure(name: str, tmp_path: Path) -> None:
+    [kind] = [kind for kind in KINDS if kind.name == name]
+    artifact = import_network(kind.write(tmp_path)[0], kind.request).artifact
+    for class_name in artifact.card.class_names:
+        (tmp_path / "data" / "test" / class_name).mkdir(parents=True)
+        image = encode_png(random_images(1, artifact.card.image)[0])
+        (tmp_path / "data" / "test" / class_name / "1.png").write_bytes(image)
+    command = ["evaluate", "--data", str(tmp_path / "data"), "--model", str(artifact.h5_path)]
+    assert main([*command, "--report", str(tmp_path / "report")]) == 0
+    figures = {file.stem for file in (tmp_path / "report").glob("*.png")}
+    assert figures == {"confusion", "reliability", "risk_coverage", "robustness", "worst"}

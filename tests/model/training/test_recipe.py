@@ -323,6 +323,10 @@ class TestControlC:
         measured = measure(classifier.predict(data.images), data.labels)
         assert measured.accuracy == artifact.card.metrics["test"]["accuracy"]
         assert not (tmp_path / "cache").exists()
+        page = (h5_path.parent / "net-report" / "report.html").read_text(encoding="utf-8")
+        assert artifact.card.metrics["verdict"] in page
+        kept = f"{facts['finished_epochs']}, of which number {facts['best_epoch']} is kept"
+        assert f"<dt>epochs</dt><dd>{kept} " in page
 
 
 def test_output_must_be_an_h5(data_dir: Path, tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """The verdict says in words what a training has achieved."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -71,3 +73,11 @@ def test_many_weak_classes_are_counted() -> None:
     names = tuple("abcdefghi")
     said = verdict(answers((0,) * 9, 3, instead=8), np.ones(1, dtype=bool), names, np.full(9, 5))
     assert "e (0 of 3 right) and 3 more classes" in said
+
+
+def test_classes_of_unknown_sizes_are_to_be_checked() -> None:
+    unseen = replace(answers((15, 3, 15), 15), how="", what="train images")
+    said = verdict(unseen, None, NAMES, None)
+    assert said.startswith("Verdict: right on 33 of 45 train images (95 %")
+    assert "Check the labels of braided (3 of 15 right), often taken for dotted." in said
+    assert "photographs" not in said
