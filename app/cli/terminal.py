@@ -4,9 +4,9 @@ import importlib.util
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, TypeAlias
 
 from app.outcome import Outcome
 
@@ -20,16 +20,7 @@ Advance = Callable[[int], None]
 WIDEST_BAR = 24
 
 
-class Screen(Protocol):
-    def line(self, text: str = "", style: str = "") -> None: ...
-
-    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None: ...
-
-    def summary(self, text: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Print a table on a terminal, or `text` in plain output."""
-
-    def progress(self, total: int | None, what: str) -> AbstractContextManager[Advance]:
-        """Show a progress bar if a terminal is attached."""
+Screen: TypeAlias = "PlainScreen | _RichScreen"
 
 
 def open_screen(*, as_json: bool = False) -> Screen:
@@ -49,6 +40,7 @@ class PlainScreen:
             print("  ".join(f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True)).rstrip())
 
     def summary(self, text: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:  # noqa: ARG002
+        """Print `text`; on a terminal, the table."""
         self.line(text)
 
     @contextmanager

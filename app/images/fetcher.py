@@ -1,6 +1,6 @@
 """Selects the image fetcher: the HTTP client, or NoFetcher if the settings allow no URL."""
 
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Self, TypeAlias
 
 from app.images.allowlist import Allowlist
 from app.images.source import Url
@@ -10,13 +10,10 @@ if TYPE_CHECKING:
     from app.images.http import ImageFetcher
 
 
-class Fetcher(Protocol):
-    async def fetch(self, source: Url, allowlist: Allowlist | None = None) -> bytes:
-        """The bytes behind a URL on `allowlist`, by default the settings' allowlist. Raises InputError."""
-        ...
+Fetcher: TypeAlias = "ImageFetcher | NoFetcher"
 
 
-def create_fetcher(settings: Settings) -> "ImageFetcher | NoFetcher":
+def create_fetcher(settings: Settings) -> Fetcher:
     """The HTTP client, or NoFetcher if no URL is allowed; an async context manager."""
     if not settings.allowed_url_hosts and not settings.reads_stages:
         return NoFetcher(settings)
