@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from app.client import ClientError
+from app.errors import ClassifierDied, ClassifyTimeout, PredictionFailed
 from app.names import directory_of, parse_identifier, quote_identifier
 from app.outcome import Outcome
 from app.provisioning.user_session import StatementFailed, UserSession
+from model.errors import CorruptImage, ImageTooLarge, UnsupportedFormat
 
 # Rows per INSERT; a VARIANT holds 16 MB, and an outcome without evidence takes half a kilobyte.
 MAX_ROWS = 5000
@@ -107,16 +109,8 @@ GIVE_UP_FILES = 500
 
 # Errors of the image itself, which recur on every retry. All other errors come from the connection, the stage
 # or the settings, and can be fixed.
-_FINAL_ERRORS = frozenset(
-    {
-        "unsupported_format",
-        "corrupt_image",
-        "image_too_large",
-        "prediction_failed",
-        "classifier_died",
-        "classify_timeout",
-    }
-)
+_IMAGE_ERRORS = (UnsupportedFormat, CorruptImage, ImageTooLarge)
+_FINAL_ERRORS = {e.code for e in (*_IMAGE_ERRORS, PredictionFailed, ClassifierDied, ClassifyTimeout)}
 
 Answers = list[tuple[StagedFile, Outcome]]
 

@@ -17,20 +17,10 @@ Reader: TypeAlias = Literal["keras3", "keras2", "saved_model", "tflite"]
 # Layers that run code, load other files, or call a function that the file names.
 _CODE_LAYERS = frozenset(
     {
-        "Lambda",
-        "__lambda__",
-        "ClassMethod",
-        "FlaxLayer",
-        "InstanceMethod",
-        "InstanceProperty",
-        "IntegerLookup",
-        "JaxLayer",
-        "StringLookup",
-        "TFSMLayer",
-        "TextVectorization",
-        "TorchModuleWrapper",
+        "Lambda", "__lambda__", "ClassMethod", "FlaxLayer", "InstanceMethod", "InstanceProperty",
+        "IntegerLookup", "JaxLayer", "StringLookup", "TFSMLayer", "TextVectorization", "TorchModuleWrapper",
     }
-)
+)  # fmt: skip
 # Layers that call the TensorFlow function which their configuration names.
 _TENSORFLOW_CALLS = frozenset({"TFOpLambda", "SlicingOpLambda"})
 OPERATION_LAYER = "TensorFlowOpLayer"
