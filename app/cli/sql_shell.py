@@ -19,7 +19,7 @@ from app.cli.sql import LOCAL_INTEGRATION
 from app.cli.terminal import open_screen
 from app.client import Client, ClientError
 from app.emulator import DATABASE, SCHEMA, Chaos, LocalServer, split_statements
-from app.images.files import find_images
+from app.images.files import find_images, is_named_as_image
 from app.provisioning.register import Registration, register
 from app.provisioning.user_session import StatementFailed, UserSession, connect
 
@@ -84,7 +84,8 @@ def local_sql(
         chaos = None if chaos_seed is None else Chaos(chaos_seed)
         server = stack.enter_context(LocalServer(port, chaos=chaos, refused_seconds=REFUSED_SECONDS))
         stage = server.mount(images.resolve())
-        if not stage.directory:
+        shown = sum(is_named_as_image(file.relative_path) for file in stage.directory)
+        if not shown:
             raise ClientError(
                 f"There are no images in {images}; links that lead out of the folder are ignored."
             )
@@ -101,7 +102,7 @@ def local_sql(
             pass
         with Client(url) as client:
             network = describe_model(client)
-        yield LocalSql(Shell(user_session, server, len(stage.directory)), server, url, network, service)
+        yield LocalSql(Shell(user_session, server, shown), server, url, network, service)
 
 
 class Shell:

@@ -1,22 +1,22 @@
 """The emulated objects that DuckDB does not hold: stages, API integrations, functions and grants."""
 
 import hashlib
+import mimetypes
 import os
 import re
 import secrets
 import tempfile
 import threading
-from base64 import b64encode, urlsafe_b64encode
+from base64 import b64encode, urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypeAlias
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
-from app.emulator.errors import invalid, not_found
-from app.images.files import IMAGE_SUFFIXES
-from app.names import quote_identifier
+from app.emulator.errors import invalid, no_such_file, not_found
+from app.names import parse_location, quote_identifier
 
 # Random, so that a service that reads from another emulator refuses the file URLs of this one instead of
 # classifying its own files of the same names.
@@ -25,6 +25,9 @@ ACCOUNT_HOST = f"{ACCOUNT}.snowflakecomputing.com"
 # They exist from the start.
 DATABASE = "LOCAL"
 SCHEMA = "PUBLIC"
+
+# As HTTP has it.
+TIME_OF_FILES = "%a, %d %b %Y %H:%M:%S GMT"
 
 # Database, schema, object.
 Name: TypeAlias = tuple[str, str, str]
@@ -51,7 +54,7 @@ class StagedFile:
 class Stage:
     """`folder` holds the files; `metadata` maps a path to the headers that an encrypting client stored.
 
-    A stage may show the images of a `mounted` folder too, and never changes them.
+    A stage may show the files of a `mounted` folder too, and never changes them.
     """
 
     name: Name
@@ -110,6 +113,22 @@ class Stage:
         token = urlsafe_b64encode(f"{self}/{relative_path}".encode()).decode().rstrip("=")
         return f"https://{ACCOUNT_HOST}/api/files/{query_id}/{token}"
 
+    def describe_file(self, relative_path: str) -> dict[str, Any] | None:
+        """The metadata of a FILE value, None if there is no such file."""
+        path = self.path_of(relative_path)
+        if path is None:
+            return None
+        file = self._describe(path, relative_path)
+        kind, _ = mimetypes.guess_type(relative_path, strict=False)
+        return {
+            "CONTENT_TYPE": kind or "application/octet-stream",
+            "ETAG": file.etag,
+            "LAST_MODIFIED": file.last_modified.strftime(TIME_OF_FILES),
+            "RELATIVE_PATH": relative_path,
+            "SIZE": file.size,
+            "STAGE": "@" + ".".join(map(_plain_name, self.name)),
+        }
+
     def _describe(self, path: Path, relative_path: str) -> StagedFile:
         status = path.stat()
         # A mounted folder may be too large to hash; a stage that clients PUT to is small.
@@ -133,9 +152,13 @@ def _resolve(folder: Path, relative_path: str) -> Path:
 
 
 def _is_shown(relative_path: str) -> bool:
-    """Whether a stage shows this file of a mounted folder: the images that `upload` selects."""
-    path = PurePosixPath(relative_path)
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+    """Whether a stage shows this file of a mounted folder: all but hidden ones, such as those of .git."""
+    return not any(part.startswith(".") for part in PurePosixPath(relative_path).parts)
+
+
+def _plain_name(part: str) -> str:
+    """The part of a name, in quotes only if it needs them."""
+    return part if re.fullmatch(r"[A-Z_][A-Z0-9_$]*", part) else quote_identifier(part)
 
 
 def _encode(text: str) -> str:
@@ -169,10 +192,10 @@ class ApiIntegration:
 
 @dataclass(frozen=True)
 class ExternalFunction:
-    """An external function, or a service function of Snowpark Container Services.
+    """An external function, a service function of Snowpark Container Services, or a function in SQL.
 
     `arguments` are (name, type) pairs, with types as declared: NUMBER(10,2), not NUMBER. `body` is the URL of
-    an external function and the path of a service function.
+    an external function, the path of a service function, and the expression of a function in SQL.
     """
 
     name: Name
@@ -204,6 +227,10 @@ class ExternalFunction:
         """The service of a service function."""
         service: Name | None = self.options.get("SERVICE")
         return service
+
+    @property
+    def is_sql(self) -> bool:
+        return "LANGUAGE" in self.options
 
     @property
     def max_batch_retries(self) -> int:
@@ -238,6 +265,28 @@ class Grant(NamedTuple):
     role: str
 
 
+_FILE_URL = re.compile(rf"https://{re.escape(ACCOUNT_HOST)}/api/files/(.*)", re.DOTALL)
+# The number of parts of a scoped URL: a query id, and a token.
+_PARTS_OF_SCOPED = 2
+
+
+def _parse_file(location: str, path: str) -> tuple[tuple[str, ...], str, dict[str, str]]:
+    """The parts of the stage's name, the file's path, and the URL that the FILE value keeps."""
+    try:
+        if location.startswith("@"):
+            return *parse_location(f"{location}/{path}" if path else location), {}
+        if found := _FILE_URL.fullmatch(location):
+            parts = found[1].split("/")
+            if len(parts) > _PARTS_OF_SCOPED:
+                *names, path = map(unquote, (*parts[:3], "/".join(parts[3:])))
+                return tuple(names), path, {"STAGE_FILE_URL": location}
+            text = urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)).decode()
+            return *parse_location(f"@{text}"), {"SCOPED_FILE_URL": location}
+    except (ValueError, IndexError):
+        raise no_such_file(location) from None
+    raise invalid(f"Invalid file URL: {location}")
+
+
 class Catalog:
     """The emulated objects, shared by all sessions. `close` deletes the files of the stages."""
 
@@ -265,6 +314,20 @@ class Catalog:
         if name not in self.stages:
             raise not_found("Stage", quote_identifier(*name))
         return self.stages[name]
+
+    def file(self, location: str, path: str, namespace: tuple[str, str]) -> dict[str, Any]:
+        """The metadata of a FILE value: of a stage location, with a path to append, or of a file URL.
+
+        Raises ProgrammingError if there is no such file.
+        """
+        names, relative_path, url = _parse_file(location, path)
+        stage = self.stage((*namespace[: 3 - len(names)], *names))  # type: ignore[arg-type]
+        found = stage.describe_file(relative_path)
+        if found is None:
+            raise no_such_file(f"{location}/{path}" if path else location)
+        if "SCOPED_FILE_URL" in url:
+            del found["STAGE"], found["RELATIVE_PATH"]
+        return dict(sorted((found | url).items()))
 
     def integration(self, name: str) -> ApiIntegration:
         """Raises ProgrammingError if there is no such integration."""

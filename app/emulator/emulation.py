@@ -5,26 +5,36 @@ import re
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial, wraps
+from string import Template
 from typing import Any, TypeAlias
 
-import duckdb
 import pyarrow as pa
+from fakesnow import macros
 from fakesnow.conn import FakeSnowflakeConnection
 from fakesnow.cursor import FakeSnowflakeCursor
 from fakesnow.dialect import parse_one
 from fakesnow.instance import FakeSnow
-from snowflake.connector.errors import Error, ProgrammingError
+from snowflake.connector.errors import Error
 from sqlglot import exp
 
+from app.emulator.admission import refuse_unknown
 from app.emulator.catalog import DATABASE, SCHEMA, Catalog, Stage
 from app.emulator.errors import (
+    already_exists,
     division_by_zero,
+    duckdb_refuses,
     invalid_identifier,
     malformed_json,
     no_warehouse,
+    not_found,
     not_grouped,
     not_recognized,
+    null_in_column,
+    syntax_error,
     unknown_function,
+    unparsed_time,
+    unreadable,
+    unset_bind,
     unsupported,
 )
 from app.emulator.grammar import column_texts, quote_stage_arguments
@@ -37,7 +47,7 @@ from app.emulator.rewriting import (
     rewrite,
     stored_name,
 )
-from app.emulator.semantics import refuse_unknown
+from app.emulator.semantics import ISO_TIME, OTHER_TIMES
 from app.emulator.session import Session
 from app.emulator.statements import answer_statement
 from app.emulator.storage import Storage
@@ -49,24 +59,52 @@ warnings.filterwarnings("ignore", "Arrow output on a DB-API result", UserWarning
 
 _ANSWER = "_LOCAL_ANSWER"
 _SOURCE = "_LOCAL_SOURCE"
+# FLATTEN returns a JSON null for one, where fakesnow returns NULL.
+macros.FS_FLATTEN = Template(
+    macros.FS_FLATTEN.template.replace("e.v AS VALUE", "COALESCE(e.v, 'null') AS VALUE")
+)
 # Snowpark's temporary objects: SCOPED TEMPORARY ones end with the session too.
 _SCOPED = re.compile(r"^(\s*CREATE\s+(?:OR\s+REPLACE\s+)?)SCOPED\s+(?=TEMP)", re.IGNORECASE)
-# The errors of DuckDB that Snowflake reports too; its other errors of binding are gaps of the emulator.
-_DUCKDB_ERRORS: tuple[tuple[re.Pattern[str], Callable[..., Error]], ...] = tuple(
-    (re.compile(pattern), make)
+
+
+def _unreadable_time(kind: str, text: str) -> Error:
+    """Snowflake reads more forms of dates and times than DuckDB."""
+    if re.fullmatch(ISO_TIME, text) or not re.search("[0-9]", text):
+        return not_recognized(kind.capitalize(), text)
+    return unsupported(OTHER_TIMES)
+
+
+def _unreadable_boolean(text: str) -> Error:
+    if text.strip().lower() in {"on", "off"}:
+        return unsupported(f"{text!r} as a BOOLEAN")
+    return not_recognized("Boolean", text)
+
+
+# Errors of DuckDB and sqlglot: Snowflake's own for what Snowflake refuses too, else a gap of the emulator.
+_ERRORS: tuple[tuple[re.Pattern[str], Callable[..., Error]], ...] = tuple(
+    (re.compile(pattern, re.DOTALL), make)
     for pattern, make in (
         (r"Catalog Error: (?:\w+ )?Function with name (\S+) does not exist", unknown_function),
+        (r"Catalog Error: Type with name (\w+) does not exist", lambda kind: unsupported(f"the type {kind}")),
+        (r'Catalog Error: \w+ with name "?(.*?)"? does not exist', partial(not_found, "Object")),
+        (r'Catalog Error: \w+ with name "?(.*?)"? already exists', already_exists),
         (r"Division by zero", division_by_zero),
-        (r'Referenced column "(.*?)" not found', invalid_identifier),
-        (r'Referenced table "(.*?)" not found', invalid_identifier),
+        (r'Referenced (?:column|table) "(.*?)" (?:was )?not found', invalid_identifier),
         (r'Table ".*?" does not have a column named "(.*?)"', invalid_identifier),
         (r'column "?(.*?)"? must appear in the GROUP BY', not_grouped),
-        (r"Malformed JSON(.*)", lambda text: malformed_json(text.strip())),
-        (r"Could not convert string '(.*)' to (?:U?INT|DECIMAL|DOUBLE)", partial(not_recognized, "Numeric")),
-        (r"Could not convert string '(.*)' to BOOL", partial(not_recognized, "Boolean")),
-        (r"Out of Range Error: (cannot take .*|zero raised .*)", unsupported),
+        (r"NOT NULL constraint failed", null_in_column),
+        (r"Malformed JSON([^\n]*)", lambda text: malformed_json(text.strip())),
+        (r"Could not convert string '(.*?)' to (?:U?INT|DECIMAL|DOUBLE)", partial(not_recognized, "Numeric")),
+        (r"Could not convert string '(.*?)' to BOOL", _unreadable_boolean),
+        (r'Conversion Error: .*?(date|timestamp|time) field.*?"(.*?)"', _unreadable_time),
+        (r'Could not parse string "(.*?)" according', unparsed_time),
+        (rf"Invalid Input Error: {OTHER_TIMES}", lambda: unsupported(OTHER_TIMES)),
         (r"Overflow in|out of range for the destination type", lambda: unsupported("numbers of this size")),
-        (r"(?:Binder|Not implemented) Error: (.*)", unsupported),
+        (r"Out of Range Error: (cannot take [\w ]*)", unsupported),
+        (r"Values were not provided for", unset_bind),
+        (r"SELECT clause without selection list", lambda: syntax_error("a SELECT must have columns")),
+        (r"Line (\d+), Col: (\d+)", unreadable),
+        (r"([A-Z][A-Za-z]+(?: [A-Za-z]+)* Error): ", duckdb_refuses),
     )
 )
 # fakesnow's error number for a feature that it does not implement.
@@ -206,16 +244,22 @@ def _text(expression: Any) -> str:
     return str(expression.sql(dialect="snowflake"))
 
 
+def check_syntax(sql: str) -> None:
+    """Raises ProgrammingError in our words: fakesnow's server parses a statement before its cursor does."""
+    try:
+        parse_one(sql)
+    except Error as error:
+        raise _translate(error) from None
+
+
 def _translate(error: Exception) -> Error:
     text = str(error.msg if isinstance(error, Error) else error)
-    for pattern, make in _DUCKDB_ERRORS:
+    for pattern, make in _ERRORS:
         if found := pattern.search(text):
             return make(*found.groups())
-    if isinstance(error, Error):
-        return unsupported(text.partition(" not impl")[0]) if error.errno == NOT_IMPLEMENTED else error
-    if isinstance(error, duckdb.Error):
-        return ProgrammingError(msg=text.partition("\n")[0], errno=100000, sqlstate="22000")
-    return unsupported(f"{type(error).__name__} {error}")
+    if isinstance(error, Error) and error.errno != NOT_IMPLEMENTED:
+        return error
+    return unsupported("this statement")
 
 
 class LocalConnection(Session):
@@ -268,6 +312,8 @@ class LocalSnowflake:
         """Create the functions that rewritten statements call, with the query id as their first argument."""
         for name in ("_local_call", "_local_call_in_window"):
             self._register(name, self._call, ["BIGINT", "VARCHAR"], "JSON", pa.json_(pa.string()))
+        to_file = _by_row(self._to_file), ["VARCHAR", "VARCHAR", "BOOLEAN"]
+        self._register("_local_to_file", *to_file, "JSON", pa.json_(pa.string()))
         self._register("_local_sign", _by_row(self._sign), ["VARCHAR", "VARCHAR", "BIGINT"])
         self._register("_local_file_url", _by_row(self._file_url), ["VARCHAR", "VARCHAR"])
         self._register("_local_scoped_url", _by_row(self._scoped_url), ["VARCHAR", "VARCHAR"])
@@ -325,11 +371,21 @@ class LocalSnowflake:
     def _scoped_url(self, query: Query, stage: str, path: str) -> str:
         return self._stage(stage).scoped_url(query.id, path)
 
+    def _to_file(self, query: Query, location: str, path: str, is_optional: bool) -> str | None:
+        context = query.context
+        try:
+            namespace = context["CURRENT_DATABASE"], context["CURRENT_SCHEMA"]
+            return json.dumps(self.catalog.file(location, path, namespace), separators=(",", ":"))
+        except Error:
+            if is_optional:
+                return None
+            raise
+
     def _stage(self, name: str) -> Stage:
         return self.catalog.stages[tuple(json.loads(name))]
 
 
-def _by_row(function: Callable[..., str]) -> _OnColumns:
+def _by_row(function: Callable[..., str | None]) -> _OnColumns:
     """The function applied to each row; NULL for a row with a NULL."""
 
     @wraps(function)

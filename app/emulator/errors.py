@@ -8,6 +8,19 @@ def unsupported(feature: str) -> ProgrammingError:
     return ProgrammingError(msg=f"Not supported by the emulator: {feature}.", errno=2, sqlstate="0A000")
 
 
+def duckdb_refuses(kind: str) -> ProgrammingError:
+    """DuckDB's text is about the rewritten statement, so it would mislead."""
+    return unsupported(f"this statement (DuckDB ends it with: {kind})")
+
+
+def unreadable(line: str, column: str) -> ProgrammingError:
+    return syntax_error(f"syntax error, or syntax that the emulator lacks, line {line} at position {column}")
+
+
+def unparsed_time(text: str) -> ProgrammingError:
+    return ProgrammingError(msg=f"Can't parse '{text}' in the given format", errno=100096, sqlstate="22007")
+
+
 def several_statements(count: int) -> ProgrammingError:
     return ProgrammingError(
         msg=f"Actual statement count {count} did not match the desired statement count 1.",
@@ -35,6 +48,9 @@ def no_current_schema() -> ProgrammingError:
 
 
 def not_recognized(kind: str, value: object) -> ProgrammingError:
+    if kind in {"Date", "Timestamp", "Time"}:
+        number = 100040 if kind == "Date" else 100035
+        return ProgrammingError(msg=f"{kind} '{value}' is not recognized", errno=number, sqlstate="22007")
     return ProgrammingError(msg=f"{kind} value '{value}' is not recognized", errno=100038, sqlstate="22018")
 
 
@@ -78,6 +94,14 @@ def invalid_identifier(name: str) -> ProgrammingError:
     return _compilation_error(f"error line 1 at position 0\ninvalid identifier '{name}'", 904, "42000")
 
 
+def no_such_file(location: str) -> ProgrammingError:
+    return ProgrammingError(msg=f"Remote file '{location}' was not found.", errno=91016, sqlstate="22000")
+
+
+def unset_bind() -> ProgrammingError:
+    return _compilation_error("Bind variable ? not set.", 2049, "42601")
+
+
 def no_cast(function: str, source: str, target: str) -> ProgrammingError:
     return _compilation_error(
         f"Function {function} cannot be used with arguments of types {source} and {target}", 1065, "22023"
@@ -94,6 +118,10 @@ def not_grouped(name: str) -> ProgrammingError:
 
 def malformed_json(text: str) -> ProgrammingError:
     return ProgrammingError(msg=f"Error parsing JSON: {text}", errno=100069, sqlstate="22P02")
+
+
+def null_in_column() -> ProgrammingError:
+    return ProgrammingError(msg="NULL result in a non-nullable column", errno=100072, sqlstate="22000")
 
 
 def division_by_zero() -> ProgrammingError:

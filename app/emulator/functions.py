@@ -11,12 +11,14 @@ from dataclasses import replace as copy_with
 from typing import Any
 
 import pyarrow as pa
+from fakesnow.dialect import parse_one
 
+from app.emulator.admission import refuse_unknown
 from app.emulator.catalog import ApiIntegration, ExternalFunction, FunctionKey, quote_function
 from app.emulator.errors import already_exists, invalid, invalid_value, unsupported
 from app.emulator.grammar import Tokens
 from app.emulator.query import Answer, status
-from app.emulator.rewriting import is_built_in
+from app.emulator.rewriting import find_overloads, is_built_in
 from app.emulator.session import Session
 from app.emulator.wire import check_custom_headers
 from app.names import quote_identifier
@@ -175,10 +177,14 @@ _TYPES = {
     "DOUBLE": "FLOAT",
     "BOOLEAN": "BOOLEAN",
     "BINARY": "BINARY",
+    "FILE": "FILE",
 }
 _EXTERNAL_OPTIONS = frozenset(
     {"COMMENT", "API_INTEGRATION", "HEADERS", "CONTEXT_HEADERS", "MAX_BATCH_ROWS", "COMPRESSION"}
 )
+_SQL_OPTIONS = frozenset({"COMMENT"})
+# The types that a function in SQL takes and returns without a conversion.
+_SQL_TYPES = frozenset({"FILE", "OBJECT"})
 _INTEGERS = {
     "MAX_BATCH_ROWS": range(1, 2**31),
     "MAX_BATCH_RETRIES": range(2**31),
@@ -204,6 +210,16 @@ def create_service_function(tokens: Tokens, session: Session, *, replace: bool, 
     return _add_function(function, session, replace=replace, alter=alter)
 
 
+def create_sql_function(tokens: Tokens, session: Session, *, replace: bool) -> Answer:
+    """Only of a FILE: rewriting puts its expression in the place of the call."""
+    function = _take_function(tokens, session, _SQL_OPTIONS, language="SQL")
+    if not set(function.argument_types) <= _SQL_TYPES or function.returns != "VARIANT":
+        raise unsupported("a function in SQL other than of FILE and OBJECT, with RETURNS VARIANT")
+    sql = f"SELECT {function.body}"
+    refuse_unknown(parse_one(sql), sql, lambda node: bool(find_overloads(node, session)))
+    return _add_function(function, session, replace=replace, alter=False)
+
+
 def alter_function(tokens: Tokens, session: Session) -> Answer:
     """Only of a service function: an external function has no property in common with it that ALTER sets."""
     optional = tokens.take("IF", "EXISTS")
@@ -224,9 +240,17 @@ def alter_function(tokens: Tokens, session: Session) -> Answer:
 
 
 def _take_function(
-    tokens: Tokens, session: Session, known: Collection[str], *, is_secure: bool = False
+    tokens: Tokens,
+    session: Session,
+    known: Collection[str],
+    *,
+    is_secure: bool = False,
+    language: str | None = None,
 ) -> ExternalFunction:
-    """Read a function's name, arguments and clauses, of which the options must be in `known`."""
+    """Read a function's name, arguments and clauses, of which the options must be in `known`.
+
+    `language` is that of the body, None if it is a URL or a path.
+    """
     name = session.qualify(tokens.take_name())
     session.require_schema(*name[:2])
     if is_built_in(name[-1]):
@@ -237,11 +261,12 @@ def _take_function(
     if returns == "BINARY":
         raise unsupported("RETURNS BINARY")
     tokens.take("NOT", "NULL")
-    is_strict, is_immutable, options = _take_clauses(tokens, session, known)
+    is_strict, is_immutable, options = _take_clauses(tokens, session, known, language)
     body = tokens.take_string()
     tokens.require_end()
     function = ExternalFunction(name, arguments, returns, body, options, is_strict, is_secure, is_immutable)
-    _check(function, session)
+    if language is None:
+        _check(function, session)
     return function
 
 
@@ -277,14 +302,18 @@ def drop_function(tokens: Tokens, session: Session) -> Answer:
 def describe_function(tokens: Tokens, session: Session) -> Answer:
     function = session.catalog.function(take_function_key(tokens, session))
     tokens.require_end()
-    options, is_service = function.options, function.service is not None
+    options = function.options
     properties: dict[str, Any] = {
         "signature": function.signature,
         "returns": function.returns,
-        "language": None if is_service else "EXTERNAL",
+        "language": _language(function),
         "null handling": "RETURNS NULL ON NULL INPUT" if function.is_strict else "CALLED ON NULL INPUT",
         "volatility": "IMMUTABLE" if function.is_immutable else "VOLATILE",
         "body": function.body,
+    }
+    if function.is_sql:
+        return Answer(["property", "value"], [[name, value] for name, value in properties.items()])
+    properties |= {
         "headers": str(options.get("HEADERS", "null")),
         "context_headers": str(options.get("CONTEXT_HEADERS", "null")),
         "max_batch_rows": str(function.max_batch_rows or "not set"),
@@ -314,7 +343,7 @@ def show_functions(tokens: Tokens, session: Session, *, only_external: bool = Fa
         [
             _function_row(each)
             for each in session.catalog.functions.values()
-            if shown(each.name) and not (only_external and each.service)
+            if shown(each.name) and not (only_external and _language(each) != "EXTERNAL")
         ],
         {name: kind for name, kind in _FUNCTION_COLUMNS.items() if kind is not None},
     )
@@ -348,7 +377,7 @@ _FUNCTION_COLUMNS = {
 
 
 def _function_row(function: ExternalFunction) -> list[Any]:
-    count, is_external = len(function.arguments), function.service is None
+    count, language = len(function.arguments), _language(function)
     arguments = f"({', '.join(function.argument_types)}) RETURN {_unsized(function.returns)}"
     row = dict.fromkeys(_FUNCTION_COLUMNS, "N") | {
         "created_on": function.created_on,
@@ -360,10 +389,14 @@ def _function_row(function: ExternalFunction) -> list[Any]:
         "arguments": function.name[-1] + arguments,
         "description": function.options.get("COMMENT", "user-defined function"),
         "is_secure": "Y" if function.is_secure else "N",
-        "is_external_function": "Y" if is_external else "N",
-        "language": "EXTERNAL" if is_external else None,
+        "is_external_function": "Y" if language == "EXTERNAL" else "N",
+        "language": language,
     }
     return list(row.values())
+
+
+def _language(function: ExternalFunction) -> str | None:
+    return function.options.get("LANGUAGE", None if function.service else "EXTERNAL")
 
 
 def take_function_key(tokens: Tokens, session: Session) -> FunctionKey:
@@ -393,12 +426,14 @@ def _take_type(tokens: Tokens) -> str:
 
 
 def _take_clauses(
-    tokens: Tokens, session: Session, known: Collection[str]
+    tokens: Tokens, session: Session, known: Collection[str], language: str | None
 ) -> tuple[bool, bool, dict[str, Any]]:
     """Read the clauses up to AS: whether the function is strict, whether it is immutable, its options."""
     is_strict = is_immutable = False
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {} if language is None else {"LANGUAGE": language}
     while not tokens.take("AS"):
+        if language and tokens.take("LANGUAGE", language):
+            continue
         if tokens.take("STRICT") or tokens.take("RETURNS", "NULL", "ON", "NULL", "INPUT"):
             is_strict = True
         elif tokens.take("IMMUTABLE"):
@@ -424,6 +459,8 @@ def _take_option(tokens: Tokens, session: Session, known: Collection[str], optio
 def _check(function: ExternalFunction, session: Session) -> None:
     """Raises ProgrammingError for an option that Snowflake refuses."""
     options = function.options
+    if "FILE" in function.argument_types:
+        raise unsupported("FILE as an argument of an external function")
     session.catalog.url(function)
     for name in options.keys() & _INTEGERS:
         value = str(options[name])

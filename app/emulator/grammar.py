@@ -9,7 +9,7 @@ import sqlglot
 from sqlglot import Token, TokenType
 from sqlglot.errors import TokenError
 
-from app.emulator.errors import empty_statement, invalid, several_statements, syntax_error
+from app.emulator.errors import empty_statement, invalid, several_statements, syntax_error, unsupported
 from app.names import MAX_PARTS, parse_identifier, quote_string
 
 # sqlglot warns about every statement that it does not parse itself.
@@ -102,6 +102,8 @@ class Tokens:
 
     def take_string(self) -> str:
         token = self.take_token()
+        if token.token_type is TokenType.PLACEHOLDER:
+            raise unsupported("a bind variable in this statement")
         if token.token_type not in _STRINGS:
             self._next -= 1
             raise self.unexpected("expected a string")
@@ -194,8 +196,8 @@ class Tokens:
 def _tokenize(sql: str) -> list[Token]:
     try:
         return list(sqlglot.tokenize(sql, read="snowflake"))
-    except TokenError as error:
-        raise syntax_error(str(error)) from None
+    except TokenError:
+        raise syntax_error("a string, a quoted name or a comment must be closed") from None
 
 
 def _one_statement(tokens: Sequence[Token]) -> list[Token]:
@@ -206,6 +208,10 @@ def _one_statement(tokens: Sequence[Token]) -> list[Token]:
     if not kept:
         raise empty_statement()
     if count := sum(token.token_type is TokenType.SEMICOLON for token in kept):
+        if kept[0].text.upper() == "DECLARE" or (
+            kept[0].token_type is TokenType.BEGIN and kept[1].token_type is not TokenType.SEMICOLON
+        ):
+            raise unsupported("Snowflake Scripting")
         raise several_statements(count + 1)
     return kept
 

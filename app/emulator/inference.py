@@ -14,9 +14,19 @@ Schema: TypeAlias = dict[str, dict[str, dict[str, dict[str, Any]]]]
 VARIANTS = frozenset({"VARIANT", "JSON", "OBJECT", "ARRAY", "STRUCT", "MAP"})
 INTEGERS = frozenset({"INT", "BIGINT", "SMALLINT", "TINYINT", "UBIGINT", "INT128"})
 FLOATS = frozenset({"DOUBLE", "FLOAT"})
+TEXTS = frozenset({"VARCHAR", "TEXT", "CHAR", "NCHAR", "NVARCHAR"})
+TIMES = {
+    "TIMESTAMP": "%Y-%m-%d %H:%M:%S.%g",
+    "TIMESTAMPNTZ": "%Y-%m-%d %H:%M:%S.%g",
+    "TIMESTAMPTZ": "%Y-%m-%d %H:%M:%S.%g +0000",
+    "TIMESTAMPLTZ": "%Y-%m-%d %H:%M:%S.%g +0000",
+}
+"""Snowflake's default output format of each type; the time zone of the emulator is UTC."""
 # A division adds six digits to the scale of its dividend, up to twelve digits.
 _DIVISION_DIGITS, _MAX_SCALE = 6, 12
 FLOATING = -1
+# sqlglot does not know their type.
+_EXTRACTS = (exp.JSONExtract, exp.Bracket, exp.GetExtract)
 
 
 class Types:
@@ -27,7 +37,7 @@ class Types:
         expression: Any,
         schema: Schema,
         namespace: tuple[str | None, str | None],
-        returns: Callable[[Any], str],
+        returns: Callable[[Any], str | None],
     ) -> None:
         """`namespace` is the current database and schema; `returns` gives the type of a function's result."""
         for number, node in enumerate(expression.walk()):
@@ -40,6 +50,10 @@ class Types:
                 typed = query.copy()
                 for node in list(typed.find_all(exp.Anonymous, exp.Literal)):
                     _type_leaf(node, returns)
+                for node in list(typed.find_all(*_EXTRACTS)):
+                    hole = exp.Placeholder()
+                    node.replace(hole)
+                    hole.replace(exp.cast(node, "VARIANT", copy=False))
                 typed = qualify(
                     typed,
                     dialect="snowflake",
@@ -60,7 +74,7 @@ class Types:
             return "VARIANT"
         if isinstance(node, exp.Paren):
             return self.kind(node.this)
-        if isinstance(node, exp.JSONExtract | exp.Bracket | exp.GetExtract):
+        if isinstance(node, _EXTRACTS):
             return "VARIANT"
         if isinstance(node, exp.Literal) and not node.is_string:
             return "DOUBLE" if "e" in node.name.lower() else "DECIMAL" if "." in node.name else "INT"
@@ -70,6 +84,13 @@ class Types:
 
     def is_variant(self, node: Any) -> bool:
         return self.kind(node) in VARIANTS
+
+    def family(self, node: Any) -> str | None:
+        """What mixes: "variant", "number", "text", or None for another or unknown type."""
+        kind = self.kind(node)
+        if kind in VARIANTS or kind in TEXTS:
+            return "variant" if kind in VARIANTS else "text"
+        return "number" if self.scale(node) is not None else None
 
     def scale(self, node: Any) -> int | None:
         """The number of decimal digits of a number, FLOATING for a FLOAT, None if unknown."""
@@ -153,14 +174,17 @@ def _outermost_queries(expression: Any) -> list[Any]:
     return [query]
 
 
-def _type_leaf(node: Any, returns: Callable[[Any], str]) -> None:
-    """Put a NULL of its type in the place of a call or a decimal, whose types sqlglot does not know."""
+def _type_leaf(node: Any, returns: Callable[[Any], str | None]) -> None:
+    """Cast a call or a decimal to its type, which sqlglot does not know."""
     if isinstance(node, exp.Anonymous):
         kind, outermost = returns(node), node.parent if isinstance(node.parent, exp.Dot) else node
     elif not node.is_string and "." in node.name and "e" not in node.name.lower():
         kind, outermost = f"DECIMAL(38, {len(node.name.partition('.')[2])})", node
     else:
         return
-    typed = exp.cast(exp.Null(), kind, dialect="snowflake")
-    typed.meta["number"] = outermost.meta.get("number")
-    outermost.replace(typed)
+    if kind is not None:
+        hole = exp.Placeholder()
+        outermost.replace(hole)
+        typed = exp.cast(outermost, kind, copy=False, dialect="snowflake")
+        typed.meta["number"] = outermost.meta.pop("number", None)
+        hole.replace(typed)

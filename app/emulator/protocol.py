@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 
-from app.emulator.emulation import LocalSnowflake
+from app.emulator.emulation import LocalSnowflake, check_syntax
 from app.emulator.errors import unsupported
 from app.emulator.rowsets import as_json
 from app.emulator.session import Session
@@ -129,6 +129,7 @@ async def _answer_query(request: Request, local: LocalSnowflake) -> Response:
         transfer = await run_in_threadpool(answer_transfer, sql, session, local.uploads)
         if transfer is not None:
             return JSONResponse({"data": transfer, "code": None, "message": None, "success": True})
+        await run_in_threadpool(check_syntax, sql)
         async with session.turn:
             response = await query_request(request)
         if response.status_code >= 500:
@@ -136,8 +137,8 @@ async def _answer_query(request: Request, local: LocalSnowflake) -> Response:
         return response if session.reads_arrow else JSONResponse(as_json(bytes(response.body)))
     except Error as error:
         return _failure(error, failed_put(sql, error, local.uploads))
-    except Exception as error:  # noqa: BLE001 - clients retry an HTTP 500 for minutes
-        return _failure(unsupported(f"{type(error).__name__} {error}"))
+    except Exception:  # noqa: BLE001 - clients retry an HTTP 500 for minutes
+        return _failure(unsupported("this statement"))
 
 
 def _stored(name: str | None) -> str | None:

@@ -4,15 +4,17 @@ import json
 from typing import Any
 
 import pyarrow as pa
+from fakesnow.dialect import parse_one
 from sqlglot import exp
 from sqlglot.dialects.snowflake import Snowflake
 
+from app.emulator.admission import check_names
 from app.emulator.catalog import ACCOUNT_HOST, ExternalFunction, Stage
 from app.emulator.errors import invalid, invalid_arguments, not_found, unknown_function, unsupported
 from app.emulator.grammar import STAGE_FUNCTIONS
 from app.emulator.inference import Schema, Types
 from app.emulator.query import Query
-from app.emulator.semantics import adapt, check_names
+from app.emulator.semantics import adapt
 from app.emulator.session import Session
 from app.names import MAX_PARTS
 
@@ -39,6 +41,14 @@ _DIRECTORY_SCHEMA = pa.schema(
     ]
 )
 
+# The types of functions that sqlglot does not know.
+_RETURNS = dict.fromkeys(
+    ("STRFTIME", "JSON_EXTRACT_STRING", *STAGE_FUNCTIONS, "SYSTEM$ALLOWLIST"), "VARCHAR"
+) | {"HASH": "BIGINT", "OBJECT_CONSTRUCT": "OBJECT", "TO_TIMESTAMP": "TIMESTAMP"}
+
+_FIELDS_OF_FILES = ("CONTENT_TYPE", "ETAG", "RELATIVE_PATH", "SCOPED_FILE_URL", "STAGE", "STAGE_FILE_URL")
+_RETURNS |= {f"FL_GET_{field}": "VARCHAR" for field in _FIELDS_OF_FILES}
+_RETURNS |= {"FL_GET_SIZE": "BIGINT", "FL_IS_IMAGE": "BOOLEAN"}
 
 NEEDS_WAREHOUSE = (
     exp.Query,
@@ -157,10 +167,33 @@ def _adapt(expression: Any, session: Session) -> None:
     schema = _known_columns(expression, session)
     check_names(expression, schema)
     namespace = (session.database, session.schema)
-    adapt(
-        expression,
-        lambda: Types(expression, schema, namespace, lambda node: _returned_type(node, session)),
-    )
+
+    def get_types() -> Types:
+        return Types(expression, schema, namespace, lambda node: _returned_type(node, session))
+
+    if expression.find(exp.ToFile):
+        _expand_file_functions(expression, session, get_types())
+    adapt(expression, get_types)
+
+
+def _expand_file_functions(expression: Any, session: Session, types: Types) -> None:
+    """Put the expression of a function in SQL in the place of its call with a FILE."""
+    for node in list(expression.find_all(exp.Anonymous)):
+        overloads = find_overloads(node, session)
+        if not overloads or not any(types.kind(argument) == "FILE" for argument in node.expressions):
+            continue
+        fitting = [each for each in overloads if each.is_sql and len(each.arguments) == len(node.expressions)]
+        if not fitting:
+            known = ", ".join(function.signature for function in overloads)
+            raise invalid_arguments(overloads[0].name[-1], "FILE", known)
+        names = [name for name, _ in fitting[0].arguments]
+        given = dict(zip(names, node.expressions, strict=True))
+        [value] = _selected(parse_one(f"SELECT {fitting[0].body}"))
+        body = exp.paren(value, copy=False)
+        for column in list(body.find_all(exp.Column)):
+            if (name := stored_name(column.this)) in given:
+                column.replace(given[name].copy())
+        _qualified_name(node)[1].replace(body)
 
 
 def _name_positions(expression: Any) -> None:
@@ -213,9 +246,10 @@ def _known_columns(expression: Any, session: Session) -> Schema:
     return schema
 
 
-def _returned_type(node: Any, session: Session) -> str:
+def _returned_type(node: Any, session: Session) -> str | None:
+    """The type of a function's result, None if unknown."""
     overloads = find_overloads(node, session)
-    return overloads[0].returns if overloads else "VARCHAR"
+    return overloads[0].returns if overloads else _RETURNS.get(node.name.upper())
 
 
 def find_overloads(node: Any, session: Session) -> list[ExternalFunction]:
@@ -260,6 +294,16 @@ def _replace_function(node: Any, session: Session, query: Query) -> None:
         node.replace(_stage_function(name, node.expressions, session, query))
     elif name in {"SYSTEM$ALLOWLIST", "SYSTEM$ALLOWLIST_PRIVATELINK"} and not node.expressions:
         node.replace(exp.Literal.string(_allowlist(".privatelink" if "PRIVATE" in name else "")))
+    elif isinstance(node, exp.ToFile):
+        path, is_optional = (
+            node.args.get("path") or exp.Literal.string(""),
+            exp.convert(bool(node.args.get("safe"))),
+        )
+        node.replace(_call(f"{_INTERNAL}TO_FILE", exp.Literal.string(query.id), node.this, path, is_optional))
+    elif name.startswith("FL_") and name in _RETURNS and len(node.expressions) == 1:
+        node.replace(_field_of_file(name, node.expressions[0]))
+    elif name == "SYSTEM$CANCEL_ALL_QUERIES":  # a session runs one statement at a time: this one
+        node.replace(exp.Literal.string("0 cancelled."))
     elif name in query.context and not node.expressions:
         value = query.context[name]
         node.replace(exp.Literal.string(value) if value else exp.Null())
@@ -282,6 +326,16 @@ def _stage_function(name: str, arguments: list[Any], session: Session, query: Qu
     return _call(f"{_INTERNAL}SCOPED_URL", query_id, stage_name, path)
 
 
+def _field_of_file(function: str, file: Any) -> Any:
+    field = function.removeprefix("FL_GET_") if function != "FL_IS_IMAGE" else "CONTENT_TYPE"
+    text = _call("JSON_EXTRACT_STRING", file, exp.Literal.string(f"$.{field}"))
+    if function == "FL_IS_IMAGE":
+        return exp.Coalesce(
+            this=exp.StartsWith(this=text, expression=exp.Literal.string("image/")), expressions=[exp.false()]
+        )
+    return exp.cast(text, "BIGINT") if field == "SIZE" else text
+
+
 def _whole_stage(location: str, session: Session) -> Stage:
     stage, path = session.find_stage(location)
     if path:
@@ -292,6 +346,8 @@ def _whole_stage(location: str, session: Session) -> Stage:
 def _replace_external(node: Any, session: Session, query: Query) -> None:
     names, outermost = _qualified_name(node)
     overloads = find_overloads(node, session)
+    if not overloads and names[0] == "SNOWFLAKE":
+        raise unsupported(".".join(names))
     if not overloads and len(names) > 1:
         raise unknown_function(".".join(names))
     if not overloads:
@@ -334,7 +390,7 @@ def stored_name(part: Any) -> str:
 
 def _choose(overloads: list[ExternalFunction], arguments: list[Any]) -> ExternalFunction:
     """The overload with this number of arguments: their types are known only while DuckDB runs."""
-    possible = [function for function in overloads if len(function.arguments) == len(arguments)]
+    possible = [each for each in overloads if len(each.arguments) == len(arguments) and not each.is_sql]
     if not possible:
         given = ", ".join(argument.sql(dialect="snowflake") for argument in arguments)
         known = ", ".join(function.signature for function in overloads)

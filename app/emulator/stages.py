@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 from snowflake.connector.errors import Error
 
-from app.emulator.catalog import Stage
+from app.emulator.catalog import TIME_OF_FILES, Stage
 from app.emulator.errors import already_exists, invalid, invalid_value, syntax_error, unsupported
 from app.emulator.grammar import Tokens
 from app.emulator.query import Answer, status
@@ -140,7 +140,7 @@ def list_files(tokens: Tokens, session: Session) -> Answer:
             f"{stage.name[-1].lower()}/{file.relative_path}",
             file.size,
             file.md5,
-            file.last_modified.strftime("%a, %d %b %Y %H:%M:%S GMT"),
+            file.last_modified.strftime(TIME_OF_FILES),
         ]
         for file in stage.list_files(prefix)
     ]

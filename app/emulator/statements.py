@@ -38,13 +38,15 @@ def _find_creation(tokens: Tokens) -> Statement | None:
         return partial(functions.create_function, replace=replace, alter=alter, is_secure=is_secure)
     if not (is_temporary or is_secure) and _is_service_function(tokens) and tokens.take("FUNCTION"):
         return partial(functions.create_service_function, replace=replace, alter=alter)
-    if alter:
-        return None
-    if not (is_temporary or is_secure) and tokens.take("API", "INTEGRATION"):
-        return partial(functions.create_integration, replace=replace)
-    if not is_secure and tokens.take("STAGE"):
-        return partial(stages.create_stage, replace=replace)
-    return None
+    creations: list[tuple[tuple[str, ...], Callable[..., Answer]]] = []
+    if not (alter or is_secure):
+        creations = [(("STAGE",), stages.create_stage)]
+    if creations and not is_temporary:
+        creations += [
+            (("FUNCTION",), functions.create_sql_function),
+            (("API", "INTEGRATION"), functions.create_integration),
+        ]
+    return next((partial(make, replace=replace) for words, make in creations if tokens.take(*words)), None)
 
 
 def _is_service_function(tokens: Tokens) -> bool:

@@ -68,7 +68,7 @@ def keep_columns(expression: Any) -> None:
     """Replace what the rewritten query of a view reads by NULLs of the same types, and no rows."""
     for node in list(expression.find_all(exp.Anonymous)):
         if is_internal(node.name):
-            node.replace(_null("VARIANT" if "CALL" in node.name else "VARCHAR"))
+            node.replace(_null("VARCHAR" if node.name.endswith(("SIGN", "URL")) else "VARIANT"))
     for table in list(expression.find_all(exp.Table)):
         if is_internal(table.name):
             columns = [exp.alias_(_null(kind), name) for name, kind in DIRECTORY_TYPES.items()]

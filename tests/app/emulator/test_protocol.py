@@ -142,7 +142,7 @@ def test_executemany_binds_each_row(qmark: Sql) -> None:
 
 
 def test_missing_bind_is_an_error(qmark: Sql) -> None:
-    assert qmark.error("SELECT ?").errno == 100000
+    assert qmark.error("SELECT ?").errno == 2049
 
 
 # Sessions and threads.

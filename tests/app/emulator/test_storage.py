@@ -22,7 +22,9 @@ def stage(server: LocalServer, tmp_path: Path) -> Stage:
     (folder / "sub dir").mkdir(parents=True)
     (folder / "a.png").write_bytes(b"bytes of a")
     (folder / "sub dir" / "é%41 #1.png").write_bytes(b"bytes of b")
-    (folder / "notes.txt").write_bytes(b"private")
+    (folder / "notes.txt").write_bytes(b"notes")
+    (folder / ".git").mkdir()
+    (folder / ".git" / "config").write_bytes(b"private")
     (folder / ".hidden.png").write_bytes(b"hidden")
     (tmp_path / "secret.png").write_bytes(b"secret")
     (folder / "link.png").symlink_to(tmp_path / "secret.png")
@@ -127,8 +129,8 @@ def test_storage_refuses_urls_of_the_other_storage(server: LocalServer, stage: S
         "/a.png",
         "outside/secret.png",
         "link.png",
-        "notes.txt",
         ".hidden.png",
+        ".git/config",
         "sub dir",
         "",
         "a.png/",
@@ -138,7 +140,7 @@ def test_storage_refuses_urls_of_the_other_storage(server: LocalServer, stage: S
     ],
     ids=range(16),
 )
-def test_nothing_but_the_images_of_the_folder_is_served(
+def test_nothing_but_the_shown_files_of_the_folder_is_served(
     server: LocalServer, stage: Stage, fetch: Fetch, path: str
 ) -> None:
     url = server.local.storage.sign(stage, path, 60)
@@ -155,10 +157,10 @@ def test_absolute_paths_and_encoded_dots_are_refused(
         assert fetch(url.replace("a.png", path))[0] == 403
 
 
-def test_mounted_folder_lists_only_images_inside_it(sql: Sql, stage: Stage) -> None:
-    assert sql.column("LIST @local.public.images") == ["images/a.png", "images/sub dir/é%41 #1.png"]
-    paths = sql.column("SELECT relative_path FROM DIRECTORY(@local.public.images)")
-    assert paths == ["a.png", "sub dir/é%41 #1.png"]
+def test_mounted_folder_lists_all_files_inside_it_but_hidden_ones(sql: Sql, stage: Stage) -> None:
+    paths = ["a.png", "notes.txt", "sub dir/é%41 #1.png"]
+    assert sql.column("LIST @local.public.images") == [f"images/{path}" for path in paths]
+    assert sql.column("SELECT relative_path FROM DIRECTORY(@local.public.images)") == paths
 
 
 def test_path_is_encoded_once(server: LocalServer, stage: Stage) -> None:

@@ -1,0 +1,210 @@
+"""What DuckDB answers otherwise than Snowflake, and no other expression mends: kinds, a condition and words.
+
+Source: Snowflake documentation, SQL Reference.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+from sqlglot import exp
+
+from app.emulator.errors import unsupported
+from app.emulator.expressions import arguments_of, classes, outermost, text_of
+from app.emulator.inference import VARIANTS, Types
+
+_LEAST_MILLISECONDS = 31_536_000_000
+_ORDERING = classes("Ordered Min Max Between Greatest Least")
+_ARITHMETIC = classes("Add Sub Mul Div Mod Neg Round Abs")
+AGGREGATES = classes("Sum Avg Median Stddev")
+_BRANCHES = classes("Coalesce If Nvl2 DecodeCase Nullif Case")
+_PATTERN_PARTS = {"this", "expression", "replacement", "full_match", "flag", "modifiers", "group"}
+
+
+def refuse(node: Any, types: Types) -> None:
+    """Raises ProgrammingError if a line of the table below applies."""
+    for kinds, is_refused, reason in _REFUSALS:
+        if isinstance(node, kinds) and is_refused(node, types):
+            raise unsupported(f"{text_of(node)}: {reason}")
+
+
+def _has_negative_index(node: Any, _: Types) -> bool:
+    indices = [node.expression] if isinstance(node, exp.GetExtract) else node.expressions
+    path = node.expression if isinstance(node, exp.JSONExtract) else None
+    if isinstance(path, exp.JSONPath):
+        return any(str(each.this).startswith("-") for each in path.find_all(exp.JSONPathSubscript))
+    return not all(isinstance(index, exp.Literal) for index in indices)
+
+
+def _is_of_table_function(node: Any, _: Types) -> bool:
+    """Whether this `*` or `f.*` stands for the columns of FLATTEN or GENERATOR."""
+    column = node.parent if isinstance(node.parent, exp.Column) else node
+    select = column.parent
+    if not isinstance(select, exp.Select):
+        return False
+    sources = [
+        select.args.get("from_"),
+        *(select.args.get("joins") or []),
+        *(select.args.get("laterals") or []),
+    ]
+    functions = [each for each in sources if each is not None and each.find(exp.Explode, exp.Generator)]
+    names = {alias.name.upper() for each in functions for alias in each.find_all(exp.TableAlias)}
+    return bool(functions) and (not getattr(column, "table", "") or column.table.upper() in names)
+
+
+def _has_options(flatten: Any, _: Types) -> bool:
+    named = [each for each in arguments_of(flatten) if isinstance(each, exp.Kwarg)]
+    return any(each.this.name.upper() != "INPUT" for each in named)
+
+
+def _is_in_milliseconds(node: Any, _: Types) -> bool:
+    """Whether this constant is no number of seconds: Snowflake reads texts of such numbers otherwise."""
+    digits = node.this.name if isinstance(node.this, exp.Literal) else ""
+    return digits.isdecimal() and int(digits) >= _LEAST_MILLISECONDS and not node.args.get("scale")
+
+
+def _is_computed(merge: Any, _: Types) -> bool:
+    """Whether it computes values: fakesnow passes on only the columns that they name."""
+    values = [each.expression for update in merge.find_all(exp.Update) for each in update.expressions]
+    values += [value for insert in merge.find_all(exp.Insert) for value in insert.expression.expressions]
+    return not all(isinstance(value, exp.Column | exp.Literal | exp.Null | exp.Boolean) for value in values)
+
+
+def _is_other_join(node: Any, _: Types) -> bool:
+    kind, method = str(node.args.get("kind") or ""), str(node.args.get("method") or "")
+    return kind not in {"", "INNER", "OUTER", "CROSS"} or method not in {"", "NATURAL"}
+
+
+def _is_other_pattern(node: Any, _: Types) -> bool:
+    given = {key for key, value in node.args.items() if value is not None and type(value) is not bool}
+    group = node.args.get("group")
+    return (
+        bool(given - _PATTERN_PARTS)
+        or not node.expression.is_string
+        or (group is not None and group.name != "0")
+    )
+
+
+def _is_other_extract(node: Any, types: Types) -> bool:
+    is_path = node.args.get("variant_extract") or node.args.get("requires_json")
+    return not is_path or types.kind(node.this) not in {None, "NULL", *VARIANTS}
+
+
+def _has_equal_keys(node: Any, _: Types) -> bool:
+    keys = [
+        each.this.name for each in node.expressions if isinstance(each, exp.PropertyEQ | exp.JSONKeyValue)
+    ]
+    return len(set(keys)) < len(keys)
+
+
+def _values_of(node: Any) -> list[Any]:
+    match node:
+        case exp.Case():
+            values = [branch.args["true"] for branch in node.args["ifs"]] + [node.args.get("default")]
+        case exp.If() | exp.Nvl2():
+            values = [node.args["true"], node.args.get("false")]
+        case exp.DecodeCase():
+            pairs = node.expressions[1:]
+            values = [*pairs[1::2], *(pairs[-1:] if len(pairs) % 2 else [])]
+        case _:
+            values = arguments_of(node)
+    return [value for value in values if value is not None]
+
+
+def _are_variants(node: Any, types: Types) -> bool:
+    return any(types.is_variant(each) for each in arguments_of(node))
+
+
+def mixes(nodes: Sequence[Any], types: Types, *pair: str) -> bool:
+    """Whether the nodes include both families of the pair; None for any other than the first."""
+    families = {types.family(node) for node in nodes if not isinstance(node, exp.Null)}
+    return set(pair) <= families if len(pair) > 1 else len({each in pair for each in families}) > 1
+
+
+_Refusal: TypeAlias = tuple[Any, Callable[[Any, Types], object], str]
+_REFUSALS: Sequence[_Refusal] = (
+    (
+        exp.Column,
+        lambda node, types: types.has_flatten and node.name.upper() in {"SEQ", "THIS"},
+        "SEQ and THIS of FLATTEN",
+    ),
+    (exp.Star, _is_of_table_function, "all columns of a table function; name them"),
+    (exp.Explode, _has_options, "options of FLATTEN other than INPUT"),
+    (exp.Generator, lambda node, _: node.args.get("timelimit"), "TIMELIMIT"),
+    (exp.Rand, lambda node, _: node.this, "a seed"),
+    (exp.Count, lambda node, _: isinstance(node.this, exp.Column) and node.this.is_star, "rows without NULL"),
+    (AGGREGATES, lambda node, _: isinstance(node.this, exp.Distinct), "DISTINCT in this aggregate"),
+    (exp.Merge, _is_computed, "MERGE with computed values; compute them in the USING query"),
+    (
+        exp.ToBinary,
+        lambda node, _: str(node.args["format"].name if node.args.get("format") else "").upper() != "HEX",
+        "TO_BINARY without the format 'HEX'",
+    ),
+    (
+        exp.ConvertTimezone,
+        lambda node, _: node.args.get("source_tz") or node.args["target_tz"].name.upper() != "UTC",
+        "time zones other than UTC, which all sessions have",
+    ),
+    (exp.UnixToTime, _is_in_milliseconds, "times in milliseconds"),
+    (exp.Parameter, lambda node, _: node.name.isdecimal(), "a column by its position"),
+    (
+        exp.Anonymous,
+        lambda node, _: node.name.upper() == "HASH" and node.find_ancestor(exp.Where) is None,
+        "hashes, which differ from Snowflake's, outside WHERE",
+    ),
+    (exp.StarMap, lambda _, __: True, "an object of all columns"),
+    ((exp.Struct, exp.JSONObject), _has_equal_keys, "a key that occurs twice"),
+    (
+        classes("Cast DPipe Concat Group Ordered Min Max"),
+        lambda node, types: any(types.kind(each) == "FILE" for each in arguments_of(node)),
+        "a FILE",
+    ),
+    (exp.ToFile, _are_variants, "metadata in place of a file"),
+    (exp.Join, _is_other_join, "this kind of join"),
+    (exp.Lateral, lambda node, _: not isinstance(node.this, exp.Explode), "LATERAL other than FLATTEN"),
+    (exp.Distinct, lambda node, _: node.args.get("on"), "DISTINCT ON"),
+    (exp.JSONExtract, _is_other_extract, "a path in what is not semi-structured; write value:path"),
+    (
+        classes("Bracket GetExtract JSONExtract"),
+        _has_negative_index,
+        "an index that is not a constant from 0",
+    ),
+    (_ARITHMETIC, _are_variants, "a VARIANT without a cast"),
+    (
+        _ARITHMETIC,
+        lambda node, types: any(types.family(each) == "text" for each in arguments_of(node)),
+        "text without a cast",
+    ),
+    (_ORDERING, _are_variants, "ordering of VARIANT values without a cast"),
+    (
+        (exp.Between, exp.Greatest, exp.Least),
+        lambda node, types: mixes(list(node.iter_expressions()), types, "number", "text"),
+        "text and a number, without a cast",
+    ),
+    (
+        _BRANCHES,
+        lambda node, types: mixes(_values_of(node), types, "variant"),
+        "a VARIANT next to another type, without a cast",
+    ),
+    (
+        _BRANCHES,
+        lambda node, types: mixes(_values_of(node), types, "number", "text"),
+        "text next to a number, without a cast",
+    ),
+    (exp.Trim, lambda node, _: node.args.get("expression"), "characters to trim"),
+    ((exp.Ceil, exp.Floor), lambda node, _: node.args.get("decimals"), "a number of digits"),
+    (
+        (exp.ArrayAgg, exp.GroupConcat),
+        lambda node, _: isinstance(outermost(node), exp.Window),
+        "a list as a window function",
+    ),
+    (
+        exp.Array,
+        lambda node, _: any(isinstance(each, exp.Null) for each in node.expressions),
+        "NULL in an array",
+    ),
+    (
+        (exp.RegexpLike, exp.RegexpReplace, exp.RegexpExtract),
+        _is_other_pattern,
+        "anything but a constant pattern and replacement",
+    ),
+)
