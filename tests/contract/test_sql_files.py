@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -107,6 +108,25 @@ def test_task_classifies_new_images_once(variables: tuple[dict[str, str], UserSe
         assert user_session.rows("SELECT COUNT(*) AS n FROM image_answers") == before
     [patches] = user_session.rows("SELECT answer FROM image_answers WHERE relative_path LIKE '%patches.png'")
     assert patches["answer"]["label"] == "Patches"
+
+
+def test_function_of_the_manual_classifies_file_values(variables: tuple[dict[str, str], UserSession]) -> None:
+    _, user_session = variables
+    page = (Path(__file__).parents[2] / "infra" / "docs" / "snowflake.md").read_text("utf-8")
+    block = page.partition("### FILE values")[2].partition("```sql")[2].partition("```")[0]
+    block = block.replace("'@images'", "'@\"Steel images\"'").replace("@images", '@"Steel images"')
+    create, select = block.strip().removesuffix(";").split(";")
+    user_session.rows(create)
+    answers = {row["relative_path"]: row["answer"] for row in user_session.rows(select)}
+    assert len(answers) == 7
+    assert answers["july/scratches.png"]["label"] == "Scratches"
+    assert answers["july/broken.png"]["error"]["code"] == "corrupt_image"
+    by_url = 'SELECT ext_classify(TO_FILE(file_url)) AS answer, relative_path FROM DIRECTORY(@"Steel images")'
+    found = {row["relative_path"]: row["answer"] for row in user_session.rows(by_url)}
+    assert {path: answer["label"] for path, answer in found.items()} == {
+        path: answer["label"] for path, answer in answers.items()
+    }
+    user_session.rows("DROP FUNCTION ext_classify(FILE)")
 
 
 def test_drop_files_keep_the_images(variables: tuple[dict[str, str], UserSession]) -> None:
