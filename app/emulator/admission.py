@@ -129,7 +129,7 @@ def _called_name(node: Any, sql: str) -> str | None:
     """The name by which the statement calls the function, None for other syntax."""
     if isinstance(node, exp.Anonymous):
         return str(node.name) if getattr(node.this, "quoted", False) else node.name.upper()
-    if isinstance(node, exp.Column | exp.Identifier | exp.Table) or "start" not in node.meta:
+    if isinstance(node, exp.Column | exp.Identifier | exp.Literal | exp.Table) or "start" not in node.meta:
         return None
     start, end = node.meta["start"], node.meta["end"] + 1
     return sql[start:end].upper() if sql[end:].lstrip().startswith("(") else None

@@ -93,7 +93,7 @@ def refuse_unsupported(expression: Any) -> None:
     _refuse_internal(expression)
     if not _is_supported(expression):
         words = expression.sql(dialect="snowflake").split()
-        raise unsupported(" ".join(words[:3]).upper())
+        raise unsupported(" ".join(words[:5]).upper())
     for function in expression.find_all(exp.Anonymous):
         if function.name.upper() == "RESULT_SCAN" and not _is_whole_result(expression):
             raise unsupported("RESULT_SCAN other than SELECT * FROM TABLE(RESULT_SCAN('<query id>'))")
