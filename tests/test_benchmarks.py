@@ -34,7 +34,7 @@ from tests.benchmarks.servers import Server, suspended
 from tests.benchmarks.serving import MOST_IDLE_CORES
 from tests.benchmarks.serving_plots import COLOURS
 from tests.benchmarks.serving_record import Footprint, LeftOut, Record, load, save
-from tests.benchmarks.serving_tables import write_tables
+from tests.benchmarks.serving_tables import write_summary, write_tables
 from tests.benchmarks.tables import RESULTS
 from tests.benchmarks.window import ClosedWindow, quantile
 from tests.running import wait_until
@@ -306,6 +306,7 @@ def test_every_server_has_a_colour_and_so_is_drawn() -> None:
     [
         ("png", "PNG", "L", (200, 200)),
         ("jpeg", "JPEG", "L", (200, 200)),
+        ("jpeg-400x300", "JPEG", "RGB", (400, 300)),
         ("jpeg-1600x1200", "JPEG", "RGB", (1600, 1200)),
         ("jpeg-4000x3000", "JPEG", "RGB", (4000, 3000)),
         ("png-1600x1200", "PNG", "L", (1600, 1200)),
@@ -348,7 +349,8 @@ def test_published_tables_are_those_of_the_published_cells(folder: Path, tmp_pat
         made, kept = (
             (place / name).read_text(encoding="utf-8").splitlines()[1:] for place in (tmp_path, folder)
         )
-        assert kept == made
+        # Start and memory are goals too.
+        assert set(made) <= set(kept) if name == "serving_goals.md" else kept == made
 
 
 def test_summary_has_our_ratio_to_each_server_of_the_same_round(tmp_path: Path) -> None:
@@ -363,7 +365,7 @@ def test_summary_has_our_ratio_to_each_server_of_the_same_round(tmp_path: Path) 
         Footprint("net", name, "1.0", starts, Memory(0, pss, 0), Memory(0, 0, 0))
         for name, starts, pss in ((OURS, (1.0, 2.0), 100.0), ("peer", (2.0, 4.0), 125.0))
     ]
-    write_tables(Record("a machine", Measurements(rounds), footprints), tmp_path)
+    write_summary(Record("a machine", Measurements(rounds), footprints), tmp_path)
     rows = (tmp_path / "serving_summary.md").read_text(encoding="utf-8").splitlines()[2:]
     cells = {row.split(" | ")[1]: row.strip("| ").split(" | ")[2:] for row in rows}
     assert cells[""] == [OURS, "peer"]

@@ -1,8 +1,9 @@
 """CPU-milliseconds to decode an image for the default network: python -m tests.benchmarks.decoding.
 
-Pillow and OpenCV decode as most services do: the whole file, its colours, a resize, then grey. OpenCV is
-measured if `cv2` is installed (`pip install opencv-python-headless`), on one thread. Rounds are interleaved;
-the pictures are drawn samples at the size of a camera, with noise.
+Pillow and OpenCV decode as most services do: the whole file, its colours, then a resize. OpenCV is measured
+if `cv2` is installed (`pip install opencv-python-headless`), on one thread. Rounds are interleaved; the
+pictures are drawn samples at the size of a camera, with noise. Pixels that differ from Pillow's fail the run,
+and so does an environment without kornia-rs, by which this service decodes as shipped.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import io
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from importlib.metadata import version
 
 import numpy as np
 from PIL import Image
@@ -19,11 +21,21 @@ from model.defaults import DEFAULT_MODEL_PATH
 from model.image import ImageSpec, decode
 from model.image_limits import ImageLimits
 from tests.benchmarks.images import JPEG_QUALITY
-from tests.benchmarks.tables import write_table
+from tests.benchmarks.served import Mislabelled
+from tests.benchmarks.tables import machine, write_table
 from tests.draw_samples import SEEDS, draw
 
 Decode = Callable[[bytes], object]
 
+AIMS_MS = {
+    "200 x 200 grey JPEG": 0.15,
+    "200 x 200 grey PNG": 0.35,
+    "1600 x 1200 colour JPEG": 4.0,
+    "4000 x 3000 colour JPEG": 22.0,
+}
+"""Of this service's median."""
+MOST_DIFFERENCE = 2.0
+"""Mean, of 255: what other filters and a decoding at a part of the size change."""
 NOISE = 4.0
 LEAST_SECONDS = 0.02
 """A round decodes an image until this much CPU time has passed: the clock's steps are then small."""
@@ -100,6 +112,7 @@ def measure(rounds: int, spec: ImageSpec) -> dict[str, dict[str, list[float]]]:
     found = decoders(spec)
     spent: dict[str, dict[str, list[float]]] = {}
     for picture, data in pictures().items():
+        require_same_pixels(found, data)
         spent[picture] = {name: [] for name in found}
         for turn in range(rounds):
             for name in list(found) if turn % 2 == 0 else reversed(found):
@@ -107,14 +120,27 @@ def measure(rounds: int, spec: ImageSpec) -> dict[str, dict[str, list[float]]]:
     return spent
 
 
+def require_same_pixels(found: Mapping[str, Decode], data: bytes) -> None:
+    """Raises Mislabelled unless all decode to Pillow's pixels, apart from their filters."""
+    expected = np.asarray(found["Pillow"](data), np.float32).squeeze()
+    for name, decode_one in found.items():
+        difference = np.abs(np.asarray(decode_one(data), np.float32).squeeze() - expected).mean()
+        if not difference <= MOST_DIFFERENCE:
+            raise Mislabelled(
+                f"{name} must decode to Pillow's pixels. Received: {difference:.1f} of 255 off."
+            )
+
+
 def row(picture: str, spent: Mapping[str, list[float]]) -> list[str]:
     ours = spent["ext-classify"]
+    aim, middle = AIMS_MS.get(picture), statistics.median(ours)
+    met = "–" if aim is None else f"at most {aim:g}: {'yes' if middle <= aim else 'no'}"
     cells = [
         f"{min(ms):.2f}, {statistics.median(ms):.2f} "
         f"({statistics.median(a / b for a, b in zip(ms, ours, strict=True)):.2f}x)"
         for ms in spent.values()
     ]
-    return [picture, *cells]
+    return [picture, *cells, met]
 
 
 def main() -> None:
@@ -125,9 +151,9 @@ def main() -> None:
     names = next(iter(spent.values()))
     write_table(
         "decoding",
-        ["CPU-ms an image: least, median", *names],
+        ["CPU-ms an image: least, median", *names, "aim of ext-classify, met"],
         [row(*measured) for measured in spent.items()],
-        command="make bench",
+        about=f"Pillow {version('pillow')}, kornia-rs {version('kornia-rs')}; {machine()}",
     )
 
 

@@ -93,10 +93,10 @@ def _enlarged(file: bytes, size: tuple[int, int]) -> NDArray[np.float32]:
     return (smooth + NOISE * noise).clip(0, 255)
 
 
+_PHOTOGRAPHS = ((400, 300), (800, 600), (1600, 1200), (4000, 3000))
 _KINDS: dict[str, Callable[[bytes], bytes]] = {
     JPEG: _as_jpeg,
-    "jpeg-1600x1200": partial(_colour_jpeg, (1600, 1200)),
-    "jpeg-4000x3000": partial(_colour_jpeg, (4000, 3000)),
+    **{f"jpeg-{width}x{height}": partial(_colour_jpeg, (width, height)) for width, height in _PHOTOGRAPHS},
     "png-1600x1200": partial(_grey_png, (1600, 1200)),
     "tiff-2048x1536": partial(_deep_tiff, (2048, 1536)),
 }

@@ -3,8 +3,8 @@
 All servers of a network run at the same time, and one process loads one of them at a time. Rounds are
 interleaved, forwards and backwards, so that other load on the machine slows all alike, and ratios are formed
 within a round. NEU_DATA_DIR names the real images; without it, drawn ones are sent; --images enlarges them to
-what cameras take. A run with --quick, --only, --images, --network or few rounds prints its results, writes
-them to --output, and does not replace the results of a whole run.
+what cameras take. A run with --quick, --only, --images, --network or few rounds prints its results, writes a
+summary and all cells to --output, and does not replace the results of a whole run.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from tests.benchmarks.cells import CAMERA, FULL, OURS, PUBLISHED, QUICK, Group
+from tests.benchmarks.cells import CAMERA, FULL, OURS, PUBLISHED, QUICK, SLOW_NETWORKS, Group
 from tests.benchmarks.contenders import BROUGHT, NETWORKS, ONNX, Contender, Network, contenders
 from tests.benchmarks.engine_limit import engine_labels, engine_limit
 from tests.benchmarks.footprint import Memory, memory, server_processes
@@ -35,7 +35,7 @@ from tests.benchmarks.servers import (
     suspended,
 )
 from tests.benchmarks.serving_record import Footprint, LeftOut, Record, load, save
-from tests.benchmarks.serving_results import write_results
+from tests.benchmarks.serving_results import write_part, write_results
 from tests.benchmarks.tables import RESULTS, machine
 
 # Decoders differ in the last bit, and an image on the edge may fall to either side.
@@ -253,7 +253,8 @@ def main() -> None:
     for network in (*NETWORKS, *BROUGHT):
         if network.name in networks:
             record = measured[network.name] = Record(about)
-            NetworkRun(network, plan, images, record).measure(competing)
+            fitting = plan._replace(groups=SLOW_NETWORKS, mixed_rounds=0) if network in BROUGHT else plan
+            NetworkRun(network, fitting, images, record).measure(competing)
             if is_whole(options):
                 save(record, KEPT / f"{network.name}.json")
     if is_whole(options):
@@ -262,7 +263,10 @@ def main() -> None:
     for record in measured.values():
         joined.add(record)
     is_complete = is_whole(options) and len(measured) == len(NETWORKS)
-    write_results(joined, options.output or (RESULTS if is_complete else None))
+    if is_complete:
+        write_results(joined, options.output or RESULTS)
+    else:
+        write_part(joined, options.output)
 
 
 def _shown(options: argparse.Namespace) -> str:

@@ -20,7 +20,7 @@ from tests.benchmarks.mixed import ms_per_row, slopes_ms
 from tests.benchmarks.serving_record import Footprint, Record
 from tests.benchmarks.tables import write_table
 
-_RATES: dict[str, tuple[Form, int]] = {
+RATES: dict[str, tuple[Form, int]] = {
     "64 rows": ("snowflake", 64),
     "1 row": ("snowflake", 1),
     "raw image": ("image", 1),
@@ -32,19 +32,17 @@ _NOT_MEASURED = "–"
 
 def write_tables(record: Record, folder: Path | None) -> None:
     measurements = record.measurements
-    if record.footprints:
-        _write_summary(record, folder)
     for network in measurements.networks:
         write_table(
             f"serving_{network}",
-            ["server", *(f"images/s, {name}; ours to it" for name in _RATES), "CPU-ms an image, 64 rows"],
+            ["server", *(f"images/s, {name}; ours to it" for name in RATES), "CPU-ms an image, 64 rows"],
             [_rates_row(measurements, network, name) for name in _by_rate(measurements, network)],
             about=f"{network}; {record.about}",
             folder=folder,
         )
     write_table(
         "serving_cpu",
-        ["network", "server", *(f"{name}; to ours" for name in _RATES)],
+        ["network", "server", *(f"{name}; to ours" for name in RATES)],
         [
             [network, name, *_cpu_cells(measurements, network, name)]
             for network in measurements.networks
@@ -100,7 +98,7 @@ def write_tables(record: Record, folder: Path | None) -> None:
         )
 
 
-def _write_summary(record: Record, folder: Path | None) -> None:
+def write_summary(record: Record, folder: Path | None) -> None:
     """All that a reader wants to know at first, each server's in a column."""
     names = list(dict.fromkeys(footprint.contender for footprint in record.footprints))
     write_table(
@@ -118,12 +116,12 @@ def _write_summary(record: Record, folder: Path | None) -> None:
 
 def _summary(record: Record, network: str, names: Sequence[str]) -> Iterator[tuple[str, dict[str, ByRound]]]:
     measurements = record.measurements
-    for what, (form, rows) in _RATES.items():
+    for what, (form, rows) in RATES.items():
         yield (
             f"images/s, {what}",
             {n: measurements.best_rates(network, n, compared_cells(n, form, rows)) for n in names},
         )
-    for what, (form, rows) in _RATES.items():
+    for what, (form, rows) in RATES.items():
         alone = closed_cells(form, rows)[0]
         yield (
             f"p50 alone, {what}, ms",
@@ -186,7 +184,7 @@ def _by_rate(measurements: Measurements, network: str) -> list[str]:
 
 def _rates_row(measurements: Measurements, network: str, name: str) -> list[str]:
     cells = []
-    for form, rows in _RATES.values():
+    for form, rows in RATES.values():
         rates = measurements.best_rates(network, name, compared_cells(name, form, rows))
         multiple = (
             ""
@@ -207,7 +205,7 @@ def cpu_ms(
 
 def _cpu_cells(measurements: Measurements, network: str, name: str) -> Iterator[str]:
     """A server whose figure is below 1x takes less CPU time for an image than ours."""
-    for form, rows in _RATES.values():
+    for form, rows in RATES.values():
         spent = cpu_ms(measurements, network, name, form, rows)
         multiple = ratio(spent, cpu_ms(measurements, network, OURS, form, rows))
         yield spread(spent, digits=2) + ("" if name == OURS or not spent else f"; {times(multiple)}")
@@ -267,7 +265,7 @@ def _null_rows(measurements: Measurements) -> Iterator[list[str]]:
     """What the load process reaches where there is nothing to wait for."""
     for network in measurements.networks:
         rates = []
-        for name, (form, rows) in _RATES.items():
+        for name, (form, rows) in RATES.items():
             found = measurements.best_rates(network, NULL_SERVER, closed_cells(form, rows))
             if found:
                 rates.append(f"{name} {median(found):.0f}/s")
