@@ -518,7 +518,7 @@ def _refuse_unused_flags(
     if network == "recipe" and (size is not None or accuracy is not None):
         raise UsageError("--network recipe does not allow --size and --accuracy.")
     if network == "texture" and len(seeds) > 1:
-        raise UsageError(f"--network texture takes one value of --seeds. Received: {len(seeds)}")
+        raise UsageError(f"--network texture takes one seed in --seeds. Received: {len(seeds)}")
 
 
 def _parse_sides(text: str, least: int) -> tuple[int, int]:
