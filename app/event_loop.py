@@ -1,4 +1,4 @@
-"""Keeps the event loop responsive: one large request at a time, deadlines, and bodies joined in a thread.
+"""Keeps the event loop responsive and fair: one large request at a time, turns of callers, deadlines.
 
 Each large request works in steps of about a millisecond and lets other tasks run between two steps. When
 many large requests are ready together, each of them runs one step in every turn of the loop, and a small
@@ -6,8 +6,9 @@ request waits for all of these steps. Large requests therefore work one after th
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from types import TracebackType
 from typing import TypeVar
 
@@ -59,6 +60,48 @@ def _has_more_commas(body: bytes, most: int) -> bool:
         if at < 0:
             return False
     return True
+
+
+class FairSlots:
+    """A semaphore that serves callers in turn, and the tasks of one caller in the order of their arrival."""
+
+    def __init__(self, slots: int) -> None:
+        self._free = slots
+        self._waiting: dict[str | None, deque[asyncio.Future[None]]] = {}
+        """By caller, the next first."""
+
+    @asynccontextmanager
+    async def of(self, caller: str | None) -> AsyncIterator[None]:
+        await self._acquire(caller)
+        try:
+            yield
+        finally:
+            self._release()
+
+    async def _acquire(self, caller: str | None) -> None:
+        if self._free:  # then no task waits
+            self._free -= 1
+            return
+        slot: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(caller, deque()).append(slot)
+        try:
+            await slot
+        except asyncio.CancelledError:
+            if not slot.cancelled():  # the task received the slot before it was cancelled
+                self._release()
+            raise
+
+    def _release(self) -> None:
+        while self._waiting:
+            caller = next(iter(self._waiting))
+            slots = self._waiting.pop(caller)
+            slot = slots.popleft()
+            if slots:
+                self._waiting[caller] = slots
+            if not slot.cancelled():
+                slot.set_result(None)
+                return
+        self._free += 1
 
 
 A = TypeVar("A")

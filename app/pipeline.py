@@ -7,7 +7,7 @@ from time import perf_counter
 from typing import Protocol, cast
 
 from app.admission import PendingBody
-from app.event_loop import BulkTurn
+from app.event_loop import BulkTurn, FairSlots
 from app.images.fetcher import Fetcher
 from app.images.source import Fetched, Remote, Row, StageFile, Url
 from app.outcome import ClassifiedRows, ModelIdentity, Outcome, outcome_of_error
@@ -53,16 +53,18 @@ class Pipeline:
         self._fetcher = fetcher
         self._stages = stages
         self._max_fetched_rows = max_fetched_rows
-        self._fetched_rows = asyncio.Semaphore(max_fetched_rows)
+        self._fetched_rows = FairSlots(max_fetched_rows)
         # Small requests have slots of their own, so that they do not wait for large ones.
-        self._fetched_rows_of_few = asyncio.Semaphore(max(1, max_fetched_rows // 4))
+        self._fetched_rows_of_few = FairSlots(max(1, max_fetched_rows // 4))
 
     @property
     def model(self) -> ServedModel:
         """The network that serves now."""
         return self._served.model
 
-    async def classify_rows(self, rows: Sequence[Row], pending: PendingBody | None = None) -> ClassifiedRows:
+    async def classify_rows(
+        self, rows: Sequence[Row], pending: PendingBody | None = None, caller: str | None = None
+    ) -> ClassifiedRows:
         """One outcome a row, in order. An error in one row does not affect the others.
 
         Once a row is answered, it drops its source: `pending` releases those bytes and takes the bytes of the
@@ -72,8 +74,8 @@ class Pipeline:
         remote: list[int] = []
         for place, row in enumerate(rows):
             (remote if row.is_remote else held).append(place)
-        with self.queue.request(len(rows), len(remote)) as request:
-            batch = _Batch(rows, [None] * len(rows), request, pending)
+        with self.queue.request(len(rows), len(remote), caller) as request:
+            batch = _Batch(rows, [None] * len(rows), request, pending, caller)
             # They need no process, so they do not count towards the wait of other requests.
             request.mark_answered(sum(row.is_settled for row in rows))
             try:
@@ -117,11 +119,12 @@ class Pipeline:
         self, batch: "_Batch", remaining: Iterator[int], staged: StageBatch
     ) -> None:
         """Process rows one after another; several such tasks share the iterator `remaining`."""
+        slots = self._fetched_rows_of_few if len(batch.rows) <= FEW_ROWS else self._fetched_rows
         for place in remaining:
             source = cast(Remote, batch.rows[place].source)
             if isinstance(source, StageFile):
                 await staged.settle([source])
-            async with self._fetched_rows_of_few if len(batch.rows) <= FEW_ROWS else self._fetched_rows:
+            async with slots.of(batch.caller):
                 # Otherwise thousands of rejected URLs would be one step of the event loop.
                 await asyncio.sleep(0)
                 fetched = await self._fetch(batch, source, staged)
@@ -152,6 +155,7 @@ class _Batch:
     outcomes: list[Outcome | None]
     request: QueuedRequest
     pending: PendingBody | None
+    caller: str | None
     _errors: dict[tuple[str, str, bool, str], Outcome] = field(default_factory=dict)
 
     def outcome_of(self, error: InputError, model: ModelIdentity) -> Outcome:

@@ -211,7 +211,7 @@ class Settings(BaseSettings):
     max_pending_bytes: PositiveInt = 256 * 1024 * 1024
     """Most bytes of decompressed bodies that arrive or wait for their answer, and of large answers being
     sent; beyond it, slow bodies are evicted and the newest get 429. Bodies of at most `MAX_IMAGE_BYTES` have
-    a reserve of that size."""
+    a reserve of that size. With authentication, the bodies of one caller hold at most three quarters."""
     sync_deadline_seconds: PositiveFloat = 20.0
     """Longest time until a batch with an id is answered; then the service answers 202 and the client polls.
     Gateways time out after 29 seconds. Several workers need Redis for this."""

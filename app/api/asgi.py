@@ -87,11 +87,14 @@ class Service:
             return None
         if TRACING.is_on or self.state.shutdown.has_begun or self.state.settings.cors_origins:
             return None
+        guards = self.state.guards
+        # Without a name, the full path authenticates the request, or rejects it.
+        caller = None if guards is None else guards.caller_at_once(Request(scope))
         try:
-            self.state.admission.refuse_rows(1)
+            self.state.admission.refuse_rows(1, caller=caller)
         except Overloaded as error:
             metrics.count_request(error.status, 0.0)
-            self.state.refusals.add(error, Headers(scope=scope))
+            self.state.refusals.add(error, Headers(scope=scope), caller)
             response = error_response(error)
             response.raw_headers.extend(_RESPONSE_HEADERS)
             return response
@@ -118,15 +121,16 @@ class Service:
         started = perf_counter()
         scope = request.scope
         is_classification = _is_post_to_classify(scope)
+        caller: str | None = None
         seconds = self._deadline_seconds if is_classification else self._page_deadline_seconds
         try:
             async with Deadline(seconds):
                 if self.state.guards is not None:
-                    await self.state.guards.authenticate(request)
+                    caller = await self.state.guards.authenticate(request)
                 if scope["path"] != _CLASSIFY_PATH:
                     await self.pages(_without_cookies_and_query(scope), request.receive, _secured(send))
                     return
-                response = await self._classify(request)
+                response = await self._classify(request, caller)
                 if is_classification:
                     metrics.count_request(response.status_code, perf_counter() - started)
                     response.raw_headers.extend(_RESPONSE_HEADERS)
@@ -135,7 +139,7 @@ class Service:
                     await response(scope, request.receive, _secured(send))
         except Exception as error:
             if isinstance(error, ServiceError):
-                self.state.refusals.add(error, request.headers)
+                self.state.refusals.add(error, request.headers, caller)
             if not send.has_started:  # otherwise the server closes the connection
                 response = error_response(error)
                 if is_classification:
@@ -144,14 +148,14 @@ class Service:
             if not isinstance(error, _EXPECTED):
                 raise
 
-    async def _classify(self, request: Request) -> Response:
+    async def _classify(self, request: Request, caller: str | None) -> Response:
         if request.method == "GET":
-            return await self._endpoint.poll(request)
+            return await self._endpoint.poll(request, caller)
         if request.method != "POST":
             raise HTTPException(HTTPStatus.METHOD_NOT_ALLOWED, headers={"allow": _CLASSIFY_METHODS})
         shutdown = self.state.shutdown
         with shutdown.request():
-            response = await self._endpoint.classify(request)
+            response = await self._endpoint.classify(request, caller)
         if shutdown.has_begun:
             response.headers["connection"] = "close"
         return response

@@ -113,6 +113,10 @@ class Guard(Protocol):
         """The caller's name, None without credentials of this kind. Raises Unauthorized for invalid ones."""
         ...
 
+    def caller_at_once(self, request: Request) -> str | None:
+        """The caller's name if no network access is needed to know it, else None."""
+        ...
+
 
 class KeyGuard:
     """`X-API-Key: KEY`, which gateways and Snowflake's API_KEY send, or `Authorization: Bearer KEY`."""
@@ -121,13 +125,14 @@ class KeyGuard:
         self._keys = keys
 
     async def caller_of(self, request: Request) -> str | None:
-        key = request.headers.get(API_KEY_HEADER) or bearer_of(request)
-        if not key:
-            return None
-        name = self._keys.name_of(key)
-        if name is None:
+        name = self.caller_at_once(request)
+        if name is None and _key_of(request):
             raise Unauthorized("An API key must be in the service's file of keys. Received: an unknown key.")
         return name
+
+    def caller_at_once(self, request: Request) -> str | None:
+        key = _key_of(request)
+        return self._keys.name_of(key) if key else None
 
 
 class TokenGuard:
@@ -142,11 +147,18 @@ class TokenGuard:
             return None
         return await self._verifier.subject_of(token)
 
+    def caller_at_once(self, request: Request) -> str | None:
+        token = bearer_of(request)
+        return self._verifier.cached_subject_of(token) if token else None
+
 
 class SpcsGuard:
     """Snowpark Container Services: Snowflake has authenticated every request that reaches the service."""
 
     async def caller_of(self, request: Request) -> str | None:
+        return self.caller_at_once(request)
+
+    def caller_at_once(self, request: Request) -> str | None:
         return request.headers.get(SPCS_USER_HEADER, "a service function")
 
 
@@ -156,11 +168,11 @@ class Guards:
     def __init__(self, guards: list[Guard]) -> None:
         self._guards = guards
 
-    async def authenticate(self, request: Request) -> None:
-        """Raises Unauthorized or IssuerUnavailable."""
+    async def authenticate(self, request: Request) -> str | None:
+        """The caller's name, None for an open path. Raises Unauthorized or IssuerUnavailable."""
         path = request.scope["path"]
         if path in OPEN_PATHS or (path.startswith(OPEN_FOLDERS) and not path.startswith(SAMPLES_FOLDER)):
-            return
+            return None
         is_sent = request.headers.get(API_KEY_HEADER) or request.headers.get("authorization")
         received = "another kind" if is_sent else "neither"
         refusal: ServiceError = Unauthorized(
@@ -168,11 +180,16 @@ class Guards:
         )
         for guard in self._guards:
             try:
-                if await guard.caller_of(request) is not None:
-                    return
+                if (caller := await guard.caller_of(request)) is not None:
+                    return caller
             except (Unauthorized, IssuerUnavailable) as error:
                 refusal = error
         raise refusal
+
+    def caller_at_once(self, request: Request) -> str | None:
+        """The caller's name if the request is authenticated and no network access is needed to know it."""
+        names = (guard.caller_at_once(request) for guard in self._guards)
+        return next((name for name in names if name is not None), None)
 
 
 class LoopbackGuards(Guards):
@@ -182,7 +199,7 @@ class LoopbackGuards(Guards):
     """
 
     async def authenticate(self, request: Request) -> None:
-        """Raises Misdirected."""
+        """All requests have one caller, which has no name. Raises Misdirected."""
         host = request.headers.get("host", "")
         if _is_internet_name(host):
             raise Misdirected(
@@ -232,6 +249,10 @@ def _create_verifier(settings: Settings) -> "TokenVerifier":
     return TokenVerifier(
         settings.jwt_issuer, settings.jwt_audience, settings.jwt_jwks_url, settings.jwt_callers
     )
+
+
+def _key_of(request: Request) -> str | None:
+    return request.headers.get(API_KEY_HEADER) or bearer_of(request)
 
 
 def bearer_of(request: Request) -> str | None:

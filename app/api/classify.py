@@ -26,7 +26,7 @@ from app.api.body import (
     read_body,
 )
 from app.api.probes import Probes
-from app.batches.batches import Batches, SentBatch, check_batch_id
+from app.batches.batches import Batches, SentBatch, check_batch_id, key_of
 from app.errors import InvalidBatch, Overloaded, UnsupportedMediaType
 from app.images.source import ROW_BYTES, Row
 from app.names import BATCH_ID_HEADER, ids_of
@@ -34,7 +34,7 @@ from app.outcome import Outcome
 from app.pipeline import Pipeline
 from app.settings import Settings
 from app.snowflake.wire import MAX_ANSWER_BYTES, format_array, format_batch, parse_batch
-from app.telemetry.record import record_abandoned, record_answer
+from app.telemetry.record import Sender, record_abandoned, record_answer
 
 T = TypeVar("T")
 
@@ -56,79 +56,82 @@ class ClassifyEndpoint:
         self._classifier = classifier
         self._batches = batches
 
-    async def classify(self, request: Request) -> Response:
+    async def classify(self, request: Request, caller: str | None) -> Response:
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media_type == "application/json":
-            return await self._classify_batch(request)
+            return await self._classify_batch(request, caller)
         if media_type == _MULTIPART:
-            return await self._classify_files(request)
+            return await self._classify_files(request, caller)
         if media_type == "application/octet-stream" or media_type.startswith("image/"):
-            return await self._classify_image(request)
+            return await self._classify_image(request, caller)
         raise UnsupportedMediaType(
             "A request's Content-Type must be application/json, multipart/form-data, image/* or "
             f"application/octet-stream. Received: {media_type[:80]!r}."
         )
 
-    async def poll(self, request: Request) -> Response:
+    async def poll(self, request: Request, caller: str | None) -> Response:
         """The response to a batch that was deferred (202)."""
         batch_id = request.headers.get(BATCH_ID_HEADER)
         if batch_id is None:
             raise InvalidBatch(f"A GET must name its batch in the header {BATCH_ID_HEADER}. Received: none.")
-        with self._admission.reserve() as pending:
-            return _batch_response(await self._batches.poll(check_batch_id(batch_id), pending), pending)
+        key = key_of(check_batch_id(batch_id), caller)
+        with self._admission.reserve(caller=caller) as pending:
+            return _batch_response(await self._batches.poll(key, pending), pending)
 
-    async def _classify_batch(self, request: Request) -> Response:
+    async def _classify_batch(self, request: Request, caller: str | None) -> Response:
         evidence, encoding, length = evidence_of(request), encoding_of(request), length_of(request)
         query_id, _ = ids_of(request.headers)
         batch_id = request.headers.get(BATCH_ID_HEADER)
-        if batch_id is None or not self._batches.knows(check_batch_id(batch_id)):
-            is_patient = batch_id is not None and self._admission.patience_seconds
-            self._admission.refuse(length, 0 if is_patient else self._admission.expect_rows(encoding, length))
-        with self._admission.reserve(length) as pending:
+        key = None if batch_id is None else key_of(check_batch_id(batch_id), caller)
+        if key is None or not self._batches.knows(key):
+            is_patient = key is not None and self._admission.patience_seconds
+            rows = 0 if is_patient else self._admission.expect_rows(encoding, length)
+            self._admission.refuse(length, rows, caller)
+        with self._admission.reserve(length, caller) as pending:
             reading = read_body(request, self._settings.max_body_bytes, pending)
             content = await arriving_within(self._settings.body_timeout_seconds, reading, pending)
-            batch = SentBatch(batch_id, query_id, content, encoding, evidence, pending)
+            batch = SentBatch(batch_id, query_id, content, encoding, evidence, pending, caller)
             del content  # only the batch holds it, until it is parsed
-            if batch_id is None:
+            if key is None:
                 body = await while_connected(request, self._classifier.classify_batch(batch))
                 return json_response(body, pending)
-            answer = await while_connected(request, self._batches.answer(batch_id, batch))
+            answer = await while_connected(request, self._batches.answer(key, batch))
             return _batch_response(answer, pending)
 
-    async def _classify_image(self, request: Request) -> Response:
+    async def _classify_image(self, request: Request, caller: str | None) -> Response:
         check_not_encoded(request)
         evidence, length = evidence_of(request), length_of(request)
-        self._admission.refuse(length, rows=1)
-        with self._admission.reserve(length) as pending:
+        self._admission.refuse(length, 1, caller)
+        with self._admission.reserve(length, caller) as pending:
             reading = read_body(request, self._settings.max_body_bytes, pending)
             body = await arriving_within(self._settings.body_timeout_seconds, reading, pending)
             pending.complete()
-            [outcome] = await self._classify_rows(request, [Row(0, body, evidence)])
+            [outcome] = await self._classify_rows(request, caller, [Row(0, body, evidence)])
             return json_response(to_json(outcome), pending)
 
-    async def _classify_files(self, request: Request) -> Response:
+    async def _classify_files(self, request: Request, caller: str | None) -> Response:
         check_not_encoded(request)
         evidence, length = evidence_of(request), length_of(request)
-        self._admission.refuse(length, self._admission.expect_rows(_MULTIPART, length))
-        with self._admission.reserve(length) as pending:
+        self._admission.refuse(length, self._admission.expect_rows(_MULTIPART, length), caller)
+        with self._admission.reserve(length, caller) as pending:
             chunks = capped_stream(request, self._settings.max_body_bytes, pending)
             reading = parse_files(request.headers["content-type"], chunks, self._settings.max_rows)
             files = await arriving_within(self._settings.body_timeout_seconds, reading, pending)
             pending.complete()
             self._admission.note_rows(_MULTIPART, pending.held_bytes, len(files))
             pending.take(ROW_BYTES * len(files))
-            self._admission.refuse_rows(len(files))
+            self._admission.refuse_rows(len(files), caller=caller)
             names = [filename for filename, _ in files]
             rows = [Row(number, content, evidence) for number, (_, content) in enumerate(files)]
             del files
-            outcomes = await self._classify_rows(request, rows, pending)
+            outcomes = await self._classify_rows(request, caller, rows, pending)
             return json_response(await self._classifier.format_files(names, outcomes), pending)
 
     async def _classify_rows(
-        self, request: Request, rows: Sequence[Row], pending: PendingBody | None = None
+        self, request: Request, caller: str | None, rows: Sequence[Row], pending: PendingBody | None = None
     ) -> list[Outcome | None]:
-        query_id, batch_id = ids_of(request.headers)
-        classifying = self._classifier.classify_rows(rows, pending, query_id, batch_id)
+        sender = Sender(*ids_of(request.headers), caller)
+        classifying = self._classifier.classify_rows(rows, pending, sender)
         return await while_connected(request, classifying)
 
 
@@ -147,28 +150,29 @@ class RowClassifier:
         await self._probes.answer(batch.batch_id, rows)
         remote_rows = sum(row.is_remote for row in rows)
         if batch.batch_id is None:
-            self._admission.refuse_rows(len(rows), remote_rows)
+            self._admission.refuse_rows(len(rows), remote_rows, batch.caller)
         else:
-            await self._admission.admit(len(rows), remote_rows)
-        outcomes = await self.classify_rows(rows, batch.pending, batch.query_id, batch.batch_id)
+            await self._admission.admit(len(rows), remote_rows, batch.caller)
+        sender = Sender(batch.query_id, batch.batch_id, batch.caller)
+        outcomes = await self.classify_rows(rows, batch.pending, sender)
         # A batch without an id is not Snowflake's.
         max_bytes = MAX_ANSWER_BYTES_WITHOUT_ID if batch.batch_id is None else MAX_ANSWER_BYTES
         async with self._pipeline.bulk_turn.of_rows(len(rows)):
             return await format_batch(rows, outcomes, max_bytes)
 
     async def classify_rows(
-        self, rows: Sequence[Row], pending: PendingBody | None, query_id: str | None, batch_id: str | None
+        self, rows: Sequence[Row], pending: PendingBody | None, sender: Sender
     ) -> list[Outcome | None]:
         """One outcome a row, in order. Logs the rows as abandoned if it is cancelled."""
         started = perf_counter()
         try:
-            classified = await self._pipeline.classify_rows(rows, pending)
+            classified = await self._pipeline.classify_rows(rows, pending, sender.caller)
         except asyncio.CancelledError:
-            record_abandoned(query_id, batch_id, len(rows), self._pipeline.queue.abandoned_rows)
+            record_abandoned(sender, len(rows), self._pipeline.queue.abandoned_rows)
             raise
         total_seconds = perf_counter() - started
         async with self._pipeline.bulk_turn.of_rows(len(rows)):
-            record_answer(query_id, batch_id, classified, total_seconds)
+            record_answer(sender, classified, total_seconds)
         return classified.outcomes
 
     async def format_files(self, names: Sequence[str], outcomes: Sequence[Outcome | None]) -> bytes:

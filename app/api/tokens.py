@@ -42,15 +42,18 @@ class TokenVerifier:
 
     async def subject_of(self, token: str) -> str:
         """The token's subject. Raises Unauthorized or IssuerUnavailable."""
-        digest = hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
-        subject, expires_at = self._valid.get(digest, ("", 0.0))
-        if expires_at > time.time():
-            return subject
+        if (cached := self.cached_subject_of(token)) is not None:
+            return cached
         subject, expires_at = await self._verify(token)
-        self._valid[digest] = subject, expires_at
+        self._valid[_digest_of(token)] = subject, expires_at
         while len(self._valid) > _MAX_CACHED_TOKENS:
             self._valid.popitem(last=False)
         return subject
+
+    def cached_subject_of(self, token: str) -> str | None:
+        """The subject of a token that was valid before and has not expired, else None."""
+        subject, expires_at = self._valid.get(_digest_of(token), ("", 0.0))
+        return subject if expires_at > time.time() else None
 
     async def _verify(self, token: str) -> tuple[str, float]:
         if len(token) > MAX_TOKEN_BYTES:
@@ -70,7 +73,7 @@ class TokenVerifier:
             reason = _printable(str(error))
             raise Unauthorized(f"A token must be valid. Received: one that fails with {reason}.") from None
         self._check_caller(claims)
-        return str(claims.get("sub", "")), float(claims["exp"])
+        return _printable(str(claims.get("sub", ""))), float(claims["exp"])
 
     def _check_caller(self, claims: dict[str, Any]) -> None:
         if self._callers and self._callers.isdisjoint(str(claims.get(name)) for name in _CALLER_CLAIMS):
@@ -113,6 +116,10 @@ class TokenVerifier:
 
     def _age_seconds(self) -> float:
         return time.monotonic() - self._fetched_at
+
+
+def _digest_of(token: str) -> bytes:
+    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
 
 
 def _printable(text: str, max_characters: int = _MAX_REASON_CHARACTERS) -> str:

@@ -33,6 +33,10 @@ CLOSING_SECONDS = 3.0
 _HASHED_IN_PLACE_BYTES = 1024 * 1024
 
 
+# No header holds a line break.
+_KEY_SEPARATOR = "\n"
+
+
 def check_batch_id(batch_id: str) -> str:
     """Return the id unchanged. Raises InvalidBatch if it is longer than Snowflake's, as ids are logged."""
     if len(batch_id) > MAX_ID_CHARACTERS:
@@ -40,6 +44,11 @@ def check_batch_id(batch_id: str) -> str:
             f"A batch's id must have at most {MAX_ID_CHARACTERS} characters. Received: {len(batch_id)}."
         )
     return batch_id
+
+
+def key_of(batch_id: str, caller: str | None) -> str:
+    """The key of a batch: callers do not share batches, so that none can read the answers of another."""
+    return batch_id if caller is None else batch_id + _KEY_SEPARATOR + caller
 
 
 @dataclass
@@ -52,6 +61,7 @@ class SentBatch:
     content_encoding: str
     evidence: bool
     pending: PendingBody = field(repr=False)
+    caller: str | None = None
 
     def take_content(self) -> bytes:
         """Return the content and release it, as it must not stay in memory next to its parsed rows."""
@@ -177,7 +187,7 @@ class Batches:
                 return cached.answer
         raise BatchUnknown(
             "A client must send a batch before it polls for it, and poll while the answer is cached. "
-            f"Received: {batch_id[:80]!r}."
+            f"Received: {batch_id.partition(_KEY_SEPARATOR)[0][:80]!r}."
         )
 
     async def _find(

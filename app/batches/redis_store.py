@@ -22,7 +22,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
 from app.admission import Admission, PendingBody
-from app.batches.batches import CachedAnswer, SentBatch, compress
+from app.batches.batches import CachedAnswer, SentBatch, compress, key_of
 from app.telemetry.log import log_event, logger
 
 T = TypeVar("T")
@@ -49,6 +49,7 @@ class _Head(BaseModel, strict=True, extra="forbid"):
     query_id: str | None
     content_encoding: str
     evidence: bool
+    caller: str | None = None
 
 
 class RedisStore:
@@ -138,7 +139,8 @@ class RedisStore:
         """Store a batch that another replica can restart. Returns False if that failed."""
         if batch.batch_id is None:
             return False
-        key, stored = _key(batch.batch_id, "unfinished"), _format(batch)
+        key = _key(key_of(batch.batch_id, batch.caller), "unfinished")
+        stored = _format(batch)
         return bool(await self._ask(lambda: self._redis.set(key, stored, px=self._ttl_milliseconds), None))
 
     async def discard_unfinished(self, batch_id: str) -> None:
@@ -209,9 +211,10 @@ class RedisStore:
         """Raises ValueError for an invalid entry."""
         head, _, content = stored.partition(b"\n")
         parsed = _Head.model_validate_json(head)
-        if parsed.batch_id != batch_id:
+        if key_of(parsed.batch_id, parsed.caller) != batch_id:
             raise ValueError(f"The id must be {batch_id!r}. Received: {parsed.batch_id!r}.")
-        return SentBatch(content=content, pending=self._admission.reserve(), **parsed.model_dump())
+        pending = self._admission.reserve(caller=parsed.caller)
+        return SentBatch(content=content, pending=pending, **parsed.model_dump())
 
 
 async def ping(url: str) -> float:
@@ -239,6 +242,7 @@ def _format(batch: SentBatch) -> bytes:
         "query_id": batch.query_id,
         "content_encoding": batch.content_encoding,
         "evidence": batch.evidence,
+        "caller": batch.caller,
     }
     return to_json(head) + b"\n" + batch.content
 

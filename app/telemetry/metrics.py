@@ -54,6 +54,10 @@ REQUEST_SECONDS = Histogram(
 ROWS = Counter(
     "ext_classify_rows", "Rows by outcome: classified, abstained, null, or an error's code.", ["outcome"]
 )
+CALLER_ROWS = Counter("ext_classify_caller_rows", "Answered rows by caller, with authentication.", ["caller"])
+CALLER_REFUSALS = Counter(
+    "ext_classify_caller_refusals", "Requests that receive an error, by caller.", ["caller"]
+)
 STEP_SECONDS = Histogram(
     "ext_classify_row_step_seconds", "Mean over a request's rows, by step.", ["step"], buckets=_ROW_SECONDS
 )
@@ -113,6 +117,11 @@ _STEPS = {step: STEP_SECONDS.labels(step) for step in ("fetch", "decode", "predi
 _requests_of = cache(REQUESTS.labels)
 _rows_of = cache(ROWS.labels)
 _images_of = cache(LABELS.labels)
+_caller_rows: dict[str, Counter] = {}
+_caller_refusals: dict[str, Counter] = {}
+# An issuer of tokens, or Snowflake's users, may be many.
+MAX_CALLERS = 100
+_OTHER_CALLERS = "other"
 
 
 def count_request(status: int, seconds: float) -> None:
@@ -120,7 +129,12 @@ def count_request(status: int, seconds: float) -> None:
     REQUEST_SECONDS.observe(seconds)
 
 
-def count_rows(outcomes: Sequence[Outcome | None], steps: Steps) -> None:
+def count_refusal(caller: str | None) -> None:
+    _count_of_caller(CALLER_REFUSALS, _caller_refusals, caller, 1)
+
+
+def count_rows(outcomes: Sequence[Outcome | None], steps: Steps, caller: str | None = None) -> None:
+    _count_of_caller(CALLER_ROWS, _caller_rows, caller, len(outcomes))
     for name, rows in CounterOf(map(_name_of, outcomes)).items():
         _rows_of(name).inc(rows)
     for step, observed in _STEPS.items():
@@ -174,6 +188,17 @@ def _read_files(folder: Path) -> bytes:
     registry = CollectorRegistry()
     MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     return generate(registry)
+
+
+def _count_of_caller(counter: Counter, known: dict[str, Counter], caller: str | None, count: int) -> None:
+    """Each label costs memory for as long as the service runs, so later callers share one."""
+    if caller is None:
+        return
+    if caller not in known and len(known) >= MAX_CALLERS:
+        caller = _OTHER_CALLERS
+    if caller not in known:
+        known[caller] = counter.labels(caller)
+    known[caller].inc(count)
 
 
 def _name_of(outcome: Outcome | None) -> str:

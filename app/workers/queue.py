@@ -1,8 +1,9 @@
 """The queue of rows of all requests, on the event loop: which rows are next, and how long a request waits.
 
-Rows are taken alternately from the smallest request and from the oldest one: a single image waits behind a
-few rows and not behind a batch of thousands, and that batch has half of the machine whatever arrives later.
-Requests of one size are answered in the order of their arrival.
+Callers take turns, a row each, so that none can starve another. Without authentication, all requests have one
+caller. Of a caller, rows are taken alternately from the smallest request and from the oldest one: a single
+image waits behind a few rows and not behind a batch of thousands, and that batch has half of the caller's
+turns whatever arrives later. Requests of one size are answered in the order of their arrival.
 """
 
 import asyncio
@@ -42,25 +43,27 @@ class RowQueue:
         self.on_put: Callable[[], None] = lambda: None
         self.on_check: Callable[[], None] = lambda: None
         """Called several times a second while rows are being classified."""
-        self.unfetched = _RowCounts()
-        self.unclassified = _RowCounts()
-        """Rows that have their image and no outcome."""
         self._waiting_rows = 0
         self._small_arrived_at = -RECENT_SECONDS
         self._arrivals = count()
-        self._small_shedder, self._large_shedder = LoadShedder(), LoadShedder()
-        self._heaps = deque([_RequestHeap(_rows, _has_waiting), _RequestHeap(_arrival, _has_waiting)])
-        self._small = _RequestHeap(_arrival, lambda request: _has_waiting(request) and request.is_small)
+        self._lanes: dict[str | None, _Lane] = {}
+        """By caller; those without requests are removed when another caller arrives."""
+        self._turns: deque[_Lane] = deque()
+        """Lanes with waiting rows, the next first. Those that have run empty are removed lazily."""
 
     @contextmanager
-    def request(self, rows: int, unfetched_rows: int = 0) -> "Iterator[QueuedRequest]":
+    def request(
+        self, rows: int, unfetched_rows: int = 0, caller: str | None = None
+    ) -> "Iterator[QueuedRequest]":
         """A request with this number of rows; at its end, rows that still wait are dropped.
 
         Raises the first error of an exception group alone.
         """
-        request = QueuedRequest(rows, unfetched_rows, next(self._arrivals), self)
-        self.unfetched.add(rows, unfetched_rows)
-        self.unclassified.add(rows, rows - unfetched_rows)
+        lane = self._lane_of(caller)
+        request = QueuedRequest(rows, unfetched_rows, next(self._arrivals), self, lane)
+        lane.requests += 1
+        lane.unfetched.add(rows, unfetched_rows)
+        lane.unclassified.add(rows, rows - unfetched_rows)
         self._track_small(rows)
         try:
             yield request
@@ -70,18 +73,17 @@ class RowQueue:
             request.mark_fetched(request.unfetched_rows)
             request.mark_answered(rows)
             self._drop(request)
+            lane.requests -= 1
 
     def put(self, request: "QueuedRequest", rows: "Sequence[QueuedRow]") -> None:
         self._waiting_rows += len(rows)
         self._track_small(request.rows)
         request.waiting.extend(rows)
         if rows:
-            if not request.is_started:
-                self.shedder(request.rows).add(request)
-            for heap in self._heaps:
-                heap.push(request)
-            if request.is_small:
-                self._small.push(request)
+            request.lane.push(request)
+            if not request.lane.has_turn:
+                request.lane.has_turn = True
+                self._turns.append(request.lane)
         self.on_put()
 
     def next_rows(self) -> "list[QueuedRow]":
@@ -91,54 +93,65 @@ class RowQueue:
         size_bytes = 0
         while len(rows) < wanted and size_bytes < MAX_BYTES_PER_CALL and (request := self._next_request()):
             rows.append(request.waiting.popleft())
-            self._mark_started(request)
+            request.mark_started()
             size_bytes += rows[-1].row.size_bytes
         self._waiting_rows -= len(rows)
         return rows
 
     def next_small_rows(self) -> "list[QueuedRow]":
-        """The rows of the oldest small request that waits."""
-        request = self._small.first()
-        if request is None:
+        """The rows of the oldest small request that waits, of the next caller that has one."""
+        for lane in self._turns:
+            if (request := lane.small.first()) is not None:
+                break
+        else:
             return []
+        self._turns.remove(lane)
+        self._turns.append(lane)
         rows = list(request.waiting)
         request.waiting.clear()
-        self._mark_started(request)
+        request.mark_started()
         self._waiting_rows -= len(rows)
         return rows
 
     def fail_waiting(self, error: Exception) -> None:
         """Fail all requests with waiting rows; they drop their rows when they end."""
-        for request in self._heaps[0].all():
-            request.fail(error)
+        for lane in self._lanes.values():
+            for request in lane.waiting_requests():
+                request.fail(error)
 
-    def wait_seconds(self, rows: int, unfetched_rows: int = 0) -> float:
-        """How long the first row of a new request of this size would wait.
+    def wait_seconds(self, rows: int, unfetched_rows: int = 0, caller: str | None = None) -> float:
+        """How long the first row of a new request of this size would wait, 0 without rows of its caller.
 
         A request without rows to fetch does not wait for the images of others to be fetched. One with such
         rows does, and also until they are classified: only so many fetched images are held at a time.
         """
-        unclassified = self.unclassified.before(rows)
+        unclassified = self._rows_before(rows, caller, lambda lane: lane.unclassified)
         if not unfetched_rows:
             return unclassified * self.capacity.classified_row_seconds
-        unfetched = self.unfetched.before(rows)
+        unfetched = self._rows_before(rows, caller, lambda lane: lane.unfetched)
         return max(
             (unclassified + unfetched) * self.capacity.classified_row_seconds,
             unfetched * self.capacity.fetched_row_seconds,
         )
 
-    def shedder(self, rows: int) -> "LoadShedder":
-        """The load shedder of small or of large requests."""
-        return self._small_shedder if rows <= FEW_ROWS else self._large_shedder
+    def longest_wait_seconds(self, rows: int, caller: str | None = None) -> float:
+        """Of the caller's requests that wait now, the small or the large ones."""
+        lane = self._lanes.get(caller)
+        return 0.0 if lane is None else lane.shedder(rows).longest_wait_seconds
+
+    def shed(self, rows: int, max_wait_seconds: float, error: "Callable[[QueuedRequest], Exception]") -> None:
+        """`LoadShedder.shed` for the small or the large requests of each caller."""
+        for lane in self._lanes.values():
+            lane.shedder(rows).shed(max_wait_seconds, error)
 
     @property
     def unanswered_rows(self) -> int:
         """Rows of all requests, including rows to fetch."""
-        return self.unfetched.total + self.unclassified.total
+        return sum(lane.unfetched.total + lane.unclassified.total for lane in self._lanes.values())
 
     @property
     def has_small_waiting(self) -> bool:
-        return self._small.first() is not None
+        return any(lane.small.first() is not None for lane in self._turns)
 
     @property
     def had_small_recently(self) -> bool:
@@ -146,19 +159,33 @@ class RowQueue:
         return monotonic() - self._small_arrived_at < RECENT_SECONDS
 
     def _max_rows(self) -> int:
-        has_large = self.unfetched.has_larger(FEW_ROWS) or self.unclassified.has_larger(FEW_ROWS)
-        if has_large and self.had_small_recently:
+        if self.had_small_recently and any(lane.has_large for lane in self._lanes.values()):
             return MAX_ROWS_PER_CALL_BESIDE_SMALL
         return min(MAX_ROWS_PER_CALL, int(MAX_CALL_SECONDS / max(self.capacity.classify_seconds, 1e-9)))
 
     def _next_request(self) -> "QueuedRequest | None":
-        self._heaps.rotate()
-        return self._heaps[0].first()
+        while self._turns:
+            lane = self._turns.popleft()
+            if (request := lane.next_request()) is not None:
+                self._turns.append(lane)
+                return request
+            lane.has_turn = False
+        return None
 
-    def _mark_started(self, request: "QueuedRequest") -> None:
-        if not request.is_started:
-            request.is_started = True
-            self.shedder(request.rows).remove(request)
+    def _lane_of(self, caller: str | None) -> "_Lane":
+        if caller not in self._lanes:
+            self._lanes = {name: lane for name, lane in self._lanes.items() if lane.requests}
+            self._lanes[caller] = _Lane()
+        return self._lanes[caller]
+
+    def _rows_before(self, rows: int, caller: str | None, counts_of: "Callable[[_Lane], _RowCounts]") -> int:
+        """Rows that are served before a new request's first: the caller's own, and as many of each other."""
+        lane = self._lanes.get(caller)
+        own = 0 if lane is None else counts_of(lane).before(rows)
+        if own == 0:
+            return 0
+        others = (counts_of(other).total for other in self._lanes.values() if other is not lane)
+        return own + sum(min(own, total) for total in others)
 
     def _track_small(self, rows: int) -> None:
         """Called when a request arrives and when its images do, as its fetches may take a while."""
@@ -169,9 +196,8 @@ class RowQueue:
         self.abandoned_rows += len(request.waiting)
         self._waiting_rows -= len(request.waiting)
         request.waiting.clear()
-        self._mark_started(request)
-        for heap in (*self._heaps, self._small):
-            heap.prune()
+        request.mark_started()
+        request.lane.prune()
 
 
 @dataclass(eq=False)
@@ -182,6 +208,7 @@ class QueuedRequest:
     unfetched_rows: int
     arrival: int
     queue: RowQueue
+    lane: "_Lane"
     waiting: "deque[QueuedRow]" = field(default_factory=deque)
     steps: Steps = field(default_factory=Steps)
     statistics: list[ImageStatistics] = field(default_factory=list)
@@ -215,17 +242,22 @@ class QueuedRequest:
         """Fail the request, which must have a waiting row."""
         self.waiting[0].group.fail(error)
 
+    def mark_started(self) -> None:
+        if not self.is_started:
+            self.is_started = True
+            self.lane.shedder(self.rows).remove(self)
+
     def mark_answered(self, rows: int) -> None:
         """Their outcomes are known, or nobody waits for them any more."""
         rows = min(rows, self._unanswered)  # a process may still classify one after the request has ended
         self._unanswered -= rows
-        self.queue.unclassified.add(self.rows, -rows)
+        self.lane.unclassified.add(self.rows, -rows)
 
     def mark_fetched(self, rows: int) -> None:
         """Their images have arrived or failed."""
         self.unfetched_rows -= rows
-        self.queue.unfetched.add(self.rows, -rows)
-        self.queue.unclassified.add(self.rows, rows)
+        self.lane.unfetched.add(self.rows, -rows)
+        self.lane.unclassified.add(self.rows, rows)
 
 
 @dataclass(eq=False)
@@ -256,7 +288,7 @@ class RowGroup:
         except Overloaded as error:
             self.fail(error)
         self.request.mark_answered(1)
-        self.request.queue.shedder(self.request.rows).count_served(1)
+        self.request.lane.shedder(self.request.rows).count_served(1)
         self.unanswered -= 1
         if self.unanswered == 0 and not self.is_done:
             self.answered.set_result(self.outcomes)
@@ -427,6 +459,50 @@ class _RequestHeap:
         heapq.heapify(self._heap)
         self._arrivals = {arrival for _, arrival, _ in self._heap}
         self._prune_at = max(_MIN_PRUNED, 2 * len(self._heap))
+
+
+class _Lane:
+    """The requests of one caller."""
+
+    def __init__(self) -> None:
+        self.requests = 0
+        self.has_turn = False
+        """Whether it is among the queue's turns."""
+        self.unfetched = _RowCounts()
+        self.unclassified = _RowCounts()
+        """Rows that have their image and no outcome."""
+        self.small = _RequestHeap(_arrival, lambda request: _has_waiting(request) and request.is_small)
+        self._heaps = deque([_RequestHeap(_rows, _has_waiting), _RequestHeap(_arrival, _has_waiting)])
+        self._small_shedder, self._large_shedder = LoadShedder(), LoadShedder()
+
+    @property
+    def has_large(self) -> bool:
+        return self.unfetched.has_larger(FEW_ROWS) or self.unclassified.has_larger(FEW_ROWS)
+
+    def shedder(self, rows: int) -> LoadShedder:
+        """The load shedder of small or of large requests."""
+        return self._small_shedder if rows <= FEW_ROWS else self._large_shedder
+
+    def push(self, request: QueuedRequest) -> None:
+        if not request.is_started:
+            self.shedder(request.rows).add(request)
+        for heap in self._heaps:
+            heap.push(request)
+        if request.is_small:
+            self.small.push(request)
+
+    def next_request(self) -> QueuedRequest | None:
+        """The smallest and the oldest with waiting rows, alternately."""
+        self._heaps.rotate()
+        return self._heaps[0].first()
+
+    def waiting_requests(self) -> list[QueuedRequest]:
+        """In no order."""
+        return self._heaps[0].all()
+
+    def prune(self) -> None:
+        for heap in (*self._heaps, self.small):
+            heap.prune()
 
 
 # Requests are grouped by the power of two of their number of rows.

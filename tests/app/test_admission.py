@@ -306,3 +306,94 @@ def test_rows_to_fetch_wait_for_rows_that_are_not_fetched_yet() -> None:
         with pytest.raises(Overloaded):
             admission.refuse_rows(2000, unfetched_rows=2000)
         admission.refuse_rows(2000)
+
+
+def test_quiet_caller_is_admitted_next_to_a_noisy_one() -> None:
+    queue = queue_of_a_thousand_rows_a_second()
+    admission = admission_of(queue)
+    with ExitStack() as flood:
+        for rows in (1, 64, 10_000):
+            flood.enter_context(queue.request(rows, caller="noisy"))
+        flood.enter_context(queue.request(5000, unfetched_rows=5000, caller="noisy"))
+        for rows in (64, 4096):
+            with pytest.raises(Overloaded):
+                admission.refuse(10, 10_000, "noisy")
+            admission.refuse(10, rows, "quiet")
+            admission.refuse_rows(rows, unfetched_rows=rows, caller="quiet")
+    admission.refuse_rows(10_000, caller="noisy")
+
+
+def test_wait_counts_as_many_rows_of_each_other_caller_as_own_ones() -> None:
+    queue = queue_of_a_thousand_rows_a_second()
+    with (
+        queue.request(300, caller="own"),
+        queue.request(10_000, caller="noisy"),
+        queue.request(10, caller="c"),
+    ):
+        assert queue.wait_seconds(300, caller="own") == pytest.approx(0.3 + 0.3 + 0.01)
+        assert queue.wait_seconds(10_000, caller="noisy") == pytest.approx(10 + 0.3 + 0.01)
+        assert queue.wait_seconds(1, caller="own") == queue.wait_seconds(1, caller="new") == 0
+
+
+def test_small_request_does_not_wait_for_those_of_another_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("app.workers.queue.monotonic", lambda: now)
+
+    async def check() -> None:
+        nonlocal now
+        queue = queue_of_a_thousand_rows_a_second()
+        admission = admission_of(queue, max_wait_seconds=5.0)
+        with queue.request(1, caller="noisy") as small:
+            small.classify([WaitingRow(b"", evidence=False)])
+            now += MAX_WAIT_SECONDS_OF_FEW + 0.1
+            with pytest.raises(Overloaded):
+                admission.refuse_rows(1, caller="noisy")
+            admission.refuse_rows(1, caller="quiet")
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize(("rows", "wait_seconds"), [(1, MAX_WAIT_SECONDS_OF_FEW), (FEW_ROWS + 1, 5.0)])
+def test_caller_that_waits_because_of_itself_is_shed(
+    rows: int, wait_seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other's request is the youngest."""
+    now = 100.0
+    monkeypatch.setattr("app.workers.queue.monotonic", lambda: now)
+
+    async def check() -> None:
+        nonlocal now
+        queue = queue_of_a_thousand_rows_a_second()
+        admission_of(queue, max_wait_seconds=5.0)
+        with ExitStack() as requests:
+            noisy, quiet = (
+                [
+                    requests.enter_context(queue.request(rows, caller=caller)).classify(
+                        [WaitingRow(b"", evidence=False)] * rows
+                    )
+                    for _ in range(count)
+                ]
+                for caller, count in (("noisy", 10), ("quiet", 1))
+            )
+            queue.on_check()
+            now += wait_seconds + 0.1
+            queue.on_check()
+            assert [answer.done() for answer in noisy] == [False] + [True] * 9
+            assert all(isinstance(answer.exception(), Overloaded) for answer in noisy[1:])
+            assert not quiet[0].done()
+
+    asyncio.run(check())
+
+
+def test_patient_request_does_not_wait_behind_those_of_another_caller() -> None:
+    async def check() -> None:
+        with patient_admission() as (admission, _):
+            behind = asyncio.create_task(admission.admit(3000))
+            await asyncio.sleep(0)
+            other = asyncio.create_task(admission.admit(4000, caller="quiet"))
+            await asyncio.sleep(0)
+            assert not behind.done()
+            assert other.done()
+            behind.cancel()
+
+    asyncio.run(check())

@@ -3,7 +3,7 @@ import gzip
 
 import pytest
 
-from app.event_loop import MAX_SMALL_ROWS, BulkTurn
+from app.event_loop import MAX_SMALL_ROWS, BulkTurn, FairSlots
 
 SMALL = b'{"data": [%b]}' % b",".join([b'[0, "AAAA", {}]'] * MAX_SMALL_ROWS)
 LARGE = SMALL * 2
@@ -72,3 +72,40 @@ def test_cancelled_request_gives_up_its_turn() -> None:
         await second
 
     asyncio.run(asyncio.wait_for(check(), 20))
+
+
+def test_callers_get_slots_in_turn() -> None:
+    served = ""
+
+    async def work(slots: FairSlots, caller: str) -> None:
+        nonlocal served
+        async with slots.of(caller):
+            served += caller
+            await asyncio.sleep(0)
+
+    async def check() -> None:
+        slots = FairSlots(1)
+        await asyncio.gather(*(work(slots, caller) for caller in "aaaaaabbc"))
+        assert served == "aabcabaaa"
+
+    asyncio.run(check())
+
+
+def test_cancelled_task_passes_its_slot_on() -> None:
+    async def hold(slots: FairSlots, caller: str) -> None:
+        async with slots.of(caller):
+            pass
+
+    async def check() -> None:
+        slots = FairSlots(1)
+        async with slots.of("a"):
+            waiting = [asyncio.ensure_future(hold(slots, caller)) for caller in "abc"]
+            await asyncio.sleep(0)
+            waiting[0].cancel()  # while it waits
+        waiting[1].cancel()  # once it has received the slot, before it runs
+        results = await asyncio.gather(*waiting, return_exceptions=True)
+        assert [type(result) for result in results[:2]] == [asyncio.CancelledError] * 2
+        assert results[2] is None
+        await asyncio.wait_for(hold(slots, "a"), 60)
+
+    asyncio.run(check())

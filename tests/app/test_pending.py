@@ -6,12 +6,13 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from app.admission import GRACE_SECONDS, MIN_EVICTABLE_BYTES, PendingBody, PendingBytes
+from app.admission import CALLER_SHARE, GRACE_SECONDS, MIN_EVICTABLE_BYTES, PendingBody, PendingBytes
 from app.errors import Overloaded
 
 MAX_BYTES = 1_000_000
 RESERVE_BYTES = 50_000
 MIN_BYTES_PER_SECOND = 100_000
+CALLERS = (None, "a", "b")
 
 
 class Clock:
@@ -36,9 +37,11 @@ class Room:
             clock=self.clock,
         )
 
-    def arriving(self, received_bytes: int, declared_bytes: int = MAX_BYTES) -> PendingBody:
+    def arriving(
+        self, received_bytes: int, declared_bytes: int = MAX_BYTES, caller: str | None = None
+    ) -> PendingBody:
         """A body that is in transit until the test ends."""
-        body = self.pending.reserve(declared_bytes)
+        body = self.pending.reserve(declared_bytes, caller)
         self.begin_transit(body)
         body.take(received_bytes)
         return body
@@ -48,8 +51,8 @@ class Room:
         transit.__enter__()
         self._in_transit.append(transit)  # it would end with its generator
 
-    def complete(self, received_bytes: int) -> PendingBody:
-        body = self.pending.reserve(received_bytes)
+    def complete(self, received_bytes: int, caller: str | None = None) -> PendingBody:
+        body = self.pending.reserve(received_bytes, caller)
         with body.evictable(is_in_transit=True):
             body.take(received_bytes)
         body.complete()
@@ -269,6 +272,68 @@ def test_one_piece_evicts_no_more_bodies_than_it_takes(room: Room) -> None:
     assert all(body.held_bytes for body in (*tiny, holding))
 
 
+def test_bodies_of_one_caller_leave_room_for_another(room: Room) -> None:
+    for _ in range(3):
+        room.complete(250_000, "noisy")
+    for refuse in (lambda: room.pending.refuse(1, "noisy"), lambda: room.complete(1, "noisy")):
+        with pytest.raises(Overloaded, match="75%"):
+            refuse()
+    room.pending.refuse(250_000, "quiet")
+    room.complete(250_000, "quiet")
+    room.pending.refuse(RESERVE_BYTES, "third")
+    room.complete(RESERVE_BYTES, "third")
+    assert room.evicted == []
+
+
+def test_small_bodies_count_towards_the_share_of_their_caller(room: Room) -> None:
+    for _ in range(750):
+        room.complete(1000, "noisy")
+    with pytest.raises(Overloaded, match="75%"):
+        room.complete(1, "noisy")
+
+
+def test_only_body_of_a_caller_may_exceed_its_share(room: Room) -> None:
+    body = room.complete(MAX_BYTES, "mill")
+    with pytest.raises(Overloaded):
+        room.complete(1, "mill")
+    body.drop()
+    room.complete(MAX_BYTES, "mill")
+
+
+def test_without_authentication_there_is_no_share(room: Room) -> None:
+    room.complete(500_000)
+    room.complete(500_000)
+
+
+def test_share_evicts_only_bodies_of_its_caller(room: Room) -> None:
+    """The slowest, then the youngest, as the budget does."""
+    other = room.arriving(10_000, caller="quiet")
+    slow = room.arriving(400_000, caller="noisy")
+    room.clock.now += GRACE_SECONDS / 2
+    oldest = room.arriving(300_000, caller="noisy")
+    room.clock.now += GRACE_SECONDS * 0.9
+    oldest.take(100_000)
+    assert room.evicted == [slow]
+    youngest = room.arriving(300_000, caller="noisy")
+    oldest.take(200_000)
+    assert room.evicted == [slow, youngest]
+    assert not other.eviction
+    with pytest.raises(Overloaded, match="75%"):
+        room.arriving(200_000, caller="noisy")
+
+
+def test_length_is_refused_only_if_evicting_slow_bodies_of_the_caller_frees_too_little(room: Room) -> None:
+    room.complete(400_000, "noisy")
+    room.arriving(300_000, caller="noisy")
+    room.arriving(100_000, caller="quiet")
+    with pytest.raises(Overloaded, match="75%"):
+        room.pending.refuse(100_000, "noisy")
+    room.clock.now += 2.0
+    room.pending.refuse(350_000, "noisy")
+    with pytest.raises(Overloaded, match="75%"):
+        room.pending.refuse(350_001, "noisy")
+
+
 class Pending(RuleBasedStateMachine):
     """Random sequences of what the service does with bodies and responses."""
 
@@ -280,9 +345,13 @@ class Pending(RuleBasedStateMachine):
         self.live: list[PendingBody] = []
         self.held_by: dict[PendingBody, int] = {}
 
-    @rule(target=bodies, declared_bytes=st.sampled_from([0, 10_000, RESERVE_BYTES, 400_000]))
-    def begin(self, declared_bytes: int) -> PendingBody:
-        body = self.room.pending.reserve(declared_bytes)
+    @rule(
+        target=bodies,
+        declared_bytes=st.sampled_from([0, 10_000, RESERVE_BYTES, 400_000]),
+        caller=st.sampled_from(CALLERS),
+    )
+    def begin(self, declared_bytes: int, caller: str | None) -> PendingBody:
+        body = self.room.pending.reserve(declared_bytes, caller)
         self.live.append(body)
         self.held_by[body] = 1
         return body
@@ -358,6 +427,10 @@ class Pending(RuleBasedStateMachine):
     def what_is_counted_is_what_is_held(self) -> None:
         assert self.room.pending.held_bytes == sum(body.held_bytes for body in self.live)
         assert all(body.held_bytes >= 0 for body in self.live)
+        for caller in filter(None, CALLERS):
+            held = [body.held_bytes for body in self.live if body.caller == caller and body.held_bytes]
+            assert self.room.pending._held_by(caller) == sum(held)  # noqa: SLF001
+            assert sum(held) <= CALLER_SHARE * MAX_BYTES or len(held) == 1
         for body in self.live:
             assert body.eviction is None or not body.is_evictable or not body.held_bytes
             assert self.held_by[body] or not body.held_bytes

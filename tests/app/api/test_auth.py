@@ -1,13 +1,15 @@
+import asyncio
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
+from starlette.requests import Request
 from starlette.testclient import TestClient
 
 from app import settings
-from app.api.auth import line_of, make_key
+from app.api.auth import create_guards, line_of, make_key
 from app.main import create_app
 from app.names import BATCH_ID_HEADER
 from app.settings import Settings
@@ -33,9 +35,16 @@ def keys_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def guarded(keys_file: Path) -> Iterator[TestClient]:
-    """A service that requires an API key or a token."""
+def issuer() -> Iterator[Issuer]:
     issuer = Issuer()
+    yield issuer
+    issuer.server.shutdown()
+    issuer.server.server_close()
+
+
+@pytest.fixture(scope="module")
+def guarded(keys_file: Path, issuer: Issuer) -> Iterator[TestClient]:
+    """A service that requires an API key or a token."""
     settings = Settings(
         auth=("api_key", "jwt"),
         api_keys_file=keys_file,
@@ -45,8 +54,6 @@ def guarded(keys_file: Path) -> Iterator[TestClient]:
     )
     with TestClient(create_app(settings)) as client:
         yield client
-    issuer.server.shutdown()
-    issuer.server.server_close()
 
 
 @pytest.mark.parametrize(("method", "path"), GUARDED)
@@ -206,6 +213,34 @@ def test_any_host_name_is_accepted_if_authentication_is_configured(guarded: Test
     assert guarded.get("/model", headers=headers).status_code == 200
     with TestClient(create_app(Settings(auth=("none",)))) as unguarded:
         assert unguarded.get("/model", headers={"Host": "mill.example"}).status_code == 200
+
+
+def test_caller_is_known_at_once_if_no_network_access_is_needed(keys_file: Path, issuer: Issuer) -> None:
+    guards = create_guards(
+        Settings(
+            auth=("api_key", "jwt"),
+            api_keys_file=keys_file,
+            jwt_issuer=ISSUER,
+            jwt_audience=AUDIENCE,
+            jwt_jwks_url=issuer.url,
+        )
+    )
+    assert guards is not None
+
+    def sent(name: str, value: str) -> Request:
+        return Request({"type": "http", "path": "/classify", "headers": [(name.encode(), value.encode())]})
+
+    for request, caller in (
+        (sent("x-api-key", KEY), "mill"),
+        (sent("authorization", f"Bearer {KEY}"), "mill"),
+        (sent("x-api-key", "wrong"), None),
+        (sent("accept", "*/*"), None),
+    ):
+        assert guards.caller_at_once(request) == caller
+    token = sent("authorization", f"Bearer {token_of()}")
+    assert guards.caller_at_once(token) is None
+    assert asyncio.run(guards.authenticate(token)) == "snowflake"
+    assert guards.caller_at_once(token) == "snowflake"
 
 
 def test_unauthorized_requests_are_counted(guarded: TestClient) -> None:

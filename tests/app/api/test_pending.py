@@ -166,7 +166,7 @@ class WaitingPipeline:
         self.held_bytes: list[int] = []
         self._admission = admission
 
-    async def classify_rows(self, rows: Sequence[Row], _: PendingBody) -> ClassifiedRows:
+    async def classify_rows(self, rows: Sequence[Row], *_: object) -> ClassifiedRows:
         self.held_bytes.append(self._admission.pending_bytes)
         return ClassifiedRows([None] * len(rows), Steps(), [])
 

@@ -226,6 +226,23 @@ def test_batch_of_a_replica_that_died_is_restarted(port: int) -> None:
     run(check)
 
 
+def test_restarted_batch_stays_its_caller_s(port: int) -> None:
+    async def check() -> None:
+        dying, heir = Replica("dying", port, deadline_seconds=0.05), Replica("heir", port)
+        batch, key = dying.batch("shared"), batches.key_of("shared", "mill")
+        batch.caller = "mill"
+        assert await dying.batches.answer(key, batch) is None
+        await lease_expires(port, key)
+        for other in ("shared", batches.key_of("shared", "other")):
+            with pytest.raises(BatchUnknown, match=r"Received: 'shared'\."):
+                await heir.batches.poll(other)
+        restarted = await heir.store.find_unfinished(key)
+        assert restarted is not None
+        assert (restarted.caller, restarted.pending.caller) == ("mill", "mill")
+
+    run(check)
+
+
 def test_lease_lasts_as_long_as_its_holder(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     sleep = asyncio.sleep
     # Renews it without waiting for a quarter of its time.

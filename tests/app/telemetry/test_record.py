@@ -49,7 +49,7 @@ def test_batch_and_rejection_are_logged_with_their_ids_and_without_content(tmp_p
         "mean_sharpness": None,
     }
     assert events(log, "refused") == [
-        {"query_id": "01b2-query", "batch_id": "b-1", "status": 422, "code": "invalid_batch"}
+        {"query_id": "01b2-query", "batch_id": "b-1", "status": 422, "code": "invalid_batch", "caller": None}
     ]
     assert "c2VjcmV0" not in log.read_text(encoding="utf-8")
 
@@ -109,6 +109,7 @@ def test_rejections_beyond_the_first_of_a_second_are_counted(monkeypatch: pytest
         "batch_id": None,
         "status": 401,
         "code": "unauthorized",
+        "caller": None,
         "requests": 1000 - MAX_REFUSAL_LINES_PER_SECOND,
     }
 
@@ -121,6 +122,19 @@ def test_flood_of_one_error_code_does_not_hide_another(monkeypatch: pytest.Monke
 
     lines = refusals_logged(monkeypatch, flood)
     [other] = [line for line in lines if line["code"] == "invalid_batch"]
+    assert other["query_id"] == "01b2-query"
+
+
+def test_flood_of_one_caller_does_not_hide_the_rejections_of_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def flood(refusals: RefusalLog) -> None:
+        for _ in range(100):
+            refusals.add(InvalidBatch("No rows."), {}, "noisy")
+        refusals.add(InvalidBatch("No rows."), IDS, "quiet")
+
+    lines = refusals_logged(monkeypatch, flood)
+    [other] = [line for line in lines if line["caller"] == "quiet"]
     assert other["query_id"] == "01b2-query"
 
 

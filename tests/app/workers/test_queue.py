@@ -225,7 +225,92 @@ def test_ended_requests_are_removed_from_the_heaps() -> None:
             for _ in range(1000):
                 with queue.request(2) as request:
                     request.classify(rows("a", 2))
-            assert max(len(heap._heap) for heap in queue._heaps) < 100  # noqa: SLF001
+            assert max(len(heap._heap) for heap in queue._lanes[None]._heaps) < 100  # noqa: SLF001
             assert take_calls(queue, 1) == ["s"]
+
+    on_loop(check)
+
+
+def test_callers_take_turns() -> None:
+    def check(queue: RowQueue) -> None:
+        with ExitStack() as noisy, queue.request(64, caller="quiet") as quiet:
+            for _ in range(160):
+                noisy.enter_context(queue.request(64, caller="noisy")).classify(rows("N", 64))
+            taken = "".join(take_calls(queue, 10))
+            assert set(taken) == {"N"}
+            quiet.classify(rows("q", 64))
+            taken = "".join(take_calls(queue, 16))
+            assert taken.count("q") == taken.count("N") == 64
+            assert set("".join(take_calls(queue, 10))) == {"N"}
+
+    on_loop(check)
+
+
+def test_no_caller_waits_for_more_than_a_row_of_each_other() -> None:
+    """Whatever their requests' sizes, and with more requests arriving all the time."""
+
+    def check(queue: RowQueue) -> None:
+        names = "abcd"
+        with ExitStack() as requests:
+            taken = ""
+            for step in range(40):
+                for name in names:
+                    size = {"a": 1, "b": 4, "c": 64, "d": 400}[name]
+                    if step % (1 + size // 16) == 0:
+                        request = requests.enter_context(queue.request(size, caller=name))
+                        request.classify(rows(name, size))
+                taken += "".join(take_calls(queue, 4))
+                assert len(taken) >= 4 * step
+            assert all(set(taken[start : start + 4]) == set(names) for start in range(0, len(names) * 9, 4))
+
+    on_loop(check)
+
+
+def test_one_caller_with_a_name_is_served_as_without() -> None:
+    def order(queue: RowQueue, caller: str | None) -> str:
+        with ExitStack() as requests:
+            for name, size in (("a", 9), ("b", 1), ("c", 64), ("d", 4), ("e", 1)):
+                requests.enter_context(queue.request(size, caller=caller)).classify(rows(name, size))
+            return "|".join(take_calls(queue, 80))
+
+    def check(queue: RowQueue) -> None:
+        assert order(queue, "mill") == order(RowQueue(Capacity(1, 64)), None)
+
+    on_loop(check)
+
+
+def test_small_requests_of_callers_take_turns_in_the_spare_process() -> None:
+    def check(queue: RowQueue) -> None:
+        with ExitStack() as requests:
+            for name in "NNNNqN":
+                request = requests.enter_context(queue.request(2, caller=name))
+                request.classify(rows(name, 2))
+            taken = ["".join(map(name_of, queue.next_small_rows())) for _ in range(3)]
+            assert taken == ["NN", "qq", "NN"]
+
+    on_loop(check)
+
+
+def test_waiting_rows_of_every_caller_fail_together() -> None:
+    def check(queue: RowQueue) -> None:
+        with queue.request(1, caller="a") as first, queue.request(1, caller="b") as second:
+            answers = [request.classify(rows("r", 1)) for request in (first, second)]
+            queue.fail_waiting(ValueError("no process"))
+            assert all(isinstance(answer.exception(), ValueError) for answer in answers)
+
+    on_loop(check)
+
+
+def test_callers_without_requests_take_no_memory() -> None:
+    def check(queue: RowQueue) -> None:
+        with queue.request(1, caller="staying") as request:
+            request.classify(rows("s", 1))
+            for number in range(1000):
+                with queue.request(1, caller=f"caller-{number}") as other:
+                    other.classify(rows("o", 1))
+                    assert take_calls(queue, 1) in (["s"], ["o"])
+                    request.classify(rows("s", 1))
+            assert len(queue._lanes) <= 2  # noqa: SLF001
+            assert len(queue._turns) <= 2  # noqa: SLF001
 
     on_loop(check)
