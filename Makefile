@@ -20,14 +20,15 @@ NEEDS_DATA = @test -n "$(DATA)" || { echo "DATA must be the folder of images: ma
 SERVE = .venv/bin
 DEV = .venv-dev/bin
 PEERS = tests/benchmarks/peers
-BENCH_PEERS = .venv-bench-peers/.installed .venv-bench-pytriton/.installed \
-	$(foreach network,metal_defects_final steel_defects,.bench/$(network).onnx .bench/$(network).rewritten.onnx)
-BROUGHT = mobilenet_v2 efficientnet_b0 resnet50
+GRAPHS = $(foreach network,metal_defects_final steel_defects,.bench/$(network).onnx .bench/$(network).rewritten.onnx)
+BROUGHT_GRAPHS = $(foreach network,mobilenet_v2 efficientnet_b0 resnet50,\
+	.bench/$(network).h5 .bench/$(network).onnx .bench/$(network).rewritten.onnx)
+BENCH_PEERS = .venv-bench-peers/.installed .venv-bench-pytriton/.installed $(GRAPHS)
 TO_ONNX = TF_CPP_MIN_LOG_LEVEL=3 .venv-bench-peers/bin/python -W ignore $(PEERS)/to_onnx.py
 UV_COMPILE = $(DEV)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-annotate --no-header
 
-.PHONY: help setup dev run test retest quick lint docs site fuzz audit bench bench-serving bench-readme bench-brought tune-peers train train-recipe evaluate crossvalidate pictures samples system-deps \
+.PHONY: help setup dev run test retest quick lint docs site fuzz audit bench bench-serving bench-readme bench-brought bench-growth tune-peers train train-recipe evaluate crossvalidate pictures samples system-deps \
 	container-deps container-base container container-audit release container-test lock clean
 
 help: ## list the targets
@@ -85,13 +86,16 @@ bench: bench-serving ## run all benchmarks, into tests/benchmarks/results/; 90 m
 bench-serving: .venv-dev/.installed setup $(BENCH_PEERS) ## compare the service with other servers (BENCH="--quick"); an hour
 	$(DEV)/python -m tests.benchmarks.serving $(BENCH)
 
-bench-readme: .venv-dev/.installed setup .venv-bench-peers/.installed $(foreach network,metal_defects_final steel_defects,.bench/$(network).rewritten.onnx .bench/$(network).onnx) ## compare with the best servers only, for the README; ten minutes
+bench-readme: .venv-dev/.installed setup .venv-bench-peers/.installed $(GRAPHS) ## compare with the best servers only, for the README; ten minutes
 	$(DEV)/python -m tests.benchmarks.serving --quick --rounds 6 --network steel_defects,metal_defects_final \
 		--only "ext-classify,FastAPI + LiteRT,FastAPI + onnxruntime (rewritten)" --output tests/benchmarks/results/readme
 
-bench-brought: .venv-dev/.installed setup .venv-bench-peers/.installed $(foreach network,$(BROUGHT),.bench/$(network).h5 .bench/$(network).onnx .bench/$(network).rewritten.onnx) ## compare on Keras's MobileNetV2, EfficientNetB0 and ResNet50, as users bring them; 20 minutes
+bench-brought: .venv-dev/.installed setup .venv-bench-peers/.installed $(BROUGHT_GRAPHS) ## compare on Keras's MobileNetV2, EfficientNetB0 and ResNet50, as users bring them; 20 minutes
 	$(DEV)/python -m tests.benchmarks.serving --quick --rounds 5 --seconds 1 --network mobilenet_v2,efficientnet_b0,resnet50 \
 		--only "ext-classify,FastAPI + LiteRT,FastAPI + OpenVINO,FastAPI + onnxruntime (rewritten)" --output tests/benchmarks/results/brought
+
+bench-growth: .venv-dev/.installed setup .venv-bench-peers/.installed $(GRAPHS) $(BROUGHT_GRAPHS) ## measure how cost grows with cores, rows, image bytes and networks; six minutes
+	$(DEV)/python -m tests.benchmarks.growth
 
 tune-peers: .venv-dev/.installed $(BENCH_PEERS) ## find the best settings of the other servers; 20 minutes
 	$(DEV)/python -m tests.benchmarks.tune_peers

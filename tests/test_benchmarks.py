@@ -24,12 +24,14 @@ from tests.benchmarks.connection import Answer, AnswerReader
 from tests.benchmarks.contenders import NETWORKS, Form, contenders
 from tests.benchmarks.footprint import Memory, cpu_seconds, server_processes
 from tests.benchmarks.goals import write_goals
+from tests.benchmarks.growth import Growth, by_rows, modelled_rate, on_cores, require_cores
 from tests.benchmarks.images import load_images
 from tests.benchmarks.load import Job, Report, run_job
 from tests.benchmarks.measurements import Measurement, Measurements, ratio, read_csv, write_csv
 from tests.benchmarks.mixed import greatest_deviation
 from tests.benchmarks.null_server import NullServer, Respond, canned_answer, respond, response
 from tests.benchmarks.request_bodies import Requests, make_bodies
+from tests.benchmarks.served import Mislabelled
 from tests.benchmarks.servers import Server, suspended
 from tests.benchmarks.serving import MOST_IDLE_CORES
 from tests.benchmarks.serving_plots import COLOURS
@@ -328,7 +330,9 @@ def test_no_cell_is_measured_twice() -> None:
     assert len(set(cells)) == len(cells)
 
 
-@pytest.mark.parametrize("folder", [RESULTS, RESULTS / "graphs"], ids=lambda folder: folder.name)
+@pytest.mark.parametrize(
+    "folder", [RESULTS, RESULTS / "readme", RESULTS / "brought"], ids=lambda folder: folder.name
+)
 def test_published_tables_are_those_of_the_published_cells(folder: Path, tmp_path: Path) -> None:
     """Of the servers that are measured, and of no others: a row without cells has nothing behind it."""
     measurements, about = read_csv(folder / "serving_cells.csv")
@@ -377,8 +381,53 @@ def test_summary_has_our_ratio_to_each_server_of_the_same_round(tmp_path: Path) 
 
 
 def test_published_footprints_are_of_servers_that_have_cells() -> None:
-    for folder in (RESULTS, RESULTS / "graphs"):
-        measured = {m.contender for m in read_csv(folder / "serving_cells.csv")[0].measured}
-        rows = (folder / "serving_footprint.md").read_text(encoding="utf-8").splitlines()[4:]
-        named = {re.sub(r" [0-9.]+( \+ [0-9.]+)?$|: .*", "", row.split(" | ")[1]) for row in rows}
-        assert named <= measured
+    measured = {m.contender for m in read_csv(RESULTS / "serving_cells.csv")[0].measured}
+    rows = (RESULTS / "serving_footprint.md").read_text(encoding="utf-8").splitlines()[4:]
+    named = {re.sub(r" [0-9.]+( \+ [0-9.]+)?$|: .*", "", row.split(" | ")[1]) for row in rows}
+    assert named <= measured
+
+
+def growth_of(points: dict[float, tuple[float, ...]]) -> tuple[Growth, Measurements]:
+    """Milliseconds a request in each round, by rows."""
+    growth = by_rows([int(rows) for rows in points], 1)
+    rounds = [
+        Measurement(
+            point.network.name, OURS, "snowflake", point.cell.rows, point.cell.load, turn, 1.0, p50_ms=ms
+        )
+        for point in growth.points
+        for turn, ms in enumerate(points[point.x])
+    ]
+    return growth, Measurements(rounds)
+
+
+def test_slope_is_that_of_each_rounds_line_from_16_rows() -> None:
+    """A row alone lies off the line; a round with one point has no line."""
+    growth, measurements = growth_of(
+        {1: (50.0,), 16: (18.0, 36.0), 64: (66.0, 132.0), 1024: (1026.0, 2052.0, 9.0)}
+    )
+    lines = growth.lines(measurements, OURS)
+    assert lines == {0: pytest.approx((1.0, 2.0)), 1: pytest.approx((2.0, 4.0))}
+
+
+def test_more_cores_speed_up_until_the_first_process_is_the_limit() -> None:
+    assert [modelled_rate(2.0, 0.25, cores) for cores in (1, 2, 4, 8)] == [500, 1000, 2000, 2000]
+    assert modelled_rate(2.0, 0.0, 8) == 4000
+
+
+def test_each_server_gets_a_worker_on_each_of_its_cores() -> None:
+    for contender in contenders():
+        pinned = on_cores(contender, NETWORKS[0], 1)
+        assert pinned.template[:3] == ("taskset", "-c", str(min(os.sched_getaffinity(0))))
+        assert pinned.workers(NETWORKS[0]) == 1
+
+
+def test_server_on_other_cores_is_no_contender() -> None:
+    cores = len(os.sched_getaffinity(0))
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        server = Server(contenders()[0], NETWORKS[0], 0, process, Path())
+        require_cores(server, cores)
+        os.sched_setaffinity(process.pid, {max(os.sched_getaffinity(0))})
+        if cores > 1:
+            with pytest.raises(Mislabelled):
+                require_cores(server, cores)
+        process.communicate(b"\n")
