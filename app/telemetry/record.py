@@ -47,7 +47,7 @@ def record_answer(sender: Sender, classified: ClassifiedRows, total_seconds: flo
 
 
 class RefusalLog:
-    """Counts rejected requests, and logs the first of a second, by error code and caller, and then their number.
+    """Counts rejected requests, and logs the first of a second, by code and caller, and then their number.
 
     A client without authentication can send thousands of them a second, with ids of its choice.
     """
