@@ -63,26 +63,28 @@ def test_no_color_disables_colours(url: str) -> None:
     assert "Scratches" in shown
 
 
-def test_terminal_shows_sql_rows_as_a_table() -> None:
-    shown = _COLOUR.sub("", shown_on_a_terminal("sql", "SELECT 1.5 AS n, 'a[b]' AS label"))
+def test_terminal_shows_sql_rows_as_a_table(url: str) -> None:
+    shown = _COLOUR.sub("", shown_on_a_terminal("sql", "--url", url, "SELECT 1.5 AS n, 'a[b]' AS label"))
     assert re.search(r"N\s+LABEL", shown)
     assert "─" in shown
     assert re.search(r"1\.5\s+a\[b\]", shown)
 
 
-def test_rows_wider_than_the_terminal_are_expanded() -> None:
+def test_rows_wider_than_the_terminal_are_expanded(url: str) -> None:
     statement = "SELECT REPEAT('long ', 12) AS a, REPEAT('text ', 12) AS b"
-    assert re.search(r"-\[ row 1 \]-+\s+A +(long ){11}long\s+B +(text ){11}text\s", plain("sql", statement))
-    assert "row 1" not in plain("sql", "SELECT 1 AS a, 2 AS b")
+    assert re.search(
+        r"-\[ row 1 \]-+\s+A +(long ){11}long\s+B +(text ){11}text\s", plain("sql", "--url", url, statement)
+    )
+    assert "row 1" not in plain("sql", "--url", url, "SELECT 1 AS a, 2 AS b")
 
 
 def plain(*arguments: str) -> str:
     return _COLOUR.sub("", shown_on_a_terminal(*arguments))
 
 
-def test_shell_keeps_its_history_for_this_user_only(tmp_path: Path) -> None:
+def test_shell_keeps_its_history_for_this_user_only(url: str, tmp_path: Path) -> None:
     for typed, shown in ("SELECT 40 + 2;\n", "42"), ("\x1b[A\x1b[A\n", "42"):  # the arrow skips `exit`
-        with Terminal(*CLI, "sql", XDG_STATE_HOME=str(tmp_path)) as terminal:
+        with Terminal(*CLI, "sql", "--url", url, XDG_STATE_HOME=str(tmp_path)) as terminal:
             terminal.wait_for("sql> ")
             terminal.type(typed)
             terminal.wait_for(shown)
