@@ -40,6 +40,7 @@ SERVERS = (OURS, "FastAPI + LiteRT", "FastAPI + onnxruntime (rewritten)")
 DEFAULT = NETWORKS[-1]
 CORES = (1, 2, 4, 8)
 PHOTOGRAPHS = ("400x300", "800x600", "1600x1200", "4000x3000")
+CAMERA, CAMERA_MULTIPLE = {"jpeg-1600x1200", "jpeg-4000x3000"}, 2.0
 CONNECTIONS = 4
 WARM_UP_SECONDS = 0.2
 
@@ -229,6 +230,7 @@ def write_growth(
         *_rows(by_cores, measurements),
         *_cores_rows(by_cores, measurements, run.leader_shares),
         *(row for growth in others for row in _rows(growth, measurements)),
+        *_camera_rows(others[1], measurements),
     ]
     header = ["images/s; CPU-ms an image; images/s of ours to it", *SERVERS]
     command = "python -m tests.benchmarks.growth"
@@ -262,6 +264,19 @@ def _cores_rows(
     yield [f"**speed-up, {first.name} to {last.cores}**", *map(speed_up, SERVERS)]
     for cores in (cores for cores in CORES if cores > last.cores):
         yield [f"{_cores(cores)}, modelled", *(modelled(server, cores) for server in SERVERS)]
+
+
+def _camera_rows(growth: Growth, measurements: Measurements) -> Iterator[list[str]]:
+    """Whether our rate at camera size meets its goal, by peer."""
+    for point in (point for point in growth.points if point.images in CAMERA):
+        cells = []
+        for server in SERVERS[1:]:
+            ours, theirs = (
+                measurements.by_round(point.network.name, name, point.cell) for name in (OURS, server)
+            )
+            found = ratio(ours, theirs)
+            cells.append(f"{times(found)}: {'yes' if found and found >= CAMERA_MULTIPLE else 'no'}")
+        yield [f"**goal: {point.name}, {times(CAMERA_MULTIPLE, 0)} the images/s**", "–", *cells]
 
 
 def _cell(measurements: Measurements, server: str, point: Point) -> str:
