@@ -167,6 +167,8 @@ def check_names(expression: Any, schema: Schema) -> None:
     }
     by_case = {name.upper(): name for name in known}
     for column in expression.find_all(exp.Column):
+        if column.name.upper() == "NEXTVAL":  # of a sequence
+            continue
         if column.table and _stored(column.args["table"]) not in sources:
             raise invalid_identifier(column.sql(dialect="snowflake"))
         name = _stored(column.this) if isinstance(column.this, exp.Identifier) else ""

@@ -74,6 +74,11 @@ def _unreadable_time(kind: str, text: str) -> Error:
     return unsupported(OTHER_TIMES)
 
 
+def _function_lacks(name: str) -> Error:
+    """The name is admitted, so DuckDB lacks what Snowflake's function does with these arguments."""
+    return unsupported(f"{name.upper()} with these arguments")
+
+
 def _unreadable_boolean(text: str) -> Error:
     if text.strip().lower() in {"on", "off"}:
         return unsupported(f"{text!r} as a BOOLEAN")
@@ -84,7 +89,7 @@ def _unreadable_boolean(text: str) -> Error:
 _ERRORS: tuple[tuple[re.Pattern[str], Callable[..., Error]], ...] = tuple(
     (re.compile(pattern, re.DOTALL), make)
     for pattern, make in (
-        (r"Catalog Error: (?:\w+ )?Function with name (\S+) does not exist", unknown_function),
+        (r"Catalog Error: (?:\w+ )?Function with name (\S+) does not exist", _function_lacks),
         (r"Catalog Error: Type with name (\w+) does not exist", lambda kind: unsupported(f"the type {kind}")),
         (r'Catalog Error: \w+ with name "?(.*?)"? does not exist', partial(not_found, "Object")),
         (r'Catalog Error: \w+ with name "?(.*?)"? already exists', already_exists),

@@ -62,6 +62,11 @@ def _is_in_milliseconds(node: Any, _: Types) -> bool:
     return digits.isdecimal() and int(digits) >= _LEAST_MILLISECONDS and not node.args.get("scale")
 
 
+def _is_of_fractions(node: Any, types: Types) -> bool:
+    """Whether this is TO_TIMESTAMP of a number with digits after the point, which DuckDB rounds."""
+    return node.name.upper() == "TO_TIMESTAMP" and types.scale(node.expressions[0]) not in (None, 0)
+
+
 def _is_computed(merge: Any, _: Types) -> bool:
     """Whether it computes values: fakesnow passes on only the columns that they name."""
     values = [each.expression for update in merge.find_all(exp.Update) for each in update.expressions]
@@ -145,6 +150,7 @@ _REFUSALS: Sequence[_Refusal] = (
         "time zones other than UTC, which all sessions have",
     ),
     (exp.UnixToTime, _is_in_milliseconds, "times in milliseconds"),
+    (exp.Anonymous, _is_of_fractions, "times in parts of a second"),
     (exp.Parameter, lambda node, _: node.name.isdecimal(), "a column by its position"),
     (
         exp.Anonymous,

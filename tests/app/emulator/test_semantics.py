@@ -1,7 +1,7 @@
 """Statements with the answer expected of Snowflake, as reviewed by hand, not tried on an account.
 
 semantics.txt holds pairs of lines: a statement, and the rows or the error number, which is Snowflake's own or
-2, the emulator's refusal. A VARIANT is compact JSON here, with its keys as they came: Snowflake indents it,
+2, the emulator's refusal. A VARIANT is compact JSON here, with its keys as they came: Snowflake indents it
 and documents no order of keys.
 """
 
