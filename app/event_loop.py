@@ -25,43 +25,6 @@ async def join_pieces(pieces: Sequence[bytes], joined_bytes: int) -> bytes:
     return b"".join(pieces)
 
 
-# Work on fewer rows is a fraction of a millisecond.
-MAX_SMALL_ROWS = 64
-_MAX_SMALL_BYTES = 256 * 1024
-# A row is [number, source] or [number, source, options].
-_COMMAS_PER_ROW = 3
-GZIP_MAGIC = b"\x1f\x8b"
-
-
-class BulkTurn:
-    """Serialises the work of large requests. Small requests do not wait for it."""
-
-    def __init__(self) -> None:
-        self._turn = asyncio.Semaphore(1)
-
-    def of_rows(self, rows: int) -> AbstractAsyncContextManager[None]:
-        """Work that takes one step for every few hundred rows."""
-        return self._turn if rows > MAX_SMALL_ROWS else nullcontext()
-
-    def of_body(self, body: bytes, encoding: str) -> AbstractAsyncContextManager[None]:
-        """Decompression and parsing of a JSON body. A few compressed bytes can hold thousands of rows."""
-        is_compressed = encoding != "identity" or body.startswith(GZIP_MAGIC)
-        is_small = len(body) <= _MAX_SMALL_BYTES and not _has_more_commas(
-            body, _COMMAS_PER_ROW * MAX_SMALL_ROWS
-        )
-        return nullcontext() if is_small and not is_compressed else self._turn
-
-
-def _has_more_commas(body: bytes, most: int) -> bool:
-    """Base64 has none, and `find` passes over it several times faster than `count` does."""
-    at = -1
-    for _ in range(most + 1):
-        at = body.find(b",", at + 1)
-        if at < 0:
-            return False
-    return True
-
-
 class FairSlots:
     """A semaphore that serves callers in turn, and the tasks of one caller in the order of their arrival."""
 
@@ -102,6 +65,45 @@ class FairSlots:
                 slot.set_result(None)
                 return
         self._free += 1
+
+
+# Work on fewer rows is a fraction of a millisecond.
+MAX_SMALL_ROWS = 64
+_MAX_SMALL_BYTES = 256 * 1024
+# A row is [number, source] or [number, source, options].
+_COMMAS_PER_ROW = 3
+GZIP_MAGIC = b"\x1f\x8b"
+
+
+class BulkTurn:
+    """Serialises the work of large requests, by callers in turn. Small requests do not wait for it."""
+
+    def __init__(self) -> None:
+        self._turn = FairSlots(1)
+
+    def of_rows(self, rows: int, caller: str | None = None) -> AbstractAsyncContextManager[None]:
+        """Work that takes one step for every few hundred rows."""
+        return self._turn.of(caller) if rows > MAX_SMALL_ROWS else nullcontext()
+
+    def of_body(
+        self, body: bytes, encoding: str, caller: str | None = None
+    ) -> AbstractAsyncContextManager[None]:
+        """Decompression and parsing of a JSON body. A few compressed bytes can hold thousands of rows."""
+        is_compressed = encoding != "identity" or body.startswith(GZIP_MAGIC)
+        is_small = len(body) <= _MAX_SMALL_BYTES and not _has_more_commas(
+            body, _COMMAS_PER_ROW * MAX_SMALL_ROWS
+        )
+        return nullcontext() if is_small and not is_compressed else self._turn.of(caller)
+
+
+def _has_more_commas(body: bytes, most: int) -> bool:
+    """Base64 has none, and `find` passes over it several times faster than `count` does."""
+    at = -1
+    for _ in range(most + 1):
+        at = body.find(b",", at + 1)
+        if at < 0:
+            return False
+    return True
 
 
 A = TypeVar("A")

@@ -101,7 +101,7 @@ class Pipeline:
     async def _classify_held(self, batch: "_Batch", places: Sequence[int]) -> None:
         """Classify the rows that hold their image, an error, or NULL."""
         answered: list[asyncio.Future[list[Outcome | None]]] = []
-        async with self.bulk_turn.of_rows(len(places)):
+        async with self.bulk_turn.of_rows(len(places), batch.caller):
             for start in range(0, len(places), PIECE_ROWS):
                 if start:
                     await asyncio.sleep(0)

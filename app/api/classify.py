@@ -125,7 +125,7 @@ class ClassifyEndpoint:
             rows = [Row(number, content, evidence) for number, (_, content) in enumerate(files)]
             del files
             outcomes = await self._classify_rows(request, caller, rows, pending)
-            return json_response(await self._classifier.format_files(names, outcomes), pending)
+            return json_response(await self._classifier.format_files(names, outcomes, caller), pending)
 
     async def _classify_rows(
         self, request: Request, caller: str | None, rows: Sequence[Row], pending: PendingBody | None = None
@@ -157,7 +157,7 @@ class RowClassifier:
         outcomes = await self.classify_rows(rows, batch.pending, sender)
         # A batch without an id is not Snowflake's.
         max_bytes = MAX_ANSWER_BYTES_WITHOUT_ID if batch.batch_id is None else MAX_ANSWER_BYTES
-        async with self._pipeline.bulk_turn.of_rows(len(rows)):
+        async with self._pipeline.bulk_turn.of_rows(len(rows), batch.caller):
             return await format_batch(rows, outcomes, max_bytes)
 
     async def classify_rows(
@@ -171,13 +171,15 @@ class RowClassifier:
             record_abandoned(sender, len(rows), self._pipeline.queue.abandoned_rows)
             raise
         total_seconds = perf_counter() - started
-        async with self._pipeline.bulk_turn.of_rows(len(rows)):
+        async with self._pipeline.bulk_turn.of_rows(len(rows), sender.caller):
             record_answer(sender, classified, total_seconds)
         return classified.outcomes
 
-    async def format_files(self, names: Sequence[str], outcomes: Sequence[Outcome | None]) -> bytes:
+    async def format_files(
+        self, names: Sequence[str], outcomes: Sequence[Outcome | None], caller: str | None
+    ) -> bytes:
         """Raises AnswerTooLarge."""
-        async with self._pipeline.bulk_turn.of_rows(len(names)):
+        async with self._pipeline.bulk_turn.of_rows(len(names), caller):
             results = list(zip(names, outcomes, strict=True))
             return await format_array("results", results, _format_results, MAX_ANSWER_BYTES_WITHOUT_ID)
 
@@ -186,7 +188,7 @@ class RowClassifier:
         settings, encoding = self._settings, batch.content_encoding
         content = batch.take_content()
         sent_bytes = len(content)
-        async with self._pipeline.bulk_turn.of_body(content, encoding):
+        async with self._pipeline.bulk_turn.of_body(content, encoding, batch.caller):
             content = await inflate(content, encoding, settings.max_body_bytes, batch.pending)
             rows = await parse_batch(
                 content, settings.max_rows, settings.image_limits, evidence=batch.evidence

@@ -47,9 +47,10 @@ def record_answer(sender: Sender, classified: ClassifiedRows, total_seconds: flo
 
 
 class RefusalLog:
-    """Counts rejected requests, and logs the first of a second, by code and caller, and then their number.
+    """Counts and logs rejected requests.
 
-    A client without authentication can send thousands of them a second, with ids of its choice.
+    For each error code and caller, it logs the first requests of a second, and then their number. A client
+    without authentication can send thousands of them a second, with ids of its choice.
     """
 
     def __init__(self) -> None:

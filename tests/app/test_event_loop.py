@@ -1,5 +1,8 @@
 import asyncio
 import gzip
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from functools import partial
 
 import pytest
 
@@ -74,18 +77,26 @@ def test_cancelled_request_gives_up_its_turn() -> None:
     asyncio.run(asyncio.wait_for(check(), 20))
 
 
-def test_callers_get_slots_in_turn() -> None:
+@pytest.mark.parametrize(
+    "turn",
+    [
+        FairSlots(1).of,
+        partial(BulkTurn().of_rows, MAX_SMALL_ROWS + 1),
+        partial(BulkTurn().of_body, LARGE, "identity"),
+    ],
+    ids=["slots", "rows", "body"],
+)
+def test_callers_get_slots_in_turn(turn: Callable[[str], AbstractAsyncContextManager[None]]) -> None:
     served = ""
 
-    async def work(slots: FairSlots, caller: str) -> None:
+    async def work(caller: str) -> None:
         nonlocal served
-        async with slots.of(caller):
+        async with turn(caller):
             served += caller
             await asyncio.sleep(0)
 
     async def check() -> None:
-        slots = FairSlots(1)
-        await asyncio.gather(*(work(slots, caller) for caller in "aaaaaabbc"))
+        await asyncio.gather(*(work(caller) for caller in "aaaaaabbc"))
         assert served == "aabcabaaa"
 
     asyncio.run(check())

@@ -315,9 +315,11 @@ def test_share_evicts_only_bodies_of_its_caller(room: Room) -> None:
     oldest.take(100_000)
     assert room.evicted == [slow]
     youngest = room.arriving(300_000, caller="noisy")
+    younger = room.arriving(10_000, caller="quiet")
     oldest.take(200_000)
     assert room.evicted == [slow, youngest]
     assert not other.eviction
+    assert not younger.eviction
     with pytest.raises(Overloaded, match="75%"):
         room.arriving(200_000, caller="noisy")
 

@@ -234,6 +234,49 @@ def test_images_that_wait_to_be_decoded_are_bounded(sample: bytes) -> None:
     assert asyncio.run(run()) == 10
 
 
+@pytest.mark.slow
+def test_images_of_callers_are_fetched_in_turn(sample: bytes) -> None:
+    artifact = load_artifact(DEFAULT_MODEL_PATH)
+    images = ImageClassifier(
+        artifact, open_classifier(artifact, "litert", 1, SETTINGS.cache_dir), ImageLimits()
+    )
+
+    async def run() -> list[str]:
+        async with HttpsServer(answer(sample), HOST) as server:
+            settings = Settings(
+                allowed_url_hosts=f"{HOST}:{server.port}",  # type: ignore[arg-type]
+                allow_private_addresses=True,
+                max_concurrent_fetches=1,
+                classifiers=1,
+            )
+            fetcher = ImageFetcher(
+                settings, resolver=FixedResolver("127.0.0.1"), ssl_context=server.client_context
+            )
+            queue = RowQueue(Capacity(1, 64))
+            async with fetcher, SnowflakeSession(settings) as session:
+                stages = StageReader(settings, session, fetcher)
+                pipeline = Pipeline(served(images), queue, fetcher, stages, max_fetched_rows(settings))
+                callers = ["noisy"] * 20 + ["quiet"]
+                requests = [
+                    asyncio.ensure_future(
+                        pipeline.classify_rows(
+                            [Row(n, Url(f"https://{HOST}:{server.port}/{caller}")) for n in range(10)],
+                            caller=caller,
+                        )
+                    )
+                    for caller in callers
+                ]
+                while not server.heads:  # noqa: ASYNC110 - the server is no coroutine of ours
+                    await asyncio.sleep(0.01)
+                async with classifying(queue, images):
+                    await asyncio.gather(*requests)
+                return server.heads
+
+    heads = asyncio.run(run())
+    assert len(heads) == 210
+    assert sum("/quiet" in head for head in heads[:50]) == 10
+
+
 async def classify_without_processes(rows: list[Row]) -> list[Outcome | None]:
     """A pipeline for rows that need no process."""
     async with ImageFetcher(SETTINGS) as fetcher, SnowflakeSession(SETTINGS) as session:
