@@ -347,6 +347,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="folder for the results")
     options = parser.parse_args()
     quick, cores = options.quick, usable_cores()
+    rounds, seconds = options.rounds or (1 if quick else 3), options.seconds or (0.2 if quick else 0.6)
     growths = [
         by_cores(cores),
         by_rows((1, *BATCH_SIZES[: 3 if quick else None]), cores),
@@ -356,10 +357,11 @@ def main() -> None:
     known = [contender for contender in contenders() if contender.name in SERVERS]
     measurements = Measurements()
     with load_process() as load:
-        run = Run(load, measurements, options.seconds or (0.2 if quick else 0.6))
+        run = Run(load, measurements, seconds)
         for together in (growths[:3], growths[3:]):
-            run.take(together, known, options.rounds or (1 if quick else 3))
-    about = f"{DEFAULT.name} unless said; {machine()}; {load_images().description}{'; --quick' * quick}"
+            run.take(together, known, rounds)
+    about = f"{DEFAULT.name} unless said; {machine()}; {load_images().description}"
+    about += f"; rounds: {rounds}, windows of {seconds:g} s"
     write_growth(growths, measurements, run, about, options.output or (None if quick else RESULTS))
 
 
