@@ -130,10 +130,8 @@ def decode_sized(data: bytes, spec: ImageSpec, limits: ImageLimits) -> Decoded:
     limits.refuse_bytes(len(data))
     stripped = data
     try:
-        if (plain := png.find_plain(data)) is not None:
-            limits.refuse_size(*plain.size)
-            if (pixels := plain.decode()) is not None:
-                return _convert(Image.fromarray(pixels), None, plain.metadata, spec)
+        if (decoded := _decode_fast(data, spec, limits)) is not None:
+            return decoded
         stripped, metadata = strip_metadata(data)
         with Image.open(io.BytesIO(stripped), formats=FORMATS) as image:
             refuse_costly_content(image, stripped, limits)
@@ -197,15 +195,44 @@ def stretch(field: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.flo
     return np.asarray(Image.fromarray(field).resize(size, Image.Resampling.BILINEAR))
 
 
+def _decode_fast(data: bytes, spec: ImageSpec, limits: ImageLimits) -> Decoded | None:
+    """None for a file that Pillow must decode."""
+    if data.startswith(_JPEG_SIGNATURE):
+        stripped, metadata = strip_metadata(data)
+        pixels = _decode_unscaled_jpeg(stripped, metadata, spec, limits)
+    elif (plain := png.find_plain(data)) is not None:
+        limits.refuse_size(*plain.size)
+        pixels, metadata = plain.decode(), plain.metadata
+    else:
+        return None
+    if pixels is None:
+        return None
+    is_upright = metadata.orientation() == UPRIGHT
+    if is_upright and pixels.dtype == np.uint8 and pixels.shape in (spec.shape, spec.shape[:2]):
+        return Decoded(_with_channels(pixels, spec), (spec.width, spec.height))
+    return _convert(Image.fromarray(pixels), None, metadata, spec)
+
+
+def _decode_unscaled_jpeg(
+    stripped: bytes, metadata: Metadata, spec: ImageSpec, limits: ImageLimits
+) -> fast.Pixels | None:
+    """None for other files, and where libjpeg should decode to less than the full size."""
+    frame = jpeg.frame_of(stripped)
+    if frame is None or not jpeg.is_usual_colour(frame):
+        return None
+    size = frame.width, frame.height
+    limits.refuse_size(*size)
+    jpeg.refuse_scans(stripped, frame.width * frame.height)
+    needed = _draft_size(size, metadata.orientation(), spec)
+    if needed is not None and min(size[0] // needed[0], size[1] // needed[1]) > 1:
+        return None
+    return fast.decode_jpeg(stripped, size, "mono" if 1 in (spec.channels, frame.components) else "rgb")
+
+
 def _load_jpeg(
     image: Image.Image, stripped: bytes, metadata: Metadata, spec: ImageSpec
 ) -> tuple[Image.Image, _Source]:
-    full_size = image.size
     source = _draft(image, metadata, spec)
-    if image.size == full_size and image.mode in ("L", "RGB"):
-        pixels = fast.decode_jpeg(stripped, full_size, "mono" if image.mode == "L" else "rgb")
-        if pixels is not None:
-            return Image.fromarray(pixels), source
     try:
         image.load()
     except OSError:
@@ -224,7 +251,7 @@ def _draft(image: Image.Image, metadata: Metadata, spec: ImageSpec) -> _Source:
     """
     orientation = metadata.orientation()
     size = _turned(image.size, orientation)
-    needed = _turned(_needed_size(size, spec), orientation) if spec.resample in _AVERAGING else None
+    needed = _draft_size(image.size, orientation, spec)
     drafted = image.draft("L" if spec.channels == 1 else None, needed)
     # Where the file's size is no multiple of 8, the last column and row are in part padding.
     width, height = _turned(drafted[1][2:] if drafted else image.size, orientation)
@@ -234,13 +261,17 @@ def _draft(image: Image.Image, metadata: Metadata, spec: ImageSpec) -> _Source:
     return _Source(size, (left, top, left + width, top + height))
 
 
-def _needed_size(size: tuple[int, int], spec: ImageSpec) -> tuple[int, int]:
-    """The least size to decode a source of `size` to."""
-    frame_width, frame_height = spec.frame_size(size)
-    return (
-        math.ceil(DRAFT_TIMES * spec.width * size[0] / frame_width),
-        math.ceil(DRAFT_TIMES * spec.height * size[1] / frame_height),
+def _draft_size(stored: tuple[int, int], orientation: int, spec: ImageSpec) -> tuple[int, int] | None:
+    """The least size to decode a file of the size `stored` to; None if single pixels matter."""
+    if spec.resample not in _AVERAGING or not all(stored):
+        return None
+    width, height = _turned(stored, orientation)
+    frame_width, frame_height = spec.frame_size((width, height))
+    needed = (
+        math.ceil(DRAFT_TIMES * spec.width * width / frame_width),
+        math.ceil(DRAFT_TIMES * spec.height * height / frame_height),
     )
+    return _turned(needed, orientation)
 
 
 def _turned(size: tuple[_Number, _Number], orientation: int) -> tuple[_Number, _Number]:
@@ -269,10 +300,12 @@ def _convert(image: Image.Image, source: _Source | None, metadata: Metadata, spe
         image = image.convert("L" if spec.channels == 1 else "RGB")
     if image.size != (spec.width, spec.height):
         image = _resize(image, source, spec)
-    pixels = np.asarray(image, dtype=np.uint8)
-    if pixels.ndim == 2:  # greyscale: the channels share one buffer instead of copies
-        pixels = np.broadcast_to(pixels[:, :, np.newaxis], spec.shape)
-    return Decoded(pixels, source.size)
+    return Decoded(_with_channels(np.asarray(image), spec), source.size)
+
+
+def _with_channels(pixels: NDArray[Any], spec: ImageSpec) -> NDArray[np.uint8]:
+    """Pixels (h, w, c) from pixels (h, w), whose channels then share one buffer, or (h, w, c)."""
+    return np.broadcast_to(pixels[:, :, np.newaxis], spec.shape) if pixels.ndim == 2 else pixels
 
 
 def _resize(image: Image.Image, source: _Source, spec: ImageSpec) -> Image.Image:

@@ -1,7 +1,9 @@
 """The segments of a JPEG (ITU-T T.81, annex B): those that pixels depend on, and the number of scans."""
 
 import re
+import struct
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from model.errors import ImageTooLarge
 from model.formats import Metadata
@@ -26,7 +28,8 @@ _TABLES = frozenset({*range(0xC0, 0xC8), *range(0xC9, 0xD0), *range(0xDB, 0xE0)}
 _FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 _HIERARCHICAL = frozenset({0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF})
 _UNUSUAL_FRAMES = {0xC3: "lossless", 0xCB: "lossless", **dict.fromkeys(_HIERARCHICAL, "hierarchical")}
-_USUAL_COMPONENTS = (1, 3, 4)
+_USUAL_BITS, _USUAL_COMPONENTS = 8, (1, 3, 4)
+_FRAME = struct.Struct(">BHHB")
 # The decoder guesses the colour space from these two.
 _COLOUR_SPACE = {_APP0: b"JFIF\0", _APP14: b"Adobe"}
 _EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
@@ -120,19 +123,43 @@ def with_an_end(data: bytes) -> tuple[bytes, bytes]:
     return data + bytes(_FILLER_BYTES) + end, data + b"\xfe" * _FILLER_BYTES + end
 
 
-def unusual_kind(data: bytes) -> str | None:
-    """What a JPEG is that few programs decode; None for the usual kinds."""
+class Frame(NamedTuple):
+    """A frame header (ITU-T T.81, B.2.2)."""
+
+    marker: int
+    bits: int
+    height: int
+    """0 if the first scan states it."""
+    width: int
+    components: int
+
+
+def frame_of(data: bytes) -> Frame | None:
+    """The first frame header before the first scan."""
     position = 2
     while (found := _HEADER_MARKER.search(data, position)) and found[1][0] != _START_OF_SCAN:
         start, marker = found.start(), found[1][0]
         if marker in _FRAMES and len(data) > start + 9:
-            bits, components = data[start + 4], data[start + 9]
-            if marker in _UNUSUAL_FRAMES:
-                return f"a {_UNUSUAL_FRAMES[marker]} one"
-            if bits != 8 or components not in _USUAL_COMPONENTS:
-                return f"{bits} bits, {components} components"
+            return Frame(marker, *_FRAME.unpack_from(data, start + 4))
         position = _segment_end(data, start)
     return None
+
+
+def unusual_kind(data: bytes) -> str | None:
+    """What a JPEG is that few programs decode; None for the usual kinds."""
+    frame = frame_of(data)
+    if frame is None:
+        return None
+    if frame.marker in _UNUSUAL_FRAMES:
+        return f"a {_UNUSUAL_FRAMES[frame.marker]} one"
+    if frame.bits != _USUAL_BITS or frame.components not in _USUAL_COMPONENTS:
+        return f"{frame.bits} bits, {frame.components} components"
+    return None
+
+
+def is_usual_colour(frame: Frame) -> bool:
+    """Whether its pixels are grey or three colours of 8 bits."""
+    return frame.bits == _USUAL_BITS and frame.components in (1, 3)
 
 
 def _segment_end(data: bytes, start: int) -> int:

@@ -57,8 +57,8 @@ def without_kornia(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fast, "_KORNIA", None)
 
 
-def spec_of(mode: str) -> ImageSpec:
-    return ImageSpec(height=61, width=83, channels=1 if mode in {"L", "I;16"} else 3)
+def spec_of(mode: str, height: int = 61, width: int = 83) -> ImageSpec:
+    return ImageSpec(height=height, width=width, channels=1 if mode in {"L", "I;16"} else 3)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "I;16"])
@@ -70,9 +70,11 @@ def test_plain_png_decodes_as_by_pillow(mode: str, level: int, monkeypatch: pyte
     decoded = plain.decode()
     assert decoded is not None
     np.testing.assert_array_equal(decoded, pixels_of(mode))
-    fast_pixels = decode(data, spec_of(mode), LIMITS)
+    specs = [spec_of(mode), spec_of(mode, 40, 50), spec_of(mode, 61, 50)]
+    fast_pixels = [decode(data, spec, LIMITS) for spec in specs]
     without_kornia(monkeypatch)
-    np.testing.assert_array_equal(fast_pixels, decode(data, spec_of(mode), LIMITS))
+    for spec, pixels in zip(specs, fast_pixels, strict=True):
+        np.testing.assert_array_equal(pixels, decode(data, spec, LIMITS))
 
 
 @pytest.mark.parametrize("filter_type", range(5))
@@ -149,8 +151,11 @@ def test_jpeg_decodes_as_by_pillow(
     monkeypatch.setattr(fast, "decode_jpeg", note)
     fast_pixels = decode(data, spec, LIMITS)
     assert used[0] is not None
+    smaller = spec.model_copy(update={"height": 40})
+    smaller_pixels = decode(data, smaller, LIMITS)
     without_kornia(monkeypatch)
     np.testing.assert_array_equal(fast_pixels, decode(data, spec, LIMITS))
+    np.testing.assert_array_equal(smaller_pixels, decode(data, smaller, LIMITS))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
