@@ -202,7 +202,8 @@ def _decode_fast(data: bytes, spec: ImageSpec, limits: ImageLimits) -> Decoded |
         pixels = _decode_unscaled_jpeg(stripped, metadata, spec, limits)
     elif (plain := png.find_plain(data)) is not None:
         limits.refuse_size(*plain.size)
-        pixels, metadata = plain.decode(), plain.metadata
+        pixels = fast.decode_png(plain.file, plain.size, plain.mode, is_16_bit=plain.is_16_bit)
+        metadata = plain.metadata
     else:
         return None
     if pixels is None:

@@ -5,12 +5,13 @@ A header can claim any size: a TIFF of 534 bytes can request an allocation of 1.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
-
-from PIL import Image
+from typing import TYPE_CHECKING, Any
 
 from model.errors import ImageTooLarge
 from model.formats import TIFF_SIGNATURES, Metadata, jpeg, png, tiff
+
+if TYPE_CHECKING:
+    from PIL import Image  # the service's HTTP process imports this module, and no decoder
 
 # Pillow decodes run-length BMPs byte by byte in Python and holds the GIL.
 MAX_RLE_PIXELS = 1_000_000
@@ -76,7 +77,7 @@ def strip_metadata(data: bytes) -> tuple[bytes, Metadata]:
     return data, Metadata()
 
 
-def refuse_costly_content(image: Image.Image, data: bytes, limits: ImageLimits) -> None:
+def refuse_costly_content(image: "Image.Image", data: bytes, limits: ImageLimits) -> None:
     """Raise ImageTooLarge when decoding the opened `image`, read from `data`, would cost too much."""
     limits.refuse_size(*image.size)
     if image.format == "BMP" and image.info.get("compression") in _BMP_RLE:

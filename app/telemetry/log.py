@@ -106,8 +106,9 @@ class LogWriter:
 
     def _report_dropped(self) -> None:
         if self._dropped_lines:
-            fields: dict[str, object] = {"event": "log_lines_dropped", "lines": self._dropped_lines}
-            record = _make_record(logging.WARNING, fields)
+            record = _make_record(
+                logging.WARNING, {"event": "log_lines_dropped", "lines": self._dropped_lines}
+            )
             self._dropped_lines = 0
             self._append(_FORMATTER.format(record))
 

@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Literal, NamedTuple
 
 from model.errors import ImageTooLarge
-from model.formats import Metadata, fast
+from model.formats import Metadata
 
 # Walking this many chunk headers takes 0.3 seconds.
 MAX_CHUNKS = 1_000_000
@@ -76,10 +76,6 @@ class PlainPng(NamedTuple):
     mode: Literal["mono", "rgb", "rgba"]
     is_16_bit: bool
     metadata: Metadata
-
-    def decode(self) -> fast.Pixels | None:
-        """Returns None where Pillow must decode the file. Raises MemoryError."""
-        return fast.decode_png(self.file, self.size, self.mode, is_16_bit=self.is_16_bit)
 
 
 def find_plain(data: bytes) -> PlainPng | None:

@@ -111,10 +111,10 @@ def test_log_is_filtered_when_pasted(tmp_path: Path) -> None:
         assert exchange(port, "POST", "/classify").status == 415
         wait_until(lambda: b'"refused"' in log.read_bytes())
     read = f"cat {log}"
-    warnings = shell(line_with("WARNING|ERROR").replace("docker logs CONTAINER 2>&1", read), tmp_path)
+    warnings = shell(line_with("grep -v").replace("docker logs CONTAINER 2>&1", read), tmp_path)
     assert "There is no such setting" in warnings
     refused = shell(line_with('"refused"').replace("docker logs CONTAINER 2>&1", read), tmp_path)
-    assert refused.startswith('{"event":"refused"')
+    assert '"event":"refused"' in refused
 
 
 @pytest.mark.skipif(REDIS is None, reason="redis-server is not installed: make system-deps")

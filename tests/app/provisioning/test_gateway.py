@@ -2,8 +2,8 @@
 
 import pytest
 
-from app.cli.main import main
 from app.provisioning.gateway import refuse_unusable
+from tests.running import usage_error
 
 GUID = "7b1c2d3e-0000-4000-8000-123456789abc"
 API = "abc123.execute-api.eu-central-1.amazonaws.com"
@@ -138,5 +138,5 @@ def is_accepted(provider: str, **variables: str) -> bool:
 def test_dry_run_names_the_flag(capsys: pytest.CaptureFixture[str], flag: str, value: str) -> None:
     given = {"--url": f"https://{API}/prod/classify", "--role-arn": "arn:aws:iam::123456789012:role/gateway"}
     flags = [part for pair in (given | {flag: value}).items() for part in pair]
-    assert main(["register", "--dry-run", "--provider", "aws", "--database", "mill", *flags]) == 1
-    assert f"Invalid value for {flag}. " in capsys.readouterr().err
+    arguments = ["register", "--dry-run", "--provider", "aws", "--database", "mill", *flags]
+    assert f"Invalid value for {flag}. " in usage_error(arguments, capsys)
