@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from sqlglot import exp
+from sqlglot import exp, parse_one
 
 from app.emulator.errors import malformed_json, no_cast, not_in_values, not_recognized, unsupported
 from app.emulator.expressions import arguments_of, classes, outermost, text_of
@@ -59,6 +59,9 @@ def adapt(expression: Any, get_types: Callable[[], Types]) -> None:
             for kinds, rule in _RULES:
                 if isinstance(node, kinds):
                     rule(node, types)
+
+
+_KNOWN: Any = parse_one("LIST_EXTRACT(LIST_FILTER([x], LAMBDA v : v <> JSON('null')), 1)", read="duckdb")
 
 
 def _wrap(node: Any, make: Callable[[Any], Any]) -> None:
@@ -129,7 +132,14 @@ def _count(node: Any, types: Types) -> None:
     """An aggregate takes a JSON null for NULL."""
     for argument in arguments_of(node):
         if types.is_variant(argument):
-            _wrap(argument, lambda each: exp.Nullif(this=each, expression=_call("JSON", "null")))
+            _wrap(argument, _without_json_null)
+
+
+def _without_json_null(node: Any) -> Any:
+    """DuckDB's NULLIF computes its first argument twice, and so calls a service twice."""
+    known = _KNOWN.copy()
+    known.find(exp.Column).replace(node)
+    return known
 
 
 # Semi-structured values.
