@@ -330,9 +330,7 @@ def test_no_cell_is_measured_twice() -> None:
     assert len(set(cells)) == len(cells)
 
 
-@pytest.mark.parametrize(
-    "folder", [RESULTS, RESULTS / "readme", RESULTS / "brought"], ids=lambda folder: folder.name
-)
+@pytest.mark.parametrize("folder", [RESULTS, RESULTS / "readme"], ids=lambda folder: folder.name)
 def test_published_tables_are_those_of_the_published_cells(folder: Path, tmp_path: Path) -> None:
     """Of the servers that are measured, and of no others: a row without cells has nothing behind it."""
     measurements, about = read_csv(folder / "serving_cells.csv")
