@@ -199,8 +199,8 @@ def test_without_a_word_on_who_may_call_it_does_not_listen() -> None:
 
 
 def test_compiled_packages_work_without_their_symbols() -> None:
-    program = (
-        "import aiohttp, cryptography.fernet, kornia_rs.io, numpy.linalg, PIL.Image, snowflake.connector, uvloop;"
-        " print(1)"
+    modules = (
+        "aiohttp, cryptography.fernet, kornia_rs.io, numpy.linalg, PIL.Image, snowflake.connector, uvloop"
     )
+    program = f"import {modules}; print(1)"
     assert run_in_image(f"python3 -c '{program}'") == "1\n"
