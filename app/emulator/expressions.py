@@ -1,5 +1,6 @@
 """Parts of parsed statements."""
 
+from collections.abc import Callable
 from typing import Any
 
 from sqlglot import exp
@@ -27,3 +28,10 @@ def arguments_of(node: Any) -> list[Any]:
     firsts = first.expressions if isinstance(first, exp.Distinct) else [first]
     parts = [*firsts, node.args.get("expression"), *node.expressions]
     return [part for part in parts if isinstance(part, exp.Expr)]
+
+
+def wrap(node: Any, make: Callable[[Any], Any]) -> None:
+    """Put the result of `make` in the place of the node, which it may contain."""
+    place = exp.Null()
+    node.replace(place)
+    place.replace(make(node))

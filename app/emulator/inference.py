@@ -8,6 +8,8 @@ from sqlglot.optimizer.annotate_types import annotate_types
 from sqlglot.optimizer.qualify import qualify
 from sqlglot.schema import MappingSchema
 
+from app.emulator.expressions import wrap
+
 # Database, schema and name of a table, and the type of each of its columns.
 Schema: TypeAlias = dict[str, dict[str, dict[str, dict[str, Any]]]]
 
@@ -51,9 +53,7 @@ class Types:
                 for node in list(typed.find_all(exp.Anonymous, exp.Literal)):
                     _type_leaf(node, returns)
                 for node in list(typed.find_all(*_EXTRACTS)):
-                    hole = exp.Placeholder()
-                    node.replace(hole)
-                    hole.replace(exp.cast(node, "VARIANT", copy=False))
+                    wrap(node, lambda each: exp.cast(each, "VARIANT", copy=False))
                 typed = qualify(
                     typed,
                     dialect="snowflake",
@@ -183,8 +183,10 @@ def _type_leaf(node: Any, returns: Callable[[Any], str | None]) -> None:
     else:
         return
     if kind is not None:
-        hole = exp.Placeholder()
-        outermost.replace(hole)
-        typed = exp.cast(outermost, kind, copy=False, dialect="snowflake")
-        typed.meta["number"] = outermost.meta.pop("number", None)
-        hole.replace(typed)
+        wrap(outermost, lambda each: _cast_with_number(each, kind))
+
+
+def _cast_with_number(node: Any, kind: str) -> Any:
+    typed = exp.cast(node, kind, copy=False, dialect="snowflake")
+    typed.meta["number"] = node.meta.pop("number", None)
+    return typed

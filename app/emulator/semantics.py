@@ -14,7 +14,7 @@ from typing import Any
 from sqlglot import exp, parse_one
 
 from app.emulator.errors import malformed_json, no_cast, not_in_values, not_recognized, unsupported
-from app.emulator.expressions import arguments_of, classes, outermost, text_of
+from app.emulator.expressions import arguments_of, classes, outermost, text_of, wrap
 from app.emulator.inference import FLOATING, INTEGERS, TEXTS, TIMES, VARIANTS, Types
 from app.emulator.refusals import AGGREGATES, mixes, refuse
 
@@ -64,13 +64,6 @@ def adapt(expression: Any, get_types: Callable[[], Types]) -> None:
 _KNOWN: Any = parse_one("LIST_EXTRACT(LIST_FILTER([x], LAMBDA v : v <> JSON('null')), 1)", read="duckdb")
 
 
-def _wrap(node: Any, make: Callable[[Any], Any]) -> None:
-    """Put the result of `make` in the place of the node, which it may contain."""
-    hole = exp.Placeholder()
-    node.replace(hole)
-    hole.replace(make(node))
-
-
 def _call(name: str, *arguments: Any) -> Any:
     texts = [exp.Literal.string(each) if isinstance(each, str) else each for each in arguments]
     return exp.Anonymous(this=name, expressions=texts)
@@ -92,7 +85,7 @@ def _divide(node: Any, types: Types) -> None:
     if scale is None:
         raise unsupported(f"{text_of(node)} of operands whose types it cannot tell; cast them to FLOAT")
     if scale != FLOATING:
-        _wrap(node, lambda each: _rounded(each, scale))
+        wrap(node, lambda each: _rounded(each, scale))
 
 
 def _rounded(node: Any, scale: int) -> Any:
@@ -106,14 +99,14 @@ def _aggregate(node: Any, types: Types) -> None:
     if scale is None:
         raise unsupported(f"{text_of(node)} of what is not a number, or whose type it cannot tell")
     is_sum = isinstance(node, exp.Sum)
-    _wrap(argument, lambda each: _cast_to(each, _number(scale) if is_sum else "DOUBLE"))
+    wrap(argument, lambda each: _cast_to(each, _number(scale) if is_sum else "DOUBLE"))
     if isinstance(node, exp.Stddev) or scale == FLOATING:
         return
     if is_sum:  # DuckDB's sum of integers has 128 bits, which Arrow lacks
-        _wrap(outermost(node), lambda each: _cast_to(each, "BIGINT" if scale == 0 else _number(scale)))
+        wrap(outermost(node), lambda each: _cast_to(each, "BIGINT" if scale == 0 else _number(scale)))
         return
     digits = scale + _MEDIAN_DIGITS if isinstance(node, exp.Median) else types.quotient_scale(argument)
-    _wrap(outermost(node), lambda each: _rounded(each, int(digits or 0)))
+    wrap(outermost(node), lambda each: _rounded(each, int(digits or 0)))
 
 
 def _widen(node: Any, types: Types) -> None:
@@ -121,18 +114,18 @@ def _widen(node: Any, types: Types) -> None:
     if isinstance(node.this, exp.Literal) and types.kind(node.this) == types.kind(node.expression) == "INT":
         if len(node.this.name) > _MAX_DIGITS:
             raise unsupported(f"{text_of(node)}: arithmetic with more than 64 bits")
-        _wrap(node.this, lambda literal: _cast_to(literal, "BIGINT"))
+        wrap(node.this, lambda literal: _cast_to(literal, "BIGINT"))
 
 
 def _sign(node: Any, _: Types) -> None:
-    _wrap(node, lambda each: _cast_to(each, "BIGINT"))
+    wrap(node, lambda each: _cast_to(each, "BIGINT"))
 
 
 def _count(node: Any, types: Types) -> None:
     """An aggregate takes a JSON null for NULL."""
     for argument in arguments_of(node):
         if types.is_variant(argument):
-            _wrap(argument, _without_json_null)
+            wrap(argument, _without_json_null)
 
 
 def _without_json_null(node: Any) -> Any:
@@ -159,7 +152,7 @@ def _compare(node: Any, types: Types) -> None:
     if variants and (len(kinds) != 1 or None in kinds):
         raise unsupported("comparison of a VARIANT with anything but a constant, without a cast")
     for variant in variants:
-        _wrap(variant, lambda each: _cast_variant(each, str(*kinds)))
+        wrap(variant, lambda each: _cast_variant(each, str(*kinds)))
 
 
 def _read_number(operand: Any, types: Types) -> None:
@@ -207,7 +200,7 @@ def _parse_json(node: Any, _: Types) -> None:
     """An empty text is NULL. Raises ProgrammingError for a constant that Snowflake reads otherwise."""
     if node.this.is_string and node.this.name.strip():
         _check_json(node.this.name)
-    _wrap(node.this, lambda each: exp.Nullif(this=_call("TRIM", each), expression=exp.Literal.string("")))
+    wrap(node.this, lambda each: exp.Nullif(this=_call("TRIM", each), expression=exp.Literal.string("")))
 
 
 def _check_json(text: str) -> None:
@@ -234,7 +227,7 @@ def _object(node: Any, _: Types) -> None:
 def _list_aggregate(node: Any, _: Types) -> None:
     is_array = isinstance(node, exp.ArrayAgg)
     empty: Any = exp.ParseJSON(this=exp.Literal.string("[]")) if is_array else exp.Literal.string("")
-    _wrap(outermost(node), lambda each: exp.Coalesce(this=each, expressions=[empty]))
+    wrap(outermost(node), lambda each: exp.Coalesce(this=each, expressions=[empty]))
 
 
 # Text.
@@ -261,9 +254,9 @@ def _make_text(value: Any, types: Types) -> None:
     if kind in {"TIME", "BINARY", "VARBINARY"}:
         raise unsupported(f"{text_of(value)}: {kind} as text")
     if kind in TIMES:
-        _wrap(value, lambda each: _call("STRFTIME", each, TIMES[str(kind)]))
+        wrap(value, lambda each: _call("STRFTIME", each, TIMES[str(kind)]))
     elif kind in VARIANTS:
-        _wrap(value, lambda each: _cast_variant(each, "VARCHAR"))
+        wrap(value, lambda each: _cast_variant(each, "VARCHAR"))
 
 
 def _cast(node: Any, types: Types) -> None:
@@ -277,10 +270,10 @@ def _cast(node: Any, types: Types) -> None:
     elif target in VARIANTS:
         _cast_to_variant(node, target, types)
     elif kind in VARIANTS and not isinstance(node.this, exp.JSONExtract):
-        _wrap(node.this, lambda each: _cast_variant(each, "VARCHAR"))
+        wrap(node.this, lambda each: _cast_variant(each, "VARCHAR"))
     elif target in INTEGERS | {"DECIMAL"} and types.scale(node.this) == FLOATING:
         scale = node.to.expressions[1].this.copy() if len(node.to.expressions) > 1 else exp.Literal.number(0)
-        _wrap(node.this, lambda each: exp.Round(this=each, decimals=scale))
+        wrap(node.this, lambda each: exp.Round(this=each, decimals=scale))
     elif target == "BOOLEAN" and kind in TEXTS and node.this.is_string:
         value = {"on": "true", "off": "false"}.get(node.this.name.lower())
         node.this.replace(exp.Literal.string(value or node.this.name))
@@ -297,7 +290,7 @@ def _cast_to_variant(node: Any, target: str, types: Types) -> None:
         if kind not in {target, "NULL", "VARIANT", "JSON"}:
             raise unsupported(f"{text_of(node)}: a cast to {target} of another type than VARIANT")
     elif kind not in VARIANTS:
-        _wrap(node, lambda each: exp.ToVariant(this=each.this))
+        wrap(node, lambda each: exp.ToVariant(this=each.this))
 
 
 def _is_in_utc(node: Any) -> bool:
@@ -315,7 +308,7 @@ def _try_time(node: Any, types: Types) -> None:
         unreadable = _call("ERROR", OTHER_TIMES)
         null = exp.Is(this=node.this.copy(), expression=exp.Null())
         known = exp.or_(null, is_iso, has_no_digit)
-        _wrap(node, lambda each: exp.Case().when(known, each, copy=False).else_(unreadable))
+        wrap(node, lambda each: exp.Case().when(known, each, copy=False).else_(unreadable))
 
 
 # Dates.
@@ -325,12 +318,12 @@ def _to_char(node: Any, types: Types) -> None:
     template = node.args.get("format")
     if template is None:
         _make_text(node.this, types)
-        _wrap(node, lambda each: _cast_to(each.this, "VARCHAR"))
+        wrap(node, lambda each: _cast_to(each.this, "VARCHAR"))
         return
     if types.kind(node.this) not in {"DATE", *TIMES} or not template.is_string:
         raise unsupported(f"{text_of(node)}: a format for anything but a date or a timestamp")
     text = _read_format(node)
-    _wrap(node, lambda each: _call("STRFTIME", each.this, text))
+    wrap(node, lambda each: _call("STRFTIME", each.this, text))
 
 
 def _read_format(node: Any) -> str:
@@ -364,7 +357,7 @@ def _date_part(node: Any, types: Types) -> None:
         isinstance(node, exp.DateAdd) and unit in _DATE_UNITS
     )
     if is_date and keeps_date:
-        _wrap(node, lambda each: _cast_to(each, "DATE"))
+        wrap(node, lambda each: _cast_to(each, "DATE"))
 
 
 _RULES: Sequence[tuple[Any, Callable[[Any, Types], None]]] = (

@@ -2,6 +2,8 @@ import asyncio
 import gc
 import weakref
 from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from sys import getsizeof
 from typing import Any
 
@@ -193,84 +195,82 @@ def test_only_the_request_that_makes_the_engine_fail_fails(sample: bytes) -> Non
     assert measured == [1] * 7
 
 
+def shipped_classifier() -> ImageClassifier:
+    artifact = load_artifact(DEFAULT_MODEL_PATH)
+    classifier = open_classifier(artifact, "litert", 1, SETTINGS.cache_dir)
+    return ImageClassifier(artifact, classifier, ImageLimits())
+
+
+@asynccontextmanager
+async def fetching(
+    sample: bytes, images: ImageClassifier, max_concurrent_fetches: int
+) -> AsyncIterator[tuple[HttpsServer, RowQueue, Pipeline]]:
+    """A pipeline whose images are on a server, which sends the sample for each URL."""
+    async with HttpsServer(answer(sample), HOST) as server:
+        settings = Settings(
+            allowed_url_hosts=f"{HOST}:{server.port}",  # type: ignore[arg-type]
+            allow_private_addresses=True,
+            max_concurrent_fetches=max_concurrent_fetches,
+            classifiers=1,
+        )
+        fetcher = ImageFetcher(
+            settings, resolver=FixedResolver("127.0.0.1"), ssl_context=server.client_context
+        )
+        queue = RowQueue(Capacity(1, 64))
+        async with fetcher, SnowflakeSession(settings) as session:
+            stages = StageReader(settings, session, fetcher)
+            yield (
+                server,
+                queue,
+                Pipeline(served(images), queue, fetcher, stages, max_fetched_rows(settings)),
+            )
+
+
 @pytest.mark.slow
 def test_images_that_wait_to_be_decoded_are_bounded(sample: bytes) -> None:
     """A small body can name many large files; only a few are fetched while no process is free."""
-    artifact = load_artifact(DEFAULT_MODEL_PATH)
-    images = ImageClassifier(
-        artifact, open_classifier(artifact, "litert", 1, SETTINGS.cache_dir), ImageLimits()
-    )
+    images = shipped_classifier()
 
     async def run() -> int:
-        async with HttpsServer(answer(sample), HOST) as server:
-            settings = Settings(
-                allowed_url_hosts=f"{HOST}:{server.port}",  # type: ignore[arg-type]
-                allow_private_addresses=True,
-                max_concurrent_fetches=8,
-                classifiers=1,
-            )
-            fetcher = ImageFetcher(
-                settings, resolver=FixedResolver("127.0.0.1"), ssl_context=server.client_context
-            )
-            queue = RowQueue(Capacity(1, 64))
-            async with fetcher, SnowflakeSession(settings) as session:
-                stages = StageReader(settings, session, fetcher)
-                pipeline = Pipeline(served(images), queue, fetcher, stages, max_fetched_rows(settings))
-                rows = [Row(n, Url(f"https://{HOST}:{server.port}/a")) for n in range(200)]
-                answering = asyncio.ensure_future(pipeline.classify_rows(rows))
-                while len(server.heads) < 10:  # noqa: ASYNC110 - the server is no coroutine of ours
-                    await asyncio.sleep(0.01)
-                await asyncio.sleep(0.3)
-                fetched = len(server.heads)
-                small = asyncio.ensure_future(pipeline.classify_rows(rows[:1]))
-                while len(server.heads) == fetched:  # noqa: ASYNC110 - the image is fetched concurrently
-                    await asyncio.sleep(0.01)
-                async with classifying(queue, images):
-                    outcomes = (await answering).outcomes
-                    assert (await small).outcomes == outcomes[:1]
-                assert [outcome and outcome["label"] for outcome in outcomes] == ["Scratches"] * 200
-                return fetched
+        async with fetching(sample, images, 8) as (server, queue, pipeline):
+            rows = [Row(n, Url(f"https://{HOST}:{server.port}/a")) for n in range(200)]
+            answering = asyncio.ensure_future(pipeline.classify_rows(rows))
+            while len(server.heads) < 10:  # noqa: ASYNC110 - the server is no coroutine of ours
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.3)
+            fetched = len(server.heads)
+            small = asyncio.ensure_future(pipeline.classify_rows(rows[:1]))
+            while len(server.heads) == fetched:  # noqa: ASYNC110 - the image is fetched concurrently
+                await asyncio.sleep(0.01)
+            async with classifying(queue, images):
+                outcomes = (await answering).outcomes
+                assert (await small).outcomes == outcomes[:1]
+            assert [outcome and outcome["label"] for outcome in outcomes] == ["Scratches"] * 200
+            return fetched
 
     assert asyncio.run(run()) == 10
 
 
 @pytest.mark.slow
 def test_images_of_callers_are_fetched_in_turn(sample: bytes) -> None:
-    artifact = load_artifact(DEFAULT_MODEL_PATH)
-    images = ImageClassifier(
-        artifact, open_classifier(artifact, "litert", 1, SETTINGS.cache_dir), ImageLimits()
-    )
+    images = shipped_classifier()
 
     async def run() -> list[str]:
-        async with HttpsServer(answer(sample), HOST) as server:
-            settings = Settings(
-                allowed_url_hosts=f"{HOST}:{server.port}",  # type: ignore[arg-type]
-                allow_private_addresses=True,
-                max_concurrent_fetches=1,
-                classifiers=1,
-            )
-            fetcher = ImageFetcher(
-                settings, resolver=FixedResolver("127.0.0.1"), ssl_context=server.client_context
-            )
-            queue = RowQueue(Capacity(1, 64))
-            async with fetcher, SnowflakeSession(settings) as session:
-                stages = StageReader(settings, session, fetcher)
-                pipeline = Pipeline(served(images), queue, fetcher, stages, max_fetched_rows(settings))
-                callers = ["noisy"] * 20 + ["quiet"]
-                requests = [
-                    asyncio.ensure_future(
-                        pipeline.classify_rows(
-                            [Row(n, Url(f"https://{HOST}:{server.port}/{caller}")) for n in range(10)],
-                            caller=caller,
-                        )
+        async with fetching(sample, images, 1) as (server, queue, pipeline):
+            requests = [
+                asyncio.ensure_future(
+                    pipeline.classify_rows(
+                        [Row(n, Url(f"https://{HOST}:{server.port}/{caller}")) for n in range(10)],
+                        caller=caller,
                     )
-                    for caller in callers
-                ]
-                while not server.heads:  # noqa: ASYNC110 - the server is no coroutine of ours
-                    await asyncio.sleep(0.01)
-                async with classifying(queue, images):
-                    await asyncio.gather(*requests)
-                return server.heads
+                )
+                for caller in ["noisy"] * 20 + ["quiet"]
+            ]
+            while not server.heads:  # noqa: ASYNC110 - the server is no coroutine of ours
+                await asyncio.sleep(0.01)
+            async with classifying(queue, images):
+                await asyncio.gather(*requests)
+            return server.heads
 
     heads = asyncio.run(run())
     assert len(heads) == 210
