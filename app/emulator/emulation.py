@@ -17,7 +17,6 @@ from fakesnow.instance import FakeSnow
 from snowflake.connector.errors import Error
 from sqlglot import exp
 
-from app.emulator.admission import refuse_unknown
 from app.emulator.catalog import DATABASE, SCHEMA, Catalog, Stage
 from app.emulator.errors import (
     already_exists,
@@ -51,6 +50,7 @@ from app.emulator.semantics import ISO_TIME, OTHER_TIMES
 from app.emulator.session import Session
 from app.emulator.statements import answer_statement
 from app.emulator.storage import Storage
+from app.emulator.supported import refuse_unknown
 from app.emulator.views import expand_views, keep_columns, note_creation, note_drop, take_creation
 from app.emulator.wire import coerce, read_arguments
 

@@ -13,13 +13,13 @@ from typing import Any
 import pyarrow as pa
 from fakesnow.dialect import parse_one
 
-from app.emulator.admission import refuse_unknown
 from app.emulator.catalog import ApiIntegration, ExternalFunction, FunctionKey, quote_function
 from app.emulator.errors import already_exists, invalid, invalid_value, unsupported
 from app.emulator.grammar import Tokens
 from app.emulator.query import Answer, status
 from app.emulator.rewriting import find_overloads, is_built_in
 from app.emulator.session import Session
+from app.emulator.supported import refuse_unknown
 from app.emulator.wire import check_custom_headers
 from app.names import quote_identifier
 

@@ -8,7 +8,6 @@ from fakesnow.dialect import parse_one
 from sqlglot import exp
 from sqlglot.dialects.snowflake import Snowflake
 
-from app.emulator.admission import check_names
 from app.emulator.catalog import ACCOUNT_HOST, ExternalFunction, Stage
 from app.emulator.errors import invalid, invalid_arguments, not_found, unknown_function, unsupported
 from app.emulator.grammar import STAGE_FUNCTIONS
@@ -16,6 +15,7 @@ from app.emulator.inference import Schema, Types
 from app.emulator.query import Query
 from app.emulator.semantics import adapt
 from app.emulator.session import Session
+from app.emulator.supported import check_names
 from app.names import MAX_PARTS
 
 DEFAULT_SIGNED_SECONDS = 3600
