@@ -6,6 +6,7 @@ does not defer batches.
 
 import asyncio
 import hashlib
+import logging
 import math
 import secrets
 import zlib
@@ -205,7 +206,10 @@ class RedisStore:
     def _log_change(self, *, is_available: bool, reason: str | None = None) -> None:
         if is_available != self.is_available:
             self.is_available = is_available
-            log_event("redis_back" if is_available else "redis_gone", reason=reason)
+            if is_available:
+                log_event("redis_back")
+            else:
+                log_event("redis_gone", logging.WARNING, reason=reason)
 
     def _parse(self, batch_id: str, stored: bytes) -> SentBatch:
         """Raises ValueError for an invalid entry."""

@@ -182,9 +182,9 @@ def serving() -> Iterator[None]:
         _WRITER.flush(FLUSH_SECONDS)
 
 
-def log_event(event: str, **fields: object) -> None:
-    if logger.isEnabledFor(logging.INFO):
-        logger.handle(_make_record(logging.INFO, {"event": event, **fields}))
+def log_event(event: str, level: int = logging.INFO, /, **fields: object) -> None:
+    if logger.isEnabledFor(level):
+        logger.handle(_make_record(level, {"event": event, **fields}))
 
 
 def _make_record(level: int, fields: dict[str, object]) -> logging.LogRecord:

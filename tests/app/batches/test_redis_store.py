@@ -20,6 +20,7 @@ from app.batches import batches, redis_store
 from app.batches.batches import AnswerCache, Batches, SentBatch
 from app.batches.redis_store import RedisStore
 from app.errors import AnswerTooLarge, BatchUnknown, DeadlineExceeded, ServiceError, Stopped
+from app.telemetry.log import logger
 from app.workers.queue import Capacity, RowQueue
 from tests.running import free_port, wait_until
 
@@ -381,8 +382,11 @@ def test_replica_works_alone_while_redis_is_unavailable(how: str, monkeypatch: p
     run(check)
 
 
-def test_redis_is_used_again_once_it_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_redis_is_used_again_once_it_answers(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(redis_store, "ASK_AGAIN_SECONDS", 0.1)
+    monkeypatch.setattr(logger, "handlers", [caplog.handler])
 
     async def check() -> None:
         port = free_port()
@@ -396,7 +400,10 @@ def test_redis_is_used_again_once_it_answers(monkeypatch: pytest.MonkeyPatch) ->
             assert replica.store.is_available
             assert await Replica("second", port).answer("after") == b"first: q gzip True rows"
 
-    run(check)
+    with caplog.at_level("INFO", logger.name):
+        run(check)
+    events = {(record.levelname, json.loads(record.getMessage())["event"]) for record in caplog.records}
+    assert events == {("WARNING", "redis_gone"), ("INFO", "redis_back")}
 
 
 def test_ping_reports_that_redis_is_unavailable() -> None:
