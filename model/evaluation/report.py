@@ -14,12 +14,9 @@ from model.engines import Answers, Classifier, open_classifier
 from model.evaluation import plots
 from model.evaluation.corruptions import corruptions
 from model.evaluation.crossvalidate import NETWORKS, Predictions
-from model.evaluation.localisation import judge, read_boxes
 from model.evaluation.out_of_distribution import DRAWN, out_of_distribution_sets
 from model.evaluation.page import Drawn, Fact, Heat, Page, Study, write_page
-from model.evidence import Box, against_the_others, heat_of
-from model.image import ImageSpec, decode_sized
-from model.image_limits import ImageLimits
+from model.evidence import against_the_others, heat_of
 from model.networks.files import inspect_network
 from model.networks.keras_model import layer_costs, load_keras
 from model.training.fit import EPOCHS
@@ -98,7 +95,7 @@ def report_on(
         verdict=about.verdict or _verdict(measured),
         study=study,
         heat_of=lambda place: measured.heat(study.data.images[place], int(study.predicted[place])),
-        facts=[*_accuracy(study), *_localisation(measured)],
+        facts=[*_accuracy(study)],
         figures=[*answer_figures(study), *_network_figures(measured)],
         origin=[Fact("folder", str(given.data_dir.absolute())), *_training_facts(artifact.card.training)],
         command=about.command,
@@ -289,48 +286,3 @@ def _robustness(accuracies: dict[tuple[str, str], float], clean: float) -> Drawn
         "dashed line is its accuracy on the images as they are."
     )
     return Drawn("robustness", "Robustness", words, plots.robustness_chart(accuracies, clean))
-
-
-def _localisation(measured: _Measured) -> Iterator[Fact]:
-    """Pointing accuracy and overlap; none without a boxes.csv, or if the network shows no evidence."""
-    card, given = measured.artifact.card, measured.given
-    boxes = read_boxes(given.data_dir, card.class_names)
-    names = [path.relative_to(given.data_dir).as_posix() for path in given.data.paths]
-    has_box = np.array([name in boxes for name in names])
-    if card.class_weights is None or not has_box.any():
-        return
-    boxed = given.data.take(has_box)
-    features = measured.classifier.answer(boxed.images, with_features=True).features
-    if features is None:
-        return
-    own = [
-        _scaled([box for number, box in boxes[name] if number == label], path, card.image)
-        for name, path, label in zip(
-            (name for name in names if name in boxes), boxed.paths, boxed.labels, strict=True
-        )
-    ]
-    found = judge(boxed, features, against_the_others(card.class_weights.to_array()), own)
-    if found is None:
-        return
-    yield Fact(
-        "strongest evidence in a box",
-        f"{found.pointing_accuracy:.1%} of {found.images}",
-        "How often the place that the network looks at most is in a box that a person has drawn (boxes.csv).",
-    )
-    yield Fact(
-        "median overlap of boxes",
-        f"{found.median_overlap:.2f}",
-        "Of the network's box and a person's: the shared area divided by the area of both; 1 is perfect.",
-    )
-
-
-def _scaled(boxes: Sequence[Box], path: Path, spec: ImageSpec) -> list[Box]:
-    """Convert boxes from pixels of a file to pixels of the network's input."""
-    if not boxes:
-        return []
-    width, height = decode_sized(path.read_bytes(), spec, ImageLimits()).source_size
-    across, down = spec.width / width, spec.height / height
-    return [
-        (round(x0 * across), round(y0 * down), round(x1 * across), round(y1 * down))
-        for x0, y0, x1, y1 in boxes
-    ]

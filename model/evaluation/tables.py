@@ -7,13 +7,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from model.artifact import Artifact, load_artifact
-from model.defaults import SHIPPED_MODELS, Network, usable_cores, user_cache_dir
-from model.engines import open_classifier
+from model.defaults import Network
 from model.evaluation.crossvalidate import NETWORKS, Predictions, cross_validate
-from model.evaluation.evaluate import predict_all
 from model.training.calibration import expected_accuracy, fit_temperature
-from model.training.folder import Folder, describe_folder, load_folder, load_part
+from model.training.folder import Folder, describe_folder, load_folder
 from model.training.metrics import (
     area_under_roc,
     confusion_matrix,
@@ -33,11 +30,8 @@ def crossvalidation(
     folder = load_folder(data_dir, NETWORKS[networks[0]].knobs.image)
     print(describe_folder(folder), file=sys.stderr)
     studied = [cross_validate(name, data_dir, out_of_distribution_dirs, work_dir) for name in networks]
-    parts = list(tables(studied, folder.class_names))
-    leak = leak_table(studied, folder, data_dir)
-    if leak is not None:
-        parts.insert(1, leak)
-    return "\n\n".join(f"## {part}" for part in parts), studied, folder
+    text = "\n\n".join(f"## {table}" for table in tables(studied, folder.class_names))
+    return text, studied, folder
 
 
 def tables(studied: Sequence[Predictions], class_names: Sequence[str]) -> Iterator[str]:
@@ -68,32 +62,6 @@ def cross_calibrated(result: Predictions) -> NDArray[np.float32]:
         powers = np.exp(scaled - scaled.max(axis=1, keepdims=True))
         found[this] = powers / powers.sum(axis=1, keepdims=True)
     return found
-
-
-def leak_table(studied: Sequence[Predictions], folder: Folder, data_dir: Path) -> str | None:
-    """Table of the shipped artifacts on the folder's own test split, compared with grouped folds.
-
-    It shows the bias of a split that divides groups: accuracy on test images with and without their group in
-    the train split. None if the folder has no split, or its classes are not those of the artifacts.
-    """
-    if not folder.splits[0]:
-        return None
-    artifacts = {result.network: load_artifact(SHIPPED_MODELS[result.network]) for result in studied}
-    if any(artifact.card.class_names != folder.class_names for artifact in artifacts.values()):
-        return None
-    test = folder.splits == "test"
-    trained = set(folder.groups[folder.splits == "train"].tolist())
-    leaked = np.array([group in trained for group in folder.groups[test].tolist()])
-    head = "network, test images, group trained on, group unseen, grouped folds, overestimated by"
-    rows = [head.split(", ")]
-    for result in studied:
-        correct = _correct_on_test(artifacts[result.network], data_dir)
-        grouped = float((result.clean.argmax(axis=1) == result.labels).mean())
-        cells = [_share(correct), _share(correct[leaked]), _share(correct[~leaked])]
-        gap = f"{100 * (correct.mean() - grouped):+.1f} points"
-        rows.append([result.network, *cells, f"{grouped:.2%}", gap])
-    heading = "Shipped artifacts on the dataset's own test split, compared with grouped folds"
-    return f"{heading}\n\n{_markdown(rows)}"
 
 
 def _overview(studied: Sequence[Predictions]) -> list[list[str]]:
@@ -175,21 +143,6 @@ def _accuracy(result: Predictions, kind: str, severity: str) -> float:
 def _kind_accuracy(result: Predictions, kind: str) -> float:
     severities = [severity for this, severity in result.corrupted if this == kind]
     return float(np.mean([_accuracy(result, kind, severity) for severity in severities]))
-
-
-def _correct_on_test(artifact: Artifact, data_dir: Path) -> NDArray[np.bool_]:
-    """Whether the artifact classifies each test image correctly (n,), in the order of the folder."""
-    tested = load_part(data_dir, "test", artifact.card.class_names, artifact.card.image)
-    classifier = open_classifier(artifact, "litert", usable_cores(), user_cache_dir())
-    probabilities = predict_all(classifier, tested, usable_cores())
-    return np.asarray(probabilities.argmax(axis=1) == tested.labels)
-
-
-def _share(correct: NDArray[np.bool_]) -> str:
-    if not len(correct):
-        return "none"
-    low, high = wilson_interval(int(correct.sum()), len(correct))
-    return f"{correct.mean():.1%} of {len(correct)} ({low:.1%} to {high:.1%})"
 
 
 def _markdown(rows: Sequence[Sequence[str]]) -> str:
