@@ -20,7 +20,7 @@ from app.batches.batches import AnswerCache, Batches
 from app.event_loop import within
 from app.images.fetcher import Fetcher, create_fetcher
 from app.pipeline import Pipeline, max_fetched_rows
-from app.settings import Settings, deprecated_variables, unknown_variables
+from app.settings import Settings, unknown_variables
 from app.snowflake.self_check import SelfCheck
 from app.snowflake.session import SnowflakeSession
 from app.snowflake.stage import StageReader
@@ -74,8 +74,6 @@ def _start_telemetry(settings: Settings) -> None:
     log_event("starting", **settings.model_dump(mode="json"))
     for variable in unknown_variables():
         logger.warning("There is no such setting. Received: %r", variable)
-    for variable, replacement in deprecated_variables().items():
-        logger.warning("Deprecated setting: %s. Set %s; 0.2 removes the old name.", variable, replacement)
     if settings.traces:
         TRACING.start()
 

@@ -17,13 +17,7 @@ from pydantic import (
     StringConstraints,
     model_validator,
 )
-from pydantic_settings import (
-    BaseSettings,
-    InitSettingsSource,
-    NoDecode,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-)
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.names import parse_identifier, require_account
 from model.defaults import DEFAULT_MODEL_PATH, Engine, usable_cores, user_cache_dir
@@ -128,12 +122,6 @@ def _ignore_service_link(value: object) -> object:
 
 # Variables that Kubernetes also sets for such a service.
 _SERVICE_LINK = re.compile(r"EXT_CLASSIFY_(SERVICE_HOST|SERVICE_PORT|SERVICE_PORT_.+|PORT_\d+_(TCP|UDP).*)")
-
-# Former names of settings, by the current name. Until 0.2, the service accepts them and logs a warning.
-_FORMER_NAMES = {
-    "answer_cache_seconds": "remembered_seconds",
-    "max_answer_cache_bytes": "max_remembered_bytes",
-}
 
 
 class Settings(BaseSettings):
@@ -304,13 +292,6 @@ class Settings(BaseSettings):
     snowflake_protocol: Literal["https", "http"] = "https"
     """`http` is for local SQL only."""
 
-    @classmethod
-    def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], *sources: PydanticBaseSettingsSource, **named: Any
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Read former names last, so that current names take precedence."""
-        return (*sources, *named.values(), InitSettingsSource(settings_cls, _read_former_names()))
-
     @model_validator(mode="after")
     def _check_auth(self) -> Self:
         needs = {"api_key": {"api_keys_file"}, "jwt": {"jwt_issuer", "jwt_audience", "jwt_jwks_url"}}
@@ -358,31 +339,12 @@ class Settings(BaseSettings):
         return self.snowflake_account is not None or is_inside_spcs()
 
 
-def _read_former_names() -> dict[str, str]:
-    """Values of deprecated variables, by the current name of the setting."""
-    values = {name.upper(): value for name, value in os.environ.items()}
-    former = {name: f"EXT_CLASSIFY_{old}".upper() for name, old in _FORMER_NAMES.items()}
-    return {name: values[variable] for name, variable in former.items() if variable in values}
-
-
-def deprecated_variables() -> dict[str, str]:
-    """Deprecated environment variables that are set, each with the variable that replaces it."""
-    return {
-        f"EXT_CLASSIFY_{_FORMER_NAMES[name]}".upper(): f"EXT_CLASSIFY_{name}".upper()
-        for name in _read_former_names()
-    }
-
-
 def variable_of(name: str) -> str:
-    """The environment variable of a setting: its deprecated one if only that is set."""
-    current = f"EXT_CLASSIFY_{name}".upper()
-    if name in _read_former_names() and current not in map(str.upper, os.environ):
-        return f"EXT_CLASSIFY_{_FORMER_NAMES[name]}".upper()
-    return current
+    return f"EXT_CLASSIFY_{name}".upper()
 
 
 def unknown_variables() -> list[str]:
     """Environment variables with the prefix EXT_CLASSIFY_ that name no setting, such as misspelt ones."""
-    known = {f"EXT_CLASSIFY_{name}".upper() for name in (*Settings.model_fields, *_FORMER_NAMES.values())}
+    known = {*map(variable_of, Settings.model_fields)}
     ours = (name for name in os.environ if name.upper().startswith("EXT_CLASSIFY_"))
     return sorted(name for name in ours if name.upper() not in known and not _SERVICE_LINK.fullmatch(name))

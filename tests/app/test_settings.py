@@ -56,31 +56,6 @@ def test_misspelt_variable_is_logged(
     assert "EXT_CLASSIFY_PROT" in warning
 
 
-def test_deprecated_variable_still_works_and_is_logged(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setenv("EXT_CLASSIFY_REMEMBERED_SECONDS", "700")
-    monkeypatch.setenv("EXT_CLASSIFY_MAX_REMEMBERED_BYTES", "800")
-    assert (Settings().answer_cache_seconds, Settings().max_answer_cache_bytes) == (700, 800)
-    assert unknown_variables() == []
-    seconds, size = warnings_at_start(caplog)
-    assert "EXT_CLASSIFY_ANSWER_CACHE_SECONDS" in seconds
-    assert "EXT_CLASSIFY_MAX_ANSWER_CACHE_BYTES" in size
-
-
-def test_current_variable_takes_precedence_over_the_deprecated_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EXT_CLASSIFY_REMEMBERED_SECONDS", "700")
-    monkeypatch.setenv("EXT_CLASSIFY_ANSWER_CACHE_SECONDS", "900")
-    assert Settings().answer_cache_seconds == 900
-
-
-def test_invalid_value_of_a_deprecated_variable_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EXT_CLASSIFY_REMEMBERED_SECONDS", "1")
-    with pytest.raises(ValidationError, match="answer_cache_seconds") as rejected:
-        Settings()
-    assert describe_settings_faults(rejected.value).startswith("EXT_CLASSIFY_REMEMBERED_SECONDS: ")
-
-
 @pytest.mark.parametrize(
     "url",
     ["http://h", "redis://:secret@h:99x9/0", "redis://:se:cret@h:x/0", "redis://h/0?max_connections=abc"],
