@@ -56,7 +56,6 @@ _GROUPS = {
         "evaluate": "evaluate --data photos/ --model ours.h5 --report report/",
         "crossvalidate": "crossvalidate --data photos/ --output tables.md",
         "import": "import theirs.keras --class-names good,bad --try photos/",
-        "describe": "describe theirs.h5 --class-names good,bad --scale 1/255",
         "compile": "compile --model ours.h5",
         "calibrate": "calibrate --model my.h5 --data held-out/",
         "verify": "verify ours.h5",

@@ -192,22 +192,6 @@ def _print_written(written: WrittenArtifact, closing: str, *, as_json: bool, **m
 
 
 @without_native_log()
-def describe(h5: Path, class_names: str, scale: float, as_json: bool) -> None:
-    names = [name.strip() for name in class_names.split(",")]
-    refuse_unusable(h5, names)  # in milliseconds, before TensorFlow starts
-    with needs_extra("train"):
-        from model.training import save  # noqa: PLC0415 - optional
-    artifact = save.describe(h5, names, scale)
-    if as_json:
-        print(json.dumps(_facts_of(artifact)))
-        return
-    card = artifact.card
-    shape = " x ".join(map(str, card.image.shape))
-    print(f"Wrote the card of {h5}: {shape} pixels, scale {card.scale:g}, {', '.join(card.class_names)}.")
-    print(f"Next: ext-classify compile --model {shlex.quote(str(h5))}")
-
-
-@without_native_log()
 def import_model(
     file: Path,
     class_names: str | None,
@@ -430,15 +414,6 @@ def _add_card(add: Add) -> None:
     flag("--least-agreement", type=_agreement, metavar="SHARE", help=least)
     add_json(command)
 
-    command = add("describe", describe, "write the model card of an .h5 file trained elsewhere")
-    flag = command.add_argument
-    flag("h5", type=Path)
-    names = "class names in the order of the outputs, separated by commas"
-    flag("--class-names", required=True, help=names)
-    scale = "factor for pixel values 0..255: 1/255, or 1 if the network scales its input itself"
-    flag("--scale", type=_scale, required=True, help=scale)
-    add_json(command)
-
 
 def _add_import(add: Add) -> None:
     command = add("import", import_model, "make a model that can be served of a network trained elsewhere")
@@ -506,9 +481,10 @@ def _add_try(command: argparse.ArgumentParser, what: str) -> None:
 
 
 def _add_out_of_distribution(command: argparse.ArgumentParser) -> None:
-    names = "--out-of-distribution", "--foreign"  # the former name
     folders = "folders of images of no class, to measure abstention"
-    command.add_argument(*names, type=Path, nargs="+", default=[], metavar="DIR", help=folders)
+    command.add_argument(
+        "--out-of-distribution", type=Path, nargs="+", default=[], metavar="DIR", help=folders
+    )
 
 
 def _refuse_unused_flags(

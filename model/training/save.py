@@ -1,8 +1,7 @@
-"""Write artifacts: of a network that was just trained, or of an .h5 that was trained elsewhere."""
+"""Write the artifact of a network that was just trained."""
 
 import os
 import platform
-from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from model.array_json import ArrayJson
-from model.artifact import Artifact, ArtifactCard, card_faults, card_path, save_card, sha256_of
-from model.errors import ArtifactError, TrainingError
-from model.importing import image_spec_of
-from model.networks.keras_model import class_weights_of, load_network, save_network
-from model.networks.network import network_of, refuse_mismatch, stages_of
+from model.artifact import Artifact, ArtifactCard, card_path, save_card, sha256_of
+from model.errors import TrainingError
+from model.networks.keras_model import class_weights_of, save_network
 from model.tensorflow_engine import with_golden_answer
 
 
@@ -44,32 +40,6 @@ def save(network: keras.Model, h5_path: Path, card_parts: dict[str, Any]) -> Art
         versions=_versions(),
     )
     return save_card(h5_path, with_golden_answer(card, network))
-
-
-def describe(h5_path: Path, class_names: Sequence[str], scale: float) -> Artifact:
-    """Write <name>.json next to `h5_path`; image size and channels are read from the network.
-
-    Raises ArtifactError if a card exists already, or the service could not serve the network.
-    """
-    if card_path(h5_path).exists():
-        raise ArtifactError(
-            f"The .h5 must have no card yet; remove the card to write another. Received: {card_path(h5_path)}"
-        )
-    if not h5_path.is_file():
-        raise ArtifactError(f"The .h5 must exist. Missing: {h5_path}")
-    network = network_of(load_network(h5_path))
-    weights = network.class_weights
-    with card_faults(h5_path):
-        card = ArtifactCard(
-            class_names=tuple(class_names),
-            image=image_spec_of(network.input_shape, None),
-            scale=scale,
-            sha256=sha256_of(h5_path),
-            class_weights=None if weights is None else ArrayJson.from_array(weights),
-        )
-    refuse_mismatch(network, card)
-    stages = stages_of(network, card, card.ending)
-    return save_card(h5_path, with_golden_answer(card, network, stages))
 
 
 def _nearest_folder(path: Path) -> Path:

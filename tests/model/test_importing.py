@@ -150,6 +150,14 @@ class TestRefusals:
         with pytest.raises(ArtifactError, match="--size"):
             import_network(save(any_size(keras), tmp_path), Request(NAMES, "raw"))
 
+    @pytest.mark.parametrize("shape", [(24, 20, 4), (50,)])
+    def test_input_that_is_no_image_is_refused(self, tmp_path: Path, shape: tuple[int, ...]) -> None:
+        flat = keras.layers.Flatten() if len(shape) == 3 else keras.layers.Identity()
+        outputs = keras.layers.Dense(3, activation="softmax")
+        path = save(keras.Sequential([keras.Input(shape), flat, outputs]), tmp_path)
+        with pytest.raises(ArtifactError, match="must take images"):
+            import_network(path, Request(NAMES, "unit"))
+
     def test_changed_preprocessing_does_not_use_the_compiled_network(self, tmp_path: Path) -> None:
         artifact = import_network(save(classifier()(keras), tmp_path), Request(NAMES, "unit")).artifact
         changed = artifact.card.model_copy(update={"preprocessing": PRESETS["symmetric"]})

@@ -81,7 +81,7 @@ def test_images_beyond_one_batch_are_classified(
         (["train", "--data", "/nowhere"], "/nowhere"),
         (["train", "--data", "/nowhere", "--size", "64x96"], "/nowhere"),
         (["train", "--data", "/nowhere", "--network", "recipe"], "/nowhere"),
-        (["describe", "/nowhere/m.h5", "--class-names", "a,b", "--scale", "1"], "/nowhere/m.h5"),
+        (["import", "/nowhere/m.h5", "--class-names", "a,b", "--scale", "1"], "/nowhere/m.h5"),
     ],
 )
 def test_failure_is_one_line(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
@@ -100,8 +100,8 @@ def test_failure_is_one_line(capsys: pytest.CaptureFixture[str], arguments: list
         ["demo", "--port", "0"],
         ["train", "--data", ".", "--seeds", "-1"],
         ["train", "--data", ".", "--epochs", "0"],
-        ["describe", "a.h5", "--class-names", "a,b", "--scale", "1/0"],
-        ["describe", "a.h5", "--class-names", "a,b", "--scale", "much"],
+        ["import", "a.h5", "--class-names", "a,b", "--scale", "1/0"],
+        ["import", "a.h5", "--class-names", "a,b", "--scale", "much"],
         ["doctor", "--js"],
     ],
 )
