@@ -1,4 +1,4 @@
-"""Regenerate efficientnet_lite0.npz from the published weights; README.md states how to run this."""
+"""Regenerate efficientnet_lite0.npz from the published weights; the README next to it says how."""
 
 import sys
 from pathlib import Path
@@ -40,5 +40,5 @@ def norm_of(state: dict[str, np.ndarray], name: str) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    target = Path(__file__).parent / "efficientnet_lite0.npz"
-    np.savez_compressed(target, **convert(Path(sys.argv[1])))  # type: ignore[arg-type]
+    target = Path(__file__).parents[2] / "model/networks/pretrained/efficientnet_lite0.npz"
+    np.savez_compressed(target, **convert(Path(sys.argv[1])))
