@@ -133,8 +133,8 @@ def crossvalidate(
     command: str,
 ) -> None:
     with needs_extra("train"):
-        from model.evaluation.report import report_folds  # noqa: PLC0415 - optional
-        from model.evaluation.tables import crossvalidation  # noqa: PLC0415
+        from model.evaluation.crossvalidate import crossvalidation  # noqa: PLC0415 - optional
+        from model.evaluation.report import report_folds  # noqa: PLC0415
     text, studied, folder = crossvalidation(networks, data, out_of_distribution, work)
     print(text)
     if report is not None:

@@ -1,12 +1,14 @@
 """Grouped cross-validation of networks, including corrupted and out-of-distribution images.
 
 Each image is predicted once, by a network that was not trained on its group. The predictions of each fold
-are saved, so an interrupted run resumes.
+are saved, so an interrupted run resumes. The results are Markdown tables, with a column per network.
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,15 +23,34 @@ from model.evaluation.corruptions import corruptions
 from model.evaluation.out_of_distribution import out_of_distribution_sets
 from model.networks.keras_model import count_macs
 from model.novelty import Novelty
+from model.preprocessing import softmax
 from model.tensorflow_engine import TensorFlowClassifier
+from model.training.calibration import expected_accuracy, fit_temperature
 from model.training.fit import Knobs, fit_calibrated, with_image
-from model.training.folder import SPLITS, Folder, LabelledImages, choose_channels, load_folder
+from model.training.folder import (
+    SPLITS,
+    Folder,
+    LabelledImages,
+    choose_channels,
+    describe_folder,
+    load_folder,
+)
+from model.training.metrics import (
+    Interval,
+    area_under_roc,
+    confusion_matrix,
+    group_interval,
+    reliability,
+    wilson_interval,
+)
 from model.training.recipe import Knobs as RecipeKnobs
 from model.training.recipe import train_one_seed
 from model.training.splits import FOLDS, assign_folds, hold_out
 
 VALID_SHARE = 0.04
 """Share of each class, in whole groups, for calibration or early stopping; as in the dataset's own split."""
+SURE = 0.9
+"""In the tables, confidence from which a prediction needs no manual review."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +72,11 @@ class Predictions:
     """Novelty scores (n,), divided by the threshold of the image's fold."""
     out_of_distribution: dict[str, NDArray[np.float32]]
     """Novelty scores (folds * m,) by set of out-of-distribution images, divided by the fold's threshold."""
+
+    @property
+    def right(self) -> NDArray[np.bool_]:
+        """(n,)."""
+        return np.asarray(self.clean.argmax(axis=1) == self.labels)
 
 
 @dataclass(frozen=True)
@@ -227,3 +253,127 @@ def _join(
             if key.startswith("out_of_distribution/")
         },
     )
+
+
+def crossvalidation(
+    networks: Sequence[Network], data_dir: Path, out_of_distribution_dirs: Sequence[Path], work_dir: Path
+) -> tuple[str, list[Predictions], Folder]:
+    """All tables in Markdown, and what they were made from. Raises DatasetError for an unusable folder."""
+    folder = load_folder(data_dir, NETWORKS[networks[0]].knobs.image)
+    print(describe_folder(folder), file=sys.stderr)
+    studied = [cross_validate(name, data_dir, out_of_distribution_dirs, work_dir) for name in networks]
+    text = "\n\n".join(f"## {table}" for table in tables(studied, folder.class_names))
+    return text, studied, folder
+
+
+def tables(studied: Sequence[Predictions], class_names: Sequence[str]) -> Iterator[str]:
+    """Yield each table with its heading."""
+    yield "Grouped 5-fold cross-validation\n\n" + _markdown(_overview(studied))
+    yield "Recall by class\n\n" + _markdown(_recall(studied, class_names))
+    yield "Robust accuracy, every image of every fold\n\n" + _markdown(_robustness(studied))
+    for result in studied:
+        if result.novelty is not None:
+            yield f"Abstention of {result.network}\n\n" + _markdown(_abstention(result, result.novelty))
+        yield f"Confusion of {result.network}, rows true\n\n" + _markdown(_confusion(result, class_names))
+
+
+def robust_accuracy(result: Predictions) -> float:
+    """Mean over kinds of corruption of the mean over severities."""
+    by_kind = defaultdict(list)
+    for kind, severity in result.corrupted:
+        by_kind[kind].append(_accuracy(result, kind, severity))
+    return float(np.mean([np.mean(accuracies) for accuracies in by_kind.values()]))
+
+
+def cross_calibrated(result: Predictions) -> NDArray[np.float32]:
+    """Probabilities (n, k), each fold's with the temperature fitted to the predictions of the other folds."""
+    logits = np.log(np.maximum(result.clean, 1e-12))
+    found = np.zeros_like(result.clean)
+    for fold in np.unique(result.folds):
+        this, others = result.folds == fold, result.folds != fold
+        accuracy = expected_accuracy(result.clean[others], result.labels[others])
+        found[this] = softmax(logits[this] / fit_temperature(logits[others], accuracy))
+    return found
+
+
+def _overview(studied: Sequence[Predictions]) -> Iterator[list[str]]:
+    def row(name: str, cell: Callable[[Predictions], str]) -> list[str]:
+        return [name, *map(cell, studied)]
+
+    yield row("", lambda one: one.network)
+    yield row("parameters", lambda one: f"{one.parameters:,}")
+    yield row("groups of images", lambda one: f"{len(np.unique(one.groups)):,}")
+    yield row("MACs an image", lambda one: f"{one.macs / 1e6:.1f} M")
+    yield row("errors", lambda one: f"{int((~one.right).sum())} of {len(one.right)}")
+    yield row("accuracy", lambda one: f"{one.right.mean():.2%}")
+    yield row(
+        "95 % interval, images independent",
+        lambda one: _range(wilson_interval(int(one.right.sum()), len(one.right))),
+    )
+    yield row("95 % interval, groups resampled", lambda one: _range(group_interval(one.right, one.groups)))
+    for fold in np.unique(studied[0].folds):
+        yield [f"fold {fold}", *(f"{one.right[one.folds == fold].mean():.2%}" for one in studied)]
+    yield row("expected calibration error", lambda one: _calibration_error(one.clean, one.labels))
+    yield row(
+        "the same, temperature fitted to other folds",
+        lambda one: _calibration_error(cross_calibrated(one), one.labels),
+    )
+    yield row(f"confidence {SURE} or more at that temperature, and errors among them", _sure)
+    yield row("robust accuracy, mean", lambda one: f"{robust_accuracy(one):.2%}")
+
+
+def _range(interval: Interval) -> str:
+    return f"{interval.low:.2%} to {interval.high:.2%}"
+
+
+def _calibration_error(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> str:
+    return f"{reliability(probabilities, labels).expected_calibration_error:.2%}"
+
+
+def _sure(result: Predictions) -> str:
+    calibrated = cross_calibrated(result)
+    sure = calibrated.max(axis=1) >= SURE
+    wrong = calibrated.argmax(axis=1) != result.labels
+    return f"{sure.mean():.1%}, {int(wrong[sure].sum())}"
+
+
+def _recall(studied: Sequence[Predictions], class_names: Sequence[str]) -> Iterator[list[str]]:
+    yield ["class", "images", *(result.network for result in studied)]
+    for label, name in enumerate(class_names):
+        of_class = studied[0].labels == label
+        recalls = (f"{result.right[of_class].mean():.2%}" for result in studied)
+        yield [name, str(int(of_class.sum())), *recalls]
+
+
+def _robustness(studied: Sequence[Predictions]) -> Iterator[list[str]]:
+    yield ["corruption", "severity", *(result.network for result in studied)]
+    last = ""
+    for kind, severity in studied[0].corrupted:
+        found = (f"{_accuracy(result, kind, severity):.1%}" for result in studied)
+        yield [kind if kind != last else "", severity, *found]
+        last = kind
+    yield ["mean of kinds", "", *(f"{robust_accuracy(result):.1%}" for result in studied)]
+
+
+def _abstention(result: Predictions, novelty: NDArray[np.float32]) -> Iterator[list[str]]:
+    yield ["images", "number", "abstained on", "AUROC against held-out images"]
+    yield ["held-out images", str(len(novelty)), f"{(novelty > 1).mean():.1%}", ""]
+    folds = len(np.unique(result.folds))
+    for name, scores in result.out_of_distribution.items():
+        area = area_under_roc(novelty, scores)
+        yield [name, str(len(scores) // folds), f"{(scores > 1).mean():.1%}", f"{area:.4f}"]
+
+
+def _confusion(result: Predictions, class_names: Sequence[str]) -> Iterator[list[str]]:
+    matrix = confusion_matrix(result.clean.argmax(axis=1), result.labels, len(class_names))
+    yield ["", *class_names]
+    yield from ([name, *map(str, row)] for name, row in zip(class_names, matrix.tolist(), strict=True))
+
+
+def _accuracy(result: Predictions, kind: str, severity: str) -> float:
+    return float((result.corrupted[kind, severity].argmax(axis=1) == result.labels).mean())
+
+
+def _markdown(rows: Iterator[list[str]]) -> str:
+    head, *body = rows
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *body))

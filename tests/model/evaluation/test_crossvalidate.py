@@ -8,8 +8,14 @@ import pytest
 
 from app.cli.main import main
 from model.evaluation import crossvalidate
-from model.evaluation.crossvalidate import FoldNetwork, Predictions, cross_validate
-from model.evaluation.tables import cross_calibrated, robust_accuracy, tables
+from model.evaluation.crossvalidate import (
+    FoldNetwork,
+    Predictions,
+    cross_calibrated,
+    cross_validate,
+    robust_accuracy,
+    tables,
+)
 from model.image import ImageSpec, encode_png
 from model.networks.texture_cnn import EMBEDDING, texture_cnn
 from model.training.calibration import fit_novelty
