@@ -13,7 +13,7 @@ from cfnlint.decode import decode
 from sqlfluff.core import FluffConfig, Linter
 
 from app.cli.main import parse_arguments
-from app.cli.plan.sizing import PRICES, load_prices
+from app.cli.plan import PRICES, load_prices
 from tests.infra.tutorials import FOLDER, ROOT, PageIsWrong, blocks_of, copy_clone, follow
 
 pytestmark = pytest.mark.slow

@@ -6,7 +6,7 @@ Uses the rate that `make bench` measured last, and the formulas of `ext-classify
 from collections.abc import Iterator
 from pathlib import Path
 
-from app.cli.plan.sizing import PRICES, Measured, Request, find_cheapest, load_prices
+from app.cli.plan import PRICES, Measured, Request, find_cheapest, load_prices
 from tests.benchmarks.cells import OURS
 from tests.benchmarks.measurements import Measurements, median, read_csv
 from tests.benchmarks.serving_tables import compared_cells, cpu_ms

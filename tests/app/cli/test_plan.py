@@ -11,9 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.cli.plan.command import add_commands
-from app.cli.plan.measuring import measure
-from app.cli.plan.sizing import (
+from app.cli.plan import (
     PRICES,
     PROVIDERS,
     RESPONSE_BYTES,
@@ -21,9 +19,11 @@ from app.cli.plan.sizing import (
     Plan,
     PlanError,
     Request,
+    add_commands,
     find_cheapest,
     load_prices,
     make_plan,
+    measure,
 )
 from app.client import Client, ClientError
 from tests.conftest import SAMPLES
@@ -132,7 +132,7 @@ def test_stage_files_keep_a_warehouse_of_the_smallest_size_awake() -> None:
 def test_nodes_idle_until_service_and_pool_suspend_themselves() -> None:
     plan = plan_of(THOUSAND_A_SECOND, Request(provider="spcs", source="base64", images=100_000_000))
     assert plan.costs_usd["idle_pool"] == pytest.approx(24 * 0.184 * 3 * 660 / 3600)
-    folder = PRICES.parents[3] / "infra" / "spcs"
+    folder = PRICES.parents[2] / "infra" / "spcs"
     text = "".join(
         (folder / name).read_text(encoding="utf-8") for name in ("12_compute_pool.sql", "14_service.sql")
     )
@@ -350,7 +350,7 @@ def test_real_service_is_measured(url: str, capsys: pytest.CaptureFixture[str]) 
 
 @pytest.mark.slow
 def test_evidence_makes_outcomes_larger(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.cli.plan.measuring.ROUND_SECONDS", 0.05)
+    monkeypatch.setattr("app.cli.plan.ROUND_SECONDS", 0.05)
     image = (SAMPLES / "crazing.png").read_bytes()
     assert measure(Client(url), [image], 2, evidence=True).outcome_bytes > 1000
 
@@ -382,6 +382,6 @@ def test_other_server_is_rejected(url: str) -> None:
 def test_service_is_started_and_measured(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("app.cli.plan.measuring.ROUND_SECONDS", 0.05)
+    monkeypatch.setattr("app.cli.plan.ROUND_SECONDS", 0.05)
     run("--json")
     assert json.loads(capsys.readouterr().out)["measured"]["images_per_second"] > 1

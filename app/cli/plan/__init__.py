@@ -1,1 +1,0 @@
-"""`ext-classify plan`: measures the service, sizes batches and instances, estimates the cost."""
