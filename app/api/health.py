@@ -10,8 +10,8 @@ from typing_extensions import TypedDict
 from app import __version__
 from app.api.state import ServiceState
 from app.batches.batches import Batches
-from app.findings import Finding
 from app.outcome import ModelIdentity
+from app.snowflake.self_check import Finding
 from app.telemetry import metrics
 
 # Probes wait a few seconds at most for their response.

@@ -158,8 +158,7 @@ def _add_serve(add: Add) -> None:
 
 def _add_other_commands(add: Add) -> None:
     # `serve` starts faster without these imports.
-    from app.cli import classify, models, plan, register, sql  # noqa: PLC0415
-    from app.cli.doctor import command as doctor  # noqa: PLC0415
+    from app.cli import classify, doctor, models, plan, register, sql  # noqa: PLC0415
 
     classify.add_commands(add)
     command = add("completion", completion, "print a completion script for a shell")

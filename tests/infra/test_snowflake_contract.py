@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from app.cli.doctor.questions import QUESTIONS
+from app.cli.snowflake_questions import QUESTIONS
 from app.provisioning.ddl import file_names, load
 from tests.app.provisioning.test_ddl import PLAIN
 

@@ -13,16 +13,14 @@ from typing import Any
 import pytest
 
 from app.api.auth import line_of, make_key
-from app.cli.doctor.service import ask_service
-from app.cli.doctor.snowflake import check_gateway
+from app.cli.doctor import ask_service, check_gateway
 from app.cli.main import main
 from app.cli.service_process import own_service
 from app.emulator import LocalServer
-from app.findings import Findings, check_clock
 from app.provisioning.upload import find_files, upload
 from app.provisioning.user_session import connect
 from app.settings import Settings
-from app.snowflake.self_check import check_network_settings
+from app.snowflake.self_check import Findings, check_clock, check_network_settings
 from tests.app.batches.test_redis_store import REDIS, redis_server
 from tests.app.emulator.remote_service import DROP, RemoteService, Reply
 from tests.app.emulator.sql import Sql
@@ -299,7 +297,7 @@ def test_proxy_or_ca_of_one_client_only_is_a_note(
 
 
 def test_advice_names_settings_by_their_variables() -> None:
-    sources = [*(ROOT / "app/cli/doctor").glob("*.py"), ROOT / "app/snowflake/self_check.py"]
+    sources = [ROOT / "app/cli/doctor.py", ROOT / "app/snowflake/self_check.py"]
     settings = {name.upper() for name in Settings.model_fields if "_" in name}
     text = "".join(path.read_text(encoding="utf-8") for path in sources)
     named = re.findall(r"\b(EXT_CLASSIFY_)?([A-Z]+(?:_[A-Z]+)+)\b", text)

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from app.cli.doctor.questions import QUESTIONS, ask
 from app.cli.main import main
 from app.cli.service_process import own_service
+from app.cli.snowflake_questions import QUESTIONS, ask
 from app.client import ClientError
 from app.emulator import LocalServer
 from app.provisioning.upload import find_files, upload

@@ -1,25 +1,42 @@
-"""Check what the service needs: settings, model, cores, API keys, port, Redis, token issuer, image hosts."""
+"""ext-classify doctor: check the service, what it connects to, and the way to Snowflake and back."""
 
 import asyncio
 import json
 import socket
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
+from pathlib import Path
+from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
 from app.api.auth import ApiKeys
-from app.cli.command_line import describe_settings_faults, refuse_taken_port
+from app.cli import snowflake_questions
+from app.cli.command_line import (
+    Add,
+    add_json,
+    describe_settings_faults,
+    read_api_key,
+    refuse_taken_port,
+)
+from app.cli.sql import add_connection, open_session
+from app.cli.terminal import Screen, open_screen
 from app.client import Client, ClientError
 from app.client.client import Service
-from app.client.transport import NoReply, Request, send_once
+from app.client.transport import NoReply, Reply, Request, send_once
 from app.errors import CommandError, UrlNotAllowed
-from app.findings import Finding, Findings, check_clock
 from app.images.allowlist import HTTPS_PORT, Allowlist
+from app.images.fetcher import create_fetcher
+from app.names import quote_string
+from app.provisioning.user_session import StatementFailed, UserSession, has_default_connection
 from app.settings import Settings, unknown_variables
+from app.snowflake.self_check import Finding, Findings, SelfCheck, check_clock, check_session
+from app.snowflake.session import SnowflakeSession
+from app.snowflake.stage import StageReader
 from model.artifact import load_artifact
 from model.defaults import usable_cores
 from model.engines import open_classifier
@@ -30,6 +47,82 @@ EXPIRES_SOON_DAYS = 21
 # The service logs in, signs and fetches meanwhile.
 _ASK_SECONDS = 60.0
 _SEE_SETTINGS = "See Settings in the README."
+_WHO = "SELECT CURRENT_USER(), CURRENT_ROLE(), CURRENT_WAREHOUSE(), CURRENT_TIMESTAMP()"
+# The service answers NULL with NULL, without fetching or classifying anything.
+_ROW = {"data": [[0, None]]}
+_UNREACHED = "Check the host name, and that this machine's network allows the connection."
+_GATEWAY_ADVICE = {
+    200: "The service must answer: check that the gateway forwards to /classify.",
+    300: "Snowflake does not follow redirects.",
+    401: "Pass a valid API key with --api-key-file FILE.",
+    403: "Expected if the gateway admits only Snowflake's API integration: this machine is another caller.",
+    404: "Check that the URL contains the gateway's stage and ends in /classify.",
+    500: "Check that the service runs, and that its network admits the gateway.",
+}
+_STYLES = {"ok": "green", "note": "yellow", "wrong": "red", "skipped": "dim"}
+
+
+def doctor(
+    url: str | None,
+    gateway: str | None,
+    api_key_file: Path | None,
+    function: str,
+    stage: str | None,
+    asks_snowflake: bool,
+    as_json: bool,
+    connection: str | None,
+    local: bool,
+    port: int,
+) -> None:
+    """Run all checks and print their findings. Raises CommandError if a check failed."""
+    if asks_snowflake:
+        with open_session(connection, local, port) as user_session:
+            for answer in snowflake_questions.ask(user_session, function, stage):
+                print(answer, flush=True)
+        return
+    api_key = read_api_key(api_key_file)
+    findings = Findings()
+    if url is None and (settings := check_settings(findings)) is not None:
+        url = check_service(findings, settings)
+        if url is None:
+            check_service_login(findings, settings)
+    if url is not None:
+        ask_service(findings, url, api_key)
+    if connection is not None or local or has_default_connection():
+        check_own_login(findings, lambda: open_session(connection, local, port), function)
+    if gateway is not None:
+        check_gateway(findings, gateway, api_key)
+    if as_json:
+        print(json.dumps([asdict(finding) for finding in findings], ensure_ascii=False, indent=2))
+    else:
+        _show(open_screen(), findings)
+    if findings.failed_checks:
+        raise CommandError(f"Failed checks: {', '.join(findings.failed_checks)}.")
+
+
+def add_commands(add: Add) -> None:
+    command = add("doctor", doctor, "check settings, model, Snowflake and the gateway")
+    flag = command.add_argument
+    flag("--url", help="the running service, which checks itself (default: one on this environment's port)")
+    gateway = "URL that the external function calls; doctor sends it a request as Snowflake does"
+    flag("--gateway", metavar="URL", help=gateway)
+    key = "file with a key of the service or gateway"
+    flag("--api-key-file", type=Path, metavar="FILE", help=key)
+    function = "function to look for, or to call (default %(default)s)"
+    flag("--function", default="EXT_CLASSIFY", help=function)
+    asks = "only ask the account what the documentation leaves open, and print text to paste into an issue"
+    flag("--snowflake", action="store_true", dest="asks_snowflake", help=asks)
+    flag("--stage", help="--snowflake: stage with an image (default: IMAGES in the function's schema)")
+    add_json(command)
+    add_connection(command)
+
+
+def _show(screen: Screen, findings: Findings) -> None:
+    width = max(len(finding.check) for finding in findings)
+    for finding in findings:
+        screen.line(f"{finding.state:<8}{finding.check:<{width}}  {finding.said}", _STYLES[finding.state])
+        if finding.advice:
+            screen.line(" " * (8 + width + 2) + finding.advice)
 
 
 def check_settings(findings: Findings) -> Settings | None:
@@ -219,3 +312,80 @@ def check_date_header(findings: Findings, date_header: str | None, whose: str) -
     except ValueError:
         return
     check_clock(findings, their_seconds, whose)
+
+
+def check_service_login(findings: Findings, settings: Settings) -> None:
+    """Log in with these settings, and sign and fetch a file of each stage, as the service does."""
+    findings.extend(asyncio.run(_check_as_service(settings)))
+
+
+async def _check_as_service(settings: Settings) -> list[Finding]:
+    fetcher, session = create_fetcher(settings), SnowflakeSession(settings)
+    async with fetcher, session:
+        return await SelfCheck(settings, session, StageReader(settings, session, fetcher)).run()
+
+
+def check_own_login(findings: Findings, open_user_session: Callable[[], UserSession], function: str) -> None:
+    """Log in with the user's connection and look for the function."""
+    login, advice = "infra/docs/faq.md has causes of login errors.", "Create it with: ext-classify register"
+    with (
+        findings.expecting("your login", login, ClientError, OSError),
+        open_user_session() as user_session,
+    ):
+        _, [row], _ = user_session.table(_WHO)
+        check_session(findings, "your login", row, "Queries need a warehouse: set one in your connection.")
+        with findings.expecting("function", advice, StatementFailed):
+            rows = user_session.rows(f"SHOW USER FUNCTIONS LIKE {quote_string(function)} IN ACCOUNT")
+            if rows:
+                places = dict.fromkeys(f"{row['catalog_name']}.{row['schema_name']}" for row in rows)
+                findings.ok("function", f"{function} is in {', '.join(places)}")
+            else:
+                findings.note("function", f"function {function} not found", advice)
+
+
+def check_gateway(findings: Findings, url: str, api_key: str | None) -> None:
+    """Send a NULL row to the gateway, as Snowflake does."""
+    try:
+        service = Service(url, api_key)
+    except ClientError as error:
+        advice = "Pass the URL that the external function calls. It ends in /classify."
+        findings.wrong("gateway", str(error), advice)
+        return
+    parts = urlsplit(url)
+    if parts.scheme == "http":
+        advice = "Set up a TLS certificate on the gateway."
+        findings.note("gateway", "Snowflake only calls https URLs.", advice)
+    elif not _has_certificate(findings, str(parts.hostname), parts.port or HTTPS_PORT):
+        return
+    headers = {"Content-Type": "application/json", **service.credentials}
+    reply = send_once(Request("POST", url, headers, json.dumps(_ROW).encode()), TIMEOUT_SECONDS)
+    if isinstance(reply, NoReply):
+        findings.wrong("gateway", reply.reason, _UNREACHED)
+        return
+    check_date_header(findings, reply.headers.get("Date"), "the gateway's")
+    _add_reply(findings, reply)
+
+
+def _has_certificate(findings: Findings, host: str, port: int) -> bool:
+    check = "gateway's certificate"
+    with findings.expecting(check, _UNREACHED, OSError, ValueError):
+        check_certificate(findings, check, host, port)
+        return True
+    return False
+
+
+def _add_reply(findings: Findings, reply: Reply) -> None:
+    status, said = reply.status, reply.body[:200].decode(errors="replace").strip()
+    if status == HTTPStatus.OK and _is_answer(reply.body):
+        findings.ok("gateway", "the gateway reaches the service, which answers a batch")
+        return
+    note = findings.note if status in (401, 403) else findings.wrong
+    advice = _GATEWAY_ADVICE.get(300 if status // 100 == 3 else status, _GATEWAY_ADVICE[500])
+    note("gateway", f"{status}: {said}", advice)
+
+
+def _is_answer(body: bytes) -> bool:
+    try:
+        return bool(json.loads(body) == _ROW)
+    except ValueError:
+        return False

@@ -16,7 +16,6 @@ from urllib.parse import urlsplit
 
 from app import __version__
 from app.api.probes import PROBE
-from app.cli.doctor.service import TIMEOUT_SECONDS
 from app.client import ClientError
 from app.client.transport import NoReply, Request, send_once
 from app.names import directory_of, parse_identifier, quote_identifier, quote_string
@@ -24,6 +23,7 @@ from app.provisioning.udf_bundle import package_check
 from app.provisioning.user_session import UserSession, describe_error
 from model.defaults import SAMPLES
 
+TIMEOUT_SECONDS = 10.0
 _ACCOUNT_HOST = re.compile(r"[\w-]+((?:\.[\w-]+)*\.snowflakecomputing\.(?:com|cn))", re.IGNORECASE)
 _PRIVATELINK = re.compile(r"(?:\.privatelink)?(\.snowflakecomputing\.)", re.IGNORECASE)
 

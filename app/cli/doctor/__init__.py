@@ -1,1 +1,0 @@
-"""`ext-classify doctor`: checks of the service, of what it connects to, and of Snowflake."""
