@@ -19,12 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from model.array_json import ArrayJson
 from model.defaults import samples_folder
 from model.errors import ArtifactError
 from model.image import ImageSpec, encode_png
 from model.model_file import fault_of, import_command, inspect_file, refuse_unusable
-from model.novelty import Novelty
+from model.novelty import ArrayJson, Novelty
 from model.preprocessing import MULTI_LABEL, ONE_OUTPUT, Ending, Preprocessing
 
 ClassName = Annotated[str, Field(pattern=r"\S")]

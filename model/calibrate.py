@@ -27,7 +27,7 @@ from model.compile import compile_artifact, compile_with_stages
 from model.compiled import next_to_h5, write_compiled
 from model.engines import Classifier, LiteRtClassifier, self_test, verify_golden
 from model.errors import ArtifactError, DatasetError
-from model.evaluation.out_of_distribution import out_of_distribution_sets
+from model.evaluation.hard_images import out_of_distribution_sets
 from model.evidence import OCCLUSION_RUNS
 from model.networks.network import open_network
 from model.networks.texture_statistics import detector_network

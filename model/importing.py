@@ -10,7 +10,6 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from model.array_json import ArrayJson
 from model.artifact import (
     SUFFIXES,
     Artifact,
@@ -25,13 +24,12 @@ from model.artifact import (
 from model.compile import compile_with_stages
 from model.compiled import next_to_h5, write_compiled
 from model.contact_sheet import Candidate, ContactSheet, TrialImages, judge
-from model.engines import LiteRtClassifier, verify_golden
+from model.engines import LiteRtClassifier, Shape, verify_golden
 from model.errors import ArtifactError
 from model.image import Alpha, Fit, ImageSpec, Resample
 from model.networks.files import OPERATION_LAYER, NetworkFile, inspect_network
 from model.networks.network import (
     Network,
-    Shape,
     Stages,
     activation_of,
     gives,
@@ -41,6 +39,7 @@ from model.networks.network import (
     stages_of,
     with_stages,
 )
+from model.novelty import ArrayJson
 from model.preprocessing import (
     LEAST_PROBABILITY,
     MULTI_LABEL,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from model.artifact import Artifact, save_samples
 from model.compile import compile_artifact
-from model.evaluation.out_of_distribution import out_of_distribution_sets
+from model.evaluation.hard_images import out_of_distribution_sets
 from model.evaluation.report import About, Labelled, report_on
 from model.image import ImageSpec
 from model.networks.keras_model import count_macs

@@ -14,7 +14,7 @@ from app.client import ClientError
 from app.images.files import IMAGE_SUFFIXES
 from app.names import directory_of, parse_identifier, quote_identifier, quote_string
 from app.provisioning.ddl import load, load_with_fingerprint
-from app.provisioning.trust import describe_trust
+from app.provisioning.gateway import describe_trust
 from app.provisioning.user_session import (
     StatementFailed,
     UserSession,

@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 
 from model.defaults import Network
 from model.errors import DatasetError
-from model.evaluation.corruptions import corruptions
-from model.evaluation.out_of_distribution import out_of_distribution_sets
+from model.evaluation.hard_images import corruptions, out_of_distribution_sets
 from model.networks.keras_model import count_macs
 from model.novelty import Novelty
 from model.preprocessing import softmax

@@ -12,9 +12,8 @@ from model.artifact import Artifact
 from model.defaults import usable_cores, user_cache_dir
 from model.engines import Answers, Classifier, open_classifier
 from model.evaluation import plots
-from model.evaluation.corruptions import corruptions
 from model.evaluation.crossvalidate import NETWORKS, Predictions
-from model.evaluation.out_of_distribution import DRAWN, out_of_distribution_sets
+from model.evaluation.hard_images import DRAWN, corruptions, out_of_distribution_sets
 from model.evaluation.page import Drawn, Fact, Heat, Page, Study, write_page
 from model.evidence import against_the_others, heat_of
 from model.networks.files import inspect_network

@@ -18,9 +18,9 @@ from keras import layers
 from keras.src import ops
 from numpy.typing import NDArray
 
-from model.array_json import ArrayJson
 from model.errors import ArtifactError
 from model.networks.files import NetworkFile, Reader, inspect_network, rewritten_config
+from model.novelty import ArrayJson
 
 
 def load_network(h5_path: Path) -> Any:

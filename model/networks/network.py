@@ -12,14 +12,13 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from model.artifact import ArtifactCard
+from model.engines import GivenTflite, Shape
 from model.errors import ArtifactError
-from model.given_tflite import GivenTflite
 from model.networks.files import NetworkFile, inspect_network
 from model.networks.keras_model import find_head, library_of, load_keras, named_outputs
 from model.networks.texture_statistics import detector_network
 from model.preprocessing import LEAST_PROBABILITY, ONE_OUTPUT, Ending, Preprocessing
 
-Shape: TypeAlias = tuple[int | None, ...]
 Step: TypeAlias = Callable[[tf.Tensor], tf.Tensor]
 
 

@@ -1,4 +1,4 @@
-"""Fit the softmax temperature (calibrated confidence) and the novelty detector (abstention)."""
+"""Fit the temperature (calibrated confidence), the novelty detector (abstention) and ridge regression."""
 
 import math
 from typing import NamedTuple
@@ -6,15 +6,15 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from model.array_json import ArrayJson
-from model.novelty import Novelty, distances_between, unit_length
-from model.training.ridge import fit_ridge
+from model.novelty import ArrayJson, Novelty, distances_between, unit_length
 from model.training.splits import assign_folds
 
 FALSE_ABSTENTION = 0.01
 """Target share of in-distribution images on which the service abstains."""
 LEAST_ABSTAINED = 2
 """The target share is at least this number of images, so that the single most unusual one does not decide."""
+STRENGTH = 100.0
+"""Of the penalty of ridge regression; 30 to 300 give the same accuracy on 60 photographs of textures."""
 SEPARATION = 1000.0
 """Strength of the ridge regression that separates images from synthetic negatives."""
 SHRINKAGE = 0.02
@@ -181,3 +181,40 @@ def _find_prototypes(points: NDArray[np.float32], wanted: int) -> NDArray[np.flo
 def _mean_confidence(logits: NDArray[np.float32]) -> float:
     shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
     return float((1 / np.exp(shifted).sum(axis=1)).mean())
+
+
+class Linear(NamedTuple):
+    """A linear layer: weights (d, k) and bias (k,), float64."""
+
+    kernel: NDArray[np.float64]
+    bias: NDArray[np.float64]
+
+    def __call__(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Scores (n, k) of rows (n, d)."""
+        return np.asarray(rows @ self.kernel + self.bias, dtype=np.float32)
+
+
+def fit_ridge(
+    rows: NDArray[np.float32], labels: NDArray[np.int64], num_classes: int, strength: float = STRENGTH
+) -> Linear:
+    """Ridge regression of one-hot labels (n,) on rows (n, d), for which few images suffice.
+
+    The penalty is on standardised columns. Rare classes weigh more.
+    """
+    centre, spread = rows.mean(axis=0, dtype=np.float64), rows.std(axis=0, dtype=np.float64) + 1e-3
+    weights = class_weights(labels, num_classes)[labels, np.newaxis]
+    standardised = (rows - centre) / spread
+    targets = np.eye(num_classes)[labels]
+    mean = (weights * targets).mean(axis=0)
+    squares = standardised.T @ (weights * standardised) + strength * np.eye(rows.shape[1])
+    kernel = np.linalg.solve(squares, standardised.T @ (weights * (targets - mean)))
+    kernel /= spread[:, np.newaxis]
+    return Linear(kernel, mean - centre @ kernel)
+
+
+def class_weights(labels: NDArray[np.int64], num_classes: int) -> NDArray[np.float32]:
+    """Weights (k,), inverse to the root of a class's frequency, with mean 1 over the images."""
+    counts = np.bincount(labels, minlength=num_classes)
+    weights = 1 / np.sqrt(np.maximum(counts, 1))
+    normed: NDArray[np.float32] = (weights * len(labels) / (weights * counts).sum()).astype(np.float32)
+    return normed

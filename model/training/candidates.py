@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 
 from model.preprocessing import softmax
 from model.tensorflow_engine import TensorFlowClassifier
-from model.training.calibration import expected_accuracy, fit_temperature
+from model.training.calibration import Linear, expected_accuracy, fit_temperature
 from model.training.fit import Knobs, Trained, fit_calibrated
 from model.training.folder import SPLITS, Folder
 from model.training.frozen import VIEWS, FrozenStatistics
-from model.training.ridge import Linear
 from model.training.splits import FOLDS
 from model.training.verdict import Unseen
 

@@ -33,10 +33,9 @@ from model.networks.texture_cnn import fold, trainable_texture_cnn
 from model.networks.texture_statistics import STATISTICS
 from model.novelty import Novelty
 from model.training.augmentation import Augmentation, disturb, turn
-from model.training.calibration import expected_accuracy, fit_novelty, fit_temperature
+from model.training.calibration import class_weights, expected_accuracy, fit_novelty, fit_temperature
 from model.training.folder import Folder, LabelledImages
 from model.training.frozen import TextureStatistics
-from model.training.ridge import class_weights
 from model.training.synthetic_negatives import draw_negatives
 
 DEFAULT_IMAGE = ImageSpec(height=200, width=200, channels=1)

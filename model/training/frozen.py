@@ -15,9 +15,8 @@ from model.image import ImageSpec
 from model.networks.texture_statistics import statistics_classifier, statistics_network
 from model.novelty import Novelty
 from model.training.augmentation import Augmentation, turn
-from model.training.calibration import fit_novelty
+from model.training.calibration import Linear, fit_novelty, fit_ridge
 from model.training.folder import Folder
-from model.training.ridge import Linear, fit_ridge
 from model.training.splits import FOLDS, assign_folds
 from model.training.synthetic_negatives import draw_negatives
 

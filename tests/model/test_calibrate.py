@@ -16,7 +16,7 @@ from model.calibrate import calibrate
 from model.compile import compile_artifact
 from model.engines import open_classifier
 from model.errors import ArtifactError, DatasetError
-from model.evaluation.out_of_distribution import out_of_distribution_sets
+from model.evaluation.hard_images import out_of_distribution_sets
 from model.image import ImageSpec, encode_png
 from model.image_limits import ImageLimits
 from model.importing import Request, import_network

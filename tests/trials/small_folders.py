@@ -20,7 +20,7 @@ import numpy as np
 
 from model.artifact import Artifact, load_artifact
 from model.engines import open_classifier
-from model.evaluation.out_of_distribution import load, out_of_distribution_sets
+from model.evaluation.hard_images import load, out_of_distribution_sets
 from model.novelty import reasons_to_abstain
 
 ROOT = Path(__file__).parents[2]

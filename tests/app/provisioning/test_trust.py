@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from app.provisioning.trust import describe_trust
+from app.provisioning.gateway import describe_trust
 
 AWS = {
     "API_AWS_ROLE_ARN": "arn:aws-us-gov:iam::123456789012:role/path/to/gateway",

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from model.evaluation.corruptions import corruptions
-from model.evaluation.out_of_distribution import load, out_of_distribution_sets
+from model.evaluation.hard_images import corruptions, load, out_of_distribution_sets
 from model.image import ImageSpec, encode_png
 from tests.model.conftest import random_images
 

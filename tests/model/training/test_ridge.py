@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from model.training.ridge import class_weights, fit_ridge
+from model.training.calibration import class_weights, fit_ridge
 
 
 def rows(counts: tuple[int, ...], seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -14,7 +14,7 @@ from app.cli.main import main
 from app.main import create_app
 from app.settings import Settings
 from model.artifact import Artifact, load_artifact
-from model.evaluation.out_of_distribution import blank
+from model.evaluation.hard_images import blank
 from model.image import encode_png
 from model.training.fit import Training
 from tests.model.pictures import CLASSES, draw_class

@@ -1,19 +1,24 @@
-"""Out-of-distribution images to measure abstention: blank frames, noise and drawn shapes.
+"""Images to measure a network on besides its own: corrupted ones, and ones out of distribution.
 
-They are generated, so the measurement needs no dataset; photographs can be added from a folder. Training uses
-other drawings (`model.training.synthetic_negatives`), so no image that is measured here was trained on.
+Corruptions have fixed severities. Images out of distribution, to measure abstention, are blank frames, noise
+and drawn shapes, so that the measurement needs no dataset; a folder may add photographs. Training uses other
+drawings (`model.training.synthetic_negatives`), so no image that is measured here was trained on.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import tensorflow as tf
 from numpy.typing import NDArray
 
 from model.errors import DatasetError, InputError
 from model.image import ImageSpec, decode, to_pixels
 from model.image_limits import ImageLimits
+from model.training.augmentation import blur, compress, project
 from model.training.synthetic_negatives import along
 
 Images = NDArray[np.uint8]
@@ -86,3 +91,43 @@ def _decode(path: Path, spec: ImageSpec) -> Images | None:
         return decode(path.read_bytes(), spec, _LIMITS)
     except InputError:
         return None
+
+
+def corruptions() -> dict[str, dict[str, Callable[[Images], Images]]]:
+    """Functions by kind and severity, from images (n, h, w, c), uint8, to images of the same shape."""
+    return {
+        "noise": {f"deviation {d}": partial(_with_noise, deviation=d) for d in (5, 10, 20)},
+        "blur": {f"sigma {s}": partial(_blurred, sigma=s) for s in (0.5, 1.0, 1.5, 2.0)},
+        "brightness": {f"{b:+}": partial(_lit, brightness=b) for b in (-40, -20, 20, 40)},
+        "contrast": {f"x {c}": partial(_lit, contrast=c) for c in (0.6, 0.8, 1.25, 1.5)},
+        "JPEG": {f"quality {q}": partial(_compressed, quality=float(q)) for q in (75, 50, 30)},
+        "rotation": {f"{a:+} degrees": partial(_warped, degrees=a) for a in (-10, -5, 5, 10)},
+        "scale": {f"x {s}": partial(_warped, zoom=s) for s in (0.7, 0.85, 1.2, 1.4)},
+    }
+
+
+def _with_noise(images: Images, deviation: float) -> Images:
+    return to_pixels(images + np.random.default_rng(0).normal(0, deviation, images.shape))
+
+
+def _blurred(images: Images, sigma: float) -> Images:
+    return to_pixels(blur(tf.cast(images, tf.float32), tf.fill([len(images)], sigma)).numpy())
+
+
+def _lit(images: Images, contrast: float = 1.0, brightness: float = 0.0) -> Images:
+    mean = images.mean(axis=(1, 2, 3), keepdims=True)
+    return to_pixels((images - mean) * contrast + mean + brightness)
+
+
+def _compressed(images: Images, quality: float) -> Images:
+    return to_pixels(compress(tf.cast(images, tf.float32), tf.fill([len(images)], quality)).numpy())
+
+
+def _warped(images: Images, degrees: float = 0.0, zoom: float = 1.0) -> Images:
+    """Rotate and zoom about the centre, bilinear; edges are reflected."""
+    height, width = images.shape[1:3]
+    cos, sin = math.cos(math.radians(degrees)) / zoom, math.sin(math.radians(degrees)) / zoom
+    x, y = (width - 1) / 2, (height - 1) / 2
+    transform = [cos, -sin, x - cos * x + sin * y, sin, cos, y - sin * x - cos * y, 0.0, 0.0]
+    warped = project(tf.cast(images, tf.float32), tf.constant([transform], tf.float32), "REFLECT")
+    return to_pixels(warped.numpy())
