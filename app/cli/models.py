@@ -195,12 +195,6 @@ def _print_written(written: WrittenArtifact, closing: str, *, as_json: bool, **m
 def import_model(
     file: Path,
     class_names: str | None,
-    preprocess: str | None,
-    scale: tuple[float, ...] | None,
-    offset: tuple[float, ...] | None,
-    mean: tuple[float, ...] | None,
-    std: tuple[float, ...] | None,
-    order: Literal["rgb", "bgr"],
     fit: Fit | None,
     resample: Resample | None,
     alpha: Alpha,
@@ -210,9 +204,10 @@ def import_model(
     output: Path | None,
     force: bool,
     as_json: bool,
+    **preprocessing: Any,
 ) -> None:
     logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns of each function that runs once
-    stated = _preprocessing(preprocess, scale, offset, mean, std, order)
+    stated = _preprocessing(**preprocessing)
     names = () if class_names is None else parse_class_names(class_names)
     refuse_unusable(file, names or None)  # in milliseconds, before TensorFlow starts
     with needs_extra("train"):
@@ -221,14 +216,14 @@ def import_model(
     with _progress_on_stderr(as_json):
         imported = import_network(file, request)
     artifact = imported.artifact
-    closing = [f"Wrote {card_path(artifact.h5_path)} and the compiled model."]
     served = shlex.quote(str(artifact.h5_path))
+    following = [f"evaluate --model {served} --data DIR", f"serve --model {served}"]
     if artifact.card.is_unchecked:
-        closing.append(f"Next: ext-classify verify {served} --try DIR")
-    closing.append(f"Next: ext-classify evaluate --model {served} --data DIR")
-    closing.append(f"Next: ext-classify serve --model {served}")
+        following.insert(0, f"verify {served} --try DIR")
+    closing = "".join(f"\nNext: ext-classify {command}" for command in following)
     table = None if imported.sheet is None else imported.sheet.table()
-    _print_written(imported, "\n".join(closing), as_json=as_json, contact_sheet=table)
+    wrote = f"Wrote {card_path(artifact.h5_path)} and the compiled model."
+    _print_written(imported, wrote + closing, as_json=as_json, contact_sheet=table)
 
 
 @without_native_log()
@@ -284,19 +279,14 @@ def _without_numbers(lines: list[str]) -> tuple[str, ...]:
 
 
 def _preprocessing(
-    name: str | None,
-    scale: tuple[float, ...] | None,
-    offset: tuple[float, ...] | None,
-    mean: tuple[float, ...] | None,
-    std: tuple[float, ...] | None,
-    order: Literal["rgb", "bgr"],
+    preprocess: str | None, order: Literal["rgb", "bgr"], **numbers: tuple[float, ...] | None
 ) -> Any:
     """A preset's name, or an explicit preprocessing, or None. Raises UsageError for flags that conflict."""
-    explicit = any(value is not None for value in (scale, offset, mean, std)) or order != "rgb"
-    if name is not None and explicit:
+    scale, offset, mean, std = (numbers[name] for name in ("scale", "offset", "mean", "std"))
+    if not any(numbers.values()) and order == "rgb":
+        return preprocess
+    if preprocess is not None:
         raise UsageError("--preprocess needs no --scale, --offset, --mean, --std and --order.")
-    if not explicit:
-        return name
     if mean is None and std is None:
         return Preprocessing(scale=scale or (1.0,), offset=offset or (0.0,), order=order)
     if offset is not None:
@@ -309,28 +299,23 @@ def verify(model: Path, engine: Engine, try_dir: Path | None, as_json: bool) -> 
     """Raises ArtifactError if the service would not start with the model."""
     artifact = load_artifact(model)
     open_classifier(artifact, engine, 1, user_cache_dir())
-    checked = None if try_dir is None else _check(artifact, try_dir)
-    card = artifact.card
+    checked, more = None, {}
+    if try_dir is not None:
+        with needs_extra("train"):
+            from model.importing import check_preprocessing  # noqa: PLC0415 - optional
+        logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns of each function that runs once
+        checked = check_preprocessing(artifact, try_dir)
+        more = {"warnings": checked.warnings, "contact_sheet": checked.sheet.table()}
     if as_json:
-        about = {"name": artifact.name, "version": artifact.version, "engine": engine}
-        more = (
-            {} if checked is None else {"warnings": checked.warnings, "contact_sheet": checked.sheet.table()}
-        )
-        print(json.dumps({**about, "class_names": card.class_names, "shape": card.image.shape, **more}))
+        print(json.dumps({**_facts_of(artifact), "engine": engine, **more}))
         return
-    size = "x".join(map(str, card.image.shape))
-    print(f"{artifact.name} {artifact.version}: {', '.join(card.class_names)}; {size}, engine {engine}")
+    size = "x".join(map(str, artifact.card.image.shape))
+    names = ", ".join(artifact.card.class_names)
+    print(f"{artifact.name} {artifact.version}: {names}; {size}, engine {engine}")
     if checked is not None:
         header, *rows = checked.sheet.table()
         PlainScreen().table(header, rows)
         print("\n".join(f"Warning: {warning}" for warning in checked.warnings) or checked.reason)
-
-
-def _check(artifact: Artifact, try_dir: Path) -> Any:
-    with needs_extra("train"):
-        from model.importing import check_preprocessing  # noqa: PLC0415 - optional
-    logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns of each function that runs once
-    return check_preprocessing(artifact, try_dir)
 
 
 def _facts_of(artifact: Artifact) -> dict[str, Any]:
@@ -344,12 +329,15 @@ def _progress_on_stderr(as_json: bool) -> AbstractContextManager[object]:
 
 
 def add_commands(add: Add) -> None:
-    _add_train(add)
-    _add_measurements(add)
-    _add_card(add)
-    _add_import(add)
-    _add_calibrate(add)
-    _add_verify(add)
+    for add_command in (
+        _add_train,
+        _add_measurements,
+        _add_compile,
+        _add_import,
+        _add_calibrate,
+        _add_verify,
+    ):
+        add_command(add)
 
 
 def _add_train(add: Add) -> None:
@@ -372,7 +360,7 @@ def _add_train(add: Add) -> None:
     accuracy = (
         "accuracy from crossvalidate, to calibrate confidence to (default: measured on held-out images)"
     )
-    flag("--accuracy", type=_share, metavar="SHARE", help=accuracy)
+    flag("--accuracy", type=_accuracy, metavar="SHARE", help=accuracy)
     flag("--force", action="store_true", help="replace an existing network")
     add_json(command)
     command.set_defaults(command="")
@@ -403,7 +391,7 @@ def _add_measurements(add: Add) -> None:
     command.set_defaults(command="")
 
 
-def _add_card(add: Add) -> None:
+def _add_compile(add: Add) -> None:
     command = add("compile", compile_model, "compile an .h5 file for the LiteRT engine")
     flag = command.add_argument
     _add_model(command)
@@ -411,7 +399,7 @@ def _add_card(add: Add) -> None:
     images = "some hundred images to quantise with and to measure on, best in a folder for each class"
     flag("--images", type=Path, metavar="DIR", help=images)
     least = "of labels and of abstention with float32, below which int8 is refused (default 0.995)"
-    flag("--least-agreement", type=_agreement, metavar="SHARE", help=least)
+    flag("--least-agreement", type=_share, metavar="SHARE", help=least)
     add_json(command)
 
 
@@ -505,17 +493,13 @@ def _parse_sides(text: str, least: int) -> tuple[int, int]:
     return sides[0], sides[1]
 
 
-def _share(text: str) -> float:
-    try:
-        share = float(text)
-    except ValueError:
-        share = 0.0
-    if not 0 < share < 1:
+def _accuracy(text: str) -> float:
+    if not 0 < (share := _share(text)) < 1:
         raise argparse.ArgumentTypeError(f"must be a number between 0 and 1. Received: {text}")
     return share
 
 
-def _agreement(text: str) -> float:
+def _share(text: str) -> float:
     """Parse a share such as 0.99 or 99%."""
     try:
         share = float(text[:-1]) / 100 if text.endswith("%") else float(text)
