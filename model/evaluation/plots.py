@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from numpy.typing import NDArray
 
-from model.networks.keras_model import LayerCost
 from model.training.metrics import Reliability, RiskCoverage
 
 INK, GRID, BLUE, ORANGE, GREY = "#1f2933", "#d5dbe1", "#2166ac", "#d9730d", "#8a949e"
@@ -165,25 +164,6 @@ def robustness_chart(accuracies: dict[tuple[str, str], float], clean: float) -> 
     axis.invert_yaxis()
     axis.grid(visible=False, axis="y")
     axis.set(xlim=(0, 108), xlabel="accuracy in % (dashed: clean images)")
-    return _png(figure)
-
-
-def architecture(costs: Sequence[LayerCost]) -> bytes:
-    """A bar per layer with weights: its kind, output shape and MACs."""
-    figure, axes = _figure(WIDTH, 0.9 + 0.3 * len(costs), 1, 1)
-    axis = axes[0, 0]
-    macs = np.array([cost.macs for cost in costs]) / 1e6
-    places = np.arange(len(costs))
-    axis.barh(places, macs, color=BLUE, height=0.7)
-    for place, cost in enumerate(costs):
-        shape = " x ".join(map(str, cost.output_shape))
-        axis.text(macs[place] + 0.02 * macs.max(), place, shape, va="center", fontsize=9)
-    axis.set_yticks(places, [cost.kind for cost in costs], fontsize=9)
-    axis.invert_yaxis()
-    axis.grid(visible=False, axis="y")
-    axis.set(
-        xlim=(0, 1.25 * macs.max()), xlabel="million multiply-accumulate operations per image; output shape"
-    )
     return _png(figure)
 
 

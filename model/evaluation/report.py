@@ -16,8 +16,6 @@ from model.evaluation.crossvalidate import NETWORKS, Predictions
 from model.evaluation.hard_images import DRAWN, corruptions, out_of_distribution_sets
 from model.evaluation.page import Drawn, Fact, Heat, Page, Study, write_page
 from model.evidence import against_the_others, heat_of
-from model.networks.files import inspect_network
-from model.networks.keras_model import layer_costs, load_keras
 from model.training.fit import EPOCHS
 from model.training.folder import Folder, LabelledImages
 from model.training.metrics import confusion_matrix, measure, reliability, risk_coverage, wilson_interval
@@ -250,12 +248,6 @@ def _network_figures(measured: _Measured) -> Iterator[Drawn]:
             "random), and so harder than the originals."
         )
         yield Drawn("training", "Training", words, curves)
-    network = inspect_network(measured.artifact.h5_path)
-    if network.reader in {"saved_model", "tflite"}:  # these hold operations, not layers
-        return
-    if steps := layer_costs(load_keras(network)):
-        words = "The layers with weights, from the image to the answer, and what each costs."
-        yield Drawn("architecture", "Architecture", words, plots.architecture(steps))
 
 
 def _novelty(scores: dict[str, NDArray[np.float32]], threshold: float) -> Drawn:

@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import h5py
 import keras
@@ -211,21 +211,14 @@ def class_weights_of(network: keras.Model) -> ArrayJson | None:
     return None if head is None else ArrayJson.from_array(head.class_weights)
 
 
-class LayerCost(NamedTuple):
-    kind: str
-    output_shape: tuple[int, ...]
-    macs: int
-    """Multiply-accumulate operations for one image."""
-
-
-def layer_costs(network: keras.Model) -> list[LayerCost]:
-    """Cost of every convolution and dense layer, in order; pooling, activations and so on are not counted."""
-    counted = (layers.Conv2D, layers.DepthwiseConv2D, layers.Dense)
-    return [_cost_of(layer) for layer in _layers_of(network) if isinstance(layer, counted)]
-
-
 def count_macs(network: keras.Model) -> int:
-    return sum(cost.macs for cost in layer_costs(network))
+    """Multiply-accumulate operations of all convolutions and dense layers for one image."""
+    # The product is right for a depthwise kernel (h, w, c, 1) too, which does not sum over channels.
+    return sum(
+        int(np.prod(layer.output.shape[1:-1])) * int(np.prod(layer.kernel.shape))
+        for layer in _layers_of(network)
+        if isinstance(layer, layers.Conv2D | layers.DepthwiseConv2D | layers.Dense)
+    )
 
 
 def _layers_of(network: keras.Model) -> Iterator[keras.layers.Layer]:
@@ -235,18 +228,3 @@ def _layers_of(network: keras.Model) -> Iterator[keras.layers.Layer]:
             yield from _layers_of(layer)
         else:
             yield layer
-
-
-def _cost_of(layer: keras.layers.Layer) -> LayerCost:
-    output_shape = tuple(layer.output.shape[1:])
-    # Also correct for a depthwise kernel (h, w, c, 1), which does not sum over channels.
-    macs = int(np.prod(output_shape[:-1])) * int(np.prod(layer.kernel.shape))
-    return LayerCost(_kind_of(layer), output_shape, macs)
-
-
-def _kind_of(layer: keras.layers.Layer) -> str:
-    if isinstance(layer, layers.Dense):
-        return "dense"
-    kind = "depthwise" if isinstance(layer, layers.DepthwiseConv2D) else "convolution"
-    height, width = layer.kernel_size
-    return f"{kind} {height} x {width}, strides {layer.strides[0]}"

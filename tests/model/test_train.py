@@ -318,7 +318,7 @@ def test_command_reports(
     page = (report / "report.html").read_text(encoding="utf-8")
     names = {path.stem for path in report.glob("*.png")}
     assert names >= {"training", "confusion", "reliability", "risk_coverage", "novelty", "robustness"}
-    assert names >= {"architecture", "worst"}
+    assert "worst" in names
     assert page.count("data:image/png;base64,") == len(names - {"worst"})
     assert "<dt>epochs</dt><dd>40 " in page
     own = trained.h5_path.with_name("textures-report") / "report.html"

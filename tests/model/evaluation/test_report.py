@@ -147,7 +147,7 @@ def test_page_of_many_large_images_is_small(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["keras-saved-model", "tflite"])
-def test_network_without_layers_has_a_report_without_their_figure(name: str, tmp_path: Path) -> None:
+def test_network_without_layers_has_a_report(name: str, tmp_path: Path) -> None:
     [kind] = [kind for kind in KINDS if kind.name == name]
     artifact = import_network(kind.write(tmp_path)[0], kind.request).artifact
     for class_name in artifact.card.class_names:
