@@ -22,7 +22,12 @@ from pathlib import Path
 from app.cli.command_line import Add, add_json, fail_when_stopped, parse_integer, read_api_key
 from app.cli.rescoring import AnswersTable, Shard, store_outcomes
 from app.cli.result_file import ResultFile
-from app.cli.service_process import add_model, default_or_own_service, named_or_own_service
+from app.cli.service_process import (
+    INTERACTIVE_PATIENCE_SECONDS,
+    add_model,
+    find_service,
+    named_or_own_service,
+)
 from app.cli.sql import add_connection, local_service, open_session
 from app.cli.terminal import OutcomeLines, Screen, Tally, open_screen
 from app.client import BATCH_ROWS, DEFAULT_URL, Client, ClientError, Image
@@ -88,9 +93,12 @@ def classify(
         sources = find_sources(paths, open_user_session)
         if skipped := describe_skipped([Path(path) for path in paths if not path.startswith("@")]):
             print(skipped, file=sys.stderr)
+        patience = INTERACTIVE_PATIENCE_SECONDS
         with (
             ResultFile(Path(out)) if out else nullcontext() as results,
-            default_or_own_service(url, api_key, model) as client,
+            named_or_own_service(
+                find_service(url, api_key, model), api_key, patience_seconds=patience, model=model
+            ) as client,
         ):
             _classify_images(sources, client, results, batch_rows, as_json=as_json, evidence=evidence)
         return

@@ -24,24 +24,23 @@ START_TIMEOUT_SECONDS = 180.0
 INTERACTIVE_PATIENCE_SECONDS = 60.0
 
 
-@contextmanager
-def default_or_own_service(url: str | None, api_key: str | None, model: Path | None) -> Iterator[Client]:
-    """Yield a client of the service at `url`, else of one at the default URL, else of a new one.
+def find_service(url: str | None, api_key: str | None, model: Path | None) -> str | None:
+    """`url`, else the default URL if a service answers there; None if the command must start a service.
 
-    With `model`, it is a new one, because a service that runs may have another network.
+    It must for a `model`, because a service that runs may have another network. Raises ClientError if no
+    service answers at `url`.
     """
     if model is not None:
-        with named_or_own_service(url, api_key, model=model) as client:
-            yield client
-        return
-    patience = INTERACTIVE_PATIENCE_SECONDS
-    with Client(url or DEFAULT_URL, api_key=api_key, patience_seconds=patience) as client:
-        if _answers(client, is_named=url is not None):
-            yield client
-            return
+        return url
+    with Client(url or DEFAULT_URL, api_key=api_key) as client:
+        try:
+            if client.model_version() is not None or url is not None:
+                return url or DEFAULT_URL
+        except ClientError:
+            if url is not None:
+                raise
     print(f"No service answers on {DEFAULT_URL}: starting one for this command.", file=sys.stderr)
-    with named_or_own_service(None, None) as client:
-        yield client
+    return None
 
 
 @contextmanager
@@ -136,16 +135,6 @@ def reach_loopback_directly() -> None:
         known = os.environ.get(name, "")
         if HOST not in known:
             os.environ[name] = ",".join(filter(None, [known, HOST, "localhost"]))
-
-
-def _answers(client: Client, *, is_named: bool) -> bool:
-    """Whether the service answers. Raises ClientError if it was named and does not."""
-    try:
-        return client.model_version() is not None or is_named
-    except ClientError:
-        if is_named:
-            raise
-        return False
 
 
 def _close_when_it_exits(process: "subprocess.Popen[bytes]", client: Client) -> None:

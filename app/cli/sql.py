@@ -89,9 +89,7 @@ def sql(
         return
     images = images or (SAMPLES if url is not None else default_images(model, "--images"))
     chaos_seed, own_port = seed if chaos else None, port if serve else 0
-    choice = shell.ServiceChoice(url, model=model)
-    running = shell.local_sql(images, choice, chaos_seed=chaos_seed, port=own_port)
-    with running as emulated:
+    with shell.local_sql(images, url, model, chaos_seed=chaos_seed, port=own_port) as emulated:
         if serve:
             shell.serve(emulated.server, emulated.url, emulated.network)
         else:
@@ -104,16 +102,12 @@ def demo(images: Path | None, model: Path | None, port: int | None) -> None:
     settings = Settings() if port is None else Settings(port=port)
     end_well_when_stopped()
     with needs_extra("sql"):
-        from app.cli.sql_shell import ServiceChoice, local_sql  # noqa: PLC0415 - optional
+        from app.cli.sql_shell import local_sql  # noqa: PLC0415 - optional
     folder = _shortest(images or default_images(model, "--images"))
     example = find_images([folder])[-1]
-    choice = ServiceChoice(port=settings.port, model=model)
-    with local_sql(folder, choice) as (shell, _, url, network, service):
-        print(
-            _INTRODUCTION.format(
-                url=url, network=network, images=shell.images, folder=folder, statement=STATEMENT
-            )
-        )
+    with local_sql(folder, None, model, service_port=settings.port) as (shell, _, url, network, service):
+        said = {"url": url, "network": network, "images": shell.images, "folder": folder}
+        print(_INTRODUCTION.format(**said, statement=STATEMENT))
         rows = shell.run(STATEMENT, as_json=False)
         labels = Counter(label or "(none)" for _, label, _ in rows)
         print("\n" + ", ".join(f"{count} {label}" for label, count in sorted(labels.items())))

@@ -53,14 +53,6 @@ Try:
 """
 
 
-class ServiceChoice(NamedTuple):
-    """The service at `url`, or a new one on `port` (any free one by default) with the network `model`."""
-
-    url: str | None = None
-    port: int | None = None
-    model: Path | None = None
-
-
 class LocalSql(NamedTuple):
     """An emulated Snowflake, its shell, and the service: a process, unless its URL was given.
 
@@ -75,10 +67,16 @@ class LocalSql(NamedTuple):
 
 
 @contextmanager
-def local_sql(
-    images: Path, choice: ServiceChoice, *, chaos_seed: int | None = None, port: int = 0
+def local_sql(  # noqa: PLR0913 - each is said by its name
+    images: Path,
+    url: str | None,
+    model: Path | None,
+    *,
+    service_port: int | None = None,
+    chaos_seed: int | None = None,
+    port: int = 0,
 ) -> Iterator[LocalSql]:
-    """Start the emulator, and the service unless the choice has a URL. Raises ClientError."""
+    """Start the emulator and, without a URL, a service with the network `model`. Raises ClientError."""
     find_images([images])
     with ExitStack() as stack:
         chaos = None if chaos_seed is None else Chaos(chaos_seed)
@@ -89,10 +87,10 @@ def local_sql(
             raise ClientError(
                 f"There are no images in {images}; links that lead out of the folder are ignored."
             )
-        url, service = choice.url, None
+        service = None
         if url is None:
             url, service = stack.enter_context(
-                own_service(port=choice.port, environment=server.service_environment, model=choice.model)
+                own_service(port=service_port, environment=server.service_environment, model=model)
             )
         server.run_service((DATABASE, SCHEMA, "EXT_CLASSIFY_SERVICE"), url.rstrip("/"))
         user_session = stack.enter_context(connect(**server.connect_arguments))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from app.cli.sql_shell import LocalSql, ServiceChoice, local_sql
+from app.cli.sql_shell import LocalSql, local_sql
 from app.emulator import LocalServer
 from tests.app.emulator.sql import Sql
 from tests.conftest import SAMPLES
@@ -33,7 +33,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def running(images: Path) -> Iterator[LocalSql]:
     if shutil.which(DBT) is None:
         pytest.skip(INSTALL)
-    with local_sql(images, ServiceChoice()) as running:
+    with local_sql(images, None, None) as running:
         yield running
 
 
