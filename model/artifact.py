@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from model.arrays import ArrayJson, Ints, Pixels
 from model.defaults import samples_folder
 from model.errors import ArtifactError
 from model.image import ImageSpec, encode_png
 from model.model_file import fault_of, import_command, inspect_file, refuse_unusable
-from model.novelty import ArrayJson, Novelty
+from model.novelty import Novelty
 from model.preprocessing import MULTI_LABEL, ONE_OUTPUT, Ending, Preprocessing
 
 ClassName = Annotated[str, Field(pattern=r"\S")]
@@ -294,9 +294,7 @@ def save_card(h5_path: Path, card: ArtifactCard) -> Artifact:
     return Artifact(h5_path, card)
 
 
-def save_samples(
-    h5_path: Path, images: NDArray[np.uint8], labels: NDArray[np.int64], class_names: Sequence[str]
-) -> None:
+def save_samples(h5_path: Path, images: Pixels, labels: Ints, class_names: Sequence[str]) -> None:
     """Write one image (h, w, c) of each class, up to MAX_SAMPLES, for the playground and local SQL.
 
     They replace the samples of a former network of that name.
@@ -311,8 +309,8 @@ def save_samples(
         (folder / f"{label:02}-{name}.png").write_bytes(encode_png(images[index]))
 
 
-def golden_image(spec: ImageSpec) -> NDArray[np.uint8]:
+def golden_image(spec: ImageSpec) -> Pixels:
     """Fixed test pattern (h, w, c), uint8, identical on every machine. It contains no photographic data."""
     y, x, c = np.indices(spec.shape, dtype=np.int64)
-    picture: NDArray[np.uint8] = ((x * x + 3 * y * y + 5 * x * y) // 97 + 31 * c).astype(np.uint8)
+    picture: Pixels = ((x * x + 3 * y * y + 5 * x * y) // 97 + 31 * c).astype(np.uint8)
     return picture

@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from numpy.typing import NDArray
 
+from model.arrays import Floats, Ints, Mask, Pixels
 from model.artifact import Artifact, ArtifactCard, WrittenArtifact, golden_image, save_card
 from model.compile import compile_artifact, compile_with_stages
 from model.compiled import next_to_h5, write_compiled
@@ -56,25 +56,25 @@ _SOFT = 100.0
 class _Part:
     """Which images (n,) a fit uses, and on which others it is measured."""
 
-    temperature: NDArray[np.bool_]
-    novelty: NDArray[np.bool_]
-    measured: NDArray[np.bool_]
+    temperature: Mask
+    novelty: Mask
+    measured: Mask
 
 
 @dataclass(frozen=True)
 class _Images:
     """Images (n, h, w, c) with labels (n,) in the order of the card's classes, and their groups (n,)."""
 
-    pixels: NDArray[np.uint8]
-    labels: NDArray[np.int64]
-    groups: NDArray[np.int64]
+    pixels: Pixels
+    labels: Ints
+    groups: Ints
     parts: tuple[_Part, ...]
     """Those to measure; every image is measured at most once."""
     fitted: _Part
     """What the artifact is fitted to."""
 
     @property
-    def held_out(self) -> NDArray[np.bool_]:
+    def held_out(self) -> Mask:
         return np.asarray(np.any([part.measured for part in self.parts], axis=0))
 
 
@@ -83,8 +83,8 @@ class _Confidence:
     """A temperature, and the probabilities (m, k) of the m held-out images without and with one."""
 
     temperature: float | None
-    before: NDArray[np.float32]
-    after: NDArray[np.float32]
+    before: Floats
+    after: Floats
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,8 @@ class _Abstention:
 
     novelty: Novelty
     golden: float
-    held_out: NDArray[np.bool_]
-    foreign: dict[str, NDArray[np.bool_]]
+    held_out: Mask
+    foreign: dict[str, Mask]
 
 
 def calibrate(artifact: Artifact, data_dir: Path, folders: Sequence[Path] = ()) -> WrittenArtifact:
@@ -148,7 +148,7 @@ def _load_images(data_dir: Path, card: ArtifactCard) -> _Images:
     return _Images(folder.data.images, labels, folder.groups, tuple(parts), fitted)
 
 
-def _order_of(found: Sequence[str], class_names: Sequence[str]) -> NDArray[np.int64]:
+def _order_of(found: Sequence[str], class_names: Sequence[str]) -> Ints:
     """The index in the card of each class that was found. Raises DatasetError unless all are the same."""
     index = {_key(name): number for number, name in enumerate(class_names)}
     if {_key(name) for name in found} != set(index):
@@ -163,14 +163,14 @@ def _key(name: str) -> str:
     return name.strip().casefold().replace("/", "_")
 
 
-def _logits_of(artifact: Artifact, bare: ArtifactCard, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+def _logits_of(artifact: Artifact, bare: ArtifactCard, pixels: Pixels) -> Floats:
     """Logits (n, k) up to a constant for each image, or logarithms of independent probabilities."""
     temperature = None if bare.is_multi_label else _SOFT
     card = bare.model_copy(update={"temperature": temperature})
     probabilities = _open(artifact.h5_path, card).predict(pixels)
     if not np.isfinite(probabilities).all():
         raise ArtifactError("The network must return finite probabilities. Received: NaN or infinity.")
-    logarithms: NDArray[np.float32] = np.log(np.maximum(probabilities, LEAST_PROBABILITY))
+    logarithms: Floats = np.log(np.maximum(probabilities, LEAST_PROBABILITY))
     return logarithms * np.float32(temperature or 1)
 
 
@@ -181,7 +181,7 @@ def _open(path: Path, card: ArtifactCard) -> Classifier:
     return TensorFlowClassifier(network, card.scale, stages)
 
 
-def _refuse_useless(logits: NDArray[np.float32], labels: NDArray[np.int64], card: ArtifactCard) -> None:
+def _refuse_useless(logits: Floats, labels: Ints, card: ArtifactCard) -> None:
     """Raise ArtifactError if answers do not depend on the image or are no better than chance."""
     if float(np.ptp(logits, axis=0).max()) < _LEAST_SPREAD:
         answer = card.class_names[int(logits[0].argmax())]
@@ -199,7 +199,7 @@ def _refuse_useless(logits: NDArray[np.float32], labels: NDArray[np.int64], card
         )
 
 
-def _fit_confidence(logits: NDArray[np.float32], images: _Images, card: ArtifactCard) -> _Confidence:
+def _fit_confidence(logits: Floats, images: _Images, card: ArtifactCard) -> _Confidence:
     """The temperature, and its effect on held-out images; no temperature for independent outputs."""
     if card.is_multi_label:
         independent = np.exp(logits[images.held_out])
@@ -213,7 +213,7 @@ def _fit_confidence(logits: NDArray[np.float32], images: _Images, card: Artifact
     return _Confidence(temperature, before[images.held_out], after[images.held_out])
 
 
-def _fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64], part: _Part) -> float:
+def _fit_temperature(logits: Floats, labels: Ints, part: _Part) -> float:
     """A temperature of 1 unless another lowers the loss on the images that it is fitted to."""
     fitted, its_labels = logits[part.temperature], labels[part.temperature]
     temperature = fit_temperature(fitted, expected_accuracy(fitted, its_labels))
@@ -221,12 +221,10 @@ def _fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64], par
     return temperature if losses[0] < losses[1] else 1.0
 
 
-def _fit_abstention(
-    images: _Images, foreign: dict[str, NDArray[np.uint8]], card: ArtifactCard
-) -> _Abstention:
+def _fit_abstention(images: _Images, foreign: dict[str, Pixels], card: ArtifactCard) -> _Abstention:
     detector = detector_network(card.image)
 
-    def describe(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def describe(pixels: Pixels) -> Floats:
         batches = np.array_split(pixels, -(-len(pixels) // BATCH_SIZE))
         found = [detector(batch.astype(np.float32), training=False)["statistics"] for batch in batches]
         return np.concatenate([np.asarray(each) for each in found])
@@ -244,9 +242,7 @@ def _fit_abstention(
     return _Abstention(novelty, float(golden), abstained[images.held_out], on_foreign)
 
 
-def _fit_novelty(
-    described: NDArray[np.float32], negatives: NDArray[np.float32], images: _Images, part: _Part
-) -> Novelty:
+def _fit_novelty(described: Floats, negatives: Floats, images: _Images, part: _Part) -> Novelty:
     """A detector that abstains on FALSE_ABSTENTION of the classes' images.
 
     It abstains on up to MOST_FALSE_ABSTENTION if it needs that to abstain on synthetic negatives: of few,
@@ -287,7 +283,7 @@ def _card_parts(
     return {**parts, "metrics": {**bare.metrics, "calibration": figures}}
 
 
-def _calibration_error(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
+def _calibration_error(probabilities: Floats, labels: Ints) -> float:
     return round(reliability(probabilities, labels).expected_calibration_error, 4)
 
 
@@ -307,7 +303,7 @@ def _save(path: Path, card: ArtifactCard) -> Artifact:
 
 
 def _findings(
-    labels: NDArray[np.int64], card: ArtifactCard, confidence: _Confidence, abstention: _Abstention | None
+    labels: Ints, card: ArtifactCard, confidence: _Confidence, abstention: _Abstention | None
 ) -> Iterator[str]:
     figures = card.metrics["calibration"]
     right = measure(confidence.before, labels).correct

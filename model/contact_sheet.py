@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from model.arrays import Floats, Pixels
 from model.artifact import Artifact, folder_of_class, save_samples
 from model.errors import ArtifactError, InputError
 from model.image import Fit, ImageSpec, Resample, decode
@@ -22,7 +22,7 @@ _BATCH = 16
 _CLEAR_GAIN = 0.05
 _SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
-Predictor = Callable[[NDArray[np.uint8]], Any]
+Predictor = Callable[[Pixels], Any]
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class TrialImages:
         labels = tuple(index.get(folder_of_class(path.parent.name)) for path in chosen)
         return cls(tuple(path.read_bytes() for path in chosen), labels, tuple(class_names), flag)
 
-    def decode(self, spec: ImageSpec) -> tuple[NDArray[np.uint8], list[int | None]]:
+    def decode(self, spec: ImageSpec) -> tuple[Pixels, list[int | None]]:
         """Pixels (n, h, w, c) and labels of the files that are images."""
         pixels, labels = [], []
         for file, label in zip(self.files, self.labels, strict=True):
@@ -99,7 +99,7 @@ class TrialImages:
 @dataclass(frozen=True)
 class Row:
     candidate: Candidate
-    probabilities: NDArray[np.float32]
+    probabilities: Floats
     labels: tuple[int | None, ...]
     norm_distance: float | None
     """How far inputs of the first batch normalisation are from its training statistics; None without one."""
@@ -224,8 +224,8 @@ def judge(
     return ContactSheet(tuple(rows))
 
 
-def _entropy(probabilities: NDArray[np.float32]) -> NDArray[np.float32]:
+def _entropy(probabilities: Floats) -> Floats:
     total = probabilities.sum(axis=-1, keepdims=True)  # independent probabilities have any sum
     shares = np.maximum(probabilities / np.maximum(total, 1e-9), 1e-9)
-    entropy: NDArray[np.float32] = -(shares * np.log(shares)).sum(axis=-1)
+    entropy: Floats = -(shares * np.log(shares)).sum(axis=-1)
     return entropy

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from model.arrays import Floats, Pixels
 from model.artifact import Artifact, ArtifactCard, golden_image
 from model.compiled import load_compiled
 from model.defaults import Engine
@@ -15,7 +16,7 @@ from model.errors import ArtifactError
 from model.preprocessing import Ending, Preprocessing, soften, softmax
 
 # One stacked array, or a sequence where stacking would be a needless copy.
-Images: TypeAlias = NDArray[np.uint8] | Sequence[NDArray[np.uint8]]
+Images: TypeAlias = Pixels | Sequence[Pixels]
 Shape: TypeAlias = tuple[int | None, ...]
 
 NOVELTY_TOLERANCE = 0.01
@@ -25,18 +26,18 @@ NOVELTY_TOLERANCE = 0.01
 class Answers(NamedTuple):
     """Outputs of one forward pass over n images."""
 
-    probabilities: NDArray[np.float32]
+    probabilities: Floats
     """(n, k)."""
-    embeddings: NDArray[np.float32] | None = None
+    embeddings: Floats | None = None
     """(n, d), if the network ends in global average pooling."""
-    features: NDArray[np.float32] | None = None
+    features: Floats | None = None
     """(n, gh, gw, d), the feature maps before pooling; only on request."""
 
 
 class Classifier(Protocol):
     """A loaded network. Thread-safe."""
 
-    def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def predict(self, images: Pixels) -> Floats:
         """Return probabilities (n, k), float32, for images (n, h, w, c), uint8 0..255, n >= 1."""
         ...
 
@@ -63,14 +64,14 @@ def self_test(classifier: Classifier, card: ArtifactCard) -> None:
     _verify_outputs(classifier, card)
 
 
-def verify_golden(classifier: Classifier, card: ArtifactCard) -> NDArray[np.float32]:
+def verify_golden(classifier: Classifier, card: ArtifactCard) -> Floats:
     """Return the engine's probabilities (k,) for the golden image.
 
     Raises ArtifactError unless there is one probability per class and they match the card's, if it has any.
     """
     image = golden_image(card.image)[np.newaxis]
     try:
-        probabilities: NDArray[np.float32] = classifier.predict(image)[0]
+        probabilities: Floats = classifier.predict(image)[0]
     # For a wrong shape, LiteRT raises ValueError, TensorFlow its own exceptions.
     except Exception as error:
         raise ArtifactError(f"The network must take {card.image.shape} images: {error}") from error
@@ -109,7 +110,7 @@ class LiteRtClassifier:
             network = _open_network(compiled, scale) if given is None else _Given(compiled, given)
             self._idle.put(network)
 
-    def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def predict(self, images: Pixels) -> Floats:
         return self.answer(images).probabilities
 
     def answer(self, images: Images, *, with_features: bool = False) -> Answers:
@@ -170,7 +171,7 @@ def _sizes_of_outputs(card: ArtifactCard) -> dict[str, int]:
     return sizes
 
 
-def _join(parts: Sequence[NDArray[np.float32] | None]) -> NDArray[np.float32] | None:
+def _join(parts: Sequence[Floats | None]) -> Floats | None:
     known = [part for part in parts if part is not None]
     return np.concatenate(known) if known else None
 
@@ -192,7 +193,7 @@ class _Whole:
     def answer(self, images: Images, *, with_features: bool) -> Answers:
         return join_answers([self._answer_one(image, with_features=with_features) for image in images])
 
-    def _answer_one(self, image: NDArray[np.uint8], *, with_features: bool) -> Answers:
+    def _answer_one(self, image: Pixels, *, with_features: bool) -> Answers:
         self._one_image.run(image)
         return Answers(
             probabilities=self._interpreter.get_tensor(self._outputs["probabilities"]),  # (1, k), a copy
@@ -200,7 +201,7 @@ class _Whole:
             features=self._read("features") if with_features else None,
         )
 
-    def _read(self, name: str) -> NDArray[np.float32] | None:
+    def _read(self, name: str) -> Floats | None:
         index = self._outputs.get(name)
         return None if index is None else self._interpreter.get_tensor(index)
 
@@ -219,16 +220,16 @@ class _BodyAndHead:
         flattened, *embeddings = zip(*[self._run_body(image) for image in images], strict=True)
         return Answers(self._run_head(np.concatenate(flattened)), *map(np.concatenate, embeddings))
 
-    def _run_body(self, image: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+    def _run_body(self, image: Pixels) -> list[Floats]:
         """Flattened values (1, d) and, if there is one, the embedding (1, e); copies."""
         self._body.run(image)
         names = [name for name in ("flattened", "embedding") if name in self._outputs]
         return [self._interpreter.get_tensor(self._outputs[name]) for name in names]
 
-    def _run_head(self, flattened: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _run_head(self, flattened: Floats) -> Floats:
         # Created per call (3 microseconds): while a runner exists, no other signature may run.
         head = self._interpreter.get_signature_runner("head")
-        probabilities: NDArray[np.float32] = head(inputs=flattened)["probabilities"]
+        probabilities: Floats = head(inputs=flattened)["probabilities"]
         return probabilities
 
 
@@ -269,13 +270,13 @@ class _OneImage:
         self._scale = np.float32(scale)
         interpreter.invoke()  # the first run packs the weights
 
-    def run(self, image: NDArray[np.uint8]) -> None:
+    def run(self, image: Pixels) -> None:
         if image.shape != self._input_shape:  # NumPy would broadcast some shapes
             raise ValueError(f"An image must be of shape {self._input_shape}. Received: {image.shape}.")
         self._scale_into_input(image)
         self._interpreter.invoke()
 
-    def _scale_into_input(self, image: NDArray[np.uint8]) -> None:
+    def _scale_into_input(self, image: Pixels) -> None:
         """Write directly to the input tensor. No reference to its memory may exist while the network runs."""
         pixels = self._input()[0]
         if image.shape[2] == 1 or image.strides[2] != 0:
@@ -328,7 +329,7 @@ class GivenTflite:
     def output_shape(self) -> Shape:
         return _shape_of(self._output)
 
-    def run(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+    def run(self, values: Floats) -> Floats:
         """Outputs (1, k), float32, for one input (1, ...), float32."""
         if values.shape != self._allocated:
             self._interpreter.resize_tensor_input(self._input["index"], values.shape)
@@ -339,13 +340,11 @@ class GivenTflite:
         outputs = _dequantise(self._interpreter.get_tensor(self._output["index"]), self._output)
         return outputs.reshape(1, -1)
 
-    def probabilities(
-        self, image: NDArray[np.uint8], preprocessing: Preprocessing, ending: Ending
-    ) -> NDArray[np.float32]:
+    def probabilities(self, image: Pixels, preprocessing: Preprocessing, ending: Ending) -> Floats:
         """Probabilities (1, k) for one image (h, w, c)."""
         return _to_probabilities(self.run(self._arrange(_preprocess(image, preprocessing))), ending)
 
-    def _arrange(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _arrange(self, image: Floats) -> Floats:
         shape = self.input_shape
         if len(shape) == 4:
             is_channels_first = shape[1] == image.shape[-1] != shape[-1]
@@ -359,7 +358,7 @@ def _shape_of(details: dict[str, Any]) -> Shape:
     return (None, *(None if side == -1 else int(side) for side in signature[1:]))
 
 
-def _quantise(values: NDArray[np.float32], details: dict[str, Any]) -> NDArray[Any]:
+def _quantise(values: Floats, details: dict[str, Any]) -> NDArray[Any]:
     kind = details["dtype"]
     scale, zero = details["quantization"]
     if np.issubdtype(kind, np.integer):
@@ -369,7 +368,7 @@ def _quantise(values: NDArray[np.float32], details: dict[str, Any]) -> NDArray[A
     return values.astype(kind)
 
 
-def _dequantise(values: NDArray[Any], details: dict[str, Any]) -> NDArray[np.float32]:
+def _dequantise(values: NDArray[Any], details: dict[str, Any]) -> Floats:
     scale, zero = details["quantization"]
     floats = values.astype(np.float32)
     return (
@@ -377,14 +376,14 @@ def _dequantise(values: NDArray[Any], details: dict[str, Any]) -> NDArray[np.flo
     )
 
 
-def _preprocess(image: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.float32]:
+def _preprocess(image: Pixels, preprocessing: Preprocessing) -> Floats:
     ordered = image[..., ::-1] if preprocessing.order == "bgr" else image
     scale, offset = np.array(preprocessing.scale, np.float32), np.array(preprocessing.offset, np.float32)
-    values: NDArray[np.float32] = ordered.astype(np.float32) * scale + offset
+    values: Floats = ordered.astype(np.float32) * scale + offset
     return values
 
 
-def _to_probabilities(outputs: NDArray[np.float32], ending: Ending) -> NDArray[np.float32]:
+def _to_probabilities(outputs: Floats, ending: Ending) -> Floats:
     match ending:
         case "logits":
             return softmax(outputs)

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
 
+from model.arrays import Floats, Pixels
 from model.image import encode_png, stretch
 from model.preprocessing import LEAST_PROBABILITY
 
@@ -37,7 +37,6 @@ _KERNEL_REACH = 3.0
 _ROUNDING = 1e-3
 """Grey levels. Contrast below this value is rounding error."""
 
-Field = NDArray[np.float32]
 Box = tuple[int, int, int, int]
 
 
@@ -52,9 +51,9 @@ class Evidence:
 
 
 def find_evidence(
-    pixels: NDArray[np.uint8],
-    features: Field,
-    class_weights: Field,
+    pixels: Pixels,
+    features: Floats,
+    class_weights: Floats,
     source_size: tuple[int, int],
     frame_size: tuple[float, float] | None = None,
 ) -> Evidence:
@@ -70,9 +69,7 @@ def find_evidence(
     return Evidence(box, _draw(_over_source(heat, frame_size, source_size), source_size))
 
 
-def occlusion_map(
-    pixels: NDArray[np.uint8], class_index: int, predict: Callable[[NDArray[np.uint8]], Field]
-) -> Field:
+def occlusion_map(pixels: Pixels, class_index: int, predict: Callable[[Pixels], Floats]) -> Floats:
     """Map (8, 8, 1) of how much the score of a class falls where the image (h, w, c) is hidden.
 
     `predict` maps images (n, h, w, c) to probabilities (n, k). The score is the logarithm of the class's
@@ -100,13 +97,13 @@ def _parts_to_hide(height: int, width: int) -> Iterator[tuple[tuple[slice, slice
             yield (slice(row, row + 2), slice(column, column + 2)), part
 
 
-def _log_odds(probabilities: Field, class_index: int) -> float:
+def _log_odds(probabilities: Floats, class_index: int) -> float:
     [row] = probabilities.astype(np.float64)
     of_class, of_others = row[class_index], np.delete(row, class_index).sum()
     return float(np.log(max(of_class, LEAST_PROBABILITY)) - np.log(max(of_others, LEAST_PROBABILITY)))
 
 
-def heat_of(pixels: NDArray[np.uint8], features: Field, class_weights: Field) -> Field:
+def heat_of(pixels: Pixels, features: Floats, class_weights: Floats) -> Floats:
     """Heatmap (h, w), 0 to 1; all 0 if there is no evidence for the class."""
     height, width = pixels.shape[:2]
     activation = stretch(np.maximum(features @ class_weights, 0), (width, height))
@@ -116,7 +113,7 @@ def heat_of(pixels: NDArray[np.uint8], features: Field, class_weights: Field) ->
     return _to_one(_blur(activation, _ACTIVATION_BLUR) ** 2 * detail * _border_weight(height, width))
 
 
-def box_around(heat: Field, source_size: tuple[float, float]) -> Box:
+def box_around(heat: Floats, source_size: tuple[float, float]) -> Box:
     """Bounding box of all strong positions, in source pixels; the whole image if the heatmap is all 0."""
     smooth = _blur(heat, _BOX_BLUR)
     strong = smooth >= BOX_LEVEL * smooth.max()
@@ -130,9 +127,9 @@ def box_around(heat: Field, source_size: tuple[float, float]) -> Box:
     )
 
 
-def against_the_others(class_weights: Field) -> Field:
+def against_the_others(class_weights: Floats) -> Floats:
     """Weights (d, k) minus their mean over classes, which removes evidence common to all classes."""
-    centred: Field = class_weights - class_weights.mean(axis=1, keepdims=True)
+    centred: Floats = class_weights - class_weights.mean(axis=1, keepdims=True)
     return centred
 
 
@@ -145,7 +142,7 @@ def _shift(box: Box, frame_size: tuple[float, float], source_size: tuple[int, in
     return x0, y0, max(x0 + 1, x1), max(y0 + 1, y1)
 
 
-def _over_source(heat: Field, frame_size: tuple[float, float], source_size: tuple[int, int]) -> Field:
+def _over_source(heat: Floats, frame_size: tuple[float, float], source_size: tuple[int, int]) -> Floats:
     """Heatmap of the whole source from that of a centred frame: 0 around a crop, cut from a padded image."""
     across, down = (side / frame for side, frame in zip(source_size, frame_size, strict=True))
     height, width = heat.shape
@@ -164,19 +161,19 @@ def _overlap(outer: int, inner: int) -> tuple[slice, slice]:
     )
 
 
-def _draw(heat: Field, source_size: tuple[int, int]) -> bytes:
+def _draw(heat: Floats, source_size: tuple[int, int]) -> bytes:
     shrink = HEATMAP_SIDE_PIXELS / max(source_size)
     size = max(1, round(source_size[0] * shrink)), max(1, round(source_size[1] * shrink))
     return encode_png(np.rint(255 * _to_one(stretch(heat, size))).astype(np.uint8))
 
 
-def _to_one(field: Field) -> Field:
+def _to_one(field: Floats) -> Floats:
     peak = float(field.max())
-    scaled: Field = field / peak if peak > 0 else field
+    scaled: Floats = field / peak if peak > 0 else field
     return scaled
 
 
-def _blur(field: Field, share_of_side: float) -> Field:
+def _blur(field: Floats, share_of_side: float) -> Floats:
     """Gaussian blur with a standard deviation relative to each side; edges are reflected."""
     height, width = field.shape
     blurred = _blur_matrix(height, share_of_side) @ field @ _blur_matrix(width, share_of_side).T
@@ -184,7 +181,7 @@ def _blur(field: Field, share_of_side: float) -> Field:
 
 
 @lru_cache(maxsize=4)
-def _border_weight(height: int, width: int) -> Field:
+def _border_weight(height: int, width: int) -> Floats:
     """Weight (height, width), rising from nearly 0 at the border to 1 inside."""
     down, across = ((np.arange(side) + 0.5) / side for side in (height, width))
     to_border = np.minimum(np.minimum(down, 1 - down)[:, np.newaxis], np.minimum(across, 1 - across))
@@ -192,7 +189,7 @@ def _border_weight(height: int, width: int) -> Field:
 
 
 @lru_cache(maxsize=16)
-def _blur_matrix(side: int, share_of_side: float) -> Field:
+def _blur_matrix(side: int, share_of_side: float) -> Floats:
     """Matrix (side, side) that blurs a column."""
     deviation = max(share_of_side * side, 1e-3)
     reach = min(int(_KERNEL_REACH * deviation) + 1, side - 1)

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from numpy.typing import NDArray
 
+from model.arrays import ArrayJson, Floats
 from model.artifact import (
     SUFFIXES,
     Artifact,
@@ -39,7 +39,6 @@ from model.networks.network import (
     stages_of,
     with_stages,
 )
-from model.novelty import ArrayJson
 from model.preprocessing import (
     LEAST_PROBABILITY,
     MULTI_LABEL,
@@ -526,7 +525,7 @@ def _with_tolerance(card: ArtifactCard, compiled: bytes) -> ArtifactCard:
     )
 
 
-def _probe_values(network: Network) -> NDArray[np.float32]:
+def _probe_values(network: Network) -> Floats:
     """Outputs for noise at several scales, which reveal a softmax or sigmoid that no layer names."""
     shape = tuple(side or 64 for side in network.input_shape[1:])
     noise = np.random.default_rng(0).random((1, *shape), dtype=np.float32)
@@ -540,7 +539,7 @@ def _probe_values(network: Network) -> NDArray[np.float32]:
     return np.concatenate([row for row in rows if np.isfinite(row).all()] or rows)
 
 
-def _sum_to_one(values: NDArray[np.float32]) -> bool:
+def _sum_to_one(values: Floats) -> bool:
     rounding = values.shape[1] / 512  # of quantised outputs
     return bool(np.allclose(values.sum(axis=1), 1, atol=1e-3 + rounding) and (values >= 0).all())
 

@@ -9,14 +9,14 @@ They complement each other: the embedding of a blank image has an unusual length
 unusual direction. Their sum, each in units of its own 99 % quantile over training images, detects the most.
 """
 
-import base64
 import math
 from functools import cached_property
 from typing import Annotated, Literal, NamedTuple, Self
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from model.arrays import ArrayJson, Floats, Mask
 
 OUT_OF_DISTRIBUTION = "out_of_distribution"
 """Reason that the service reports when it abstains."""
@@ -25,48 +25,19 @@ OUT_OF_DISTRIBUTION = "out_of_distribution"
 _EPSILON = 1e-6
 
 
-class ArrayJson(BaseModel):
-    """An array in a JSON card: `float32` is the base64 of its little-endian values in row-major order."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    shape: tuple[Annotated[int, Field(ge=1)], ...]
-    float32: str
-
-    @classmethod
-    def from_array(cls, array: NDArray[np.floating]) -> Self:
-        content = np.ascontiguousarray(array, dtype="<f4").tobytes()
-        return cls(shape=array.shape, float32=base64.b64encode(content).decode())
-
-    def to_array(self) -> NDArray[np.float32]:
-        """A read-only array of `shape`, float32."""
-        content = base64.b64decode(self.float32, validate=True)
-        return np.frombuffer(content, dtype="<f4").astype(np.float32, copy=False).reshape(self.shape)
-
-    @model_validator(mode="after")
-    def _check_values(self) -> Self:
-        expected = 4 * math.prod(self.shape)
-        actual = len(base64.b64decode(self.float32, validate=True))
-        if actual != expected:
-            raise ValueError(f"an array of shape {self.shape} must have {expected} bytes. Received: {actual}")
-        if not np.isfinite(self.to_array()).all():
-            raise ValueError("an array must have finite values only. Received: NaN or infinity")
-        return self
-
-
 class _Points(NamedTuple):
     """Points (n, r), and their squared distances (n,) from the origin."""
 
-    places: NDArray[np.float32]
-    squares: NDArray[np.float32]
+    places: Floats
+    squares: Floats
 
-    def nearest(self, place: NDArray[np.float32]) -> float:
+    def nearest(self, place: Floats) -> float:
         """Euclidean distance from `place` (r,) to the nearest point."""
         return math.sqrt(max(0.0, float((self.squares - 2 * (self.places @ place)).min() + place @ place)))
 
 
 class _Arrays(NamedTuple):
-    whitening: NDArray[np.float32]
+    whitening: Floats
     class_means: _Points
     prototypes: _Points
 
@@ -91,16 +62,16 @@ class Novelty(BaseModel):
     blocks, which are compiled next to the network.
     """
 
-    def score(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
+    def score(self, embeddings: Floats) -> Floats:
         """Scores (n,) of embeddings (n, d); a higher score is less familiar."""
         # Row by row: in a matrix product, the last bits of a row depend on the other rows of the batch.
         return np.array([self._score_one(row) for row in embeddings], dtype=np.float32)
 
-    def abstains(self, embeddings: NDArray[np.float32]) -> NDArray[np.bool_]:
+    def abstains(self, embeddings: Floats) -> Mask:
         """Whether to abstain (n,) on the images of embeddings (n, d)."""
         return np.asarray(self.score(embeddings) > self.threshold)
 
-    def _score_one(self, embedding: NDArray[np.float32]) -> float:
+    def _score_one(self, embedding: Floats) -> float:
         """Score of one embedding (d,)."""
         whitening, class_means, prototypes = self._arrays
         to_class = class_means.nearest(embedding @ whitening)
@@ -129,27 +100,25 @@ class Novelty(BaseModel):
         )
 
 
-def reasons_to_abstain(
-    novelty: Novelty | None, embeddings: NDArray[np.float32] | None, images: int
-) -> list[str | None]:
+def reasons_to_abstain(novelty: Novelty | None, embeddings: Floats | None, images: int) -> list[str | None]:
     """For each of `images` images, the reason to abstain, or None."""
     if novelty is None or embeddings is None:
         return [None] * images
     return [OUT_OF_DISTRIBUTION if abstains else None for abstains in novelty.abstains(embeddings)]
 
 
-def distances_between(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
+def distances_between(a: Floats, b: Floats) -> Floats:
     """Euclidean distances (n, m) of points (n, r) to points (m, r)."""
     squares = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1)[None, :] - 2 * (a @ b.T)
-    distances: NDArray[np.float32] = np.sqrt(np.maximum(squares, 0))
+    distances: Floats = np.sqrt(np.maximum(squares, 0))
     return distances
 
 
-def unit_length(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
+def unit_length(embeddings: Floats) -> Floats:
     lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
-    scaled: NDArray[np.float32] = embeddings / (lengths + _EPSILON)
+    scaled: Floats = embeddings / (lengths + _EPSILON)
     return scaled
 
 
-def _points(places: NDArray[np.float32]) -> _Points:
+def _points(places: Floats) -> _Points:
     return _Points(places, (places**2).sum(axis=1))

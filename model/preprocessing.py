@@ -7,8 +7,9 @@ import re
 from typing import Annotated, Literal, Self, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from model.arrays import Floats
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -84,17 +85,17 @@ PRESETS: dict[Preset, Preprocessing] = {
 }
 
 
-def softmax(logits: NDArray[np.float32], axis: int = 1) -> NDArray[np.float32]:
+def softmax(logits: Floats, axis: int = 1) -> Floats:
     powers = np.exp(logits - logits.max(axis=axis, keepdims=True))
-    shares: NDArray[np.float32] = powers / powers.sum(axis=axis, keepdims=True)
+    shares: Floats = powers / powers.sum(axis=axis, keepdims=True)
     return shares
 
 
-def soften(probabilities: NDArray[np.float32], temperature: float | None) -> NDArray[np.float32]:
+def soften(probabilities: Floats, temperature: float | None) -> Floats:
     """Probabilities (n, k) of the same logits divided by a temperature."""
     if temperature is None:
         return probabilities
-    logits: NDArray[np.float32] = np.log(np.maximum(probabilities, LEAST_PROBABILITY))
+    logits: Floats = np.log(np.maximum(probabilities, LEAST_PROBABILITY))
     return softmax(logits / np.float32(temperature))
 
 

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 from ai_edge_litert import schema_py_generated as schema
-from numpy.typing import NDArray
 from tensorflow.lite.python.convert import mlir_quantize
 from tensorflow.lite.python.optimize.calibrator import Calibrator
 
+from model.arrays import Floats, Pixels
 from model.artifact import Artifact, ArtifactCard, Float32, Int8, WrittenArtifact, golden_image, save_card
 from model.compile import compile_with_stages
 from model.compiled import next_to_h5, write_compiled
@@ -49,9 +49,9 @@ _WEIGHTED = {
 
 @dataclass(frozen=True)
 class _Images:
-    fitted: NDArray[np.uint8]
+    fitted: Pixels
     """(n, h, w, c), which the quantiser sees."""
-    measured: NDArray[np.uint8]
+    measured: Pixels
     """(m, h, w, c)."""
     labels: tuple[int | None, ...]
     """Of the m images; None for one whose folder is not named after a class."""
@@ -112,7 +112,7 @@ def _load(folder: Path, card: ArtifactCard) -> _Images:
     return _Images(pixels, measured, tuple(labels))
 
 
-def _decode(folder: Path, card: ArtifactCard, most: int) -> tuple[NDArray[np.uint8], list[int | None]]:
+def _decode(folder: Path, card: ArtifactCard, most: int) -> tuple[Pixels, list[int | None]]:
     return TrialImages.of(folder, card.class_names, "--images", most).decode(card.image)
 
 
@@ -121,7 +121,7 @@ def _compile(path: Path, card: ArtifactCard) -> bytes:
     return compile_with_stages(network, card.image.shape, stages, splits_head=False)
 
 
-def _quantise(float32: bytes, pixels: NDArray[np.uint8], scale: float) -> bytes:
+def _quantise(float32: bytes, pixels: Pixels, scale: float) -> bytes:
     inputs = ([image[np.newaxis] * np.float32(scale)] for image in pixels)
     try:
         calibrated = Calibrator(float32).calibrate(lambda: inputs)
@@ -159,7 +159,7 @@ def _kept_float(float32: bytes) -> list[str]:
 
 
 def _fit_temperature(
-    card: ArtifactCard, pixels: NDArray[np.uint8], float32: LiteRtClassifier, int8: LiteRtClassifier
+    card: ArtifactCard, pixels: Pixels, float32: LiteRtClassifier, int8: LiteRtClassifier
 ) -> float | None:
     """The temperature at which int8 is as confident, on average, as a float32 network that is calibrated."""
     if not card.is_calibrated or card.is_multi_label:
@@ -168,11 +168,11 @@ def _fit_temperature(
     if abs(_mean_confidence(probabilities) - target) < _SAME_CONFIDENCE:
         return card.temperature
     own = card.temperature or 1.0
-    logits: NDArray[np.float32] = np.log(np.maximum(probabilities, LEAST_PROBABILITY)) * np.float32(own)
+    logits: Floats = np.log(np.maximum(probabilities, LEAST_PROBABILITY)) * np.float32(own)
     return fit_temperature(logits, target)
 
 
-def _mean_confidence(probabilities: NDArray[np.float32]) -> float:
+def _mean_confidence(probabilities: Floats) -> float:
     return float(probabilities.max(axis=1).mean())
 
 
@@ -217,7 +217,7 @@ def _measure_labelled(
     return figures
 
 
-def _cpu_ms(classifiers: dict[str, LiteRtClassifier], pixels: NDArray[np.uint8]) -> dict[str, float]:
+def _cpu_ms(classifiers: dict[str, LiteRtClassifier], pixels: Pixels) -> dict[str, float]:
     """Median CPU time of an image; the networks take turns, so that other load affects both."""
     times: dict[str, list[float]] = {name: [] for name in classifiers}
     for image in pixels:

@@ -3,8 +3,8 @@
 import keras
 import numpy as np
 import tensorflow as tf
-from numpy.typing import NDArray
 
+from model.arrays import Floats, Pixels
 from model.artifact import Artifact, ArtifactCard
 from model.engines import Answers, Images, join_answers, verify_golden
 from model.networks.network import Network, Stages, network_of, open_network, with_stages
@@ -28,7 +28,7 @@ class TensorFlowClassifier:
             input_signature=[tf.TensorSpec(shape, tf.uint8)],
         )
 
-    def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def predict(self, images: Pixels) -> Floats:
         return self.answer(images).probabilities
 
     def answer(self, images: Images, *, with_features: bool = False) -> Answers:
@@ -36,7 +36,7 @@ class TensorFlowClassifier:
         answers = [self._answer_batch(batch, with_features=with_features) for batch in batches]
         return join_answers(answers)
 
-    def _answer_batch(self, batch: NDArray[np.uint8], *, with_features: bool) -> Answers:
+    def _answer_batch(self, batch: Pixels, *, with_features: bool) -> Answers:
         outputs = {name: output.numpy() for name, output in self._answer(batch).items()}
         features = outputs.get("features") if with_features else None
         return Answers(outputs["probabilities"], outputs.get("embedding"), features)

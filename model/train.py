@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from model.arrays import Floats, Ints, Mask, Pixels, Strings
 from model.artifact import Artifact, save_samples
 from model.compile import compile_artifact
 from model.evaluation.hard_images import out_of_distribution_sets
@@ -71,7 +71,7 @@ def train(  # noqa: PLR0913 - each is said by its name
     return artifact
 
 
-def _measure(folder: Folder, splits: NDArray[np.str_], chosen: Chosen) -> dict[str, Metrics]:
+def _measure(folder: Folder, splits: Strings, chosen: Chosen) -> dict[str, Metrics]:
     """Metrics on the images that the network was not trained on, by split, and by cross-validation."""
     classifier = TensorFlowClassifier(chosen.network)
     parts = {name: splits == name for name in SPLITS[1:]}
@@ -86,10 +86,10 @@ def _measure(folder: Folder, splits: NDArray[np.str_], chosen: Chosen) -> dict[s
     return measured
 
 
-def _verdict(folder: Folder, splits: NDArray[np.str_], spec: ImageSpec, chosen: Chosen) -> str:
+def _verdict(folder: Folder, splits: Strings, spec: ImageSpec, chosen: Chosen) -> str:
     classifier = TensorFlowClassifier(chosen.network)
 
-    def answer(images: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    def answer(images: Pixels) -> tuple[Ints, Mask]:
         answers = classifier.answer(images)
         assert answers.embeddings is not None  # noqa: S101 - its networks end in global average pooling
         return answers.probabilities.argmax(axis=1), chosen.novelty.abstains(answers.embeddings)
@@ -106,7 +106,7 @@ def write_report(
     artifact: Artifact,
     data_dir: Path,
     tested: LabelledImages,
-    folds: tuple[LabelledImages, NDArray[np.float32]] | None,
+    folds: tuple[LabelledImages, Floats] | None,
     command: str,
 ) -> None:
     about = About(command, artifact.card.metrics["verdict"], folds)
@@ -119,7 +119,7 @@ def report_dir_of(h5_path: Path) -> Path:
     return h5_path.with_name(f"{h5_path.stem}-report")
 
 
-def _card_parts(folder: Folder, splits: NDArray[np.str_], knobs: Knobs, chosen: Chosen) -> dict[str, Any]:
+def _card_parts(folder: Folder, splits: Strings, knobs: Knobs, chosen: Chosen) -> dict[str, Any]:
     history = chosen.fitted
     return {
         "class_names": folder.class_names,

@@ -17,6 +17,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from model.arrays import Floats, Ints, Mask, Pixels, Strings
 from model.defaults import Network
 from model.errors import DatasetError
 from model.evaluation.hard_images import corruptions, out_of_distribution_sets
@@ -59,21 +60,21 @@ class Predictions:
     network: Network
     parameters: int
     macs: int
-    labels: NDArray[np.int64]
+    labels: Ints
     """(n,)."""
-    groups: NDArray[np.int64]
-    folds: NDArray[np.int64]
-    clean: NDArray[np.float32]
+    groups: Ints
+    folds: Ints
+    clean: Floats
     """Probabilities (n, k)."""
-    corrupted: dict[tuple[str, str], NDArray[np.float32]]
+    corrupted: dict[tuple[str, str], Floats]
     """Probabilities (n, k) by kind and severity."""
-    novelty: NDArray[np.float32] | None
+    novelty: Floats | None
     """Novelty scores (n,), divided by the threshold of the image's fold."""
-    out_of_distribution: dict[str, NDArray[np.float32]]
+    out_of_distribution: dict[str, Floats]
     """Novelty scores (folds * m,) by set of out-of-distribution images, divided by the fold's threshold."""
 
     @property
-    def right(self) -> NDArray[np.bool_]:
+    def right(self) -> Mask:
         """(n,)."""
         return np.asarray(self.clean.argmax(axis=1) == self.labels)
 
@@ -84,16 +85,16 @@ class FoldNetwork:
     novelty: Novelty | None
 
 
-FitFold = Callable[[Folder, NDArray[np.str_], int, Path], FoldNetwork]
+FitFold = Callable[[Folder, Strings, int, Path], FoldNetwork]
 
 
-def fit_texture(folder: Folder, splits: NDArray[np.str_], fold: int, checkpoint: Path) -> FoldNetwork:
+def fit_texture(folder: Folder, splits: Strings, fold: int, checkpoint: Path) -> FoldNetwork:
     knobs = with_image(Knobs(), channels=folder.data.images.shape[3])
     trained = fit_calibrated(folder, splits, knobs, fold, checkpoint)
     return FoldNetwork(trained.network, trained.novelty)
 
 
-def fit_recipe(folder: Folder, splits: NDArray[np.str_], fold: int, _: Path) -> FoldNetwork:
+def fit_recipe(folder: Folder, splits: Strings, fold: int, _: Path) -> FoldNetwork:
     parts = {name: folder.data.take(splits == name) for name in SPLITS}
     trained = train_one_seed(RecipeKnobs(), parts, len(folder.class_names), fold)
     if trained.interrupted:  # an incomplete training must not be measured
@@ -143,10 +144,10 @@ class _Study:
     name: Network
     candidate: Candidate
     folder: Folder
-    out_of_distribution: dict[str, NDArray[np.uint8]]
+    out_of_distribution: dict[str, Pixels]
     work_dir: Path
 
-    def predictions_of_fold(self, fold: int, tested: NDArray[np.bool_]) -> dict[str, NDArray[np.generic]]:
+    def predictions_of_fold(self, fold: int, tested: Mask) -> dict[str, NDArray[np.generic]]:
         """Predictions of one fold by name: loaded from `work_dir`, or computed by training now."""
         path = self.work_dir / f"{self.name}-fold{fold}-{self._fingerprint(tested)}.npz"
         if path.is_file():
@@ -162,7 +163,7 @@ class _Study:
         path.with_suffix(".checkpoint.npz").unlink(missing_ok=True)
         return predictions
 
-    def _fingerprint(self, tested: NDArray[np.bool_]) -> str:
+    def _fingerprint(self, tested: Mask) -> str:
         """Hash of everything that a fold's predictions depend on, except the code."""
         digest = hashlib.sha256(json.dumps(repr(self.candidate.knobs)).encode())
         data, groups = self.folder.data, self.folder.groups
@@ -172,7 +173,7 @@ class _Study:
         return digest.hexdigest()[:12]
 
 
-def _refuse_unusable_folds(folder: Folder, folds: NDArray[np.int64]) -> None:
+def _refuse_unusable_folds(folder: Folder, folds: Ints) -> None:
     """Raise DatasetError if a fold is empty, divides a group, or leaves a class without training images."""
     if len(np.unique(folds)) < FOLDS:
         raise DatasetError(f"Cross-validation needs images in {FOLDS} folds, from {FOLDS} groups or more.")
@@ -192,13 +193,13 @@ def _refuse_unusable_folds(folder: Folder, folds: NDArray[np.int64]) -> None:
             )
 
 
-def _splits_of_fold(folder: Folder, tested: NDArray[np.bool_]) -> NDArray[np.str_]:
+def _splits_of_fold(folder: Folder, tested: Mask) -> Strings:
     valid = hold_out(folder.data.labels, folder.groups, ~tested, seed=0, share=VALID_SHARE)
     return np.where(tested, "test", np.where(valid, "valid", "train"))
 
 
 def _predict_all(
-    fitted: FoldNetwork, data: LabelledImages, out_of_distribution: dict[str, NDArray[np.uint8]]
+    fitted: FoldNetwork, data: LabelledImages, out_of_distribution: dict[str, Pixels]
 ) -> dict[str, NDArray[np.generic]]:
     classifier = TensorFlowClassifier(fitted.network)
     found: dict[str, NDArray[np.generic]] = {
@@ -221,9 +222,9 @@ def _predict_all(
 
 
 def _join(
-    name: Network, folder: Folder, folds: NDArray[np.int64], kept: Sequence[dict[str, NDArray[np.generic]]]
+    name: Network, folder: Folder, folds: Ints, kept: Sequence[dict[str, NDArray[np.generic]]]
 ) -> Predictions:
-    def gathered(key: str) -> NDArray[np.float32]:
+    def gathered(key: str) -> Floats:
         first = kept[0][key]
         whole = np.zeros((len(folds), *first.shape[1:]), dtype=np.float32)
         for fold, part in enumerate(kept):
@@ -284,7 +285,7 @@ def robust_accuracy(result: Predictions) -> float:
     return float(np.mean([np.mean(accuracies) for accuracies in by_kind.values()]))
 
 
-def cross_calibrated(result: Predictions) -> NDArray[np.float32]:
+def cross_calibrated(result: Predictions) -> Floats:
     """Probabilities (n, k), each fold's with the temperature fitted to the predictions of the other folds."""
     logits = np.log(np.maximum(result.clean, 1e-12))
     found = np.zeros_like(result.clean)
@@ -325,7 +326,7 @@ def _range(interval: Interval) -> str:
     return f"{interval.low:.2%} to {interval.high:.2%}"
 
 
-def _calibration_error(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> str:
+def _calibration_error(probabilities: Floats, labels: Ints) -> str:
     return f"{reliability(probabilities, labels).expected_calibration_error:.2%}"
 
 
@@ -354,7 +355,7 @@ def _robustness(studied: Sequence[Predictions]) -> Iterator[list[str]]:
     yield ["mean of kinds", "", *(f"{robust_accuracy(result):.1%}" for result in studied)]
 
 
-def _abstention(result: Predictions, novelty: NDArray[np.float32]) -> Iterator[list[str]]:
+def _abstention(result: Predictions, novelty: Floats) -> Iterator[list[str]]:
     yield ["images", "number", "abstained on", "AUROC against held-out images"]
     yield ["held-out images", str(len(novelty)), f"{(novelty > 1).mean():.1%}", ""]
     folds = len(np.unique(result.folds))

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from model.arrays import Floats
 from model.artifact import Artifact
 from model.defaults import Engine, usable_cores, user_cache_dir
 from model.engines import Classifier, open_classifier
@@ -32,13 +32,13 @@ class Parity:
         )
 
 
-def compare(a: NDArray[np.float32], b: NDArray[np.float32]) -> Parity:
+def compare(a: Floats, b: Floats) -> Parity:
     """Compare two engines' probabilities (n, k)."""
     labels_equal = int((a.argmax(axis=1) == b.argmax(axis=1)).sum())
     return Parity(len(a), labels_equal, float(np.abs(a - b).max()))
 
 
-def predict_all(classifier: Classifier, data: LabelledImages, threads: int) -> NDArray[np.float32]:
+def predict_all(classifier: Classifier, data: LabelledImages, threads: int) -> Floats:
     """Probabilities (n, k) for all images of a split, computed in `threads` threads."""
     batches = np.array_split(data.images, -(-len(data) // _BATCH_SIZE))
     with ThreadPoolExecutor(threads) as pool:

@@ -13,21 +13,20 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
-from numpy.typing import NDArray
 
+from model.arrays import Pixels
 from model.errors import DatasetError, InputError
 from model.image import ImageSpec, decode, to_pixels
 from model.image_limits import ImageLimits
 from model.training.augmentation import blur, compress, project
 from model.training.synthetic_negatives import along
 
-Images = NDArray[np.uint8]
 GREYS = (0, 32, 64, 96, 128, 160, 192, 224, 255)
 DRAWN = ("blank", "noise", "shapes")
 _LIMITS = ImageLimits()
 
 
-def out_of_distribution_sets(spec: ImageSpec, folders: Sequence[Path]) -> dict[str, Images]:
+def out_of_distribution_sets(spec: ImageSpec, folders: Sequence[Path]) -> dict[str, Pixels]:
     """Named sets of images (m, h, w, c), uint8. Raises DatasetError for an empty folder or a name in use."""
     made = dict(zip(DRAWN, (blank(spec), noise(spec), shapes(spec)), strict=True))
     for folder in folders:
@@ -39,14 +38,14 @@ def out_of_distribution_sets(spec: ImageSpec, folders: Sequence[Path]) -> dict[s
     return made
 
 
-def blank(spec: ImageSpec) -> Images:
+def blank(spec: ImageSpec) -> Pixels:
     """Frames of uniform grey, without and with faint sensor noise."""
     random = np.random.default_rng(0)
     flat = np.stack([np.full(spec.shape, grey, dtype=np.float64) for grey in GREYS])
     return to_pixels(np.concatenate([flat, flat + random.normal(0, 1, flat.shape)]))
 
 
-def noise(spec: ImageSpec) -> Images:
+def noise(spec: ImageSpec) -> Pixels:
     """Uniform noise, and normal noise of several standard deviations around mid-grey."""
     random = np.random.default_rng(1)
     uniform = random.uniform(0, 255, (8, *spec.shape))
@@ -54,7 +53,7 @@ def noise(spec: ImageSpec) -> Images:
     return to_pixels(np.concatenate([uniform, *normal]))
 
 
-def shapes(spec: ImageSpec) -> Images:
+def shapes(spec: ImageSpec) -> Pixels:
     """Smooth gradients, gratings and discs: synthetic images with structure."""
     random = np.random.default_rng(2)
     y, x = np.mgrid[0 : spec.height, 0 : spec.width]
@@ -72,7 +71,7 @@ def shapes(spec: ImageSpec) -> Images:
     return to_pixels(np.broadcast_to(grey, (*grey.shape[:3], spec.channels)))
 
 
-def load(spec: ImageSpec, folder: Path) -> Images:
+def load(spec: ImageSpec, folder: Path) -> Pixels:
     """Decode every image below a folder; other files are skipped."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     with ThreadPoolExecutor() as threads:
@@ -86,14 +85,14 @@ def load(spec: ImageSpec, folder: Path) -> Images:
     return np.stack(pictures)
 
 
-def _decode(path: Path, spec: ImageSpec) -> Images | None:
+def _decode(path: Path, spec: ImageSpec) -> Pixels | None:
     try:
         return decode(path.read_bytes(), spec, _LIMITS)
     except InputError:
         return None
 
 
-def corruptions() -> dict[str, dict[str, Callable[[Images], Images]]]:
+def corruptions() -> dict[str, dict[str, Callable[[Pixels], Pixels]]]:
     """Functions by kind and severity, from images (n, h, w, c), uint8, to images of the same shape."""
     return {
         "noise": {f"deviation {d}": partial(_with_noise, deviation=d) for d in (5, 10, 20)},
@@ -106,24 +105,24 @@ def corruptions() -> dict[str, dict[str, Callable[[Images], Images]]]:
     }
 
 
-def _with_noise(images: Images, deviation: float) -> Images:
+def _with_noise(images: Pixels, deviation: float) -> Pixels:
     return to_pixels(images + np.random.default_rng(0).normal(0, deviation, images.shape))
 
 
-def _blurred(images: Images, sigma: float) -> Images:
+def _blurred(images: Pixels, sigma: float) -> Pixels:
     return to_pixels(blur(tf.cast(images, tf.float32), tf.fill([len(images)], sigma)).numpy())
 
 
-def _lit(images: Images, contrast: float = 1.0, brightness: float = 0.0) -> Images:
+def _lit(images: Pixels, contrast: float = 1.0, brightness: float = 0.0) -> Pixels:
     mean = images.mean(axis=(1, 2, 3), keepdims=True)
     return to_pixels((images - mean) * contrast + mean + brightness)
 
 
-def _compressed(images: Images, quality: float) -> Images:
+def _compressed(images: Pixels, quality: float) -> Pixels:
     return to_pixels(compress(tf.cast(images, tf.float32), tf.fill([len(images)], quality)).numpy())
 
 
-def _warped(images: Images, degrees: float = 0.0, zoom: float = 1.0) -> Images:
+def _warped(images: Pixels, degrees: float = 0.0, zoom: float = 1.0) -> Pixels:
     """Rotate and zoom about the centre, bilinear; edges are reflected."""
     height, width = images.shape[1:3]
     cos, sin = math.cos(math.radians(degrees)) / zoom, math.sin(math.radians(degrees)) / zoom

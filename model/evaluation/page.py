@@ -12,9 +12,9 @@ from urllib.parse import quote
 
 import jinja2
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
+from model.arrays import Floats, Ints, Mask, Pixels
 from model.evaluation import plots
 from model.training.folder import LabelledImages
 from model.training.metrics import confusion_matrix
@@ -26,8 +26,6 @@ MOST_WORST_DRAWN = 6
 _TEMPLATE = Path(__file__).with_name("report.html.jinja")
 _PICTURE_SIDE, _JPEG_QUALITY = 256, 80
 
-Heat = NDArray[np.float32]
-
 
 @dataclass(frozen=True)
 class Study:
@@ -38,18 +36,18 @@ class Study:
     data_dir: Path
     what: str
     """The images in words, such as "test images"."""
-    probabilities: NDArray[np.float32]
+    probabilities: Floats
     """(n, k)."""
 
     @property
-    def predicted(self) -> NDArray[np.int64]:
+    def predicted(self) -> Ints:
         return np.asarray(self.probabilities.argmax(axis=1), dtype=np.int64)
 
     @property
-    def right(self) -> NDArray[np.bool_]:
+    def right(self) -> Mask:
         return np.asarray(self.predicted == self.data.labels)
 
-    def worst(self, most: int) -> NDArray[np.int64]:
+    def worst(self, most: int) -> Ints:
         """Places of the images with the lowest probability of their true class, the lowest first."""
         of_label = self.probabilities[np.arange(len(self.data)), self.data.labels]
         return np.argsort(of_label, kind="stable")[:most]
@@ -99,7 +97,7 @@ class Page:
     """Of the network."""
     verdict: str
     study: Study
-    heat_of: Callable[[int], Heat | None]
+    heat_of: Callable[[int], Floats | None]
     """The evidence (h, w) for the answer to an image, by its place."""
     facts: Sequence[Fact]
     figures: Sequence[Drawn]
@@ -186,7 +184,7 @@ def _draw_worst(page: Page) -> bytes:
     return plots.mistakes(study.data.images[chosen], heats, titles)
 
 
-def _jpeg(image: NDArray[np.uint8]) -> str:
+def _jpeg(image: Pixels) -> str:
     """Base64 of a JPEG that bounds the page's size; a small image stays as large as it is."""
     picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
     picture.thumbnail((_PICTURE_SIDE, _PICTURE_SIDE))

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from numpy.typing import NDArray
 
+from model.arrays import Floats, Ints, Pixels
 from model.training.metrics import Reliability, RiskCoverage
 
 INK, GRID, BLUE, ORANGE, GREY = "#1f2933", "#d5dbe1", "#2166ac", "#d9730d", "#8a949e"
@@ -38,10 +39,9 @@ STYLE: Any = {  # Any, as matplotlib's type is a literal of all keys
 }
 MOST_NAMED_CLASSES = 40
 LONGEST_NAME = 28
-Images = NDArray[np.uint8]
 
 
-def mistakes(images: Images, heats: Sequence[NDArray[np.float32] | None], titles: Sequence[str]) -> bytes:
+def mistakes(images: Pixels, heats: Sequence[Floats | None], titles: Sequence[str]) -> bytes:
     """Images for a slide; in a lower row, the same images under the evidence for their answers, if any."""
     rows = 1 if all(heat is None for heat in heats) else 2
     figure, axes = _figure(13.3, 0.6 + 2.2 * rows, rows, len(images))
@@ -55,7 +55,7 @@ def mistakes(images: Images, heats: Sequence[NDArray[np.float32] | None], titles
     return _png(figure)
 
 
-def overlaid(image: Images, heat: NDArray[np.float32]) -> Images:
+def overlaid(image: Pixels, heat: Floats) -> Pixels:
     """An image (h, w, c) in grey under its evidence (h, w), 0 to 1, in colours: (h, w, 3)."""
     colours = 255 * mpl.colormaps["inferno"](heat)[..., :3]
     mixed = 0.45 * image.mean(axis=2, keepdims=True) + 0.55 * colours
@@ -65,17 +65,14 @@ def overlaid(image: Images, heat: NDArray[np.float32]) -> Images:
 def training_curves(loss: Sequence[float], accuracy: Sequence[float]) -> bytes:
     figure, axes = _figure(WIDTH, 2.9, 1, 2)
     epochs = np.arange(1, len(loss) + 1)
-    for axis, values, name in (
-        (axes[0, 0], loss, "loss"),
-        (axes[0, 1], accuracy, "accuracy"),
-    ):
+    for axis, values, name in ((axes[0, 0], loss, "loss"), (axes[0, 1], accuracy, "accuracy")):
         axis.plot(epochs, values, color=BLUE)
         axis.set_title(name)
         axis.set_xlabel("epoch")
     return _png(figure)
 
 
-def confusion(matrix: NDArray[np.int64], class_names: Sequence[str]) -> bytes:
+def confusion(matrix: Ints, class_names: Sequence[str]) -> bytes:
     """Rows are true classes; a cell's shade is its share of the row."""
     classes = len(class_names)
     side = min(2.6 + 0.6 * classes, 12)
@@ -130,7 +127,7 @@ def risk_coverage_curve(found: RiskCoverage) -> bytes:
     return _png(figure)
 
 
-def novelty_histogram(scores: dict[str, NDArray[np.float32]], threshold: float) -> bytes:
+def novelty_histogram(scores: dict[str, Floats], threshold: float) -> bytes:
     """Histogram of scores by set of images, with the threshold; the first set is blue."""
     figure, axes = _figure(WIDTH, 3.6, 1, 1)
     axis = axes[0, 0]
@@ -191,5 +188,5 @@ def _plain(text: str, width: int, instead: str = "?") -> str:
     return "\n".join(shown).replace("$", r"\$")
 
 
-def _grey(image: Images) -> Images:
+def _grey(image: Pixels) -> Pixels:
     return image[..., 0] if image.shape[-1] == 1 else image

@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from model.arrays import Floats, Pixels
 from model.artifact import Artifact
 from model.defaults import usable_cores, user_cache_dir
 from model.engines import Answers, Classifier, open_classifier
 from model.evaluation import plots
 from model.evaluation.crossvalidate import NETWORKS, Predictions
 from model.evaluation.hard_images import DRAWN, corruptions, out_of_distribution_sets
-from model.evaluation.page import Drawn, Fact, Heat, Page, Study, write_page
+from model.evaluation.page import Drawn, Fact, Page, Study, write_page
 from model.evidence import against_the_others, heat_of
 from model.training.fit import EPOCHS
 from model.training.folder import Folder, LabelledImages
@@ -42,7 +42,7 @@ class About:
     """That makes the report again; empty if no command made it."""
     verdict: str | None = None
     """Of the training; None for a verdict on the given images."""
-    folds: tuple[LabelledImages, NDArray[np.float32]] | None = None
+    folds: tuple[LabelledImages, Floats] | None = None
     """The training's images and their probabilities (n, k) by folds, if the test images are few."""
 
 
@@ -54,14 +54,14 @@ class _Measured:
     classifier: Classifier
     given: Labelled
     answers: Answers
-    novelty: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    novelty: dict[str, Floats] = field(default_factory=dict)
     """Scores (m,) by set of images, the given images first; empty without a novelty detector."""
 
     @property
     def accuracy(self) -> float:
         return float((self.answers.probabilities.argmax(axis=1) == self.given.data.labels).mean())
 
-    def heat(self, image: NDArray[np.uint8], label: int) -> Heat | None:
+    def heat(self, image: Pixels, label: int) -> Floats | None:
         """Evidence (h, w) for a class in an image; None if the network shows none."""
         weights = self.artifact.card.class_weights
         if weights is None:
@@ -250,7 +250,7 @@ def _network_figures(measured: _Measured) -> Iterator[Drawn]:
         yield Drawn("training", "Training", words, curves)
 
 
-def _novelty(scores: dict[str, NDArray[np.float32]], threshold: float) -> Drawn:
+def _novelty(scores: dict[str, Floats], threshold: float) -> Drawn:
     shares = ", ".join(f"{name} {(values > threshold).mean():.1%}" for name, values in scores.items())
     words = (
         "The novelty score says how unlike the training images an image is. Above the dashed threshold, the "

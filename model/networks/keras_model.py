@@ -16,11 +16,10 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 from keras.src import ops
-from numpy.typing import NDArray
 
+from model.arrays import ArrayJson, Floats
 from model.errors import ArtifactError
 from model.networks.files import NetworkFile, Reader, inspect_network, rewritten_config
-from model.novelty import ArrayJson
 
 
 def load_network(h5_path: Path) -> Any:
@@ -169,7 +168,7 @@ class Head:
     """(n, gh, gw, d), before pooling."""
     embedding: keras.KerasTensor
     """(n, d), after pooling."""
-    class_weights: NDArray[np.float32]
+    class_weights: Floats
     """(d, k)."""
 
 

@@ -9,8 +9,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import keras
 import numpy as np
 import tensorflow as tf
-from numpy.typing import NDArray
 
+from model.arrays import Floats, Pixels
 from model.artifact import ArtifactCard
 from model.engines import GivenTflite, Shape
 from model.errors import ArtifactError
@@ -33,7 +33,7 @@ class Network:
     """What holds the variables, for TensorFlow to track."""
     keras_network: Any = None
     """The keras.Model or tf_keras.Model, if Keras read the network."""
-    class_weights: NDArray[np.float32] | None = None
+    class_weights: Floats | None = None
     """Weights (d, outputs) of the last layer, if the network has a head that gives evidence."""
 
     @property
@@ -44,7 +44,7 @@ class Network:
     def outputs(self) -> int:
         return int(self.output_shape[-1] or 0)
 
-    def norm_distance(self, pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> float | None:
+    def norm_distance(self, pixels: Pixels, preprocessing: Preprocessing) -> float | None:
         """Distance of the first batch normalisation's inputs from those it was trained on.
 
         Its moving averages tell how training preprocessed pixels. None without one.
@@ -60,7 +60,7 @@ class Network:
         return float(np.sqrt(np.median(shifts + stretches)))
 
     @cached_property
-    def _norm_probe(self) -> tuple[Any, NDArray[np.float32], NDArray[np.float32]] | None:
+    def _norm_probe(self) -> tuple[Any, Floats, Floats] | None:
         """A network up to the first batch normalisation, whose moving means and variances follow."""
         inner = self.keras_network
         while inner is not None and getattr(inner, "layers", None):

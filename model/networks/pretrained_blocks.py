@@ -10,7 +10,7 @@ import numpy as np
 from keras import layers
 from numpy.typing import NDArray
 
-Array = NDArray[np.float32]
+from model.arrays import Floats
 
 WEIGHTS = "pretrained/efficientnet_lite0.npz"
 NORM_EPSILON = 1e-3
@@ -32,10 +32,10 @@ class Block:
 class Convolution:
     """A kernel in Keras's layout, and its batch normalisation (4, c): gamma, beta, mean, variance."""
 
-    kernel: Array
-    norm: Array
+    kernel: Floats
+    norm: Floats
 
-    def folded(self, *, depthwise: bool) -> list[Array]:
+    def folded(self, *, depthwise: bool) -> list[Floats]:
         """Kernel and bias of an equal convolution without normalisation."""
         gamma, beta, mean, variance = self.norm
         factor = gamma / np.sqrt(variance + NORM_EPSILON)
@@ -106,6 +106,6 @@ def _load_block(
     return found
 
 
-def _strongest(importance: Array, count: int) -> NDArray[np.intp]:
+def _strongest(importance: Floats, count: int) -> NDArray[np.intp]:
     """Indices of the `count` largest values, in ascending order."""
     return np.sort(np.argsort(-importance, kind="stable")[:count])

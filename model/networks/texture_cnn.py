@@ -10,8 +10,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 from keras import layers
-from numpy.typing import NDArray
 
+from model.arrays import Floats
 from model.image import ImageSpec
 from model.networks.pretrained_blocks import (
     NORM_EPSILON,
@@ -137,7 +137,7 @@ def _start_from_pretrained(network: keras.Model, channels: int) -> None:
         norm.set_weights(list(weights.norm))
 
 
-def _enlarge(kernel: NDArray[np.float32]) -> NDArray[np.float32]:
+def _enlarge(kernel: Floats) -> Floats:
     """Convert a kernel 3 x 3 with stride 2, for an image halved by averaging, to 6 x 6 with stride 4."""
     return kernel.repeat(2, axis=0).repeat(2, axis=1) / np.float32(4)
 

@@ -6,7 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from model.novelty import ArrayJson, Novelty, distances_between, unit_length
+from model.arrays import ArrayJson, Floats, Ints
+from model.novelty import Novelty, distances_between, unit_length
 from model.training.splits import assign_folds
 
 FALSE_ABSTENTION = 0.01
@@ -26,7 +27,7 @@ _ROUNDS = 15
 _LEAST_TEMPERATURE, _MOST_TEMPERATURE, _HALVINGS = 0.05, 20.0, 40
 
 
-def expected_accuracy(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
+def expected_accuracy(logits: Floats, labels: Ints) -> float:
     """Expected accuracy of logits (n, k) by Laplace's rule of succession, (correct + 1) / (n + 2).
 
     Zero errors in a small sample do not imply an error rate of zero.
@@ -35,7 +36,7 @@ def expected_accuracy(logits: NDArray[np.float32], labels: NDArray[np.int64]) ->
     return (right + 1) / (len(labels) + 2)
 
 
-def fit_temperature(logits: NDArray[np.float32], accuracy: float) -> float:
+def fit_temperature(logits: Floats, accuracy: float) -> float:
     """Temperature at which the mean confidence of logits (n, k) equals `accuracy`.
 
     One scalar for all logits, as in C. Guo et al., On Calibration of Modern Neural Networks, ICML 2017. That
@@ -52,26 +53,21 @@ def fit_temperature(logits: NDArray[np.float32], accuracy: float) -> float:
 
 
 class _Centres(NamedTuple):
-    whitening: NDArray[np.float32]
+    whitening: Floats
     """(d, r)."""
-    means: NDArray[np.float32]
+    means: Floats
     """(k, r), whitened."""
-    prototypes: NDArray[np.float32]
+    prototypes: Floats
     """(p, d), of unit length."""
 
-    def distances(self, embeddings: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def distances(self, embeddings: Floats) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Distances (n,) to the nearest mean and prototype."""
         to_class = distances_between(embeddings @ self.whitening, self.means).min(axis=1)
         to_prototype = distances_between(unit_length(embeddings), self.prototypes).min(axis=1)
         return to_class.astype(np.float64), to_prototype.astype(np.float64)
 
 
-def fit_novelty(
-    embeddings: NDArray[np.float32],
-    labels: NDArray[np.int64],
-    groups: NDArray[np.int64],
-    negatives: NDArray[np.float32] | None = None,
-) -> Novelty:
+def fit_novelty(embeddings: Floats, labels: Ints, groups: Ints, negatives: Floats | None = None) -> Novelty:
     """Fit the detector to training embeddings (n, d), with units and threshold from held-out groups.
 
     If the network was trained on these groups, it abstains on somewhat more than FALSE_ABSTENTION of unseen
@@ -83,10 +79,7 @@ def fit_novelty(
 
 
 def fit_novelty_and_scores(
-    embeddings: NDArray[np.float32],
-    labels: NDArray[np.int64],
-    groups: NDArray[np.int64],
-    negatives: NDArray[np.float32] | None = None,
+    embeddings: Floats, labels: Ints, groups: Ints, negatives: Floats | None = None
 ) -> tuple[Novelty, NDArray[np.float64]]:
     """The detector of `fit_novelty`, and the held-out scores of which its threshold is a quantile."""
     held_out = _distances_held_out(embeddings, labels, groups, negatives)
@@ -107,10 +100,7 @@ def fit_novelty_and_scores(
 
 
 def _distances_held_out(
-    embeddings: NDArray[np.float32],
-    labels: NDArray[np.int64],
-    groups: NDArray[np.int64],
-    negatives: NDArray[np.float32] | None,
+    embeddings: Floats, labels: Ints, groups: Ints, negatives: Floats | None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Distances (m,) to the nearest class mean and prototype, of images whose group was held out of the fit.
 
@@ -131,9 +121,7 @@ def _distances_held_out(
     return np.concatenate(to_class), np.concatenate(to_prototype)
 
 
-def _fit_centres(
-    embeddings: NDArray[np.float32], labels: NDArray[np.int64], negatives: NDArray[np.float32] | None
-) -> _Centres:
+def _fit_centres(embeddings: Floats, labels: Ints, negatives: Floats | None) -> _Centres:
     present = np.unique(labels)
     wanted = max(PROTOTYPES, PROTOTYPES_PER_CLASS * len(present))
     prototypes = _find_prototypes(unit_length(embeddings), wanted)
@@ -142,9 +130,7 @@ def _fit_centres(
     return _Centres(*_separate(embeddings, negatives), prototypes)
 
 
-def _whiten(
-    embeddings: NDArray[np.float32], labels: NDArray[np.int64], present: NDArray[np.int64]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _whiten(embeddings: Floats, labels: Ints, present: Ints) -> tuple[Floats, Floats]:
     """Whitening (d, d) of the covariance within classes, and whitened class means (k, d)."""
     means = np.stack([embeddings[labels == label].mean(axis=0) for label in present])
     residuals = (embeddings - means[np.searchsorted(present, labels)]).astype(np.float64)
@@ -156,9 +142,7 @@ def _whiten(
     return whitening, means @ whitening
 
 
-def _separate(
-    embeddings: NDArray[np.float32], negatives: NDArray[np.float32]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _separate(embeddings: Floats, negatives: Floats) -> tuple[Floats, Floats]:
     """Direction (d, 1) from images to negatives, and the place (1, 1) on it of the farthest image."""
     is_negative = np.repeat((0, 1), (len(embeddings), len(negatives)))
     layer = fit_ridge(np.concatenate([embeddings, negatives]), is_negative, 2, SEPARATION)
@@ -166,7 +150,7 @@ def _separate(
     return direction, (embeddings @ direction).min(axis=0, keepdims=True)
 
 
-def _find_prototypes(points: NDArray[np.float32], wanted: int) -> NDArray[np.float32]:
+def _find_prototypes(points: Floats, wanted: int) -> Floats:
     """Spherical k-means from a fixed seed: unit-length centres (p, d), with p at most `wanted`."""
     start = np.random.default_rng(0).permutation(len(points))[:wanted]
     centres = points[start]
@@ -178,7 +162,7 @@ def _find_prototypes(points: NDArray[np.float32], wanted: int) -> NDArray[np.flo
     return centres
 
 
-def _mean_confidence(logits: NDArray[np.float32]) -> float:
+def _mean_confidence(logits: Floats) -> float:
     shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
     return float((1 / np.exp(shifted).sum(axis=1)).mean())
 
@@ -189,14 +173,12 @@ class Linear(NamedTuple):
     kernel: NDArray[np.float64]
     bias: NDArray[np.float64]
 
-    def __call__(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    def __call__(self, rows: Floats) -> Floats:
         """Scores (n, k) of rows (n, d)."""
         return np.asarray(rows @ self.kernel + self.bias, dtype=np.float32)
 
 
-def fit_ridge(
-    rows: NDArray[np.float32], labels: NDArray[np.int64], num_classes: int, strength: float = STRENGTH
-) -> Linear:
+def fit_ridge(rows: Floats, labels: Ints, num_classes: int, strength: float = STRENGTH) -> Linear:
     """Ridge regression of one-hot labels (n,) on rows (n, d), for which few images suffice.
 
     The penalty is on standardised columns. Rare classes weigh more.
@@ -212,9 +194,9 @@ def fit_ridge(
     return Linear(kernel, mean - centre @ kernel)
 
 
-def class_weights(labels: NDArray[np.int64], num_classes: int) -> NDArray[np.float32]:
+def class_weights(labels: Ints, num_classes: int) -> Floats:
     """Weights (k,), inverse to the root of a class's frequency, with mean 1 over the images."""
     counts = np.bincount(labels, minlength=num_classes)
     weights = 1 / np.sqrt(np.maximum(counts, 1))
-    normed: NDArray[np.float32] = (weights * len(labels) / (weights * counts).sum()).astype(np.float32)
+    normed: Floats = (weights * len(labels) / (weights * counts).sum()).astype(np.float32)
     return normed

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from model.arrays import Floats, Ints, Mask, Strings
 from model.preprocessing import softmax
 from model.tensorflow_engine import TensorFlowClassifier
 from model.training.calibration import Linear, expected_accuracy, fit_temperature
@@ -30,16 +30,16 @@ class Chosen(Trained):
     """A network to save, and what is known of it."""
 
     name: str
-    trained_on: NDArray[np.bool_]
+    trained_on: Mask
     """(n,)."""
     baseline: str
     """On how many images the frozen network is right, in words."""
     folds: Unseen | None = None
     """Answers for all images by cross-validation, if the test part has few."""
-    fold_probabilities: NDArray[np.float32] | None = None
+    fold_probabilities: Floats | None = None
 
 
-def choose(folder: Folder, splits: NDArray[np.str_], knobs: Knobs, seed: int, checkpoint: Path) -> Chosen:
+def choose(folder: Folder, splits: Strings, knobs: Knobs, seed: int, checkpoint: Path) -> Chosen:
     """Fit the frozen network, train the default one if it may be better, and return the better one."""
     is_small = int((splits == "test").sum()) < FEW_TEST_IMAGES
     frozen = FrozenStatistics(folder, knobs.image, VIEWS if is_small else 0, seed)
@@ -59,9 +59,7 @@ def choose(folder: Folder, splits: NDArray[np.str_], knobs: Knobs, seed: int, ch
     return Chosen(**vars(trained), name="texture", trained_on=splits == "train", baseline=words)
 
 
-def _by_folds(
-    frozen: FrozenStatistics, labels: NDArray[np.int64], splits: NDArray[np.str_], accuracy: float | None
-) -> Chosen:
+def _by_folds(frozen: FrozenStatistics, labels: Ints, splits: Strings, accuracy: float | None) -> Chosen:
     """The frozen network, measured on all images and then fitted to all but the test images."""
     answers = {views: frozen.cross_validate(views) for views in (frozen.views, 0)}
     right = {views: _right(found.scores, labels) for views, found in answers.items()}
@@ -80,9 +78,7 @@ def _by_folds(
     )
 
 
-def _by_split(
-    frozen: FrozenStatistics, labels: NDArray[np.int64], splits: NDArray[np.str_], accuracy: float | None
-) -> Chosen:
+def _by_split(frozen: FrozenStatistics, labels: Ints, splits: Strings, accuracy: float | None) -> Chosen:
     train, valid, test = (np.asarray(splits == name) for name in SPLITS)
     layer = frozen.fit(train, 0)
     scores = frozen.scores(layer)
@@ -96,9 +92,9 @@ def _by_split(
 def _finish(
     frozen: FrozenStatistics,
     layer: Linear,
-    used: NDArray[np.bool_],
+    used: Mask,
     words: str,
-    calibration: tuple[NDArray[np.float32], NDArray[np.int64], float | None],
+    calibration: tuple[Floats, Ints, float | None],
 ) -> Chosen:
     """The frozen network with a layer fitted to the `used` images.
 
@@ -111,9 +107,7 @@ def _finish(
     return Chosen(network, temperature, accuracy, novelty, None, "frozen", used, words)
 
 
-def _compare(
-    trained: Trained, frozen: FrozenStatistics, folder: Folder, train: NDArray[np.bool_]
-) -> tuple[int, int]:
+def _compare(trained: Trained, frozen: FrozenStatistics, folder: Folder, train: Mask) -> tuple[int, int]:
     """On how many held-out images the trained network and a frozen one, fitted to `train`, are right."""
     labels = folder.data.labels[~train]
     probabilities = TensorFlowClassifier(trained.network).predict(folder.data.images[~train])
@@ -121,5 +115,5 @@ def _compare(
     return _right(probabilities, labels), _right(scores[~train], labels)
 
 
-def _right(scores: NDArray[np.float32], labels: NDArray[np.int64]) -> int:
+def _right(scores: Floats, labels: Ints) -> int:
     return int((scores.argmax(axis=1) == labels).sum())

@@ -26,6 +26,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from model.arrays import Floats, Ints, Pixels, Strings
 from model.defaults import usable_cores
 from model.errors import TrainingError
 from model.image import ImageSpec
@@ -106,9 +107,7 @@ def with_image(knobs: Knobs, **changes: int) -> Knobs:
     return replace(knobs, image=knobs.image.model_copy(update=changes))
 
 
-def fit_calibrated(
-    folder: Folder, splits: NDArray[np.str_], knobs: Knobs, seed: int, checkpoint: Path
-) -> Trained:
+def fit_calibrated(folder: Folder, splits: Strings, knobs: Knobs, seed: int, checkpoint: Path) -> Trained:
     """Train on the split `train`, and fit the temperature to the split `valid`."""
     fitted_on, held_out = splits == "train", splits == "valid"
     valid = folder.data.take(held_out)
@@ -215,17 +214,17 @@ class Training:
         images = disturb(images, self._knobs.augmentation, seed + 1)
         return tf.concat([images, negatives], 0), labels, statistics
 
-    def _select_batch(self, step: np.int64) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    def _select_batch(self, step: np.int64) -> tuple[Pixels, Ints]:
         epoch, place = divmod(int(step), self.steps_per_epoch)
         order = np.random.default_rng((self.seed, epoch)).permutation(len(self._data))
         chosen = order[place * self._batch_size :][: self._batch_size]
         return self._data.images[chosen], self._data.labels[chosen]
 
-    def _draw_negatives(self, seed: NDArray[np.int64]) -> NDArray[np.float32]:
+    def _draw_negatives(self, seed: Ints) -> Floats:
         random = np.random.default_rng(seed.tolist())
         return draw_negatives(self._knobs.synthetic_negatives, self._knobs.image.shape, random)
 
-    def _statistics_of(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _statistics_of(self, images: Floats) -> Floats:
         # Rounded before, so the conversion changes nothing.
         statistics = self._texture_statistics.describe(images.astype(np.uint8))
         return np.asarray((statistics - self._statistics_mean) / self._statistics_scale)
@@ -357,9 +356,7 @@ def _fingerprint_of(data: LabelledImages, num_classes: int, knobs: Knobs, seed: 
     return digest.hexdigest()
 
 
-def _answer(
-    trainable: keras.Model, images: NDArray[np.uint8]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _answer(trainable: keras.Model, images: Pixels) -> tuple[Floats, Floats]:
     """Logits (n, k) and embeddings (n, d)."""
     batches = np.array_split(images, -(-len(images) // 64))
     answers = [trainable(batch.astype(np.float32), training=False) for batch in batches]

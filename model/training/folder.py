@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from model.arrays import Floats, Ints, Mask, Pixels, Strings
 from model.artifact import folder_of_class
 from model.errors import DatasetError, InputError
 from model.image import ImageSpec, decode, stretch
@@ -54,14 +54,14 @@ _IMAGE_SUFFIXES = frozenset(
 class LabelledImages:
     """Images (n, h, w, c), uint8; labels (n,), int64, indices into the class names; paths of the files."""
 
-    images: NDArray[np.uint8]
-    labels: NDArray[np.int64]
+    images: Pixels
+    labels: Ints
     paths: tuple[Path, ...]
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def take(self, chosen: NDArray[np.bool_]) -> "LabelledImages":
+    def take(self, chosen: Mask) -> "LabelledImages":
         """The images where `chosen` (n,) is true."""
         paths = tuple(path for path, wanted in zip(self.paths, chosen, strict=True) if wanted)
         return LabelledImages(self.images[chosen], self.labels[chosen], paths)
@@ -72,11 +72,11 @@ class Folder:
     class_names: tuple[str, ...]
     """Sorted, which is the order of the network's outputs."""
     data: LabelledImages
-    splits: NDArray[np.str_]
+    splits: Strings
     """(n,): train, valid or test; empty strings if the folder has no split."""
-    groups: NDArray[np.int64]
+    groups: Ints
     """(n,): images with the same number show the same piece and must not be divided between splits."""
-    folds: NDArray[np.int64] | None
+    folds: Ints | None
     """(n,): fold numbers from the folder's manifest, or None."""
     warnings: tuple[str, ...]
 
@@ -103,7 +103,7 @@ def load_folder(data_dir: Path, spec: ImageSpec) -> Folder:
     return Folder(class_names, data, splits, groups, folds, tuple(warnings))
 
 
-def split(folder: Folder) -> NDArray[np.str_]:
+def split(folder: Folder) -> Strings:
     """Name of the split (n,) of each image, train, valid or test: the folder's own, or a random one.
 
     Raises DatasetError if the images of a class are too few for a random split.
@@ -213,7 +213,7 @@ def _is_image(path: Path) -> bool:
 
 
 def _decode_all(found: Sequence[_ImageFile], class_names: tuple[str, ...], spec: ImageSpec) -> LabelledImages:
-    def read(image: _ImageFile) -> NDArray[np.uint8] | str:
+    def read(image: _ImageFile) -> Pixels | str:
         try:
             return decode(image.path.read_bytes(), spec, _LIMITS)
         except InputError as error:
@@ -234,7 +234,7 @@ def _decode_all(found: Sequence[_ImageFile], class_names: tuple[str, ...], spec:
     )
 
 
-def find_copies(images: NDArray[np.uint8]) -> list[list[int]]:
+def find_copies(images: Pixels) -> list[list[int]]:
     """Lists of indices of images (n, h, w, c) with identical pixels."""
     places: dict[bytes, list[int]] = defaultdict(list)
     for place, image in enumerate(images):
@@ -242,9 +242,7 @@ def find_copies(images: NDArray[np.uint8]) -> list[list[int]]:
     return [same for same in places.values() if len(same) > 1]
 
 
-def find_lookalikes(
-    images: NDArray[np.uint8], labels: NDArray[np.int64], groups: NDArray[np.int64]
-) -> Iterator[tuple[int, int]]:
+def find_lookalikes(images: Pixels, labels: Ints, groups: Ints) -> Iterator[tuple[int, int]]:
     """Pairs of indices of images (n, h, w, c) with the same pattern and class, but different groups.
 
     Each image is paired only with the first match after it: at most n pairs.
@@ -262,7 +260,7 @@ def find_lookalikes(
                 yield int(rows[row]), int(later[alike[row].argmax()])
 
 
-def _patterns(images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+def _patterns(images: Pixels) -> tuple[Floats, Mask]:
     """Coarse grey patterns (n, d) of mean 0 and length 1, and whether each varies (n,)."""
     height, width = images.shape[1:3]
     size = min(width, PATTERN_SIDE), min(height, PATTERN_SIDE)
@@ -320,7 +318,7 @@ def _warn_of_skipped(folders: Sequence[tuple[str, Path]]) -> Iterator[str]:
         yield _list(f"Skipped {counts.total()} files that are not images:", names)
 
 
-def _warn_of_leaks(splits: NDArray[np.str_], groups: NDArray[np.int64]) -> Iterator[str]:
+def _warn_of_leaks(splits: Strings, groups: Ints) -> Iterator[str]:
     trained = set(groups[splits == "train"].tolist())
     for name in SPLITS[1:]:
         tested = groups[splits == name]
@@ -332,17 +330,13 @@ def _warn_of_leaks(splits: NDArray[np.str_], groups: NDArray[np.int64]) -> Itera
             )
 
 
-def _warn_of_copies(
-    splits: NDArray[np.str_], copies: Sequence[Sequence[int]], names: Sequence[str]
-) -> Iterator[str]:
+def _warn_of_copies(splits: Strings, copies: Sequence[Sequence[int]], names: Sequence[str]) -> Iterator[str]:
     divided = [" = ".join(names[place] for place in same) for same in copies if len(set(splits[same])) > 1]
     if divided:
         yield _list("Identical images are in different splits; keep one of each:", divided)
 
 
-def _warn_of_lookalikes(
-    data: LabelledImages, groups: NDArray[np.int64], names: Sequence[str]
-) -> Iterator[str]:
+def _warn_of_lookalikes(data: LabelledImages, groups: Ints, names: Sequence[str]) -> Iterator[str]:
     pairs = find_lookalikes(data.images, data.labels, groups)
     alike = [f"{names[one]} = {names[other]}" for one, other in pairs]
     if alike:
@@ -350,7 +344,7 @@ def _warn_of_lookalikes(
         yield _list(rule, alike)
 
 
-def _warn_of_few(labels: NDArray[np.int64], class_names: tuple[str, ...]) -> Iterator[str]:
+def _warn_of_few(labels: Ints, class_names: tuple[str, ...]) -> Iterator[str]:
     counts = np.bincount(labels, minlength=len(class_names))
     few = [f"{name}: {count}" for name, count in zip(class_names, counts, strict=True) if count < FEW_IMAGES]
     if few:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import keras
 import numpy as np
 import tensorflow as tf
-from numpy.typing import NDArray
 
+from model.arrays import Floats, Mask, Pixels
 from model.compile import convert
 from model.defaults import usable_cores
 from model.engines import LiteRtClassifier
@@ -38,7 +38,7 @@ class TextureStatistics:
         self._network = LiteRtClassifier(compiled, scale=1.0, interpreters=threads)
         self._threads = ThreadPoolExecutor(threads, "statistics")
 
-    def describe(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def describe(self, images: Pixels) -> Floats:
         rows = self._threads.map(lambda image: self._network.predict(image[np.newaxis]), images)
         return np.concatenate(list(rows))
 
@@ -47,9 +47,9 @@ class TextureStatistics:
 class FoldAnswers:
     """Answers for each image, by a layer and a novelty detector fitted to the other folds."""
 
-    scores: NDArray[np.float32]
+    scores: Floats
     """(n, k)."""
-    abstained: NDArray[np.bool_]
+    abstained: Mask
     """(n,)."""
 
 
@@ -67,12 +67,12 @@ class FrozenStatistics:
         random = np.random.default_rng(seed)
         self._negatives = describe(draw_negatives(NEGATIVES, image.shape, random).astype(np.uint8))
 
-    def fit(self, chosen: NDArray[np.bool_], views: int) -> Linear:
+    def fit(self, chosen: Mask, views: int) -> Linear:
         """Fit the layer to the `chosen` (n,) images and some views of them."""
         rows = self._statistics[: 1 + views, chosen].reshape(-1, self._statistics.shape[-1])
         return fit_ridge(rows, np.tile(self._labels[chosen], 1 + views), self._classes)
 
-    def scores(self, layer: Linear) -> NDArray[np.float32]:
+    def scores(self, layer: Linear) -> Floats:
         """Scores (n, k) of all images, without views."""
         return layer(self._statistics[0])
 
@@ -92,11 +92,11 @@ class FrozenStatistics:
         network.layers[-1].set_weights([layer.kernel / temperature, layer.bias / temperature])
         return network
 
-    def fit_novelty(self, chosen: NDArray[np.bool_]) -> Novelty:
+    def fit_novelty(self, chosen: Mask) -> Novelty:
         statistics = self._statistics[0, chosen]
         return fit_novelty(statistics, self._labels[chosen], self._groups[chosen], self._negatives)
 
 
-def _turn(images: NDArray[np.uint8], seed: int, number: int) -> NDArray[np.uint8]:
+def _turn(images: Pixels, seed: int, number: int) -> Pixels:
     turned = turn(tf.cast(images, tf.float32), Augmentation(), tf.constant([seed, number], tf.int64))
     return np.asarray(tf.cast(tf.round(turned), tf.uint8))

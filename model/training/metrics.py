@@ -7,6 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from model.arrays import Floats, Ints, Mask
+
 # Keras clips probabilities to the same range before it takes the logarithm.
 _EPSILON = 1e-7
 RELIABILITY_BINS = 15
@@ -27,7 +29,7 @@ class Interval(NamedTuple):
     high: float
 
 
-def measure(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> Metrics:
+def measure(probabilities: Floats, labels: Ints) -> Metrics:
     """Metrics of probabilities (n, k) against labels (n,)."""
     correct = int((probabilities.argmax(axis=1) == labels).sum())
     of_label = probabilities[np.arange(len(labels)), labels].astype(np.float64)
@@ -45,7 +47,7 @@ def wilson_interval(correct: int, images: int) -> Interval:
     return Interval(max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale))
 
 
-def group_interval(right: NDArray[np.bool_], groups: NDArray[np.int64], draws: int = 2000) -> Interval:
+def group_interval(right: Mask, groups: Ints, draws: int = 2000) -> Interval:
     """The 95 % bootstrap interval of the accuracy. Resamples whole groups, as errors in a group correlate."""
     _, index = np.unique(groups, return_inverse=True)
     size = np.bincount(index).astype(np.float64)
@@ -55,9 +57,7 @@ def group_interval(right: NDArray[np.bool_], groups: NDArray[np.int64], draws: i
     return Interval(*(float(q) for q in np.quantile(shares, (0.025, 0.975))))
 
 
-def confusion_matrix(
-    predicted: NDArray[np.int64], labels: NDArray[np.int64], classes: int
-) -> NDArray[np.int64]:
+def confusion_matrix(predicted: Ints, labels: Ints, classes: int) -> Ints:
     """(k, k): row the true class, column the predicted one."""
     matrix = np.zeros((classes, classes), dtype=np.int64)
     np.add.at(matrix, (labels, predicted), 1)
@@ -67,7 +67,7 @@ def confusion_matrix(
 class Reliability(NamedTuple):
     """Number of images, mean confidence and accuracy (b,) by bin of confidence."""
 
-    images: NDArray[np.int64]
+    images: Ints
     confidence: NDArray[np.float64]
     accuracy: NDArray[np.float64]
 
@@ -77,7 +77,7 @@ class Reliability(NamedTuple):
         return float((self.images * np.abs(self.confidence - self.accuracy)).sum() / self.images.sum())
 
 
-def reliability(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> Reliability:
+def reliability(probabilities: Floats, labels: Ints) -> Reliability:
     """Reliability of probabilities (n, k) in bins of equal width."""
     confidence = probabilities.max(axis=1).astype(np.float64)
     right = probabilities.argmax(axis=1) == labels
@@ -108,7 +108,7 @@ class RiskCoverage(NamedTuple):
     risk: NDArray[np.float64]
 
 
-def risk_coverage(confidence: NDArray[np.floating], right: NDArray[np.bool_]) -> RiskCoverage:
+def risk_coverage(confidence: NDArray[np.floating], right: Mask) -> RiskCoverage:
     order = np.argsort(-confidence, kind="stable")
     kept = np.arange(1, len(order) + 1)
     return RiskCoverage(kept / len(order), np.cumsum(~right[order]) / kept)

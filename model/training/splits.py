@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from model.arrays import Ints, Mask, Strings
 from model.errors import DatasetError
 
 MANIFEST = "manifest.csv"
@@ -26,7 +26,7 @@ _PATH_COLUMNS = ("path", "kaggle_path")
 
 def find_groups(
     data_dir: Path, paths: Sequence[Path], copies: Sequence[Sequence[int]]
-) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
+) -> tuple[Ints, Ints | None]:
     """Group (n,) of each image, and its fold (n,) if the manifest states one, else None.
 
     Raises DatasetError if the manifest cannot be used or lacks images.
@@ -45,9 +45,7 @@ def find_groups(
     return _join_copies(groups, copies), _folds_of([rows[name] for name in names], manifest)
 
 
-def split_randomly(
-    labels: NDArray[np.int64], groups: NDArray[np.int64], class_names: Sequence[str]
-) -> NDArray[np.str_]:
+def split_randomly(labels: Ints, groups: Ints, class_names: Sequence[str]) -> Strings:
     """Name of the split (n,) of each image: train, valid or test.
 
     Raises DatasetError if a class has no images to train or test on, or there are no images to calibrate on.
@@ -67,13 +65,7 @@ def split_randomly(
     return names
 
 
-def hold_out(
-    labels: NDArray[np.int64],
-    groups: NDArray[np.int64],
-    free: NDArray[np.bool_],
-    seed: int,
-    share: float = SHARE,
-) -> NDArray[np.bool_]:
+def hold_out(labels: Ints, groups: Ints, free: Mask, seed: int, share: float = SHARE) -> Mask:
     """Select (n,) about `share` of each class at random, in whole groups of the `free` images.
 
     At least one group of each class is never selected. If all groups of a class are too large for its share,
@@ -104,7 +96,7 @@ def hold_out(
     return held_out
 
 
-def assign_folds(labels: NDArray[np.int64], groups: NDArray[np.int64]) -> NDArray[np.int64]:
+def assign_folds(labels: Ints, groups: Ints) -> Ints:
     """Fold (n,), 0 to FOLDS - 1, of each image: groups stay whole, and classes are spread evenly.
 
     Assigns the largest groups first, each to the fold in which its classes are rarest.
@@ -156,7 +148,7 @@ def _read_manifest(manifest: Path) -> dict[str, dict[str, str]]:
     return found
 
 
-def _folds_of(rows: Sequence[dict[str, str]], manifest: Path) -> NDArray[np.int64] | None:
+def _folds_of(rows: Sequence[dict[str, str]], manifest: Path) -> Ints | None:
     if "gfold5" not in rows[0]:
         return None
     given = [row["gfold5"] for row in rows]
@@ -166,14 +158,12 @@ def _folds_of(rows: Sequence[dict[str, str]], manifest: Path) -> NDArray[np.int6
     return np.array(given, dtype=np.int64)
 
 
-def _join_copies(groups: NDArray[np.int64], copies: Sequence[Sequence[int]]) -> NDArray[np.int64]:
+def _join_copies(groups: Ints, copies: Sequence[Sequence[int]]) -> Ints:
     for same in copies:
         members = groups[list(same)]
         groups = np.where(np.isin(groups, members), members.min(), groups)
     return groups
 
 
-def _keeps_a_group(
-    label: int, members: NDArray[np.bool_], labels: NDArray[np.int64], left: NDArray[np.bool_]
-) -> bool:
+def _keeps_a_group(label: int, members: Mask, labels: Ints, left: Mask) -> bool:
     return bool((left & ~members & (labels == label)).any())

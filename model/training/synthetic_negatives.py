@@ -9,12 +9,14 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
+from model.arrays import Floats
+
 Field = NDArray[np.float64]
 GRAINS = (0.0, 0.0, 0.7, 1.5, 4.0, 12.0, 30.0)
 """Standard deviations, in pixels, of the blur of noise; 0 is listed twice, to be drawn twice as often."""
 
 
-def draw_negatives(count: int, shape: tuple[int, int, int], random: Generator) -> NDArray[np.float32]:
+def draw_negatives(count: int, shape: tuple[int, int, int], random: Generator) -> Floats:
     """Synthetic negatives (count, h, w, c), float32, integers 0..255."""
     height, width, channels = shape
     pictures = np.zeros((count, *shape), dtype=np.float32)

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from model.arrays import Ints, Mask
 from model.training.folder import FEW_IMAGES
 from model.training.metrics import wilson_interval
 
@@ -22,27 +22,22 @@ _MOST_NAMED = 5
 class Unseen:
     """Answers for images that a network was not trained on, unless `what` says something else."""
 
-    labels: NDArray[np.int64]
+    labels: Ints
     """(n,)."""
-    predicted: NDArray[np.int64]
+    predicted: Ints
     """(n,)."""
-    abstained: NDArray[np.bool_] | None
+    abstained: Mask | None
     """(n,), or None if the network has no novelty detector."""
     how: str = ""
     """How they were measured, if not on images set aside."""
     what: str = "unseen images"
 
     @property
-    def right(self) -> NDArray[np.bool_]:
+    def right(self) -> Mask:
         return np.asarray(self.labels == self.predicted)
 
 
-def verdict(
-    unseen: Unseen,
-    foreign: NDArray[np.bool_] | None,
-    class_names: Sequence[str],
-    images: NDArray[np.int64] | None,
-) -> str:
+def verdict(unseen: Unseen, foreign: Mask | None, class_names: Sequence[str], images: Ints | None) -> str:
     """Sentences on answers for `unseen` and `foreign` images.
 
     `images` (k,) has the number of images of each class in training, None if it is not known, and `foreign`
@@ -63,7 +58,7 @@ def _accuracy(unseen: Unseen) -> str:
     return f"{text}."
 
 
-def _classes(unseen: Unseen, class_names: Sequence[str], images: NDArray[np.int64] | None) -> Iterator[str]:
+def _classes(unseen: Unseen, class_names: Sequence[str], images: Ints | None) -> Iterator[str]:
     """Yield advice on classes that are recognised badly: more images, or a look at those it has."""
     shown = [int((unseen.labels == label).sum()) for label in range(len(class_names))]
     right = [int(unseen.right[unseen.labels == label].sum()) for label in range(len(class_names))]
@@ -91,7 +86,7 @@ def _mistaken(unseen: Unseen, label: int, class_names: Sequence[str]) -> str:
     return class_names[int(np.bincount(wrong).argmax())]
 
 
-def _foreign(unseen: Unseen, foreign: NDArray[np.bool_] | None) -> str:
+def _foreign(unseen: Unseen, foreign: Mask | None) -> str:
     if foreign is None or unseen.abstained is None:
         return "Does not recognise foreign images: it never abstains."
     share = float(foreign.mean())

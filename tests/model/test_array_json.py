@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from pydantic import ValidationError
 
-from model.novelty import ArrayJson
+from model.arrays import ArrayJson
 
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False, width=32)
 
