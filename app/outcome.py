@@ -49,8 +49,15 @@ class Outcome(TypedDict):
 
 
 def outcome_of_error(error: InputError, model: ModelIdentity) -> Outcome:
-    outcome = blank_outcome(model)
-    outcome["error"] = ErrorDetail(code=error.code, message=error.message, retryable=error.retryable)
+    return failed_outcome(error.code, error.message, retryable=error.retryable, model=model)
+
+
+def failed_outcome(
+    code: str, message: str, *, retryable: bool, model: ModelIdentity | None = None
+) -> Outcome:
+    """Without a `model` if the client, and not the service, knows of the error."""
+    outcome = blank_outcome(model or ModelIdentity(name="", version=""))
+    outcome["error"] = ErrorDetail(code=code, message=message, retryable=retryable)
     return outcome
 
 

@@ -34,7 +34,7 @@ from app.client import BATCH_ROWS, DEFAULT_URL, Client, ClientError, Image
 from app.errors import CommandError, Incomplete, UsageError
 from app.images.files import describe_skipped, find_images, is_named_as_image
 from app.names import directory_of, parse_full_location, quote_identifier
-from app.outcome import ErrorDetail, ModelIdentity, Outcome, blank_outcome
+from app.outcome import Outcome, failed_outcome
 from app.provisioning.user_session import UserSession
 
 # Error code for a local file that cannot be read; the client sends no request for it.
@@ -247,7 +247,8 @@ def _classify_sources(
             try:
                 image = source.read()
             except OSError as error:
-                pending.append((source, None, _unreadable(error)))
+                message = f"The file cannot be read: {error.strerror or type(error).__name__}."
+                pending.append((source, None, failed_outcome(UNREADABLE_FILE, message, retryable=True)))
                 continue
             content = content_of(image) if isinstance(image, bytes) else source.etag
             pending.append((source, content, None))
@@ -263,14 +264,6 @@ def _classify_sources(
         source, content, _ = pending.popleft()
         yield _Classified(source, content, outcome)
     yield from unreadable_files()
-
-
-def _unreadable(error: OSError) -> Outcome:
-    outcome = blank_outcome(ModelIdentity(name="", version=""))
-    reason = error.strerror or type(error).__name__
-    message = f"The file cannot be read: {reason}."
-    outcome["error"] = ErrorDetail(code=UNREADABLE_FILE, message=message, retryable=True)
-    return outcome
 
 
 def _classify_images(

@@ -227,12 +227,8 @@ def _read_json_lines(path: Path) -> Iterator[Record]:
 
 
 def _write_json(path: Path, records: Iterable[Record]) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        before = "[\n"
-        for record in records:
-            file.write(before + json.dumps(record, ensure_ascii=False))
-            before = ",\n"
-        file.write("\n]\n" if before != "[\n" else "[]\n")
+    lines = ",\n".join(json.dumps(record, ensure_ascii=False) for record in records)
+    path.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
 
 
 def _read_json(path: Path) -> Iterator[Record]:

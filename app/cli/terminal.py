@@ -6,13 +6,12 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any, TextIO, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from app.outcome import Outcome
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.text import Text
 
 Advance = Callable[[int], None]
 """Adds a number of finished items to the progress."""
@@ -25,7 +24,7 @@ Screen: TypeAlias = "PlainScreen | _RichScreen"
 
 def open_screen(*, as_json: bool = False) -> Screen:
     """Return rich output on a terminal, if the terminal extra is installed; otherwise plain output."""
-    return _RichScreen() if not as_json and _is_terminal(sys.stdout) and _rich() else PlainScreen()
+    return _RichScreen() if not as_json and sys.stdout.isatty() and _rich() else PlainScreen()
 
 
 class PlainScreen:
@@ -46,7 +45,7 @@ class PlainScreen:
     @contextmanager
     def progress(self, total: int | None, what: str) -> Iterator[Advance]:
         """Show a progress bar on stderr if it is a terminal and stdout is redirected."""
-        if _is_terminal(sys.stdout) or not _is_terminal(sys.stderr) or not _rich():
+        if sys.stdout.isatty() or not sys.stderr.isatty() or not _rich():
             yield lambda _: None
             return
         with _bar(total, what, _rich_console(stderr=True)) as advance:
@@ -63,13 +62,14 @@ class _RichScreen:
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         from rich.box import SIMPLE_HEAD  # noqa: PLC0415 - optional
         from rich.table import Table  # noqa: PLC0415
+        from rich.text import Text  # noqa: PLC0415 - no markup: file names can contain square brackets
 
         table = Table(box=SIMPLE_HEAD)
         for number, name in enumerate(columns):
             is_number = bool(rows) and all(_is_number(row[number]) for row in rows)
-            table.add_column(_text(name), justify="right" if is_number else "left", overflow="fold")
+            table.add_column(Text(name), justify="right" if is_number else "left", overflow="fold")
         for row in rows:
-            table.add_row(*map(_text, row))
+            table.add_row(*map(Text, row))
         self._console.print(table)
 
     def summary(self, text: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:  # noqa: ARG002
@@ -120,10 +120,6 @@ def bar(share: float, width: int = WIDEST_BAR) -> str:
     return "█" * whole + " ▏▎▍▌▋▊▉"[rest].strip()
 
 
-def _is_terminal(stream: TextIO) -> bool:
-    return stream.isatty()
-
-
 def _rich() -> bool:
     return importlib.util.find_spec("rich") is not None
 
@@ -132,13 +128,6 @@ def _rich_console(*, stderr: bool = False) -> "Console":
     from rich.console import Console  # noqa: PLC0415 - optional
 
     return Console(stderr=stderr, highlight=False)
-
-
-def _text(cell: str) -> "Text":
-    """Return text without markup, because file names can contain square brackets."""
-    from rich.text import Text  # noqa: PLC0415 - optional
-
-    return Text(cell)
 
 
 def _is_number(cell: str) -> bool:
@@ -159,7 +148,9 @@ class OutcomeLines:
 
     def __init__(self, screen: Screen, names: Sequence[str]) -> None:
         self._screen = screen
-        self._short = _short_names(names)
+        short = {name: PurePath(name).name for name in names}
+        has_twins = len(set(short.values())) < len(short)
+        self._short = {name: name for name in names} if has_twins else short
         self._width = max(map(len, ["image", *self._short.values()]))
         self._has_heading = False
 
@@ -169,8 +160,9 @@ class OutcomeLines:
                 f"{'image':<{self._width}}  {'label':<{_LABEL_WIDTH}}  confidence, or what is wrong", "bold"
             )
             self._has_heading = True
-        line = f"{self._short[name]:<{self._width}}  {label_of(outcome):<{_LABEL_WIDTH}}  {_details(outcome)}"
-        self._screen.line(line, _style(outcome))
+        details, style = _details(outcome)
+        line = f"{self._short[name]:<{self._width}}  {label_of(outcome):<{_LABEL_WIDTH}}  {details}"
+        self._screen.line(line, style)
 
 
 class Tally:
@@ -187,7 +179,7 @@ class Tally:
     def add(self, outcome: Outcome) -> None:
         if name := outcome["model"]["name"]:  # empty for a file that could not be read
             self._models[f"{name} {outcome['model']['version']}"] = None
-        self._confidences[label_of(outcome)].append(_confidence(outcome))
+        self._confidences[label_of(outcome)].append(outcome["confidence"] or 0.0)
         self.failed += outcome["error"] is not None
 
     @property
@@ -221,25 +213,11 @@ def label_of(outcome: Outcome) -> str:
     return "(abstained)" if outcome["abstained"] else str(outcome["label"])
 
 
-def _details(outcome: Outcome) -> str:
+def _details(outcome: Outcome) -> tuple[str, str]:
+    """What follows the label, and the colour of the line."""
     if outcome["error"] is not None:
-        return outcome["error"]["message"]
+        return outcome["error"]["message"], "red"
     if outcome["abstained"]:
-        return f"{outcome['reason']}, nearest {outcome['nearest_label']}"
-    return f"{outcome['confidence']:.4f}"
-
-
-def _confidence(outcome: Outcome) -> float:
-    return outcome["confidence"] or 0.0
-
-
-def _style(outcome: Outcome) -> str:
-    if outcome["error"] is not None:
-        return "red"
-    return "yellow" if outcome["abstained"] or _confidence(outcome) < UNSURE_BELOW else "green"
-
-
-def _short_names(names: Sequence[str]) -> dict[str, str]:
-    """Map paths to file names, or to themselves if two files have the same name."""
-    short = {name: PurePath(name).name for name in names}
-    return short if len(set(short.values())) == len(short) else {name: name for name in names}
+        return f"{outcome['reason']}, nearest {outcome['nearest_label']}", "yellow"
+    confidence = outcome["confidence"] or 0.0
+    return f"{confidence:.4f}", "green" if confidence >= UNSURE_BELOW else "yellow"

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 from app.client.transport import TIMEOUT_SECONDS, NoReply, Reply, Request, Transport, is_loopback, send_once
 from app.errors import CommandError
 from app.names import BATCH_ID_HEADER
-from app.outcome import ErrorDetail, ModelIdentity, Outcome, blank_outcome
+from app.outcome import ModelIdentity, Outcome, failed_outcome
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 API_KEY_HEADER = "X-API-Key"
@@ -205,7 +205,7 @@ class Client:
         """Name and version of the model that serves; None if a gateway blocks the endpoint. Not retried."""
         url = self._service.url_of("/readyz")
         reply = self._send(Request("GET", url, self._service.credentials))
-        if _status_of(reply) in (HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND):
+        if reply.status in (HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND):
             return None
         if not isinstance(reply, Reply) or reply.status != HTTPStatus.OK:
             raise _error_of(reply, url)
@@ -231,7 +231,8 @@ class Client:
             if error.status != HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
                 raise
             if len(rows) == 1:
-                return [_too_large(error)]
+                code, message = error.code or "payload_too_large", error.said or str(error)
+                return [failed_outcome(code, message, retryable=False)]
         middle = len(rows) // 2
         first = self._classify_rows(rows[:middle], abandoned)
         return first + self._classify_rows(rows[middle:], abandoned)
@@ -249,14 +250,15 @@ class Client:
             reply = self._send(request, abandoned)
             if isinstance(reply, Reply) and reply.status == HTTPStatus.OK:
                 return _outcomes_of(reply, len(rows), self._service.url)
-            if _status_of(reply) == HTTPStatus.ACCEPTED:
+            if reply.status == HTTPStatus.ACCEPTED:
                 request = poll
                 self._pause(retries.after_deferral(self._service.url), abandoned)
                 continue
             # 404 for a deferred batch: the instance that accepted it is gone, so the batch is sent again.
-            is_lost = request is poll and _status_of(reply) == HTTPStatus.NOT_FOUND
+            is_lost = request is poll and reply.status == HTTPStatus.NOT_FOUND
+            is_final = reply.is_final if isinstance(reply, NoReply) else reply.status not in _RETRYABLE
             error = _error_of(reply, url)
-            if not is_lost and not _is_retryable(reply):
+            if is_final and not is_lost:
                 raise error
             request = post
             self._pause(retries.after_failure(reply, error), abandoned)
@@ -276,8 +278,7 @@ class Client:
 
 
 def is_ready(url: str) -> bool:
-    reply = send_once(Request("GET", f"{url}/readyz"))
-    return isinstance(reply, Reply) and reply.status == 200
+    return send_once(Request("GET", f"{url}/readyz")).status == HTTPStatus.OK
 
 
 def require_answer(url: str, timeout_seconds: float) -> None:
@@ -294,21 +295,12 @@ def _in_thread(work: Callable[[_Argument], _Result], argument: _Argument) -> Fut
 
     def run() -> None:
         try:
-            result = work(argument)
+            future.set_result(work(argument))
         except Exception as error:  # noqa: BLE001 - raised again by Future.result()
             future.set_exception(error)
-        else:
-            future.set_result(result)
 
     threading.Thread(target=run, daemon=True).start()
     return future
-
-
-def _too_large(error: ClientError) -> Outcome:
-    outcome = blank_outcome(ModelIdentity(name="", version=""))
-    code = error.code or "payload_too_large"
-    outcome["error"] = ErrorDetail(code=code, message=error.said or str(error), retryable=False)
-    return outcome
 
 
 class _Retries:
@@ -332,33 +324,17 @@ class _Retries:
     def after_failure(self, reply: Reply | NoReply, error: ClientError) -> float:
         """The pause before the next attempt. Raises `error` if the time limit comes first."""
         self._failures += 1
-        pause = _with_jitter(
-            min(0.1 * 2 ** min(self._failures, 16), LONGEST_PAUSE_SECONDS), at_least=_retry_after_of(reply)
-        )
+        asked = reply.headers.get("Retry-After", "")
+        pause = _with_jitter(min(0.1 * 2 ** min(self._failures, 16), LONGEST_PAUSE_SECONDS))
+        pause += float(asked) if asked.isdecimal() else 0.0
         if time.monotonic() + pause > self._ends_at:
             raise error
         return pause
 
 
-def _with_jitter(seconds: float, at_least: float = 0.0) -> float:
+def _with_jitter(seconds: float) -> float:
     """Seconds with jitter, so that clients rejected together do not retry together."""
-    return at_least + random.uniform(seconds / 2, seconds)  # noqa: S311 - no secret
-
-
-def _retry_after_of(reply: Reply | NoReply) -> float:
-    """Seconds that the service asks the client to wait; 0 if it does not."""
-    seconds = reply.headers.get("Retry-After", "") if isinstance(reply, Reply) else ""
-    return float(seconds) if seconds.isdecimal() else 0.0
-
-
-def _status_of(reply: Reply | NoReply) -> int | None:
-    return reply.status if isinstance(reply, Reply) else None
-
-
-def _is_retryable(reply: Reply | NoReply) -> bool:
-    if isinstance(reply, Reply):
-        return reply.status in _RETRYABLE
-    return not reply.is_final
+    return random.uniform(seconds / 2, seconds)  # noqa: S311 - no secret
 
 
 def _error_of(reply: Reply | NoReply, url: str) -> ClientError:

@@ -49,6 +49,8 @@ class NoReply:
     """Whether the server closed the connection."""
     is_unreached: bool = False
     """Whether no server answered at all: unknown host, refused connection, timeout."""
+    status: None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 class Transport:
