@@ -35,7 +35,9 @@ def parse_identifier(text: str, *, max_parts: int = MAX_PARTS) -> tuple[str, ...
         parts.append(_stored_name(match))
         position = match.end()
         if position == len(text):
-            return _require_max_parts(tuple(parts), max_parts, text)
+            if len(parts) > max_parts:
+                raise ValueError(f"This name must have at most {max_parts} parts. Received: {text!r}.")
+            return tuple(parts)
         if text[position] != ".":
             break
         position += 1
@@ -99,12 +101,6 @@ def _require_storable(name: str) -> None:
         raise ValueError(
             f"A name must have 1 to {MAX_CHARACTERS} characters, none of them NUL. Received: {name[:300]!r}."
         )
-
-
-def _require_max_parts(parts: tuple[str, ...], max_parts: int, text: str) -> tuple[str, ...]:
-    if len(parts) > max_parts:
-        raise ValueError(f"This name must have at most {max_parts} parts. Received: {text!r}.")
-    return parts
 
 
 # A name has at most 255 characters, and the regex reads no further. It is possessive (never backtracks): if

@@ -40,12 +40,7 @@ class Pipeline:
     """One for all requests of a process."""
 
     def __init__(
-        self,
-        served: Served,
-        queue: RowQueue,
-        fetcher: Fetcher,
-        stages: StageReader,
-        max_fetched_rows: int,
+        self, served: Served, queue: RowQueue, fetcher: Fetcher, stages: StageReader, max_fetched_rows: int
     ) -> None:
         self._served = served
         self.queue = queue

@@ -177,10 +177,7 @@ def _add_other_commands(add: Add) -> None:
 
 
 def _add(
-    commands: "argparse._SubParsersAction[_Command]",
-    name: str,
-    run: Callable[..., None],
-    summary: str,
+    commands: "argparse._SubParsersAction[_Command]", name: str, run: Callable[..., None], summary: str
 ) -> argparse.ArgumentParser:
     command = commands.add_parser(
         name,

@@ -6,6 +6,7 @@ executes them. It is idempotent: objects that already match stay unchanged.
 
 import base64
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -215,9 +216,8 @@ def register(user_session: UserSession, registration: Registration) -> Iterator[
     Raises ClientError, also at the end for grants that failed: those of a replaced function too.
     """
     failed: list[str] = []
-    for about, statement in list(
-        registration.steps()
-    ):  # list(): invalid variables are found before any change
+    steps = list(registration.steps())  # invalid variables are found before any change
+    for about, statement in steps:
         yield from _execute(user_session, registration, about, statement, failed)
     if registration.provider == "spcs" and not {"owner_role", "service_role"} & registration.variables.keys():
         yield _NOTE_ON_SERVICE_ROLE
@@ -242,10 +242,8 @@ def verify(
         f"SELECT relative_path, file_url FROM {directory_of(stage)} WHERE {is_image} LIMIT 1"  # noqa: S608
     )
     for file in files:
-        yield (
-            f"@{stage}/{file['relative_path']}",
-            _call(user_session, registration, quote_string(file["file_url"])),
-        )
+        source = quote_string(file["file_url"])
+        yield f"@{stage}/{file['relative_path']}", _call(user_session, registration, source)
 
 
 def unregister(
@@ -311,10 +309,8 @@ def _execute(
         case "function":
             yield from _keep_function(user_session, registration, about, statement, failed)
         case "grant":
-            try:
+            with _noting_failure(statement, failed):
                 yield _grant(user_session, registration, about, statement)
-            except StatementFailed as error:
-                failed.append(f"{statement} ({error})")
 
 
 def _keep_stage(user_session: UserSession, registration: Registration, statement: str) -> Iterator[str]:
@@ -358,7 +354,9 @@ def _keep_function(
         yield f"Replacing {about.thing} drops its grants, which are restored right after:"
         yield "\n".join(f"  {grant};" for grant in grants)
     user_session.rows(statement)
-    failed += _restore(user_session, grants)
+    for grant in grants:
+        with _noting_failure(grant, failed):
+            user_session.rows(grant)
     yield _line("replaced" if there else "created", about.thing)
 
 
@@ -398,15 +396,13 @@ def _grantee(row: Mapping[str, Any], database: str) -> str:
     return f"{kind} {quote_identifier(name)}"
 
 
-def _restore(user_session: UserSession, grants: list[str]) -> list[str]:
-    """Restore the grants. Returns those that failed, each with the reason."""
-    failed = []
-    for grant in grants:
-        try:
-            user_session.rows(grant)
-        except StatementFailed as error:
-            failed.append(f"{grant} ({error})")
-    return failed
+@contextmanager
+def _noting_failure(grant: str, failed: list[str]) -> Iterator[None]:
+    """Add a grant that fails to `failed`, with the reason."""
+    try:
+        yield
+    except StatementFailed as error:
+        failed.append(f"{grant} ({error})")
 
 
 def _grant(user_session: UserSession, registration: Registration, about: About, statement: str) -> str:
@@ -451,14 +447,14 @@ def keep_integration(user_session: UserSession, registration: Registration, crea
     if not has_integration(user_session, registration.integration):
         [row] = user_session.rows(create)
         if "already exists" not in str(row["status"]):  # SHOW may hide an existing one from this role
-            yield f"created    {thing}"
+            yield _line("created", thing)
             return
     properties = describe_integration(user_session, registration.integration)
     _require_same_kind(registration, properties)
     options = _options_to_alter(registration.variables, properties)
     if options:
         user_session.rows(f"ALTER {thing} SET {' '.join(options)}")
-    yield f"{'altered' if options else 'unchanged':<10} {thing}"
+    yield _line("altered" if options else "unchanged", thing)
     if properties.get("ENABLED", "true").lower() == "false":
         yield f"Note: {thing} is disabled, so functions that use it fail."
 

@@ -5,6 +5,7 @@ import posixpath
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -151,11 +152,7 @@ def _is_same(path: Path, size: int, md5: str | None) -> bool:
     if path.stat().st_size != size:
         return False
     with path.open("rb") as content:
-        return hashlib.file_digest(content, _md5).hexdigest() == md5
-
-
-def _md5() -> "hashlib._Hash":
-    return hashlib.md5(usedforsecurity=False)
+        return hashlib.file_digest(content, partial(hashlib.md5, usedforsecurity=False)).hexdigest() == md5
 
 
 def _parts_of_artifact(network: Path) -> list[Path]:

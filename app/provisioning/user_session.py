@@ -7,6 +7,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any, Self
 
 from app.client import ClientError
@@ -17,6 +18,7 @@ from app.snowflake.errors import NETWORK_POLICY_RULE
 
 if TYPE_CHECKING:
     from snowflake.connector import SnowflakeConnection
+    from snowflake.connector.cursor import SnowflakeCursor
 
 # Type codes of VARIANT, OBJECT and ARRAY, whose values come as JSON text.
 # Source: Snowflake Connector for Python API, "Data types and type codes".
@@ -60,16 +62,12 @@ class UserSession:
         self, statement: str, parameters: Sequence[object] = ()
     ) -> tuple[list[str], list[list[Any]], str]:
         """Column names, rows with parsed JSON, and the query id. Raises StatementFailed."""
-        with self._connection.cursor() as cursor:
-            try:
-                cursor.execute(statement, tuple(parameters) or None)
-                rows = cursor.fetchall()
-            except self._error as error:
-                raise StatementFailed(describe_error(error)) from None
+        with self._cursor() as cursor:
+            cursor.execute(statement, tuple(parameters) or None)
+            rows = cursor.fetchall()
             columns = [column[0] for column in cursor.description]
             semi_structured = [column[1] in _SEMI_STRUCTURED for column in cursor.description]
-            query_id = cursor.sfqid or ""
-        return columns, [_unpack(row, semi_structured) for row in rows], query_id
+            return columns, [_unpack(row, semi_structured) for row in rows], cursor.sfqid or ""
 
     def put(self, content: IO[bytes], name: str, location: str, *, overwrite: bool) -> str:
         """Upload one file uncompressed to `location`, a stage and a folder in it. Returns PUT's status.
@@ -80,13 +78,19 @@ class UserSession:
             f"PUT {quote_string(f'file://{name}')} {quote_string(location)} "
             f"AUTO_COMPRESS=FALSE OVERWRITE={'TRUE' if overwrite else 'FALSE'}"
         )
+        with self._cursor() as cursor:
+            cursor.execute(statement, file_stream=content)
+            [row] = cursor.fetchall()
+            return str(row[6])
+
+    @contextmanager
+    def _cursor(self) -> Iterator["SnowflakeCursor"]:
+        """Raises StatementFailed for the connector's errors."""
         with self._connection.cursor() as cursor:
             try:
-                cursor.execute(statement, file_stream=content)
-                [row] = cursor.fetchall()
+                yield cursor
             except self._error as error:
                 raise StatementFailed(describe_error(error)) from None
-        return str(row[6])
 
 
 def open_user_session(connection_name: str | None) -> UserSession:
