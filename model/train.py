@@ -12,7 +12,7 @@ from model.arrays import Floats, Ints, Mask, Pixels, Strings
 from model.artifact import Artifact, save_samples
 from model.compile import compile_artifact
 from model.evaluation.hard_images import out_of_distribution_sets
-from model.evaluation.report import About, Labelled, report_on
+from model.evaluation.report import report_on
 from model.image import ImageSpec
 from model.networks.keras_model import count_macs
 from model.tensorflow_engine import TensorFlowClassifier
@@ -109,8 +109,10 @@ def write_report(
     folds: tuple[LabelledImages, Floats] | None,
     command: str,
 ) -> None:
-    about = About(command, artifact.card.metrics["verdict"], folds)
-    page = report_on(artifact, Labelled(tested, data_dir, "test"), (), report_dir_of(artifact.h5_path), about)
+    said, report_dir = artifact.card.metrics["verdict"], report_dir_of(artifact.h5_path)
+    page = report_on(
+        artifact, tested, data_dir, "test", report_dir, command=command, of_training=said, folds=folds
+    )
     print(f"Wrote {page} and its figures.")
 
 

@@ -114,11 +114,13 @@ def evaluate(
     if report is not None:
         with _progress_on_stderr(as_json):
             with needs_extra("train"):
-                from model.evaluation.report import About, Labelled, report_on  # noqa: PLC0415 - optional
+                from model.evaluation.report import report_on  # noqa: PLC0415 - optional
                 from model.training.folder import load_part  # noqa: PLC0415
             images = load_part(data, split, artifact.card.class_names, artifact.card.image)
-            given = Labelled(images, data, split)
-            page = report_on(artifact, given, out_of_distribution, report, About(command))
+            page = report_on(
+                artifact, images, data, split, report,
+                out_of_distribution_dirs=out_of_distribution, command=command,
+            )  # fmt: skip
             print(f"Wrote {page} and its figures.")
 
 

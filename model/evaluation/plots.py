@@ -76,8 +76,7 @@ def confusion(matrix: Ints, class_names: Sequence[str]) -> bytes:
     """Rows are true classes; a cell's shade is its share of the row."""
     classes = len(class_names)
     side = min(2.6 + 0.6 * classes, 12)
-    figure, axes = _figure(side, side, 1, 1)
-    axis = axes[0, 0]
+    figure, axis = _axis(side, side)
     axis.grid(visible=False)
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -95,8 +94,7 @@ def confusion(matrix: Ints, class_names: Sequence[str]) -> bytes:
 
 
 def reliability_diagram(found: Reliability) -> bytes:
-    figure, axes = _figure(5.4, 4.8, 1, 1)
-    axis = axes[0, 0]
+    figure, axis = _axis(5.4, 4.8)
     some = found.images > 0
     axis.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="perfect")
     area = 20 + 260 * found.images[some] / found.images.max()
@@ -115,8 +113,7 @@ def reliability_diagram(found: Reliability) -> bytes:
 
 
 def risk_coverage_curve(found: RiskCoverage) -> bytes:
-    figure, axes = _figure(WIDTH, 3.6, 1, 1)
-    axis = axes[0, 0]
+    figure, axis = _axis(WIDTH, 3.6)
     axis.plot(100 * found.coverage, 100 * found.risk, color=BLUE, linewidth=2, clip_on=False)
     axis.set(
         xlim=(0, 100),
@@ -129,8 +126,7 @@ def risk_coverage_curve(found: RiskCoverage) -> bytes:
 
 def novelty_histogram(scores: dict[str, Floats], threshold: float) -> bytes:
     """Histogram of scores by set of images, with the threshold; the first set is blue."""
-    figure, axes = _figure(WIDTH, 3.6, 1, 1)
-    axis = axes[0, 0]
+    figure, axis = _axis(WIDTH, 3.6)
     most = max(float(np.quantile(values, 0.98)) for values in scores.values())
     bins = np.linspace(0, max(most, 2 * threshold), 50)
     shades = itertools.cycle([BLUE, ORANGE, *mpl.color_sequences["tab10"][2:]])
@@ -149,8 +145,7 @@ def novelty_histogram(scores: dict[str, Floats], threshold: float) -> bytes:
 
 def robustness_chart(accuracies: dict[tuple[str, str], float], clean: float) -> bytes:
     """A bar of accuracy per kind and severity, with a line at the accuracy on clean images."""
-    figure, axes = _figure(WIDTH, 0.8 + 0.27 * len(accuracies), 1, 1)
-    axis = axes[0, 0]
+    figure, axis = _axis(WIDTH, 0.8 + 0.27 * len(accuracies))
     names = [f"{kind}, {severity}" for kind, severity in accuracies]
     places = np.arange(len(names))
     axis.barh(places, [100 * value for value in accuracies.values()], color=BLUE, height=0.7)
@@ -162,6 +157,11 @@ def robustness_chart(accuracies: dict[tuple[str, str], float], clean: float) -> 
     axis.grid(visible=False, axis="y")
     axis.set(xlim=(0, 108), xlabel="accuracy in % (dashed: clean images)")
     return _png(figure)
+
+
+def _axis(width: float, height: float) -> tuple[Figure, Any]:
+    figure, axes = _figure(width, height, 1, 1)
+    return figure, axes[0, 0]
 
 
 def _figure(width: float, height: float, rows: int, columns: int) -> tuple[Figure, NDArray[Any]]:

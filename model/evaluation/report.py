@@ -10,7 +10,7 @@ import numpy as np
 from model.arrays import Floats, Pixels
 from model.artifact import Artifact
 from model.defaults import usable_cores, user_cache_dir
-from model.engines import Answers, Classifier, open_classifier
+from model.engines import Classifier, open_classifier
 from model.evaluation import plots
 from model.evaluation.crossvalidate import NETWORKS, Predictions
 from model.evaluation.hard_images import DRAWN, corruptions, out_of_distribution_sets
@@ -26,40 +26,14 @@ _EPOCH = "In an epoch, the training shows each of its images once."
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """The images of a report: one split of a folder."""
-
-    data: LabelledImages
-    data_dir: Path
-    split: str
-
-
-@dataclass(frozen=True)
-class About:
-    """What a report says besides the measurement of the given images."""
-
-    command: str = ""
-    """That makes the report again; empty if no command made it."""
-    verdict: str | None = None
-    """Of the training; None for a verdict on the given images."""
-    folds: tuple[LabelledImages, Floats] | None = None
-    """The training's images and their probabilities (n, k) by folds, if the test images are few."""
-
-
-@dataclass(frozen=True)
 class _Measured:
-    """An artifact, its outputs on labelled images, and its novelty scores on out-of-distribution images."""
+    """An artifact, its answers on labelled images, and its novelty scores on out-of-distribution images."""
 
     artifact: Artifact
     classifier: Classifier
-    given: Labelled
-    answers: Answers
+    study: Study
     novelty: dict[str, Floats] = field(default_factory=dict)
-    """Scores (m,) by set of images, the given images first; empty without a novelty detector."""
-
-    @property
-    def accuracy(self) -> float:
-        return float((self.answers.probabilities.argmax(axis=1) == self.given.data.labels).mean())
+    """Scores (m,) by set of images, the study's first; empty without a novelty detector."""
 
     def heat(self, image: Pixels, label: int) -> Floats | None:
         """Evidence (h, w) for a class in an image; None if the network shows none."""
@@ -72,30 +46,37 @@ class _Measured:
         return heat_of(image, features[0], against_the_others(weights.to_array())[:, label])
 
 
-def report_on(
+def report_on(  # noqa: PLR0913 - each is said by its name
     artifact: Artifact,
-    given: Labelled,
-    out_of_distribution_dirs: Sequence[Path],
+    data: LabelledImages,
+    data_dir: Path,
+    split: str,
     report_dir: Path,
-    about: About,
+    *,
+    out_of_distribution_dirs: Sequence[Path] = (),
+    command: str = "",
+    of_training: str | None = None,
+    folds: tuple[LabelledImages, Floats] | None = None,
 ) -> Path:
-    """Measure an artifact, write the page and its figures, and return the path of the page."""
-    measured = _measure(artifact, given, out_of_distribution_dirs)
-    what = f"{given.split} images"
-    names = artifact.card.class_names
-    study = Study(names, given.data, given.data_dir, what, measured.answers.probabilities)
-    if about.folds is not None:
-        data, probabilities = about.folds
-        study = Study(names, data, given.data_dir, f"images, by {FOLDS} folds", probabilities)
+    """Measure an artifact on the `split` of a folder, and write the page, whose path is returned.
+
+    The page names the `command` that makes it again, if any. `of_training` is the verdict of a training, in
+    place of one on the given images; `folds` are its images and their probabilities (n, k) by folds, if the
+    given images are few.
+    """
+    measured = _measure(artifact, data, data_dir, split, out_of_distribution_dirs)
+    study = measured.study
+    if folds is not None:
+        study = Study(study.class_names, folds[0], data_dir, f"images, by {FOLDS} folds", folds[1])
     page = Page(
         name=f"{artifact.name} {artifact.version}",
-        verdict=about.verdict or _verdict(measured),
+        verdict=of_training or _verdict(measured),
         study=study,
         heat_of=lambda place: measured.heat(study.data.images[place], int(study.predicted[place])),
         facts=[*_accuracy(study)],
         figures=[*answer_figures(study), *_network_figures(measured)],
-        origin=[Fact("folder", str(given.data_dir.absolute())), *_training_facts(artifact.card.training)],
-        command=about.command,
+        origin=[Fact("folder", str(data_dir.absolute())), *_training_facts(artifact.card.training)],
+        command=command,
     )
     return write_page(page, report_dir)
 
@@ -142,31 +123,30 @@ def report_folds(
     return write_page(page, report_dir)
 
 
-def _measure(artifact: Artifact, given: Labelled, out_of_distribution_dirs: Sequence[Path]) -> _Measured:
+def _measure(
+    artifact: Artifact, data: LabelledImages, data_dir: Path, split: str, foreign_dirs: Sequence[Path]
+) -> _Measured:
     classifier = open_classifier(artifact, "litert", usable_cores(), user_cache_dir())
-    answers = classifier.answer(given.data.images)
+    answers = classifier.answer(data.images)
+    study = Study(artifact.card.class_names, data, data_dir, f"{split} images", answers.probabilities)
     novelty, scores = artifact.card.novelty, {}
     if novelty is not None and answers.embeddings is not None:
-        scores[f"{given.split} images"] = novelty.score(answers.embeddings)
-        for name, images in out_of_distribution_sets(artifact.card.image, out_of_distribution_dirs).items():
+        scores[study.what] = novelty.score(answers.embeddings)
+        for name, images in out_of_distribution_sets(artifact.card.image, foreign_dirs).items():
             embeddings = classifier.answer(images).embeddings
             if embeddings is not None:
                 scores[name] = novelty.score(embeddings)
-    return _Measured(artifact, classifier, given, answers, scores)
+    return _Measured(artifact, classifier, study, scores)
 
 
 def _verdict(measured: _Measured) -> str:
     """Verdict on a measurement of images that the network may know, and of classes of unknown sizes."""
-    card, given = measured.artifact.card, measured.given
+    card, study = measured.artifact.card, measured.study
     abstained = foreign = None
     if card.novelty is not None and measured.novelty:
         abstains = {name: scores > card.novelty.threshold for name, scores in measured.novelty.items()}
-        abstained, foreign = (
-            abstains[f"{given.split} images"],
-            np.concatenate([abstains[name] for name in DRAWN]),
-        )
-    predicted = measured.answers.probabilities.argmax(axis=1)
-    answers = Unseen(given.data.labels, predicted, abstained, what=f"{given.split} images")
+        abstained, foreign = abstains[study.what], np.concatenate([abstains[name] for name in DRAWN])
+    answers = Unseen(study.data.labels, study.predicted, abstained, what=study.what)
     return verdict(answers, foreign, card.class_names, None)
 
 
@@ -240,7 +220,7 @@ def _network_figures(measured: _Measured) -> Iterator[Drawn]:
     card = measured.artifact.card
     if card.novelty is not None and measured.novelty:
         yield _novelty(measured.novelty, card.novelty.threshold)
-    yield _robustness(_corrupted(measured), measured.accuracy)
+    yield _robustness(_corrupted(measured), float(measured.study.right.mean()))
     if "loss_by_epoch" in card.training:
         curves = plots.training_curves(card.training["loss_by_epoch"], card.training["accuracy_by_epoch"])
         words = (
@@ -261,7 +241,7 @@ def _novelty(scores: dict[str, Floats], threshold: float) -> Drawn:
 
 def _corrupted(measured: _Measured) -> dict[tuple[str, str], float]:
     """Accuracy by kind and severity of corruption."""
-    data = measured.given.data
+    data = measured.study.data
     return {
         (kind, severity): float(
             (measured.classifier.predict(corrupt(data.images)).argmax(axis=1) == data.labels).mean()
