@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from model.evaluation.report import report_on
 from model.image import ImageSpec
 from model.networks.keras_model import count_macs
 from model.tensorflow_engine import TensorFlowClassifier
+from model.training import recipe
 from model.training.candidates import Chosen, choose
 from model.training.fit import Fitted, Knobs, with_image
 from model.training.folder import (
@@ -25,6 +27,7 @@ from model.training.folder import (
     choose_channels,
     describe_folder,
     load_folder,
+    load_part,
     split,
 )
 from model.training.metrics import Metrics, measure
@@ -68,6 +71,16 @@ def train(  # noqa: PLR0913 - each is said by its name
     checkpoint.unlink(missing_ok=True)
     for name, metrics in measured.items():
         print(f"{name}: {metrics.correct} of {metrics.images} right, loss {metrics.loss:.3f}")
+    return artifact
+
+
+def train_recipe(  # noqa: PLR0913 - each is said by its name
+    data_dir: Path, h5_path: Path, knobs: recipe.Knobs, seeds: Sequence[int], *, force: bool, command: str
+) -> Artifact:
+    """As `train`, for the published recipe, which keeps the best of the seeds and cannot resume."""
+    artifact = recipe.train(knobs, data_dir, h5_path, seeds, force=force)
+    tested = load_part(data_dir, "test", artifact.card.class_names, artifact.card.image)
+    write_report(artifact, data_dir, tested, None, command)
     return artifact
 
 

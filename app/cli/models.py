@@ -42,51 +42,24 @@ def train(
 ) -> None:
     _refuse_unused_flags(network, seeds, size, accuracy)
     command = command if force else f"{command} --force"  # made again, it replaces the network
+    with needs_extra("train"):
+        from model import train as training  # noqa: PLC0415 - optional
+        from model.training import fit, recipe  # noqa: PLC0415
     with _progress_on_stderr(as_json):
         if network == "recipe":
-            artifact = _train_recipe(data, output, seeds, epochs, command, force=force)
+            knobs = recipe.Knobs() if epochs is None else recipe.Knobs(epochs=epochs)
+            artifact = training.train_recipe(data, output, knobs, seeds, force=force, command=command)
         else:
-            artifact = _train_texture(data, output, seeds[0], epochs, size, accuracy, command, force=force)
+            options = fit.Knobs(accuracy=accuracy, epochs=epochs)
+            if size is not None:
+                options = fit.with_image(options, height=size[0], width=size[1])
+            artifact = training.train(data, output, options, seeds[0], force=force, command=command)
     found = artifact.card.metrics["verdict"]
     if as_json:
         print(json.dumps({**_facts_of(artifact), "verdict": found}))
         return
     print(f"Saved {artifact.h5_path}, its card and its compiled model.")
     print(found)
-
-
-def _train_recipe(
-    data: Path, output: Path, seeds: list[int], epochs: int | None, command: str, *, force: bool
-) -> Artifact:
-    with needs_extra("train"):
-        from model.train import write_report  # noqa: PLC0415 - optional
-        from model.training.folder import load_part  # noqa: PLC0415
-        from model.training.recipe import Knobs, train  # noqa: PLC0415
-    knobs = Knobs() if epochs is None else Knobs(epochs=epochs)
-    artifact = train(knobs, data, output, seeds, force=force)
-    tested = load_part(data, "test", artifact.card.class_names, artifact.card.image)
-    write_report(artifact, data, tested, None, command)
-    return artifact
-
-
-def _train_texture(
-    data: Path,
-    output: Path,
-    seed: int,
-    epochs: int | None,
-    size: tuple[int, int] | None,
-    accuracy: float | None,
-    command: str,
-    *,
-    force: bool,
-) -> Artifact:
-    with needs_extra("train"):
-        from model.train import train  # noqa: PLC0415 - optional
-        from model.training.fit import Knobs, with_image  # noqa: PLC0415
-    knobs = Knobs(accuracy=accuracy, epochs=epochs)
-    if size is not None:
-        knobs = with_image(knobs, height=size[0], width=size[1])
-    return train(data, output, knobs, seed, force=force, command=command)
 
 
 @without_native_log()
