@@ -26,7 +26,7 @@ from model.artifact import Artifact, ArtifactCard, WrittenArtifact, golden_image
 from model.compile import compile_artifact, compile_with_stages
 from model.compiled import next_to_h5, write_compiled
 from model.engines import Classifier, LiteRtClassifier, self_test, verify_golden
-from model.errors import ArtifactError, DatasetError
+from model.errors import ArtifactError
 from model.evaluation.hard_images import out_of_distribution_sets
 from model.evidence import OCCLUSION_RUNS
 from model.networks.network import open_network
@@ -133,9 +133,8 @@ def _bare_card(artifact: Artifact) -> ArtifactCard:
 
 
 def _load_images(data_dir: Path, card: ArtifactCard) -> _Images:
-    folder = load_folder(data_dir, card.image)
-    order = _order_of(folder.class_names, card.class_names)
-    labels = order[folder.data.labels]
+    folder = load_folder(data_dir, card.image, card.class_names)
+    labels = folder.data.labels
     if folder.splits[0]:
         valid, test = folder.splits == "valid", folder.splits == "test"
         parts = [_Part(valid, ~test, test)]
@@ -146,21 +145,6 @@ def _load_images(data_dir: Path, card: ArtifactCard) -> _Images:
         every = np.ones(len(labels), dtype=bool)
         fitted = _Part(every, every, ~every)
     return _Images(folder.data.images, labels, folder.groups, tuple(parts), fitted)
-
-
-def _order_of(found: Sequence[str], class_names: Sequence[str]) -> Ints:
-    """The index in the card of each class that was found. Raises DatasetError unless all are the same."""
-    index = {_key(name): number for number, name in enumerate(class_names)}
-    if {_key(name) for name in found} != set(index):
-        raise DatasetError(
-            f"The images must be in a folder for each of the network's classes, {', '.join(class_names)}. "
-            f"Received: {', '.join(found)}."
-        )
-    return np.array([index[_key(name)] for name in found], dtype=np.int64)
-
-
-def _key(name: str) -> str:
-    return name.strip().casefold().replace("/", "_")
 
 
 def _logits_of(artifact: Artifact, bare: ArtifactCard, pixels: Pixels) -> Floats:

@@ -8,7 +8,7 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -70,7 +70,7 @@ class LabelledImages:
 @dataclass(frozen=True)
 class Folder:
     class_names: tuple[str, ...]
-    """Sorted, which is the order of the network's outputs."""
+    """In the order of the network's outputs."""
     data: LabelledImages
     splits: Strings
     """(n,): train, valid or test; empty strings if the folder has no split."""
@@ -81,10 +81,15 @@ class Folder:
     warnings: tuple[str, ...]
 
 
-def load_folder(data_dir: Path, spec: ImageSpec) -> Folder:
-    """Load and check every image. Raises DatasetError that lists all faults of a kind and how to fix them."""
+def load_folder(data_dir: Path, spec: ImageSpec, known_classes: tuple[str, ...] = ()) -> Folder:
+    """Load and check every image. Raises DatasetError that lists all faults of a kind and how to fix them.
+
+    The classes are in the order of their folders' names, or of `known_classes`, which must be the same in any
+    case, with `_` for a slash.
+    """
     folders = list(_class_folders(data_dir))
     class_names = _class_names(data_dir, {folder.name for _, folder in folders})
+    class_names = _in_order(data_dir, class_names, known_classes) if known_classes else class_names
     found = list(_find_images(folders))
     _refuse_small_classes(found, {split for split, _ in folders}, class_names)
     data = _decode_all(found, class_names, spec)
@@ -120,11 +125,8 @@ def load_part(data_dir: Path, name: str, class_names: tuple[str, ...], spec: Ima
     not those of `class_names`, or an image cannot be decoded.
     """
     if not (data_dir / name).is_dir():
-        folder = load_folder(data_dir, spec)
-        ordered = _in_order(data_dir, folder.class_names, class_names)
-        indices = np.array([ordered.index(found_name) for found_name in folder.class_names])
-        part = folder.data.take(split(folder) == name)
-        return replace(part, labels=indices[part.labels])
+        folder = load_folder(data_dir, spec, class_names)
+        return folder.data.take(split(folder) == name)
     found_names = tuple(folder.name for folder in _subfolders(data_dir / name))
     ordered = _in_order(data_dir / name, found_names, class_names)
     found = list(_find_images((name, data_dir / name / found_name) for found_name in ordered))

@@ -192,7 +192,7 @@ class TestRefusals:
     def test_folder_without_a_class(self, folder: Path, tmp_path: Path) -> None:
         data = shutil.copytree(folder, tmp_path / "two")
         shutil.rmtree(data / "mid")
-        self.check(make(tmp_path), data, DatasetError, "each of the network's classes")
+        self.check(make(tmp_path), data, DatasetError, "must contain the classes")
 
     def test_two_images_of_a_class(self, tmp_path: Path) -> None:
         self.check(make(tmp_path), write_images(tmp_path / "two", 2), DatasetError, "at least 3 images")
