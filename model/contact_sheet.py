@@ -153,9 +153,9 @@ class ContactSheet:
     def reason(self, candidate: Candidate) -> str:
         row = self._row_of(candidate)
         if self.is_labelled:
-            return (
-                f"{candidate.name} is right on {row.right} of {len(row.labelled)} images{self._others(row)}."
-            )
+            most = max((other.right for other in self.rows if other is not row), default=None)
+            others = "" if most is None else f", the others on at most {most}"
+            return f"{candidate.name} is right on {row.right} of {len(row.labelled)} images{others}."
         if row.norm_distance is not None:
             return (
                 f"With {candidate.name}, the first batch normalisation receives inputs at a distance of "
@@ -200,10 +200,6 @@ class ContactSheet:
 
     def _row_of(self, candidate: Candidate) -> Row:
         return next(row for row in self.rows if row.candidate == candidate)
-
-    def _others(self, row: Row) -> str:
-        others = [other.right for other in self.rows if other is not row]
-        return f", the others on at most {max(others)}" if others else ""
 
 
 def judge(

@@ -1,7 +1,7 @@
 """Make an artifact of a network that was trained elsewhere: read, describe, check, compile and save it."""
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -150,11 +150,12 @@ def import_network(path: Path, request: Request) -> Imported:
     artifact = _save(work, card, path, target)
     if request.try_dir is not None:
         TrialImages.of(request.try_dir, class_names).save_samples(artifact)
+    inside = sorted(set(file.layers) & {*_SCALING_LAYERS, "BatchNormalization", "TFOpLambda"})
     shapes = f"Input {_shape(network.input_shape)}, output {_shape(network.output_shape)}."
     findings = (
         f"Written by {file.writer}. {shapes}",
         f"Ending: {_ENDINGS[ending]}.",
-        *_describe_inside(file),
+        *([f"Inside: {', '.join(inside)}."] if inside else []),
         f"Preprocessing: {chosen.describe()}. {reason}",
         f"Classes: {', '.join(class_names)}.",
     )
@@ -200,7 +201,10 @@ def find_ending(network: Network, *, is_multi_label: bool) -> Ending:
         ending: Ending = "probabilities"
     else:
         in_range = activation in (None, "hard_sigmoid") and bool(((values >= 0) & (values <= 1)).all())
-        ending = _independent_ending(outputs, is_sigmoid=activation == "sigmoid" or in_range)
+        if activation == "sigmoid" or in_range:
+            ending = "sigmoid" if outputs == 1 else "sigmoids"
+        else:
+            ending = "logit" if outputs == 1 else "logits"
     if ending == "logits" and is_multi_label:
         return "multi_label_logits"
     if is_multi_label and ending not in MULTI_LABEL:
@@ -221,12 +225,6 @@ _ENDINGS: dict[Ending, str] = {
     "sigmoids": "independent sigmoids (multi-label)",
     "multi_label_logits": "independent logits (multi-label), to which a sigmoid is applied",
 }
-
-
-def _independent_ending(outputs: int, *, is_sigmoid: bool) -> Ending:
-    if outputs == 1:
-        return "sigmoid" if is_sigmoid else "logit"
-    return "sigmoids" if is_sigmoid else "logits"
 
 
 def _target(path: Path, request: Request) -> Path:
@@ -341,12 +339,6 @@ def _is_teachable_machine(file: NetworkFile, network: Network) -> bool:
     return parts.count("Sequential") == 2 and set(parts) <= {"Sequential", "InputLayer"}
 
 
-def _describe_inside(file: NetworkFile) -> Iterator[str]:
-    names = sorted(set(file.layers) & {*_SCALING_LAYERS, "BatchNormalization", "TFOpLambda"})
-    if names:
-        yield f"Inside: {', '.join(names)}."
-
-
 def _try(work: _Import, likely: _Likely | None) -> ContactSheet | None:
     request = work.request
     if request.try_dir is None:
@@ -354,17 +346,18 @@ def _try(work: _Import, likely: _Likely | None) -> ContactSheet | None:
     images = TrialImages.of(request.try_dir, work.class_names)
     stated = _stated(work)
     # Teachable Machine's is `symmetric` with a crop, so that chance would decide between them.
-    names = [name for name in PRESETS if name != "teachable-machine" and _suits(PRESETS[name], work.spec)]
+    is_grey = work.spec.channels == 1
+    names = [
+        name
+        for name, preset in PRESETS.items()
+        if name != "teachable-machine" and not (is_grey and (len(preset.offset) > 1 or preset.order == "bgr"))
+    ]
     candidates = [Candidate.of(name, work.spec) for name in names]
     more = filter(None, (stated, None if likely is None else likely.candidate))
     fitted = [candidate.fitted(request.fit, request.resample) for candidate in (*candidates, *more)]
     return judge(
         images, list(dict.fromkeys(fitted)), lambda candidate: _predictor(work, candidate), work.network
     )
-
-
-def _suits(preprocessing: Preprocessing, spec: ImageSpec) -> bool:
-    return spec.channels == 3 or (len(preprocessing.offset) == 1 and preprocessing.order == "rgb")
 
 
 def _stated(work: _Import) -> Candidate | None:

@@ -19,7 +19,7 @@ from model.networks.keras_model import count_macs
 from model.tensorflow_engine import TensorFlowClassifier
 from model.training import recipe
 from model.training.candidates import Chosen, choose
-from model.training.fit import Fitted, Knobs, with_image
+from model.training.fit import Knobs, with_image
 from model.training.folder import (
     SPLITS,
     Folder,
@@ -59,7 +59,10 @@ def train(  # noqa: PLR0913 - each is said by its name
     seconds = round(time.monotonic() - started, 1)
     card_parts = _card_parts(folder, splits, knobs, chosen)
     measured = _measure(folder, splits, chosen)
-    card_parts["metrics"] = {name: _round(asdict(metrics)) for name, metrics in measured.items()}
+    card_parts["metrics"] = {
+        name: {key: round(value, 6) for key, value in asdict(metrics).items()}
+        for name, metrics in measured.items()
+    }
     card_parts["metrics"]["verdict"] = _verdict(folder, splits, knobs.image, chosen)
     card_parts["training"] |= {"seed": seed, "train_seconds": seconds}
     artifact = save(chosen.network, h5_path, card_parts)
@@ -135,7 +138,10 @@ def report_dir_of(h5_path: Path) -> Path:
 
 
 def _card_parts(folder: Folder, splits: Strings, knobs: Knobs, chosen: Chosen) -> dict[str, Any]:
-    history = chosen.fitted
+    curves = {}
+    if chosen.fitted is not None:
+        for name, values in (("loss", chosen.fitted.loss), ("accuracy", chosen.fitted.accuracy)):
+            curves[f"{name}_by_epoch"] = [round(value, 4) for value in values]
     return {
         "class_names": folder.class_names,
         "image": knobs.image,
@@ -150,16 +156,5 @@ def _card_parts(folder: Folder, splits: Strings, knobs: Knobs, chosen: Chosen) -
             "temperature": round(chosen.temperature, 4),
             "expected_accuracy": round(chosen.accuracy, 4),
         }
-        | ({} if history is None else _curves(history)),
+        | curves,
     }
-
-
-def _curves(fitted: Fitted) -> dict[str, list[float]]:
-    return {
-        "loss_by_epoch": [round(loss, 4) for loss in fitted.loss],
-        "accuracy_by_epoch": [round(accuracy, 4) for accuracy in fitted.accuracy],
-    }
-
-
-def _round(figures: dict[str, Any]) -> dict[str, Any]:
-    return {name: round(value, 6) if isinstance(value, float) else value for name, value in figures.items()}

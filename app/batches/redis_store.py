@@ -241,13 +241,7 @@ def _warn_of_corrupt_entry(kind: str, error: Exception) -> None:
 
 
 def _format(batch: SentBatch) -> bytes:
-    head = {
-        "batch_id": batch.batch_id,
-        "query_id": batch.query_id,
-        "content_encoding": batch.content_encoding,
-        "evidence": batch.evidence,
-        "caller": batch.caller,
-    }
+    head = {name: getattr(batch, name) for name in _Head.model_fields}
     return to_json(head) + b"\n" + batch.content
 
 

@@ -113,11 +113,8 @@ def describe_settings_faults(error: ValidationError) -> str:
     Leaves out errors that only follow from another error.
     """
     return "; ".join(
-        f"{_variable_at(fault['loc'])}: {fault['msg'].removeprefix('Value error, ')}"
+        f"{variable_of('_'.join(map(str, fault['loc']))).rstrip('_')}: "
+        f"{fault['msg'].removeprefix('Value error, ')}"
         for fault in error.errors(include_url=False)
         if fault["type"] != "default_factory_not_called"
     )
-
-
-def _variable_at(location: tuple[int | str, ...]) -> str:
-    return variable_of("_".join(map(str, location))) if location else "EXT_CLASSIFY"

@@ -5,7 +5,7 @@ import json
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
@@ -280,14 +280,9 @@ def _check_host(findings: Findings, allowlist: Allowlist, host: str, port: int) 
         findings.expecting(check, unreachable, OSError, ValueError),
         findings.expecting(check, private, UrlNotAllowed),
     ):
-        for address in _addresses(host, port):
-            allowlist.check_address(address)
+        for *_, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+            allowlist.check_address(str(address[0]))
         check_certificate(findings, check, host, port)
-
-
-def _addresses(host: str, port: int) -> Iterator[str]:
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return (str(address[0]) for *_, address in found)
 
 
 def check_certificate(findings: Findings, check: str, host: str, port: int) -> None:
@@ -316,13 +311,13 @@ def check_date_header(findings: Findings, date_header: str | None, whose: str) -
 
 def check_service_login(findings: Findings, settings: Settings) -> None:
     """Log in with these settings, and sign and fetch a file of each stage, as the service does."""
-    findings.extend(asyncio.run(_check_as_service(settings)))
 
+    async def check() -> list[Finding]:
+        fetcher, session = create_fetcher(settings), SnowflakeSession(settings)
+        async with fetcher, session:
+            return await SelfCheck(settings, session, StageReader(settings, session, fetcher)).run()
 
-async def _check_as_service(settings: Settings) -> list[Finding]:
-    fetcher, session = create_fetcher(settings), SnowflakeSession(settings)
-    async with fetcher, session:
-        return await SelfCheck(settings, session, StageReader(settings, session, fetcher)).run()
+    findings.extend(asyncio.run(check()))
 
 
 def check_own_login(findings: Findings, open_user_session: Callable[[], UserSession], function: str) -> None:

@@ -61,8 +61,8 @@ def register_function(
     as_json: bool,
     **given: Any,
 ) -> None:
-    if local and not dry_run:
-        given["url"] = _local_url(given, port)
+    if local and not dry_run and given["url"] is None and given["provider"] != "spcs":
+        given["url"] = f"{local_service(port)}/classify"
     registration = read_flags(given, _defaults(local))
     if verifies and "owner_role" in registration.variables:
         raise UsageError("--owner-role does not allow --verify: the owner role runs it.")
@@ -83,11 +83,6 @@ def register_function(
             _print_verification(user_session, registration, sample, as_json=as_json)
     if not as_json:
         _print_next_steps(registration, local, port)
-
-
-def _local_url(given: Mapping[str, Any], port: int) -> str | None:
-    url: str | None = given["url"]
-    return f"{local_service(port)}/classify" if url is None and given["provider"] != "spcs" else url
 
 
 def _require_answer(registration: Registration) -> None:

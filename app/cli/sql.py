@@ -103,7 +103,8 @@ def demo(images: Path | None, model: Path | None, port: int | None) -> None:
     end_well_when_stopped()
     with needs_extra("sql"):
         from app.cli.sql_shell import local_sql  # noqa: PLC0415 - optional
-    folder = _shortest(images or default_images(model, "--images"))
+    folder = images or default_images(model, "--images")
+    folder = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
     example = find_images([folder])[-1]
     with local_sql(folder, None, model, service_port=settings.port) as (shell, _, url, network, service):
         said = {"url": url, "network": network, "images": shell.images, "folder": folder}
@@ -188,8 +189,3 @@ def local_service(port: int) -> str:
         if has_integration(user_session, LOCAL_INTEGRATION):
             return allowed_prefixes(describe_integration(user_session, LOCAL_INTEGRATION))[0].rstrip("/")
     raise ClientError(f"The emulator on port {port} has no service of its own: name one with --url.")
-
-
-def _shortest(path: Path) -> Path:
-    """The path relative to the working directory, if it is inside it."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

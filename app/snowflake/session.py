@@ -56,11 +56,24 @@ class SnowflakeSession:
 
     async def query(self, statement: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         """All rows of one statement, in one round trip. Raises the InputErrors of app.snowflake.errors."""
-        return await self._with_connection(lambda connection: _fetch_all(connection, statement, parameters))
+
+        def fetch(connection: "SnowflakeConnection") -> list[tuple[Any, ...]]:
+            with connection.cursor() as cursor:
+                cursor.execute(statement, tuple(parameters) or None)
+                return cursor.fetchall()
+
+        return await self._with_connection(fetch)
 
     async def query_dicts(self, statement: str) -> list[dict[str, Any]]:
         """As query(), with the columns by their names: those of SHOW may move."""
-        return await self._with_connection(lambda connection: _fetch_dicts(connection, statement))
+
+        def fetch(connection: "SnowflakeConnection") -> list[dict[str, Any]]:
+            with connection.cursor() as cursor:
+                cursor.execute(statement)
+                names = [column[0] for column in cursor.description]
+                return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+
+        return await self._with_connection(fetch)
 
     async def download(self, stage: tuple[str, ...], path: str, max_bytes: int) -> bytes:
         """A staged file, decrypted by the connector. Raises FileMissing, ImageTooLarge, or as query()."""
@@ -189,21 +202,6 @@ class SnowflakeSession:
 def _log(error: Exception) -> None:
     """For the operator only: callers get the error number, not the message."""
     logger.warning("Snowflake: %s: %s", type(error).__name__, " ".join(str(error).split())[:500])
-
-
-def _fetch_all(
-    connection: "SnowflakeConnection", statement: str, parameters: Sequence[object]
-) -> list[tuple[Any, ...]]:
-    with connection.cursor() as cursor:
-        cursor.execute(statement, tuple(parameters) or None)
-        return cursor.fetchall()
-
-
-def _fetch_dicts(connection: "SnowflakeConnection", statement: str) -> list[dict[str, Any]]:
-    with connection.cursor() as cursor:
-        cursor.execute(statement)
-        names = [column[0] for column in cursor.description]
-        return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
 
 
 # AES in CBC mode pads each file by 1 to 16 bytes.
