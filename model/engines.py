@@ -247,15 +247,14 @@ class _Given:
     """A .tflite as it was given."""
 
     def __init__(self, content: bytes, card: ArtifactCard) -> None:
-        self._network = GivenTflite(content)
-        self._preprocessing = card.preprocessing or Preprocessing(scale=(card.scale,))
-        self._ending = card.ending
-        self._temperature = card.temperature
+        self._network, self._card = GivenTflite(content), card
 
     def answer(self, images: Images, *, with_features: bool) -> Answers:  # noqa: ARG002 - no features
-        run = self._network.probabilities
-        probabilities = [run(image, self._preprocessing, self._ending) for image in images]
-        return Answers(soften(np.concatenate(probabilities), self._temperature))
+        network, card = self._network, self._card
+        preprocessing = card.preprocessing or Preprocessing(scale=(card.scale,))
+        inputs = (network.arrange(_preprocess(image, preprocessing)) for image in images)
+        probabilities = [_to_probabilities(network.run(each), card.ending) for each in inputs]
+        return Answers(soften(np.concatenate(probabilities), card.temperature))
 
 
 class _OneImage:
@@ -340,11 +339,8 @@ class GivenTflite:
         outputs = _dequantise(self._interpreter.get_tensor(self._output["index"]), self._output)
         return outputs.reshape(1, -1)
 
-    def probabilities(self, image: Pixels, preprocessing: Preprocessing, ending: Ending) -> Floats:
-        """Probabilities (1, k) for one image (h, w, c)."""
-        return _to_probabilities(self.run(self._arrange(_preprocess(image, preprocessing))), ending)
-
-    def _arrange(self, image: Floats) -> Floats:
+    def arrange(self, image: Floats) -> Floats:
+        """An image (h, w, c) as the input: channels first, no channels, or flat."""
         shape = self.input_shape
         if len(shape) == 4:
             is_channels_first = shape[1] == image.shape[-1] != shape[-1]

@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import tensorflow as tf
@@ -72,6 +72,9 @@ _WRITTEN_ARITHMETIC = (
 )
 _TEACHABLE_MACHINE_SHAPE = (None, 224, 224, 3)
 
+_Likely: TypeAlias = tuple[Candidate, str] | None
+"""A preprocessing that the file makes likely, and why."""
+
 
 @dataclass(frozen=True)
 class Request:
@@ -95,22 +98,10 @@ class Request:
 class Imported(WrittenArtifact):
     sheet: ContactSheet | None
 
-
-@dataclass(frozen=True)
-class Checked:
-    """What images show of an artifact's preprocessing."""
-
-    sheet: ContactSheet
-    reason: str
-    warnings: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class _Likely:
-    """A preprocessing that the file makes likely, and why."""
-
-    candidate: Candidate
-    reason: str
+    @property
+    def table(self) -> list[tuple[str, ...]]:
+        """Header and rows of the sheet; empty without images."""
+        return [] if self.sheet is None else self.sheet.table()
 
 
 @dataclass
@@ -162,7 +153,7 @@ def import_network(path: Path, request: Request) -> Imported:
     return Imported(artifact, findings, tuple(work.warnings), sheet)
 
 
-def check_preprocessing(artifact: Artifact, try_dir: Path) -> Checked:
+def check_preprocessing(artifact: Artifact, try_dir: Path) -> Imported:
     """Try an artifact's preprocessing and others with images, and write the result to its card.
 
     Raises ArtifactError.
@@ -177,8 +168,8 @@ def check_preprocessing(artifact: Artifact, try_dir: Path) -> Checked:
     assert sheet is not None  # noqa: S101 - there is a folder
     chosen, reason = _choose(work, None, sheet)
     check = {"preprocessing_check": sheet.summary(chosen), "is_unchecked": bool(work.warnings)}
-    save_card(artifact.h5_path, card.model_copy(update=check))
-    return Checked(sheet, reason, tuple(work.warnings))
+    artifact = save_card(artifact.h5_path, card.model_copy(update=check))
+    return Imported(artifact, (reason,), tuple(work.warnings), sheet)
 
 
 def image_spec_of(input_shape: Shape, size: tuple[int, int] | None) -> ImageSpec:
@@ -302,18 +293,16 @@ def _flat_shape(values: int, size: tuple[int, int] | None) -> tuple[int | None, 
     return None, None, None
 
 
-def _find_likely(work: _Import) -> _Likely | None:
+def _find_likely(work: _Import) -> _Likely:
     layers = work.file.layers
     inside = [name for name in layers if name in _SCALING_LAYERS]
     if not inside:
         inside = ["arithmetic on the input"] if _has_arithmetic(work.file) else []
     if inside:
-        return _Likely(Candidate.of("raw", work.spec), f"The network has {inside[0]} inside.")
+        return Candidate.of("raw", work.spec), f"The network has {inside[0]} inside."
     if _is_teachable_machine(work.file, work.network):
-        return _Likely(
-            Candidate.of("teachable-machine", work.spec),
-            "The file has the structure of Teachable Machine's export.",
-        )
+        reason = "The file has the structure of Teachable Machine's export."
+        return Candidate.of("teachable-machine", work.spec), reason
     return None
 
 
@@ -339,7 +328,7 @@ def _is_teachable_machine(file: NetworkFile, network: Network) -> bool:
     return parts.count("Sequential") == 2 and set(parts) <= {"Sequential", "InputLayer"}
 
 
-def _try(work: _Import, likely: _Likely | None) -> ContactSheet | None:
+def _try(work: _Import, likely: _Likely) -> ContactSheet | None:
     request = work.request
     if request.try_dir is None:
         return None
@@ -353,7 +342,7 @@ def _try(work: _Import, likely: _Likely | None) -> ContactSheet | None:
         if name != "teachable-machine" and not (is_grey and (len(preset.offset) > 1 or preset.order == "bgr"))
     ]
     candidates = [Candidate.of(name, work.spec) for name in names]
-    more = filter(None, (stated, None if likely is None else likely.candidate))
+    more = filter(None, (stated, likely and likely[0]))
     fitted = [candidate.fitted(request.fit, request.resample) for candidate in (*candidates, *more)]
     return judge(
         images, list(dict.fromkeys(fitted)), lambda candidate: _predictor(work, candidate), work.network
@@ -372,14 +361,14 @@ def _stated(work: _Import) -> Candidate | None:
     return candidate.fitted(work.request.fit, work.request.resample)
 
 
-def _choose(work: _Import, likely: _Likely | None, sheet: ContactSheet | None) -> tuple[Candidate, str]:
+def _choose(work: _Import, likely: _Likely, sheet: ContactSheet | None) -> tuple[Candidate, str]:
     """The preprocessing to serve with, and the reason. Raises ArtifactError rather than guess."""
     request = work.request
     stated = _stated(work)
     if stated is not None:
         chosen, reason = stated, "As stated."
     elif likely is not None:
-        chosen, reason = likely.candidate.fitted(request.fit, request.resample), likely.reason
+        chosen, reason = likely[0].fitted(request.fit, request.resample), likely[1]
     elif sheet is not None:
         chosen, reason = sheet.recommended(None), "The images decide."
     else:

@@ -196,9 +196,8 @@ def import_model(
     if artifact.card.is_unchecked:
         following.insert(0, f"verify {served} --try DIR")
     closing = "".join(f"\nNext: ext-classify {command}" for command in following)
-    table = None if imported.sheet is None else imported.sheet.table()
     wrote = f"Wrote {card_path(artifact.h5_path)} and the compiled model."
-    _print_written(imported, wrote + closing, as_json=as_json, contact_sheet=table)
+    _print_written(imported, wrote + closing, as_json=as_json, contact_sheet=imported.table or None)
 
 
 @without_native_log()
@@ -280,7 +279,7 @@ def verify(model: Path, engine: Engine, try_dir: Path | None, as_json: bool) -> 
             from model.importing import check_preprocessing  # noqa: PLC0415 - optional
         logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns of each function that runs once
         checked = check_preprocessing(artifact, try_dir)
-        more = {"warnings": checked.warnings, "contact_sheet": checked.sheet.table()}
+        more = {"warnings": checked.warnings, "contact_sheet": checked.table}
     if as_json:
         print(json.dumps({**_facts_of(artifact), "engine": engine, **more}))
         return
@@ -288,9 +287,9 @@ def verify(model: Path, engine: Engine, try_dir: Path | None, as_json: bool) -> 
     names = ", ".join(artifact.card.class_names)
     print(f"{artifact.name} {artifact.version}: {names}; {size}, engine {engine}")
     if checked is not None:
-        header, *rows = checked.sheet.table()
+        header, *rows = checked.table
         PlainScreen().table(header, rows)
-        print("\n".join(f"Warning: {warning}" for warning in checked.warnings) or checked.reason)
+        print("\n".join(f"Warning: {warning}" for warning in checked.warnings) or checked.findings[0])
 
 
 def _facts_of(artifact: Artifact) -> dict[str, Any]:

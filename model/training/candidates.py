@@ -62,18 +62,18 @@ def choose(folder: Folder, splits: Strings, knobs: Knobs, seed: int, checkpoint:
 def _by_folds(frozen: FrozenStatistics, labels: Ints, splits: Strings, accuracy: float | None) -> Chosen:
     """The frozen network, measured on all images and then fitted to all but the test images."""
     answers = {views: frozen.cross_validate(views) for views in (frozen.views, 0)}
-    right = {views: _right(found.scores, labels) for views, found in answers.items()}
+    right = {views: _right(scores, labels) for views, (scores, _) in answers.items()}
     views = max(right, key=right.__getitem__)
     words = (
         f"Ridge regression on frozen statistics is right on {right[0]} of {len(labels)} images by {FOLDS} "
         f"folds, and with {frozen.views} turned copies of each image on {right[frozen.views]}."
     )
-    scores = answers[views].scores
+    scores, abstained = answers[views]
     used = np.asarray(splits != "test")
     chosen = _finish(frozen, frozen.fit(used, views), used, words, (scores, labels, accuracy))
     return replace(
         chosen,
-        folds=Unseen(labels, scores.argmax(axis=1), answers[views].abstained, f"by {FOLDS} folds"),
+        folds=Unseen(labels, scores.argmax(axis=1), abstained, f"by {FOLDS} folds"),
         fold_probabilities=softmax(scores / chosen.temperature),
     )
 

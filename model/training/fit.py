@@ -23,7 +23,6 @@ from zipfile import BadZipFile
 import keras
 import numpy as np
 import tensorflow as tf
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from model.arrays import Floats, Ints, Pixels, Strings
@@ -303,7 +302,8 @@ class Training:
     def save(self, checkpoint: Path, finished_epochs: int) -> None:
         """Write the state to `checkpoint` atomically."""
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        arrays = {f"v{number}": np.asarray(value) for number, value in enumerate(self._state())}
+        state = map(keras.ops.convert_to_numpy, self._variables())
+        arrays = {f"v{number}": np.asarray(value) for number, value in enumerate(state)}
         unfinished = checkpoint.with_name(checkpoint.name + ".part")
         with unfinished.open("wb") as file:
             curves = {"loss": self.loss, "accuracy": self.accuracy}
@@ -338,9 +338,6 @@ class Training:
             self.best_loss,
             self._step,
         ]
-
-    def _state(self) -> list[NDArray[np.generic]]:
-        return [keras.ops.convert_to_numpy(variable) for variable in self._variables()]
 
 
 def _assign(targets: Sequence[Any], values: Sequence[Any]) -> None:

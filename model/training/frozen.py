@@ -1,7 +1,6 @@
 """Fit the last layer of the frozen network, in seconds: the baseline of every training."""
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import keras
 import numpy as np
@@ -43,16 +42,6 @@ class TextureStatistics:
         return np.concatenate(list(rows))
 
 
-@dataclass(frozen=True)
-class FoldAnswers:
-    """Answers for each image, by a layer and a novelty detector fitted to the other folds."""
-
-    scores: Floats
-    """(n, k)."""
-    abstained: Mask
-    """(n,)."""
-
-
 class FrozenStatistics:
     """Statistics of a folder's images, of turned views of them and of synthetic negatives."""
 
@@ -76,7 +65,8 @@ class FrozenStatistics:
         """Scores (n, k) of all images, without views."""
         return layer(self._statistics[0])
 
-    def cross_validate(self, views: int) -> FoldAnswers:
+    def cross_validate(self, views: int) -> tuple[Floats, Mask]:
+        """Scores (n, k), and whether it abstains (n,), by a fit to the other folds."""
         scores = np.zeros((len(self._labels), self._classes), dtype=np.float32)
         abstained = np.zeros(len(self._labels), dtype=bool)
         for fold in range(FOLDS):
@@ -84,7 +74,7 @@ class FrozenStatistics:
             if tested.any() and not tested.all():
                 scores[tested] = self.scores(self.fit(~tested, views))[tested]
                 abstained[tested] = self.fit_novelty(~tested).abstains(self._statistics[0, tested])
-        return FoldAnswers(scores, abstained)
+        return scores, abstained
 
     def network(self, layer: Linear, temperature: float) -> keras.Model:
         """The network to save, with scores divided by `temperature`."""

@@ -16,7 +16,6 @@ from keras import layers
 
 from model.artifact import Artifact, save_samples
 from model.compile import compile_artifact
-from model.engines import Classifier
 from model.errors import TrainingError
 from model.image import ImageSpec
 from model.tensorflow_engine import TensorFlowClassifier
@@ -122,8 +121,9 @@ def train_one_seed(
         finished_epochs=best.finished_epochs,
         train_seconds=round(time.monotonic() - started, 1),
         interrupted=interrupted,
-        valid=_measure(classifier, splits["valid"]),
-        test=_measure(classifier, splits["test"]),
+        **{
+            name: measure(classifier.predict(splits[name].images), splits[name].labels) for name in SPLITS[1:]
+        },
     )
 
 
@@ -239,10 +239,6 @@ def _validation_batches(data: LabelledImages, num_classes: int, knobs: Knobs) ->
     one_hot = tf.one_hot(data.labels, num_classes)
     images = tf.cast(data.images, tf.float32)
     return tf.data.Dataset.from_tensor_slices((images, one_hot)).batch(knobs.batch_size)
-
-
-def _measure(classifier: Classifier, data: LabelledImages) -> Metrics:
-    return measure(classifier.predict(data.images), data.labels)
 
 
 def _card_of(

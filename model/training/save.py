@@ -21,7 +21,8 @@ def refuse_output(h5_path: Path, data_dir: Path, *, force: bool) -> None:
         raise TrainingError(f"The network must be saved as an .h5. Received: {h5_path}")
     if h5_path.resolve().is_relative_to(data_dir.resolve()):
         raise TrainingError(f"The network must be saved outside the folder of images. Received: {h5_path}")
-    if h5_path.is_dir() or not os.access(_nearest_folder(h5_path), os.W_OK):
+    nearest = next(parent for parent in h5_path.resolve().parents if parent.is_dir())
+    if h5_path.is_dir() or not os.access(nearest, os.W_OK):
         raise TrainingError(f"The network must be saved where a file can be written. Received: {h5_path}")
     existing = [path for path in (h5_path, card_path(h5_path)) if path.exists()]
     if existing and not force:
@@ -40,11 +41,6 @@ def save(network: keras.Model, h5_path: Path, card_parts: dict[str, Any]) -> Art
         versions=_versions(),
     )
     return save_card(h5_path, with_golden_answer(card, network))
-
-
-def _nearest_folder(path: Path) -> Path:
-    """The first folder above `path` that exists."""
-    return next(parent for parent in path.resolve().parents if parent.is_dir())
 
 
 def _versions() -> dict[str, str]:
