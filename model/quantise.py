@@ -10,9 +10,8 @@ import hashlib
 import shlex
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -47,14 +46,12 @@ _WEIGHTED = {
 }
 
 
-@dataclass(frozen=True)
-class _Images:
+class _Images(NamedTuple):
+    """Images that the quantiser sees, others that are measured, and the labels of these, None if unknown."""
+
     fitted: Pixels
-    """(n, h, w, c), which the quantiser sees."""
     measured: Pixels
-    """(m, h, w, c)."""
-    labels: tuple[int | None, ...]
-    """Of the m images; None for one whose folder is not named after a class."""
+    labels: list[int | None]
 
 
 def quantise(
@@ -80,12 +77,13 @@ def quantise(
         softened = card.model_copy(update={"temperature": temperature})
         int8 = _quantise(_compile(artifact.h5_path, softened), images.fitted, card.scale)
     classifier = LiteRtClassifier(int8, card.scale, 1)
-    figures = _measure(card, images, reference, classifier)
-    figures["bytes"] = {"float32": len(float32), "int8": len(int8)}
-    figures["temperature"] = temperature
+    figures = _measure(card, images, reference, classifier) | {
+        "bytes": {"float32": len(float32), "int8": len(int8)},
+        "temperature": temperature,
+    }
     findings, warnings = tuple(_findings(figures)), tuple(_warnings(figures, artifact.h5_path))
     _refuse_difference(figures, findings, least_agreement)
-    quantised = _card_of(card, int8, temperature, classifier, figures)
+    quantised = _card_of(card, int8, classifier, figures)
     self_test(classifier, quantised)
     artifact = save_card(artifact.h5_path, quantised)
     write_compiled(artifact, next_to_h5(artifact), int8, {"tensorflow": tf.__version__})
@@ -109,7 +107,7 @@ def _load(folder: Path, card: ArtifactCard) -> _Images:
             f"--images must be a folder of at least {_LEAST_IMAGES} images, best some hundred. "
             f"Received: {len(pixels) + len(measured)} in {folder}"
         )
-    return _Images(pixels, measured, tuple(labels))
+    return _Images(pixels, measured, labels)
 
 
 def _decode(folder: Path, card: ArtifactCard, most: int) -> tuple[Pixels, list[int | None]]:
@@ -206,15 +204,10 @@ def _measure_labelled(
         return {}
     truth = np.array([label for label in labels if label is not None])
     chosen = {name: each.probabilities[known] for name, each in answers.items()}
-    figures: dict[str, Any] = {
-        "labelled": len(truth),
-        "accuracy": {name: measure(each, truth).accuracy for name, each in chosen.items()},
-    }
-    if not card.is_multi_label:
-        figures["expected_calibration_error"] = {
-            name: reliability(each, truth).expected_calibration_error for name, each in chosen.items()
-        }
-    return figures
+    accuracy = {name: measure(each, truth).accuracy for name, each in chosen.items()}
+    errors = {name: reliability(each, truth).expected_calibration_error for name, each in chosen.items()}
+    figures: dict[str, Any] = {"labelled": len(truth), "accuracy": accuracy}
+    return figures if card.is_multi_label else figures | {"expected_calibration_error": errors}
 
 
 def _cpu_ms(classifiers: dict[str, LiteRtClassifier], pixels: Pixels) -> dict[str, float]:
@@ -229,27 +222,20 @@ def _cpu_ms(classifiers: dict[str, LiteRtClassifier], pixels: Pixels) -> dict[st
 
 
 def _card_of(
-    card: ArtifactCard,
-    int8: bytes,
-    temperature: float | None,
-    classifier: LiteRtClassifier,
-    figures: dict[str, Any],
+    card: ArtifactCard, int8: bytes, classifier: LiteRtClassifier, figures: dict[str, Any]
 ) -> ArtifactCard:
     golden = classifier.answer(golden_image(card.image)[np.newaxis])
-    novelty = None
-    if card.novelty is not None and golden.embeddings is not None:
-        novelty = float(card.novelty.score(golden.embeddings)[0])
     bare = card.model_copy(update={"golden_probabilities": None})
-    return card.model_copy(
-        update={
-            "temperature": temperature,
-            "golden_probabilities": tuple(verify_golden(classifier, bare).tolist()),
-            "golden_tolerance": GOLDEN_TOLERANCE,
-            "golden_novelty": novelty,
-            "int8": Int8(sha256=hashlib.sha256(int8).hexdigest(), float32=Float32.of(card)),
-            "metrics": {**card.metrics, "int8": figures},
-        }
-    )
+    changes: dict[str, Any] = {
+        "temperature": figures["temperature"],
+        "golden_probabilities": tuple(verify_golden(classifier, bare).tolist()),
+        "golden_tolerance": GOLDEN_TOLERANCE,
+        "int8": Int8(sha256=hashlib.sha256(int8).hexdigest(), float32=Float32.of(card)),
+        "metrics": {**card.metrics, "int8": figures},
+    }
+    if card.novelty is not None and golden.embeddings is not None:
+        changes["golden_novelty"] = float(card.novelty.score(golden.embeddings)[0])
+    return card.model_copy(update=changes)
 
 
 def _refuse_difference(figures: dict[str, Any], findings: Sequence[str], least: float) -> None:
