@@ -7,7 +7,6 @@ drawings (`model.training.synthetic_negatives`), so no image that is measured he
 
 import math
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -15,15 +14,16 @@ import numpy as np
 import tensorflow as tf
 
 from model.arrays import Pixels
-from model.errors import DatasetError, InputError
-from model.image import ImageSpec, decode, to_pixels
-from model.image_limits import ImageLimits
+from model.contact_sheet import TrialImages
+from model.errors import DatasetError
+from model.image import ImageSpec, to_pixels
 from model.training.augmentation import blur, compress, project
 from model.training.synthetic_negatives import along
 
 GREYS = (0, 32, 64, 96, 128, 160, 192, 224, 255)
 DRAWN = ("blank", "noise", "shapes")
-_LIMITS = ImageLimits()
+MOST_IMAGES = 100_000
+"""Of a folder: all that memory holds."""
 
 
 def out_of_distribution_sets(spec: ImageSpec, folders: Sequence[Path]) -> dict[str, Pixels]:
@@ -34,7 +34,8 @@ def out_of_distribution_sets(spec: ImageSpec, folders: Sequence[Path]) -> dict[s
             raise DatasetError(
                 f"Folders of out-of-distribution images must have distinct names. Received: {folder.name}"
             )
-        made[folder.name] = load(spec, folder)
+        images = TrialImages.of(folder, (), "--out-of-distribution", most=MOST_IMAGES)
+        made[folder.name], _ = images.decode(spec)
     return made
 
 
@@ -69,27 +70,6 @@ def shapes(spec: ImageSpec) -> Pixels:
         pictures.append(np.where(disc, *random.permutation([40.0, 215.0])))
     grey = np.stack(pictures)[..., np.newaxis]
     return to_pixels(np.broadcast_to(grey, (*grey.shape[:3], spec.channels)))
-
-
-def load(spec: ImageSpec, folder: Path) -> Pixels:
-    """Decode every image below a folder; other files are skipped."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    with ThreadPoolExecutor() as threads:
-        pictures = [
-            picture for picture in threads.map(lambda p: _decode(p, spec), paths) if picture is not None
-        ]
-    if not pictures:
-        raise DatasetError(
-            f"A folder of out-of-distribution images must contain images. Received: none in {folder}"
-        )
-    return np.stack(pictures)
-
-
-def _decode(path: Path, spec: ImageSpec) -> Pixels | None:
-    try:
-        return decode(path.read_bytes(), spec, _LIMITS)
-    except InputError:
-        return None
 
 
 def corruptions() -> dict[str, dict[str, Callable[[Pixels], Pixels]]]:

@@ -150,9 +150,7 @@ def _inspect_saved_model(path: Path) -> NetworkFile:
     for operation in _IMPURE_OPERATIONS:
         # A node's operation in its protocol buffer: field 2, its length and its name.
         if b"\x12" + bytes([len(operation)]) + operation in content:
-            raise ArtifactError(
-                f"A network must not contain code. Received: {operation.decode()} in {graph}."
-            )
+            raise _code_in(graph, operation.decode())
     return NetworkFile(path, "saved_model", "")
 
 
@@ -177,7 +175,7 @@ def _refuse_code(path: Path, config: dict[str, Any]) -> None:
         for name in (part["class_name"], part.get("registered_name")):
             short = str(name).rpartition(">")[2].rpartition(".")[2]
             if short in _CODE_LAYERS:
-                raise ArtifactError(f"A network must not contain code. Received: a {short} layer in {path}.")
+                raise _code_in(path, f"a {short} layer")
         _refuse_call(path, part)
         _refuse_module(path, part)
 
@@ -186,15 +184,15 @@ def _refuse_call(path: Path, part: dict[str, Any]) -> None:
     if part["class_name"] in _TENSORFLOW_CALLS:
         called = (part.get("config") or {}).get("function")
         if called not in _PURE_FUNCTIONS:
-            raise ArtifactError(
-                f"A network must not contain code. Received: a call of tf.{called} in {path}."
-            )
+            raise _code_in(path, f"a call of tf.{called}")
     if part["class_name"] == OPERATION_LAYER:
         operation = operation_of(part)
         if operation not in _PURE_OPERATIONS:
-            raise ArtifactError(
-                f"A network must not contain code. Received: the operation {operation} in {path}."
-            )
+            raise _code_in(path, f"the operation {operation}")
+
+
+def _code_in(path: Path, what: str) -> ArtifactError:
+    return ArtifactError(f"A network must not contain code. Received: {what} in {path}.")
 
 
 def operation_of(part: dict[str, Any]) -> str | None:

@@ -19,8 +19,10 @@ from pathlib import Path
 import numpy as np
 
 from model.artifact import Artifact, load_artifact
+from model.contact_sheet import TrialImages
 from model.engines import open_classifier
-from model.evaluation.hard_images import load, out_of_distribution_sets
+from model.evaluation.hard_images import MOST_IMAGES, out_of_distribution_sets
+from model.image import ImageSpec
 from model.novelty import reasons_to_abstain
 
 ROOT = Path(__file__).parents[2]
@@ -60,6 +62,10 @@ def lay_out(classes: dict[str, list[Path]], seed: int, folder: Path) -> tuple[st
                 shutil.copy(path, target)
             first = last
     return chosen
+
+
+def load(spec: ImageSpec, folder: Path) -> np.ndarray:
+    return TrialImages.of(folder, (), most=MOST_IMAGES).decode(spec)[0]
 
 
 def train(checkout: Path, folder: Path, seed: int) -> tuple[Artifact, str, float]:
