@@ -19,7 +19,7 @@ from http import HTTPStatus
 from itertools import tee
 from pathlib import Path
 
-from app.cli.command_line import Add, add_json, fail_when_stopped, parse_integer, read_api_key
+from app.cli.command_line import Add, add_json, fail_when_stopped, integer, read_api_key
 from app.cli.rescoring import AnswersTable, Shard, store_outcomes
 from app.cli.result_file import ResultFile
 from app.cli.service_process import (
@@ -112,49 +112,27 @@ def classify(
 
 
 def add_commands(add: Add) -> None:
-    command = add(
-        "classify", classify, "classify images, or write the outcomes of a stage's files to a table"
-    )
-    command.add_argument(
-        "paths",
-        nargs="*",
-        metavar="PATH",
-        help="images, folders, patterns, or @db.schema.stage/… paths that the service reads",
-    )
-    command.add_argument(
-        "--out",
-        metavar="FILE|TABLE",
-        help="write outcomes to a .csv, .json, .jsonl or .parquet file, or with --stage to a table; skip "
-        "images that already have an outcome there",
-    )
-    command.add_argument(
-        "--evidence",
-        action="store_true",
-        help="include where in the image the label was seen, in --json and --out",
-    )
-    command.add_argument(
-        "--url", help=f"URL of the service (default {DEFAULT_URL}; starts a service if none runs there)"
-    )
+    summary = "classify images, or write the outcomes of a stage's files to a table"
+    command = add("classify", classify, summary)
+    flag = command.add_argument
+    path = "images, folders, patterns, or @db.schema.stage/… paths that the service reads"
+    flag("paths", nargs="*", metavar="PATH", help=path)
+    out = "write outcomes to a .csv, .json, .jsonl or .parquet file, or with --stage to a table"
+    known = "skip images that already have an outcome there"
+    flag("--out", metavar="FILE|TABLE", help=f"{out}; {known}")
+    evidence = "include where in the image the label was seen, in --json and --out"
+    flag("--evidence", action="store_true", help=evidence)
+    flag("--url", help=f"URL of the service (default {DEFAULT_URL}; starts a service if none runs there)")
     add_model(command)
-    command.add_argument(
-        "--api-key-file", type=Path, metavar="FILE", help="file with the API key, if the service requires one"
-    )
+    key = "file with the API key, if the service requires one"
+    flag("--api-key-file", type=Path, metavar="FILE", help=key)
     add_json(command, "print one JSON object per image")
-    command.add_argument("--stage", help="db.schema.stage whose files to classify into the table --out")
-    command.add_argument(
-        "--shard",
-        type=_parse_shard,
-        metavar="I/N",
-        help="part I of N of the files, counted from 0 (default: by the Snowpark job's index, or all files)",
-    )
-    command.add_argument(
-        "--batch-rows", type=_parse_rows, default=BATCH_ROWS, help="images per request (default %(default)s)"
-    )
+    flag("--stage", help="db.schema.stage whose files to classify into the table --out")
+    part = "part I of N of the files, counted from 0 (default: by the Snowpark job's index, or all files)"
+    flag("--shard", type=_parse_shard, metavar="I/N", help=part)
+    rows = "images per request (default %(default)s)"
+    flag("--batch-rows", type=integer(1, 4096), default=BATCH_ROWS, help=rows)
     add_connection(command)
-
-
-def _parse_rows(text: str) -> int:
-    return parse_integer(text, 1, 4096)
 
 
 def _parse_shard(text: str) -> Shard:

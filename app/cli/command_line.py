@@ -85,11 +85,15 @@ def read_api_key(path: Path | None) -> str | None:
     return key
 
 
-def parse_integer(text: str, least: int, most: int) -> int:
-    """Return an integer from `least` to `most`. Raises ArgumentTypeError for any other text."""
-    if not text.isdecimal() or not least <= int(text[:12]) <= most:
-        raise argparse.ArgumentTypeError(f"must be an integer from {least} to {most}. Received: {text}")
-    return int(text)
+def integer(least: int, most: int) -> Callable[[str], int]:
+    """Return a function that parses an integer from `least` to `most`. It raises ArgumentTypeError."""
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or not least <= int(text[:12]) <= most:
+            raise argparse.ArgumentTypeError(f"must be an integer from {least} to {most}. Received: {text}")
+        return int(text)
+
+    return parse
 
 
 def parse_number(text: str, least: float = 0.0) -> float:
@@ -103,8 +107,7 @@ def parse_number(text: str, least: float = 0.0) -> float:
     return number
 
 
-def parse_port(text: str) -> int:
-    return parse_integer(text, 1, MAX_PORT)
+parse_port = integer(1, MAX_PORT)
 
 
 def describe_settings_faults(error: ValidationError) -> str:

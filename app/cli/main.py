@@ -20,8 +20,8 @@ from app.cli.command_line import (
     add_json,
     describe_settings_faults,
     end_well_when_stopped,
+    integer,
     needs_extra,
-    parse_integer,
     parse_port,
     refuse_taken_port,
 )
@@ -149,9 +149,8 @@ def _add_serve(add: Add) -> None:
     command = add("serve", serve, "run the classification service")
     command.add_argument("--host", help="address to listen on (default 127.0.0.1)")
     command.add_argument("--port", type=parse_port, help="port to listen on (default 8000)")
-    command.add_argument(
-        "--workers", type=_workers, help="server processes, which share the cores (default 1)"
-    )
+    workers = "server processes, which share the cores (default 1)"
+    command.add_argument("--workers", type=integer(1, 1024), help=workers)
     command.add_argument("--model", type=Path, dest="model_path", help="the model's .h5 file")
     command.add_argument("--engine", choices=ENGINES, help="(default: litert)")
 
@@ -166,9 +165,8 @@ def _add_other_commands(add: Add) -> None:
     doctor.add_commands(add)
     command = add("key", key, "create an API key, and the line for the service's file of keys")
     command.add_argument("name", help="name of the client that gets the key")
-    command.add_argument(
-        "--file", type=Path, help="append the line to this file of keys (default: print the line)"
-    )
+    file = "append the line to this file of keys (default: print the line)"
+    command.add_argument("--file", type=Path, help=file)
     add_json(command)
     sql.add_commands(add)
     register.add_commands(add)
@@ -256,10 +254,6 @@ def _complete_files(parser: argparse.ArgumentParser, file_completion: object) ->
                 _complete_files(command, file_completion)
         elif action.type is Path or action.metavar in _FILES:
             action.complete = file_completion  # type: ignore[attr-defined]
-
-
-def _workers(text: str) -> int:
-    return parse_integer(text, 1, 1024)
 
 
 def _fail(message: str, exit_code: int = 1) -> int:

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from app.cli.command_line import Add, add_json, needs_extra, parse_integer
+from app.cli.command_line import Add, add_json, integer, needs_extra
 from app.cli.terminal import PlainScreen
 from app.errors import UsageError
 from model.artifact import Artifact, WrittenArtifact, card_path, load_artifact
@@ -321,16 +321,10 @@ def _add_train(add: Add) -> None:
     flag("--output", type=Path, default=Path("trained.h5"), metavar="H5")
     network = "(default %(default)s; recipe: the published recipe)"
     flag("--network", default="texture", choices=NETWORKS, help=network)
-    seed = functools.partial(parse_integer, least=0, most=2**32 - 1)
-    flag("--seeds", type=seed, nargs="+", default=[0], metavar="SEED", help="(default 0)")
-    epochs = functools.partial(parse_integer, least=1, most=100_000)
-    flag("--epochs", type=epochs, help="(default: as the number of images needs)")
-    flag(
-        "--size",
-        type=functools.partial(_parse_sides, least=32),
-        metavar="HxW",
-        help="input size in pixels (default 200x200)",
-    )
+    flag("--seeds", type=integer(0, 2**32 - 1), nargs="+", default=[0], metavar="SEED", help="(default 0)")
+    flag("--epochs", type=integer(1, 100_000), help="(default: as the number of images needs)")
+    sides, size = functools.partial(_parse_sides, least=32), "input size in pixels (default 200x200)"
+    flag("--size", type=sides, metavar="HxW", help=size)
     accuracy = (
         "accuracy from crossvalidate, to calibrate confidence to (default: measured on held-out images)"
     )
@@ -400,12 +394,8 @@ def _add_import(add: Add) -> None:
     flag("--resample", choices=get_args(Resample), help="(default: bilinear)")
     alpha = "transparent pixels: laid on white (default), or drop transparency as most authors' code does"
     flag("--alpha", choices=get_args(Alpha), default="white", help=alpha)
-    flag(
-        "--size",
-        type=functools.partial(_parse_sides, least=1),
-        metavar="HxW",
-        help="for a network of any size or a flat input",
-    )
+    sides, size = functools.partial(_parse_sides, least=1), "for a network of any size or a flat input"
+    flag("--size", type=sides, metavar="HxW", help=size)
     multi_label = "serve independent probabilities; the label is the strongest"
     flag("--multi-label", action="store_true", help=multi_label)
     _add_try(command, "images to check the preprocessing with, best in a folder for each class")
@@ -444,9 +434,8 @@ def _add_try(command: argparse.ArgumentParser, what: str) -> None:
 
 def _add_out_of_distribution(command: argparse.ArgumentParser) -> None:
     folders = "folders of images of no class, to measure abstention"
-    command.add_argument(
-        "--out-of-distribution", type=Path, nargs="+", default=[], metavar="DIR", help=folders
-    )
+    name = "--out-of-distribution"
+    command.add_argument(name, type=Path, nargs="+", default=[], metavar="DIR", help=folders)
 
 
 def _refuse_unused_flags(

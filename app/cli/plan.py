@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError
 
-from app.cli.command_line import Add, add_json, end_well_when_stopped, parse_integer, parse_number
+from app.cli.command_line import Add, add_json, end_well_when_stopped, integer, parse_number
 from app.cli.service_process import (
     add_model,
     default_images,
@@ -432,7 +432,7 @@ def add_commands(add: Add) -> None:
     summary = "recommend batch size and instances for a number of images, and estimate the cost"
     command = add("plan", plan, summary)
     flag = command.add_argument
-    count = functools.partial(flag, metavar="N", type=functools.partial(parse_integer, least=1, most=10**12))
+    count = functools.partial(flag, metavar="N", type=integer(1, 10**12))
     number = functools.partial(flag, metavar="N", type=functools.partial(parse_number, least=1e-6))
     price = functools.partial(flag, metavar="N", type=parse_number)
     count("--images", default=Request.images, help="(default 1,000,000)")

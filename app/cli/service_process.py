@@ -95,12 +95,8 @@ def own_service(
 
 
 def add_model(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--model",
-        type=Path,
-        metavar="H5",
-        help="network of the service that the command starts (default: as for serve)",
-    )
+    network = "network of the service that the command starts (default: as for serve)"
+    command.add_argument("--model", type=Path, metavar="H5", help=network)
 
 
 def refuse_model_of_another_service(model: Path | None, url: str | None) -> None:
