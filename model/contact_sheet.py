@@ -1,6 +1,7 @@
 """Find a network's preprocessing with a few images: what it answers under each one that is plausible."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from model.arrays import Floats, Pixels
+from model.arrays import Floats, Ints, Pixels
 from model.artifact import Artifact, folder_of_class, save_samples
 from model.errors import ArtifactError, InputError
 from model.image import Fit, ImageSpec, Resample, decode
@@ -52,7 +53,8 @@ class TrialImages:
     """The user's images, and their classes where folders name them."""
 
     files: tuple[bytes, ...]
-    labels: tuple[int | None, ...]
+    labels: Ints
+    """(n,): indices of the classes that the folders name, -1 where they name none."""
     class_names: tuple[str, ...]
     flag: str = "--try"
 
@@ -68,29 +70,25 @@ class TrialImages:
         if not paths:
             raise ArtifactError(f"{flag} must be a folder of images. Received: none in {folder}")
         chosen = paths[:: -(-len(paths) // most)]
-        labels = tuple(index.get(folder_of_class(path.parent.name)) for path in chosen)
+        labels = np.array([index.get(folder_of_class(path.parent.name), -1) for path in chosen])
         return cls(tuple(path.read_bytes() for path in chosen), labels, tuple(class_names), flag)
 
-    def decode(self, spec: ImageSpec) -> tuple[Pixels, list[int | None]]:
-        """Pixels (n, h, w, c) and labels of the files that are images."""
-        pixels, labels = [], []
-        for file, label in zip(self.files, self.labels, strict=True):
-            try:
-                pixels.append(decode(file, spec, ImageLimits()))
-            except InputError:
-                continue
-            labels.append(label)
+    def decode(self, spec: ImageSpec) -> tuple[Pixels, Ints]:
+        """Pixels (n, h, w, c) and labels (n,) of the files that are images."""
+        pixels = {}
+        for place, file in enumerate(self.files):
+            with suppress(InputError):
+                pixels[place] = decode(file, spec, ImageLimits())
         if not pixels:
             raise ArtifactError(f"{self.flag} must contain images that can be decoded. Received: none.")
-        return np.stack(pixels), labels
+        return np.stack(list(pixels.values())), self.labels[list(pixels)]
 
     def save_samples(self, artifact: Artifact) -> None:
         """Keep one image of each class, or a few where no folder names a class, for the playground."""
         pixels, labels = self.decode(artifact.card.image)
-        known = np.array([label is not None for label in labels])
+        known = labels >= 0
         if known.any():
-            indices = np.array([label for label in labels if label is not None])
-            save_samples(artifact.h5_path, pixels[known], indices, self.class_names)
+            save_samples(artifact.h5_path, pixels[known], labels[known], self.class_names)
         else:
             numbers = np.arange(len(pixels))
             save_samples(artifact.h5_path, pixels, numbers, [f"image-{number}" for number in numbers])
@@ -100,7 +98,7 @@ class TrialImages:
 class Row:
     candidate: Candidate
     probabilities: Floats
-    labels: tuple[int | None, ...]
+    labels: Ints
     norm_distance: float | None
     """How far inputs of the first batch normalisation are from its training statistics; None without one."""
 
@@ -109,17 +107,17 @@ class Row:
         return len(self.labels)
 
     @cached_property
-    def labelled(self) -> list[int]:
-        return [place for place, label in enumerate(self.labels) if label is not None]
+    def labelled(self) -> Ints:
+        """Places of the images whose class is known."""
+        return np.flatnonzero(self.labels >= 0)
 
     @cached_property
     def right(self) -> int:
-        best = self.probabilities.argmax(axis=1)
-        return sum(int(best[place] == self.labels[place]) for place in self.labelled)
+        return int((self.probabilities.argmax(axis=1) == self.labels).sum())
 
     @cached_property
     def log_loss(self) -> float:
-        of_class = [self.probabilities[place, self.labels[place] or 0] for place in self.labelled]
+        of_class = self.probabilities[self.labelled, self.labels[self.labelled]]
         return float(-np.log(np.maximum(of_class, 1e-7)).mean())
 
     @cached_property
@@ -142,7 +140,7 @@ class ContactSheet:
 
     @property
     def is_labelled(self) -> bool:
-        return bool(self.rows[0].labelled)
+        return len(self.rows[0].labelled) > 0
 
     def recommended(self, stated: Candidate | None) -> Candidate:
         """The candidate that the images favour; the stated one unless another is clearly better."""
@@ -180,7 +178,7 @@ class ContactSheet:
         return [header, *(self._cells(row) for row in self.rows)]
 
     def _cells(self, row: Row) -> tuple[str, ...]:
-        right = f"{row.right} of {len(row.labelled)}" if row.labelled else "-"
+        right = f"{row.right} of {len(row.labelled)}" if len(row.labelled) else "-"
         distance = "-" if row.norm_distance is None else f"{row.norm_distance:.2f}"
         figures = f"{row.confidence:.3f}", f"{row.entropy:.3f}", f"{row.information:.3f}", distance
         fit = f"{row.candidate.spec.fit}, {row.candidate.spec.resample}"
@@ -216,7 +214,7 @@ def judge(
         batches = np.array_split(pixels, -(-len(pixels) // _BATCH))
         probabilities = np.concatenate([np.asarray(predict(batch)) for batch in batches])
         distance = network.norm_distance(pixels[: 2 * _BATCH], candidate.preprocessing)
-        rows.append(Row(candidate, probabilities, tuple(labels), distance))
+        rows.append(Row(candidate, probabilities, labels, distance))
     return ContactSheet(tuple(rows))
 
 

@@ -19,7 +19,7 @@ from ai_edge_litert import schema_py_generated as schema
 from tensorflow.lite.python.convert import mlir_quantize
 from tensorflow.lite.python.optimize.calibrator import Calibrator
 
-from model.arrays import Floats, Pixels
+from model.arrays import Floats, Ints, Pixels
 from model.artifact import Artifact, ArtifactCard, Float32, Int8, WrittenArtifact, golden_image, save_card
 from model.compile import compile_with_stages
 from model.compiled import next_to_h5, write_compiled
@@ -47,11 +47,11 @@ _WEIGHTED = {
 
 
 class _Images(NamedTuple):
-    """Images that the quantiser sees, others that are measured, and the labels of these, None if unknown."""
+    """Images that the quantiser sees, others that are measured, and the labels of these, -1 if unknown."""
 
     fitted: Pixels
     measured: Pixels
-    labels: list[int | None]
+    labels: Ints
 
 
 def quantise(
@@ -101,7 +101,7 @@ def _load(folder: Path, card: ArtifactCard) -> _Images:
         every, labels = _decode(folder, card, _MOST_FITTED + _MOST_MEASURED)
         is_fitted = np.arange(len(every)) % max(2, -(-len(every) // _MOST_FITTED)) == 0
         pixels, measured = every[is_fitted], every[~is_fitted]
-        labels = [label for label, is_its in zip(labels, is_fitted, strict=True) if not is_its]
+        labels = labels[~is_fitted]
     if len(pixels) + len(measured) < _LEAST_IMAGES:
         raise DatasetError(
             f"--images must be a folder of at least {_LEAST_IMAGES} images, best some hundred. "
@@ -110,7 +110,7 @@ def _load(folder: Path, card: ArtifactCard) -> _Images:
     return _Images(pixels, measured, labels)
 
 
-def _decode(folder: Path, card: ArtifactCard, most: int) -> tuple[Pixels, list[int | None]]:
+def _decode(folder: Path, card: ArtifactCard, most: int) -> tuple[Pixels, Ints]:
     return TrialImages.of(folder, card.class_names, "--images", most).decode(card.image)
 
 
@@ -196,13 +196,11 @@ def _measure(
     return figures | _measure_labelled(card, answers, images.labels)
 
 
-def _measure_labelled(
-    card: ArtifactCard, answers: dict[str, Answers], labels: Sequence[int | None]
-) -> dict[str, Any]:
-    known = np.array([label is not None for label in labels])
+def _measure_labelled(card: ArtifactCard, answers: dict[str, Answers], labels: Ints) -> dict[str, Any]:
+    known = labels >= 0
     if not known.any():
         return {}
-    truth = np.array([label for label in labels if label is not None])
+    truth = labels[known]
     chosen = {name: each.probabilities[known] for name, each in answers.items()}
     accuracy = {name: measure(each, truth).accuracy for name, each in chosen.items()}
     errors = {name: reliability(each, truth).expected_calibration_error for name, each in chosen.items()}
