@@ -63,14 +63,35 @@ _INTERIM_RESPONSE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class _Transport:
-    """The transport of a response cycle: closing leaves the client time to read the answer."""
+    """The transport of response cycles: closing leaves the client time to read the answer.
 
-    __slots__ = ("close", "is_closing", "write")
+    It writes an answer's head together with the first piece of the body: each write is a packet.
+    """
+
+    __slots__ = ("_close", "_head", "_transport", "is_closing", "writes_head")
 
     def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
-        self.write = transport.write
+        self.writes_head = False
+        """Whether the next write is an answer's head, to be written with what follows."""
         self.is_closing = transport.is_closing
-        self.close = close
+        self._transport = transport
+        self._close = close
+        self._head = b""
+
+    def write(self, data: bytes) -> None:
+        if self.writes_head:
+            self._head, self.writes_head = data, False
+        else:
+            self._transport.write(self._head + data)
+            self._head = b""
+
+    def flush(self) -> None:
+        if self._head:  # of an answer without a body
+            self.write(b"")
+
+    def close(self) -> None:
+        self.flush()
+        self._close()
 
 
 class _Flow(FlowControl):
@@ -283,10 +304,13 @@ class HttpConnection(asyncio.Protocol):
         if self._is_lingering or self.transport.is_closing():
             return
         try:
-            if self._body is None and not self._is_answering:
+            begins = self._body is None and not self._is_answering
+            if begins:
                 self._take_head()
             if self.cycle is not None and self._body is not None:
                 self._take_body(self.cycle, self._body)
+            if begins and self._body is not None and self._is_answering:
+                self.flow.pause_reading()  # until the application reads the body
             self._count_buffered()
         except BadRequest as error:
             self._refuse(error)
@@ -383,12 +407,11 @@ class HttpConnection(asyncio.Protocol):
             keep_alive=head.keep_alive and not self._is_shutting_down,
             on_response=self._end_response,
         )
+        self._cycle_transport.writes_head = not expects  # 100 (Continue) comes first
         self._discarded_bytes = 0
         self._cancel_timer()
         self._limits.note_busy(self)
-        if has_body:
-            self.flow.pause_reading()  # until the application reads the body
-        else:
+        if not has_body:
             self.cycle.more_body = False
             self.cycle.message_event.set()
         self._start_cycle(self.cycle)
@@ -432,6 +455,7 @@ class HttpConnection(asyncio.Protocol):
             self._become_idle()
 
     def _end_response(self) -> None:
+        self._cycle_transport.flush()
         self._server_state.total_requests += 1
         if self._is_lingering or self.transport.is_closing():
             return
