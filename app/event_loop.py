@@ -7,10 +7,9 @@ request waits for all of these steps. Large requests therefore work one after th
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from types import TracebackType
-from typing import TypeVar
 
 from app.errors import DeadlineExceeded
 
@@ -106,10 +105,6 @@ def _has_more_commas(body: bytes, most: int) -> bool:
     return True
 
 
-A = TypeVar("A")
-T = TypeVar("T")
-
-
 class Deadline:
     """An async context manager that raises DeadlineExceeded if its body takes longer."""
 
@@ -129,13 +124,3 @@ class Deadline:
             raise DeadlineExceeded(
                 f"The request took longer than {self._seconds:g} seconds. Send it again."
             ) from None
-
-
-def within(seconds: float, work: Callable[[A], Awaitable[T]]) -> Callable[[A], Awaitable[T]]:
-    """`work`, wrapped so that it raises DeadlineExceeded if it takes longer."""
-
-    async def bounded(argument: A) -> T:
-        async with Deadline(seconds):
-            return await work(argument)
-
-    return bounded

@@ -17,7 +17,6 @@ from app.api.probes import Probes
 from app.api.shutdown import Shutdown
 from app.api.state import ServiceState
 from app.batches.batches import AnswerCache, Batches
-from app.event_loop import within
 from app.images.fetcher import Fetcher, create_fetcher
 from app.pipeline import Pipeline, max_fetched_rows
 from app.settings import Settings, unknown_variables
@@ -87,7 +86,7 @@ def _sync_deadline_seconds(settings: Settings) -> float | None:
 def _create_batches(settings: Settings, classifier: RowClassifier, admission: Admission) -> Batches:
     cache = AnswerCache(settings.answer_cache_seconds, settings.max_answer_cache_bytes)
     return Batches(
-        within(settings.request_timeout_seconds, classifier.classify_batch),
+        classifier.classify_batch,
         cache,
         _sync_deadline_seconds(settings),
         settings.request_timeout_seconds,

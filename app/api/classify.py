@@ -4,9 +4,9 @@ The Content-Type selects the form. All forms become rows, which the pipeline cla
 """
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Sequence
 from time import perf_counter
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from fastapi import Request, Response
 from pydantic_core import to_json
@@ -220,21 +220,31 @@ def _format_results(results: Sequence[tuple[str, Outcome | None]]) -> bytes:
     )
 
 
-async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+async def while_connected(request: Request, work: Awaitable[T]) -> T:
     """What `work` returns. If the client disconnects first, cancels it and raises ClientDisconnect.
 
     The request's body must have been read to its end.
     """
-    working = asyncio.ensure_future(work)
+    task = cast("asyncio.Task[Any]", asyncio.current_task())  # a coroutine always runs in a task
+    is_working, is_disconnected = True, False
+
+    def cancel_work(_: object) -> None:
+        nonlocal is_disconnected
+        if is_working:
+            is_disconnected = True
+            task.cancel()
+
     disconnect = asyncio.ensure_future(request.receive())  # the only message after the body
-    disconnect.add_done_callback(lambda _: working.cancel())
+    disconnect.add_done_callback(cancel_work)
     try:
-        return await working
+        return await work
     except asyncio.CancelledError:
-        if disconnect.done() and not disconnect.cancelled():
-            raise ClientDisconnect from None
-        raise
+        if not is_disconnected:
+            raise
+        task.uncancel()
+        raise ClientDisconnect from None
     finally:
+        is_working = False
         disconnect.cancel()
 
 

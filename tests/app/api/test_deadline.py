@@ -4,7 +4,7 @@ import asyncio
 import json
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 
 from app.client import is_ready
 from app.errors import DeadlineExceeded
-from app.event_loop import Deadline, within
+from app.event_loop import Deadline
 from app.main import create_app
 from app.names import BATCH_ID_HEADER
 from app.settings import Settings
@@ -150,9 +150,9 @@ def test_deadline_passes_results_and_errors_through() -> None:
         asyncio.run(double_within(0.01, hang))
 
 
-async def double_within(seconds: float, work: object) -> int:
-    result: int = await within(seconds, work)(2)  # type: ignore[arg-type]
-    return result
+async def double_within(seconds: float, work: Callable[[int], Awaitable[int]]) -> int:
+    async with Deadline(seconds):
+        return await work(2)
 
 
 def test_cancelled_work_does_not_exceed_its_deadline() -> None:
