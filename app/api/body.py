@@ -85,11 +85,13 @@ async def inflate(body: bytes, encoding: str, max_bytes: int, pending: PendingBo
         raise UnsupportedMediaType(
             f"A body may be compressed with gzip or deflate. Received: {encoding[:40]!r}."
         )
-    with pending.evictable():
-        if body.startswith(GZIP_MAGIC):
-            body = await _inflate(body, _GZIP_WINDOW, max_bytes, pending)
-        elif encoding == "deflate":
-            body = await _inflate_deflate(body, max_bytes, pending)
+    is_gzip = body.startswith(GZIP_MAGIC)
+    if is_gzip or encoding == "deflate":
+        with pending.evictable():
+            if is_gzip:
+                body = await _inflate(body, _GZIP_WINDOW, max_bytes, pending)
+            else:
+                body = await _inflate_deflate(body, max_bytes, pending)
     pending.complete()
     return body
 

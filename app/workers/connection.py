@@ -213,6 +213,10 @@ class Retries:
         """Retry rows that caused no crash."""
         self._rows.extend(queued for call in calls for queued in call.rows)
 
+    @property
+    def has_rows(self) -> bool:
+        return bool(self._rows)
+
     def next_rows(self) -> list[QueuedRow]:
         """One row, or none."""
         while self._rows:

@@ -310,8 +310,9 @@ class ClassifierPool:
         if not self.is_available:
             self._fail_waiting()
             return
-        while classifiers := [one for one in self._ready if len(one.calls) < self._max_calls(one)]:
-            if not (rows := self._retries.next_rows() or self._queue.next_rows()):
+        while self._retries.has_rows or self._queue.waiting_rows:
+            classifiers = [one for one in self._ready if len(one.calls) < self._max_calls(one)]
+            if not classifiers or not (rows := self._retries.next_rows() or self._queue.next_rows()):
                 break
             min(classifiers, key=lambda classifier: len(classifier.calls)).call(rows)
         self._spare.dispatch(self._ready)

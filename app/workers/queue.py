@@ -9,12 +9,11 @@ turns whatever arrives later. Requests of one size are answered in the order of 
 import asyncio
 import heapq
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from time import monotonic
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from app.errors import Overloaded
 from app.outcome import ImageStatistics, Outcome, Steps
@@ -43,7 +42,7 @@ class RowQueue:
         self.on_put: Callable[[], None] = lambda: None
         self.on_check: Callable[[], None] = lambda: None
         """Called several times a second while rows are being classified."""
-        self._waiting_rows = 0
+        self.waiting_rows = 0
         self._small_arrived_at = -RECENT_SECONDS
         self._arrivals = count()
         self._lanes: dict[str | None, _Lane] = {}
@@ -51,32 +50,29 @@ class RowQueue:
         self._turns: deque[_Lane] = deque()
         """Lanes with waiting rows, the next first. Those that have run empty are removed lazily."""
 
-    @contextmanager
-    def request(
-        self, rows: int, unfetched_rows: int = 0, caller: str | None = None
-    ) -> "Iterator[QueuedRequest]":
-        """A request with this number of rows; at its end, rows that still wait are dropped.
-
-        Raises the first error of an exception group alone.
-        """
+    def request(self, rows: int, unfetched_rows: int = 0, caller: str | None = None) -> "QueuedRequest":
+        """A request with this number of rows: a context that must be entered."""
         lane = self._lane_of(caller)
         request = QueuedRequest(rows, unfetched_rows, next(self._arrivals), self, lane)
         lane.requests += 1
         lane.unfetched.add(rows, unfetched_rows)
         lane.unclassified.add(rows, rows - unfetched_rows)
         self._track_small(rows)
-        try:
-            yield request
-        except ExceptionGroup as group:
-            raise _first_of(group) from group
-        finally:
-            request.mark_fetched(request.unfetched_rows)
-            request.mark_answered(rows)
-            self._drop(request)
-            lane.requests -= 1
+        return request
+
+    def end(self, request: "QueuedRequest") -> None:
+        """Drop the rows of a request that still wait."""
+        request.mark_fetched(request.unfetched_rows)
+        request.mark_answered(request.rows)
+        self.abandoned_rows += len(request.waiting)
+        self.waiting_rows -= len(request.waiting)
+        request.waiting.clear()
+        request.mark_started()
+        request.lane.prune()
+        request.lane.requests -= 1
 
     def put(self, request: "QueuedRequest", rows: "Sequence[QueuedRow]") -> None:
-        self._waiting_rows += len(rows)
+        self.waiting_rows += len(rows)
         self._track_small(request.rows)
         request.waiting.extend(rows)
         if rows:
@@ -88,14 +84,14 @@ class RowQueue:
 
     def next_rows(self) -> "list[QueuedRow]":
         """The rows of the next call: few where few wait, so that all processes end together."""
-        wanted = max(1, min(self._max_rows(), self._waiting_rows // (2 * self.capacity.classifiers)))
+        wanted = max(1, min(self._max_rows(), self.waiting_rows // (2 * self.capacity.classifiers)))
         rows: list[QueuedRow] = []
         size_bytes = 0
         while len(rows) < wanted and size_bytes < MAX_BYTES_PER_CALL and (request := self._next_request()):
             rows.append(request.waiting.popleft())
             request.mark_started()
             size_bytes += rows[-1].row.size_bytes
-        self._waiting_rows -= len(rows)
+        self.waiting_rows -= len(rows)
         return rows
 
     def next_small_rows(self) -> "list[QueuedRow]":
@@ -110,7 +106,7 @@ class RowQueue:
         rows = list(request.waiting)
         request.waiting.clear()
         request.mark_started()
-        self._waiting_rows -= len(rows)
+        self.waiting_rows -= len(rows)
         return rows
 
     def fail_waiting(self, error: Exception) -> None:
@@ -192,17 +188,10 @@ class RowQueue:
         if rows <= FEW_ROWS:
             self._small_arrived_at = monotonic()
 
-    def _drop(self, request: "QueuedRequest") -> None:
-        self.abandoned_rows += len(request.waiting)
-        self._waiting_rows -= len(request.waiting)
-        request.waiting.clear()
-        request.mark_started()
-        request.lane.prune()
-
 
 @dataclass(eq=False)
 class QueuedRequest:
-    """One request in the queue."""
+    """One request in the queue, a context. Raises the first error of an exception group alone."""
 
     rows: int
     unfetched_rows: int
@@ -220,6 +209,14 @@ class QueuedRequest:
 
     def __post_init__(self) -> None:
         self._unanswered = self.rows
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self.queue.end(self)
+        if isinstance(error, ExceptionGroup):
+            raise _first_of(error) from error
 
     @property
     def is_small(self) -> bool:
@@ -514,25 +511,26 @@ class _RowCounts:
 
     def __init__(self) -> None:
         self._rows = [0] * _SIZES
+        self.total = 0
 
     def add(self, request_rows: int, rows: int) -> None:
         """Add `rows`, which may be negative, to requests of `request_rows`."""
         self._rows[request_rows.bit_length()] += rows
-
-    @property
-    def total(self) -> int:
-        return sum(self._rows)
+        self.total += rows
 
     def before(self, request_rows: int) -> int:
         """Rows that are served before the first row of a new request.
 
         Twice the rows of requests of its size and below, as it alternates with the oldest, or all rows.
         """
-        return min(2 * sum(self._rows[: request_rows.bit_length() + 1]), self.total)
+        return min(2 * self._up_to(request_rows), self.total)
 
     def has_larger(self, request_rows: int) -> bool:
         """Whether there are rows of a request of a larger size."""
-        return any(self._rows[request_rows.bit_length() + 1 :])
+        return self.total > self._up_to(request_rows)
+
+    def _up_to(self, request_rows: int) -> int:
+        return sum(self._rows[: request_rows.bit_length() + 1])
 
 
 def _first_of(group: ExceptionGroup[Exception]) -> Exception:
