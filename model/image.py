@@ -306,7 +306,9 @@ def _convert(image: Image.Image, source: _Source | None, metadata: Metadata, spe
 
 def _with_channels(pixels: NDArray[Any], spec: ImageSpec) -> NDArray[np.uint8]:
     """Pixels (h, w, c) from pixels (h, w), whose channels then share one buffer, or (h, w, c)."""
-    return np.broadcast_to(pixels[:, :, np.newaxis], spec.shape) if pixels.ndim == 2 else pixels
+    if pixels.ndim == 2:
+        pixels = pixels[:, :, np.newaxis]
+    return pixels if pixels.shape[2] == spec.channels else np.broadcast_to(pixels, spec.shape)
 
 
 def _resize(image: Image.Image, source: _Source, spec: ImageSpec) -> Image.Image:

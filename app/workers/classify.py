@@ -3,10 +3,12 @@
 The service runs it in classifier processes, and the Python UDF inside a Snowflake warehouse.
 """
 
+import math
 from base64 import b64encode
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from time import perf_counter
 from typing import NamedTuple, TypeAlias
 
@@ -36,7 +38,12 @@ from model.novelty import reasons_to_abstain
 _DECIMALS = 6
 
 Pixels: TypeAlias = Decoded | Outcome | None
-Limits: TypeAlias = Callable[[], AbstractContextManager[None]]
+# A context that limits the time of what it contains; the function that it yields grants the whole time again.
+Limits: TypeAlias = Callable[[], AbstractContextManager[Callable[[], None]]]
+
+
+def unlimited() -> AbstractContextManager[Callable[[], None]]:
+    return nullcontext(lambda: None)
 
 
 class ClassifiedImages(NamedTuple):
@@ -58,23 +65,23 @@ class ImageClassifier:
     """Whether to compute image statistics."""
 
     def classify(
-        self, fetched: Sequence[Fetched], evidence: Sequence[bool], limited: Limits = nullcontext
+        self, fetched: Sequence[Fetched], evidence: Sequence[bool], limited: Limits = unlimited
     ) -> ClassifiedImages:
         """Classify images; `evidence` states for which of them the outcome includes evidence.
 
-        Each image is decoded within its own `limited()`, and all are predicted within another one.
+        To decode an image may take the whole time of `limited()`, and so may the prediction of all.
         """
         started = perf_counter()
         decoded: list[Pixels] = []
         statistics: dict[int, ImageStatistics] = {}
-        for place, image in enumerate(fetched):
-            with limited():
+        with limited() as restart:
+            for place, image in enumerate(fetched):
                 pixels = self._decode(image)
                 decoded.append(pixels)
                 if self.measures and isinstance(pixels, Decoded):
                     statistics[place] = ImageStatistics(*brightness_and_sharpness(pixels.pixels))
-        decode_ended = perf_counter()
-        with limited():
+                restart()
+            decode_ended = perf_counter()
             outcomes = self._predict(decoded, evidence)
         if self.artifact.card.shows_occlusion:
             self._occlude(decoded, outcomes, evidence, limited)
@@ -146,7 +153,7 @@ class ImageClassifier:
         frame = self.artifact.card.image.frame_size(image.source_size)
         return detail_of_evidence(find_evidence(image.pixels, features, weights, image.source_size, frame))
 
-    @property
+    @cached_property
     def model(self) -> ModelIdentity:
         """Identity in outcomes, which names what they lack."""
         missing = self.artifact.card.missing
@@ -168,11 +175,12 @@ def outcome_of_probabilities(
     With a reason to abstain, `label` and `confidence` are null, so that `confidence > 0.9` selects no such
     image, and `nearest_label` and `nearest_confidence` are those of the most probable class.
     """
-    if not np.isfinite(probabilities).all():
+    values: list[float] = probabilities.tolist()
+    if not all(map(math.isfinite, values)):
         failure = PredictionFailed("The network must return finite probabilities. Received: NaN or infinity.")
         return outcome_of_error(failure, model)
-    rounded = [round(p, _DECIMALS) for p in probabilities.tolist()]
-    best = int(probabilities.argmax())
+    rounded = [round(value, _DECIMALS) for value in values]
+    best = values.index(max(values))
     outcome = blank_outcome(model)
     if reason is None:
         outcome["label"], outcome["confidence"] = class_names[best], rounded[best]

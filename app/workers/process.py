@@ -11,13 +11,13 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from app.workers.classify import ImageClassifier, Limits
+from app.workers.classify import ImageClassifier, Limits, unlimited
 from app.workers.protocol import (
     MAX_SECONDS_PER_CPU_SECOND,
     Answers,
@@ -38,6 +38,8 @@ _NICENESS = 5
 # Large, and not readable.
 _ARRAYS: Any = {"class_weights": True, "novelty": {"whitening", "class_means", "prototypes"}}
 _MAX_OOM_SCORE = "1000"
+# A call with a small image is received at once.
+_RECEIVED_BYTES = 64 * 1024
 
 
 class NetworkLoader:
@@ -113,13 +115,13 @@ def serve_connection(connection: socket.socket, loader: NetworkLoader) -> None:
 def answer_calls(
     connection: socket.socket,
     classifier: ImageClassifier,
-    limited: Limits = nullcontext,
+    limited: Limits = unlimited,
 ) -> None:
-    """Answer calls until the service closes the connection; each image is handled within `limited()`."""
+    """Answer calls until the service closes the connection; images are handled within `limited()`."""
     card = classifier.artifact.card
     shown = {**card.model_dump(mode="json", exclude=_ARRAYS), "missing": card.missing}
     connection.sendall(format_frame(Greeting(ServedModel(classifier.identity, shown), pid=os.getpid())))
-    with connection.makefile("rb") as calls:
+    with os.fdopen(connection.fileno(), "rb", _RECEIVED_BYTES, closefd=False) as calls:
         while rows := read_rows(calls):
             answers = _classify(classifier, rows, limited)
             connection.sendall(format_frame(answers))
@@ -189,15 +191,21 @@ def limit_memory(max_bytes: int) -> None:
 
 
 @contextmanager
-def limited_time(max_cpu_seconds: float) -> Iterator[None]:
-    """End this process by a signal if the body takes longer, as no signal handler runs within a decoder."""
-    signal.setitimer(signal.ITIMER_PROF, max_cpu_seconds)
-    signal.setitimer(signal.ITIMER_REAL, MAX_SECONDS_PER_CPU_SECOND * max_cpu_seconds)
+def limited_time(max_cpu_seconds: float) -> Iterator[Callable[[], None]]:
+    """End this process by a signal if the body takes longer, as no signal handler runs within a decoder.
+
+    Yields a function that starts the time again.
+    """
+
+    def start(cpu_seconds: float = max_cpu_seconds) -> None:
+        signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
+        signal.setitimer(signal.ITIMER_REAL, MAX_SECONDS_PER_CPU_SECOND * cpu_seconds)
+
+    start()
     try:
-        yield
+        yield start
     finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        start(0)
 
 
 def redirect_library_stderr() -> None:
