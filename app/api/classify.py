@@ -43,6 +43,8 @@ _MULTIPART = "multipart/form-data"
 MAX_ANSWER_BYTES_WITHOUT_ID = 64 * 1024 * 1024
 # A connection buffers this much before it pauses the sender: a smaller response is sent at once.
 PIECE_BYTES = 64 * 1024
+# A client that disconnects sooner is noticed then: to watch for it costs as much as to send the answer.
+WATCHED_AFTER_SECONDS = 0.05
 
 
 class ClassifyEndpoint:
@@ -226,16 +228,20 @@ async def while_connected(request: Request, work: Awaitable[T]) -> T:
     The request's body must have been read to its end.
     """
     task = cast("asyncio.Task[Any]", asyncio.current_task())  # a coroutine always runs in a task
-    is_working, is_disconnected = True, False
+    watching: asyncio.Task[None] | None = None
+    is_disconnected = False
 
-    def cancel_work(_: object) -> None:
+    async def cancel_when_disconnected() -> None:
         nonlocal is_disconnected
-        if is_working:
-            is_disconnected = True
-            task.cancel()
+        await request.receive()  # the only message after the body
+        is_disconnected = True
+        task.cancel()
 
-    disconnect = asyncio.ensure_future(request.receive())  # the only message after the body
-    disconnect.add_done_callback(cancel_work)
+    def watch() -> None:
+        nonlocal watching
+        watching = asyncio.ensure_future(cancel_when_disconnected())
+
+    timer = asyncio.get_running_loop().call_later(WATCHED_AFTER_SECONDS, watch)
     try:
         return await work
     except asyncio.CancelledError:
@@ -244,8 +250,9 @@ async def while_connected(request: Request, work: Awaitable[T]) -> T:
         task.uncancel()
         raise ClientDisconnect from None
     finally:
-        is_working = False
-        disconnect.cancel()
+        timer.cancel()
+        if watching is not None:
+            watching.cancel()
 
 
 def _batch_response(answer: bytes | None, pending: PendingBody) -> Response:

@@ -46,11 +46,15 @@ class LineFormatter(logging.Formatter):
         if self._is_for_people:
             return super().format(record)
         at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-        head: dict[str, object] = {"time": at, "level": record.levelname}
         text = record.getMessage()
         if record.name == logger.name and text.startswith(_EVENT):
-            return f"{_format_json(head)[:-1]},{text[1:]}"
-        fields = {**head, "logger": record.name, "message": text}
+            return f'{{"time":"{at}","level":"{record.levelname}",{text[1:]}'
+        fields: dict[str, object] = {
+            "time": at,
+            "level": record.levelname,
+            "logger": record.name,
+            "message": text,
+        }
         if record.exc_info:
             fields["exception"] = self.formatException(record.exc_info)
         return _format_json(fields)
