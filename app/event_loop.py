@@ -9,7 +9,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
-from types import TracebackType
+from typing import Any, Self, cast
 
 from app.errors import DeadlineExceeded
 
@@ -106,21 +106,34 @@ def _has_more_commas(body: bytes, most: int) -> bool:
 
 
 class Deadline:
-    """An async context manager that raises DeadlineExceeded if its body takes longer."""
+    """A context that raises DeadlineExceeded if its body takes longer.
+
+    It cancels the task as `asyncio.timeout` does, which takes three times as long.
+    """
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self._timeout = asyncio.timeout(seconds)
+        self._is_over = False
 
-    async def __aenter__(self) -> None:
-        await self._timeout.__aenter__()
+    def __enter__(self) -> Self:
+        self._task = cast("asyncio.Task[Any]", asyncio.current_task())  # a coroutine always runs in a task
+        self._cancelling = self._task.cancelling()
+        self._timer = asyncio.get_running_loop().call_later(self._seconds, self.end)
+        return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            await self._timeout.__aexit__(kind, error, trace)
-        except TimeoutError:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._timer.cancel()
+        if (
+            self._is_over
+            and self._task.uncancel() <= self._cancelling
+            and isinstance(error, asyncio.CancelledError)
+        ):
             raise DeadlineExceeded(
                 f"The request took longer than {self._seconds:g} seconds. Send it again."
             ) from None
+
+    def end(self) -> None:
+        """Let the time be over now."""
+        if not self._is_over:
+            self._is_over = True
+            self._task.cancel()

@@ -124,7 +124,7 @@ class Service:
         caller: str | None = None
         seconds = self._deadline_seconds if is_classification else self._page_deadline_seconds
         try:
-            async with Deadline(seconds):
+            with Deadline(seconds):
                 if self.state.guards is not None:
                     caller = await self.state.guards.authenticate(request)
                 if scope["path"] != _CLASSIFY_PATH:

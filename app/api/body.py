@@ -5,16 +5,23 @@ import logging
 import re
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Iterator, Mapping
-from typing import TypeVar
+from typing import Self, TypeVar
 from urllib.parse import unquote_to_bytes
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from app.admission import PendingBody
-from app.errors import BodyTimeout, InvalidBatch, MalformedBody, PayloadTooLarge, UnsupportedMediaType
-from app.event_loop import GZIP_MAGIC, join_pieces
+from app.errors import (
+    BodyTimeout,
+    DeadlineExceeded,
+    InvalidBatch,
+    MalformedBody,
+    PayloadTooLarge,
+    UnsupportedMediaType,
+)
+from app.event_loop import GZIP_MAGIC, Deadline, join_pieces
 
 T = TypeVar("T")
 
@@ -28,12 +35,10 @@ _COMPRESSED_AT_ONCE_BYTES = 64 * 1024
 
 async def arriving_within(seconds: float, reading: Awaitable[T], pending: PendingBody) -> T:
     """The result of `reading` a body. Raises BodyTimeout if it takes longer, Overloaded if it is evicted."""
-    loop = asyncio.get_running_loop()
     try:
-        async with asyncio.timeout(seconds) as deadline:
-            with pending.evictable(lambda: deadline.reschedule(loop.time()), is_in_transit=True):
-                return await reading
-    except TimeoutError:
+        with Deadline(seconds) as deadline, pending.evictable(deadline.end, is_in_transit=True):
+            return await reading
+    except DeadlineExceeded:
         pass
     # Raised outside of the handler: a chained error would keep its frames alive, and the bytes in them.
     raise pending.eviction or BodyTimeout(
@@ -41,25 +46,41 @@ async def arriving_within(seconds: float, reading: Awaitable[T], pending: Pendin
     )
 
 
-async def capped_stream(
-    request: Request, max_bytes: int, pending: PendingBody
-) -> AsyncGenerator[bytes, None]:
+class CappedStream:
     """The body in chunks, each of which is added to `pending`.
 
-    Raises Overloaded, or PayloadTooLarge, which a Content-Length raises before the first chunk.
+    Raises ClientDisconnect, Overloaded, or PayloadTooLarge, which a Content-Length raises before the first
+    chunk. The event loop keeps account of asynchronous generators, which takes as long as to read a body.
     """
-    _check_size(length_of(request), max_bytes)
-    received = 0
-    async for chunk in request.stream():
-        received += len(chunk)
-        _check_size(received, max_bytes)
-        pending.take(len(chunk))
-        yield chunk
+
+    def __init__(self, request: Request, max_bytes: int, pending: PendingBody) -> None:
+        _check_size(length_of(request), max_bytes)
+        self._request = request
+        self._max_bytes = max_bytes
+        self._pending = pending
+        self._received_bytes = 0
+        self._has_more = True
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if not self._has_more:
+            raise StopAsyncIteration
+        message = await self._request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        self._has_more = message.get("more_body", False)
+        chunk: bytes = message.get("body", b"")
+        self._received_bytes += len(chunk)
+        _check_size(self._received_bytes, self._max_bytes)
+        self._pending.take(len(chunk))
+        return chunk
 
 
 async def read_body(request: Request, max_bytes: int, pending: PendingBody) -> bytes:
     """The whole body, as sent. Raises PayloadTooLarge, Overloaded, or MalformedBody if it is empty."""
-    chunks = [chunk async for chunk in capped_stream(request, max_bytes, pending)]
+    chunks = [chunk async for chunk in CappedStream(request, max_bytes, pending)]
     body = await join_pieces(chunks, pending.held_bytes)
     if not body:
         raise MalformedBody("A request must have a body. Received: 0 bytes.")

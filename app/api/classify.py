@@ -15,8 +15,8 @@ from starlette.types import Receive, Scope, Send
 
 from app.admission import Admission, PendingBody
 from app.api.body import (
+    CappedStream,
     arriving_within,
-    capped_stream,
     check_not_encoded,
     encoding_of,
     evidence_of,
@@ -116,7 +116,7 @@ class ClassifyEndpoint:
         evidence, length = evidence_of(request), length_of(request)
         self._admission.refuse(length, self._admission.expect_rows(_MULTIPART, length), caller)
         with self._admission.reserve(length, caller) as pending:
-            chunks = capped_stream(request, self._settings.max_body_bytes, pending)
+            chunks = CappedStream(request, self._settings.max_body_bytes, pending)
             reading = parse_files(request.headers["content-type"], chunks, self._settings.max_rows)
             files = await arriving_within(self._settings.body_timeout_seconds, reading, pending)
             pending.complete()

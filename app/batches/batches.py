@@ -9,7 +9,7 @@ import hashlib
 import zlib
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -237,27 +237,28 @@ class Batches:
 
     async def _run(self, batch_id: str, batch: SentBatch) -> bytes:
         digest = batch.digest
-        async with self._deadline():
+        with self._deadline():
             answer = await self._classify(batch)
             await self.cache.keep(batch_id, CachedAnswer(digest, answer))
             return answer
 
     async def _run_leased(self, batch_id: str, batch: SentBatch, shared: "RedisStore") -> bytes:
         digest = batch.digest
-        async with self._deadline(), shared.lease(batch_id) as cached:
-            if cached is not None and cached.digest == digest:
-                return cached.answer
-            try:
-                answer = await self._classify(batch)
-            except ServiceError as error:
-                if not error.retryable:
-                    await shared.discard_unfinished(batch_id)
-                raise
-            await self.cache.keep(batch_id, CachedAnswer(digest, answer))
-            await shared.keep(batch_id, CachedAnswer(digest, answer))
-            return answer
+        with self._deadline():
+            async with shared.lease(batch_id) as cached:
+                if cached is not None and cached.digest == digest:
+                    return cached.answer
+                try:
+                    answer = await self._classify(batch)
+                except ServiceError as error:
+                    if not error.retryable:
+                        await shared.discard_unfinished(batch_id)
+                    raise
+                await self.cache.keep(batch_id, CachedAnswer(digest, answer))
+                await shared.keep(batch_id, CachedAnswer(digest, answer))
+                return answer
 
-    def _deadline(self) -> AbstractAsyncContextManager[None]:
+    def _deadline(self) -> AbstractContextManager[object]:
         seconds = self._request_timeout_seconds
         return nullcontext() if seconds is None else Deadline(seconds)
 

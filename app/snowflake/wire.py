@@ -7,7 +7,7 @@ would otherwise wait for a whole batch of thousands of rows.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from pydantic_core import to_json
@@ -92,7 +92,9 @@ async def format_array(
     """
     formatted = [b'{"%b":[' % name.encode()]
     formatted_bytes = len(formatted[0]) + len(b"]}")
-    async for piece in _pieces(items):
+    for piece in _pieces(items):
+        if len(formatted) > 1:
+            await asyncio.sleep(0)
         formatted += [b"," if len(formatted) > 1 else b"", format_items(piece)[1:-1]]
         formatted_bytes += len(formatted[-2]) + len(formatted[-1])
         if formatted_bytes > max_bytes:
@@ -108,13 +110,12 @@ def format_rows(rows: Iterable[tuple[Row, Outcome | None]]) -> bytes:
     return to_json([[row.number, outcome] for row, outcome in rows])
 
 
-async def _pieces(items: Sequence[Answered]) -> AsyncIterator[Sequence[Answered]]:
+def _pieces(items: Sequence[Answered]) -> Iterator[Sequence[Answered]]:
     """Split items by the size of their outcomes; a heatmap makes an outcome a hundred times as large."""
     start = answer_bytes = 0
     for place, (_, outcome) in enumerate(items):
         if answer_bytes >= PIECE_BYTES or place - start >= PIECE_ROWS:
             yield items[start:place]
-            await asyncio.sleep(0)
             start, answer_bytes = place, 0
         evidence = outcome and outcome["evidence"]
         answer_bytes += len(evidence["heatmap_png"]) if evidence else 0

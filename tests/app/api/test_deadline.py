@@ -151,14 +151,14 @@ def test_deadline_passes_results_and_errors_through() -> None:
 
 
 async def double_within(seconds: float, work: Callable[[int], Awaitable[int]]) -> int:
-    async with Deadline(seconds):
+    with Deadline(seconds):
         return await work(2)
 
 
 def test_cancelled_work_does_not_exceed_its_deadline() -> None:
     async def run() -> None:
         async def wait() -> None:
-            async with Deadline(60):
+            with Deadline(60):
                 await asyncio.Event().wait()
 
         waiting = asyncio.ensure_future(wait())
