@@ -32,13 +32,24 @@ _SIGNATURES = (b"BM", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", *TIFF_SIGNATURES)
 # TIFF 6.0, sections 8, 19 and 22.
 _BITS_PER_SAMPLE, _PHOTOMETRIC_INTERPRETATION, _PLANAR_CONFIGURATION, _SAMPLE_FORMAT = 258, 262, 284, 339
 _WHITE_IS_ZERO, _SEPARATE_PLANES, _UNSIGNED, _SIGNED = 0, 2, 1, 2
-_COLOUR_MAP = 320
+_COLOUR_MAP, _EXTRA_SAMPLES, _YCBCR_SUBSAMPLING, _REFERENCE_BLACK_WHITE = 320, 338, 530, 532
+_YCBCR, _STRAIGHT_ALPHA, _FULL_RANGE = 6, (2,), (0, 255, 128, 255, 128, 255)
 _NATIVE_MODES = {"I;16BS": "I;16NS", "I;32BS": "I;32NS", "F;32BF": "F;32NF"}
 _ORIENTATION_TAG = 0x0112
 # Orientations (Exif 3.0) of files whose rows are columns, and whose last column or row is the first one.
 _TRANSPOSED, _LAST_IS_LEFT, _LAST_IS_TOP = (5, 6, 7, 8), (2, 3, 6, 7), (3, 4, 7, 8)
-# Brands of ISO/IEC 23008-12 (HEIF): files of phones and browsers.
-_HEIF_BRAND = re.compile(rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1|avi[fs])", re.DOTALL)
+# Other formats, by their first bytes; those of ISO/IEC 23008-12 (HEIF) by their brand.
+_OTHER_FORMATS = {
+    "AVIF": rb"....ftypavi[fs]",
+    "HEIC": rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)",
+    "GIF": rb"GIF8",
+    "JPEG 2000": rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51",
+    "JPEG XL": rb"\0\0\0\x0cJXL |\xff\x0a",
+    "JPEG XR": rb"II\xbc",
+    "DICOM": rb".{128}DICM",
+    "PDF": rb"%PDF",
+    "XML or HTML": rb"(\xef\xbb\xbf)?\s*<",
+}
 _RESAMPLE = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -135,6 +146,8 @@ def decode_sized(data: bytes, spec: ImageSpec, limits: ImageLimits) -> Decoded:
         stripped, metadata = strip_metadata(data)
         with Image.open(io.BytesIO(stripped), formats=FORMATS) as image:
             refuse_costly_content(image, stripped, limits)
+            if image.format == "PNG":
+                png.refuse_missing_rows(stripped)
             if image.format == "TIFF":
                 _mend_tiff(image)
             if image.format == "JPEG":
@@ -285,6 +298,8 @@ def _with_its_end(stripped: bytes) -> bytes | None:
     libjpeg fills rows that are missing, without an error. It decodes them from what follows the data, so that
     they differ between two fillers; complete rows depend on neither.
     """
+    if not jpeg.has_all_scans(stripped):
+        return None
     files = jpeg.with_an_end(stripped)
     images = [Image.open(io.BytesIO(file), formats=("JPEG",)) for file in files]
     first, second = (image.tobytes() for image in images)
@@ -394,10 +409,27 @@ def _mend_tiff(image: ImageFile.ImageFile) -> None:
         mode, *others = image.tile[0].args
         image.tile = [image.tile[0]._replace(args=(_NATIVE_MODES.get(mode, mode), *others))]
     bits = max(tags.get(_BITS_PER_SAMPLE, (1,)))
-    if tags.get(_PLANAR_CONFIGURATION) == _SEPARATE_PLANES and (bits > 8 or image.mode in ("LA", "La", "PA")):
+    if image.mode in ("P", "PA") and len(colours) != 3 * 2**bits:
+        raise CorruptImage(
+            f"The colour map of a TIFF must have {3 * 2**bits} values. Received: {len(colours)}."
+        )
+    codec, is_ycbcr = image.info.get("compression"), tags.get(_PHOTOMETRIC_INTERPRETATION) == _YCBCR
+    extra, mode = tags.get(_EXTRA_SAMPLES, _STRAIGHT_ALPHA), image.mode
+    if tags.get(_PLANAR_CONFIGURATION) == _SEPARATE_PLANES and (
+        bits > 8
+        or mode in ("LA", "La", "PA")
+        or (codec == "raw" and extra != _STRAIGHT_ALPHA)
+        or (codec == "jpeg" and is_ycbcr)
+    ):
         raise UnsupportedFormat(
             "A TIFF of separate planes must be RGB, CMYK or YCbCr with 8 bits per sample. "
-            f"Received: {image.mode}, {bits} bits."
+            f"Received: {mode}, {bits} bits, {'extra samples' if _EXTRA_SAMPLES in tags else codec}."
+        )
+    subsampling, levels = tags.get(_YCBCR_SUBSAMPLING, (1, 1)), tags.get(_REFERENCE_BLACK_WHITE, _FULL_RANGE)
+    if is_ycbcr and codec == "raw" and (subsampling != (1, 1) or levels != _FULL_RANGE):
+        raise UnsupportedFormat(
+            "A TIFF in YCbCr with subsampling or reference levels must be compressed. "
+            f"Received: subsampling {subsampling}, levels {levels}, uncompressed."
         )
     if _SIGNED in tags.get(_SAMPLE_FORMAT, ()) and bits == 8:
         raise UnsupportedFormat("A TIFF with 8 bits per sample must be unsigned. Received: signed samples.")
@@ -410,7 +442,7 @@ def _eight_bit(image: Image.Image, alpha: Alpha) -> Image.Image:
     tags, values = _tiff_tags(image), np.asarray(image)
     if image.mode.startswith("I;16"):
         pixels = scale_integers(values, bits=tags.get(_BITS_PER_SAMPLE, (16,))[0])
-    elif image.mode == "I" and tags.get(_SAMPLE_FORMAT) == (_UNSIGNED,):
+    elif image.mode == "I" and tags.get(_SAMPLE_FORMAT, (_UNSIGNED,)) == (_UNSIGNED,):
         pixels = scale_to_fit(values.view(np.uint32))  # Pillow reads 32-bit samples as signed
     else:
         pixels = scale_to_fit(values)
@@ -478,14 +510,14 @@ def _opaque(image: Image.Image, alpha: Alpha) -> Image.Image:
 def _unidentified(data: bytes, stripped: bytes) -> InputError:
     if not data:
         return CorruptImage("An image must have content. Received: 0 bytes.")
+    for name, beginning in _OTHER_FORMATS.items():
+        if re.match(beginning, data, re.DOTALL):
+            return UnsupportedFormat(
+                "An image must be BMP, PNG, JPEG, TIFF or WebP; convert other formats, for example with "
+                f"ImageMagick (magick FILE a.png). Received: {name}."
+            )
     if (rule := _unsupported_kind(stripped)) is not None:
         return UnsupportedFormat(rule)
-    if (brand := _HEIF_BRAND.match(data)) is not None:
-        name = "AVIF" if brand[1].startswith(b"av") else "HEIC"
-        return UnsupportedFormat(
-            f"An image must be BMP, PNG, JPEG, TIFF or WebP. Received: {name}; convert it, for example with "
-            f"ImageMagick (magick a.{name.lower()} a.jpg)."
-        )
     if data.startswith(_SIGNATURES) or (data.startswith(b"RIFF") and data[8:12] == b"WEBP"):
         return CorruptImage(
             f"An image must be complete and have a supported pixel format. Received: {_describe(data)}."

@@ -11,8 +11,9 @@ UPRIGHT = 1
 # Exif 3.0, section 4.6.5.
 _ORIENTATION_TAG = 0x0112
 _ENTRY_BYTES = 12
-# TIFF 6.0, section 2: SHORT, LONG, SSHORT and SLONG, of which one value fits into an entry.
-_INTEGER_BYTES = {3: 2, 4: 4, 8: 2, 9: 4}
+# TIFF 6.0, section 2: BYTE, SHORT, LONG, SSHORT and SLONG, of which one value fits into an entry.
+_INTEGER_BYTES = {1: 1, 3: 2, 4: 4, 8: 2, 9: 4}
+_MAX_INLINE_BYTES = 4
 # The last two are invalid, but some files use them.
 _BYTE_ORDERS: dict[bytes, Literal["little", "big"]] = {
     b"II*\0": "little",
@@ -55,6 +56,7 @@ def _orientation_in_exif(exif: bytes) -> int | None:
         if entries[place : place + 2] == tag:
             kind = int.from_bytes(entries[place + 2 : place + 4], order)
             values = int.from_bytes(entries[place + 4 : place + 8], order)
-            if kind in _INTEGER_BYTES and values == 1:
-                return int.from_bytes(entries[place + 8 : place + 8 + _INTEGER_BYTES[kind]], order)
+            value_bytes = _INTEGER_BYTES.get(kind, 0)
+            if 0 < values * value_bytes <= _MAX_INLINE_BYTES:  # libraries take the first of several
+                return int.from_bytes(entries[place + 8 : place + 8 + value_bytes], order)
     return None

@@ -29,9 +29,10 @@ _FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 _HIERARCHICAL = frozenset({0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF})
 _UNUSUAL_FRAMES = {0xC3: "lossless", 0xCB: "lossless", **dict.fromkeys(_HIERARCHICAL, "hierarchical")}
 _USUAL_BITS, _USUAL_COMPONENTS = 8, (1, 3, 4)
+_COEFFICIENTS = 64
 _FRAME = struct.Struct(">BHHB")
-# The decoder guesses the colour space from these two.
-_COLOUR_SPACE = {_APP0: b"JFIF\0", _APP14: b"Adobe"}
+# libjpeg guesses the colour space from these two, and ignores shorter ones.
+_COLOUR_SPACE = {_APP0: (b"JFIF\0", 18), _APP14: (b"Adobe", 16)}
 _EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
 _FIRST_WITH_LENGTH = 0xC0
 # FF, then no stuffed zero, fill byte or restart.
@@ -59,7 +60,8 @@ def strip(data: bytes) -> tuple[bytes, Metadata]:
             kept.append(view[start:])
             break
         position = _segment_end(data, start)
-        states_colours = marker in _COLOUR_SPACE and data.startswith(_COLOUR_SPACE[marker], start + 4)
+        name, least_bytes = _COLOUR_SPACE.get(marker, (b"", 0))
+        states_colours = name and data.startswith(name, start + 4) and position - start >= least_bytes
         if marker in _TABLES or states_colours:
             kept.append(view[start:position])
             table_bytes += position - start
@@ -88,26 +90,29 @@ def refuse_scans(data: bytes, pixels: int) -> None:
     if data.count(bytes((0xFF, _START_OF_SCAN))) <= max_scans:
         return
     scans = 0
-    for place, marker in enumerate(_markers(data)):
-        scans += marker == _START_OF_SCAN
+    for number, place in enumerate(_markers(data)):
+        scans += data[place] == _START_OF_SCAN
         if scans > max_scans:
             raise ImageTooLarge(
                 f"A JPEG of {pixels} pixels must have at most {max_scans} scans. Received: more."
             )
-        if place == MAX_MARKERS:
+        if number == MAX_MARKERS:
             raise ImageTooLarge(
                 f"A JPEG of many scans must have at most {MAX_MARKERS} markers. Received: more."
             )
-        if scans and marker == _END_OF_IMAGE:
+        if scans and data[place] == _END_OF_IMAGE:
             break
 
 
 def _markers(data: bytes) -> Iterator[int]:
-    """Yield the markers that may have a length. Like decoders, skip an unknown marker without a length."""
+    """Yield the places of markers that may have a length, past their FF.
+
+    Like decoders, skip an unknown marker without a length.
+    """
     position = 0
     while found := _SCAN_MARKER.search(data, position):
         marker = found.group(1)[0]
-        yield marker
+        yield found.start(1)
         if marker < _FIRST_WITH_LENGTH or marker in (_START_OF_IMAGE, _END_OF_IMAGE):
             position = found.end()
         else:
@@ -121,6 +126,17 @@ def with_an_end(data: bytes) -> tuple[bytes, bytes]:
     """
     data, end = data.rstrip(b"\xff"), bytes((0xFF, _END_OF_IMAGE))
     return data + bytes(_FILLER_BYTES) + end, data + b"\xfe" * _FILLER_BYTES + end
+
+
+def has_all_scans(data: bytes) -> bool:
+    """Whether every coefficient of every component is sent to its last bit (ITU-T T.81, B.2.3)."""
+    frame, sent = frame_of(data), set[tuple[int, int]]()
+    for place in _markers(data):
+        after = place + 4 + 2 * data[place + 3] if len(data) > place + 3 else len(data)
+        if data[place] == _START_OF_SCAN and len(data) > after + 2 and not data[after + 2] & 0xF:
+            band = range(data[after], data[after + 1] + 1)
+            sent |= {(component, at) for component in data[place + 4 : after : 2] for at in band}
+    return frame is not None and len(sent) == frame.components * _COEFFICIENTS
 
 
 class Frame(NamedTuple):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Literal, NamedTuple
 
-from model.errors import ImageTooLarge
+from model.errors import CorruptImage, ImageTooLarge
 from model.formats import Metadata
 
 # Walking this many chunk headers takes 0.3 seconds.
@@ -14,6 +14,8 @@ MAX_CHUNKS = 1_000_000
 # Deflate writes at most a thousandth more than it reads. Empty blocks cost time and add no pixel.
 MAX_TIMES_UNCOMPRESSED = 1.25
 SPARE_COMPRESSED_BYTES = 1024 * 1024
+# Inflated at once, to count rows.
+_PIECE_BYTES = 64 * 1024
 # Limits for a text that may state an orientation. Crafted deflate takes 0.1 microseconds a byte.
 MAX_COMPRESSED_TEXT_BYTES = 256 * 1024
 MAX_TEXT_BYTES = 1024 * 1024
@@ -24,9 +26,12 @@ _CRC_BYTES = 4
 _END = b"\0\0\0\0IEND\xaeB`\x82"
 _HEADER_KINDS = (b"IHDR", b"PLTE", b"tRNS")
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
-_COLOUR_TYPE_AT, _PALETTE = _CHUNK.size + 9, 3
+_COLOUR_TYPE_AT, _GREY, _PALETTE = _CHUNK.size + 9, 0, 3
 # Of tRNS, for the colour types that state one transparent colour.
 _TRANSPARENT_BYTES = {0: 2, 2: 6}
+# Adam7: first column and row, and the steps between columns and rows.
+_PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+_ONE_PASS = ((0, 0, 1, 1),)
 # Bit depth and colour type.
 _PLAIN_MODES: dict[tuple[int, int], Literal["mono", "rgb", "rgba"]] = {
     (8, 0): "mono",
@@ -98,9 +103,13 @@ def find_plain(data: bytes) -> PlainPng | None:
 def strip(data: bytes) -> tuple[bytes, Metadata]:
     """The file with only IHDR, PLTE, tRNS and one IDAT, which is the default image of an animation.
 
+    Its transparent colour is that of the pixels as Pillow decodes them.
+
     A file that is broken before its IDAT stays broken. Raises ImageTooLarge.
     """
     chunks = _read_chunks(data)
+    if b"tRNS" in chunks.header:
+        chunks.header[b"tRNS"] = _scaled_key(chunks.header[b"tRNS"], *chunks.header[b"IHDR"][16:18])
     header = [chunks.header[kind] for kind in _HEADER_KINDS if kind in chunks.header]
     pixels: list[bytes | bytearray] = []
     if chunks.pixels:
@@ -108,6 +117,53 @@ def strip(data: bytes) -> tuple[bytes, Metadata]:
         pixels = [_CHUNK.pack(len(chunks.pixels), b"IDAT"), chunks.pixels, bytes(_CRC_BYTES)]
     stripped = b"".join([SIGNATURE, *header, *pixels, chunks.broken or _END])
     return stripped, _metadata(chunks.texts) if chunks.texts else Metadata()
+
+
+def refuse_missing_rows(stripped: bytes) -> None:
+    """Raises CorruptImage if the pixels of a file that `strip` returned end early.
+
+    Pillow would leave the rest black. The size in the header must be within the limits.
+    """
+    chunks = _read_chunks(stripped)
+    pixels = memoryview(chunks.pixels)
+    width, height, depth, colour, _, _, interlace = struct.unpack_from(
+        ">II5B", chunks.header[b"IHDR"], _CHUNK.size
+    )
+    row_bytes = sum(
+        -(-max(0, height - y) // down) * (1 + (columns * depth * _CHANNELS[colour] + 7) // 8)
+        for x, y, across, down in (_PASSES if interlace else _ONE_PASS)
+        if (columns := -(-(width - x) // across)) > 0
+    )
+    inflated, decompressor = 0, zlib.decompressobj()
+    for start in range(0, len(pixels), _PIECE_BYTES):
+        piece: bytes | memoryview = pixels[start : start + _PIECE_BYTES]
+        while piece:
+            try:
+                inflated += len(decompressor.decompress(piece, _PIECE_BYTES))
+            except zlib.error:
+                return  # which Pillow raises as well
+            if inflated >= row_bytes:
+                return
+            piece = decompressor.unconsumed_tail
+    inflated += len(decompressor.flush())
+    if decompressor.eof and inflated < row_bytes:  # Pillow raises for a stream without its end
+        raise CorruptImage(
+            f"A PNG of {width} x {height} pixels must have {row_bytes} bytes of rows. Received: {inflated}."
+        )
+
+
+def _scaled_key(chunk: bytes, depth: int, colour: int) -> bytes:
+    """A tRNS chunk with one colour, of 8 bits a sample, unless Pillow keeps the pixels' 16 bits.
+
+    Of samples with fewer bits than 16, higher bits are unused (section 11.3.1.1).
+    """
+    if colour == _PALETTE or (colour == _GREY and depth == 16):
+        return chunk
+    samples = struct.unpack(f">{_CHANNELS[colour]}H", chunk[_CHUNK.size : -_CRC_BYTES])
+    white = 2**depth - 1
+    key = [sample >> 8 if depth == 16 else (sample & white) * 255 // white for sample in samples]
+    content = b"tRNS" + struct.pack(f">{len(key)}H", *key)
+    return chunk[:4] + content + zlib.crc32(content).to_bytes(_CRC_BYTES, "big")
 
 
 def _read_chunks(data: bytes) -> _Chunks:

@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from model.errors import ImageTooLarge, UnsupportedFormat
+from model.errors import CorruptImage, ImageTooLarge, UnsupportedFormat
 from model.formats.jpeg import refuse_scans
 
 # More tags of a BigTIFF are ignored; ordinary files have up to a hundred.
@@ -32,10 +32,11 @@ _UNCOMPRESSED, _JPEG, _SEPARATE_PLANES = 1, 7, 2
 _REDUCED_OR_MASK, _OLD_REDUCED = 0b101, 2
 
 _KINDS_OF_COLOUR = {
-    **dict.fromkeys((0, 1), "grey"),
     **dict.fromkeys((8, 9, 10), "Lab"),
     **dict.fromkeys((32844, 32845), "LogLuv"),
 } | {
+    0: "grey (white is zero)",
+    1: "grey",
     2: "RGB",
     3: "palette",
     4: "mask",
@@ -158,7 +159,8 @@ def strip(data: bytes) -> bytes:
     That is the first directory that is no thumbnail and no mask. All other bytes keep their offsets. A file
     without a directory is returned unchanged. Raises ImageTooLarge or UnsupportedFormat.
     """
-    # Pillow detects a BigTIFF by this byte in either byte order, so it does not read big-endian ones.
+    if data.startswith(b"MM\0+"):  # which Pillow takes for another TIFF
+        raise UnsupportedFormat("A BigTIFF must be little-endian. Received: a big-endian one.")
     layout = _LAYOUTS[">" if data.startswith(b"MM") else "<", data[2:3] == b"+"]
     if len(data) < layout.offset_at + layout.offset.size:
         return data
@@ -275,9 +277,16 @@ class _Pieces(NamedTuple):
 
 def _refuse_pieces(directory: _Directory) -> None:
     compression = directory.integer(_COMPRESSION, _UNCOMPRESSED)
-    if compression == _UNCOMPRESSED:
-        return  # Pillow reads one piece for each offset, and only as many bytes as its pixels take
     pieces = _pieces_of(directory)
+    if compression == _UNCOMPRESSED:
+        # Pillow reads one piece for each offset, and only as many bytes as its pixels take. It would leave
+        # the pixels of missing pieces black, and read surplus ones over the first.
+        if pieces.number and pieces.offsets and len(pieces.offsets) != pieces.number:
+            raise CorruptImage(
+                f"A TIFF of this size must have {pieces.number} strips or tiles. "
+                f"Received: {len(pieces.offsets)}."
+            )
+        return
     _refuse_number(pieces.number)
     _refuse_padding(directory, pieces)
     if compression == _JPEG:

@@ -52,6 +52,12 @@ def test_32_bit_integers_are_decoded_or_refused(pixels: NDArray[np.generic], sam
         decode_tiff(pixels, tags | {PHOTOMETRIC: 0})
 
 
+def test_32_bits_without_a_sample_format_are_unsigned() -> None:
+    """TIFF 6.0, section 19: the default."""
+    pixels = RAMP.astype("<u4") * (2**24 + 2**16 + 2**8 + 1)
+    assert np.abs(decode_tiff(pixels, {BITS: 32}) - RAMP).max() <= 1
+
+
 def test_twelve_bits_are_scaled_to_white() -> None:
     values = np.rint(RAMP / 255 * 4095).astype(np.uint16).reshape(-1, 2)
     first, second = values[:, 0], values[:, 1]

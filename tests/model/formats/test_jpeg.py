@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from model.errors import CorruptImage, ImageTooLarge
+from model.formats import fast
 from model.formats.jpeg import (
     MAX_HEADER_SEGMENTS,
     MAX_MARKERS,
@@ -94,6 +95,26 @@ def test_marker_of_the_colour_space_is_kept() -> None:
     decoded = decode_whole(red_green_blue)
     assert np.array_equal(decoded, decoded_by_pillow(red_green_blue))
     assert not np.array_equal(decoded, decode_whole(PICTURE))
+
+
+@pytest.mark.parametrize("short", [segment(0xEE, b"Adobe\0\x64\0\0\0\0"), segment(0xE0, b"JFIF\0\1")])
+def test_short_marker_of_the_colour_space_is_ignored(short: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As libjpeg ignores it; Pillow's header reader would fail."""
+    data = PICTURE[:2] + short + PICTURE[PICTURE.index(b"\xff\xdb") :]
+    assert np.array_equal(decode_whole(data), decode_whole(PICTURE))
+    monkeypatch.setattr(fast, "_KORNIA", None)
+    assert np.array_equal(decode_whole(data), decode_whole(PICTURE))
+
+
+@pytest.mark.parametrize("options", [{"progressive": True}, {}], ids=["progressive", "sequential"])
+def test_file_that_ends_between_two_scans_is_corrupt(options: dict[str, bool]) -> None:
+    """It shows every row, in less detail or fewer colours."""
+    whole = encode_array(RGB, "JPEG", **options)
+    starts = [at for at in range(len(whole) - 1) if whole[at : at + 2] in (b"\xff\xda", b"\xff\xc4")]
+    for cut in starts:
+        with pytest.raises(CorruptImage):
+            decode_whole(whole[:cut])
+    assert np.array_equal(decode_whole(whole[:-2]), decode_whole(whole))
 
 
 def test_exif_in_several_segments_is_joined() -> None:

@@ -7,7 +7,7 @@ import pytest
 from model.formats import UPRIGHT, Metadata
 
 ORDERS = {b"II*\0": "<", b"MM\0*": ">", b"II\0*": "<", b"MM*\0": ">"}
-SHORT, LONG, RATIONAL, UNKNOWN = 3, 4, 5, 200
+BYTE, SHORT, LONG, RATIONAL, UNKNOWN = 1, 3, 4, 5, 200
 
 
 def exif(
@@ -51,6 +51,11 @@ def test_orientation_is_read_in_every_byte_order(signature: bytes, prefix: bytes
 )
 def test_metadata_without_an_orientation_is_upright(block: bytes) -> None:
     assert Metadata(block).orientation() == UPRIGHT
+
+
+def test_first_of_two_values_and_a_byte_are_read() -> None:
+    assert Metadata(exif([(0x0112, SHORT, 2, 6)])).orientation() == 6
+    assert Metadata(exif([(0x0112, BYTE, 1, 6)])).orientation() == 6
 
 
 def test_first_of_two_orientations_is_used() -> None:

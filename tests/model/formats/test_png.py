@@ -276,3 +276,78 @@ def test_first_of_two_transparent_colours_counts() -> None:
     first = chunk(b"tRNS", b"\0\5")
     one = decode_whole(grey[:place] + first + grey[place:])
     assert np.array_equal(decode_whole(grey[:place] + first + chunk(b"tRNS", b"\0\7") + grey[place:]), one)
+
+
+def png_of_samples(samples: np.ndarray, depth: int, interlace: int = 0, before: bytes = b"") -> bytes:
+    """Grey or RGB pixels (h, w, c) below 2 ** depth, in rows without a filter."""
+    height, width, channels = samples.shape
+    colour = 0 if channels == 1 else 2
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlace)
+    bits = (samples.reshape(height, -1, 1) >> np.arange(depth - 1, -1, -1) & 1).astype(np.uint8)
+    rows = np.packbits(bits.reshape(height, -1), axis=1)
+    pixels = chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows)))
+    return png_chunks.SIGNATURE + chunk(b"IHDR", header) + before + pixels + chunk(b"IEND")
+
+
+@pytest.mark.parametrize("unused_bits", [0, 0xFF00])
+@pytest.mark.parametrize(("channels", "depth"), [(1, 1), (1, 2), (1, 4), (1, 8), (1, 16), (3, 8), (3, 16)])
+def test_transparent_colour_has_the_depth_of_the_pixels(channels: int, depth: int, unused_bits: int) -> None:
+    levels = min(2**depth, 16)
+    samples = np.arange(levels).repeat(channels).reshape(1, levels, channels) * (0x101 if depth == 16 else 1)
+    for level in range(levels):
+        given = int(samples[0, level, 0]) if depth == 16 else level | unused_bits
+        key = chunk(b"tRNS", struct.pack(">H", given) * channels)
+        data = png_of_samples(samples, depth, before=key)
+        spec = ImageSpec(height=1, width=levels, channels=3)
+        is_white = (decode(data, spec, ImageLimits()) == 255).all(axis=2)[0]
+        opaque = (decode(png_of_samples(samples, depth), spec, ImageLimits()) == 255).all(axis=2)[0]
+        assert is_white.tolist() == (opaque | (np.arange(levels) == level)).tolist()
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
+@pytest.mark.parametrize("interlace", [0, 1])
+def test_pixels_that_end_early_are_corrupt(mode: str, interlace: int) -> None:
+    """Their stream has an end, and Pillow would leave the rest black."""
+    grey = Image.fromarray(RGB[..., 0])
+    image = Image.fromarray(RGB[..., 0].astype(np.uint16)) if mode == "I;16" else grey.convert(mode)
+    data = bytearray(encode(image, "PNG"))
+    start = data.index(b"IDAT") + 4
+    rows = zlib.decompress(data[start:])
+    data[28] = interlace
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    for missing in (1, len(rows) // 20, len(rows) // 2, len(rows)):
+        short = zlib.compress(rows[: len(rows) - missing])
+        with pytest.raises(CorruptImage):
+            decode_whole(bytes(data[: start - 8]) + chunk(b"IDAT", short) + chunk(b"IEND"))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (2, 3), (5, 2), (8, 8), (17, 16)])
+def test_interlaced_picture_of_any_size_is_complete(size: tuple[int, int]) -> None:
+    """Of black pixels, whose rows are all alike, and of few passes."""
+    height, width = size
+    passes = [
+        (0, 0, 8, 8),
+        (4, 0, 8, 8),
+        (0, 4, 4, 8),
+        (2, 0, 4, 4),
+        (0, 2, 2, 4),
+        (1, 0, 2, 2),
+        (0, 1, 1, 2),
+    ]
+    lines = [
+        len(range(x, width, across)) + 1
+        for x, y, across, down in passes
+        for _ in range(y, height, down)
+        if x < width
+    ]
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 1))
+    palette = chunk(b"PLTE", bytes((9, 9, 9)))
+
+    def of_rows(row_bytes: int) -> bytes:
+        pixels = chunk(b"IDAT", zlib.compress(bytes(row_bytes)))
+        return png_chunks.SIGNATURE + header + palette + pixels + chunk(b"IEND")
+
+    spec = ImageSpec(height=height, width=width, channels=3)
+    assert (decode(of_rows(sum(lines)), spec, ImageLimits()) == 9).all()
+    with pytest.raises(CorruptImage):
+        decode(of_rows(sum(lines) - 1), spec, ImageLimits())

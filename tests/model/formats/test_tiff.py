@@ -499,6 +499,53 @@ def test_samples_have_the_byte_order_of_the_file(
 def test_grey_with_alpha_in_planes_is_named(codec: int) -> None:
     tags = {tag.number: tag for tag in grey_tags(8, 8, codec)}
     tags |= {277: Tag(277, SHORT, 1, 2), 284: Tag(284, SHORT, 1, 2), 338: Tag(338, SHORT, 1, 2)}
-    tags |= {258: Tag(258, SHORT, 2, 8 | 8 << 16), 273: Tag(273, LONG, 1, 8), 279: Tag(279, LONG, 1, 64)}
+    tags |= {
+        number: Tag(number, SHORT, 2, each | each << 16) for number, each in ((258, 8), (273, 8), (279, 64))
+    }
     with pytest.raises(UnsupportedFormat, match="LA, 8 bits"):
         decode_small(tiff(sorted(tags.values()), bytes(200)))
+
+
+@pytest.mark.parametrize(
+    ("codec", "more", "named"),
+    [
+        (UNCOMPRESSED, [Tag(284, SHORT, 1, 2), Tag(338, SHORT, 1, 1)], "RGBA, 8 bits, extra samples"),
+        (UNCOMPRESSED, [Tag(530, SHORT, 2, 2 | 2 << 16)], r"subsampling \(2, 2\)"),
+        (UNCOMPRESSED, [Tag(532, RATIONAL, 6, 8)], "levels"),
+        (JPEG, [Tag(284, SHORT, 1, 2)], "8 bits, jpeg"),
+    ],
+)
+def test_colours_that_pillow_misreads_are_named(codec: int, more: list[Tag], named: str) -> None:
+    samples = 4 if any(tag.number == 338 for tag in more) else 3
+    tags = {tag.number: tag for tag in (*grey_tags(8, 8, codec), *more)}
+    tags[262], tags[277] = Tag(262, SHORT, 1, 2 if samples == 4 else 6), Tag(277, SHORT, 1, samples)
+    pieces = samples if 284 in tags else 1
+    at = content_at(len(tags) + 3)
+    tags[273], tags[278] = Tag(273, LONG, pieces, at if pieces > 1 else 8), Tag(278, LONG, 1, 8)
+    tags[279] = Tag(279, LONG, pieces, at if pieces > 1 else 64)
+    with pytest.raises(UnsupportedFormat, match=named):
+        decode_small(tiff(sorted(tags.values()), struct.pack("<4I", *[at] * 4) + bytes(300)))
+
+
+@pytest.mark.parametrize("strips", [1, 3, 5])
+def test_strips_cover_the_image_exactly(strips: int) -> None:
+    data = of_shared_strips(4, bytes(16), UNCOMPRESSED)
+    tags = data[IFD_AT + 2 : content_at(9)]
+    number = struct.pack("<I", 4)
+    wrong = tags.replace(struct.pack("<HH", 273, LONG) + number, struct.pack("<HHI", 273, LONG, strips))
+    assert wrong != tags
+    with pytest.raises(CorruptImage, match="strips"):
+        decode_as_is(data.replace(tags, wrong))
+
+
+def test_colour_map_has_three_values_for_each_index() -> None:
+    tags = [*grey_tags(8, 8), Tag(273, LONG, 1, 8), Tag(278, LONG, 1, 8), Tag(279, LONG, 1, 64)]
+    tags[4] = Tag(262, SHORT, 1, 3)
+    colour_map = Tag(320, SHORT, 765, content_at(10))
+    with pytest.raises(CorruptImage, match=r"768 values\. Received: 765"):
+        decode_small(tiff([*tags, colour_map], bytes(2000)))
+
+
+def test_big_endian_bigtiff_is_named() -> None:
+    with pytest.raises(UnsupportedFormat, match="big-endian"):
+        decode_small(b"MM\0+\0\x08\0\0" + bytes(100))
