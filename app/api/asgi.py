@@ -141,7 +141,7 @@ class Service:
             if isinstance(error, ServiceError):
                 self.state.refusals.add(error, request.headers, caller)
             if not send.has_started:  # otherwise the server closes the connection
-                response = error_response(error)
+                response = error_response(error, scope)
                 if is_classification:
                     metrics.count_request(response.status_code, perf_counter() - started)
                 await response(scope, request.receive, _secured(send))
@@ -161,15 +161,18 @@ class Service:
         return response
 
 
-def error_response(error: Exception) -> Response:
-    """The response to a request that failed as a whole."""
+def error_response(error: Exception, scope: Scope | None = None) -> Response:
+    """The response to a request that failed as a whole, of the given scope."""
     match error:
         case ServiceError():
             detail = ErrorDetail(code=error.code, message=error.message, retryable=error.retryable)
             status, headers = error.status, error.headers
         case HTTPException():
             phrase = HTTPStatus(error.status_code).phrase
-            detail = ErrorDetail(code=phrase.lower().replace(" ", "_"), message=f"{phrase}.", retryable=False)
+            received = f" Received: {scope['method']} {scope['path'][:80]!r}." if scope else ""
+            detail = ErrorDetail(
+                code=phrase.lower().replace(" ", "_"), message=f"{phrase}.{received}", retryable=False
+            )
             status, headers = error.status_code, error.headers or {}
         case ClientDisconnect():
             return Response(status_code=HTTPStatus.BAD_REQUEST)

@@ -174,8 +174,8 @@ def _inflated(body: bytes, window: int) -> Iterator[bytes]:
                 compressed = decompressor.unconsumed_tail or decompressor.unused_data
         while not decompressor.eof and (rest := decompressor.decompress(b"", _INFLATED_AT_ONCE_BYTES)):
             yield rest
-    except zlib.error:
-        raise MalformedBody("A compressed body must be valid gzip or deflate.") from None
+    except zlib.error as error:
+        raise MalformedBody(f"A compressed body must be valid gzip or deflate. Received: {error}.") from None
     if not decompressor.eof:
         raise MalformedBody(
             "A compressed body must be complete. Received: a gzip or deflate stream without its end."
@@ -212,6 +212,8 @@ _MAX_HEADER_BYTES = 2048
 _MAX_SEMICOLONS = 32
 # Text before the first boundary, for programs that do not know the format (RFC 2046, section 5.1.1).
 MAX_PREAMBLE_BYTES = 16 * 1024
+# RFC 2045, section 6.2: those that leave the content as it is.
+_IDENTITY_ENCODINGS = (b"", b"binary", b"8bit", b"7bit")
 # RFC 8187, section 3.2.1: charset, language, and bytes with escapes.
 _EXTENDED_NAME = re.compile(rb""";\s*filename\*\s*=\s*"?([\w-]*)'[^']*'([^;"\s]*)""", re.IGNORECASE)
 
@@ -226,7 +228,9 @@ async def parse_files(
     """
     boundary = _options(content_type.encode("latin-1"), "multipart body's Content-Type").get(b"boundary")
     if not boundary:
-        raise MalformedBody("A multipart body's Content-Type must name its boundary.")
+        raise MalformedBody(
+            f"A multipart body's Content-Type must name its boundary. Received: {content_type[:80]!r}."
+        )
     parts = _Parts(max_files)
     delimiter = b"\r\n--" + boundary
     try:
@@ -254,7 +258,10 @@ async def parse_files(
     except FormParserError as error:
         raise MalformedBody(f"A multipart body must be valid (RFC 7578): {error}.") from None
     if not parts.ended:
-        raise MalformedBody("A multipart body must end with its closing boundary.")
+        raise MalformedBody(
+            "A multipart body must end with its closing boundary. "
+            f"Received: none like {(delimiter[2:] + b'--')[:80].decode('latin-1')!r}."
+        )
     if not parts.files:
         raise InvalidBatch("A multipart body must hold a file. Received: none.")
     return [(name, await join_pieces(pieces, sum(map(len, pieces)))) for name, pieces in parts.files]
@@ -320,6 +327,7 @@ class _Parts:
 
     def begin(self) -> None:
         self._disposition = b""
+        self._encoding = b""
         self._header_name = bytearray()
         self._header_value = bytearray()
 
@@ -332,6 +340,8 @@ class _Parts:
     def end_header(self) -> None:
         if self._header_name.lower() == b"content-disposition":
             self._disposition = bytes(self._header_value)
+        elif self._header_name.lower() == b"content-transfer-encoding":
+            self._encoding = bytes(self._header_value).strip().lower()
         self._header_name.clear()
         self._header_value.clear()
 
@@ -341,6 +351,11 @@ class _Parts:
         if filename is None:
             name = parameters.get(b"name", b"").decode(errors="replace")
             raise InvalidBatch(f"Every part must be a file. Received: a text field {name[:40]!r}.")
+        if self._encoding not in _IDENTITY_ENCODINGS:
+            raise InvalidBatch(
+                "A part's Content-Transfer-Encoding must be binary, as RFC 7578 has it. "
+                f"Received: {self._encoding[:40].decode(errors='replace')!r}."
+            )
         if len(self.files) == self._max_files:
             raise self._too_many_files()
         self.files.append((filename, []))

@@ -61,7 +61,7 @@ def create_pages(
 
 def _add_error_handlers(pages: FastAPI) -> None:
     async def respond(request: Request, error: Exception) -> Response:
-        response = error_response(error)
+        response = error_response(error, request.scope)
         # A route knows only its own methods, and a path may have several routes.
         if response.status_code == HTTPStatus.METHOD_NOT_ALLOWED and (
             methods := _methods_at(pages.routes, request.scope)

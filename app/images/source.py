@@ -325,7 +325,8 @@ def _parse_long(text: bytes, characters: int, limits: ImageLimits) -> InlineText
 def _parse_data_url(text: bytes, characters: int, limits: ImageLimits) -> InlineText | InputError:
     if (url := _DATA_URL.match(text[:MAX_REFERENCE_CHARACTERS])) is None:
         return InvalidSource(
-            "A data: URL must begin like data:image/png;base64, and hold an image in base64."
+            "A data: URL must begin like data:image/png;base64, and hold an image in base64. "
+            f"Received: {text[:40].decode(errors='replace')!r}."
         )
     # An escape has three characters for one.
     return _parse_inline(text, characters - url.end() - 2 * text.count(b"%"), limits)

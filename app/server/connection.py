@@ -375,8 +375,11 @@ class HttpConnection(asyncio.Protocol):
         path, raw_path, query = head.path_and_query()
         self._body = head.body()
         has_body = self._body is not None
-        expects = has_body and any(
-            name == b"expect" and value.lower() == b"100-continue" for name, value in head.headers
+        # RFC 9110, section 10.1.1: a client of HTTP/1.0 does not know 100.
+        expects = (
+            has_body
+            and head.http_version == "1.1"
+            and any(name == b"expect" and value.lower() == b"100-continue" for name, value in head.headers)
         )
         scope: Any = {
             "type": "http",

@@ -30,7 +30,7 @@ _BODY_BYTES_A_FRAMING_BYTE = 2
 # Less than a tenth of a millisecond of work; between two calls, the event loop serves other connections.
 MAX_CHUNKS_A_CALL = 64
 
-_CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;[\t\x20-\x7e\x80-\xff]*)?")
+_CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:[\t ]*;[\t\x20-\x7e\x80-\xff]*)?")
 _TRAILER_LINE = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*")
 
 
@@ -105,6 +105,13 @@ class ConnectionOverload(BadRequest):
     headers = ((b"retry-after", b"1"),)
 
 
+_REASONS: dict[type[Exception], str] = {
+    httptools.HttpParserInvalidMethodError: "an unknown method, or another protocol",
+    httptools.HttpParserInvalidURLError: "an invalid target",
+    httptools.HttpParserCallbackError: "an invalid target",
+}
+
+
 class RequestHead:
     """A request line and header fields, fed piece by piece."""
 
@@ -140,7 +147,7 @@ class RequestHead:
                 raise HeadTooLarge(
                     f"A request must have at most {MAX_HEADERS} headers. Received: more."
                 ) from None
-            reason = str(error) if type(error) is httptools.HttpParserError else "an invalid target"
+            reason = _REASONS.get(type(error), str(error))
             raise BadRequest(f"A request must be HTTP/1.1 (RFC 9112). Received: {reason}.") from None
 
     def finish(self) -> None:
@@ -154,7 +161,9 @@ class RequestHead:
                 f"Received: {len(self.target)}."
             )
         if not self._line.endswith((b" HTTP/1.1\r\n", b" HTTP/1.0\r\n")):
-            raise UnsupportedVersion("A request must be HTTP/1.1 or HTTP/1.0.")
+            raise UnsupportedVersion(
+                f"A request must be HTTP/1.1 or HTTP/1.0. Received: {_quoted(self._line[-20:])}."
+            )
         self._check_host()
 
     def drop(self) -> None:
@@ -166,14 +175,19 @@ class RequestHead:
         lengths = [value for name, value in self.headers if name == b"content-length"]
         codings = [value for name, value in self.headers if name == b"transfer-encoding"]
         if codings:
+            coding = _quoted(b", ".join(codings))
             if lengths:
                 raise BadRequest(
                     "A request must not have both Content-Length and Transfer-Encoding (RFC 9112, 6.1)."
                 )
             if self.http_version != "1.1":
-                raise BadRequest("An HTTP/1.0 request must not have a Transfer-Encoding.")
+                raise BadRequest(
+                    f"An HTTP/1.0 request must not have a Transfer-Encoding. Received: {coding}."
+                )
             if [coding.lower() for coding in codings] != [b"chunked"]:
-                raise UnknownTransferCoding("A request's Transfer-Encoding must be chunked.")
+                raise UnknownTransferCoding(
+                    f"A request's Transfer-Encoding must be chunked. Received: {coding}."
+                )
             return ChunkedBody()
         # llhttp accepts only one field of decimal digits below 2**64, with any number of leading zeros.
         length = int(lengths[0].lstrip(b"0") or b"0") if lengths else 0
@@ -197,7 +211,8 @@ class RequestHead:
     def on_header(self, name: bytes, value: bytes) -> None:
         if len(self.headers) == MAX_HEADERS:
             raise HeadTooLarge("too many headers")  # stops the parser, which raises its own error
-        self.headers.append((name.lower(), value))
+        # RFC 9112, section 5: llhttp leaves blanks after a value.
+        self.headers.append((name.lower(), value.rstrip(b" \t")))
 
     def on_headers_complete(self) -> None:
         parser = self._parser
@@ -213,7 +228,10 @@ class RequestHead:
         if len(hosts) != 1 and not (not hosts and self.http_version == "1.0"):
             raise BadRequest(f"A request must have one Host header (RFC 9112). Received: {len(hosts)}.")
         if hosts and hosts[0].translate(None, _HOST_BYTES):
-            raise BadRequest("A Host must be a host name or address, with an optional port.")
+            raise BadRequest(
+                "A Host must be a host name or address, with an optional port. "
+                f"Received: {_quoted(hosts[0])}."
+            )
 
 
 class BodyFraming(Protocol):
@@ -342,3 +360,7 @@ def _open_chunk() -> BadRequest:
 
 def _long_trailers() -> BadRequest:
     return TrailersTooLarge(f"Trailers must have at most {MAX_TRAILER_BYTES} bytes. Received: more.")
+
+
+def _quoted(value: bytes) -> str:
+    return repr(value[:80].strip().decode("latin-1"))

@@ -59,7 +59,7 @@ async def parse_batch(
         for _ in steps:
             await asyncio.sleep(0)
     except ValueError as error:
-        raise MalformedBody(f"A JSON body must be valid JSON (RFC 8259): {error}.") from None
+        raise MalformedBody(f"A JSON body must be valid JSON in UTF-8 (RFC 8259): {error}.") from None
     return batch.rows()
 
 
@@ -134,7 +134,9 @@ class _Batch:
     def rows(self) -> list[Row]:
         """The rows. Raises InvalidBatch or PayloadTooLarge for valid JSON that is not a batch."""
         if not self._is_array:
-            raise InvalidBatch('A JSON body must be {"data": [[row_number, source], …]}.')
+            raise InvalidBatch(
+                'A JSON body must be {"data": [[row_number, source], …]}. Received: no array named data.'
+            )
         if self._received_rows > self._max_rows:
             raise PayloadTooLarge(
                 f"A batch must have at most {self._max_rows} rows. Received: {self._received_rows}."

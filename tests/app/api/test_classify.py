@@ -385,6 +385,7 @@ def test_every_refusal_has_the_same_shape(
     answer = client.request(method, path)
     assert answer.status_code == status
     assert answer.json()["error"]["code"] == code
+    assert answer.json()["error"]["message"].endswith(f"Received: {method} '{path}'.")
 
 
 @pytest.mark.parametrize(

@@ -128,6 +128,15 @@ def test_headers_of_a_part_have_a_maximum_length(extra: bytes) -> None:
         parse(body + b"--b--\r\n")
 
 
+@pytest.mark.parametrize("encoding", ["base64", "Quoted-Printable"])
+def test_content_of_a_part_is_not_encoded(encoding: str) -> None:
+    header = b"\r\nContent-Transfer-Encoding: %b\r\n\r\n"
+    with pytest.raises(InvalidBatch, match=encoding.lower()):
+        parse(part().replace(b"\r\n\r\n", header % encoding.encode()) + b"--b--\r\n")
+    files = parse(part().replace(b"\r\n\r\n", header % b"BINARY") + b"--b--\r\n")
+    assert files == [("a.png", b"x")]
+
+
 @pytest.mark.parametrize(
     "body", [b"", b"--b", b"--b--", b"--b\r\n\r\n\r\n--b--\r\n", b"x" * 100, b"\r\n" * 100, part()]
 )

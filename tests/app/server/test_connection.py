@@ -195,6 +195,20 @@ def test_content_length_may_have_leading_zeros(echo_port: int) -> None:
     assert first.endswith(b"|hi>")
 
 
+def test_blanks_after_a_value_are_no_part_of_it(echo_port: int) -> None:
+    """RFC 9112, section 5."""
+    sent = b"POST / HTTP/1.1\r\nHost: a \t\r\nTransfer-Encoding: chunked \r\n\r\n2\r\nhi\r\n0\r\n\r\n"
+    first, _ = answers_to(echo_port, sent + LAST)
+    assert first.endswith(b"|hi>")
+
+
+@pytest.mark.parametrize(
+    "sent", [b"BREW / HTTP/1.1\r\nHost: a\r\n\r\n", b"\x16\x03\x01\x02", b"SSH-2.0-x\r\n"]
+)
+def test_unknown_method_is_named(port: int, sent: bytes) -> None:
+    assert "unknown method" in ask(port, sent)[1]["message"]
+
+
 def test_http_1_0_needs_no_host(port: int) -> None:
     with connect(port) as connected:
         connected.sendall(b"GET / HTTP/1.0\r\n\r\n")
@@ -591,6 +605,12 @@ def test_client_receives_100_continue(echo_port: int) -> None:
         assert expecting.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
         expecting.sendall(b"hello")
         read_until(expecting, b"|hello>")
+
+
+def test_client_of_http_1_0_receives_no_100_continue(echo_port: int) -> None:
+    with connect(echo_port) as expecting:
+        expecting.sendall(b"POST / HTTP/1.0\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\nhello")
+        assert read_all(expecting).startswith(b"HTTP/1.1 200")
 
 
 def test_invalid_chunk_is_rejected_while_the_application_reads_the_body(echo_port: int) -> None:

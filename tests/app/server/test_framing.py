@@ -51,7 +51,7 @@ def cut(data: bytes, places: list[int]) -> list[bytes]:
     st.binary(max_size=300),
     st.lists(st.integers(1, 50), max_size=20),
     st.lists(st.integers(0, 2000), max_size=20),
-    st.sampled_from([b"", b";a=b", b';name="quoted value"', b";" + b"x" * 200]),
+    st.sampled_from([b"", b";a=b", b" \t; a", b';name="quoted value"', b";" + b"x" * 200]),
     st.sampled_from([b"", b"X-Checksum: 1\r\n", b"a:b\r\nc: d\r\n"]),
 )
 def test_body_does_not_depend_on_chunks_and_packets(
