@@ -24,7 +24,7 @@ from tests.running import running_service, shown_on_a_terminal
 ROOT = Path(__file__).parent.parent.parent
 PICTURES = ROOT / "infra" / "pictures"
 COLUMNS = 84
-WIDTH, HEIGHT = 1180, 980
+WIDTH, HEIGHT = 1180, 780
 
 
 def main() -> None:

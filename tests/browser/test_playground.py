@@ -87,6 +87,7 @@ def test_samples_show_label_confidence_and_all_classes(page: Page) -> None:
     expect(card(page, "rolled.png").locator(".classes li")).to_have_text(["Rolled81.0 %", "Pitted15.1 %"])
     card(page, "rolled.png").get_by_text("4 more").click()
     expect(card(page, "rolled.png").locator(".classes li")).to_have_count(6)
+    expect(card(page, "rolled.png").locator(".rest li").last).to_be_in_viewport()
     expect(page.locator("#view")).to_be_hidden()
     expect(page.locator("#model")).to_contain_text("steel_defects")
 
@@ -264,18 +265,39 @@ def test_closed_view_returns_to_its_card(page: Page, tmp_path: Path) -> None:
     expect(card(page, "60.png")).to_be_in_viewport()
 
 
+def test_file_chosen_again_is_shown_once(page: Page, tmp_path: Path) -> None:
+    (tmp_path / "coil").mkdir()
+    for name in ("pitted.png", "coil/pitted.png", "rolled.png"):
+        shutil.copy(SAMPLES / Path(name).name, tmp_path / name)
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    page.locator("#folder").set_input_files(tmp_path)
+    expect(summary(page)).to_have_text("4 of 4: 2 sure, 1 unsure, 1 error")
+    shutil.copy(SAMPLES / "patches.png", tmp_path / "rolled.png")  # another image of the same name
+    page.locator("#folder").set_input_files(tmp_path)
+    expect(summary(page)).to_have_text("5 of 5: 3 sure, 1 unsure, 1 error")
+    expect(page.locator("#notice")).to_have_text("2 shown already.")
+
+
 def test_unreadable_and_large_files_do_not_fail_their_batch(page: Page, tmp_path: Path) -> None:
     large = tmp_path / "1.png"
     large.write_bytes(bytes(65 * 1024 * 1024))
+    heavy = tmp_path / "3.png"
+    heavy.write_bytes(bytes(21 * 1024 * 1024))
+    wide = tmp_path / "4.png"
+    Image.new("1", (9000, 9000)).save(wide)
     gone = Path(shutil.copy(SAMPLES / "pitted.png", tmp_path / "2.png"))
     page.evaluate(
         "() => { File.prototype.arrayBuffer = function () {"
         " return this.name === '2.png' ? Promise.reject(new Error()) : new Response(this).arrayBuffer(); }; }"
     )
-    page.locator("#files").set_input_files([SAMPLES / "crazing.png", large, gone, SAMPLES / "patches.png"])
+    page.locator("#files").set_input_files(
+        [SAMPLES / "crazing.png", large, gone, heavy, wide, SAMPLES / "patches.png"]
+    )
     expect(card(page, "crazing.png").locator(".verdict")).to_contain_text("Crazing")
     expect(card(page, "patches.png").locator(".verdict")).to_contain_text("Patches")
-    expect(card(page, "1.png").locator(".verdict")).to_have_text("This file is too large.")
+    for name in ("1.png", "3.png"):
+        expect(card(page, name).locator(".verdict")).to_have_text("This file is too large.")
+    expect(card(page, "4.png").locator(".verdict")).to_have_text("This image has too many pixels.")
     expect(card(page, "2.png").locator(".verdict")).to_have_text("The browser cannot read this file.")
 
 
@@ -536,9 +558,33 @@ def test_page_fits_the_screen_width(browser: Browser, url: str, width: int) -> N
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         heights = page.locator(".card").evaluate_all("(cards) => cards.map((card) => card.offsetHeight)")
         assert len(set(heights)) == 1
+        assert page.locator(".card meter").first.bounding_box()["width"] > 12
         page.locator(".picture").first.click()
         expect(page.locator("#view-evidence")).to_be_visible()
         assert page.locator("#view").evaluate("(view) => view.scrollWidth - view.clientWidth") == 0
+
+
+@pytest.mark.parametrize(("width", "height"), [(1440, 900), (390, 844), (320, 640), (568, 320)])
+def test_results_have_the_screen(browser: Browser, url: str, tmp_path: Path, width: int, height: int) -> None:
+    files = [Path(shutil.copy(SAMPLES / "pitted.png", tmp_path / f"{number}.png")) for number in range(40)]
+    for page in opened_page(browser, url, viewport={"width": width, "height": height}):
+        page.locator("#files").set_input_files(files)
+        expect(summary(page)).to_contain_text("40 of 40")
+        expect(summary(page)).to_be_in_viewport()
+        page.evaluate("scrollTo(0, document.documentElement.scrollHeight / 2)")
+        first_free = page.evaluate(
+            "(x) => { let y = 0; while (!document.elementFromPoint(x, y)?.closest('#cards')) y++; return y }",
+            width // 2,
+        )
+        assert first_free < 0.13 * height
+        page.locator(".picture").last.focus()
+        for _ in range(10):
+            page.keyboard.press("Shift+Tab")
+            focused = page.evaluate(
+                """() => { const { left, top } = document.activeElement.getBoundingClientRect();
+                return document.activeElement.contains(document.elementFromPoint(left + 9, top + 9)); }"""
+            )
+            assert focused, "the toolbar covers the focused control"
 
 
 def test_page_can_be_switched_off() -> None:

@@ -1,7 +1,7 @@
 // The card of one image: its verdict, the two most probable classes, and its evidence while it is on the screen.
 
 import { clearCanvas, drawEvidence } from "./evidence.js";
-import { barOf, kindOf, mark, markTruth, ranked, reasonOf, urlOf, verdictOf } from "./outcome.js";
+import { barOf, kindOf, mark, markTruth, ranked, reasonOf, urlOf, verdictOf, withText } from "./outcome.js";
 
 const SHOWN_CLASSES = 2;
 // Longest side of a drawn heatmap in pixels: twice the size of the picture, for dense screens.
@@ -12,11 +12,15 @@ export class Card {
     this.item = item;
     this.element = document.getElementById("card").content.firstElementChild.cloneNode(true);
     this.element.item = item;
-    this.#part(".name").textContent = this.#part(".name").title = item.name;
+    this.#part(".name").title = item.name;
+    this.#part(".name").append(...item.name.split(/(?<=\/)(?=[^/]*$)/).map((part) => withText("span", part)));
     const picture = this.#part(".picture");
     picture.setAttribute("aria-label", `Look at ${item.name}`);
     this.element.addEventListener("click", ({ target }) => target.closest("details") || open(item));
-    this.#part("details").addEventListener("toggle", () => this.#listRest());
+    this.#part("details").addEventListener("toggle", () => {
+      this.#listRest();
+      this.#part(".text").scrollTop = this.#part("details").open ? this.#part(".text").scrollHeight : 0;
+    });
     const image = this.#part("img");
     image.addEventListener("error", () => {
       image.hidden = true;

@@ -4,7 +4,7 @@ const CONVERT = "Convert it to JPEG or PNG, for example with ImageMagick (magick
 const WORDS = {
   corrupt_image: ["This image is damaged.", "Check that it opens in an image viewer. If not, copy it from its source again."],
   unsupported_format: ["This kind of image cannot be read.", "Save it as PNG or JPEG with an image editor."],
-  image_too_large: ["This image is too large.", "Reduce its size in pixels, or raise the service's limits."],
+  image_too_large: ["This image has too many pixels.", "Reduce its width and height, or raise the service's limits."],
   payload_too_large: ["This file is too large.", "Reduce its size, or raise the service's limits."],
   classify_timeout: ["This image takes too long to decode.", "Save it again with an image editor."],
   classifier_died: ["The service crashes on this image.", "Save it again with an image editor, and report the file."],
@@ -39,7 +39,8 @@ const HEAD_BYTES = 512;
 export async function explain(error, file) {
   if (!file.size) return asWords(["The file is empty.", "Copy it from its source again."]);
   const kind = error.code === "unsupported_format" ? await kindInside(file) : null;
-  return asWords(FORMATS[kind] ?? WORDS[error.code] ?? ["This image has no answer.", error.message]);
+  const code = error.code === "image_too_large" && / bytes /.test(error.message) ? "payload_too_large" : error.code;
+  return asWords(FORMATS[kind] ?? WORDS[code] ?? ["This image has no answer.", error.message]);
 }
 
 function asWords([title, advice]) {

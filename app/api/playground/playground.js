@@ -70,9 +70,15 @@ async function start() {
 }
 
 function take(entries, skipped = []) {
-  if (skipped.length) get("notice").textContent = describeSkipped(skipped);
-  if (!entries.length) return;
-  const added = entries.map(({ file, name }, at) => ({
+  const here = new Set(items.filter(({ outcome }) => !outcome?.error).map(keyOf));
+  const fresh = entries.filter((entry) => !here.has(keyOf(entry)));
+  const repeated = entries.length - fresh.length;
+  const notices = [skipped.length && describeSkipped(skipped), repeated && `${repeated} shown already.`].filter(Boolean);
+  if (notices.length) get("notice").textContent = notices.join(" ");
+  if (!fresh.length) return;
+  const again = new Set(fresh.map(keyOf));
+  items = items.filter((item) => !again.has(keyOf(item)));
+  const added = fresh.map(({ file, name }, at) => ({
     file,
     name,
     truth: truthOf(name),
@@ -87,6 +93,11 @@ function take(entries, skipped = []) {
   if (!wanted) return;
   linked = "";
   open(wanted);
+}
+
+// The same file, chosen twice. One with an error is classified again.
+function keyOf({ name, file }) {
+  return `${name} ${file.size} ${file.lastModified}`;
 }
 
 async function takeSamples() {

@@ -84,7 +84,7 @@ export function refreshView(item) {
 }
 
 function showImage(item) {
-  get("view-name").textContent = item.name;
+  get("view-name").textContent = item.file.name;
   showPreview(true);
   clearCanvas(get("view-heat"), get("view-box"));
   get("view-image").src = urlOf(item);
