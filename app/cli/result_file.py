@@ -7,6 +7,7 @@ that are missing, have changed, failed with a retryable error, or were classifie
 
 import csv
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -142,8 +143,13 @@ def _checked(record: Any) -> Record:
     return record
 
 
-def _text(value: Any) -> str:
-    return "" if value is None else str(value)
+# Spreadsheets treat text that begins with these characters as a formula, unless a quote precedes it.
+_FORMULA = re.compile(r"\A'('*[=+\-@\t\r])")
+
+
+def _cell(value: Any) -> str:
+    text = "" if value is None else str(value)
+    return f"'{text}" if isinstance(value, str) and _FORMULA.match(f"'{text}") else text
 
 
 def _json(value: Any) -> str | None:
@@ -203,7 +209,7 @@ def _write_csv(path: Path, records: Iterable[Record]) -> None:
         writer.writerow(_COLUMNS)
         for record in records:
             cells = _row_of(record).values()
-            writer.writerow([_text(c).lower() if isinstance(c, bool) else _text(c) for c in cells])
+            writer.writerow([str(c).lower() if isinstance(c, bool) else _cell(c) for c in cells])
 
 
 def _read_csv(path: Path) -> Iterator[Record]:
@@ -213,7 +219,8 @@ def _read_csv(path: Path) -> Iterator[Record]:
         if list(rows.fieldnames or ()) != list(_COLUMNS):
             raise ValueError
         for row in rows:
-            yield _record_of({n: parse(row[n]) if row[n] else None for n, (_, parse) in _COLUMNS.items()})
+            cells = {name: _FORMULA.sub(r"\1", row[name]) for name in _COLUMNS}
+            yield _record_of({n: parse(cells[n]) if cells[n] else None for n, (_, parse) in _COLUMNS.items()})
 
 
 def _write_json_lines(path: Path, records: Iterable[Record]) -> None:

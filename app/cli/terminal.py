@@ -1,6 +1,7 @@
 """Output of commands: plain text, or colours and progress bars from rich on a terminal."""
 
 import importlib.util
+import re
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -141,6 +142,8 @@ def _is_number(cell: str) -> bool:
 # Labels with less confidence are marked for review, as in infra/snowflake/31_queries.sql.
 UNSURE_BELOW = 0.9
 _LABEL_WIDTH = 18
+# A file's name could colour the terminal, break the line, or reverse its text.
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 class OutcomeLines:
@@ -150,7 +153,7 @@ class OutcomeLines:
         self._screen = screen
         short = {name: PurePath(name).name for name in names}
         has_twins = len(set(short.values())) < len(short)
-        self._short = {name: name for name in names} if has_twins else short
+        self._short = {name: _escaped(name if has_twins else short[name]) for name in names}
         self._width = max(map(len, ["image", *self._short.values()]))
         self._has_heading = False
 
@@ -163,6 +166,10 @@ class OutcomeLines:
         details, style = _details(outcome)
         line = f"{self._short[name]:<{self._width}}  {label_of(outcome):<{_LABEL_WIDTH}}  {details}"
         self._screen.line(line, style)
+
+
+def _escaped(text: str) -> str:
+    return _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 class Tally:

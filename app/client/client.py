@@ -61,7 +61,8 @@ def source_of(image: Image) -> str:
     """The image as a row's source: a string unchanged, bytes and files as base64. Raises OSError."""
     if isinstance(image, str):
         return image
-    return base64.b64encode(image if isinstance(image, bytes) else image.read_bytes()).decode()
+    text = base64.b64encode(image if isinstance(image, bytes) else image.read_bytes()).decode()
+    return text or "data:;base64,"  # an empty image; an empty source is none
 
 
 def in_batches(images: Iterable[Image], batch_rows: int) -> Iterator[list[Image]]:

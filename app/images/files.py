@@ -29,17 +29,25 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
 
 
 def describe_skipped(paths: Sequence[Path]) -> str:
-    """How many files of each kind find_images skips: `4 skipped: 2 HEIC, 1 PDF, 1 TXT`, or nothing."""
+    """How many files and folders of each kind find_images skips: `4 skipped: 2 HEIC, 1 PDF, 1 unreadable`.
+
+    Returns nothing if it skips none.
+    """
     folders = [match for path in paths for match in _matches(path) if match.is_dir()]
-    files = {os.path.abspath(file) for folder in folders for file in folder.rglob("*")}  # noqa: PTH100
-    skipped = [path for path in map(Path, files) if _is_skipped(path)]
-    kinds = Counter(path.suffix[1:].upper() or "without a suffix" for path in skipped)
+    found = {os.path.abspath(path) for folder in folders for path in (folder, *folder.rglob("*"))}  # noqa: PTH100
+    kinds = Counter(kind for path in map(Path, found) if (kind := _kind_skipped(path)))
     counts = sorted(kinds.items(), key=lambda kind: (-kind[1], kind[0]))
-    return f"{len(skipped)} skipped: {', '.join(f'{n} {kind}' for kind, n in counts)}" if skipped else ""
+    return f"{kinds.total()} skipped: {', '.join(f'{n} {kind}' for kind, n in counts)}" if kinds else ""
 
 
-def _is_skipped(path: Path) -> bool:
-    return not path.name.startswith(".") and not is_named_as_image(path.name) and path.is_file()
+def _kind_skipped(path: Path) -> str | None:
+    if path.is_dir():
+        return None if os.access(path, os.R_OK | os.X_OK) else "unreadable"
+    if path.name.startswith(".") or _is_image(path):
+        return None
+    if not path.is_file():  # such as a link to nothing
+        return "unreadable"
+    return path.suffix[1:].upper() or "without a suffix"
 
 
 def _matches(path: Path) -> list[Path]:

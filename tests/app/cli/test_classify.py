@@ -269,7 +269,20 @@ def test_result_file_is_locked_by_one_run(tmp_path: Path, suffix: str, url: str)
     assert main(["classify", "--url", url, "--out", str(out), str(SAMPLES)]) == 0
 
 
-@pytest.mark.parametrize("name", ["a\u2028b.png", "a\u0085b.png", "a\nb.png", 'a"b,c.png'])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a\u2028b.png",
+        "a\u0085b.png",
+        "a\nb.png",
+        'a"b,c.png',
+        "=1+1.png",
+        "'=a.png",
+        "''@a.png",
+        "'a.png",
+        "-a.png",
+    ],
+)
 def test_names_with_special_characters_are_found_by_the_next_run(tmp_path: Path, name: str) -> None:
     for suffix in FORMATS:
         out = tmp_path / f"out.{suffix}"
@@ -281,6 +294,17 @@ def test_names_with_special_characters_are_found_by_the_next_run(tmp_path: Path,
         with ResultFile(out) as results:
             assert results.has(name, "c", "v", evidence=False)
             assert not results.has(name, "d", "v", evidence=False)
+
+
+def test_spreadsheet_finds_no_formula_in_a_csv(tmp_path: Path) -> None:
+    out = tmp_path / "out.csv"
+    for name in ("=1+1.png", "+1.png", "-1.png", "@a.png", "\ta.png", "\ra.png"):
+        with ResultFile(out) as results:
+            results.add(name, "-c", outcome_of("=Pitted"))  # type: ignore[arg-type]
+            results.finish()
+    cells = [cell for row in read(out).values() for cell in row.values()]
+    assert [cell for cell in cells if cell[:1] in tuple("=+-@\t\r") and cell] == []
+    assert len(read(out)) == 6
 
 
 def test_unwritable_file_is_reported_before_any_request(

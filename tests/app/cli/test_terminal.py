@@ -40,6 +40,14 @@ def test_terminal_shows_colours_and_a_summary(url: str, tmp_path: Path) -> None:
     assert re.search(r"\(unsupported_format\)\s+1", text)
 
 
+def test_file_names_do_not_control_the_terminal(url: str, tmp_path: Path) -> None:
+    for name in ("a\x1b[31m.png", "b\n.png", "c\u202egnp.exe.png", "d\x9b31m.png", "ü 雪.png"):
+        shutil.copy(SAMPLES / "pitted.png", tmp_path / name)
+    shown = shown_on_a_terminal("classify", "--url", url, str(tmp_path))
+    for name in (r"a\x1b[31m.png", r"b\n.png", r"c\u202egnp.exe.png", r"d\x9b31m.png", "ü 雪.png"):
+        assert name in shown
+
+
 def test_redirected_output_has_no_progress_bar(url: str, tmp_path: Path) -> None:
     """The bar goes to the terminal, on stderr."""
     for flags, lines in (["--json"], 6), ([], 10):

@@ -258,6 +258,14 @@ def test_response_is_read_if_the_server_rejects_the_body_early() -> None:
     assert big["error"]["code"] == "payload_too_large"
 
 
+def test_empty_image_has_no_content(tmp_path: Path) -> None:
+    (tmp_path / "empty.png").touch()
+    with running_service() as url:
+        for outcome in Client(url).classify_all([b"", tmp_path / "empty.png"]):
+            assert outcome["error"] is not None
+            assert outcome["error"]["code"] == "corrupt_image"
+
+
 def test_bytes_of_a_batch_are_limited(service: RemoteService, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_module, "BATCH_BYTES", 100)
     service.respond = echo

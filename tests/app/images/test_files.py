@@ -1,5 +1,6 @@
 """Image files that paths on a command line name, and the files that are skipped."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,15 @@ def test_file_that_is_named_twice_counts_once(photos: Path) -> None:
     assert (
         describe_skipped([photos, photos, photos / "deep"]) == "4 skipped: 2 HEIC, 1 PDF, 1 without a suffix"
     )
+
+
+def test_what_cannot_be_read_is_counted(photos: Path) -> None:
+    (photos / "gone.png").symlink_to("nowhere")
+    (photos / "circle.png").symlink_to("circle.png")
+    locked = photos / "locked"
+    locked.mkdir(mode=0)
+    unreadable = 2 + (os.geteuid() != 0)  # root reads every folder
+    assert f", {unreadable} unreadable" in describe_skipped([photos]).replace(": ", ", ")
 
 
 def test_nothing_is_skipped_among_named_files(photos: Path) -> None:
