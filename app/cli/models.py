@@ -338,7 +338,8 @@ def _add_measurements(add: Add) -> None:
     command = add("evaluate", evaluate, "measure a model on a labelled folder, and optionally write a report")
     flag = command.add_argument
     flag("--data", type=Path, required=True, metavar="DIR")
-    flag("--split", default="test", choices=("train", "valid", "test"))
+    split = "split to measure, the folder's own or the one that train makes of it (default %(default)s)"
+    flag("--split", default="test", choices=("train", "valid", "test"), help=split)
     _add_model(command)
     flag("--engine", default="litert", choices=(*ENGINES, "both"))
     _add_out_of_distribution(command)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -27,6 +28,8 @@ MAX_BATCH_ROWS = 32
 # Small, so that a few images make several batches.
 MAX_BATCH_ROWS_IN_CHAOS = 4
 WIDEST_CELL = 80
+# A heatmap, which no one reads.
+_BASE64 = re.compile(r"[A-Za-z0-9+/=]{200,}")
 # Snowflake retries for longer; at a terminal, a closed port is a service that has ended.
 REFUSED_SECONDS = 1.0
 MAX_HISTORY_LINES = 1000
@@ -269,7 +272,12 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, expand
     for number, row in enumerate(rows, 1):
         screen.line(f"-[ row {number} ]-".ljust(width + 2, "-"), "bold")
         for name, value in zip(columns, row, strict=True):
-            screen.line(f"{name:<{width}}  {_cell(value)}")
+            text = _BASE64.sub(_shorten, _cell(value)) if is_terminal else _cell(value)
+            screen.line(f"{name:<{width}}  {text}")
+
+
+def _shorten(found: re.Match[str]) -> str:
+    return f"{found[0][:20]}… ({len(found[0])} characters)"
 
 
 def _cell(value: Any, widest: int | None = None) -> str:

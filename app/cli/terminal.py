@@ -128,7 +128,7 @@ def _rich() -> bool:
 def _rich_console(*, stderr: bool = False) -> "Console":
     from rich.console import Console  # noqa: PLC0415 - optional
 
-    return Console(stderr=stderr, highlight=False)
+    return Console(stderr=stderr, highlight=False, emoji=False)  # `answer:label::string` is SQL
 
 
 def _is_number(cell: str) -> bool:

@@ -41,10 +41,17 @@ def test_terminal_shows_colours_and_a_summary(url: str, tmp_path: Path) -> None:
 
 
 def test_file_names_do_not_control_the_terminal(url: str, tmp_path: Path) -> None:
-    for name in ("a\x1b[31m.png", "b\n.png", "c\u202egnp.exe.png", "d\x9b31m.png", "ü 雪.png"):
+    for name in (":label:.png", "a\x1b[31m.png", "b\n.png", "c\u202egnp.exe.png", "d\x9b31m.png", "ü 雪.png"):
         shutil.copy(SAMPLES / "pitted.png", tmp_path / name)
     shown = shown_on_a_terminal("classify", "--url", url, str(tmp_path))
-    for name in (r"a\x1b[31m.png", r"b\n.png", r"c\u202egnp.exe.png", r"d\x9b31m.png", "ü 雪.png"):
+    for name in (
+        ":label:.png",
+        r"a\x1b[31m.png",
+        r"b\n.png",
+        r"c\u202egnp.exe.png",
+        r"d\x9b31m.png",
+        "ü 雪.png",
+    ):
         assert name in shown
 
 
@@ -84,6 +91,11 @@ def test_rows_wider_than_the_terminal_are_expanded(url: str) -> None:
         r"-\[ row 1 \]-+\s+A +(long ){11}long\s+B +(text ){11}text\s", plain("sql", "--url", url, statement)
     )
     assert "row 1" not in plain("sql", "--url", url, "SELECT 1 AS a, 2 AS b")
+    heatmap = """SELECT REPEAT('long ', 12) AS "a:label::b", REPEAT('QUJD', 99) || ' NULL' AS c"""
+    assert re.search(
+        r"a:label::b +(long ){11}long\s+C +(QUJD){5}… \(396 characters\) NULL\s",
+        plain("sql", "--url", url, heatmap),
+    )
 
 
 def plain(*arguments: str) -> str:
