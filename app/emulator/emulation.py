@@ -4,6 +4,7 @@ import json
 import re
 import warnings
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from functools import partial, wraps
 from string import Template
 from typing import Any, TypeAlias
@@ -314,8 +315,11 @@ class LocalSnowflake:
         self.catalog.close()
 
     def _register_functions(self) -> None:
-        """Create the functions that rewritten statements call, with the query id as their first argument."""
-        for name in ("_local_call", "_local_call_in_window"):
+        """Create the functions that rewritten statements call, with the query id as their first argument.
+
+        Within a query they are constant, so that DuckDB evaluates equal expressions once.
+        """
+        for name in ("_local_call", "_local_call_each"):
             self._register(name, self._call, ["BIGINT", "VARCHAR"], "JSON", pa.json_(pa.string()))
         to_file = _by_row(self._to_file), ["VARCHAR", "VARCHAR", "BOOLEAN"]
         self._register("_local_to_file", *to_file, "JSON", pa.json_(pa.string()))
@@ -341,6 +345,9 @@ class LocalSnowflake:
             except Error as error:
                 query.fail(error)
                 raise
+            except Exception:  # other threads must not wait for its answers
+                query.is_over.set()
+                raise
             answers = pa.array(values, pa.string())
             return answers if extension is None else pa.ExtensionArray.from_storage(extension, answers)
 
@@ -351,21 +358,28 @@ class LocalSnowflake:
             ["VARCHAR", *parameters],
             returns,
             type="arrow",
-            side_effects=name != "_local_call_in_window",  # DuckDB's windows do not accept them
+            side_effects=name == "_local_call_each",
             null_handling="special",
         )
 
     def _call(self, query: Query, indices: list[int], arguments: list[str]) -> list[str | None]:
-        """Call the query's function of this index on each row of arguments, a JSON array."""
-        function = query.functions[indices[0]]
-        rows = [read_arguments(row) for row in arguments]
-        sent = [index for index, row in enumerate(rows) if not (function.is_strict and None in row)]
-        url, sent_rows = self.catalog.url(function), [coerce(function, rows[index]) for index in sent]
-        values = self.remote.call(function, url, sent_rows, query)
-        answers: list[str | None] = [None] * len(rows)
-        for index, value in zip(sent, values, strict=True):
-            answers[index] = value
-        return answers
+        """Call the query's function of this index on each row of arguments, a JSON array.
+
+        DuckDB may evaluate a call several times for the same rows, for example in a filter and in the result:
+        later evaluations take the answers of the first.
+        """
+        function, keys = query.functions[indices[0]], [(indices[0], row) for row in arguments]
+        with query.lock:
+            new = [index for index, key in enumerate(keys) if key not in query.answers]
+            query.answers |= {keys[index]: Future() for index in new}
+        rows = [read_arguments(arguments[index]) for index in new]
+        sent = [place for place, row in enumerate(rows) if not (function.is_strict and None in row)]
+        url, sent_rows = self.catalog.url(function), [coerce(function, rows[place]) for place in sent]
+        values = dict(zip(sent, self.remote.call(function, url, sent_rows, query), strict=True))
+        for place, index in enumerate(new):
+            if not query.answers[keys[index]].done():  # a row may occur twice
+                query.answers[keys[index]].set_result(values.get(place))
+        return [query.answer(key) for key in keys]
 
     def _sign(self, _: Query, stage: str, path: str, seconds: int) -> str:
         return self.storage.sign(self._stage(stage), path, seconds)

@@ -4,14 +4,18 @@ import threading
 import uuid
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from snowflake.connector.errors import Error
 
 from app.emulator.catalog import ExternalFunction
+from app.emulator.errors import unsupported
 
 MAX_FINISHED_QUERIES = 1000
+_POLL_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,8 @@ class Query:
     counts: Counter[str] = field(default_factory=Counter)
     row_errors: Counter[str] = field(default_factory=Counter)
     """Number of answered rows with an error, by error code."""
+    answers: dict[tuple[int, str], "Future[str | None]"] = field(default_factory=dict)
+    """The answer to each row of arguments, by the function's index and the row."""
     models: set[str] = field(default_factory=set)
     """Name and version of each network that answered a row."""
     error: Error | None = None
@@ -51,6 +57,13 @@ class Query:
         """Keep the first error and end the query; later errors are its consequences."""
         self.error = self.error or error
         self.is_over.set()
+
+    def answer(self, key: tuple[int, str]) -> str | None:
+        """The answer to a row, which another thread may have sent. Raises the error that ended the query."""
+        while not self.is_over.is_set():
+            with suppress(TimeoutError):
+                return self.answers[key].result(_POLL_SECONDS)
+        raise self.error or unsupported("a cancelled query")
 
     def count(self, **events: int) -> None:
         with self.lock:
@@ -96,6 +109,7 @@ class Queries:
 
     def finish(self, query: Query) -> None:
         """Keep the counts and the result of a finished query; evict the oldest ones."""
+        query.answers.clear()
         with self._lock:
             self.finished[query.id] = self.running.pop(query.id)
             while len(self.finished) > MAX_FINISHED_QUERIES:

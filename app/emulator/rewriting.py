@@ -358,15 +358,21 @@ def _replace_external(node: Any, session: Session, query: Query) -> None:
         _call("HEX", argument) if kind == "BINARY" else argument
         for argument, kind in zip(node.expressions, function.argument_types, strict=True)
     ]
-    select = node.find_ancestor(exp.Select)
-    is_in_window = select is not None and select.find(exp.Window) is not None
     call = _call(
-        f"{_INTERNAL}CALL_IN_WINDOW" if is_in_window else f"{_INTERNAL}CALL",
+        f"{_INTERNAL}CALL_EACH" if _is_constant(node) else f"{_INTERNAL}CALL",
         exp.Literal.string(query.id),
         exp.Literal.number(query.index_of(function)),
         _call("JSON_ARRAY", *arguments),
     )
     outermost.replace(_convert(call, function.returns, is_cast=_is_cast(outermost)))
+
+
+def _is_constant(call: Any) -> bool:
+    """Whether DuckDB would call once for all rows. Windows accept no function with side effects."""
+    select = call.find_ancestor(exp.Select)
+    return not call.find(exp.Column) and bool(
+        select and select.args.get("from_") and not select.find(exp.Window)
+    )
 
 
 def _qualified_name(node: Any) -> tuple[tuple[str, ...], Any]:
