@@ -30,6 +30,7 @@ from app.emulator.errors import (
     not_grouped,
     not_recognized,
     null_in_column,
+    own_error,
     syntax_error,
     unknown_function,
     unparsed_time,
@@ -48,6 +49,7 @@ from app.emulator.rewriting import (
     stored_name,
 )
 from app.emulator.semantics import ISO_TIME, OTHER_TIMES
+from app.emulator.semistructured import compute
 from app.emulator.session import Session
 from app.emulator.statements import answer_statement
 from app.emulator.storage import Storage
@@ -60,10 +62,14 @@ warnings.filterwarnings("ignore", "Arrow output on a DB-API result", UserWarning
 
 _ANSWER = "_LOCAL_ANSWER"
 _SOURCE = "_LOCAL_SOURCE"
-# FLATTEN returns a JSON null for one, where fakesnow returns NULL.
-macros.FS_FLATTEN = Template(
-    macros.FS_FLATTEN.template.replace("e.v AS VALUE", "COALESCE(e.v, 'null') AS VALUE")
-)
+# Of the rows that FLATTEN of semistructured.py computes.
+macros.FS_FLATTEN = Template("""
+CREATE OR REPLACE MACRO ${catalog}._fs_flatten(input) AS TABLE
+SELECT
+    NULL::BIGINT AS SEQ, _local_row->>'k' AS KEY, _local_row->>'p' AS PATH,
+    CAST(_local_row->>'i' AS BIGINT) AS INDEX, _local_row->'v' AS VALUE, _local_row->'t' AS THIS
+FROM (SELECT UNNEST(CAST(input AS JSON[])) AS _local_row)
+""")
 # Snowpark's temporary objects: SCOPED TEMPORARY ones end with the session too.
 _SCOPED = re.compile(r"^(\s*CREATE\s+(?:OR\s+REPLACE\s+)?)SCOPED\s+(?=TEMP)", re.IGNORECASE)
 
@@ -90,6 +96,7 @@ def _unreadable_boolean(text: str) -> Error:
 _ERRORS: tuple[tuple[re.Pattern[str], Callable[..., Error]], ...] = tuple(
     (re.compile(pattern, re.DOTALL), make)
     for pattern, make in (
+        (r"ProgrammingError: (\d{6}) \((\w{5})\): (.*)", own_error),
         (r"Catalog Error: (?:\w+ )?Function with name (\S+) does not exist", _function_lacks),
         (r"Catalog Error: Type with name (\w+) does not exist", lambda kind: unsupported(f"the type {kind}")),
         (r'Catalog Error: \w+ with name "?(.*?)"? does not exist', partial(not_found, "Object")),
@@ -326,6 +333,7 @@ class LocalSnowflake:
         self._register("_local_sign", _by_row(self._sign), ["VARCHAR", "VARCHAR", "BIGINT"])
         self._register("_local_file_url", _by_row(self._file_url), ["VARCHAR", "VARCHAR"])
         self._register("_local_scoped_url", _by_row(self._scoped_url), ["VARCHAR", "VARCHAR"])
+        self._create_function("_local_json", _compute, ["VARCHAR", "VARCHAR[]"], "JSON")
 
     def _register(
         self,
@@ -351,14 +359,18 @@ class LocalSnowflake:
             answers = pa.array(values, pa.string())
             return answers if extension is None else pa.ExtensionArray.from_storage(extension, answers)
 
+        self._create_function(name, on_columns, ["VARCHAR", *parameters], returns)
+
+    def _create_function(self, name: str, function: Any, parameters: list[Any], returns: Any) -> None:
         create: Any = self._duck_conn.create_function  # its stubs do not accept type names
+        has_effects = name == "_local_call_each"
         create(
             name,
-            on_columns,
-            ["VARCHAR", *parameters],
+            function,
+            parameters,
             returns,
             type="arrow",
-            side_effects=name == "_local_call_each",
+            side_effects=has_effects,
             null_handling="special",
         )
 
@@ -402,6 +414,13 @@ class LocalSnowflake:
 
     def _stage(self, name: str) -> Stage:
         return self.catalog.stages[tuple(json.loads(name))]
+
+
+def _compute(names: Any, arguments: Any) -> Any:
+    """A semi-structured function on each row of arguments, which are NULL for an aggregate without rows."""
+    rows = zip(names.to_pylist(), arguments.to_pylist(), strict=True)
+    values = pa.array([compute(name, row or []) for name, row in rows], pa.string())
+    return pa.ExtensionArray.from_storage(pa.json_(pa.string()), values)
 
 
 def _by_row(function: Callable[..., str | None]) -> _OnColumns:

@@ -8,6 +8,11 @@ def unsupported(feature: str) -> ProgrammingError:
     return ProgrammingError(msg=f"Not supported by the emulator: {feature}.", errno=2, sqlstate="0A000")
 
 
+def own_error(number: str, sql_state: str, message: str) -> ProgrammingError:
+    """An error of ours that passed through DuckDB."""
+    return ProgrammingError(msg=message, errno=int(number), sqlstate=sql_state)
+
+
 def duckdb_refuses(kind: str) -> ProgrammingError:
     """DuckDB's text is about the rewritten statement, so it would mislead."""
     return unsupported(f"this statement (DuckDB ends it with: {kind})")

@@ -9,6 +9,7 @@ from sqlglot.optimizer.qualify import qualify
 from sqlglot.schema import MappingSchema
 
 from app.emulator.expressions import wrap
+from app.emulator.semistructured import FUNCTIONS, function_of
 
 # Database, schema and name of a table, and the type of each of its columns.
 Schema: TypeAlias = dict[str, dict[str, dict[str, dict[str, Any]]]]
@@ -76,6 +77,8 @@ class Types:
             return self.kind(node.this)
         if isinstance(node, _EXTRACTS):
             return "VARIANT"
+        if (function := function_of(node)) is not None:
+            return FUNCTIONS[function][0]
         if isinstance(node, exp.Literal) and not node.is_string:
             return "DOUBLE" if "e" in node.name.lower() else "DECIMAL" if "." in node.name else "INT"
         typed = self._typed.get(node.meta.get("number", -1))

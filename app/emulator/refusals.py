@@ -51,11 +51,6 @@ def _is_of_table_function(node: Any, _: Types) -> bool:
     return bool(functions) and (not getattr(column, "table", "") or column.table.upper() in names)
 
 
-def _has_options(flatten: Any, _: Types) -> bool:
-    named = [each for each in arguments_of(flatten) if isinstance(each, exp.Kwarg)]
-    return any(each.this.name.upper() != "INPUT" for each in named)
-
-
 def _is_in_milliseconds(node: Any, _: Types) -> bool:
     """Whether this constant is no number of seconds: Snowflake reads texts of such numbers otherwise."""
     digits = node.this.name if isinstance(node.this, exp.Literal) else ""
@@ -94,13 +89,6 @@ def _is_other_extract(node: Any, types: Types) -> bool:
     return not is_path or types.kind(node.this) not in {None, "NULL", *VARIANTS}
 
 
-def _has_equal_keys(node: Any, _: Types) -> bool:
-    keys = [
-        each.this.name for each in node.expressions if isinstance(each, exp.PropertyEQ | exp.JSONKeyValue)
-    ]
-    return len(set(keys)) < len(keys)
-
-
 def _values_of(node: Any) -> list[Any]:
     match node:
         case exp.Case():
@@ -127,13 +115,8 @@ def mixes(nodes: Sequence[Any], types: Types, *pair: str) -> bool:
 
 _Refusal: TypeAlias = tuple[Any, Callable[[Any, Types], object], str]
 _REFUSALS: Sequence[_Refusal] = (
-    (
-        exp.Column,
-        lambda node, types: types.has_flatten and node.name.upper() in {"SEQ", "THIS"},
-        "SEQ and THIS of FLATTEN",
-    ),
+    (exp.Column, lambda node, types: types.has_flatten and node.name.upper() == "SEQ", "SEQ of FLATTEN"),
     (exp.Star, _is_of_table_function, "all columns of a table function; name them"),
-    (exp.Explode, _has_options, "options of FLATTEN other than INPUT"),
     (exp.Generator, lambda node, _: node.args.get("timelimit"), "TIMELIMIT"),
     (exp.Rand, lambda node, _: node.this, "a seed"),
     (exp.Count, lambda node, _: isinstance(node.this, exp.Column) and node.this.is_star, "rows without NULL"),
@@ -158,7 +141,6 @@ _REFUSALS: Sequence[_Refusal] = (
         "hashes, which differ from Snowflake's, outside WHERE",
     ),
     (exp.StarMap, lambda _, __: True, "an object of all columns"),
-    ((exp.Struct, exp.JSONObject), _has_equal_keys, "a key that occurs twice"),
     (
         classes("Cast DPipe Concat Group Ordered Min Max"),
         lambda node, types: any(types.kind(each) == "FILE" for each in arguments_of(node)),
@@ -202,11 +184,6 @@ _REFUSALS: Sequence[_Refusal] = (
         (exp.ArrayAgg, exp.GroupConcat),
         lambda node, _: isinstance(outermost(node), exp.Window),
         "a list as a window function",
-    ),
-    (
-        exp.Array,
-        lambda node, _: any(isinstance(each, exp.Null) for each in node.expressions),
-        "NULL in an array",
     ),
     (
         (exp.RegexpLike, exp.RegexpReplace, exp.RegexpExtract),

@@ -14,6 +14,7 @@ from app.emulator.grammar import STAGE_FUNCTIONS
 from app.emulator.inference import Schema, Types
 from app.emulator.query import Query
 from app.emulator.semantics import adapt
+from app.emulator.semistructured import FUNCTIONS
 from app.emulator.session import Session
 from app.emulator.supported import check_names
 from app.names import MAX_PARTS
@@ -44,7 +45,7 @@ _DIRECTORY_SCHEMA = pa.schema(
 # The types of functions that sqlglot does not know.
 _RETURNS = dict.fromkeys(
     ("STRFTIME", "JSON_EXTRACT_STRING", *STAGE_FUNCTIONS, "SYSTEM$ALLOWLIST"), "VARCHAR"
-) | {"HASH": "BIGINT", "OBJECT_CONSTRUCT": "OBJECT", "TO_TIMESTAMP": "TIMESTAMP"}
+) | {"HASH": "BIGINT", "_LOCAL_JSON": "VARIANT", "TO_TIMESTAMP": "TIMESTAMP"}
 
 _FIELDS_OF_FILES = ("CONTENT_TYPE", "ETAG", "RELATIVE_PATH", "SCOPED_FILE_URL", "STAGE", "STAGE_FILE_URL")
 _RETURNS |= {f"FL_GET_{field}": "VARCHAR" for field in _FIELDS_OF_FILES}
@@ -128,7 +129,8 @@ def is_internal(name: str) -> bool:
 
 def is_built_in(name: str) -> bool:
     """Whether a call of this name never reaches a function that a user created."""
-    return name in Snowflake.Parser.FUNCTIONS or name in STAGE_FUNCTIONS or name.startswith(_INTERNAL)
+    known = Snowflake.Parser.FUNCTIONS.keys() | STAGE_FUNCTIONS | FUNCTIONS.keys()
+    return name in known or name.startswith(_INTERNAL)
 
 
 def rewrite(expression: Any, session: Session, query: Query, names: list[str]) -> tuple[dict[str, Any], bool]:

@@ -6,17 +6,17 @@ Source: Snowflake documentation, SQL Reference: functions, data type conversion,
 VALUES.
 """
 
-import json
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any
 
 from sqlglot import exp, parse_one
 
-from app.emulator.errors import malformed_json, no_cast, not_in_values, not_recognized, unsupported
+from app.emulator.errors import invalid_arguments, no_cast, not_in_values, not_recognized, unsupported
 from app.emulator.expressions import arguments_of, classes, outermost, text_of, wrap
 from app.emulator.inference import FLOATING, INTEGERS, TEXTS, TIMES, VARIANTS, Types
 from app.emulator.refusals import AGGREGATES, mixes, refuse
+from app.emulator.semistructured import FUNCTIONS, TAKES_TEXT, function_of
+from app.emulator.semistructured import arguments_of as function_arguments
 
 _DATE_UNITS = frozenset({"YEAR", "QUARTER", "MONTH", "WEEK", "DAY"})
 _UNITS = _DATE_UNITS | {"HOUR", "MINUTE", "SECOND"}
@@ -34,7 +34,7 @@ _TEXT_FUNCTIONS = classes("""
     RegexpReplace RegexpExtract RegexpCount Split SplitPart Upper Lower Left Right GroupConcat Pad MD5 SHA2
     Reverse Repeat StrPosition Unicode
 """)
-_TO_VARIANT = classes("Struct JSONObject Array ArrayAgg ObjectAgg ToVariant")
+_TO_VARIANT = classes("ArrayAgg ObjectAgg")
 # Functions that take a timestamp and that sqlglot does not know.
 _OF_TIMES = frozenset({"HASH", "TO_TIMESTAMP"})
 _NOT_IN_VALUES = classes("ToFile ParseJSON Struct JSONObject Array ToVariant")
@@ -141,7 +141,8 @@ def _without_json_null(node: Any) -> Any:
 def _compare(node: Any, types: Types) -> None:
     """Cast VARIANT operands: Snowflake compares their values, DuckDB their JSON texts."""
     is_assignment = isinstance(node.parent, exp.Update | exp.SetItem)
-    if is_assignment or isinstance(node, classes("Is Exists Between Like ILike RegexpLike")):
+    others = classes("Is Exists Between Like ILike RegexpLike")
+    if is_assignment or isinstance(node, others) or function_of(node):
         return
     operands = arguments_of(node)
     if mixes(operands, types, "number", "text"):
@@ -185,9 +186,7 @@ def _cast_variant(node: Any, kind: str) -> Any:
 
 def _make_variant(node: Any, types: Types) -> None:
     for part in arguments_of(node):
-        _require_plain(
-            part.expression if isinstance(part, exp.PropertyEQ | exp.JSONKeyValue) else part, types
-        )
+        _require_plain(part, types)
 
 
 def _require_plain(value: Any, types: Types) -> None:
@@ -196,38 +195,83 @@ def _require_plain(value: Any, types: Types) -> None:
         raise unsupported(f"{text_of(value)} in a VARIANT; cast it to a NUMBER or to text")
 
 
-def _parse_json(node: Any, _: Types) -> None:
-    """An empty text is NULL. Raises ProgrammingError for a constant that Snowflake reads otherwise."""
-    if node.this.is_string and node.this.name.strip():
-        _check_json(node.this.name)
-    wrap(node.this, lambda each: exp.Nullif(this=_call("TRIM", each), expression=exp.Literal.string("")))
+def _semi_structured(node: Any, types: Types) -> None:
+    """Compute the function in Python."""
+    name = function_of(node)
+    if name is None:
+        return
+    arguments = function_arguments(node)
+    if name in {"PARSE_JSON", "TRY_PARSE_JSON", "CHECK_JSON"}:
+        for argument in arguments:
+            _make_text(argument, types)
+        arguments = function_arguments(node)
+    else:
+        for argument in arguments:
+            _require_plain(argument, types)
+        _refuse_text(name, arguments, types)
+    node.replace(_of_json(name, *arguments))
 
 
-def _check_json(text: str) -> None:
-    def read_object(pairs: list[tuple[str, Any]]) -> None:
-        if len(dict(pairs)) < len(pairs):
-            raise malformed_json("duplicate object attribute")
-
-    def read_float(digits: str) -> None:
-        if "e" in digits.lower():
-            raise unsupported(f"{digits} in PARSE_JSON, which is a FLOAT in a VARIANT")
-
-    with suppress(ValueError):  # DuckDB refuses it
-        json.loads(text, object_pairs_hook=read_object, parse_float=read_float)
+def _refuse_text(name: str, arguments: Sequence[Any], types: Types) -> None:
+    """Raises ProgrammingError for a text in the place of a VARIANT, an OBJECT or an ARRAY."""
+    kinds = [str(types.kind(argument)) for argument in arguments]
+    checked = kinds[:2] if name in {"ARRAY_CONTAINS", "ARRAY_POSITION"} else kinds[:1]
+    if name not in TAKES_TEXT and not TEXTS.isdisjoint(checked):
+        raise invalid_arguments(name, ", ".join(kinds), f"{name}(VARIANT)")
 
 
-def _object(node: Any, _: Types) -> None:
-    """Write {'key': value} as a call, because fakesnow changes the key to upper case."""
-    pairs = [each for each in node.expressions if isinstance(each, exp.PropertyEQ)]
-    if any(isinstance(pair.this, exp.Identifier) for pair in pairs):
-        parts = [part for pair in pairs for part in (exp.Literal.string(pair.name), pair.expression)]
-        node.replace(_call("OBJECT_CONSTRUCT", *parts))
+def _of_json(name: str, *arguments: Any) -> Any:
+    return _json_function(name, _call("LIST_VALUE", *map(_json, arguments)))
 
 
-def _list_aggregate(node: Any, _: Types) -> None:
-    is_array = isinstance(node, exp.ArrayAgg)
-    empty: Any = exp.ParseJSON(this=exp.Literal.string("[]")) if is_array else exp.Literal.string("")
-    wrap(outermost(node), lambda each: exp.Coalesce(this=each, expressions=[empty]))
+def _json_function(name: str, arguments: Any) -> Any:
+    call, kind = _call("_LOCAL_JSON", name, arguments), FUNCTIONS[name][0]
+    return call if kind == "VARIANT" else _cast_to(_call("JSON_EXTRACT_STRING", call, "$"), kind)
+
+
+def _json(node: Any) -> Any:
+    """The text of the value's JSON, NULL for NULL."""
+    return exp.JSONFormat(this=node)
+
+
+def _json_list(values: Any) -> Any:
+    """The JSON texts of an aggregate's values."""
+    item = exp.to_identifier("e")
+    each = exp.Lambda(this=_json(item), expressions=[item.copy()])
+    return _call("LIST_TRANSFORM", exp.List(expressions=[values]), each)
+
+
+def _array_agg(node: Any, _: Types) -> None:
+    values, whole = node.this, outermost(node)
+    if isinstance(whole, exp.WithinGroup):
+        values = exp.Order(this=values, expressions=whole.expression.expressions)
+    whole.replace(_json_function("ARRAY_AGG", _json_list(values)))
+
+
+def _object_agg(node: Any, _: Types) -> None:
+    pairs = _call("LIST_CONCAT", _json_list(node.this), _json_list(node.expression))
+    node.replace(_json_function("OBJECT_AGG", pairs))
+
+
+def _flatten(node: Any, types: Types) -> None:
+    given = {
+        each.this.name.upper(): each.expression
+        for each in node.iter_expressions()
+        if isinstance(each, exp.Kwarg)
+    }
+    given.setdefault("INPUT", node.this)
+    _refuse_text("FLATTEN", [given["INPUT"]], types)
+    no, both = exp.false(), exp.Literal.string("BOTH")
+    defaults = {"INPUT": None, "PATH": exp.Null(), "OUTER": no, "RECURSIVE": no.copy(), "MODE": both}
+    if unknown := given.keys() - defaults.keys():
+        raise unsupported(f"{', '.join(unknown)} of FLATTEN")
+    arguments = [given.get(name, default) for name, default in defaults.items()]
+    node.set("this", _of_json("FLATTEN", *arguments))
+    node.set("expressions", [])
+
+
+def _listagg(node: Any, _: Types) -> None:
+    wrap(outermost(node), lambda each: exp.Coalesce(this=each, expressions=[exp.Literal.string("")]))
 
 
 # Text.
@@ -290,7 +334,7 @@ def _cast_to_variant(node: Any, target: str, types: Types) -> None:
         if kind not in {target, "NULL", "VARIANT", "JSON"}:
             raise unsupported(f"{text_of(node)}: a cast to {target} of another type than VARIANT")
     elif kind not in VARIANTS:
-        wrap(node, lambda each: exp.ToVariant(this=each.this))
+        wrap(node, lambda each: _of_json("TO_VARIANT", each.this))
 
 
 def _is_in_utc(node: Any) -> bool:
@@ -371,10 +415,12 @@ _RULES: Sequence[tuple[Any, Callable[[Any, Types], None]]] = (
     (exp.Sign, _sign),
     (exp.Anonymous, _users_call),
     (exp.Count, _count),
-    (exp.ParseJSON, _parse_json),
     ((exp.ToChar, exp.TimeToStr), _to_char),
     ((exp.TsOrDsToDate, exp.StrToTime), _to_date),
     ((exp.DateAdd, exp.DateDiff, exp.DateTrunc, exp.TimestampTrunc, exp.Extract), _date_part),
-    ((exp.ArrayAgg, exp.GroupConcat), _list_aggregate),
-    (exp.Struct, _object),
+    (exp.GroupConcat, _listagg),
+    (exp.ArrayAgg, _array_agg),
+    (exp.ObjectAgg, _object_agg),
+    (exp.Explode, _flatten),
+    (exp.Func, _semi_structured),
 )

@@ -15,6 +15,7 @@ from sqlglot.dialects.snowflake import Snowflake
 from app.emulator.errors import invalid_identifier, unsupported
 from app.emulator.expressions import classes, text_of
 from app.emulator.inference import FLOATS, INTEGERS, TEXTS, TIMES, VARIANTS, Schema
+from app.emulator.semistructured import FUNCTIONS
 
 # Functions with reviewed results (tests/app/emulator/semantics.txt); none was tried on an account.
 _NAME_LIST = """
@@ -39,7 +40,7 @@ _NAME_LIST = """
     TO_TIMESTAMP TO_TIMESTAMP_NTZ TO_VARCHAR TO_VARIANT TRIM TRUNC TRUNCATE TRY_CAST TRY_PARSE_JSON
     TRY_TO_BOOLEAN TRY_TO_DATE TRY_TO_FILE TRY_TO_NUMBER UPPER UUID_STRING VALUES YEAR ZEROIFNULL
 """
-_NAMES = frozenset(_NAME_LIST.split())
+_NAMES = FUNCTIONS.keys() | _NAME_LIST.split()
 # Functions of other databases whose calls sqlglot's parser does not mark.
 _REFUSED_NAMES = Snowflake.Parser.FUNCTION_PARSERS.keys() - _NAMES - {"CHAR"}
 # Operators of other databases.

@@ -264,11 +264,14 @@ def _refuse_constant(name: str) -> None:
 
 
 def _finite(digits: str) -> float:
-    """Raises ValueError for a number such as 1e999, which Python reads as infinity."""
+    """An integer without its zeros: a VARIANT shows 1.0 as 1.
+
+    Raises ValueError for a number such as 1e999, which Python reads as infinity.
+    """
     value = float(digits)
     if math.isinf(value):
         raise ValueError(f"{digits[:20]} is out of range")
-    return value
+    return int(value) if value.is_integer() and "e" not in digits.lower() else value
 
 
 def _to_json(value: Any) -> str:

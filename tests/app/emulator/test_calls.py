@@ -42,6 +42,7 @@ SELECT #:label::VARCHAR AS label, COUNT(*) FROM images GROUP BY label HAVING COU
 SELECT # AS answer FROM images WHERE answer:label = 'rose' AND answer:n > 2
 SELECT #:n::INT AS n FROM images QUALIFY ROW_NUMBER() OVER (ORDER BY n DESC) = 1
 SELECT label FROM (SELECT #:label::VARCHAR AS label FROM images) WHERE label IS NOT NULL
+SELECT f.key FROM images, LATERAL FLATTEN(#) AS f
 WITH a AS (SELECT path, # AS v FROM images) SELECT x.v:n FROM a AS x JOIN a AS y ON x.path = y.path
 SELECT classify('the same path'):label FROM images
 """

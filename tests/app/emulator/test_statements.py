@@ -566,7 +566,6 @@ def test_several_statements_fail_without_effect(sql: Sql, statement: str) -> Non
         ("SELECT $1 FROM @s", 2),
         ("SELECT * FROM read_text('/etc/hostname')", 2),
         ("SELECT * FROM read_csv('/etc/passwd')", 2),
-        ("SELECT OBJECT_KEYS(PARSE_JSON('{}'))", 2),
         ("DROP TABLE nowhere", 2003),
         ("DROP STAGE nowhere", 2003),
         ("ALTER STAGE nowhere REFRESH", 2003),
