@@ -5,6 +5,7 @@ import re
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from decimal import Decimal
 from functools import partial, wraps
 from string import Template
 from typing import Any, TypeAlias
@@ -15,6 +16,7 @@ from fakesnow.conn import FakeSnowflakeConnection
 from fakesnow.cursor import FakeSnowflakeCursor
 from fakesnow.dialect import parse_one
 from fakesnow.instance import FakeSnow
+from fakesnow.transforms import show
 from snowflake.connector.errors import Error
 from sqlglot import exp
 
@@ -22,7 +24,6 @@ from app.emulator.catalog import DATABASE, SCHEMA, Catalog, Stage
 from app.emulator.errors import (
     already_exists,
     division_by_zero,
-    duckdb_refuses,
     invalid_identifier,
     malformed_json,
     no_warehouse,
@@ -30,32 +31,43 @@ from app.emulator.errors import (
     not_grouped,
     not_recognized,
     null_in_column,
+    out_of_range,
     own_error,
     syntax_error,
+    too_long,
     unknown_function,
     unparsed_time,
     unreadable,
     unset_bind,
     unsupported,
+    wrong_count,
 )
-from app.emulator.grammar import column_texts, quote_stage_arguments
-from app.emulator.query import Answer, Queries, Query
+from app.emulator.expressions import stored_name
+from app.emulator.grammar import column_texts, inline_variables, quote_stage_arguments
+from app.emulator.query import Answer, Queries, Query, status
 from app.emulator.remote import RemoteService
 from app.emulator.rewriting import (
     NEEDS_WAREHOUSE,
     find_overloads,
     refuse_unsupported,
     rewrite,
-    stored_name,
 )
-from app.emulator.semantics import ISO_TIME, OTHER_TIMES
+from app.emulator.semantics import ISO_TIME, NUMBER, OTHER_TIMES
 from app.emulator.semistructured import compute
 from app.emulator.session import Session
 from app.emulator.statements import answer_statement
 from app.emulator.storage import Storage
 from app.emulator.supported import refuse_unknown
-from app.emulator.views import expand_views, keep_columns, note_creation, note_drop, take_creation
+from app.emulator.views import (
+    expand_views,
+    keep_columns,
+    note_creation,
+    note_drop,
+    take_creation,
+    unchanged,
+)
 from app.emulator.wire import coerce, read_arguments
+from app.names import quote_string
 
 # DuckDB warns about the way in which fakesnow fetches Arrow results.
 warnings.filterwarnings("ignore", "Arrow output on a DB-API result", UserWarning)
@@ -86,6 +98,11 @@ def _function_lacks(name: str) -> Error:
     return unsupported(f"{name.upper()} with these arguments")
 
 
+def _unreadable_number(text: str) -> Error:
+    """A text that is a number is too large for the type."""
+    return out_of_range(text) if re.fullmatch(NUMBER, text) else not_recognized("Numeric", text)
+
+
 def _unreadable_boolean(text: str) -> Error:
     if text.strip().lower() in {"on", "off"}:
         return unsupported(f"{text!r} as a BOOLEAN")
@@ -103,12 +120,17 @@ _ERRORS: tuple[tuple[re.Pattern[str], Callable[..., Error]], ...] = tuple(
         (r'Catalog Error: \w+ with name "?(.*?)"? already exists', already_exists),
         (r"Division by zero", division_by_zero),
         (r'Referenced (?:column|table) "(.*?)" (?:was )?not found', invalid_identifier),
-        (r'Table ".*?" does not have a column named "(.*?)"', invalid_identifier),
+        (r'Table ".*?" does not have a column (?:named|with name) "(.*?)"', invalid_identifier),
+        (r"expected (\d+) columns but (\d+) values", wrong_count),
+        (r"has (\d+) columns but (\d+) values", wrong_count),
+        (r"CHECK constraint failed", too_long),
         (r'column "?(.*?)"? must appear in the GROUP BY', not_grouped),
         (r"NOT NULL constraint failed", null_in_column),
         (r"Malformed JSON([^\n]*)", lambda text: malformed_json(text.strip())),
-        (r"Could not convert string '(.*?)' to (?:U?INT|DECIMAL|DOUBLE)", partial(not_recognized, "Numeric")),
-        (r"Could not convert string '(.*?)' to BOOL", _unreadable_boolean),
+        (r"Could not convert string ['\"](.*?)['\"] to (?:U?INT|DECIMAL|DOUBLE)", _unreadable_number),
+        (r"Could not convert string ['\"](.*?)['\"] to BOOL", _unreadable_boolean),
+        (r'Casting value "(.*?)" to type DECIMAL', out_of_range),
+        (r"Could not cast value (\S+) to DECIMAL", out_of_range),
         (r'Conversion Error: .*?(date|timestamp|time) field.*?"(.*?)"', _unreadable_time),
         (r'Could not parse string "(.*?)" according', unparsed_time),
         (rf"Invalid Input Error: {OTHER_TIMES}", lambda: unsupported(OTHER_TIMES)),
@@ -117,7 +139,7 @@ _ERRORS: tuple[tuple[re.Pattern[str], Callable[..., Error]], ...] = tuple(
         (r"Values were not provided for", unset_bind),
         (r"SELECT clause without selection list", lambda: syntax_error("a SELECT must have columns")),
         (r"Line (\d+), Col: (\d+)", unreadable),
-        (r"([A-Z][A-Za-z]+(?: [A-Za-z]+)* Error): ", duckdb_refuses),
+        (r"[A-Z][A-Za-z]+(?: [A-Za-z]+)* Error: ", lambda: unsupported("this statement")),
     )
 )
 # fakesnow's error number for a feature that it does not implement.
@@ -141,6 +163,7 @@ class LocalCursor(FakeSnowflakeCursor):
         self._query_id = query.id
         self._session.queries.start(query)
         try:
+            command = inline_variables(command, self._session.assigned)
             answer = answer_statement(command, self._session)
             if answer is not None:
                 self._show(answer)
@@ -160,6 +183,12 @@ class LocalCursor(FakeSnowflakeCursor):
             raise unsupported("description of this statement")
         return described
 
+    def _describe_last_sql(self) -> list[Any]:
+        try:
+            return super()._describe_last_sql()
+        except Exception as error:  # noqa: BLE001 - as in execute
+            raise _translate(error) from None
+
     def _transform(self, expression: Any, params: Any) -> Any:
         """Without fakesnow's notes on temporary tables, as those of MERGE: no transaction may hold both."""
         transformed = super()._transform(expression, params)
@@ -173,12 +202,16 @@ class LocalCursor(FakeSnowflakeCursor):
         command, session = _SCOPED.sub(r"\1", command), self._session
         parsed = quote_stage_arguments(command)
         expression = parse_one(parsed)
+        if isinstance(expression, exp.Set):
+            return self._set_variables(expression, query)
         before = _text(expression)
         refuse_unsupported(expression)
         refuse_unknown(expression, parsed, lambda node: bool(find_overloads(node, session)))
         is_suspended = session.warehouse in session.catalog.suspended_warehouses
         if is_suspended and isinstance(expression, NEEDS_WAREHOUSE):
             raise no_warehouse()
+        if (text := unchanged(expression, session)) is not None:
+            return self._show(status(text))
         creation = take_creation(expression, session)
         permanent = _text(expression)
         expand_views(expression, session)
@@ -198,6 +231,22 @@ class LocalCursor(FakeSnowflakeCursor):
         if creation is not None:
             note_creation(creation, session, is_kept=is_kept)
         _apply_to_session(expression, session)
+        return None
+
+    def _set_variables(self, expression: Any, query: Query) -> None:
+        """Keep the values of SET as constants."""
+        assigned: dict[str, Any] = {}
+        for item in expression.expressions:
+            names, values = item.this.this, item.this.expression
+            pairs = (
+                zip(names.expressions, values.expressions, strict=True)
+                if values.expressions
+                else [(names, values)]
+            )
+            assigned |= {stored_name(name.this): value for name, value in pairs}
+        self._run(exp.select(*assigned.values()).sql(dialect="snowflake"), query, None)
+        self._session.assigned |= dict(zip(assigned, map(_constant, self.fetchall()[0]), strict=True))
+        self._show(status())
 
     def _read_source(self, merge: Any) -> None:
         """Put the rows of a MERGE's source in its place, as fakesnow might read the source several times."""
@@ -226,6 +275,15 @@ class LocalCursor(FakeSnowflakeCursor):
             queries.results[query.id] = queries.results[fakesnows_id]
             if fakesnows_id not in queries.finished:  # else RESULT_SCAN returned an older result
                 del queries.results[fakesnows_id]
+
+
+def _constant(value: Any) -> str:
+    match value:
+        case None | bool() | int() | float() | Decimal():
+            return str(exp.convert(value).sql(dialect="snowflake"))
+        case str():
+            return quote_string(value)
+    raise unsupported("a session variable other than of a number, a text or a BOOLEAN")
 
 
 def _apply_to_session(expression: Any, session: Session) -> None:
@@ -282,6 +340,15 @@ class LocalConnection(Session):
         return LocalCursor(self)
 
 
+def _as_snowflake_shows(view: str) -> str:
+    """A view of fakesnow's with the number of rows of tables, and without DuckDB's text of views."""
+    named = "(d.database_name, d.schema_name, d.{0}_name) = (table_catalog, table_schema, {0}s.table_name)"
+    rows = f"(SELECT estimated_size FROM duckdb_tables() d WHERE {named.format('table')})"  # noqa: S608 - constants
+    text = f"(SELECT comment FROM duckdb_views() d WHERE {named.format('view')})"  # noqa: S608 - constants
+    view = view.replace("view if not exists", "or replace view").replace("0 as rows", f"{rows} as rows")
+    return view.replace("view_definition as text", f"{text} as text")
+
+
 # Takes the query and the values of each column, and returns one value for each row.
 _OnColumns: TypeAlias = Callable[..., Sequence[str | None]]
 
@@ -297,6 +364,12 @@ class LocalSnowflake:
         self.uploads = Storage(self.catalog, uploads_origin)
         self.remote = remote
         self._duck_conn = fakesnow.duck_conn
+        for view in (
+            show.SQL_CREATE_VIEW_SHOW_OBJECTS,
+            show.SQL_CREATE_VIEW_SHOW_TABLES,
+            show.SQL_CREATE_VIEW_SHOW_VIEWS,
+        ):
+            self._duck_conn.execute(_as_snowflake_shows(view))
         # Snowflake has neither DuckDB's file readers nor its extensions.
         self._duck_conn.execute("SET enable_external_access = false")
         # An error, as in Snowflake, for a division by zero or the root of a negative number.

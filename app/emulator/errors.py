@@ -13,11 +13,6 @@ def own_error(number: str, sql_state: str, message: str) -> ProgrammingError:
     return ProgrammingError(msg=message, errno=int(number), sqlstate=sql_state)
 
 
-def duckdb_refuses(kind: str) -> ProgrammingError:
-    """DuckDB's text is about the rewritten statement, so it would mislead."""
-    return unsupported(f"this statement (DuckDB ends it with: {kind})")
-
-
 def unreadable(line: str, column: str) -> ProgrammingError:
     return syntax_error(f"syntax error, or syntax that the emulator lacks, line {line} at position {column}")
 
@@ -56,7 +51,18 @@ def not_recognized(kind: str, value: object) -> ProgrammingError:
     if kind in {"Date", "Timestamp", "Time"}:
         number = 100040 if kind == "Date" else 100035
         return ProgrammingError(msg=f"{kind} '{value}' is not recognized", errno=number, sqlstate="22007")
-    return ProgrammingError(msg=f"{kind} value '{value}' is not recognized", errno=100038, sqlstate="22018")
+    number = 100037 if kind == "Boolean" else 100038
+    return ProgrammingError(msg=f"{kind} value '{value}' is not recognized", errno=number, sqlstate="22018")
+
+
+def out_of_range(value: str) -> ProgrammingError:
+    return ProgrammingError(
+        msg=f"Number out of representable range: type FIXED, value {value}", errno=100046, sqlstate="22003"
+    )
+
+
+def too_long() -> ProgrammingError:
+    return ProgrammingError(msg="String is too long and would be truncated", errno=100078, sqlstate="22000")
 
 
 def empty_statement() -> ProgrammingError:
@@ -97,6 +103,20 @@ def unknown_function(name: str) -> ProgrammingError:
 
 def invalid_identifier(name: str) -> ProgrammingError:
     return _compilation_error(f"error line 1 at position 0\ninvalid identifier '{name}'", 904, "42000")
+
+
+def no_such_variable(name: str) -> ProgrammingError:
+    return _compilation_error(f"Session variable '{name}' does not exist", 2211, "02000")
+
+
+def wrong_count(expected: str, received: str) -> ProgrammingError:
+    text = f"Insert value list does not match column list expecting {expected} but got {received}"
+    return _compilation_error(text, 2020, "21S01")
+
+
+def wrong_type(column: str, expected: str, received: str) -> ProgrammingError:
+    text = f"Expression type does not match column data type, expecting {expected} but got {received}"
+    return _compilation_error(f"{text} for column {column}", 2023, "22000")
 
 
 def no_such_file(location: str) -> ProgrammingError:

@@ -35,3 +35,10 @@ def wrap(node: Any, make: Callable[[Any], Any]) -> None:
     place = exp.Null()
     node.replace(place)
     place.replace(make(node))
+
+
+def stored_name(part: Any) -> str:
+    """A part of a name in the form that Snowflake stores."""
+    if isinstance(part, exp.Identifier):
+        return str(part.this) if part.quoted else str(part.this).upper()
+    return str(getattr(part, "name", part)).upper()

@@ -2,14 +2,22 @@
 
 import logging
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import sqlglot
 from sqlglot import Token, TokenType
 from sqlglot.errors import TokenError
 
-from app.emulator.errors import empty_statement, invalid, several_statements, syntax_error, unsupported
+from app.emulator.errors import (
+    empty_statement,
+    invalid,
+    no_such_variable,
+    several_statements,
+    syntax_error,
+    unsupported,
+)
 from app.names import MAX_PARTS, parse_identifier, quote_string
 
 # sqlglot warns about every statement that it does not parse itself.
@@ -253,6 +261,22 @@ def quote_stage_arguments(sql: str) -> str:
             end += 1
         pieces += [sql[done : token.start], quote_string(sql[token.start : tokens[end].end + 1])]
         done = tokens[end].end + 1
+    return "".join([*pieces, sql[done:]])
+
+
+def inline_variables(sql: str, variables: Mapping[str, str]) -> str:
+    """The statement with each `$name` replaced. Raises ProgrammingError for an unknown variable."""
+    if "$" not in sql:
+        return sql
+    pieces, done = [], 0
+    for token, name in pairwise(_tokenize(sql)):
+        is_variable = sql[token.start : name.start] == "$" and token.token_type is TokenType.PARAMETER
+        if not is_variable or name.token_type is TokenType.NUMBER:
+            continue
+        if name.text.upper() not in variables:
+            raise no_such_variable(f"${name.text.upper()}")
+        pieces += [sql[done : token.start], variables[name.text.upper()]]
+        done = name.end + 1
     return "".join([*pieces, sql[done:]])
 
 

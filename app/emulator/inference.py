@@ -167,6 +167,9 @@ def _outermost_queries(expression: Any) -> list[Any]:
     """The queries in a statement; for an UPDATE or DELETE, one of its values and conditions."""
     if isinstance(expression, exp.Query):
         return [expression]
+    if isinstance(expression, exp.Merge):
+        source = expression.args["using"]
+        return [source.this] if isinstance(source, exp.Subquery) else []
     if not isinstance(expression, exp.Update | exp.Delete):
         return [child for child in (expression.this, expression.expression) if isinstance(child, exp.Query)]
     copy = expression.copy()

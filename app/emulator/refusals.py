@@ -13,7 +13,7 @@ from app.emulator.expressions import arguments_of, classes, outermost, text_of
 from app.emulator.inference import VARIANTS, Types
 
 _LEAST_MILLISECONDS = 31_536_000_000
-_ORDERING = classes("Ordered Min Max Between Greatest Least")
+_ORDERING = classes("Ordered Min Max Greatest Least")
 _ARITHMETIC = classes("Add Sub Mul Div Mod Neg Round Abs")
 AGGREGATES = classes("Sum Avg Median Stddev")
 _BRANCHES = classes("Coalesce If Nvl2 DecodeCase Nullif Case")
@@ -82,6 +82,20 @@ def _is_other_pattern(node: Any, _: Types) -> bool:
         or not node.expression.is_string
         or (group is not None and group.name != "0")
     )
+
+
+def _mixes_rows(node: Any, types: Types) -> bool:
+    """Whether a column of this UNION or VALUES mixes types, which Snowflake converts to one type."""
+    rows = (
+        [each.expressions for each in node.expressions]
+        if isinstance(node, exp.Values)
+        else [
+            node.left.selects,
+            node.right.selects,
+        ]
+    )
+    columns = [[value.unalias() for value in column] for column in zip(*rows, strict=False)]
+    return any(mixes(each, types, "number", "text") or mixes(each, types, "variant") for each in columns)
 
 
 def _is_other_extract(node: Any, types: Types) -> bool:
@@ -178,6 +192,7 @@ _REFUSALS: Sequence[_Refusal] = (
         lambda node, types: mixes(_values_of(node), types, "number", "text"),
         "text next to a number, without a cast",
     ),
+    ((exp.SetOperation, exp.Values), _mixes_rows, "different types in one column, without a cast"),
     (exp.Trim, lambda node, _: node.args.get("expression"), "characters to trim"),
     ((exp.Ceil, exp.Floor), lambda node, _: node.args.get("decimals"), "a number of digits"),
     (

@@ -8,10 +8,12 @@ from fakesnow.dialect import parse_one
 from sqlglot import exp
 from sqlglot.dialects.snowflake import Snowflake
 
+from app.emulator.assignments import convert_assigned
 from app.emulator.catalog import ACCOUNT_HOST, ExternalFunction, Stage
 from app.emulator.errors import invalid, invalid_arguments, not_found, unknown_function, unsupported
+from app.emulator.expressions import stored_name
 from app.emulator.grammar import STAGE_FUNCTIONS
-from app.emulator.inference import Schema, Types
+from app.emulator.inference import TEXTS, Schema, Types
 from app.emulator.query import Query
 from app.emulator.semantics import adapt
 from app.emulator.semistructured import FUNCTIONS
@@ -140,6 +142,9 @@ def rewrite(expression: Any, session: Session, query: Query, names: list[str]) -
     columns without an alias.
     """
     _name_positions(expression)
+    _limit_texts(expression)
+    for order in expression.find_all(exp.Order):
+        _order_by_all(order)
     if isinstance(expression, exp.Merge):
         _qualify_inserted(expression)
     columns = _selected(expression)
@@ -175,6 +180,11 @@ def _adapt(expression: Any, session: Session) -> None:
 
     if expression.find(exp.ToFile):
         _expand_file_functions(expression, session, get_types())
+    if isinstance(expression, exp.Insert | exp.Update | exp.Merge):
+        table: Any = expression.find(exp.Table)
+        database, schema_name, name = session.qualify(tuple(map(stored_name, table.parts)))
+        columns = schema.get(database, {}).get(schema_name, {}).get(name, {})
+        convert_assigned(expression, columns, get_types())
     adapt(expression, get_types)
 
 
@@ -214,6 +224,33 @@ def _name_positions(expression: Any) -> None:
                 columns = [exp.to_identifier(name) for name in names]
                 table = exp.TableAlias(this=exp.to_identifier(f"{_INTERNAL}VALUES"), columns=columns)
                 values.set("alias", table)
+
+
+def _order_by_all(order: Any) -> None:
+    """ORDER BY ALL as the positions of all columns."""
+    select = order.parent
+    if [each.sql().upper() for each in order.find_all(exp.Column)] != ["ALL"] or not isinstance(
+        select, exp.Query
+    ):
+        return
+    if select.is_star:
+        raise unsupported("ORDER BY ALL of SELECT *")
+    [ordered] = order.expressions
+    numbers = [exp.Literal.number(place) for place in range(1, len(select.selects) + 1)]
+    order.set("expressions", [exp.Ordered(**(ordered.args | {"this": number})) for number in numbers])
+
+
+def _limit_texts(expression: Any) -> None:
+    """Let DuckDB check the length of a VARCHAR(n)."""
+    if isinstance(expression, exp.Create):
+        for column in expression.find_all(exp.ColumnDef):
+            kind = column.args.get("kind")
+            if kind is not None and kind.this.name in TEXTS and kind.expressions:
+                length = exp.Length(this=exp.column(column.this.copy()))
+                check = exp.CheckColumnConstraint(
+                    this=exp.LTE(this=length, expression=kind.expressions[0].this.copy())
+                )
+                column.append("constraints", exp.ColumnConstraint(kind=check))
 
 
 def _qualify_inserted(merge: Any) -> None:
@@ -387,13 +424,6 @@ def _qualified_name(node: Any) -> tuple[tuple[str, ...], Any]:
 
 def _parts(name: Any) -> list[Any]:
     return [*_parts(name.this), name.expression] if isinstance(name, exp.Dot) else [name]
-
-
-def stored_name(part: Any) -> str:
-    """A part of a name in the form that Snowflake stores."""
-    if isinstance(part, exp.Identifier):
-        return str(part.this) if part.quoted else str(part.this).upper()
-    return str(part).upper()
 
 
 def _choose(overloads: list[ExternalFunction], arguments: list[Any]) -> ExternalFunction:

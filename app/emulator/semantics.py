@@ -6,14 +6,21 @@ Source: Snowflake documentation, SQL Reference: functions, data type conversion,
 VALUES.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from sqlglot import exp, parse_one
 
-from app.emulator.errors import invalid_arguments, no_cast, not_in_values, not_recognized, unsupported
+from app.emulator.errors import (
+    invalid_arguments,
+    no_cast,
+    not_in_values,
+    not_recognized,
+    unsupported,
+)
 from app.emulator.expressions import arguments_of, classes, outermost, text_of, wrap
-from app.emulator.inference import FLOATING, INTEGERS, TEXTS, TIMES, VARIANTS, Types
+from app.emulator.inference import FLOATING, FLOATS, INTEGERS, TEXTS, TIMES, VARIANTS, Types
 from app.emulator.refusals import AGGREGATES, mixes, refuse
 from app.emulator.semistructured import FUNCTIONS, TAKES_TEXT, function_of
 from app.emulator.semistructured import arguments_of as function_arguments
@@ -25,6 +32,8 @@ _FORMAT = {"YYYY": "%Y", "MM": "%m", "DD": "%d", "HH24": "%H", "MI": "%M", "SS":
 # The form of dates that DuckDB reads as Snowflake does.
 ISO_TIME = r"\s*\d{4}-\d\d?-\d\d?([T ]\d\d?:\d\d(:\d\d(\.\d+)?)?)?\s*(Z|[+-]\d\d:?\d\d)?\s*"
 OTHER_TIMES = "dates and times in a form other than YYYY-MM-DD HH:MI:SS"
+# The form of numbers that Snowflake reads; DuckDB reads 0x10 and 1_000 too.
+NUMBER = r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*"
 _OFFSET = ("Z", "+00:00", "+0000")
 _MAX_DIGITS = 18
 _MEDIAN_DIGITS = 3
@@ -141,17 +150,17 @@ def _without_json_null(node: Any) -> Any:
 def _compare(node: Any, types: Types) -> None:
     """Cast VARIANT operands: Snowflake compares their values, DuckDB their JSON texts."""
     is_assignment = isinstance(node.parent, exp.Update | exp.SetItem)
-    others = classes("Is Exists Between Like ILike RegexpLike")
+    others = classes("Is Exists Like ILike RegexpLike")
     if is_assignment or isinstance(node, others) or function_of(node):
         return
-    operands = arguments_of(node)
+    operands = list(node.iter_expressions()) if isinstance(node, exp.Between) else arguments_of(node)
     if mixes(operands, types, "number", "text"):
         for operand in operands:
             _read_number(operand, types)
     variants = [each for each in operands if types.is_variant(each)]
-    kinds = {_type_of(other) for other in operands if other not in variants}
+    kinds = {_type_of(other, types) for other in operands if other not in variants}
     if variants and (len(kinds) != 1 or None in kinds):
-        raise unsupported("comparison of a VARIANT with anything but a constant, without a cast")
+        raise unsupported(f"{text_of(node)}: comparison of VARIANT values without a cast")
     for variant in variants:
         wrap(variant, lambda each: _cast_variant(each, str(*kinds)))
 
@@ -169,14 +178,13 @@ def _read_number(operand: Any, types: Types) -> None:
     operand.replace(exp.Literal.number(operand.name.strip()))
 
 
-def _type_of(constant: Any) -> str | None:
-    if isinstance(constant, exp.Boolean):
+def _type_of(operand: Any, types: Types) -> str | None:
+    """The type to which a comparison casts a VARIANT on its other side."""
+    if types.kind(operand) in TEXTS or (isinstance(operand, exp.Literal) and operand.is_string):
+        return "VARCHAR"
+    if types.kind(operand) == "BOOLEAN":
         return "BOOLEAN"
-    if isinstance(constant, exp.Neg):
-        constant = constant.this
-    if isinstance(constant, exp.Literal):
-        return "VARCHAR" if constant.is_string else "DOUBLE"
-    return None
+    return None if types.scale(operand) is None else "DOUBLE"
 
 
 def _cast_variant(node: Any, kind: str) -> Any:
@@ -327,6 +335,23 @@ def _cast(node: Any, types: Types) -> None:
         _try_time(node, types)
 
 
+def _check_number(node: Any, _: Types) -> None:
+    """Raises ProgrammingError for a text that DuckDB reads as a number, but Snowflake does not."""
+    target = node.to.this.name
+    if target not in INTEGERS | FLOATS | {"DECIMAL"} or not node.this.is_string:
+        return
+    is_special = target in FLOATS and node.this.name.strip().lower().lstrip("+-") in {
+        "nan",
+        "inf",
+        "infinity",
+    }
+    if is_special or re.fullmatch(NUMBER, node.this.name):
+        return
+    if not isinstance(node, exp.TryCast):
+        raise not_recognized("Numeric", node.this.name)
+    node.this.replace(exp.Null())
+
+
 def _cast_to_variant(node: Any, target: str, types: Types) -> None:
     _require_plain(node.this, types)
     kind = types.kind(node.this)
@@ -408,6 +433,7 @@ _RULES: Sequence[tuple[Any, Callable[[Any, Types], None]]] = (
     (_TEXT_FUNCTIONS, _text_function),
     (_TO_VARIANT, _make_variant),
     (_COMPARISONS, _compare),
+    ((exp.Cast, exp.TryCast), _check_number),
     ((exp.Cast, exp.TryCast), _cast),
     (exp.Div, _divide),
     (AGGREGATES, _aggregate),

@@ -8,12 +8,20 @@ from typing import Any
 
 import duckdb
 from fakesnow.conn import FakeSnowflakeConnection
+from fakesnow.variables import Variables
 
 from app.emulator.catalog import ACCOUNT, Catalog, Name, Stage
 from app.emulator.errors import invalid, no_current_schema, not_found
 from app.emulator.grammar import Tokens
 from app.emulator.query import Queries
 from app.names import parse_location, quote_identifier, quote_string
+
+
+class _NoVariables(Variables):
+    """fakesnow's variables, which it also finds in texts, stay unused."""
+
+    def inline_variables(self, sql: str) -> str:
+        return sql
 
 
 class Session(FakeSnowflakeConnection):
@@ -32,6 +40,9 @@ class Session(FakeSnowflakeConnection):
         self.warehouse = "LOCAL"
         self.repeats_puts = False  # connector 4.x sends the PUT again for each file
         self.reads_arrow = True
+        self.assigned: dict[str, str] = {}
+        """The constant that each session variable holds."""
+        self.variables = _NoVariables()
         self.temporary: dict[Name, str] = {}
         """Kind of each temporary table and view."""
         # Serializes the statements: a DuckDB connection holds one result at a time.
@@ -61,7 +72,8 @@ class Session(FakeSnowflakeConnection):
         """For each column of the table, found in any case: the table's stored name, its own, and its type."""
         found = self.duck_conn.execute(
             "SELECT table_name, column_name, data_type FROM duckdb_columns() "
-            "WHERE database_name = ? AND schema_name = ? AND lower(table_name) = lower(?)",
+            "WHERE database_name = ? AND schema_name = ? AND lower(table_name) = lower(?) "
+            "ORDER BY column_index",
             [database, schema, table],
         )
         return list(found.fetchall())

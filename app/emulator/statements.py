@@ -109,6 +109,18 @@ def _alter_session(tokens: Tokens, _: Session) -> Answer:
     return status()
 
 
+def _unset(tokens: Tokens, session: Session) -> Answer:
+    names = (
+        tokens.take_list(lambda: tokens.take_name(max_parts=1))
+        if tokens.words(1) == ("(",)
+        else [tokens.take_name(max_parts=1)]
+    )
+    tokens.require_end()
+    for [name] in names:
+        session.assigned.pop(name, None)
+    return status()
+
+
 def _alter_warehouse(tokens: Tokens, session: Session) -> Answer:
     [name] = tokens.take_name(max_parts=1)
     if tokens.take("SUSPEND"):
@@ -222,6 +234,7 @@ _STATEMENTS: dict[str, Statement] = {
     "LS": stages.list_files,
     "REMOVE": stages.remove_files,
     "RM": stages.remove_files,
+    "UNSET": _unset,
     "USE": _use,
     "GRANT": _grant,
     "REVOKE": _revoke,

@@ -12,7 +12,7 @@ import sqlglot
 from sqlglot import TokenType, exp
 from sqlglot.dialects.snowflake import Snowflake
 
-from app.emulator.errors import invalid_identifier, unsupported
+from app.emulator.errors import invalid_identifier, syntax_error, unsupported
 from app.emulator.expressions import classes, text_of
 from app.emulator.inference import FLOATS, INTEGERS, TEXTS, TIMES, VARIANTS, Schema
 from app.emulator.semistructured import FUNCTIONS
@@ -95,7 +95,7 @@ def refuse_unknown(expression: Any, sql: str, is_known: Callable[[Any], bool]) -
             if isinstance(node, exp.Func):
                 raise _unknown(node.sql_name())
             if not isinstance(node, exp.Property):
-                raise unsupported(f"{text_of(node)} ({type(node).__name__})")
+                raise unsupported(text_of(node))
 
 
 def _refuse_tokens(sql: str) -> None:
@@ -107,6 +107,8 @@ def _refuse_tokens(sql: str) -> None:
         is_call = after is not None and after.token_type is TokenType.L_PAREN
         if is_call and kind is not TokenType.IDENTIFIER and text in _REFUSED_NAMES:
             raise _unknown(text)
+        if before and after and (before.token_type, after.token_type) == (TokenType.LIMIT, TokenType.COMMA):
+            raise syntax_error("syntax error: LIMIT takes one number")
         if kind is TokenType.FROM and (before is None or before.token_type is TokenType.L_PAREN):
             raise unsupported("FROM without SELECT")
 

@@ -19,10 +19,11 @@ from sqlglot import exp
 
 from app.emulator.catalog import Name
 from app.emulator.errors import unsupported
+from app.emulator.expressions import stored_name
 from app.emulator.grammar import quote_stage_arguments
-from app.emulator.rewriting import DIRECTORY_TYPES, is_internal, stored_name
+from app.emulator.rewriting import DIRECTORY_TYPES, is_internal
 from app.emulator.session import Session
-from app.names import quote_identifier
+from app.names import quote_identifier, quote_string
 
 
 class Creation(NamedTuple):
@@ -33,6 +34,7 @@ class Creation(NamedTuple):
     query: Any
     """The parsed query of a view before any rewriting, None of a table."""
     is_temporary: bool
+    text: str
 
 
 def take_creation(expression: Any, session: Session) -> Creation | None:
@@ -41,13 +43,34 @@ def take_creation(expression: Any, session: Session) -> Creation | None:
     if not isinstance(expression, exp.Create) or kind not in {"TABLE", "VIEW"}:
         return None
     name = _name_of(expression.find(exp.Table), session)
-    temporary = expression.find(exp.TemporaryProperty)
+    text, temporary = expression.sql(dialect="snowflake"), expression.find(exp.TemporaryProperty)
     if temporary is not None:
         if name not in session.temporary and _exists(name, session):
             raise unsupported("a temporary object with the name of a permanent one")
         temporary.pop()
     query = expression.expression.copy() if kind == "VIEW" and expression.expression else None
-    return Creation(name, kind, query, temporary is not None)
+    if query is not None and isinstance(expression.this, exp.Schema):
+        names = [
+            each.this if isinstance(each, exp.ColumnDef) else each for each in expression.this.expressions
+        ]
+        columns = [exp.to_identifier(stored_name(each), quoted=True) for each in names]
+        named = exp.TableAlias(this=exp.to_identifier("_VIEW"), columns=columns)
+        query = exp.select("*").from_(exp.Subquery(this=query, alias=named))
+    return Creation(name, kind, query, temporary is not None, text)
+
+
+def unchanged(expression: Any, session: Session) -> str | None:
+    """What Snowflake answers to a CREATE IF NOT EXISTS or DROP IF EXISTS that changes nothing."""
+    kind = str(expression.args.get("kind") or "").upper()
+    if not expression.args.get("exists") or kind not in {"TABLE", "VIEW"}:
+        return None
+    name = _name_of(expression.find(exp.Table), session)
+    exists = _exists(name, session)
+    if isinstance(expression, exp.Create) and exists:
+        return f"{name[-1]} already exists, statement succeeded."
+    if isinstance(expression, exp.Drop) and not exists:
+        return f"Drop statement executed successfully ({name[-1]} already dropped)."
+    return None
 
 
 def expand_views(expression: Any, session: Session) -> None:
@@ -87,6 +110,9 @@ def note_creation(creation: Creation, session: Session, *, is_kept: bool) -> Non
         session.catalog.views[creation.name] = (text, str(session.database), str(session.schema))
     else:
         session.catalog.views.pop(creation.name, None)
+    if creation.kind == "VIEW":
+        text = quote_string(creation.text)
+        session.duck_conn.execute(f"COMMENT ON VIEW {quote_identifier(*creation.name)} IS {text}")
     if creation.is_temporary:
         session.temporary[creation.name] = creation.kind
 

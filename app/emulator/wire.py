@@ -276,6 +276,6 @@ def _finite(digits: str) -> float:
 
 def _to_json(value: Any) -> str:
     """Raises ValueError for a lone surrogate, which JSON can escape but UTF-8 cannot encode."""
-    text = json.dumps(value, ensure_ascii=False)
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     text.encode()
     return text

@@ -202,7 +202,7 @@ def test_argument_is_of_the_declared_type(
         ("ARRAY", "OBJECT_CONSTRUCT()", 1044),
         ("NUMBER", "'twelve'", 100038),
         ("NUMBER", "OBJECT_CONSTRUCT()", 1044),
-        ("BOOLEAN", "'maybe'", 100038),
+        ("BOOLEAN", "'maybe'", 100037),
         ("FLOAT", "'NaN'::FLOAT", 2),
         ("FLOAT", "'inf'::FLOAT", 2),
     ],

@@ -6,6 +6,7 @@ and documents no order of keys.
 """
 
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -59,3 +60,61 @@ def test_statements_that_change_a_table_are_adapted_too(sql: Sql) -> None:
     assert str(sql.value("SELECT q FROM n WHERE a = 4")) == "1.500"
     assert sql.error(merge + "s.w / 4").errno == 2
     assert sql.error("INSERT INTO n (v) VALUES (PARSE_JSON('1'))").errno == 2014
+
+
+def test_assigned_variants_take_the_type_of_their_column(sql: Sql) -> None:
+    sql.rows(
+        "CREATE TABLE answers AS SELECT PARSE_JSON(column1) AS v "
+        """FROM VALUES ('{"l":"rose","c":0.98}'), ('{"l":null}')"""
+    )
+    sql.rows("CREATE TABLE labels (l VARCHAR, c NUMBER(3,1), v VARIANT)")
+    sql.rows("INSERT INTO labels (l, c, v) SELECT v:l, v:c, 1.50 FROM answers")
+    assert sql.rows("SELECT * FROM labels ORDER BY l") == [
+        ("rose", Decimal("1.0"), "1.5"),
+        (None, None, "1.5"),
+    ]
+    sql.rows("UPDATE labels SET l = PARSE_JSON('[\"a\"]')[0], v = OBJECT_CONSTRUCT('k', c)")
+    assert sql.rows("SELECT DISTINCT l, v:k::INT FROM labels ORDER BY ALL") == [("a", 1), ("a", None)]
+    sql.rows(
+        "MERGE INTO labels USING (SELECT v:l AS l, v FROM answers) AS s ON labels.l = s.l "
+        "WHEN NOT MATCHED THEN INSERT (l, v) VALUES (s.l, s.v)"
+    )
+    assert sql.column("SELECT l FROM labels WHERE v:l IS NOT NULL ORDER BY l") == ["rose", None]
+    for values in ("VALUES ('x')", "SELECT 'x'", "SELECT CURRENT_DATE()"):
+        assert sql.error(f"INSERT INTO labels (v) {values}").errno == 2023
+
+
+def test_session_variables_hold_the_values_of_set(sql: Sql) -> None:
+    sql.rows("CREATE TABLE n (a INT)")
+    sql.rows("SET (count, label) = ((SELECT COUNT(*) FROM n), 'it''s')")
+    sql.rows("INSERT INTO n VALUES (1)")
+    assert sql.row("SELECT $count, $LABEL, '$label', '$5', $$$x$$") == (0, "it's", "$label", "$5", "$x")
+    assert sql.error("SELECT $counted").errno == 2211
+    sql.rows("UNSET label")
+    assert sql.error("SELECT $label").errno == 2211
+
+
+def test_columns_hold_what_their_types_hold(sql: Sql) -> None:
+    sql.rows("CREATE TABLE c (s VARCHAR(3), n NUMBER(3,1))")
+    assert sql.error("INSERT INTO c (s) VALUES ('rose')").errno == 100078
+    assert sql.error("INSERT INTO c (n) VALUES (100)").errno == 100046
+    assert sql.error("INSERT INTO c (n) VALUES ('x')").errno == 100038
+    assert sql.error("INSERT INTO c (nope) VALUES ('x')").errno == 904
+    assert sql.error("INSERT INTO c (s) VALUES ('x', 'y')").errno == 2020
+    sql.rows("INSERT INTO c VALUES ('äöü', '9.96')")
+    assert sql.rows("SELECT * FROM c") == [("äöü", Decimal("10.0"))]
+
+
+def test_statement_that_changes_nothing_says_so(sql: Sql) -> None:
+    sql.rows("CREATE TABLE c (a INT)")
+    assert sql.value("CREATE TABLE IF NOT EXISTS c (b INT)") == "C already exists, statement succeeded."
+    assert sql.value("DROP VIEW IF EXISTS v") == "Drop statement executed successfully (V already dropped)."
+    assert sql.value("DROP TABLE IF EXISTS c") == "C successfully dropped."
+
+
+def test_show_lists_rows_and_the_text_of_views(sql: Sql) -> None:
+    sql.rows("CREATE TABLE c AS SELECT seq4() AS a FROM TABLE(GENERATOR(ROWCOUNT => 3))")
+    sql.rows("CREATE VIEW v (b) AS SELECT PARSE_JSON('{}'):a FROM c")
+    assert [row["rows"] for row in sql.records("SHOW TABLES")] == [3]
+    [text] = [row["text"] for row in sql.records("SHOW VIEWS")]
+    assert "PARSE_JSON('{}')" in text
