@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from app.cli.command_line import Add, add_json
+from app.cli.command_line import Add, add_json, read_api_key
 from app.cli.sql import LOCAL_DATABASE, LOCAL_PORT, add_connection, local_service, open_session
 from app.cli.terminal import open_screen
 from app.client import ClientError, require_answer
@@ -284,7 +284,7 @@ def read_flags(given: Mapping[str, Any], defaults: Mapping[str, str]) -> Registr
     variables = {**defaults, **{name: value for name, value in given.items() if value is not None}}
     provider, makes_integration = variables.pop("provider"), variables.pop("makes_integration")
     if key_file := variables.pop("api_key_file", None):
-        variables["api_key"] = _read_key(key_file)
+        variables["api_key"] = read_api_key(key_file)
     _check_combination(provider, variables.keys(), makes_integration=makes_integration)
     _check_values(variables)
     if provider == "aws":
@@ -340,10 +340,3 @@ def _check_values(variables: Mapping[str, str]) -> None:
 
 def _invalid_value(variable: str, rule: object) -> UsageError:
     return UsageError(f"Invalid value for {_flag_of(variable)}. {rule}")
-
-
-def _read_key(path: Path) -> str:
-    key = path.read_text(encoding="utf-8").strip()
-    if not key:
-        raise ClientError(f"The file of --api-key-file must hold the key. Received: {path}, which is empty.")
-    return key

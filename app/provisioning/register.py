@@ -5,6 +5,7 @@ executes them. It is idempotent: objects that already match stay unchanged.
 """
 
 import base64
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -57,6 +58,7 @@ class About:
 
 
 _USE = About("use", "")
+_API_KEY = re.compile(r"SET\s+API_KEY = '")
 _NOTE_ON_SERVICE_ROLE = (
     "Note: the service reads stages as its owner role. Grant it the stage with --service-role ROLE."
 )
@@ -107,7 +109,7 @@ class Registration:
             statements, fingerprint = load_with_fingerprint(name, self.variables)
         else:
             statements, fingerprint = load(name, self.variables), ""
-        return zip(self._about(name, fingerprint), statements, strict=True)
+        return ((self._about(statement, fingerprint), statement) for statement in statements)
 
     def _files(self) -> Iterator[tuple[str, "Registration"]]:
         """The SQL files to run, in order; grants only for the roles that are set."""
@@ -136,39 +138,33 @@ class Registration:
         own = {"database": database, "schema": schema, "service_role": role}
         return Registration(self.provider, {**self.variables, **own})
 
-    def _about(self, name: str, fingerprint: str) -> list[About]:
-        """One About per statement. Reads only the variables that the file needs; others may be missing."""
-        match name[:2]:
-            case "01":
-                return [_USE, About("stage", f"STAGE {quote_identifier(*self.stage)}")]
-            case "02" | "03" | "04":
-                kinds: tuple[Kind, ...] = ("integration", "alteration", "trust")
-                return [About(kind, self._api_integration) for kind in kinds]
-            case "05":
-                return [About("key", f"API key of {self._api_integration}")]
-            case "11" | "13":
-                return [_USE, *(self._about_function(types, fingerprint) for types in SIGNATURES)]
-            case _:
-                return self._about_grants(name)
+    def _about(self, statement: str, fingerprint: str) -> About:
+        match statement.split(maxsplit=2):
+            case ["USE", *_]:
+                return _USE
+            case ["GRANT", *_]:
+                return self._about_grant(statement)
+            case ["CREATE", "STAGE", _]:
+                return About("stage", f"STAGE {quote_identifier(*self.stage)}")
+            case ["CREATE", "OR", _]:
+                has_options = statement.partition("\n")[0].endswith(", options OBJECT)")
+                return self._about_function("VARCHAR, OBJECT" if has_options else "VARCHAR", fingerprint)
+            case ["ALTER", "API", _] if _API_KEY.search(statement):
+                return About("key", f"API key of {self._api_integration}")
+        kinds: dict[str, Kind] = {"CREATE": "integration", "ALTER": "alteration", "DESC": "trust"}
+        return About(kinds[statement.partition(" ")[0]], self._api_integration)
 
-    def _about_grants(self, name: str) -> list[About]:
-        match name[:2]:
-            case "06":
-                return [
-                    self._grant("USAGE", f"INTEGRATION {quote_identifier(self.integration)}", "owner_role")
-                ]
-            case "12":
-                service = quote_identifier(*self._parts("service"))
-                return [self._grant("", f"SERVICE ROLE {service}!ALL_ENDPOINTS_USAGE", "owner_role")]
-            case "21":
-                signatures = [f"FUNCTION {quote_identifier(*self.function)}({types})" for types in SIGNATURES]
-                usage = [self._grant("USAGE", signature, "caller_role") for signature in signatures]
-                return [*self._grants_on_schema("caller_role"), _USE, *usage, self._read("caller_role")]
-            case "22":
-                return [*self._grants_on_schema("service_role"), _USE, self._read("service_role")]
-            case _:
-                warehouse = quote_identifier(*self._parts("warehouse"))
-                return [self._grant("USAGE", f"WAREHOUSE {warehouse}", "service_role")]
+    def _about_grant(self, statement: str) -> About:
+        """A grant names a function or stage without its schema, which a USE before it sets."""
+        granted, _, role = statement.removeprefix("GRANT ").rpartition(" TO ROLE ")
+        privilege, on, thing = granted.partition(" ON ")
+        kind = thing.partition(" ")[0]
+        if kind == "STAGE":
+            thing = f"STAGE {quote_identifier(*self.stage)}"
+        elif kind == "FUNCTION":
+            thing = f"FUNCTION {quote_identifier(*self.function)}({thing.rpartition('(')[2]}"
+        [name] = parse_identifier(role)
+        return About("grant", thing, privilege, name) if on else About("grant", granted, "", name)
 
     def _about_function(self, types: str, fingerprint: str) -> About:
         is_external = self.provider != "spcs"
@@ -184,19 +180,6 @@ class Registration:
             properties |= {"compression": "AUTO", "api_integration": self.integration}
         thing = f"FUNCTION {quote_identifier(*self.function)}({types})"
         return About("function", thing, types=types, properties=properties)
-
-    def _grants_on_schema(self, role: str) -> list[About]:
-        database, schema = quote_identifier(self._schema[0]), quote_identifier(*self._schema)
-        return [
-            self._grant("USAGE", f"DATABASE {database}", role),
-            self._grant("USAGE", f"SCHEMA {schema}", role),
-        ]
-
-    def _read(self, role: str) -> About:
-        return self._grant("READ", f"STAGE {quote_identifier(*self.stage)}", role)
-
-    def _grant(self, privilege: str, thing: str, role: str) -> About:
-        return About("grant", thing, privilege, self._parts(role)[0])
 
     @property
     def _schema(self) -> tuple[str, ...]:

@@ -76,7 +76,7 @@ def test_explicit_preprocessing_is_parsed(flags: list[str], expected: Preprocess
 
     options = parse_arguments(["import", "n.h5", *flags])
     names = ("preprocess", "scale", "offset", "mean", "std", "order")
-    found = _preprocessing(*(options[name] for name in names))
+    found = _preprocessing(**{name: options[name] for name in names})
     assert found.order == expected.order
     assert np.allclose(found.scale, expected.scale, rtol=1e-12)
     assert np.allclose(found.offset, expected.offset)

@@ -79,7 +79,7 @@ def test_key_comes_from_a_file_and_is_not_printed(capsys: pytest.CaptureFixture[
     assert "hush" not in printed
     (tmp_path / "key").write_text("\n", encoding="utf-8")
     assert main(["register", "--dry-run", *AWS, *ROLE, "--api-key-file", str(tmp_path / "key")]) == 1
-    assert "must hold the key" in capsys.readouterr().err
+    assert "must hold one key" in capsys.readouterr().err
 
 
 def test_dry_run_with_an_owner_role_prints_only_the_integration(capsys: pytest.CaptureFixture[str]) -> None:
