@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from app.cli import rescoring
+from app.cli.answers_table import AnswersTable, StagedFile
 from app.cli.main import main
-from app.cli.rescoring import AnswersTable, StagedFile
 from app.emulator import LocalServer
 from app.provisioning.user_session import connect
 from tests.app.emulator.remote_service import Received, RemoteService, Reply, answer
@@ -99,8 +99,8 @@ def test_changed_file_is_classified_again(command: list[str], sql: Sql, tmp_path
 def test_run_after_a_kill_classifies_the_rest(command: list[str], sql: Sql) -> None:
     slow = [*command, "--batch-rows", "1"]
     program = (
-        "import sys, app.cli.rescoring; app.cli.rescoring.WRITE_SECONDS = 0; from app.cli.main import main;"
-        "sys.exit(main(sys.argv[1:]))"
+        "import sys; from app.cli import answers_table; answers_table.WRITE_SECONDS = 0;"
+        "from app.cli.main import main; sys.exit(main(sys.argv[1:]))"
     )
     with subprocess.Popen([sys.executable, "-c", program, *slow]) as running:
         wait_until(lambda: _has_rows(sql))
