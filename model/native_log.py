@@ -8,7 +8,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stderr
 
 # absl's and TensorFlow's lines of severity info and warning, and errors that only say that there is no GPU.
 _NOISE = re.compile(
@@ -33,28 +33,10 @@ def without_native_log() -> Iterator[None]:
     """
     sys.stderr.flush()
     terminal = os.dup(_STDERR)
-    try:
-        with _python_stderr_to(terminal), _filter_to(terminal):
+    with os.fdopen(terminal, "w", buffering=1, encoding="utf-8", errors="backslashreplace") as unfiltered:
+        is_replaced = sys.stderr is not sys.__stderr__  # by something that does not write to the terminal
+        with nullcontext() if is_replaced else redirect_stderr(unfiltered), _filter_to(terminal):
             yield
-    finally:
-        os.close(terminal)
-
-
-@contextmanager
-def _python_stderr_to(descriptor: int) -> Iterator[None]:
-    """Let sys.stderr write to the descriptor, unless something has replaced it already."""
-    python_stderr = sys.stderr
-    if python_stderr is not sys.__stderr__:
-        yield
-        return
-    with os.fdopen(
-        descriptor, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False
-    ) as unfiltered:
-        sys.stderr = unfiltered
-        try:
-            yield
-        finally:
-            sys.stderr = python_stderr
 
 
 @contextmanager

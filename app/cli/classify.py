@@ -19,8 +19,8 @@ from http import HTTPStatus
 from itertools import tee
 from pathlib import Path
 
-from app.cli.command_line import Add, add_json, fail_when_stopped, integer, read_api_key
 from app.cli.answers_table import AnswersTable, Shard, store_outcomes
+from app.cli.command_line import Add, add_json, fail_when_stopped, integer, read_api_key
 from app.cli.result_file import ResultFile
 from app.cli.service_process import (
     INTERACTIVE_PATIENCE_SECONDS,

@@ -71,7 +71,6 @@ def named_or_own_service(
 
 @contextmanager
 def own_service(
-    host: str = HOST,
     port: int | None = None,
     environment: Mapping[str, str] | None = None,
     model: Path | None = None,
@@ -79,14 +78,14 @@ def own_service(
 ) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
     """Yield the URL and the process of a ready service, by default on a free port. Raises ClientError."""
     reach_loopback_directly()
-    port = _free_port(host) if port is None else _require_free(host, port)
-    command = [str(python), "-m", "app.cli", "serve", "--host", host, "--port", str(port)]
+    port = _free_port() if port is None else _require_free(port)
+    command = [str(python), "-m", "app.cli", "serve", "--host", HOST, "--port", str(port)]
     command += [] if model is None else ["--model", str(model)]
     variables = _child_environment(environment or {})
     # In a session of its own: Ctrl-C is for the command, which may need the service afterwards.
     with subprocess.Popen(command, env=variables, start_new_session=True) as service:
         try:
-            url = f"http://{host}:{port}"
+            url = f"http://{HOST}:{port}"
             _wait_until_ready(service, url)
             yield url, service
         finally:
@@ -138,17 +137,17 @@ def _close_when_it_exits(process: "subprocess.Popen[bytes]", client: Client) -> 
     client.close("the service that this command started has exited")
 
 
-def _free_port(host: str) -> int:
+def _free_port() -> int:
     """Not one that the system gives to outgoing connections, which may take it before the service does."""
     for port in random.sample(range(30_000, 32_768), 100):
-        with suppress(OSError), socket.create_server((host, port)):
+        with suppress(OSError), socket.create_server((HOST, port)):
             return port
-    raise ClientError(f"A service must have a free port on {host}. Received: 100 that are in use.")
+    raise ClientError(f"A service must have a free port on {HOST}. Received: 100 that are in use.")
 
 
-def _require_free(host: str, port: int) -> int:
+def _require_free(port: int) -> int:
     try:
-        refuse_taken_port(host, port)
+        refuse_taken_port(HOST, port)
     except CommandError as error:
         raise ClientError(f"{error}, or: make run PORT={port + 1}") from None
     return port

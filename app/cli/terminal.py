@@ -176,16 +176,12 @@ class Tally:
     def __init__(self) -> None:
         self._confidences: dict[str, list[float]] = defaultdict(list)
         self.failed = 0
-        self._models: dict[str, None] = {}
-
-    @property
-    def models(self) -> list[str]:
-        """Name and version of each network that answered."""
-        return list(self._models)
+        self.models: dict[str, None] = {}
+        """Name and version of each network that answered, in order."""
 
     def add(self, outcome: Outcome) -> None:
         if name := outcome["model"]["name"]:  # empty for a file that could not be read
-            self._models[f"{name} {outcome['model']['version']}"] = None
+            self.models[f"{name} {outcome['model']['version']}"] = None
         self._confidences[label_of(outcome)].append(outcome["confidence"] or 0.0)
         self.failed += outcome["error"] is not None
 
@@ -199,7 +195,7 @@ class Tally:
 
     def as_json(self) -> Mapping[str, Any]:
         counts = {label: len(of) for label, of in sorted(self._confidences.items())}
-        return {"images": self.images, "failed": self.failed, "labels": counts, "models": self.models}
+        return {"images": self.images, "failed": self.failed, "labels": counts, "models": list(self.models)}
 
     def rows(self) -> Iterator[list[str]]:
         """Rows of label, count, share as a bar, and mean confidence: most frequent first, errors last."""
