@@ -60,11 +60,11 @@ class _Centres(NamedTuple):
     prototypes: Floats
     """(p, d), of unit length."""
 
-    def distances(self, embeddings: Floats) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Distances (n,) to the nearest mean and prototype."""
+    def distances(self, embeddings: Floats) -> NDArray[np.float64]:
+        """Distances (2, n) to the nearest mean and prototype."""
         to_class = distances_between(embeddings @ self.whitening, self.means).min(axis=1)
         to_prototype = distances_between(unit_length(embeddings), self.prototypes).min(axis=1)
-        return to_class.astype(np.float64), to_prototype.astype(np.float64)
+        return np.stack([to_class, to_prototype]).astype(np.float64)
 
 
 def fit_novelty(embeddings: Floats, labels: Ints, groups: Ints, negatives: Floats | None = None) -> Novelty:
@@ -84,16 +84,14 @@ def fit_novelty_and_scores(
     """The detector of `fit_novelty`, and the held-out scores of which its threshold is a quantile."""
     held_out = _distances_held_out(embeddings, labels, groups, negatives)
     quantile = 1 - max(FALSE_ABSTENTION, LEAST_ABSTAINED / len(embeddings))
-    class_unit, prototype_unit = (
-        max(float(np.quantile(distances, quantile)), 1e-6) for distances in held_out
-    )
-    scores = held_out[0] / class_unit + held_out[1] / prototype_unit
+    class_unit, prototype_unit = units = np.maximum(np.quantile(held_out, quantile, axis=1), 1e-6)
+    scores = (held_out / units[:, np.newaxis]).sum(axis=0)
     centres = _fit_centres(embeddings, labels, negatives)
     novelty = Novelty(
         whitening=ArrayJson.from_array(centres.whitening / class_unit),
         class_means=ArrayJson.from_array(centres.means / class_unit),
         prototypes=ArrayJson.from_array(centres.prototypes),
-        prototype_unit=prototype_unit,
+        prototype_unit=float(prototype_unit),
         threshold=float(np.quantile(scores, quantile)),
     )
     return novelty, scores
@@ -101,24 +99,23 @@ def fit_novelty_and_scores(
 
 def _distances_held_out(
     embeddings: Floats, labels: Ints, groups: Ints, negatives: Floats | None
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Distances (m,) to the nearest class mean and prototype, of images whose group was held out of the fit.
+) -> NDArray[np.float64]:
+    """Distances (2, m) to the nearest mean and prototype, of images whose group was held out of the fit.
 
     Skips images of classes that occur only in the held-out fold. If none remain, returns the distances of all
     images to a fit on all images.
     """
-    to_class, to_prototype = [], []
+    found = []
     folds = assign_folds(labels, groups)
     for fold in np.unique(folds):
         rest = folds != fold
         held_out = ~rest & np.isin(labels, labels[rest])
         if held_out.any():
-            found = _fit_centres(embeddings[rest], labels[rest], negatives).distances(embeddings[held_out])
-            to_class.append(found[0])
-            to_prototype.append(found[1])
-    if not to_class:
+            centres = _fit_centres(embeddings[rest], labels[rest], negatives)
+            found.append(centres.distances(embeddings[held_out]))
+    if not found:
         return _fit_centres(embeddings, labels, negatives).distances(embeddings)
-    return np.concatenate(to_class), np.concatenate(to_prototype)
+    return np.concatenate(found, axis=1)
 
 
 def _fit_centres(embeddings: Floats, labels: Ints, negatives: Floats | None) -> _Centres:

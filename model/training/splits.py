@@ -71,8 +71,8 @@ def hold_out(labels: Ints, groups: Ints, free: Mask, seed: int, share: float = S
     At least one group of each class is never selected. If all groups of a class are too large for its share,
     its smallest group is selected.
     """
-    classes = np.unique(labels)
-    wanted = {int(label): max(1.0, share * (labels == label).sum()) for label in classes}
+    one_hot = np.eye(int(labels.max()) + 1, dtype=np.int64)[labels]
+    wanted = np.maximum(1.0, share * one_hot.sum(axis=0))
     names = np.unique(groups[free])
     sizes = np.array([(groups[free] == name).sum() for name in names])
     random = np.random.default_rng(seed)
@@ -82,16 +82,10 @@ def hold_out(labels: Ints, groups: Ints, free: Mask, seed: int, share: float = S
     for order, most in ((shuffled, MOST_OVER), (smallest_first, np.inf)):
         for name in order:
             members = free & (groups == name)
-            counts = {
-                int(label): int((labels[members] == label).sum()) for label in np.unique(labels[members])
-            }
-            taken = {label: int((held_out & (labels == label)).sum()) for label in counts}
-            if any(taken[label] >= wanted[label] for label in counts):
-                continue
-            fits = all(
-                taken[label] + count <= max(1, most * wanted[label]) for label, count in counts.items()
-            )
-            if fits and all(_keeps_a_group(label, members, labels, free & ~held_out) for label in counts):
+            counts, taken = one_hot[members].sum(axis=0), one_hot[held_out].sum(axis=0)
+            others = one_hot[free & ~held_out & ~members].sum(axis=0)
+            fits = (taken < wanted) & (taken + counts <= np.maximum(1, most * wanted)) & (others > 0)
+            if fits[counts > 0].all():
                 held_out |= members
     return held_out
 
@@ -163,7 +157,3 @@ def _join_copies(groups: Ints, copies: Sequence[Sequence[int]]) -> Ints:
         members = groups[list(same)]
         groups = np.where(np.isin(groups, members), members.min(), groups)
     return groups
-
-
-def _keeps_a_group(label: int, members: Mask, labels: Ints, left: Mask) -> bool:
-    return bool((left & ~members & (labels == label)).any())
