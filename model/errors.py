@@ -1,14 +1,4 @@
-"""Errors about one image, one artifact or one folder of images.
-
-ModelError
-├── InputError            one image cannot be classified; the other rows of its batch are unaffected
-│   ├── UnsupportedFormat     not BMP, PNG, JPEG, TIFF or WebP, or a rare kind of one
-│   ├── CorruptImage          the format is supported, but the content cannot be decoded
-│   └── ImageTooLarge         a limit on bytes, pixels, sides or decoding work is exceeded
-├── ArtifactError         the network, its card or its compiled model is missing, invalid or inconsistent
-├── DatasetError          a labelled folder cannot be used
-└── TrainingError         training cannot start, or has failed
-"""
+"""Errors about one image, one artifact or one folder of images."""
 
 from typing import ClassVar, Self
 

@@ -223,11 +223,9 @@ def _decode_all(found: Sequence[_ImageFile], class_names: tuple[str, ...], spec:
 
     with ThreadPoolExecutor() as threads:
         pictures = list(threads.map(read, found))
-    faults = [picture for picture in pictures if isinstance(picture, str)]
-    if faults:
-        raise DatasetError(
-            _list("Every image must be one that the service decodes; repair or remove these:", faults)
-        )
+    if faults := [picture for picture in pictures if isinstance(picture, str)]:
+        rule = "Every image must be one that the service decodes; repair or remove these:"
+        raise DatasetError(_list(rule, faults))
     index = {name: number for number, name in enumerate(class_names)}
     return LabelledImages(
         images=np.stack([picture for picture in pictures if not isinstance(picture, str)]),
@@ -288,19 +286,15 @@ def _refuse_small_classes(
     found: Sequence[_ImageFile], splits: set[str], class_names: tuple[str, ...]
 ) -> None:
     counts = Counter((image.split, image.class_name) for image in found)
-    small = []
-    for name in sorted(splits):
-        least, where = (1, f" in {name}") if name else (LEAST_IMAGES, "")
-        sizes = ((class_name, counts[name, class_name]) for class_name in class_names)
-        small += [f"{class_name}{where}: {size}" for class_name, size in sizes if size < least]
+    small = [
+        f"{class_name}{f' in {name}' if name else ''}: {counts[name, class_name]}"
+        for name in sorted(splits)
+        for class_name in class_names
+        if counts[name, class_name] < (1 if name else LEAST_IMAGES)
+    ]
     if small:
-        raise DatasetError(
-            _list(
-                f"Every class must have at least {LEAST_IMAGES} images, some of them in every split; "
-                f"add images or remove the class:",
-                small,
-            )
-        )
+        rule = f"Every class must have at least {LEAST_IMAGES} images, some of them in every split"
+        raise DatasetError(_list(f"{rule}; add images or remove the class:", small))
 
 
 def _refuse_contradictions(data: LabelledImages, copies: Sequence[Sequence[int]]) -> None:
@@ -321,11 +315,9 @@ def _warn_of_skipped(folders: Sequence[tuple[str, Path]]) -> Iterator[str]:
 
 
 def _warn_of_leaks(splits: Strings, groups: Ints) -> Iterator[str]:
-    trained = set(groups[splits == "train"].tolist())
     for name in SPLITS[1:]:
         tested = groups[splits == name]
-        leaked = sum(group in trained for group in tested.tolist())
-        if leaked:
+        if leaked := np.isin(tested, groups[splits == "train"]).sum():
             yield (
                 f"{leaked} of {len(tested)} {name} images belong to a group that is in train too, "
                 f"so that metrics on them are too optimistic."
@@ -354,6 +346,5 @@ def _warn_of_few(labels: Ints, class_names: tuple[str, ...]) -> Iterator[str]:
 
 
 def _list(rule: str, faults: Sequence[str]) -> str:
-    more = len(faults) - MOST_NAMED
-    named = [*faults[:MOST_NAMED], *([f"and {more} more"] if more > 0 else [])]
-    return "\n  ".join([rule, *named])
+    more = [f"and {len(faults) - MOST_NAMED} more"] if len(faults) > MOST_NAMED else []
+    return "\n  ".join([rule, *faults[:MOST_NAMED], *more])

@@ -73,17 +73,12 @@ def _classes(unseen: Unseen, class_names: Sequence[str], images: Ints | None) ->
             f"Too few photographs of {_join([named[label] for label in few])}; "
             f"add others until {words} has {wanted} or more."
         )
-    confused = [label for label in weak if label not in few]
-    if confused:
-        pairs = [
-            f"{named[label]}, often taken for {_mistaken(unseen, label, class_names)}" for label in confused
-        ]
+    pairs = []
+    for label in (label for label in weak if label not in few):
+        wrong = unseen.predicted[(unseen.labels == label) & ~unseen.right]
+        pairs.append(f"{named[label]}, often taken for {class_names[int(np.bincount(wrong).argmax())]}")
+    if pairs:
         yield f"Check the labels of {_join(pairs)}."
-
-
-def _mistaken(unseen: Unseen, label: int, class_names: Sequence[str]) -> str:
-    wrong = unseen.predicted[(unseen.labels == label) & ~unseen.right]
-    return class_names[int(np.bincount(wrong).argmax())]
 
 
 def _foreign(unseen: Unseen, foreign: Mask | None) -> str:
