@@ -106,18 +106,6 @@ class Page:
     """That makes the report again; empty if no command made it."""
 
 
-class _Picture(NamedTuple):
-    name: str
-    href: str
-    is_right: bool
-    answer: str
-    confidence: str
-    truth: str
-    truth_confidence: str
-    image: str
-    evidence: str | None
-
-
 def write_page(page: Page, report_dir: Path) -> Path:
     """Write report.html and a PNG of each figure to a folder, and return the path of the page."""
     report_dir.mkdir(parents=True, exist_ok=True)
@@ -139,9 +127,8 @@ def write_page(page: Page, report_dir: Path) -> Path:
 def class_rows(study: Study) -> Iterator[ClassRow]:
     matrix = confusion_matrix(study.predicted, study.data.labels, len(study.class_names))
     for label, name in enumerate(study.class_names):
-        images, answers, right = (
-            int(n) for n in (matrix[label].sum(), matrix[:, label].sum(), matrix[label, label])
-        )
+        images, answers = int(matrix[label].sum()), int(matrix[:, label].sum())
+        right = int(matrix[label, label])
         others = np.where(np.arange(len(matrix)) == label, 0, matrix[label])
         most = int(others.argmax())
         yield ClassRow(
@@ -154,22 +141,23 @@ def class_rows(study: Study) -> Iterator[ClassRow]:
         )
 
 
-def _picture(page: Page, place: int, report_dir: Path) -> _Picture:
+def _picture(page: Page, place: int, report_dir: Path) -> dict[str, object]:
+    """What the template shows of an image."""
     study = page.study
     image, path = study.data.images[place], study.data.paths[place]
     answer, label = int(study.predicted[place]), int(study.data.labels[place])
     heat = page.heat_of(place)
-    return _Picture(
-        name=Path(os.path.relpath(path, study.data_dir)).as_posix(),
-        href=quote(os.fsencode(Path(os.path.relpath(path, report_dir)).as_posix())),
-        is_right=answer == label,
-        answer=study.class_names[answer],
-        confidence=f"{study.probabilities[place, answer]:.1%}",
-        truth=study.class_names[label],
-        truth_confidence=f"{study.probabilities[place, label]:.1%}",
-        image=_jpeg(image),
-        evidence=None if heat is None else _jpeg(plots.overlaid(image, heat)),
-    )
+    return {
+        "name": Path(os.path.relpath(path, study.data_dir)).as_posix(),
+        "href": quote(os.fsencode(Path(os.path.relpath(path, report_dir)).as_posix())),
+        "is_right": answer == label,
+        "answer": study.class_names[answer],
+        "confidence": f"{study.probabilities[place, answer]:.1%}",
+        "truth": study.class_names[label],
+        "truth_confidence": f"{study.probabilities[place, label]:.1%}",
+        "image": _jpeg(image),
+        "evidence": None if heat is None else _jpeg(plots.overlaid(image, heat)),
+    }
 
 
 def _draw_worst(page: Page) -> bytes:

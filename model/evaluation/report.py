@@ -23,6 +23,14 @@ from model.training.splits import FOLDS
 from model.training.verdict import Unseen, verdict
 
 _EPOCH = "In an epoch, the training shows each of its images once."
+_TRAINING_FACTS = {
+    "images": ("images", ""),
+    "seed": ("seed", "The random numbers of the training follow from it."),
+    "parameters": ("parameters", "Numbers that the network learns."),
+    "macs": ("MACs", "Multiply-accumulate operations for an image: what an answer costs."),
+    "temperature": ("temperature", "Divides the network's scores, so that confidence agrees with accuracy."),
+    "train_seconds": ("training time", "In seconds."),
+}
 
 
 @dataclass(frozen=True)
@@ -86,14 +94,9 @@ def report_folds(
 ) -> Path:
     """Write the report on a cross-validated network, and return the path of the page."""
     study = Study(folder.class_names, folder.data, data_dir, f"images, by {FOLDS} folds", result.clean)
-    unseen = Unseen(
-        result.labels,
-        study.predicted,
-        None if result.novelty is None else result.novelty > 1,
-        f"by {FOLDS} folds",
-    )
-    foreign = None
-    epochs = NETWORKS[result.network].knobs.epochs
+    abstained = None if result.novelty is None else result.novelty > 1
+    unseen, foreign = Unseen(result.labels, study.predicted, abstained, f"by {FOLDS} folds"), None
+    epochs, groups = NETWORKS[result.network].knobs.epochs, len(np.unique(result.groups))
     figures = [*answer_figures(study)]
     if result.novelty is not None:
         foreign = np.concatenate([result.out_of_distribution[name] for name in DRAWN]) > 1
@@ -110,11 +113,7 @@ def report_folds(
         figures=[*figures, _robustness(accuracies, float(study.right.mean()))],
         origin=[
             Fact("folder", str(data_dir.absolute())),
-            Fact(
-                "groups of images",
-                f"{len(np.unique(result.groups)):,}",
-                "Images of one piece. A group is in one fold.",
-            ),
+            Fact("groups of images", f"{groups:,}", "Images of one piece. A group is in one fold."),
             Fact("epochs", str(epochs or f"{EPOCHS} or more"), _EPOCH),
             *_training_facts({"parameters": result.parameters, "macs": result.macs}),
         ],
@@ -176,18 +175,7 @@ def _training_facts(training: dict[str, Any]) -> Iterator[Fact]:
         yield Fact("epochs", f"{epochs}{best}", _EPOCH)
     elif training.get("network") == "frozen":
         yield Fact("epochs", "none", "The network is frozen: only its last layer is fitted, in one step.")
-    for name, words, meaning in (
-        ("images", "images", ""),
-        ("seed", "seed", "The random numbers of the training follow from it."),
-        ("parameters", "parameters", "Numbers that the network learns."),
-        ("macs", "MACs", "Multiply-accumulate operations for an image: what an answer costs."),
-        (
-            "temperature",
-            "temperature",
-            "Divides the network's scores, so that confidence agrees with accuracy.",
-        ),
-        ("train_seconds", "training time", "In seconds."),
-    ):
+    for name, (words, meaning) in _TRAINING_FACTS.items():
         value = training.get(name)
         if isinstance(value, dict):
             yield Fact(words, ", ".join(f"{count} {split}" for split, count in value.items()), meaning)
