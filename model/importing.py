@@ -35,7 +35,7 @@ from model.networks.network import (
     gives,
     last_layer,
     read_network,
-    remove_sigmoid,
+    remove_activation,
     stages_of,
     with_stages,
 )
@@ -131,7 +131,7 @@ def import_network(path: Path, request: Request) -> Imported:
     ending = find_ending(network, is_multi_label=request.is_multi_label)
     _refuse_other_outputs(network, class_names, ending)
     spec = image_spec_of(network.input_shape, request.size).model_copy(update={"alpha": request.alpha})
-    outputs = remove_sigmoid(network, ending)
+    outputs = remove_activation(network, ending)
     work = _Import(file, network, request, class_names, ending, outputs, spec)
     likely = _find_likely(work)
     sheet = _try(work, likely)
@@ -162,7 +162,7 @@ def check_preprocessing(artifact: Artifact, try_dir: Path) -> Imported:
     network = read_network(file)
     stated = card.preprocessing or Preprocessing(scale=(card.scale,))
     request = Request(card.class_names, stated, card.image.fit, card.image.resample, try_dir=try_dir)
-    outputs = remove_sigmoid(network, card.ending)
+    outputs = remove_activation(network, card.ending)
     work = _Import(file, network, request, card.class_names, card.ending, outputs, card.image)
     sheet = _try(work, None)
     assert sheet is not None  # noqa: S101 - there is a folder

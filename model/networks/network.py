@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import keras
 import numpy as np
@@ -110,7 +110,7 @@ def open_network(path: Path, card: ArtifactCard) -> tuple[Network, Stages | None
     if card.is_given_tflite:
         raise ArtifactError(f"TensorFlow runs Keras files and SavedModels. Received: {path}. Use LiteRT.")
     network = read_network(inspect_network(path))
-    ending = remove_activation(network, card)
+    ending = remove_activation(network, card.ending, with_softmax=card.temperature is not None)
     refuse_mismatch(network, card)
     return network, stages_of(network, card, ending)
 
@@ -142,24 +142,19 @@ def network_of(network: Any) -> Network:
     )
 
 
-def remove_sigmoid(network: Network, ending: Ending) -> Ending:
-    """Make a sigmoid at the end linear, so that its logit is not rounded; return the ending that is left."""
-    return _made_linear(network, "sigmoid", "logit") if ending == "sigmoid" else ending
+def remove_activation(network: Network, ending: Ending, *, with_softmax: bool = False) -> Ending:
+    """Make a sigmoid at the end linear, so that its logit is not rounded; return the ending that is left.
 
-
-def remove_activation(network: Network, card: ArtifactCard) -> Ending:
-    """As `remove_sigmoid`, and remove a softmax too if there is a temperature for the logits."""
-    if card.ending == "probabilities" and card.temperature is not None:
-        return _made_linear(network, "softmax", "logits")
-    return remove_sigmoid(network, card.ending)
-
-
-def _made_linear(network: Network, activation: Literal["sigmoid", "softmax"], left: Ending) -> Ending:
+    Also a softmax, if there is a temperature for its logits.
+    """
+    left: dict[Ending, tuple[str, Ending]] = {"sigmoid": ("sigmoid", "logit")}
+    if with_softmax:
+        left["probabilities"] = ("softmax", "logits")
     layer = last_layer(network)
-    if activation_of(layer) != activation or not hasattr(layer, "activation"):
-        return "sigmoid" if activation == "sigmoid" else "probabilities"
+    if ending not in left or activation_of(layer) != left[ending][0] or not hasattr(layer, "activation"):
+        return ending
     layer.activation = library_of(network.keras_network).activations.linear
-    return left
+    return left[ending][1]
 
 
 def last_layer(network: Network) -> Any:
