@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeAlias
 
 from app.client import ClientError
 from app.images.files import IMAGE_SUFFIXES, find_images
@@ -23,6 +23,9 @@ from model.artifact import SUFFIXES, next_to
 
 CONCURRENT_UPLOADS = 4
 
+File: TypeAlias = tuple[Path, PurePosixPath]
+"""A file, and its path in the stage."""
+
 
 class UploadIncomplete(ClientError):
     """Some files were not uploaded; `statuses` counts all files."""
@@ -34,32 +37,28 @@ class UploadIncomplete(ClientError):
         self.statuses = statuses
 
 
-def find_files(paths: Sequence[Path], folder: str = "") -> list[tuple[Path, PurePosixPath]]:
+def find_files(paths: Sequence[Path], folder: str = "") -> list[File]:
     """Files and their paths in the stage below `folder`; files of a directory keep their relative paths.
 
     A network includes its card, compiled model and stamp. Raises ClientError.
     """
-    found: list[tuple[Path, PurePosixPath]] = []
+    found: list[File] = []
     for path in paths:
+        root: Path | None
         if path.suffix in SUFFIXES or (path / "saved_model.pb").is_file():
-            found += [
-                (part, PurePosixPath(part.relative_to(path.parent).as_posix()))
-                for part in _parts_of_artifact(path)
-            ]
-        elif path.is_dir():
-            found += [
-                (image, PurePosixPath(image.relative_to(path).as_posix())) for image in find_images([path])
-            ]
+            root, files = path.parent, _parts_of_artifact(path)
         else:
-            found += [(image, PurePosixPath(image.name)) for image in find_images([path])]
-            _require_image(path)
+            root, files = path if path.is_dir() else None, find_images([path])
+            if root is None:
+                _require_image(path)
+        found += [(file, PurePosixPath(file.relative_to(root or file.parent).as_posix())) for file in files]
     _require_distinct_paths(found)
     return [(path, PurePosixPath(folder.strip("/")) / place) for path, place in found]
 
 
 def upload(
     user_session: UserSession,
-    files: Sequence[tuple[Path, PurePosixPath]],
+    files: Sequence[File],
     stage: str,
     *,
     overwrite: bool = False,
@@ -76,7 +75,7 @@ def upload(
     there = _list(user_session, described, files)
     failures: dict[str, str] = {}
 
-    def put(file: tuple[Path, PurePosixPath]) -> str:
+    def put(file: File) -> str:
         path, place = file
         try:
             if (existing_file := there.get(str(place))) and _is_same(path, *existing_file):
@@ -90,8 +89,15 @@ def upload(
             failures[str(place)] = describe_error(error)
             return "FAILED"
 
+    statuses: Counter[str] = Counter()
     try:
-        statuses = _in_threads(put, files, advance)
+        with ThreadPoolExecutor(CONCURRENT_UPLOADS) as threads:
+            try:
+                for status in threads.map(put, files):
+                    statuses[status] += 1
+                    advance(1)
+            finally:  # after an interruption, only the uploads in progress finish
+                threads.shutdown(cancel_futures=True)
     finally:
         if described["directory_enabled"] == "Y":
             user_session.rows(f"ALTER STAGE {name} REFRESH")
@@ -103,23 +109,6 @@ def upload(
 def is_encrypted_by_clients(user_session: UserSession, stage: str) -> bool:
     """Whether the stage is client-side encrypted (no SNOWFLAKE_SSE), so that URLs return ciphertext."""
     return is_client_side_encrypted(_describe(user_session, stage))
-
-
-def _in_threads(
-    put: Callable[[tuple[Path, PurePosixPath]], str],
-    files: Sequence[tuple[Path, PurePosixPath]],
-    advance: Callable[[int], object],
-) -> Counter[str]:
-    """On interruption, wait for the uploads in progress and cancel the others."""
-    statuses: Counter[str] = Counter()
-    with ThreadPoolExecutor(CONCURRENT_UPLOADS) as threads:
-        try:
-            for status in threads.map(put, files):
-                statuses[status] += 1
-                advance(1)
-        finally:
-            threads.shutdown(cancel_futures=True)
-    return statuses
 
 
 def _describe(user_session: UserSession, stage: str) -> dict[str, Any]:
@@ -135,7 +124,7 @@ def _quoted(described: Mapping[str, Any]) -> str:
 
 
 def _list(
-    user_session: UserSession, described: Mapping[str, Any], files: Sequence[tuple[Path, PurePosixPath]]
+    user_session: UserSession, described: Mapping[str, Any], files: Sequence[File]
 ) -> dict[str, tuple[int, str | None]]:
     """Size and MD5 of existing files, by path; the MD5 of an encrypted file is that of its ciphertext."""
     folder = posixpath.commonpath([str(place.parent) for _, place in files])
@@ -172,8 +161,7 @@ def _require_image(path: Path) -> None:
         )
 
 
-def _require_distinct_paths(files: Sequence[tuple[Path, PurePosixPath]]) -> None:
+def _require_distinct_paths(files: Sequence[File]) -> None:
     places = Counter(place for _, place in files)
-    twice = [str(place) for place, count in places.items() if count > 1]
-    if twice:
+    if twice := [str(place) for place, count in places.items() if count > 1]:
         raise ClientError(f"Two files must not go to one place. Received twice: {', '.join(twice[:3])}.")
