@@ -74,6 +74,9 @@ _COMMAS_PER_ROW = 3
 GZIP_MAGIC = b"\x1f\x8b"
 
 
+_NO_TURN: AbstractAsyncContextManager[None] = nullcontext()
+
+
 class BulkTurn:
     """Serialises the work of large requests, by callers in turn. Small requests do not wait for it."""
 
@@ -82,7 +85,7 @@ class BulkTurn:
 
     def of_rows(self, rows: int, caller: str | None = None) -> AbstractAsyncContextManager[None]:
         """Work that takes one step for every few hundred rows."""
-        return self._turn.of(caller) if rows > MAX_SMALL_ROWS else nullcontext()
+        return self._turn.of(caller) if rows > MAX_SMALL_ROWS else _NO_TURN
 
     def of_body(
         self, body: bytes, encoding: str, caller: str | None = None
@@ -92,7 +95,7 @@ class BulkTurn:
         is_small = len(body) <= _MAX_SMALL_BYTES and not _has_more_commas(
             body, _COMMAS_PER_ROW * MAX_SMALL_ROWS
         )
-        return nullcontext() if is_small and not is_compressed else self._turn.of(caller)
+        return _NO_TURN if is_small and not is_compressed else self._turn.of(caller)
 
 
 def _has_more_commas(body: bytes, most: int) -> bool:

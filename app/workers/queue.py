@@ -55,7 +55,8 @@ class RowQueue:
         lane = self._lane_of(caller)
         request = QueuedRequest(rows, unfetched_rows, next(self._arrivals), self, lane)
         lane.requests += 1
-        lane.unfetched.add(rows, unfetched_rows)
+        if unfetched_rows:
+            lane.unfetched.add(rows, unfetched_rows)
         lane.unclassified.add(rows, rows - unfetched_rows)
         self._track_small(rows)
         return request
@@ -209,6 +210,7 @@ class QueuedRequest:
 
     def __post_init__(self) -> None:
         self._unanswered = self.rows
+        self.shedder = self.lane.shedder(self.rows)
 
     def __enter__(self) -> Self:
         return self
@@ -242,19 +244,21 @@ class QueuedRequest:
     def mark_started(self) -> None:
         if not self.is_started:
             self.is_started = True
-            self.lane.shedder(self.rows).remove(self)
+            self.shedder.remove(self)
 
     def mark_answered(self, rows: int) -> None:
         """Their outcomes are known, or nobody waits for them any more."""
         rows = min(rows, self._unanswered)  # a process may still classify one after the request has ended
-        self._unanswered -= rows
-        self.lane.unclassified.add(self.rows, -rows)
+        if rows:
+            self._unanswered -= rows
+            self.lane.unclassified.add(self.rows, -rows)
 
     def mark_fetched(self, rows: int) -> None:
         """Their images have arrived or failed."""
-        self.unfetched_rows -= rows
-        self.lane.unfetched.add(self.rows, -rows)
-        self.lane.unclassified.add(self.rows, rows)
+        if rows:
+            self.unfetched_rows -= rows
+            self.lane.unfetched.add(self.rows, -rows)
+            self.lane.unclassified.add(self.rows, rows)
 
 
 @dataclass(eq=False)
@@ -285,7 +289,7 @@ class RowGroup:
         except Overloaded as error:
             self.fail(error)
         self.request.mark_answered(1)
-        self.request.lane.shedder(self.request.rows).count_served(1)
+        self.request.shedder.count_served(1)
         self.unanswered -= 1
         if self.unanswered == 0 and not self.is_done:
             self.answered.set_result(self.outcomes)
@@ -482,7 +486,7 @@ class _Lane:
 
     def push(self, request: QueuedRequest) -> None:
         if not request.is_started:
-            self.shedder(request.rows).add(request)
+            request.shedder.add(request)
         for heap in self._heaps:
             heap.push(request)
         if request.is_small:
