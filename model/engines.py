@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from queue import LifoQueue
+from queue import SimpleQueue
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
@@ -105,7 +105,7 @@ class LiteRtClassifier:
         self, compiled: bytes, scale: float, interpreters: int, given: ArtifactCard | None = None
     ) -> None:
         """`given` is the card of a .tflite that was not compiled from another file."""
-        self._idle: LifoQueue[_Network] = LifoQueue()
+        self._idle: SimpleQueue[_Network] = SimpleQueue()
         for _ in range(interpreters):
             network = _open_network(compiled, scale) if given is None else _Given(compiled, given)
             self._idle.put(network)
