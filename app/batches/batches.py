@@ -231,7 +231,7 @@ class Batches:
             if self.shared is None
             else self._run_leased(batch_id, batch, self.shared)
         )
-        running = self._running[batch_id] = _RunningBatch(asyncio.ensure_future(run), kept)
+        running = self._running[batch_id] = _RunningBatch(asyncio.get_running_loop().create_task(run), kept)
         running.task.add_done_callback(lambda _: self._end(batch_id, running))
         return running
 

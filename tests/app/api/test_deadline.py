@@ -155,6 +155,16 @@ async def double_within(seconds: float, work: Callable[[int], Awaitable[int]]) -
         return await work(2)
 
 
+def test_the_deadline_that_is_over_is_exceeded() -> None:
+    async def wait(*seconds: float) -> None:
+        with Deadline(seconds[0]), Deadline(seconds[1]):
+            await asyncio.Event().wait()
+
+    for seconds in ((0.01, 60), (60, 0.01)):
+        with pytest.raises(DeadlineExceeded, match=r"than 0\.01 seconds"):
+            asyncio.run(wait(*seconds))
+
+
 def test_cancelled_work_does_not_exceed_its_deadline() -> None:
     async def run() -> None:
         async def wait() -> None:

@@ -292,6 +292,30 @@ def test_connection_serves_several_requests(port: int) -> None:
             assert read_until(connected, b"\r\n\r\n%d" % length).startswith(b"HTTP/1.1 200")
 
 
+def test_head_and_body_of_a_small_answer_are_one_packet(port: int) -> None:
+    with connect(port) as connected:
+        for _ in range(20):
+            connected.sendall(GET)
+            assert connected.recv(64 * 1024).endswith(b"\r\n\r\n0")
+
+
+async def without_body(scope: Any, receive: Any, send: Any) -> None:
+    """Breaks off after the head of its answer, unless the method is HEAD."""
+    if scope["type"] == "http":
+        headers = [(b"content-length", b"7")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        if scope["method"] == "HEAD":
+            await send({"type": "http.response.body", "body": b""})
+
+
+@pytest.mark.parametrize("rest", ["Connection: close\r\n\r\n", "Content-Length: 9\r\n\r\nunre"])
+@pytest.mark.parametrize("method", ["HEAD", "POST"])
+def test_head_of_an_answer_without_a_body_is_sent(method: str, rest: str) -> None:
+    with serving(without_body) as (port, _), connect(port) as connected:
+        connected.sendall(f"{method} / HTTP/1.1\r\nHost: a\r\n{rest}".encode())
+        assert read_until(connected, b"\r\n\r\n").startswith(b"HTTP/1.1 200")
+
+
 def test_client_that_reads_slowly_gets_its_whole_answer() -> None:
     with serving() as (port, server), connect(port) as slow:
         slow.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 12\r\n\r\nsend50000000")
