@@ -41,6 +41,7 @@ from model.artifact import load_artifact
 from model.defaults import usable_cores
 from model.engines import open_classifier
 from model.errors import ModelError
+from model.native_log import without_native_log
 
 TIMEOUT_SECONDS = 10.0
 EXPIRES_SOON_DAYS = 21
@@ -175,7 +176,7 @@ def ask_service(findings: Findings, url: str, api_key: str | None) -> None:
 def _check_model(findings: Findings, settings: Settings) -> str | None:
     """Load the model and run its self-test. Return its version, or None if it fails."""
     advice = "Check another model with: ext-classify verify H5"
-    with findings.expecting("network", advice, ModelError, OSError):
+    with findings.expecting("network", advice, ModelError, OSError), without_native_log():
         began = time.perf_counter()
         artifact = load_artifact(settings.model_path)
         open_classifier(artifact, settings.engine, 1, settings.cache_dir)

@@ -108,8 +108,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> dict[str, Any]:
 
 
 def _similar(word: str, known: Iterable[str]) -> str:
-    similar = difflib.get_close_matches(word, known, 1)
-    return f"; did you mean {similar[0]}?" if similar else ""
+    names = {one.lstrip("-"): one for one in known}  # all flags are similar by their dashes
+    similar = difflib.get_close_matches(word.lstrip("-"), names, 1)
+    return f"; did you mean {names[similar[0]]}?" if similar else ""
 
 
 class _Program(argparse.ArgumentParser):

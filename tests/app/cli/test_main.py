@@ -146,6 +146,8 @@ def test_help_of_a_command_ends_with_an_example_of_it(name: str) -> None:
         (["train", "--data", "d", "--epoch=3"], "ext-classify train ", "--epochs"),
         (["upload", "photos"], "ext-classify upload ", ""),
         (["verify", "a.h5", "b.h5"], "ext-classify verify ", ""),
+        (["verify", "--model", "a.h5"], "ext-classify verify ", ""),
+        (["verify", "--hlep"], "ext-classify verify ", "--help"),
     ],
 )
 def test_mistyped_argument_shows_the_right_usage(
