@@ -7,6 +7,7 @@ import re
 import secrets
 import tempfile
 import threading
+import uuid
 from base64 import b64encode, urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -250,6 +251,42 @@ class ExternalFunction:
         return None if rows is None else int(rows)
 
 
+@dataclass
+class Stream:
+    """A stream on the directory table of a stage; `offset` is what the table held at the last consumption."""
+
+    name: Name
+    stage: Stage
+    comment: str
+    offset: tuple[StagedFile, ...]
+    created_on: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+    def changes(self) -> list[tuple[StagedFile, str, bool]]:
+        """Each file added or removed since the offset, the action, and whether it is half of an update."""
+        before = {file.relative_path: file for file in self.offset}
+        after = {file.relative_path: file for file in self.stage.directory}
+        changes = [
+            (file, "DELETE", path in after) for path, file in before.items() if after.get(path) != file
+        ]
+        return changes + [
+            (file, "INSERT", path in before) for path, file in after.items() if before.get(path) != file
+        ]
+
+
+@dataclass
+class Task:
+    """A task runs `definition` after the tasks `after`, if `condition` is true."""
+
+    name: Name
+    options: dict[str, Any]
+    after: tuple[Name, ...]
+    condition: str | None
+    definition: str
+    is_started: bool = False
+    created_on: datetime = field(default_factory=lambda: datetime.now(UTC))
+    id: str = field(default_factory=lambda: str(uuid.uuid4()))
+
+
 def quote_function(key: FunctionKey) -> str:
     """The full name of a function with its argument types, as grants name it."""
     name, types = key
@@ -298,6 +335,8 @@ class Catalog:
         self.functions: dict[FunctionKey, ExternalFunction] = {}
         self.views: dict[Name, tuple[str, str, str]] = {}
         """Query of each view over stages or functions, and the current schema when it was created."""
+        self.streams: dict[Name, Stream] = {}
+        self.tasks: dict[Name, Task] = {}
         self.grants: dict[Grant, None] = {}
         self.suspended_warehouses: set[str] = set()
         self.lock = threading.RLock()
@@ -364,12 +403,12 @@ class Catalog:
             del self.grants[grant]
 
     def drop_schema_objects(self, database: str, schema: str) -> None:
-        """Drop the stages, functions, views and grants of a schema."""
+        """Drop the stages, streams, tasks, functions, views and grants of a schema."""
         with self.lock:
-            for view in [name for name in self.views if name[:2] == (database, schema)]:
-                del self.views[view]
-            for stage in [name for name in self.stages if name[:2] == (database, schema)]:
-                del self.stages[stage]
+            kinds: list[dict[Name, Any]] = [self.views, self.stages, self.streams, self.tasks]
+            for known in kinds:
+                for name in [name for name in known if name[:2] == (database, schema)]:
+                    del known[name]
             for key in [key for key in self.functions if key[0][:2] == (database, schema)]:
                 del self.functions[key]
             inside = quote_identifier(database, schema) + "."

@@ -55,7 +55,7 @@ from app.emulator.rewriting import (
 from app.emulator.semantics import ISO_TIME, NUMBER, OTHER_TIMES
 from app.emulator.semistructured import compute
 from app.emulator.session import Session
-from app.emulator.statements import answer_statement
+from app.emulator.statements import answer_statement, is_own
 from app.emulator.storage import Storage
 from app.emulator.supported import refuse_unknown
 from app.emulator.views import (
@@ -231,6 +231,7 @@ class LocalCursor(FakeSnowflakeCursor):
         if creation is not None:
             note_creation(creation, session, is_kept=is_kept)
         _apply_to_session(expression, session)
+        _consume_streams(expression, session, query)
         return None
 
     def _set_variables(self, expression: Any, query: Query) -> None:
@@ -304,6 +305,19 @@ def _apply_to_session(expression: Any, session: Session) -> None:
             session.use(str(session.database), None)
 
 
+def _consume_streams(expression: Any, session: Session, query: Query) -> None:
+    """Move the offsets of the streams that a statement reads to change a table, when it commits."""
+    if isinstance(expression, exp.Rollback):
+        session.consumed = {}
+    elif str(expression.args.get("kind")).upper() != "VIEW":
+        session.consumed |= {} if isinstance(expression, exp.Query | exp.Describe) else query.streams
+    if isinstance(expression, exp.Transaction | exp.Commit | exp.Rollback):
+        session.in_transaction = isinstance(expression, exp.Transaction)
+    is_ddl = isinstance(expression, exp.Create | exp.Drop | exp.Alter | exp.Commit)
+    if is_ddl or (not session.in_transaction and session.commits_itself):
+        session.commit_streams()
+
+
 def _names(expression: Any) -> list[str]:
     """The name of the created or dropped object."""
     return [stored_name(part) for part in expression.find(exp.Table).parts]
@@ -315,10 +329,10 @@ def _text(expression: Any) -> str:
     return str(expression.sql(dialect="snowflake"))
 
 
-def check_syntax(sql: str) -> None:
-    """Raises ProgrammingError in our words: fakesnow's server parses a statement before its cursor does."""
+def parse_statement(sql: str) -> Any:
+    """The statement as fakesnow's server needs it, before its cursor executes it. Raises ProgrammingError."""
     try:
-        parse_one(sql)
+        return exp.Command(this="SHOW", expression=exp.Literal.string(sql)) if is_own(sql) else parse_one(sql)
     except Error as error:
         raise _translate(error) from None
 

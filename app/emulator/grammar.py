@@ -26,6 +26,7 @@ logging.getLogger("sqlglot").setLevel(logging.ERROR)
 # Functions whose first argument is an unquoted stage, such as @images.
 STAGE_FUNCTIONS = frozenset({"GET_PRESIGNED_URL", "BUILD_STAGE_FILE_URL", "BUILD_SCOPED_FILE_URL"})
 _STRINGS = frozenset({TokenType.STRING, TokenType.RAW_STRING, TokenType.HEREDOC_STRING})
+_COMMANDS = frozenset({TokenType.COMMAND, TokenType.EXECUTE})
 # Never keywords, whatever their text.
 _LITERALS = _STRINGS | {TokenType.IDENTIFIER}
 _OPENING = frozenset({TokenType.L_PAREN, TokenType.L_BRACKET, TokenType.L_BRACE})
@@ -51,7 +52,7 @@ class Tokens:
     def __init__(self, sql: str) -> None:
         self.sql = sql
         tokens = _tokenize(sql)
-        if tokens and tokens[0].token_type is TokenType.COMMAND:  # the rest is a single token
+        if tokens and tokens[0].token_type in _COMMANDS:  # the rest is a single token
             self.sql = sql[tokens[0].end + 1 :]
             tokens[1:] = _tokenize(self.sql)
         self._tokens = _one_statement(tokens)
@@ -150,14 +151,25 @@ class Tokens:
         """Consume `NAME = value` pairs up to the end. Raises ProgrammingError for a name not in `known`."""
         options: dict[str, Any] = {}
         while not self.at_end:
-            name = self.take_token().text.upper()
-            if name not in known:
-                self._next -= 1
-                raise self.unexpected(f"expected one of {', '.join(known)}")
-            self.require("=")
-            options[name] = self.take_value()
+            options |= self.take_option(known)
             self.take(",")
         return options
+
+    def take_option(self, known: Collection[str]) -> dict[str, Any]:
+        """Consume `NAME = value`. Raises ProgrammingError for a name not in `known`."""
+        name = self.take_token().text.upper()
+        if name not in known:
+            self._next -= 1
+            raise self.unexpected(f"expected one of {', '.join(sorted(known))}")
+        self.require("=")
+        return {name: self.take_value()}
+
+    def take_text(self, word: str = "") -> str:
+        """Consume and return the text before this word, or all that is left."""
+        start = end = self.take_token()
+        while not self.at_end and not (word and self.words(1) == (word,)):
+            end = self.take_token()
+        return self.sql[start.start : end.end + 1]
 
     def take_pattern(self) -> re.Pattern[str]:
         """Consume `LIKE '<pattern>'` if it comes next: % matches any text, _ one character."""

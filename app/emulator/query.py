@@ -11,7 +11,7 @@ from typing import Any
 
 from snowflake.connector.errors import Error
 
-from app.emulator.catalog import ExternalFunction
+from app.emulator.catalog import ExternalFunction, Name, StagedFile
 from app.emulator.errors import unsupported
 
 MAX_FINISHED_QUERIES = 1000
@@ -47,6 +47,8 @@ class Query:
     """Number of answered rows with an error, by error code."""
     answers: dict[tuple[int, str], "Future[str | None]"] = field(default_factory=dict)
     """The answer to each row of arguments, by the function's index and the row."""
+    streams: dict[Name, tuple[StagedFile, ...]] = field(default_factory=dict)
+    """The new offset of each stream that the statement reads, if it consumes them."""
     models: set[str] = field(default_factory=set)
     """Name and version of each network that answered a row."""
     error: Error | None = None

@@ -1,5 +1,6 @@
 """Refuses statements that fakesnow lacks, and rewrites what only Snowflake supports into SQL for DuckDB."""
 
+import hashlib
 import json
 from typing import Any
 
@@ -9,7 +10,7 @@ from sqlglot import exp
 from sqlglot.dialects.snowflake import Snowflake
 
 from app.emulator.assignments import convert_assigned
-from app.emulator.catalog import ACCOUNT_HOST, ExternalFunction, Stage
+from app.emulator.catalog import ACCOUNT_HOST, ExternalFunction, Stage, StagedFile, Stream
 from app.emulator.errors import invalid, invalid_arguments, not_found, unknown_function, unsupported
 from app.emulator.expressions import stored_name
 from app.emulator.grammar import STAGE_FUNCTIONS
@@ -19,7 +20,7 @@ from app.emulator.semantics import adapt
 from app.emulator.semistructured import FUNCTIONS
 from app.emulator.session import Session
 from app.emulator.supported import check_names
-from app.names import MAX_PARTS
+from app.names import MAX_PARTS, parse_identifier, quote_identifier
 
 DEFAULT_SIGNED_SECONDS = 3600
 _INTERNAL = "_LOCAL_"
@@ -32,6 +33,11 @@ DIRECTORY_TYPES = {
     "MD5": "VARCHAR",
     "ETAG": "VARCHAR",
     "FILE_URL": "VARCHAR",
+}
+_STREAM_TYPES = DIRECTORY_TYPES | {
+    "METADATA$ACTION": "VARCHAR",
+    "METADATA$ISUPDATE": "BOOLEAN",
+    "METADATA$ROW_ID": "VARCHAR",
 }
 _DIRECTORY_SCHEMA = pa.schema(
     [
@@ -51,7 +57,7 @@ _RETURNS = dict.fromkeys(
 
 _FIELDS_OF_FILES = ("CONTENT_TYPE", "ETAG", "RELATIVE_PATH", "SCOPED_FILE_URL", "STAGE", "STAGE_FILE_URL")
 _RETURNS |= {f"FL_GET_{field}": "VARCHAR" for field in _FIELDS_OF_FILES}
-_RETURNS |= {"FL_GET_SIZE": "BIGINT", "FL_IS_IMAGE": "BOOLEAN"}
+_RETURNS |= {"FL_GET_SIZE": "BIGINT", "FL_IS_IMAGE": "BOOLEAN", "SYSTEM$STREAM_HAS_DATA": "BOOLEAN"}
 
 NEEDS_WAREHOUSE = (
     exp.Query,
@@ -129,6 +135,11 @@ def is_internal(name: str) -> bool:
     return name.upper().startswith(_INTERNAL)
 
 
+def internal_types(name: str) -> dict[str, str]:
+    """The columns of an internal table, with Snowflake's types."""
+    return _STREAM_TYPES if name.startswith(f"{_INTERNAL}STREAM") else DIRECTORY_TYPES
+
+
 def is_built_in(name: str) -> bool:
     """Whether a call of this name never reaches a function that a user created."""
     known = Snowflake.Parser.FUNCTIONS.keys() | STAGE_FUNCTIONS | FUNCTIONS.keys()
@@ -151,11 +162,7 @@ def rewrite(expression: Any, session: Session, query: Query, names: list[str]) -
     texts = [column.sql(dialect="snowflake") for column in columns]
     names = names if len(names) == len(texts) else texts
     is_named = [isinstance(column, exp.Alias | exp.Column | exp.Star) for column in columns]
-    tables: dict[str, Any] = {}
-    for node in list(expression.find_all(exp.DirectoryStage)):
-        name = f"{_INTERNAL}DIRECTORY_{len(tables)}"
-        tables[name] = _directory_table(_whole_stage(node.this.name, session))
-        node.replace(exp.to_identifier(name))
+    tables = _read_internal(expression, session, query)
     _adapt(expression, session)
     before = expression.sql(dialect="snowflake")
     for node in list(expression.find_all(exp.Func)):
@@ -168,6 +175,23 @@ def rewrite(expression: Any, session: Session, query: Query, names: list[str]) -
             if not has_name and column.sql(dialect="snowflake") != text:
                 column.replace(exp.alias_(column.copy(), name.upper(), quoted=True))
     return tables, not is_own
+
+
+def _read_internal(expression: Any, session: Session, query: Query) -> dict[str, Any]:
+    """Put internal tables in the place of directory tables and streams; return them by name."""
+    tables: dict[str, Any] = {}
+    for node in list(expression.find_all(exp.DirectoryStage)):
+        name = f"{_INTERNAL}DIRECTORY_{len(tables)}"
+        tables[name] = _directory_table(_whole_stage(node.this.name, session))
+        node.replace(exp.to_identifier(name))
+    for table in list(expression.find_all(exp.Table)):
+        if (stream := _stream_of(table, session)) is not None:
+            name = f"{_INTERNAL}STREAM_{len(tables)}"
+            tables[name] = _changes(stream)
+            query.streams[stream.name] = tuple(stream.stage.directory)
+            alias = table.args.get("alias") or exp.TableAlias(this=table.this.copy())
+            table.replace(exp.Table(this=exp.to_identifier(name), alias=alias))
+    return tables
 
 
 def _adapt(expression: Any, session: Session) -> None:
@@ -280,7 +304,8 @@ def _known_columns(expression: Any, session: Session) -> Schema:
         if name.startswith(_INTERNAL):
             columns = schema.setdefault(database, {}).setdefault(schema_name, {}).setdefault(name, {})
             columns |= {
-                key: exp.DataType.build(kind, dialect="snowflake") for key, kind in DIRECTORY_TYPES.items()
+                key: exp.DataType.build(kind, dialect="snowflake")
+                for key, kind in internal_types(name).items()
             }
     return schema
 
@@ -341,6 +366,8 @@ def _replace_function(node: Any, session: Session, query: Query) -> None:
         node.replace(_call(f"{_INTERNAL}TO_FILE", exp.Literal.string(query.id), node.this, path, is_optional))
     elif name.startswith("FL_") and name in _RETURNS and len(node.expressions) == 1:
         node.replace(_field_of_file(name, node.expressions[0]))
+    elif name == "SYSTEM$STREAM_HAS_DATA":
+        node.replace(exp.convert(_has_data(node, session)))
     elif name == "SYSTEM$CANCEL_ALL_QUERIES":  # a session runs one statement at a time: this one
         node.replace(exp.Literal.string("0 cancelled."))
     elif name in query.context and not node.expressions:
@@ -348,6 +375,15 @@ def _replace_function(node: Any, session: Session, query: Query) -> None:
         node.replace(exp.Literal.string(value) if value else exp.Null())
     elif isinstance(node, exp.Anonymous):
         _replace_external(node, session, query)
+
+
+def _has_data(call: Any, session: Session) -> bool:
+    if len(call.expressions) != 1 or not call.expressions[0].is_string:
+        raise invalid("SYSTEM$STREAM_HAS_DATA takes the name of a stream.")
+    name = session.qualify(parse_identifier(call.expressions[0].name))
+    if name not in session.catalog.streams:
+        raise not_found("Stream", quote_identifier(*name))
+    return bool(session.catalog.streams[name].changes())
 
 
 def _stage_function(name: str, arguments: list[Any], session: Session, query: Query) -> Any:
@@ -463,18 +499,41 @@ def _directory_table(stage: Stage) -> Any:
         raise invalid(
             f"Stage {stage} has no directory table: run ALTER STAGE … SET DIRECTORY = (ENABLE = TRUE)."
         )
+    rows = [_file_row(stage, file) for file in stage.directory]
+    return pa.Table.from_pylist(rows, schema=_DIRECTORY_SCHEMA)
+
+
+def _stream_of(table: Any, session: Session) -> Stream | None:
+    streams = session.catalog.streams
+    is_named = bool(streams) and isinstance(table.this, exp.Identifier) and not is_internal(table.name)
+    return streams.get(session.qualify(tuple(map(stored_name, table.parts)))) if is_named else None
+
+
+def _changes(stream: Stream) -> Any:
+    stage, schema = stream.stage, _DIRECTORY_SCHEMA
+    for name, kind in (("ACTION", pa.string()), ("ISUPDATE", pa.bool_()), ("ROW_ID", pa.string())):
+        schema = schema.append(pa.field(f"METADATA${name}", kind))
     rows = [
         {
-            "RELATIVE_PATH": file.relative_path,
-            "SIZE": file.size,
-            "LAST_MODIFIED": file.last_modified,
-            "MD5": file.md5,
-            "ETAG": file.etag,
-            "FILE_URL": stage.file_url(file.relative_path),
+            **_file_row(stage, file),
+            "METADATA$ACTION": action,
+            "METADATA$ISUPDATE": is_update,
+            "METADATA$ROW_ID": hashlib.sha1(f"{stage}/{file.relative_path}".encode()).hexdigest(),  # noqa: S324
         }
-        for file in stage.directory
+        for file, action, is_update in stream.changes()
     ]
-    return pa.Table.from_pylist(rows, schema=_DIRECTORY_SCHEMA)
+    return pa.Table.from_pylist(rows, schema=schema)
+
+
+def _file_row(stage: Stage, file: StagedFile) -> dict[str, Any]:
+    return {
+        "RELATIVE_PATH": file.relative_path,
+        "SIZE": file.size,
+        "LAST_MODIFIED": file.last_modified,
+        "MD5": file.md5,
+        "ETAG": file.etag,
+        "FILE_URL": stage.file_url(file.relative_path),
+    }
 
 
 def _allowlist(label: str) -> str:

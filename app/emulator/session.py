@@ -10,7 +10,7 @@ import duckdb
 from fakesnow.conn import FakeSnowflakeConnection
 from fakesnow.variables import Variables
 
-from app.emulator.catalog import ACCOUNT, Catalog, Name, Stage
+from app.emulator.catalog import ACCOUNT, Catalog, Name, Stage, StagedFile
 from app.emulator.errors import invalid, no_current_schema, not_found
 from app.emulator.grammar import Tokens
 from app.emulator.query import Queries
@@ -40,6 +40,9 @@ class Session(FakeSnowflakeConnection):
         self.warehouse = "LOCAL"
         self.repeats_puts = False  # connector 4.x sends the PUT again for each file
         self.reads_arrow = True
+        self.in_transaction = False
+        self.consumed: dict[Name, tuple[StagedFile, ...]] = {}
+        """The offsets that streams take when the transaction commits."""
         self.assigned: dict[str, str] = {}
         """The constant that each session variable holds."""
         self.variables = _NoVariables()
@@ -77,6 +80,16 @@ class Session(FakeSnowflakeConnection):
             [database, schema, table],
         )
         return list(found.fetchall())
+
+    @property
+    def commits_itself(self) -> bool:
+        return bool(self._autocommit)
+
+    def commit_streams(self) -> None:
+        for name, offset in self.consumed.items():
+            if name in self.catalog.streams:
+                self.catalog.streams[name].offset = offset
+        self.consumed = {}
 
     def require_schema(self, database: str, schema: str) -> None:
         """Raises ProgrammingError if the schema does not exist."""

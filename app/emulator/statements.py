@@ -8,7 +8,7 @@ from functools import partial
 from itertools import pairwise
 from typing import TypeAlias
 
-from app.emulator import functions, stages
+from app.emulator import functions, stages, tasks
 from app.emulator.catalog import SCHEMA, Grant, quote_function
 from app.emulator.errors import not_found, unsupported
 from app.emulator.grammar import Tokens
@@ -22,11 +22,22 @@ Statement: TypeAlias = Callable[[Tokens, Session], Answer]
 def answer_statement(sql: str, session: Session) -> Answer | None:
     """The result of a statement that the emulator executes, None for others. Raises ProgrammingError."""
     tokens = Tokens(sql)
-    statement = _find_creation(tokens) if tokens.take("CREATE") else _find_other(tokens)
+    statement = _find(tokens)
     if statement is None:
         return None
+    if statement is tasks.execute_task:  # its statements call services, which read the catalog meanwhile
+        return statement(tokens, session)
     with session.catalog.lock:
         return statement(tokens, session)
+
+
+def is_own(sql: str) -> bool:
+    """Whether the emulator executes this statement, which sqlglot may not be able to parse."""
+    return _find(Tokens(sql)) is not None
+
+
+def _find(tokens: Tokens) -> Statement | None:
+    return _find_creation(tokens) if tokens.take("CREATE") else _find_other(tokens)
 
 
 def _find_creation(tokens: Tokens) -> Statement | None:
@@ -45,6 +56,8 @@ def _find_creation(tokens: Tokens) -> Statement | None:
         creations += [
             (("FUNCTION",), functions.create_sql_function),
             (("API", "INTEGRATION"), functions.create_integration),
+            (("STREAM",), tasks.create_stream),
+            (("TASK",), tasks.create_task),
         ]
     return next((partial(make, replace=replace) for words, make in creations if tokens.take(*words)), None)
 
@@ -209,11 +222,14 @@ _STATEMENTS: dict[str, Statement] = {
     "ALTER FUNCTION": functions.alter_function,
     "ALTER SESSION": _alter_session,
     "ALTER STAGE": stages.alter_stage,
+    "ALTER TASK": tasks.alter_task,
     "ALTER WAREHOUSE": _alter_warehouse,
     "DROP API INTEGRATION": functions.drop_integration,
     "DROP INTEGRATION": functions.drop_integration,
     "DROP STAGE": stages.drop_stage,
     "DROP FUNCTION": functions.drop_function,
+    "DROP STREAM": partial(tasks.drop, kind="Stream"),
+    "DROP TASK": partial(tasks.drop, kind="Task"),
     "DESC API INTEGRATION": functions.describe_integration,
     "DESC INTEGRATION": functions.describe_integration,
     "DESCRIBE API INTEGRATION": functions.describe_integration,
@@ -222,6 +238,11 @@ _STATEMENTS: dict[str, Statement] = {
     "DESCRIBE FUNCTION": functions.describe_function,
     "DESC STAGE": stages.describe_stage,
     "DESCRIBE STAGE": stages.describe_stage,
+    "DESC STREAM": partial(tasks.describe, kind="Stream"),
+    "DESCRIBE STREAM": partial(tasks.describe, kind="Stream"),
+    "DESC TASK": partial(tasks.describe, kind="Task"),
+    "DESCRIBE TASK": partial(tasks.describe, kind="Task"),
+    "EXECUTE TASK": tasks.execute_task,
     "SHOW API INTEGRATIONS": functions.show_integrations,
     "SHOW INTEGRATIONS": functions.show_integrations,
     "SHOW EXTERNAL FUNCTIONS": functions.show_external_functions,
@@ -229,6 +250,8 @@ _STATEMENTS: dict[str, Statement] = {
     "SHOW USER FUNCTIONS": functions.show_functions,
     "SHOW WAREHOUSES": _show_warehouses,
     "SHOW STAGES": stages.show_stages,
+    "SHOW STREAMS": partial(tasks.show, kind="Stream"),
+    "SHOW TASKS": partial(tasks.show, kind="Task"),
     "SHOW GRANTS ON": _show_grants,
     "LIST": stages.list_files,
     "LS": stages.list_files,

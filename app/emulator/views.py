@@ -21,7 +21,7 @@ from app.emulator.catalog import Name
 from app.emulator.errors import unsupported
 from app.emulator.expressions import stored_name
 from app.emulator.grammar import quote_stage_arguments
-from app.emulator.rewriting import DIRECTORY_TYPES, is_internal
+from app.emulator.rewriting import internal_types, is_internal
 from app.emulator.session import Session
 from app.names import quote_identifier, quote_string
 
@@ -94,7 +94,7 @@ def keep_columns(expression: Any) -> None:
             node.replace(_null("VARCHAR" if node.name.endswith(("SIGN", "URL")) else "VARIANT"))
     for table in list(expression.find_all(exp.Table)):
         if is_internal(table.name):
-            columns = [exp.alias_(_null(kind), name) for name, kind in DIRECTORY_TYPES.items()]
+            columns = [exp.alias_(_null(kind), name) for name, kind in internal_types(table.name).items()]
             empty = exp.select(*columns).where(exp.false())
             table.replace(exp.Subquery(this=empty, alias=table.args.get("alias")))
 

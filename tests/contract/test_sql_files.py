@@ -90,24 +90,27 @@ def test_stored_answers_are_not_classified_again(variables: tuple[dict[str, str]
     assert user_session.rows("SELECT COUNT(*) AS n FROM image_answers") == before
 
 
-def test_task_classifies_new_images_once(variables: tuple[dict[str, str], UserSession]) -> None:
-    """The emulator has no streams and tasks: a table replaces the stream, and the test runs the INSERT."""
+def test_task_classifies_new_images_once(
+    variables: tuple[dict[str, str], UserSession], tmp_path: Path
+) -> None:
     names, user_session = variables
     run(user_session, "31_queries.sql", names)
-    user_session.rows(
-        "CREATE OR REPLACE TABLE new_images AS "
-        "SELECT relative_path, etag, file_url, 'INSERT' AS \"METADATA$ACTION\" "
-        'FROM DIRECTORY(@"Steel images")'
-    )
-    [task] = [s for s in load("32_new_images.sql", names) if "classify_new_images\n" in s]
-    insert = task.partition("\nAS\n")[2]
-    before = user_session.rows("SELECT COUNT(*) AS n FROM image_answers")
-    user_session.rows("DELETE FROM image_answers WHERE relative_path LIKE '%patches.png'")
-    for _ in range(2):
-        user_session.rows(insert)
-        assert user_session.rows("SELECT COUNT(*) AS n FROM image_answers") == before
-    [patches] = user_session.rows("SELECT answer FROM image_answers WHERE relative_path LIKE '%patches.png'")
-    assert patches["answer"]["label"] == "Patches"
+    run(user_session, "32_new_images.sql", names)
+    shutil.copytree(SAMPLES, tmp_path / "august")
+    upload(user_session, find_files([tmp_path]), '"Steel images"')
+    query = "SELECT relative_path, answer, answered_at FROM image_answers WHERE relative_path LIKE 'august/%'"
+    assert user_session.rows(query) == []
+    user_session.rows("EXECUTE TASK refresh_images")
+    answers = user_session.rows(query)
+    assert len(answers) == len(list(SAMPLES.iterdir()))
+    [patches] = [row["answer"] for row in answers if row["relative_path"] == "august/patches.png"]
+    assert patches["label"] == "Patches"
+    user_session.rows("EXECUTE TASK refresh_images")
+    assert user_session.rows(query) == answers
+    user_session.rows('REMOVE @"Steel images"/august')
+    user_session.rows('ALTER STAGE "Steel images" REFRESH')
+    for statement in ("DROP TASK classify_new_images", "DROP TASK refresh_images", "DROP STREAM new_images"):
+        user_session.rows(statement)
 
 
 def test_function_of_the_manual_classifies_file_values(variables: tuple[dict[str, str], UserSession]) -> None:
