@@ -8,7 +8,7 @@ import mmap
 import re
 import shlex
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -58,7 +58,7 @@ class ModelFile:
 
     @property
     def class_names(self) -> set[str]:
-        return _class_names(self.config)
+        return {part["class_name"] for part in parts_of(self.config)}
 
     @property
     def outputs(self) -> int | None:
@@ -172,14 +172,15 @@ def _inspect_zip(path: Path) -> ModelFile:
     return ModelFile(path, "zip", members=tuple(name for name in names if name.endswith(_NETWORKS)))
 
 
-def _class_names(config: object) -> set[str]:
-    """Every `class_name` anywhere in a Keras configuration."""
+def parts_of(config: object) -> Iterator[dict[str, Any]]:
+    """Every object of a Keras configuration that names its class."""
     if isinstance(config, dict):
-        own = {config["class_name"]} if isinstance(config.get("class_name"), str) else set()
-        return own.union(*map(_class_names, config.values()))
+        if isinstance(config.get("class_name"), str):
+            yield config
+        config = list(config.values())
     if isinstance(config, list):
-        return set().union(*map(_class_names, config))
-    return set()
+        for value in config:
+            yield from parts_of(value)
 
 
 def _units(layer: object) -> int | None:

@@ -2,7 +2,7 @@
 
 import json
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias
 import h5py
 
 from model.errors import ArtifactError
-from model.model_file import refuse_unusable
+from model.model_file import parts_of, refuse_unusable
 
 Reader: TypeAlias = Literal["keras3", "keras2", "saved_model", "tflite"]
 
@@ -96,7 +96,7 @@ class NetworkFile:
     @property
     def layers(self) -> list[str]:
         """Class of every layer, nested ones included."""
-        return [str(part["class_name"]) for part in _parts(self.config)]
+        return [str(part["class_name"]) for part in parts_of(self.config)]
 
 
 def inspect_network(path: Path) -> NetworkFile:
@@ -113,17 +113,22 @@ def inspect_network(path: Path) -> NetworkFile:
 
 def rewritten_config(config: dict[str, Any]) -> dict[str, Any]:
     """The configuration to load: float32 instead of mixed precision, any batch size, known modules."""
-    changed: dict[str, Any] = _rewrite(_without_training(config))
+    changed: dict[str, Any] = mapped(_without_training(config), _rewritten)
     return changed
+
+
+def mapped(config: Any, change: Callable[[dict[str, Any]], Any]) -> Any:
+    """A configuration with a change to every object, innermost first."""
+    if isinstance(config, list):
+        return [mapped(value, change) for value in config]
+    if not isinstance(config, dict):
+        return config
+    return change({name: mapped(value, change) for name, value in config.items()})
 
 
 def _without_training(config: Any) -> Any:
     """Without losses, metrics and optimizers, which inference does not need and which may be custom."""
-    if isinstance(config, list):
-        return [_without_training(value) for value in config]
-    if not isinstance(config, dict):
-        return config
-    return {name: _without_training(value) for name, value in config.items() if name != "compile_config"}
+    return mapped(config, lambda part: {name: part[name] for name in part if name != "compile_config"})
 
 
 def _inspect_h5(path: Path) -> NetworkFile:
@@ -171,7 +176,7 @@ def _text(value: str | bytes) -> str:
 
 
 def _refuse_code(path: Path, config: dict[str, Any]) -> None:
-    for part in _parts(config):
+    for part in parts_of(config):
         for name in (part["class_name"], part.get("registered_name")):
             short = str(name).rpartition(">")[2].rpartition(".")[2]
             if short in _CODE_LAYERS:
@@ -219,26 +224,9 @@ def _is_of_keras(module: str) -> bool:
     return any(module == package or module.startswith(f"{package}.") for package in _KERAS_PACKAGES)
 
 
-def _parts(config: object) -> Iterator[dict[str, Any]]:
-    """Every object of a Keras configuration that names its class."""
-    if isinstance(config, dict):
-        if isinstance(config.get("class_name"), str):
-            yield config
-        for value in config.values():
-            yield from _parts(value)
-    elif isinstance(config, list):
-        for value in config:
-            yield from _parts(value)
-
-
-def _rewrite(config: Any) -> Any:
-    if isinstance(config, list):
-        return [_rewrite(value) for value in config]
-    if not isinstance(config, dict):
-        return config
-    if config.get("class_name") == "function":
-        return config.get("config")  # the name of an activation
-    changed = {name: _rewrite(value) for name, value in config.items()}
+def _rewritten(changed: dict[str, Any]) -> Any:
+    if changed.get("class_name") == "function":
+        return changed.get("config")  # the name of an activation
     for name in ("batch_shape", "batch_input_shape"):
         shape = changed.get(name)
         if isinstance(shape, list) and shape and isinstance(shape[0], int):

@@ -7,6 +7,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from keras.src import ops
 
 from model.arrays import ArrayJson, Floats
 from model.errors import ArtifactError
-from model.networks.files import NetworkFile, Reader, inspect_network, rewritten_config
+from model.networks.files import NetworkFile, Reader, inspect_network, mapped, rewritten_config
 
 
 def load_network(h5_path: Path) -> Any:
@@ -43,7 +44,7 @@ def load_keras(file: NetworkFile) -> Any:
     custom_objects: dict[str, Any] = {} if file.reader == "keras3" else _known_to_authors(library)
     config = rewritten_config(file.config)
     if file.reader == "keras3" and h5py.is_hdf5(file.path):
-        config = _name_operations(config, custom_objects)
+        config = mapped(config, partial(_name_operation, found=custom_objects))
     with tempfile.TemporaryDirectory() as folder:
         path = _with_config(file, config, Path(folder))
         try:
@@ -106,16 +107,11 @@ def _library(reader: Reader) -> Any:
 _OPERATIONS = {**vars(ops.image), **vars(ops.nn), **vars(ops.numpy), "Cast": ops.core.Cast}
 
 
-def _name_operations(config: Any, found: dict[str, type]) -> Any:
-    """Rename operations of arithmetic on tensors, and add their classes to `found`.
+def _name_operation(changed: dict[str, Any], found: dict[str, type]) -> dict[str, Any]:
+    """Rename an operation of arithmetic on tensors, and add its class to `found`.
 
     An .h5 names them without their module, and some names are those of layers too.
     """
-    if isinstance(config, list):
-        return [_name_operations(value, found) for value in config]
-    if not isinstance(config, dict):
-        return config
-    changed = {name: _name_operations(value, found) for name, value in config.items()}
     name, own = changed.get("class_name"), changed.get("config")
     kind = _OPERATIONS.get(name) if isinstance(name, str) else None
     # Only layers have `trainable`.
