@@ -236,7 +236,7 @@ def _decode_unscaled_jpeg(
         return None
     size = frame.width, frame.height
     limits.refuse_size(*size)
-    jpeg.refuse_scans(stripped, frame.width * frame.height)
+    jpeg.refuse_stripped_scans(stripped, frame.width * frame.height)
     needed = _draft_size(size, metadata.orientation(), spec)
     if needed is not None and min(size[0] // needed[0], size[1] // needed[1]) > 1:
         return None

@@ -85,7 +85,7 @@ def refuse_costly_content(image: "Image.Image", data: bytes, limits: ImageLimits
     elif image.format == "TIFF":
         _refuse_tile(image.size, getattr(image, "tag_v2", {}))
     elif image.format == "JPEG":
-        jpeg.refuse_scans(data, image.size[0] * image.size[1])
+        jpeg.refuse_stripped_scans(data, image.size[0] * image.size[1])
 
 
 def _refuse_run_length(size: tuple[int, int], file_bytes: int) -> None:

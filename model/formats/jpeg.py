@@ -26,6 +26,7 @@ _APP0, _APP1, _APP14, _APP15, _COMMENT = 0xE0, 0xE1, 0xEE, 0xEF, 0xFE
 _TABLES = frozenset({*range(0xC0, 0xC8), *range(0xC9, 0xD0), *range(0xDB, 0xE0)})
 # Tables have the numbers between these frame headers.
 _FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
+_SEQUENTIAL = frozenset({0xC0, 0xC1, 0xC9})
 _HIERARCHICAL = frozenset({0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF})
 _UNUSUAL_FRAMES = {0xC3: "lossless", 0xCB: "lossless", **dict.fromkeys(_HIERARCHICAL, "hierarchical")}
 _USUAL_BITS, _USUAL_COMPONENTS = 8, (1, 3, 4)
@@ -81,6 +82,12 @@ def strip(data: bytes) -> tuple[bytes, Metadata]:
             f"The tables of a JPEG must have at most {MAX_TABLE_BYTES} bytes. Received: {table_bytes}."
         )
     return b"".join(kept), Metadata(b"".join(exif), xmp)
+
+
+def refuse_stripped_scans(stripped: bytes, pixels: int) -> None:
+    """As refuse_scans, for a file that `strip` returned; most have one scan, which takes no counting."""
+    if not _has_one_scan(stripped):
+        refuse_scans(stripped, pixels)
 
 
 def refuse_scans(data: bytes, pixels: int) -> None:
@@ -152,12 +159,9 @@ class Frame(NamedTuple):
 
 def frame_of(data: bytes) -> Frame | None:
     """The first frame header before the first scan."""
-    position = 2
-    while (found := _HEADER_MARKER.search(data, position)) and found[1][0] != _START_OF_SCAN:
-        start, marker = found.start(), found[1][0]
-        if marker in _FRAMES and len(data) > start + 9:
-            return Frame(marker, *_FRAME.unpack_from(data, start + 4))
-        position = _segment_end(data, start)
+    for start in _header_segments(data):
+        if data[start + 1] in _FRAMES and len(data) > start + 9:
+            return Frame(data[start + 1], *_FRAME.unpack_from(data, start + 4))
     return None
 
 
@@ -176,6 +180,25 @@ def unusual_kind(data: bytes) -> str | None:
 def is_usual_colour(frame: Frame) -> bool:
     """Whether its pixels are grey or three colours of 8 bits."""
     return frame.bits == _USUAL_BITS and frame.components in (1, 3)
+
+
+def _has_one_scan(data: bytes) -> bool:
+    """Whether the first scan of a sequential file sends all components: decoders then read no other one."""
+    frame = frame_of(data)
+    if frame is None or frame.marker not in _SEQUENTIAL:
+        return False
+    *_, start = _header_segments(data)
+    return data[start + 1] == _START_OF_SCAN and data[start + 4 : start + 5] >= bytes([frame.components])
+
+
+def _header_segments(data: bytes) -> Iterator[int]:
+    """Yield the places of the segments of the header, up to the first scan's."""
+    position = 2
+    while found := _HEADER_MARKER.search(data, position):
+        yield found.start()
+        if found[1][0] == _START_OF_SCAN:
+            return
+        position = _segment_end(data, found.start())
 
 
 def _segment_end(data: bytes, start: int) -> int:

@@ -15,6 +15,7 @@ from model.formats.jpeg import (
     MAX_SCANS,
     MAX_TABLE_BYTES,
     refuse_scans,
+    refuse_stripped_scans,
     strip,
 )
 from model.image import ImageSpec, decode
@@ -204,3 +205,15 @@ class TestScans:
         refuse_scans(jpeg_of_scans(2, before_repeats=hidden + segment(0xFE, b"") * 1000), 64 * 64)
         with pytest.raises(ImageTooLarge, match=f"at most {MAX_MARKERS} markers"):
             refuse_scans(jpeg_of_scans(2, before_repeats=hidden + segment(0xFE, b"") * MAX_MARKERS), 64 * 64)
+
+
+def test_only_files_of_several_scans_are_counted() -> None:
+    """The first scan of a sequential file with all components is the only one that decoders read."""
+    more = PICTURE[PICTURE.index(b"\xff\xda") :] * (MAX_SCANS + 1)
+    refuse_stripped_scans(strip(PICTURE + more)[0], RGB.size // 3)
+    grey = encode_array(RGB[..., 0], "JPEG")
+    assert np.array_equal(decode_whole(grey + more), decode_whole(grey))
+    one_colour = segment(0xDA, b"\1\1\0\0\x3f\0") + b"\0"
+    start = PICTURE.index(b"\xff\xda")
+    with pytest.raises(ImageTooLarge, match="scans"):
+        decode_whole(PICTURE[:start] + one_colour * (MAX_SCANS + 1) + PICTURE[start:])
