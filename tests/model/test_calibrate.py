@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from model.evaluation.hard_images import out_of_distribution_sets
 from model.image import ImageSpec, encode_png
 from model.image_limits import ImageLimits
 from model.importing import Request, import_network
+from model.networks import texture_statistics
 from model.networks.texture_statistics import detector_network
 from model.novelty import Novelty, reasons_to_abstain
 from model.training.calibration import fit_novelty
@@ -33,6 +34,14 @@ pytestmark = pytest.mark.slow
 def make(folder: Path, factor: float = 1.0, outputs: str = "softmax") -> Artifact:
     request = Request(NAMES, "raw", is_multi_label=outputs == "sigmoid")
     return import_network(write_network(folder / "network.h5", factor, outputs), request).artifact
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_detector() -> Iterator[None]:
+    """Most of a calibration's time is the detector's, which grows with its pixels."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(texture_statistics, "DETECTOR_SIDE", 48)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """`model.quantise`: int8 models, what is measured of them, and which are refused."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import keras
@@ -18,6 +19,7 @@ from model.engines import open_classifier
 from model.errors import ArtifactError, DatasetError
 from model.image import ImageSpec, encode_png
 from model.importing import Request, import_network
+from model.networks import texture_statistics
 from model.quantise import quantise
 from model.training.calibration import fit_novelty
 from tests.model.conftest import CLASS_NAMES, random_images
@@ -25,6 +27,14 @@ from tests.model.conftest import SPEC as TINY
 from tests.model.known_posterior import NAMES, SPEC, write_images, write_network
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_detector() -> Iterator[None]:
+    """Most of a calibration's time is the detector's, which grows with its pixels."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(texture_statistics, "DETECTOR_SIDE", 48)
+        yield
 
 
 @pytest.fixture(scope="module")

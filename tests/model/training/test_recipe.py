@@ -24,8 +24,8 @@ from model.networks.keras_model import load_network
 from model.training import recipe as training
 from model.training.augmentation import RecipeAugmentation
 from model.training.folder import LabelledImages, load_part
-from model.training.metrics import measure
-from model.training.recipe import Knobs, ProgressBar, train
+from model.training.metrics import Metrics, measure
+from model.training.recipe import Knobs, ProgressBar, TrainedNetwork, train
 
 pytestmark = pytest.mark.slow
 
@@ -71,12 +71,36 @@ def trained(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifac
 
 @pytest.fixture(scope="module")
 def trained_again(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Artifact, str, str]:
-    """The same training after other random draws, with its stdout and stderr."""
+    """The same training after other random draws, with its stdout and stderr, and not compiled."""
     keras.utils.set_random_seed(99)
     out, err = io.StringIO(), io.StringIO()
-    with redirect_stdout(out), redirect_stderr(err):
+    with redirect_stdout(out), redirect_stderr(err), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "compile_artifact", lambda _: None)
         artifact = train(KNOBS, data_dir, tmp_path_factory.mktemp("again") / "net.h5", SEEDS)
     return artifact, out.getvalue(), err.getvalue()
+
+
+@pytest.fixture
+def _uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiling takes as long as training for a few epochs."""
+    monkeypatch.setattr(training, "compile_artifact", lambda _: None)
+
+
+@pytest.fixture
+def _trained_before(trained: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training ends at once, with a network that is trained already."""
+    metrics = Metrics(**trained.card.metrics["valid"])
+    result = TrainedNetwork(
+        network=load_network(trained.h5_path),
+        seed=0,
+        best_epoch=1,
+        finished_epochs=2,
+        train_seconds=0.1,
+        interrupted=False,
+        valid=metrics,
+        test=metrics,
+    )
+    monkeypatch.setattr(training, "train_one_seed", lambda *_: result)
 
 
 class TestArtifact:
@@ -143,6 +167,7 @@ class TestArtifact:
         assert again.card.metrics == trained.card.metrics
         assert again.card.golden_probabilities == trained.card.golden_probabilities
 
+    @pytest.mark.usefixtures("_uncompiled")
     def test_easy_classes_are_learned(self, data_dir: Path, tmp_path: Path) -> None:
         knobs = Knobs(image=SPEC, epochs=8, batch_size=8)
         artifact = train(knobs, data_dir, tmp_path / "net.h5", [0])
@@ -198,6 +223,7 @@ class TestTerminal:
         assert spread.startswith("2 seed(s): test accuracy mean ")
 
 
+@pytest.mark.usefixtures("_trained_before")
 def test_network_is_saved_even_if_stdout_is_closed(data_dir: Path, tmp_path: Path) -> None:
     class ClosedStdout(io.StringIO):
         def write(self, text: str) -> int:
@@ -244,7 +270,7 @@ class TestInterruptedSeeds:
             train(KNOBS, data_dir, tmp_path / "net.h5", SEEDS)
         assert not list(tmp_path.iterdir())
 
-    @pytest.mark.usefixtures("interrupted_after")
+    @pytest.mark.usefixtures("interrupted_after", "_uncompiled")
     @pytest.mark.parametrize(
         ("interrupted_after", "seeds_reported", "finished_epochs"),
         [(7, {"0"}, 1), (12, {"0"}, 2), (17, {"0", "1"}, None)],
@@ -334,6 +360,7 @@ def test_output_must_be_an_h5(data_dir: Path, tmp_path: Path) -> None:
         train(KNOBS, data_dir, tmp_path / "net.keras", [0])
 
 
+@pytest.mark.usefixtures("_trained_before", "_uncompiled")
 def test_folder_without_a_split_is_split_at_random(data_dir: Path, tmp_path: Path) -> None:
     knobs = Knobs(image=SPEC, epochs=1, batch_size=8)
     artifact = train(knobs, data_dir / "train", tmp_path / "net.h5", [0])
