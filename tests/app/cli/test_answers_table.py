@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from app.cli import rescoring
+from app.cli import answers_table
 from app.cli.answers_table import AnswersTable, StagedFile
 from app.cli.main import main
 from app.emulator import LocalServer
@@ -160,7 +160,7 @@ def test_stopped_run_exits_with_the_signal_number(command: list[str], sql: Sql) 
 
 
 def test_files_are_listed_in_pages(command: list[str], sql: Sql, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rescoring, "PAGE_ROWS", 7)
+    monkeypatch.setattr(answers_table, "PAGE_ROWS", 7)
     assert main(command) == 0
     assert counts(sql) == (FILES, FILES)
 
@@ -169,7 +169,7 @@ def test_run_stops_if_no_file_can_be_read(
     command: list[str], sql: Sql, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The run stores no outcomes, so that a later run classifies all files."""
-    monkeypatch.setattr(rescoring, "GIVE_UP_FILES", 16)
+    monkeypatch.setattr(answers_table, "GIVE_UP_FILES", 16)
 
     def respond(received: Received) -> Reply:
         if received.method == "GET":
