@@ -29,14 +29,10 @@ _MAX_WRITE_BYTES = 64 * 1024
 _COLLECT_SECONDS = 0.02
 # Another process may have made the shared descriptor non-blocking.
 _RETRY_SECONDS = 0.05
-_EVENT = '{"event":'
 
 
 class LineFormatter(logging.Formatter):
-    """A JSON object for each record: the fields of an event, or the message of any other record.
-
-    On a terminal, the time, the level and the message as text.
-    """
+    """A JSON object for each event and each record; on a terminal, the time, the level and the message."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(message)s")
@@ -45,19 +41,18 @@ class LineFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         if self._is_for_people:
             return super().format(record)
-        at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-        text = record.getMessage()
-        if record.name == logger.name and text.startswith(_EVENT):
-            return f'{{"time":"{at}","level":"{record.levelname}",{text[1:]}'
-        fields: dict[str, object] = {
-            "time": at,
-            "level": record.levelname,
-            "logger": record.name,
-            "message": text,
-        }
+        fields: dict[str, object] = {"logger": record.name, "message": record.getMessage()}
         if record.exc_info:
             fields["exception"] = self.formatException(record.exc_info)
-        return _format_json(fields)
+        return _format_line(record.created, record.levelname, fields)
+
+    def format_event(self, level: int, fields: dict[str, object]) -> str:
+        """Without a record, which takes as long as the line."""
+        if self._is_for_people:
+            return super().format(
+                logger.makeRecord(logger.name, level, "", 0, _format_json(fields), (), None)
+            )
+        return _format_line(time.time(), logging.getLevelName(level), fields)
 
 
 _FORMATTER = LineFormatter()
@@ -110,11 +105,10 @@ class LogWriter:
 
     def _report_dropped(self) -> None:
         if self._dropped_lines:
-            record = _make_record(
-                logging.WARNING, {"event": "log_lines_dropped", "lines": self._dropped_lines}
+            lines, self._dropped_lines = self._dropped_lines, 0
+            self._append(
+                _FORMATTER.format_event(logging.WARNING, {"event": "log_lines_dropped", "lines": lines})
             )
-            self._dropped_lines = 0
-            self._append(_FORMATTER.format(record))
 
     def _append(self, line: str) -> None:
         encoded = (line + "\n").encode("utf-8", "backslashreplace")
@@ -188,12 +182,12 @@ def serving() -> Iterator[None]:
 
 def log_event(event: str, level: int = logging.INFO, /, **fields: object) -> None:
     if logger.isEnabledFor(level):
-        logger.handle(_make_record(level, {"event": event, **fields}))
+        _WRITER.write(_FORMATTER.format_event(level, {"event": event, **fields}))
 
 
-def _make_record(level: int, fields: dict[str, object]) -> logging.LogRecord:
-    """Skips the search for the calling line, which takes half of the time of `logger.info`."""
-    return logger.makeRecord(logger.name, level, "", 0, _format_json(fields), (), None)
+def _format_line(at: float, level: str, fields: dict[str, object]) -> str:
+    moment = datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")
+    return f'{{"time":"{moment}","level":"{level}",{_format_json(fields)[1:]}'
 
 
 def _format_json(fields: dict[str, object]) -> str:

@@ -171,7 +171,7 @@ def test_every_event_of_the_log_is_explained_with_its_fields() -> None:
         fields = {keyword.arg for keyword in call.keywords if keyword.arg is not None}
         for event in texts_in(call.args[0]):
             events.setdefault(event, set()).update(fields)
-    for call in calls("_make_record"):  # an event that the log's writer adds itself
+    for call in calls("format_event"):  # an event that the log's writer adds itself
         if isinstance(call.args[1], ast.Dict) and None not in call.args[1].keys:
             keys = [text for key in call.args[1].keys if key is not None for text in texts_in(key)]
             events[texts_in(call.args[1].values[0])[0]] = set(keys) - {"event"}

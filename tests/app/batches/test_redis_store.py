@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import io
 import json
 import shutil
 import signal
@@ -20,7 +21,7 @@ from app.batches import batches, redis_store
 from app.batches.batches import AnswerCache, Batches, SentBatch
 from app.batches.redis_store import RedisStore
 from app.errors import AnswerTooLarge, BatchUnknown, DeadlineExceeded, ServiceError, Stopped
-from app.telemetry.log import logger
+from app.telemetry import log
 from app.workers.queue import Capacity, RowQueue
 from tests.running import free_port, wait_until
 
@@ -386,7 +387,8 @@ def test_redis_is_used_again_once_it_answers(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(redis_store, "ASK_AGAIN_SECONDS", 0.1)
-    monkeypatch.setattr(logger, "handlers", [caplog.handler])
+    lines = io.StringIO()
+    monkeypatch.setattr(log, "_WRITER", log.LogWriter(lines))
 
     async def check() -> None:
         port = free_port()
@@ -400,9 +402,9 @@ def test_redis_is_used_again_once_it_answers(
             assert replica.store.is_available
             assert await Replica("second", port).answer("after") == b"first: q gzip True rows"
 
-    with caplog.at_level("INFO", logger.name):
+    with caplog.at_level("INFO", log.logger.name):
         run(check)
-    events = {(record.levelname, json.loads(record.getMessage())["event"]) for record in caplog.records}
+    events = {(line["level"], line["event"]) for line in map(json.loads, lines.getvalue().splitlines())}
     assert events == {("WARNING", "redis_gone"), ("INFO", "redis_back")}
 
 
