@@ -26,14 +26,14 @@ _EPSILON = 1e-6
 
 
 class _Points(NamedTuple):
-    """Points (n, r), and their squared distances (n,) from the origin."""
+    """Points (n, r) times -2, which is exact, and their squared distances (n,) from the origin."""
 
-    places: Floats
+    minus_twice: Floats
     squares: Floats
 
     def nearest(self, place: Floats) -> float:
         """Euclidean distance from `place` (r,) to the nearest point."""
-        return math.sqrt(max(0.0, float((self.squares - 2 * (self.places @ place)).min() + place @ place)))
+        return math.sqrt(max(0.0, float((self.squares + self.minus_twice @ place).min() + place @ place)))
 
 
 class _Arrays(NamedTuple):
@@ -121,4 +121,4 @@ def unit_length(embeddings: Floats) -> Floats:
 
 
 def _points(places: Floats) -> _Points:
-    return _Points(places, (places**2).sum(axis=1))
+    return _Points(-2 * places, (places**2).sum(axis=1))
