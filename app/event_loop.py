@@ -119,9 +119,10 @@ class Deadline:
         self._is_over = False
 
     def __enter__(self) -> Self:
-        self._task = cast("asyncio.Task[Any]", asyncio.current_task())  # a coroutine always runs in a task
+        loop = asyncio.get_running_loop()
+        self._task = cast("asyncio.Task[Any]", asyncio.current_task(loop))  # a coroutine runs in a task
         self._cancelling = self._task.cancelling()
-        self._timer = asyncio.get_running_loop().call_later(self._seconds, self.end)
+        self._timer = loop.call_later(self._seconds, self.end)
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:

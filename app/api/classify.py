@@ -227,7 +227,8 @@ async def while_connected(request: Request, work: Awaitable[T]) -> T:
 
     The request's body must have been read to its end.
     """
-    task = cast("asyncio.Task[Any]", asyncio.current_task())  # a coroutine always runs in a task
+    loop = asyncio.get_running_loop()
+    task = cast("asyncio.Task[Any]", asyncio.current_task(loop))  # a coroutine always runs in a task
     watching: asyncio.Task[None] | None = None
     is_disconnected = False
 
@@ -239,9 +240,9 @@ async def while_connected(request: Request, work: Awaitable[T]) -> T:
 
     def watch() -> None:
         nonlocal watching
-        watching = asyncio.ensure_future(cancel_when_disconnected())
+        watching = loop.create_task(cancel_when_disconnected())
 
-    timer = asyncio.get_running_loop().call_later(WATCHED_AFTER_SECONDS, watch)
+    timer = loop.call_later(WATCHED_AFTER_SECONDS, watch)
     try:
         return await work
     except asyncio.CancelledError:
