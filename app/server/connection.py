@@ -441,13 +441,15 @@ class HttpConnection(asyncio.Protocol):
 
     def _take_body(self, cycle: RequestResponseCycle, body: BodyFraming) -> None:
         start = self._position
-        sink = bytearray() if cycle.response_complete else cycle.body
-        self._position = body.take(self._data, start, sink)
+        pieces: list[bytes] = []
+        self._position = body.take(self._data, start, pieces)
         if body.is_complete:
             self._body = None
         if cycle.response_complete:
             self._discard(self._position - start)
         elif self._position > start:
+            # Of one piece, the application receives what the socket has read, without a copy.
+            cycle.body = b"".join([cycle.body, *pieces] if cycle.body else pieces)  # type: ignore[assignment]
             cycle.more_body = not body.is_complete
             is_full = len(cycle.body) > HIGH_WATER_LIMIT
             if is_full:

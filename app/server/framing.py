@@ -237,7 +237,7 @@ class RequestHead:
 class BodyFraming(Protocol):
     is_complete: bool
 
-    def take(self, data: bytes, start: int, sink: bytearray) -> int:
+    def take(self, data: bytes, start: int, sink: list[bytes]) -> int:
         """Append the body's bytes in `data`, from `start`, to `sink`, and return the position after them.
 
         Bytes after the end of the body are not consumed. Raises BadRequest.
@@ -252,9 +252,9 @@ class LengthBody:
         self.missing_bytes = length
         self.is_complete = length == 0
 
-    def take(self, data: bytes, start: int, sink: bytearray) -> int:
+    def take(self, data: bytes, start: int, sink: list[bytes]) -> int:
         end = min(len(data), start + self.missing_bytes)
-        sink += data[start:end] if start or end < len(data) else data
+        sink.append(data[start:end])  # no copy if it is all of `data`
         self.missing_bytes -= end - start
         self.is_complete = self.missing_bytes == 0
         return end
@@ -267,12 +267,12 @@ class ChunkedBody:
         self.is_complete = False
         self._line = b""
         self._missing_bytes = 0
-        self._take_next: Callable[[bytes, int, bytearray], int] = self._take_size
+        self._take_next: Callable[[bytes, int, list[bytes]], int] = self._take_size
         self._framing_bytes = 0
         self._body_bytes = 0
         self._trailer_bytes = 0
 
-    def take(self, data: bytes, start: int, sink: bytearray) -> int:
+    def take(self, data: bytes, start: int, sink: list[bytes]) -> int:
         """As BodyFraming.take, but at most MAX_CHUNKS_A_CALL chunks per call."""
         position = start
         for _ in range(3 * MAX_CHUNKS_A_CALL):
@@ -281,7 +281,7 @@ class ChunkedBody:
             position = self._take_next(data, position, sink)
         return position
 
-    def _take_size(self, data: bytes, start: int, _: bytearray) -> int:
+    def _take_size(self, data: bytes, start: int, _: list[bytes]) -> int:
         line, position = self._take_line(data, start, MAX_CHUNK_LINE_BYTES, _long_chunk_line)
         if line is None:
             return position
@@ -295,22 +295,22 @@ class ChunkedBody:
         self._take_next = self._take_data if self._missing_bytes else self._take_trailer
         return position
 
-    def _take_data(self, data: bytes, start: int, sink: bytearray) -> int:
+    def _take_data(self, data: bytes, start: int, sink: list[bytes]) -> int:
         end = min(len(data), start + self._missing_bytes)
-        sink += data[start:end]
+        sink.append(data[start:end])
         self._body_bytes += end - start
         self._missing_bytes -= end - start
         if not self._missing_bytes:
             self._take_next = self._take_end
         return end
 
-    def _take_end(self, data: bytes, start: int, _: bytearray) -> int:
+    def _take_end(self, data: bytes, start: int, _: list[bytes]) -> int:
         line, position = self._take_line(data, start, 2, _open_chunk)
         if line is not None:
             self._take_next = self._take_size
         return position
 
-    def _take_trailer(self, data: bytes, start: int, _: bytearray) -> int:
+    def _take_trailer(self, data: bytes, start: int, _: list[bytes]) -> int:
         room = MAX_TRAILER_BYTES - self._trailer_bytes
         line, position = self._take_line(data, start, room, _long_trailers)
         if line:

@@ -33,13 +33,13 @@ def chunked(body: bytes, sizes: list[int], extension: bytes = b"", trailers: byt
 
 def take_all(framing: BodyFraming, pieces: list[bytes]) -> tuple[bytes, bytes]:
     """The body, and the bytes after it."""
-    body, rest = bytearray(), b""
+    body, rest = list[bytes](), b""
     for piece in pieces:
         position = 0
         while position < len(piece) and not framing.is_complete:
             position = framing.take(piece, position, body)
         rest += piece[position:]
-    return bytes(body), rest
+    return b"".join(body), rest
 
 
 def cut(data: bytes, places: list[int]) -> list[bytes]:
@@ -118,7 +118,7 @@ def test_trailers_may_have_as_many_bytes_as_the_limit() -> None:
 def test_one_call_parses_a_limited_number_of_chunks() -> None:
     """A packet of tens of thousands of chunks must not block the event loop."""
     sent = b"1\r\nx\r\n" * 40_000
-    framing, body, position, calls = ChunkedBody(), bytearray(), 0, 0
+    framing, body, position, calls = ChunkedBody(), list[bytes](), 0, 0
     while position < len(sent):
         before = len(body)
         position = framing.take(sent, position, body)
