@@ -146,13 +146,13 @@ def decode_sized(data: bytes, spec: ImageSpec, limits: ImageLimits) -> Decoded:
         stripped, metadata = strip_metadata(data)
         with Image.open(io.BytesIO(stripped), formats=FORMATS) as image:
             refuse_costly_content(image, stripped, limits)
-            if image.format == "PNG":
-                png.refuse_missing_rows(stripped)
             if image.format == "TIFF":
                 _mend_tiff(image)
             if image.format == "JPEG":
                 return _convert(*_load_jpeg(image, stripped, metadata, spec), metadata, spec)
             image.load()
+            if image.format == "PNG" and _may_lack_rows(image):
+                png.refuse_missing_rows(stripped)
             return _convert(image, None, metadata, spec)
     except InputError:
         raise
@@ -304,6 +304,16 @@ def _with_its_end(stripped: bytes) -> bytes | None:
     images = [Image.open(io.BytesIO(file), formats=("JPEG",)) for file in files]
     first, second = (image.tobytes() for image in images)
     return files[0] if first == second else None
+
+
+def _may_lack_rows(image: Image.Image) -> bool:
+    """Whether one of the last two rows is zero, as Pillow leaves missing ones. Counting all takes longer.
+
+    The last pass of an interlaced file sends every other row, except where there is only one.
+    """
+    width, height = image.size
+    last = [image.crop((0, row, width, row + 1)).tobytes() for row in range(height)[-2:]]
+    return height == 1 or not all(row.strip(b"\0") for row in last)
 
 
 def _convert(image: Image.Image, source: _Source | None, metadata: Metadata, spec: ImageSpec) -> Decoded:
