@@ -1,7 +1,8 @@
 """Decoders for common PNG and JPEG files that return the same pixels as Pillow in less time: kornia_rs.
 
 They return None for a file that they do not decode, and where kornia_rs is not installed: Pillow then decodes
-the file or raises its error.
+the file or raises its error. Of a PNG's pixels, they verify the chunks' checksums and not the one of zlib,
+which Pillow does the other way round.
 """
 
 import math
