@@ -70,14 +70,15 @@ async function start() {
 }
 
 function take(entries, skipped = []) {
-  const here = new Set(items.filter(({ outcome }) => !outcome?.error).map(keyOf));
-  const fresh = entries.filter((entry) => !here.has(keyOf(entry)));
+  const known = new Map(items.map((item) => [item.name, item]));
+  const twins = new Map(entries.map((entry) => [entry, twinOf(entry, known)]));
+  const fresh = entries.filter((entry) => !twins.get(entry) || twins.get(entry).outcome?.error);
   const repeated = entries.length - fresh.length;
   const notices = [skipped.length && describeSkipped(skipped), repeated && `${repeated} shown already.`].filter(Boolean);
   if (notices.length) get("notice").textContent = notices.join(" ");
   if (!fresh.length) return;
-  const again = new Set(fresh.map(keyOf));
-  items = items.filter((item) => !again.has(keyOf(item)));
+  const failed = new Set(fresh.map((entry) => twins.get(entry)));
+  items = items.filter((item) => !failed.has(item));
   const added = fresh.map(({ file, name }, at) => ({
     file,
     name,
@@ -95,9 +96,10 @@ function take(entries, skipped = []) {
   open(wanted);
 }
 
-// The same file, chosen twice. One with an error is classified again.
-function keyOf({ name, file }) {
-  return `${name} ${file.size} ${file.lastModified}`;
+// The item of the same file, chosen before. Asks for the size only then: each is a call to another process.
+function twinOf({ name, file }, known) {
+  const item = known.get(name);
+  return item && item.file.size === file.size && item.file.lastModified === file.lastModified ? item : null;
 }
 
 async function takeSamples() {
