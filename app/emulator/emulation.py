@@ -174,6 +174,7 @@ class LocalCursor(FakeSnowflakeCursor):
             raise query.error or _translate(error) from None
         finally:
             self._session.queries.finish(query)
+            self._session.last_query_id = query.id
         return self
 
     def _describe_only(self, command: str) -> list[Any]:

@@ -105,6 +105,10 @@ def invalid_identifier(name: str) -> ProgrammingError:
     return _compilation_error(f"error line 1 at position 0\ninvalid identifier '{name}'", 904, "42000")
 
 
+def no_such_statement(query_id: str) -> ProgrammingError:
+    return ProgrammingError(msg=f"Statement {query_id} not found", errno=709, sqlstate="02000")
+
+
 def no_such_variable(name: str) -> ProgrammingError:
     return _compilation_error(f"Session variable '{name}' does not exist", 2211, "02000")
 

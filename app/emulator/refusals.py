@@ -10,7 +10,7 @@ from sqlglot import exp
 
 from app.emulator.errors import unsupported
 from app.emulator.expressions import arguments_of, classes, outermost, text_of
-from app.emulator.inference import VARIANTS, Types
+from app.emulator.inference import FLOATING, VARIANTS, Types
 
 _LEAST_MILLISECONDS = 31_536_000_000
 _ORDERING = classes("Ordered Min Max Greatest Least")
@@ -75,13 +75,25 @@ def _is_other_join(node: Any, _: Types) -> bool:
 
 
 def _is_other_pattern(node: Any, _: Types) -> bool:
+    if isinstance(node, exp.RegexpExtract):
+        _take_group(node)
     given = {key for key, value in node.args.items() if value is not None and type(value) is not bool}
     group = node.args.get("group")
     return (
         bool(given - _PATTERN_PARTS)
         or not node.expression.is_string
-        or (group is not None and group.name != "0")
+        or (group is not None and not group.name.isdecimal())
     )
+
+
+def _take_group(extract: Any) -> None:
+    """Read REGEXP_SUBSTR(…, 1, 1, 'e', n) as group n of the first match; no group is group 0 to sqlglot."""
+    given, options = extract.args, ("position", "occurrence", "parameters")
+    position, occurrence, parameters = (given[key].name if given.get(key) else "" for key in options)
+    has_group = parameters == "e" and given["group"].name != "0"
+    if {position, occurrence} <= {"", "1"} and (has_group or parameters in {"", "c"}):
+        for key in options:
+            extract.set(key, None)
 
 
 def _mixes_rows(node: Any, types: Types) -> bool:
@@ -117,6 +129,14 @@ def _values_of(node: Any) -> list[Any]:
     return [value for value in values if value is not None]
 
 
+def _is_not_floating(node: Any, types: Types) -> bool:
+    """Whether this statistic is one of numbers other than FLOAT, of which it is a NUMBER."""
+    values = arguments_of(node)
+    if isinstance(node, exp.PercentileCont):
+        values = [each.this for each in outermost(node).find_all(exp.Ordered)]
+    return any(types.scale(each) != FLOATING for each in values)
+
+
 def _are_variants(node: Any, types: Types) -> bool:
     return any(types.is_variant(each) for each in arguments_of(node))
 
@@ -135,6 +155,11 @@ _REFUSALS: Sequence[_Refusal] = (
     (exp.Rand, lambda node, _: node.this, "a seed"),
     (exp.Count, lambda node, _: isinstance(node.this, exp.Column) and node.this.is_star, "rows without NULL"),
     (AGGREGATES, lambda node, _: isinstance(node.this, exp.Distinct), "DISTINCT in this aggregate"),
+    (
+        classes("Variance VariancePop StddevPop Corr CovarSamp CovarPop PercentileCont"),
+        _is_not_floating,
+        "numbers other than FLOAT; cast them",
+    ),
     (exp.Merge, _is_computed, "MERGE with computed values; compute them in the USING query"),
     (
         exp.ToBinary,
@@ -201,7 +226,7 @@ _REFUSALS: Sequence[_Refusal] = (
         "a list as a window function",
     ),
     (
-        (exp.RegexpLike, exp.RegexpReplace, exp.RegexpExtract),
+        (exp.RegexpLike, exp.RegexpReplace, exp.RegexpExtract, exp.RegexpInstr),
         _is_other_pattern,
         "anything but a constant pattern and replacement",
     ),

@@ -12,7 +12,7 @@ from sqlglot.dialects.snowflake import Snowflake
 from app.emulator.assignments import convert_assigned
 from app.emulator.catalog import ACCOUNT_HOST, ExternalFunction, Stage, StagedFile, Stream
 from app.emulator.errors import invalid, invalid_arguments, not_found, unknown_function, unsupported
-from app.emulator.expressions import stored_name
+from app.emulator.expressions import stored_name, text_of
 from app.emulator.grammar import STAGE_FUNCTIONS
 from app.emulator.inference import TEXTS, Schema, Types
 from app.emulator.query import Query
@@ -103,9 +103,6 @@ def refuse_unsupported(expression: Any) -> None:
     if not _is_supported(expression):
         words = expression.sql(dialect="snowflake").split()
         raise unsupported(" ".join(words[:5]).upper())
-    for function in expression.find_all(exp.Anonymous):
-        if function.name.upper() == "RESULT_SCAN" and not _is_whole_result(expression):
-            raise unsupported("RESULT_SCAN other than SELECT * FROM TABLE(RESULT_SCAN('<query id>'))")
 
 
 def _is_supported(expression: Any) -> bool:
@@ -122,12 +119,6 @@ def _is_supported(expression: Any) -> bool:
             for each in (properties.expressions if properties else ())
         )
     )
-
-
-def _is_whole_result(expression: Any) -> bool:
-    """Whether a query with RESULT_SCAN selects the whole result, which fakesnow returns in any case."""
-    clauses = {name for name, value in expression.args.items() if value}
-    return isinstance(expression, exp.Select) and clauses <= {"expressions", "from_"} and expression.is_star
 
 
 def is_internal(name: str) -> bool:
@@ -154,6 +145,7 @@ def rewrite(expression: Any, session: Session, query: Query, names: list[str]) -
     """
     _name_positions(expression)
     _limit_texts(expression)
+    _add_intervals(expression)
     for order in expression.find_all(exp.Order):
         _order_by_all(order)
     if isinstance(expression, exp.Merge):
@@ -163,7 +155,7 @@ def rewrite(expression: Any, session: Session, query: Query, names: list[str]) -
     names = names if len(names) == len(texts) else texts
     is_named = [isinstance(column, exp.Alias | exp.Column | exp.Star) for column in columns]
     tables = _read_internal(expression, session, query)
-    _adapt(expression, session)
+    _adapt(expression, session, tables)
     before = expression.sql(dialect="snowflake")
     for node in list(expression.find_all(exp.Func)):
         _replace_function(node, session, query)
@@ -184,6 +176,11 @@ def _read_internal(expression: Any, session: Session, query: Query) -> dict[str,
         name = f"{_INTERNAL}DIRECTORY_{len(tables)}"
         tables[name] = _directory_table(_whole_stage(node.this.name, session))
         node.replace(exp.to_identifier(name))
+    for node in list(expression.find_all(exp.TableFromRows)):
+        if node.this.name.upper() == "RESULT_SCAN":
+            name = f"{_INTERNAL}RESULT_{len(tables)}"
+            tables[name] = session.result(_scanned_query(node.this, session))
+            node.replace(exp.Table(this=exp.to_identifier(name), alias=node.args.get("alias")))
     for table in list(expression.find_all(exp.Table)):
         if (stream := _stream_of(table, session)) is not None:
             name = f"{_INTERNAL}STREAM_{len(tables)}"
@@ -194,8 +191,17 @@ def _read_internal(expression: Any, session: Session, query: Query) -> dict[str,
     return tables
 
 
-def _adapt(expression: Any, session: Session) -> None:
-    schema = _known_columns(expression, session)
+def _scanned_query(call: Any, session: Session) -> str:
+    [query_id] = call.expressions or [exp.Null()]
+    if query_id.sql().upper() == "LAST_QUERY_ID()":
+        return session.last_query_id
+    if not query_id.is_string:
+        raise unsupported("RESULT_SCAN of anything but a query id or LAST_QUERY_ID()")
+    return str(query_id.name)
+
+
+def _adapt(expression: Any, session: Session, tables: dict[str, Any]) -> None:
+    schema = _known_columns(expression, session, tables)
     check_names(expression, schema)
     namespace = (session.database, session.schema)
 
@@ -264,6 +270,21 @@ def _order_by_all(order: Any) -> None:
     order.set("expressions", [exp.Ordered(**(ordered.args | {"this": number})) for number in numbers])
 
 
+def _add_intervals(expression: Any) -> None:
+    """`date + INTERVAL '1 day'` as DATEADD, which keeps a DATE."""
+    for interval in list(expression.find_all(exp.Interval)):
+        operation, unit = interval.parent, interval.args.get("unit")
+        if not isinstance(operation, exp.Add | exp.Sub) or unit is None or not interval.this.name.isdecimal():
+            raise unsupported(
+                f"{text_of(operation)}: an INTERVAL other than added or subtracted, in one unit"
+            )
+        date = operation.this if operation.expression is interval else operation.expression
+        sign = "-" if isinstance(operation, exp.Sub) else ""
+        [added] = _selected(parse_one(f"SELECT DATEADD({unit.name}, {sign}{interval.this.name}, _)"))
+        added.find(exp.Column).replace(date)
+        operation.replace(added)
+
+
 def _limit_texts(expression: Any) -> None:
     """Let DuckDB check the length of a VARCHAR(n)."""
     if isinstance(expression, exp.Create):
@@ -288,7 +309,7 @@ def _qualify_inserted(merge: Any) -> None:
                 column.set("table", exp.to_identifier(source))
 
 
-def _known_columns(expression: Any, session: Session) -> Schema:
+def _known_columns(expression: Any, session: Session, tables: dict[str, Any]) -> Schema:
     """The columns of the tables in the statement. Raises ProgrammingError for a name in another case."""
     schema: Schema = {}
     for table in expression.find_all(exp.Table):
@@ -301,13 +322,23 @@ def _known_columns(expression: Any, session: Session) -> Schema:
                 raise not_found("Object", ".".join(parts))
             columns = schema.setdefault(database, {}).setdefault(schema_name, {}).setdefault(name, {})
             columns[column] = exp.DataType.build("VARIANT" if kind == "JSON" else kind, dialect="duckdb")
-        if name.startswith(_INTERNAL):
+        if name in tables:
             columns = schema.setdefault(database, {}).setdefault(schema_name, {}).setdefault(name, {})
-            columns |= {
-                key: exp.DataType.build(kind, dialect="snowflake")
-                for key, kind in internal_types(name).items()
-            }
+            columns |= {field.name: _type_of(field.type) for field in tables[name].schema}
     return schema
+
+
+def _type_of(kind: Any) -> Any:
+    """The type of an Arrow column; UNKNOWN for those whose type matters to no rule."""
+    names = {pa.string(): "VARCHAR", pa.float64(): "DOUBLE", pa.bool_(): "BOOLEAN"}
+    if pa.types.is_integer(kind):
+        return exp.DataType.build("BIGINT")
+    if pa.types.is_decimal(kind):
+        return exp.DataType.build(f"DECIMAL({kind.precision}, {kind.scale})")
+    if pa.types.is_timestamp(kind):
+        return exp.DataType.build("TIMESTAMPTZ" if kind.tz else "TIMESTAMP")
+    is_json = getattr(kind, "extension_name", "") == "arrow.json"
+    return exp.DataType.build("VARIANT" if is_json else names.get(kind, "UNKNOWN"), dialect="snowflake")
 
 
 def _returned_type(node: Any, session: Session) -> str | None:
@@ -366,6 +397,8 @@ def _replace_function(node: Any, session: Session, query: Query) -> None:
         node.replace(_call(f"{_INTERNAL}TO_FILE", exp.Literal.string(query.id), node.this, path, is_optional))
     elif name.startswith("FL_") and name in _RETURNS and len(node.expressions) == 1:
         node.replace(_field_of_file(name, node.expressions[0]))
+    elif name == "LAST_QUERY_ID" and not node.expressions:
+        node.replace(exp.Literal.string(session.last_query_id))
     elif name == "SYSTEM$STREAM_HAS_DATA":
         node.replace(exp.convert(_has_data(node, session)))
     elif name == "SYSTEM$CANCEL_ALL_QUERIES":  # a session runs one statement at a time: this one

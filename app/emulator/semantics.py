@@ -27,7 +27,7 @@ from app.emulator.semistructured import arguments_of as function_arguments
 
 _DATE_UNITS = frozenset({"YEAR", "QUARTER", "MONTH", "WEEK", "DAY"})
 _UNITS = _DATE_UNITS | {"HOUR", "MINUTE", "SECOND"}
-_PARTS = (_UNITS - {"WEEK"}) | {"DAYOFWEEK", "DAYOFYEAR", "EPOCH_SECOND"}
+_PARTS = _UNITS | {"DAYOFWEEK", "DAYOFYEAR", "EPOCH_SECOND"}
 _FORMAT = {"YYYY": "%Y", "MM": "%m", "DD": "%d", "HH24": "%H", "MI": "%M", "SS": "%S"}
 # The form of dates that DuckDB reads as Snowflake does.
 ISO_TIME = r"\s*\d{4}-\d\d?-\d\d?([T ]\d\d?:\d\d(:\d\d(\.\d+)?)?)?\s*(Z|[+-]\d\d:?\d\d)?\s*"
@@ -40,8 +40,8 @@ _MEDIAN_DIGITS = 3
 _COMPARISONS = (exp.Predicate, exp.In)
 _TEXT_FUNCTIONS = classes("""
     Like ILike DPipe Concat ConcatWs Length Substring Trim Replace StartsWith EndsWith Contains RegexpLike
-    RegexpReplace RegexpExtract RegexpCount Split SplitPart Upper Lower Left Right GroupConcat Pad MD5 SHA2
-    Reverse Repeat StrPosition Unicode
+    RegexpReplace RegexpExtract RegexpInstr RegexpCount Split SplitPart Upper Lower Left Right GroupConcat Pad
+    MD5 SHA2 Reverse Repeat StrPosition Unicode
 """)
 _TO_VARIANT = classes("ArrayAgg ObjectAgg")
 # Functions that take a timestamp and that sqlglot does not know.

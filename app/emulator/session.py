@@ -11,7 +11,7 @@ from fakesnow.conn import FakeSnowflakeConnection
 from fakesnow.variables import Variables
 
 from app.emulator.catalog import ACCOUNT, Catalog, Name, Stage, StagedFile
-from app.emulator.errors import invalid, no_current_schema, not_found
+from app.emulator.errors import invalid, no_current_schema, no_such_statement, not_found
 from app.emulator.grammar import Tokens
 from app.emulator.query import Queries
 from app.names import parse_location, quote_identifier, quote_string
@@ -40,6 +40,7 @@ class Session(FakeSnowflakeConnection):
         self.warehouse = "LOCAL"
         self.repeats_puts = False  # connector 4.x sends the PUT again for each file
         self.reads_arrow = True
+        self.last_query_id = ""
         self.in_transaction = False
         self.consumed: dict[Name, tuple[StagedFile, ...]] = {}
         """The offsets that streams take when the transaction commits."""
@@ -80,6 +81,12 @@ class Session(FakeSnowflakeConnection):
             [database, schema, table],
         )
         return list(found.fetchall())
+
+    def result(self, query_id: str) -> Any:
+        """The Arrow table that a query returned. Raises ProgrammingError if it is not known."""
+        if query_id not in self.queries.results:
+            raise no_such_statement(query_id)
+        return self.queries.results[query_id][0]
 
     @property
     def commits_itself(self) -> bool:

@@ -113,11 +113,12 @@ def _alter_session(tokens: Tokens, _: Session) -> Answer:
         tokens.require("UNSET")
     while not tokens.at_end:
         name = tokens.take_token().text.upper()
-        if name not in _PARAMETERS:
+        if name not in _PARAMETERS and not (name == "TIMEZONE" and tokens.words(1) == ("=",)):
             raise unsupported(f"ALTER SESSION … {name}")
         if is_set:
             tokens.require("=")
-            tokens.take_value()
+            if str(tokens.take_value()).upper() != "UTC" and name == "TIMEZONE":
+                raise unsupported("time zones other than UTC, which all sessions have")
         tokens.take(",")
     return status()
 

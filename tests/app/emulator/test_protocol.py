@@ -244,19 +244,16 @@ def test_result_scan_returns_the_whole_result(sql: Sql) -> None:
     assert sql.error("SELECT * FROM TABLE(RESULT_SCAN('nothing'))").errno == 709
 
 
-@pytest.mark.parametrize(
-    "query",
-    [
-        "SELECT b FROM TABLE(RESULT_SCAN('{}'))",
-        "SELECT * FROM TABLE(RESULT_SCAN('{}')) WHERE a = 1",
-        "SELECT * FROM TABLE(RESULT_SCAN('{}')) LIMIT 1",
-        "SELECT COUNT(*) FROM TABLE(RESULT_SCAN('{}'))",
-        "CREATE TABLE t AS SELECT * FROM TABLE(RESULT_SCAN('{}'))",
-    ],
-)
-def test_result_scan_of_a_part_is_refused(sql: Sql, query: str) -> None:
+def test_result_is_a_table_of_a_query(sql: Sql) -> None:
     sql.rows("SELECT 1 AS a, 'x' AS b UNION ALL SELECT 2, 'y'")
-    assert sql.error(query.format(sql.query_id)).errno in {2, 1003}
+    query_id = sql.query_id
+    assert sql.rows("SELECT b FROM TABLE(RESULT_SCAN(LAST_QUERY_ID())) WHERE a / 2 = 1") == [("y",)]
+    sql.rows("CREATE TABLE t AS SELECT * FROM TABLE(RESULT_SCAN(%s)) AS r WHERE r.a = 1", (query_id,))
+    assert sql.rows("SELECT * FROM t") == [(1, "x")]
+    sql.rows("SHOW TABLES")
+    assert sql.column("""SELECT "name" FROM TABLE(RESULT_SCAN(LAST_QUERY_ID())) WHERE "rows" = 1""") == ["T"]
+    assert sql.error("SELECT name FROM TABLE(RESULT_SCAN(LAST_QUERY_ID()))").errno == 904
+    assert sql.error("SELECT * FROM TABLE(RESULT_SCAN(LAST_QUERY_ID(-1)))").errno == 2
 
 
 def test_result_may_be_fetched_later(sql: Sql, function: Function, service: RemoteService) -> None:
