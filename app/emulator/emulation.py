@@ -119,7 +119,7 @@ _ERRORS: tuple[tuple[re.Pattern[str], Callable[..., Error]], ...] = tuple(
         (r'Catalog Error: \w+ with name "?(.*?)"? does not exist', partial(not_found, "Object")),
         (r'Catalog Error: \w+ with name "?(.*?)"? already exists', already_exists),
         (r"Division by zero", division_by_zero),
-        (r'Referenced (?:column|table) "(.*?)" (?:was )?not found', invalid_identifier),
+        (r'Referenced (?:(?:update )?column|table) "?(.*?)"? (?:was )?not found', invalid_identifier),
         (r'Table ".*?" does not have a column (?:named|with name) "(.*?)"', invalid_identifier),
         (r"expected (\d+) columns but (\d+) values", wrong_count),
         (r"has (\d+) columns but (\d+) values", wrong_count),

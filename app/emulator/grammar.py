@@ -302,8 +302,12 @@ def column_texts(sql: str) -> list[str]:
         if depth == 0 and start is None and token.token_type is TokenType.SELECT:
             start = token.end + 1
         elif depth == 0 and start is not None and token.token_type in _ENDS_OF_COLUMN:
-            texts.append(sql[start : tokens[index - 1].end + 1].strip())
+            texts.append(_column_text(sql[start : tokens[index - 1].end + 1]))
             start = token.end + 1
             if token.token_type is not TokenType.COMMA:
                 return texts
-    return [*texts, sql[start : tokens[-1].end + 1].strip()] if start is not None else []
+    return [*texts, _column_text(sql[start : tokens[-1].end + 1])] if start is not None else []
+
+
+def _column_text(text: str) -> str:
+    return re.sub(r"^\s*(?:(?:DISTINCT|ALL|TOP\s+\d+)\s+)?", "", text, flags=re.IGNORECASE).strip()

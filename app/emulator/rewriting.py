@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -12,7 +13,7 @@ from sqlglot.dialects.snowflake import Snowflake
 from app.emulator.assignments import convert_assigned
 from app.emulator.catalog import ACCOUNT_HOST, ExternalFunction, Stage, StagedFile, Stream
 from app.emulator.errors import invalid, invalid_arguments, not_found, unknown_function, unsupported
-from app.emulator.expressions import stored_name, text_of
+from app.emulator.expressions import stored_name, text_of, wrap
 from app.emulator.grammar import STAGE_FUNCTIONS
 from app.emulator.inference import TEXTS, Schema, Types
 from app.emulator.query import Query
@@ -143,17 +144,17 @@ def rewrite(expression: Any, session: Session, query: Query, names: list[str]) -
     What calls a function or reads a stage belongs to this query and may not. `names` become the names of the
     columns without an alias.
     """
+    columns = _selected(expression)
+    names = names if len(names) == len(columns) else [each.sql(dialect="snowflake") for each in columns]
+    is_named = [isinstance(column, exp.Alias | exp.Column | exp.Star) for column in columns]
     _name_positions(expression)
+    _name_columns(expression)
     _limit_texts(expression)
     _add_intervals(expression)
     for order in expression.find_all(exp.Order):
         _order_by_all(order)
     if isinstance(expression, exp.Merge):
         _qualify_inserted(expression)
-    columns = _selected(expression)
-    texts = [column.sql(dialect="snowflake") for column in columns]
-    names = names if len(names) == len(texts) else texts
-    is_named = [isinstance(column, exp.Alias | exp.Column | exp.Star) for column in columns]
     tables = _read_internal(expression, session, query)
     _adapt(expression, session, tables)
     before = expression.sql(dialect="snowflake")
@@ -162,10 +163,9 @@ def rewrite(expression: Any, session: Session, query: Query, names: list[str]) -
     is_own = bool(tables) or expression.sql(dialect="snowflake") != before
     if is_own:
         _refuse_stored(expression)
-    if columns:
-        for column, text, name, has_name in zip(_selected(expression), texts, names, is_named, strict=True):
-            if not has_name and column.sql(dialect="snowflake") != text:
-                column.replace(exp.alias_(column.copy(), name.upper(), quoted=True))
+    for column, name, has_name in zip(_selected(expression), names, is_named, strict=True):
+        if not has_name:
+            column.replace(exp.alias_(column.copy(), name.upper(), quoted=True))
     return tables, not is_own
 
 
@@ -239,8 +239,12 @@ def _expand_file_functions(expression: Any, session: Session, types: Types) -> N
 
 
 def _name_positions(expression: Any) -> None:
-    """Read $1 of a query FROM VALUES as its first column: DuckDB reads a parameter."""
+    """Name the columns of VALUES, and read $1 as the first of them: DuckDB reads a parameter."""
     for values in list(expression.find_all(exp.Values)):
+        alias = values.args.get("alias")
+        if alias and not alias.args.get("columns") and values.expressions:
+            count = len(values.expressions[0].expressions)
+            alias.set("columns", [exp.to_identifier(f"COLUMN{number}") for number in range(1, count + 1)])
         query = values.parent.parent if isinstance(values.parent, exp.From) else None
         if isinstance(query, exp.Select) and not values.alias and values.expressions:
             count = len(values.expressions[0].expressions)
@@ -254,6 +258,19 @@ def _name_positions(expression: Any) -> None:
                 columns = [exp.to_identifier(name) for name in names]
                 table = exp.TableAlias(this=exp.to_identifier(f"{_INTERNAL}VALUES"), columns=columns)
                 values.set("alias", table)
+
+
+def _name_columns(expression: Any) -> None:
+    """Name the columns without an alias of queries in FROM and WITH, which DuckDB names otherwise."""
+    for select in expression.find_all(exp.Select):
+        parent = select.parent
+        if isinstance(parent, exp.CTE) or (
+            isinstance(parent, exp.Subquery) and isinstance(parent.parent, exp.From)
+        ):
+            for column in select.selects:
+                if not isinstance(column, exp.Alias | exp.Column | exp.Star):
+                    name = column.sql(dialect="snowflake").upper()
+                    wrap(column, partial(exp.alias_, alias=name, quoted=True, copy=False))
 
 
 def _order_by_all(order: Any) -> None:
@@ -441,7 +458,7 @@ def _field_of_file(function: str, file: Any) -> Any:
         return exp.Coalesce(
             this=exp.StartsWith(this=text, expression=exp.Literal.string("image/")), expressions=[exp.false()]
         )
-    return exp.cast(text, "BIGINT") if field == "SIZE" else text
+    return exp.cast(text, "BIGINT", copy=False) if field == "SIZE" else text
 
 
 def _whole_stage(location: str, session: Session) -> Stage:

@@ -120,7 +120,7 @@ _NUMBERS = ("INTEGER", "DECIMAL", "DOUBLE")
 
 
 def _object(*pairs: Any, keeps_null: bool = False) -> dict[str, Any]:
-    keys, values = pairs[::2], pairs[1::2]
+    keys, values = [_key_text(key) for key in pairs[::2]], pairs[1::2]
     known = [key for key, value in zip(keys, values, strict=True) if key is not _NULL]
     if len(set(known)) < len(known):
         raise unsupported("a key that occurs twice")
@@ -129,6 +129,10 @@ def _object(*pairs: Any, keeps_null: bool = False) -> dict[str, Any]:
         for key, value in zip(keys, values, strict=True)
         if key is not _NULL and (keeps_null or value is not _NULL)
     }
+
+
+def _key_text(key: Any) -> Any:
+    return key if key is _NULL or isinstance(key, str) else write(key)
 
 
 def _insert(value: Any, key: str, new: Any, update: Any = False) -> Any:

@@ -133,6 +133,23 @@ def test_name_of_a_system_function_is_refused(sql: Sql, function: Function) -> N
     assert failure.value.errno == 2
 
 
+@pytest.mark.parametrize(
+    ("statement", "names"),
+    [
+        ("SELECT COUNT(*), max(length(word)) FROM words", ["COUNT(*)", "MAX(LENGTH(WORD))"]),
+        (
+            "SELECT DISTINCT PARSE_JSON('{}'):a.b, IFF(TRUE, 1, 2)",
+            ["PARSE_JSON('{}'):A.B", "IFF(TRUE, 1, 2)"],
+        ),
+        ("SELECT * FROM (SELECT COUNT(*) FROM words)", ["COUNT(*)"]),
+        ("SELECT $1, $2 || 'x' FROM VALUES (1, 'a')", ["$1", "$2 || 'X'"]),
+    ],
+)
+def test_names_of_columns_are_snowflakes(sql: Sql, statement: str, names: list[str]) -> None:
+    sql.rows(statement)
+    assert sql.columns == names
+
+
 def test_unnamed_columns_are_named_by_their_text(sql: Sql) -> None:
     sql.rows("SELECT f('a'), word, f(word):label::string, f(word) AS answer, CURRENT_ROLE() FROM words")
     assert sql.columns == ["F('A')", "WORD", "F(WORD):LABEL::STRING", "ANSWER", "CURRENT_ROLE()"]
