@@ -22,7 +22,7 @@ from app.emulator.errors import (
 from app.emulator.expressions import arguments_of, classes, outermost, text_of, wrap
 from app.emulator.inference import FLOATING, FLOATS, INTEGERS, TEXTS, TIMES, VARIANTS, Types
 from app.emulator.refusals import AGGREGATES, mixes, refuse
-from app.emulator.semistructured import FUNCTIONS, TAKES_TEXT, function_of
+from app.emulator.semistructured import FUNCTIONS, TAKES_TEXT, function_of, refuse_floats
 from app.emulator.semistructured import arguments_of as function_arguments
 
 _DATE_UNITS = frozenset({"YEAR", "QUARTER", "MONTH", "WEEK", "DAY"})
@@ -211,6 +211,8 @@ def _semi_structured(node: Any, types: Types) -> None:
     arguments = function_arguments(node)
     if name in {"PARSE_JSON", "TRY_PARSE_JSON", "CHECK_JSON"}:
         for argument in arguments:
+            if argument.is_string:
+                refuse_floats(argument.name)
             _make_text(argument, types)
         arguments = function_arguments(node)
     else:

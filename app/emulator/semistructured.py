@@ -8,6 +8,7 @@ Source: Snowflake documentation, SQL Reference: semi-structured data functions, 
 import json
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from decimal import Decimal
 from typing import Any, TypeAlias
 
@@ -41,16 +42,24 @@ def write(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _read(text: str) -> Any:
+def _read(text: str, **hooks: Any) -> Any:
+    return json.loads(text, parse_float=_number, **hooks)
+
+
+def _number(digits: str) -> Decimal | float:
     """A number with an exponent is a FLOAT."""
-    return json.loads(text, parse_float=lambda digits: float(digits) if "e" in digits else Decimal(digits))
+    return float(digits) if "e" in digits.lower() else Decimal(digits)
 
 
-def _decimal(digits: str) -> Decimal:
-    """Raises ProgrammingError for a FLOAT, which Snowflake writes in a form of its own."""
-    if "e" in digits.lower():
-        raise unsupported(f"{digits} in PARSE_JSON, which is a FLOAT in a VARIANT")
-    return Decimal(digits)
+def refuse_floats(text: str) -> None:
+    """Raises ProgrammingError for a constant with a FLOAT, which Snowflake writes in a form of its own."""
+
+    def refuse(digits: str) -> None:
+        if "e" in digits.lower():
+            raise unsupported(f"{digits} in PARSE_JSON, which is a FLOAT in a VARIANT")
+
+    with suppress(ValueError, RecursionError):
+        json.loads(text, parse_float=refuse)
 
 
 # JSON.
@@ -60,7 +69,7 @@ def _parse_json(text: Any) -> Any:
     if not text.strip():
         return _NULL
     try:
-        return json.loads(text, parse_float=_decimal, object_pairs_hook=_unique, parse_constant=_refuse)
+        return _read(text, object_pairs_hook=_unique, parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
         raise malformed_json(str(error)) from None
 
