@@ -446,4 +446,4 @@ class Pending(RuleBasedStateMachine):
             assert not group.by_progress
 
 
-TestPending = Pending.TestCase
+TestPending = pytest.mark.slow(Pending.TestCase)

@@ -1,9 +1,11 @@
 """What the pages for operators name is there: settings, alerts, figures, codes, the log, commands."""
 
 import ast
+import functools
 import re
 import shlex
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,12 +79,20 @@ def codes_of(kind: type[Any]) -> set[str]:
     return own.union(*map(codes_of, kind.__subclasses__()))
 
 
-def calls(name: str) -> Iterator[ast.Call]:
-    """Of a function or method, wherever in app."""
+@functools.cache
+def all_calls() -> Mapping[str, list[ast.Call]]:
+    """By the name of the function or method, wherever in app."""
+    found = defaultdict[str, list[ast.Call]](list)
     for path in sorted((ROOT / "app").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] == name:
-                yield node
+            match node:
+                case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name)):
+                    found[name].append(node)
+    return found
+
+
+def calls(name: str) -> list[ast.Call]:
+    return all_calls()[name]
 
 
 def texts_in(node: ast.AST) -> list[str]:

@@ -386,6 +386,7 @@ def test_stalled_bodies_block_neither_images_nor_batches(
         assert {connection.recv(12) for connection in evicted} == {b"HTTP/1.1 429"}
 
 
+@pytest.mark.slow
 def test_some_of_the_batches_that_arrive_together_are_served(crowded: int) -> None:
     rows = [[n, os.urandom(40_000).hex()] for n in range(12)]
     batch = gzip.compress(json.dumps({"data": rows}).encode(), 1)

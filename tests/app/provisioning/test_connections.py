@@ -150,6 +150,7 @@ def test_unusable_file_is_named(server: Front, tmp_path: Path, python: str) -> N
     assert str(tmp_path) in log_in(server, python, environment)[1]
 
 
+@pytest.mark.slow
 def test_account_in_another_form_is_refused_with_its_identifier(server: Front, tmp_path: Path) -> None:
     environment = write_home(tmp_path, server.port, ())
     (tmp_path / "connections.toml").write_text('[default]\naccount = "myorg.mill"\nuser = "x"\n')

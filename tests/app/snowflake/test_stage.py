@@ -185,6 +185,7 @@ def test_account_without_private_connectivity_has_its_public_hosts(server: Front
     assert read(server, files, account="myorg-mill") == [[StageNotAuthorized, WrongAccount]]
 
 
+@pytest.mark.slow
 def test_batch_of_many_stages_asks_for_few(server: Front) -> None:
     server.answer = reject_all
     files = [StageFile(("DB", "S", f"MADE_UP_{n}"), "a.png") for n in range(100)]

@@ -59,6 +59,7 @@ def test_predictions_keep_the_order_of_the_images(count: int, threads: int) -> N
     assert max(classifier.batch_sizes) <= 8
 
 
+@pytest.mark.slow
 def test_report_names_accuracy_of_both_engines_and_their_parity(artifact: Artifact, tmp_path: Path) -> None:
     pictures = random_images(6)
     for label, class_name in enumerate(CLASS_NAMES):

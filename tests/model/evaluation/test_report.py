@@ -20,6 +20,8 @@ from model.training.save import save
 from tests.model.conftest import SPEC, random_images, tiny_network
 from tests.model.kinds import KINDS
 
+pytestmark = pytest.mark.slow
+
 MOST_BYTES = 3_000_000
 CLASS_NAMES = ("\"'>&amp;$x^2$", "<img src=x onerror=alert(1)>", "划痕 \u202eabc")
 FILE_NAMES = (f"{'ü' * 100}.png", "a #1?b=100%.png", "<script>alert(2)<.png", os.fsdecode(b"\xff.png"))
@@ -145,7 +147,6 @@ def test_page_of_many_large_images_is_small(tmp_path: Path) -> None:
     assert Parsed(page).text.count(".png") > 12
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["keras-saved-model", "tflite"])
 def test_network_without_layers_has_a_report(name: str, tmp_path: Path) -> None:
     [kind] = [kind for kind in KINDS if kind.name == name]
