@@ -109,9 +109,9 @@ def test_invalid_network_never_serves(
 @needs_proc
 def test_many_reloads_leave_only_the_latest_processes(model_path: Path, sample: bytes) -> None:
     async def check(classifiers: LiveClassifiers, load: Load) -> None:
-        for number in range(6):
+        for number in range(4):
             put(RECIPE if number % 2 else DEFAULT_MODEL_PATH, model_path)
-            if number == 3:
+            if number == 2:
                 tear(model_path)
                 with pytest.raises(ArtifactError):
                     await classifiers.reload()
