@@ -267,6 +267,7 @@ class _OneImage:
         self._input_shape = tuple(details["shape"][1:])
         self._input = interpreter.tensor(details["index"])
         self._scale = np.float32(scale)
+        self._input()[...] = 0  # fresh memory may hold NaN, which a network with a state would keep
         interpreter.invoke()  # the first run packs the weights
 
     def run(self, image: Pixels) -> None:
