@@ -1,8 +1,9 @@
 """A tiny artifact, created once per session, and copies that tests may change."""
 
+import functools
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -15,6 +16,8 @@ from keras import layers
 from model.artifact import Artifact, load_artifact
 from model.compile import compile_artifact
 from model.image import ImageSpec
+from model.training import fit, frozen
+from model.training.frozen import TextureStatistics
 from model.training.save import save
 
 CLASS_NAMES = ("crack", "dent", "scratch")
@@ -72,3 +75,13 @@ def artifact(pristine: Artifact, tmp_path: Path) -> Artifact:
     folder = tmp_path / "artifact"
     shutil.copytree(pristine.h5_path.parent, folder)
     return load_artifact(folder / pristine.h5_path.name)
+
+
+@pytest.fixture(scope="module")
+def shared_statistics() -> Iterator[Callable[[ImageSpec, int], TextureStatistics]]:
+    """Compiling their network takes seconds: the module's trainings with images of one kind share it."""
+    shared = functools.cache(TextureStatistics)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fit, "TextureStatistics", shared)
+        patch.setattr(frozen, "TextureStatistics", shared)
+        yield shared

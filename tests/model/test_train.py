@@ -1,9 +1,8 @@
 """Any folder can be trained to a calibrated artifact that abstains; an interrupted training resumes."""
 
-import functools
 import io
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from model.errors import DatasetError, TrainingError
 from model.image import ImageSpec, encode_png
 from model.networks.keras_model import count_macs, load_network
 from model.train import train
-from model.training import candidates, frozen
+from model.training import candidates
 from model.training import fit as fitting
 from model.training.fit import Fitted, Knobs, Training, run, with_image
 from model.training.folder import LabelledImages
@@ -36,16 +35,12 @@ KNOBS = Knobs(image=SPEC, epochs=3, batch_size=12)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _shared_statistics() -> Iterator[None]:
-    """Compiling their network takes seconds, and all trainings here use the same one.
-
-    Few images are tested, yet the folder counts as a large one, and the trained network as the better one.
-    """
-    shared = functools.cache(TextureStatistics)
-    shared(SPEC, usable_cores())  # before any seed is set, because it draws random numbers
+def _trained_network_is_chosen(
+    shared_statistics: Callable[[ImageSpec, int], TextureStatistics],
+) -> Iterator[None]:
+    """Few images are tested, yet the folder counts as large, and the trained network as the better one."""
+    shared_statistics(SPEC, usable_cores())  # before any seed is set, because it draws random numbers
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fitting, "TextureStatistics", shared)
-        patch.setattr(frozen, "TextureStatistics", shared)
         patch.setattr(candidates, "FEW_TEST_IMAGES", 6)
         patch.setattr(candidates, "_compare", lambda *_: (1, 0))
         yield

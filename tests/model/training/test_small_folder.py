@@ -19,7 +19,7 @@ from model.image import encode_png
 from model.training.fit import Training
 from tests.model.pictures import CLASSES, draw_class
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_statistics")]
 
 IMAGES = 12
 SIZE = ("--size", "48x48")
@@ -94,6 +94,8 @@ def test_existing_network_is_replaced_only_with_force_by_the_better_of_two(
 ) -> None:
     """With `--epochs`, a network is trained too; its few steps take less time than tracing a graph."""
     monkeypatch.setattr(Training, "step", Training.step.python_function)
+    for not_read in ("compile_artifact", "write_report"):
+        monkeypatch.setattr(f"model.train.{not_read}", lambda *_: None)
     h5 = tmp_path / "n.h5"
     h5.write_bytes(b"another network")
     command = ["train", "--data", str(run.data_dir), "--output", str(h5), *SIZE]
