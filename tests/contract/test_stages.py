@@ -138,16 +138,13 @@ def test_image_has_the_same_outcome_by_every_kind_of_source(found: dict[tuple[st
 # The number of statements.
 
 
-def test_batch_of_one_stage_is_one_statement(server: LocalServer, door: Front) -> None:
+def test_batch_of_one_stage_is_one_statement(shared_door: Front, service: str) -> None:
     names = [NAMES[n % len(NAMES)] for n in range(200)]
-    with service_behind(server, door) as service:
-        for _ in range(2):
-            assert answers(service, [f"{IMAGES}/{name}" for name in names]) == [
-                LABELS[name] for name in names
-            ]
-    assert signed_paths(door) == [names[: len(NAMES)]] * 2
-    assert len(door.statements) == 2
-    assert len(door.logins) == 1
+    for _ in range(2):
+        assert answers(service, [f"{IMAGES}/{name}" for name in names]) == [LABELS[name] for name in names]
+    assert signed_paths(shared_door) == [names[: len(NAMES)]] * 2
+    assert len(shared_door.statements) == 2
+    assert shared_door.logins == []
 
 
 def test_batch_of_two_stages_is_two_statements(shared_door: Front, service: str) -> None:
@@ -222,14 +219,13 @@ def test_account_alias_is_accepted(server: LocalServer, door: Front) -> None:
     assert door.statements.count("SELECT SYSTEM$ALLOWLIST()") == 1
 
 
-def test_privatelink_host_of_business_critical_accounts_is_accepted(server: LocalServer, door: Front) -> None:
+def test_privatelink_host_of_business_critical_accounts_is_accepted(shared_door: Front, service: str) -> None:
     private = FILES.replace(".snowflakecomputing", ".privatelink.snowflakecomputing")
     scoped = private.replace("LOCAL/PUBLIC", "019260c2-00c0-f2f2-0000-4383001cf046/bXlfZGF0YWJhc2U")
-    with service_behind(server, door) as service:
-        sources = [f"{FILES}/IMAGES/pitted.png", f"{private}/IMAGES/pitted.png", scoped]
-        assert answers(service, sources) == ["Pitted", "Pitted", "scoped_url_not_readable"]
-    assert signed_paths(door) == [["pitted.png"]]
-    assert len(door.statements) == 1
+    sources = [f"{FILES}/IMAGES/pitted.png", f"{private}/IMAGES/pitted.png", scoped]
+    assert answers(service, sources) == ["Pitted", "Pitted", "scoped_url_not_readable"]
+    assert signed_paths(shared_door) == [["pitted.png"]]
+    assert len(shared_door.statements) == 1
 
 
 def test_failed_allowlist_query_is_retried(server: LocalServer, door: Front) -> None:
@@ -253,14 +249,13 @@ def test_only_listed_stages_are_read(server: LocalServer, door: Front) -> None:
 
 
 def test_stage_path_without_its_schema_is_refused_without_a_statement(
-    server: LocalServer, door: Front
+    shared_door: Front, service: str
 ) -> None:
-    with service_behind(server, door) as service:
-        outcomes = classify(service, ["@images/pitted.png", "@public.images/pitted.png"])
+    outcomes = classify(service, ["@images/pitted.png", "@public.images/pitted.png"])
     assert list(map(answer_of, outcomes)) == ["stage_not_authorized"] * 2
     assert "@db.schema.images/pitted.png" in outcomes[0]["error"]["message"]
     assert "@db.public.images/pitted.png" in outcomes[1]["error"]["message"]
-    assert door.statements == []
+    assert shared_door.statements == []
 
 
 def test_service_without_an_account_names_the_setting(sample: bytes) -> None:

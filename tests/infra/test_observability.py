@@ -142,7 +142,9 @@ def test_drift_is_told_from_an_ordinary_day_and_from_a_few_images(alert: str, tm
         for series, expected in cases
     ]
     file.write_text(
-        json.dumps({"rule_files": [str(FOLDER / "alerts.yml")], "evaluation_interval": "5m", "tests": tests}),
+        json.dumps(
+            {"rule_files": [str(FOLDER / "alerts.yml")], "evaluation_interval": "10m", "tests": tests}
+        ),
         encoding="utf-8",
     )
     checked = subprocess.run(

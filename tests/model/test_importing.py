@@ -323,6 +323,7 @@ class TestContactSheet:
         assert imported.artifact.card.is_unchecked
         assert f"--preprocess {preset}" in imported.warnings[0]
 
+    @pytest.mark.parametrize("trained", ["unit"], indirect=True)
     def test_images_are_the_samples_of_the_network(
         self, trained: tuple[Path, Preset], folder: Path, tmp_path: Path
     ) -> None:
@@ -334,6 +335,7 @@ class TestContactSheet:
             f"{number:02}-{name}.png" for number, name in enumerate(NAMES)
         ]
 
+    @pytest.mark.parametrize("trained", ["unit"], indirect=True)
     def test_images_check_an_artifact_later(
         self, trained: tuple[Path, Preset], folder: Path, tmp_path: Path
     ) -> None:
@@ -358,6 +360,7 @@ class TestContactSheet:
             assert f"--preprocess {preset}" in check_preprocessing(artifact, folder).warnings[0]
             assert load_artifact(artifact.h5_path).card.is_unchecked
 
+    @pytest.mark.parametrize("trained", ["unit"], indirect=True)
     def test_folder_names_are_the_classes(
         self, trained: tuple[Path, Preset], folder: Path, tmp_path: Path
     ) -> None:

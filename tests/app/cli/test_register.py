@@ -492,7 +492,7 @@ def test_url_selects_a_running_service() -> None:
     assert json.loads(finished.stdout)["LABEL"]["error"]["code"] == "snowflake_not_configured"
 
 
-def test_server_answers_clients_and_rejects_rows_of_another_account(tmp_path: Path) -> None:
+def test_server_answers_clients_rejects_rows_of_another_account_and_stops_its_service(tmp_path: Path) -> None:
     shutil.copy(SAMPLES / "scratches.png", tmp_path / "crazing.png")
     port = free_port()
     with subprocess.Popen(
@@ -506,21 +506,12 @@ def test_server_answers_clients_and_rejects_rows_of_another_account(tmp_path: Pa
             other = sql(
                 "--images", str(tmp_path), "--url", url, "--json", statement.replace(":label", ":error.code")
             )
+            assert is_ready(url)
         finally:
             serving.terminate()
+        assert serving.wait(TIMEOUT_SECONDS) == 0
     assert json.loads(same.stdout)["LABEL"] == "Crazing"
     assert json.loads(other.stdout)["LABEL"] == "wrong_account"
-
-
-def test_stopped_server_stops_its_service() -> None:
-    port = free_port()
-    command = [*CLI, "sql", "--serve", "--port", str(port)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as serving:
-        assert serving.stdout is not None
-        [url] = re.findall(r"http://127\.0\.0\.1:\d+", serving.stdout.readline())
-        assert is_ready(url)
-        serving.terminate()
-        assert serving.wait(TIMEOUT_SECONDS) == 0
     assert not is_ready(url)
 
 
