@@ -1,9 +1,10 @@
 """The dbt project of infra/dbt, by dbt itself on local SQL. dbt has an environment of its own, .venv-dbt."""
 
+import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,13 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 PROJECT = ROOT / "infra" / "dbt"
 DBT = os.environ.get("DBT") or str(ROOT / ".venv-dbt" / "bin" / "dbt")
+PROGRAM = """
+import json, sys
+from dbt.cli.main import dbtRunner
+for line in sys.stdin:
+    finished = dbtRunner().invoke(json.loads(line))
+    print("\\0succeeded" if finished.success else "\\0failed", flush=True)
+"""
 INSTALL = "dbt is not installed: run make .venv-dbt/.installed, or set DBT to its path"
 
 
@@ -43,28 +51,34 @@ def sql(running: LocalSql) -> Iterator[Sql]:
         yield sql
 
 
-def run_dbt(server: LocalServer, folder: Path, command: str) -> str:
-    """What dbt prints; its working files go to `folder`. Raises AssertionError if it fails."""
-    options = [
-        "--project-dir",
-        PROJECT,
-        "--profiles-dir",
-        PROJECT,
-        "--target-path",
-        folder,
-        "--log-path",
-        folder,
-    ]
-    done = subprocess.run(
-        [DBT, *command.split(), "--no-use-colors", *options],
-        env=os.environ | {"EXT_CLASSIFY_SQL_PORT": str(server.port)},
-        capture_output=True,
+@pytest.fixture
+def run_dbt(running: LocalSql, tmp_path: Path) -> Iterator[Callable[[str], None]]:
+    """Runs a command in one process for all, because dbt takes longer to start than to run one.
+
+    Its working files go to `tmp_path`. Raises AssertionError, with what dbt prints, if it fails.
+    """
+    folders = ("--project-dir", PROJECT, "--profiles-dir", PROJECT, "--target-path", tmp_path)
+    options = ["--no-use-colors", *map(str, folders), "--log-path", str(tmp_path)]
+
+    def run(command: str) -> None:
+        assert dbt.stdin is not None
+        assert dbt.stdout is not None
+        print(json.dumps([*command.split(), *options]), file=dbt.stdin, flush=True)
+        printed = ""
+        while not printed.endswith(("\0succeeded\n", "\0failed\n")):
+            line = dbt.stdout.readline()
+            assert line, printed
+            printed += line
+        assert printed.endswith("\0succeeded\n"), printed
+
+    with subprocess.Popen(
+        [Path(str(shutil.which(DBT))).resolve().with_name("python"), "-c", PROGRAM],
+        env=os.environ | {"EXT_CLASSIFY_SQL_PORT": str(running.server.port)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
-    return done.stdout
+    ) as dbt:
+        yield run
 
 
 def sent_rows(server: LocalServer) -> int:
@@ -72,15 +86,15 @@ def sent_rows(server: LocalServer) -> int:
 
 
 def test_runs_classify_what_is_new_or_retryable(
-    running: LocalSql, sql: Sql, images: Path, tmp_path: Path
+    running: LocalSql, sql: Sql, images: Path, run_dbt: Callable[[str], None]
 ) -> None:
     server = running.server
-    run_dbt(server, tmp_path, "build")
+    run_dbt("build")
     assert sent_rows(server) == 3
     labels = dict(sql.rows("SELECT relative_path, label FROM labels"))
     assert labels == {"crazing.png": "Crazing", "patches.png": "Patches", "scratches.png": "Scratches"}
 
-    run_dbt(server, tmp_path, "run")
+    run_dbt("run")
     assert sent_rows(server) == 3  # nothing is new
 
     shutil.copy(SAMPLES / "pitted.png", images)
@@ -89,7 +103,7 @@ def test_runs_classify_what_is_new_or_retryable(
         sql.rows(
             "UPDATE answers SET answer = (SELECT PARSE_JSON(%s)) WHERE relative_path = %s", (error, path)
         )
-    run_dbt(server, tmp_path, "run")
+    run_dbt("run")
     assert sent_rows(server) == 5
     labels = dict(sql.rows("SELECT relative_path, label FROM labels"))
     assert labels == {
@@ -104,7 +118,7 @@ def test_runs_classify_what_is_new_or_retryable(
     )
 
     with pytest.raises(AssertionError, match="error_share"):
-        run_dbt(server, tmp_path, "test")
-    run_dbt(server, tmp_path, "snapshot")
+        run_dbt("test")
+    run_dbt("snapshot")
     history = "SELECT COUNT(*), COUNT(dbt_valid_to) FROM label_history WHERE relative_path = 'patches.png'"
     assert sql.row(history) == (2, 1)
