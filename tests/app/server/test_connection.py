@@ -325,8 +325,11 @@ def test_client_that_reads_slowly_gets_its_whole_answer() -> None:
             unwritten_bytes = there.transport.get_write_buffer_size()
             read_bytes(slow, 10_000_000)
             wait_until(lambda before=unwritten_bytes: there.transport.get_write_buffer_size() < before)  # type: ignore[misc]
-            # As if the write timeout passed after each piece.
+            # As if the write timeout passed after each piece, and never twice in one step of the event loop.
+            ended = threading.Event()
             there.loop.call_soon_threadsafe(there._end_writing)  # noqa: SLF001
+            there.loop.call_soon_threadsafe(ended.set)
+            assert ended.wait(PATIENCE_SECONDS)
         read_bytes(slow, 10_000_000)
 
 
