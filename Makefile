@@ -49,7 +49,7 @@ test: .venv-dev/.installed .venv-connector5/.installed .venv-dbt/.installed .ven
 retest: .venv-dev/.installed ## run the tests that failed last once more, one after another, on an idle machine
 	$(PYTEST) -n 0 --last-failed --last-failed-no-failures none
 
-quick: .venv-dev/.installed ## run the fast tests, in two minutes on two cores
+quick: .venv-dev/.installed ## run the fast tests, in a minute and a half on two cores
 	$(PYTEST) --dist worksteal -m "not slow"
 
 lint: .venv-dev/.installed ## check formatting, lint rules, import layers, SQL, the Dockerfile and types
