@@ -59,8 +59,11 @@ _RESAMPLE = {
 
 # Filters that average all pixels of the file. The others read single ones, as other libraries do.
 _AVERAGING = ("bilinear", "bicubic", "lanczos")
-DRAFT_TIMES = 3
-"""libjpeg decodes to 1/2, 1/4 or 1/8 of the size if this many times the network's size remains."""
+REDUCE_TIMES = 3
+"""An image is first reduced to 1/n of its size (a JPEG, by libjpeg, to 1/2, 1/4 or 1/8), in less time
+than the filter takes, if this many times the network's size remains."""
+_MOST_REDUCED = 64
+"""Pillow's sums of more pixels lose a level: it would reduce white to 254."""
 
 # White levels assumed for formats that do not state one: 0..1, 8-bit and 16-bit images.
 USUAL_WHITES = (1.0, 255.0, 65535.0)
@@ -282,8 +285,8 @@ def _draft_size(stored: tuple[int, int], orientation: int, spec: ImageSpec) -> t
     width, height = _turned(stored, orientation)
     frame_width, frame_height = spec.frame_size((width, height))
     needed = (
-        math.ceil(DRAFT_TIMES * spec.width * width / frame_width),
-        math.ceil(DRAFT_TIMES * spec.height * height / frame_height),
+        math.ceil(REDUCE_TIMES * spec.width * width / frame_width),
+        math.ceil(REDUCE_TIMES * spec.height * height / frame_height),
     )
     return _turned(needed, orientation)
 
@@ -339,10 +342,12 @@ def _with_channels(pixels: NDArray[Any], spec: ImageSpec) -> NDArray[np.uint8]:
 def _resize(image: Image.Image, source: _Source, spec: ImageSpec) -> Image.Image:
     if spec.resample == "bilinear-no-antialias":
         return _resize_without_antialias(image, spec)
-    size, method = (spec.width, spec.height), _RESAMPLE[spec.resample]
+    size, box = (spec.width, spec.height), _centre(source.box, spec)
     if spec.fit == "pad":
-        return ImageOps.pad(image.resize(_contained(source.size, size), method, source.box), size)
-    return image.resize(size, method, _centre(source.box, spec))
+        size, box = _contained(source.size, size), source.box
+    gap = max(REDUCE_TIMES, max(image.size) / min(size) / _MOST_REDUCED)
+    resized = image.resize(size, _RESAMPLE[spec.resample], box, reducing_gap=gap)
+    return ImageOps.pad(resized, (spec.width, spec.height)) if spec.fit == "pad" else resized
 
 
 def _centre(box: _Box, spec: ImageSpec) -> _Box:
@@ -466,12 +471,23 @@ def _eight_bit(image: Image.Image, alpha: Alpha) -> Image.Image:
 
 def scale_integers(values: NDArray[np.uint16], bits: int) -> NDArray[np.uint8]:
     """Scale unsigned pixels (h, w) of `bits` bits, 9 to 16, so that full white becomes 255."""
-    white, scaled = 2**bits - 1, np.empty(values.shape, np.uint8)
+    scaled = np.empty(values.shape, np.uint8)
     for start in range(0, len(values), _ROWS_AT_A_TIME):
-        rows = values[start : start + _ROWS_AT_A_TIME].astype(np.uint32)
-        rows = (rows * 510 + white) // (2 * white)  # 510 is even and white odd: nothing is halfway
-        scaled[start : start + _ROWS_AT_A_TIME] = np.minimum(rows, 255)
+        rows = values[start : start + _ROWS_AT_A_TIME]
+        scaled[start : start + _ROWS_AT_A_TIME] = _scale_16(rows) if bits == 16 else _scale(rows, bits)
     return scaled
+
+
+def _scale_16(values: NDArray[np.uint16]) -> NDArray[np.integer]:
+    """As _scale, in a quarter of the time, as no type is wider: from 65408 on, the sum begins at 0 again."""
+    return ((values + np.uint16(128)) // np.uint16(257)).astype(np.uint8) - (values > 65407)
+
+
+def _scale(values: NDArray[np.uint16], bits: int) -> NDArray[np.integer]:
+    white = 2**bits - 1
+    # 510 is even and white odd: nothing is halfway.
+    scaled: NDArray[np.uint32] = (values * np.uint32(510) + white) // (2 * white)
+    return np.minimum(scaled, 255)
 
 
 def scale_to_fit(values: NDArray[np.generic]) -> NDArray[np.uint8]:
@@ -487,7 +503,10 @@ def scale_to_fit(values: NDArray[np.generic]) -> NDArray[np.uint8]:
     scaled = np.empty(values.shape, np.uint8)
     for start in range(0, len(values), _ROWS_AT_A_TIME):
         rows = values[start : start + _ROWS_AT_A_TIME].astype(np.float64)
-        scaled[start : start + _ROWS_AT_A_TIME] = np.rint((rows - black) / (white - black or 1.0) * 255.0)
+        rows -= black
+        rows /= white - black or 1.0
+        rows *= 255.0
+        scaled[start : start + _ROWS_AT_A_TIME] = np.rint(rows, out=rows)
     return scaled
 
 
@@ -512,9 +531,10 @@ def _opaque(image: Image.Image, alpha: Alpha) -> Image.Image:
         return image.convert("RGB") if image.mode == "LAB" else image
     if alpha == "drop":
         return image.convert("L" if image.mode in {"L", "LA"} else "RGB")
-    image = image.convert("RGBA")
-    backdrop = Image.new("RGBA", image.size, "white")
-    return Image.alpha_composite(backdrop, image)
+    image = image.convert("LA" if image.mode in {"L", "LA"} else "RGBA")
+    backdrop = Image.new(image.mode.removesuffix("A"), image.size, "white")
+    backdrop.paste(image, mask=image)
+    return backdrop
 
 
 def _unidentified(data: bytes, stripped: bytes) -> InputError:

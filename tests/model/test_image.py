@@ -288,8 +288,8 @@ class TestJpegWithoutEnd:
         assert code_of(whole[:-lost_bytes] + end, spec) == "corrupt_image"
 
 
-class TestScaledJpeg:
-    """libjpeg decodes a large photograph to a part of its size; the picture stays where it was."""
+class TestReduced:
+    """A large image is first reduced, a JPEG by libjpeg; the picture stays where it was."""
 
     WIDTH, HEIGHT = 8 * 8 + 1, 8 * 9 + 1  # a part of the last column and row is seven eighths padding
     X, Y = np.meshgrid(np.linspace(0, 255, WIDTH), np.linspace(0, 255, HEIGHT))
@@ -330,10 +330,11 @@ class TestScaledJpeg:
         spec = ImageSpec(height=9, width=8, channels=channels, resample=resample)
         assert self.differences(data, spec).max() <= 4
 
-    def test_averaging_filters_see_fewer_pixels_and_nearly_the_same(self) -> None:
-        differences = self.differences(
-            encode_array(self.DETAILS, "JPEG"), ImageSpec(height=8, width=8, channels=3)
-        )
+    @pytest.mark.parametrize("file_format", ["JPEG", "PNG"])
+    @pytest.mark.parametrize("fit", ["stretch", "crop", "pad"])
+    def test_averaging_filters_see_fewer_pixels_and_nearly_the_same(self, fit: str, file_format: str) -> None:
+        spec = ImageSpec(height=8, width=8, channels=3, fit=fit)
+        differences = self.differences(encode_array(self.DETAILS, file_format), spec)
         assert 0 < differences.mean() < 3
 
     def test_nearest_reads_the_pixels_of_the_file(self) -> None:
@@ -347,9 +348,10 @@ class TestScaledJpeg:
             whole = encode(image, "PNG")
         assert np.array_equal(decode_rgb(data, spec), decode_rgb(whole, spec))
 
-    def test_less_than_three_times_the_size_is_not_scaled(self) -> None:
+    @pytest.mark.parametrize("file_format", ["JPEG", "PNG"])
+    def test_less_than_three_times_the_size_is_not_scaled(self, file_format: str) -> None:
         spec = ImageSpec(height=49, width=33, channels=3)
-        assert not self.differences(encode_array(self.DETAILS, "JPEG"), spec).any()
+        assert not self.differences(encode_array(self.DETAILS, file_format), spec).any()
 
     def test_grey_network_sees_the_luminance_of_the_file(self) -> None:
         """As OpenCV and TensorFlow decode to grey: it differs from Pillow's where colours are clipped."""
