@@ -29,7 +29,7 @@ TO_ONNX = TF_CPP_MIN_LOG_LEVEL=3 .venv-bench-peers/bin/python -W ignore $(PEERS)
 UV_COMPILE = $(DEV)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-annotate --no-header
 
-.PHONY: help setup dev run test retest quick lint docs site fuzz audit bench bench-serving bench-readme bench-brought bench-growth tune-peers train train-recipe evaluate crossvalidate pictures samples system-deps \
+.PHONY: help setup dev run test retest quick lint docs site fuzz audit bench bench-serving bench-readme bench-brought bench-int8 bench-growth tune-peers train train-recipe evaluate crossvalidate pictures samples system-deps \
 	container-deps container-base container container-audit release container-test lock clean
 
 help: ## list the targets
@@ -94,6 +94,9 @@ bench-readme: .venv-dev/.installed setup .venv-bench-peers/.installed $(GRAPHS) 
 bench-brought: .venv-dev/.installed setup .venv-bench-peers/.installed $(BROUGHT_GRAPHS) ## compare on Keras's MobileNetV2, EfficientNetB0 and ResNet50, as users bring them; 20 minutes
 	$(DEV)/python -m tests.benchmarks.serving --quick --rounds 5 --seconds 1 --network mobilenet_v2,efficientnet_b0,resnet50 \
 		--only "ext-classify,FastAPI + LiteRT,FastAPI + OpenVINO,FastAPI + onnxruntime (rewritten)" --output tests/benchmarks/results/brought
+
+bench-int8: .venv-dev/.installed .venv-bench-peers/.installed $(BROUGHT_GRAPHS) ## compare int8 of LiteRT, onnxruntime and OpenVINO on MobileNetV2 and ResNet50; six minutes
+	$(DEV)/python -m tests.benchmarks.int8
 
 bench-growth: .venv-dev/.installed setup .venv-bench-peers/.installed $(GRAPHS) $(BROUGHT_GRAPHS) ## measure how cost grows with cores, rows, image bytes and networks; six minutes
 	$(DEV)/python -m tests.benchmarks.growth
