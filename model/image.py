@@ -7,7 +7,7 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
@@ -35,6 +35,11 @@ _WHITE_IS_ZERO, _SEPARATE_PLANES, _UNSIGNED, _SIGNED = 0, 2, 1, 2
 _COLOUR_MAP, _EXTRA_SAMPLES, _YCBCR_SUBSAMPLING, _REFERENCE_BLACK_WHITE = 320, 338, 530, 532
 _YCBCR, _STRAIGHT_ALPHA, _FULL_RANGE = 6, (2,), (0, 255, 128, 255, 128, 255)
 _NATIVE_MODES = {"I;16BS": "I;16NS", "I;32BS": "I;32NS", "F;32BF": "F;32NF"}
+# The smallest headers of a BMP, and with a mask of alpha; Pillow's names of indices, by their bits.
+_CORE_HEADER_BYTES, _HEADER_BYTES_WITH_ALPHA, _TOP_BIT = 12, 56, 0x8000
+_INDICES = {1: "P;1", 4: "P;4", 8: "P"}
+# Pillow's names of grey pixels, with their bits and levels.
+_GREYS: dict[str, tuple[int, Sequence[int]]] = {"1": (1, (0, 255)), "L": (8, range(256))}
 _ORIENTATION_TAG = 0x0112
 # Orientations (Exif 3.0) of files whose rows are columns, and whose last column or row is the first one.
 _TRANSPOSED, _LAST_IS_LEFT, _LAST_IS_TOP = (5, 6, 7, 8), (2, 3, 6, 7), (3, 4, 7, 8)
@@ -149,14 +154,9 @@ def decode_sized(data: bytes, spec: ImageSpec, limits: ImageLimits) -> Decoded:
         stripped, metadata = strip_metadata(data)
         with Image.open(io.BytesIO(stripped), formats=FORMATS) as image:
             refuse_costly_content(image, stripped, limits)
-            if image.format == "TIFF":
-                _mend_tiff(image)
             if image.format == "JPEG":
                 return _convert(*_load_jpeg(image, stripped, metadata, spec), metadata, spec)
-            image.load()
-            if image.format == "PNG" and _may_lack_rows(image):
-                png.refuse_missing_rows(stripped)
-            return _convert(image, None, metadata, spec)
+            return _convert(_load(image, stripped), None, metadata, spec)
     except InputError:
         raise
     except UnidentifiedImageError:
@@ -244,6 +244,17 @@ def _decode_unscaled_jpeg(
     if needed is not None and min(size[0] // needed[0], size[1] // needed[1]) > 1:
         return None
     return fast.decode_jpeg(stripped, size, "mono" if 1 in (spec.channels, frame.components) else "rgb")
+
+
+def _load(image: ImageFile.ImageFile, stripped: bytes) -> Image.Image:
+    if image.format == "TIFF":
+        _mend_tiff(image)
+    if image.format == "BMP" and (mended := _mend_bmp(image, stripped)) is not None:
+        return mended
+    image.load()
+    if image.format == "PNG" and _may_lack_rows(image):
+        png.refuse_missing_rows(stripped)
+    return image
 
 
 def _load_jpeg(
@@ -448,6 +459,30 @@ def _mend_tiff(image: ImageFile.ImageFile) -> None:
         )
     if _SIGNED in tags.get(_SAMPLE_FORMAT, ()) and bits == 8:
         raise UnsupportedFormat("A TIFF with 8 bits per sample must be unsigned. Received: signed samples.")
+
+
+def _mend_bmp(image: ImageFile.ImageFile, data: bytes) -> Image.Image | None:
+    """Decode what Pillow misreads; None for other files.
+
+    It takes indices of any depth for pixels of 1 bit if the palette is black and white, and for pixels of 8
+    bits if the palette is the first greys. It ignores the alpha of 16 bits.
+    """
+    codec, _, offset, args = image.tile[0]
+    if codec != "raw" or not isinstance(args, tuple):
+        return None
+    is_core = data[14] == _CORE_HEADER_BYTES
+    bits = int.from_bytes(data[24:26] if is_core else data[28:30], "little")
+    alpha = int.from_bytes(data[66:70], "little") if data[14] >= _HEADER_BYTES_WITH_ALPHA else 0
+    raw_mode, *layout = args
+    if raw_mode in _GREYS and bits != _GREYS[raw_mode][0]:
+        mended = Image.frombytes("P", image.size, data[offset:], "raw", _INDICES[bits], *layout)
+        mended.putpalette(bytes(level for level in _GREYS[raw_mode][1] for _ in "RGB"))
+    elif raw_mode == "BGR;15" and alpha == _TOP_BIT:
+        mended = Image.frombytes("RGBA", image.size, data[offset:], "raw", "BGRA;15", *layout)
+    else:
+        return None
+    mended.format = image.format
+    return mended
 
 
 def _eight_bit(image: Image.Image, alpha: Alpha) -> Image.Image:

@@ -4,6 +4,7 @@ import io
 import os
 import re
 import struct
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -245,9 +246,46 @@ class TestBmpAlpha:
         assert np.array_equal(decoded[0, 0], RGB[0, 0])
         assert (decoded[1:] == 255).all()
 
+    @pytest.mark.parametrize(("clear", "shown"), [(0xFC00, [255, 0, 0]), (0x7C00, [255, 255, 255])])
+    def test_alpha_of_sixteen_bits(self, clear: int, shown: list[int]) -> None:
+        """Of the second row; the first is opaque."""
+        pixels = np.array([0xFC00] * 8 + [clear] * 8, "<u2").tobytes()
+        data = bmp_of_masks(pixels, 16, (0x7C00, 0x3E0, 0x1F, 0x8000))
+        decoded = decode_rgb(data, ImageSpec(height=2, width=8, channels=3))
+        assert (decoded[0] == [255, 0, 0]).all()
+        assert (decoded[1] == shown).all()
+
     def test_transparent_png_stays_white(self) -> None:
         data = encode_array(np.dstack([RGB, np.zeros_like(ALPHA)]), "PNG")
         assert (decode_rgb(data) == 255).all()
+
+
+def bmp_of_indices(bits: int, levels: Sequence[int], indices: Pixels, header_bytes: int) -> bytes:
+    """With a palette of greys, top-down."""
+    height, width = indices.shape
+    digits = np.unpackbits(indices[..., np.newaxis], axis=2)[..., 8 - bits :].reshape(height, -1)
+    rows = np.packbits(np.pad(digits, ((0, 0), (0, -width * bits % 32))), axis=1).tobytes()
+    palette = b"".join(bytes([level] * 3 + [0]) for level in levels)
+    start = 14 + header_bytes + len(palette)
+    header = struct.pack(
+        "<IiiHH6I", header_bytes, width, -height, 1, bits, 0, len(rows), 0, 0, len(levels), 0
+    )
+    head = struct.pack("<2sIHHI", b"BM", start + len(rows), 0, 0, start)
+    return head + header.ljust(header_bytes, b"\0") + palette + rows
+
+
+@pytest.mark.parametrize("header_bytes", [40, 124])
+@pytest.mark.parametrize(
+    "levels", [(0, 255), (255, 0), (0, 1), (0, 1, 2), range(16), range(0, 256, 17)], ids=str
+)
+@pytest.mark.parametrize("bits", [1, 4, 8])
+def test_grey_palette_of_a_bmp(bits: int, levels: Sequence[int], header_bytes: int) -> None:
+    """A palette may be shorter than the bits allow, as that of a mask in 8 bits is."""
+    levels = levels[: 2**bits]
+    indices = np.random.default_rng(0).integers(0, len(levels), (9, 37), np.uint8)
+    data = bmp_of_indices(bits, levels, indices, header_bytes)
+    decoded = decode_rgb(data, ImageSpec(height=9, width=37, channels=3))
+    assert (decoded == np.array(levels)[indices][..., np.newaxis]).all()
 
 
 class TestJpegWithoutEnd:
