@@ -105,7 +105,9 @@ def test_network_without_samples_offers_none(browser: Browser, tmp_path: Path) -
 def test_picked_files_include_a_broken_one(page: Page, tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"\x89PNG\r\n\x1a\n and nothing more")
-    page.locator("#files").set_input_files([SAMPLES / "pitted.png", broken])
+    odd = Path(shutil.copy(SAMPLES / "pitted.png", tmp_path / "a\nb.png"))
+    page.locator("#files").set_input_files([SAMPLES / "pitted.png", broken, odd])
+    expect(page.locator(".name").first).to_have_js_property("innerText", "a b.png")
     expect(card(page, "pitted.png").locator(".verdict")).to_contain_text("Pitted")
     failed = card(page, "broken.png")
     expect(failed.locator(".verdict")).to_have_text("This image is damaged.")
@@ -125,7 +127,7 @@ KINDS = [
     (b'<?xml version="1.0"?>\n<svg/>', "This is an SVG drawing."),
     (b"PK\x03\x04\x14\0\0\0", "This is an archive."),
     ("Prüfbericht, Blech 7".encode(), "This is a text file."),
-    (bytes(range(256)), "This kind of image cannot be read."),
+    (bytes(range(256)), "This format cannot be read."),
 ]
 
 
@@ -286,13 +288,13 @@ def test_unreadable_and_large_files_do_not_fail_their_batch(page: Page, tmp_path
     wide = tmp_path / "4.png"
     Image.new("1", (9000, 9000)).save(wide)
     gone = Path(shutil.copy(SAMPLES / "pitted.png", tmp_path / "2.png"))
-    page.evaluate(
-        "() => { File.prototype.arrayBuffer = function () {"
-        " return this.name === '2.png' ? Promise.reject(new Error()) : new Response(this).arrayBuffer(); }; }"
-    )
+    page.context.set_offline(True)
     page.locator("#files").set_input_files(
         [SAMPLES / "crazing.png", large, gone, heavy, wide, SAMPLES / "patches.png"]
     )
+    expect(summary(page)).to_contain_text("Retrying")
+    gone.unlink()
+    page.context.set_offline(False)
     expect(card(page, "crazing.png").locator(".verdict")).to_contain_text("Crazing")
     expect(card(page, "patches.png").locator(".verdict")).to_contain_text("Patches")
     for name in ("1.png", "3.png"):

@@ -13,7 +13,7 @@ export class Card {
     this.element = document.getElementById("card").content.firstElementChild.cloneNode(true);
     this.element.item = item;
     this.#part(".name").title = item.name;
-    this.#part(".name").append(...item.name.split(/(?<=\/)(?=[^/]*$)/).map((part) => withText("span", part)));
+    this.#part(".name").append(...item.name.split(/(?<=\/)(?=[^/]*$)/).map((part) => withText("span", part.replace(/\s/g, " "))));
     const picture = this.#part(".picture");
     picture.setAttribute("aria-label", `Look at ${item.name}`);
     this.element.addEventListener("click", ({ target }) => target.closest("details") || open(item));

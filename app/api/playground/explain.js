@@ -3,7 +3,7 @@
 const CONVERT = "Convert it to JPEG or PNG, for example with ImageMagick (magick a.heic a.jpg).";
 const WORDS = {
   corrupt_image: ["This image is damaged.", "Check that it opens in an image viewer. If not, copy it from its source again."],
-  unsupported_format: ["This kind of image cannot be read.", "Save it as PNG or JPEG with an image editor."],
+  unsupported_format: ["This format cannot be read.", "Save it as PNG or JPEG with an image editor."],
   image_too_large: ["This image has too many pixels.", "Reduce its width and height, or raise the service's limits."],
   payload_too_large: ["This file is too large.", "Reduce its size, or raise the service's limits."],
   classify_timeout: ["This image takes too long to decode.", "Save it again with an image editor."],
@@ -11,7 +11,7 @@ const WORDS = {
   prediction_failed: ["The network has no valid answer for this image.", "Check the network with its own samples."],
   overloaded: ["The service is overloaded.", "Choose the image again later."],
   unreachable: ["The service does not answer.", "Check that it is running, then choose the image again."],
-  unreadable: ["The browser cannot read this file.", "Check that it still exists and that you may open it."],
+  unreadable: ["The browser cannot read this file.", "It was changed, moved or deleted, or you may not open it. Choose it again."],
 };
 const FORMATS = {
   HEIC: ["This is a HEIC photograph.", `${CONVERT} An iPhone takes JPEG with Settings, Camera, Formats, Most Compatible.`],

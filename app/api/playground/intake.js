@@ -4,6 +4,7 @@
 import { kindByName } from "./explain.js";
 
 const SUFFIXES = /\.(bmp|png|jpe?g|tiff?|webp)$/i;
+const FILES_AT_ONCE = 50;
 const byName = new Intl.Collator("en", { numeric: true }).compare;
 
 export function watchIntake(element, take) {
@@ -56,12 +57,13 @@ async function droppedFiles(transfer) {
   return filesAmong(entries, false);
 }
 
-// Folders in turn, each at most 100 entries at a time, as the browser reads them: it makes all files that
-// are asked for in one task, which would block the page. Skips what cannot be read.
+// Folders in turn, and few files at a time: the browser makes all files that are asked for in one task,
+// which would block the page. Skips what cannot be read.
 async function filesAmong(entries, isInFolder) {
   const read = (entry) =>
     new Promise((done) => entry.file((file) => done([{ file, name: entry.fullPath.slice(1), isInFolder }]), () => done([])));
-  const found = (await Promise.all(entries.filter(({ isFile }) => isFile).map(read))).flat();
+  const [files, found] = [entries.filter(({ isFile }) => isFile), []];
+  while (files.length) found.push(...(await Promise.all(files.splice(0, FILES_AT_ONCE).map(read))).flat());
   for (const folder of entries.filter(({ isDirectory }) => isDirectory)) {
     const reader = folder.createReader();
     for (let some = await entriesOf(reader); some.length; some = await entriesOf(reader)) {

@@ -24,7 +24,7 @@ let linked = nameInLink();
 let problem = "";
 let refreshing = null;
 
-const answers = new Queue({ batchFiles: 16, atOnce: 4, withEvidence: false, answered: settle, needsKey: askForKey });
+const answers = new Queue({ batchFiles: 32, atOnce: 4, withEvidence: false, answered: settle, needsKey: askForKey });
 const evidence = new Queue({ batchFiles: 4, atOnce: 2, withEvidence: true, answered: settleEvidence, needsKey: askForKey });
 const list = new CardList(get("cards"), { open: (item) => open(item), seen: showEvidence });
 const open = watchView(

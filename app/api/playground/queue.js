@@ -19,7 +19,7 @@ export class Queue {
   add(items, isUrgent = false) {
     if (isUrgent) this.#waiting.unshift(...items);
     else this.#waiting.push(...items);
-    this.#startNext();
+    setTimeout(() => this.#startNext()); // after the task that draws the cards
   }
 
   // Removes an item that is not sent yet, and returns whether there was one.
@@ -67,15 +67,11 @@ export class Queue {
   }
 
   async #classify(items, signal) {
-    const contents = await Promise.all(items.map(({ file }) => file.arrayBuffer().catch(() => null)));
-    const readable = items.filter((_, at) => contents[at]);
-    items.filter((_, at) => !contents[at]).forEach((item) => this.#answer(item, failed("unreadable", "The browser cannot read this file."), signal));
-    if (!readable.length) return;
     try {
-      const outcomes = await classifyFiles(contents.filter(Boolean), this.#options.withEvidence, signal);
-      readable.forEach((item, at) => this.#answer(item, outcomes[at], signal));
+      const outcomes = await classifyFiles(items.map(({ file }) => file), this.#options.withEvidence, signal);
+      items.forEach((item, at) => this.#answer(item, outcomes[at], signal));
     } catch (error) {
-      await this.#handle(error, readable, signal);
+      await this.#handle(error, items, signal);
     }
   }
 
@@ -91,15 +87,11 @@ export class Queue {
       await this.#classify(items.slice(0, half), signal);
       await this.#classify(items.slice(half), signal);
     } else {
-      items.forEach((item) => this.#answer(item, failed(error.code ?? "unreadable", error.message), signal));
+      items.forEach((item) => this.#answer(item, { error: { code: error.code ?? "unreachable", message: error.message } }, signal));
     }
   }
 
   #answer(item, outcome, signal) {
     if (!signal.aborted) this.#options.answered(item, outcome);
   }
-}
-
-function failed(code, message) {
-  return { error: { code, message } };
 }

@@ -33,10 +33,11 @@ export class Refused extends Error {
   }
 }
 
-// One outcome a file, in their order.
-export async function classifyFiles(contents, withEvidence, signal) {
+// One outcome a file, in their order. The browser reads the files while it sends them: bytes that this page
+// reads pass through its process twice, which takes a third of the time.
+export async function classifyFiles(files, withEvidence, signal) {
   const form = new FormData();
-  contents.forEach((content, number) => form.append("image", new Blob([content]), String(number)));
+  files.forEach((file, number) => form.append("image", file, String(number)));
   const answer = await post(withEvidence ? "classify?evidence=true" : "classify", form, null, signal);
   const { results } = await answer.json();
   return results.map(({ filename, ...outcome }) => outcome);
@@ -84,7 +85,7 @@ async function post(path, body, type, signal) {
     const sentKey = key;
     try {
       const headers = { ...(type && { "Content-Type": type }), ...credentials() };
-      const answer = await fetch(path, { method: "POST", body, headers, signal });
+      const answer = await send(path, body, headers, signal);
       if (answer.status < 500 && answer.status !== 429) reportProblem("");
       if (answer.ok) return answer;
       failure = await describeFailure(answer);
@@ -97,12 +98,32 @@ async function post(path, body, type, signal) {
     } catch (error) {
       if (error instanceof NeedsKey || error === failure) throw error;
       if (signal?.aborted) throw new Cancelled();
+      if (body instanceof FormData && !(await isReadable([...body.values()]))) throw new Refused("unreadable", "The browser cannot read this file.");
       failure = new Refused("unreachable", "The service does not answer. Check that it is running.", true);
     }
     reportProblem(failure.message);
     if (performance.now() + pause > giveUpAt) throw failure;
     await new Promise((resume) => setTimeout(resume, pause * (0.5 + Math.random() / 2)));
   }
+}
+
+// fetch() blocks the page for a millisecond a file, because it makes a blob of each; this request does not.
+function send(path, body, headers, signal) {
+  return new Promise((resolve, reject) => {
+    signal?.throwIfAborted();
+    const request = new XMLHttpRequest();
+    request.open("POST", path);
+    for (const [name, value] of Object.entries(headers)) request.setRequestHeader(name, value);
+    signal?.addEventListener("abort", () => request.abort());
+    request.onabort = request.onerror = reject;
+    request.onload = () => resolve(new Response(request.response, { status: request.status, headers: { "Retry-After": request.getResponseHeader("Retry-After") ?? "" } }));
+    request.send(body);
+  });
+}
+
+// A file that is gone or has changed fails a request as a service does that does not answer.
+function isReadable(files) {
+  return Promise.all(files.map((file) => file.slice(0, 1).arrayBuffer())).then(() => true, () => false);
 }
 
 async function describeFailure(answer) {
