@@ -1,4 +1,5 @@
 import atexit
+import os
 import signal
 import sys
 
@@ -6,6 +7,7 @@ from app.cli.interrupts import exit_at_once
 
 
 def main() -> int:
+    _open_closed_streams()
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, exit_at_once)
         # Registered first, it runs last: the command has finished, and Python would restore the default.
@@ -13,6 +15,14 @@ def main() -> int:
     from app.cli.main import main as run  # noqa: PLC0415 - takes a second, which Ctrl-C may interrupt
 
     return run()
+
+
+def _open_closed_streams() -> None:
+    """Open the null device for closed standard streams, which are None in Python and free for a socket."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", encoding="utf-8"))
 
 
 if __name__ == "__main__":

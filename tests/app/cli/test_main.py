@@ -189,6 +189,19 @@ def test_closed_output_pipe_is_not_an_error(url: str, tmp_path: Path) -> None:
     assert finished.stderr == ""
 
 
+def test_closed_standard_streams_are_not_an_error(url: str) -> None:
+    command = shlex.join([*CLI, "classify", "--url", url, str(SAMPLES / "rolled.png")])
+    for closed, printed in (("<&- 2>&-", "Rolled"), (">&-", "")):
+        finished = subprocess.run(
+            ["bash", "-c", f"{command} {closed}"],  # noqa: S607
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert printed in finished.stdout
+        assert finished.stderr == ""
+
+
 def test_serve_refuses_a_tampered_model(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     h5 = copy_artifact(tmp_path, ".h5", ".json", ".tflite", ".tflite.json")
     content = bytearray(h5.read_bytes())
