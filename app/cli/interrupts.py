@@ -35,6 +35,16 @@ def on_interrupt(handle: Callable[[int, FrameType | None], object]) -> Iterator[
         signal.signal(signal.SIGINT, previous)
 
 
+@contextmanager
+def delay_interrupts() -> Iterator[None]:
+    """Deliver SIGINT at the end: an exception inside subprocess.Popen leaves a process that nobody ends."""
+    received: list[int] = []
+    with on_interrupt(lambda number, _: received.append(number)):
+        yield
+    for number in received[:1]:
+        signal.raise_signal(number)
+
+
 _AGAIN_SECONDS = 0.05
 
 

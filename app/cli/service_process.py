@@ -9,10 +9,11 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from app.cli.command_line import refuse_taken_port
+from app.cli.interrupts import delay_interrupts
 from app.client import DEFAULT_URL, Client, ClientError, is_ready
 from app.client.client import PATIENCE_SECONDS
 from app.errors import CommandError, UsageError
@@ -82,15 +83,15 @@ def own_service(
     command = [str(python), "-m", "app.cli", "serve", "--host", HOST, "--port", str(port)]
     command += [] if model is None else ["--model", str(model)]
     variables = _child_environment(environment or {})
-    # In a session of its own: Ctrl-C is for the command, which may need the service afterwards.
-    with subprocess.Popen(command, env=variables, start_new_session=True) as service:
-        try:
-            url = f"http://{HOST}:{port}"
-            _wait_until_ready(service, url)
-            yield url, service
-        finally:
-            service.terminate()
-            service.wait()  # Popen's own context waits for a quarter of a second after Ctrl-C
+    url = f"http://{HOST}:{port}"
+    with ExitStack() as stack:
+        with delay_interrupts():
+            # In a session of its own: Ctrl-C is for the command, which may need the service afterwards.
+            service = subprocess.Popen(command, env=variables, start_new_session=True)
+            stack.callback(service.wait)
+            stack.callback(service.terminate)
+        _wait_until_ready(service, url)
+        yield url, service
 
 
 def add_model(command: argparse.ArgumentParser) -> None:

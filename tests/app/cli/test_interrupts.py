@@ -2,13 +2,16 @@
 
 import argparse
 import signal
+import subprocess
 import sys
 import time
+from typing import Any
 
 import pytest
 
 from app.cli.interrupts import raise_on_interrupt
 from app.cli.main import parser
+from app.cli.service_process import own_service
 from tests.running import CLI, Terminal, free_port
 
 CTRL_C = "\x03"
@@ -78,6 +81,21 @@ def test_running_command_ends_with_130(name: str) -> None:
         terminal.type(CTRL_C)
         assert terminal.exit_code() == 130
     refuse_traceback(terminal.shown)
+
+
+def test_interrupt_while_a_service_starts_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+
+    class Interrupted(subprocess.Popen[bytes]):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            started.append(self)
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(subprocess, "Popen", Interrupted)
+    with pytest.raises(KeyboardInterrupt), raise_on_interrupt(), own_service():
+        pass
+    assert [service.returncode for service in started] == [-signal.SIGTERM]
 
 
 @pytest.mark.slow
