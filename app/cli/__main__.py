@@ -1,4 +1,7 @@
 import atexit
+import codecs
+import io
+import json
 import os
 import signal
 import sys
@@ -8,6 +11,10 @@ from app.cli.interrupts import exit_at_once
 
 def main() -> int:
     _open_closed_streams()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # File names in a locale without their letters, escaped so that JSON stays valid.
+        codecs.register_error("escape", _escape)
+        sys.stdout.reconfigure(errors="escape")
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, exit_at_once)
         # Registered first, it runs last: the command has finished, and Python would restore the default.
@@ -23,6 +30,12 @@ def _open_closed_streams() -> None:
         if getattr(sys, name) is None:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number
             setattr(sys, name, os.fdopen(number, "w" if number else "r", encoding="utf-8"))
+
+
+def _escape(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
 
 
 if __name__ == "__main__":

@@ -189,6 +189,22 @@ def test_closed_output_pipe_is_not_an_error(url: str, tmp_path: Path) -> None:
     assert finished.stderr == ""
 
 
+def test_file_names_are_escaped_in_a_locale_without_their_letters(url: str, tmp_path: Path) -> None:
+    image = Path(shutil.copy(SAMPLES / "rolled.png", tmp_path / "Blech ä😀.png"))
+    printed = [
+        subprocess.run(
+            [*CLI, "classify", "--url", url, str(tmp_path), *flags],
+            capture_output=True,
+            check=True,
+            env=os.environ | {"PYTHONIOENCODING": "latin-1"},
+            encoding="latin-1",
+        ).stdout
+        for flags in ([], ["--json"])
+    ]
+    assert "Blech ä\\ud83d\\ude00.png  Rolled" in printed[0]
+    assert json.loads(printed[1])["image"] == str(image)
+
+
 def test_closed_standard_streams_are_not_an_error(url: str) -> None:
     command = shlex.join([*CLI, "classify", "--url", url, str(SAMPLES / "rolled.png")])
     for closed, printed in (("<&- 2>&-", "Rolled"), (">&-", "")):
