@@ -16,142 +16,96 @@ from typing import ClassVar
 from model.errors import InputError
 
 
-class InvalidSource(InputError):
+class InvalidSource(InputError, code="invalid_source"):
     """The source is not a string, is empty, or is a file URL or stage path that names no file."""
 
-    code = "invalid_source"
 
-
-class InvalidBase64(InputError):
+class InvalidBase64(InputError, code="invalid_base64"):
     """The text is not the base64 of RFC 4648, section 4."""
 
-    code = "invalid_base64"
 
-
-class InvalidHex(InputError):
+class InvalidHex(InputError, code="invalid_hex"):
     """The text begins like an image in hexadecimal, but does not continue so."""
 
-    code = "invalid_hex"
 
-
-class InvalidOptions(InputError):
+class InvalidOptions(InputError, code="invalid_options"):
     """The row's third column must be `{"evidence": true}`, `{"evidence": false}` or NULL."""
 
-    code = "invalid_options"
 
-
-class UrlNotAllowed(InputError):
+class UrlNotAllowed(InputError, code="url_not_allowed"):
     """The service may not fetch from this scheme, host, port or address; see `ALLOWED_URL_HOSTS`."""
 
-    code = "url_not_allowed"
 
-
-class FileMissing(InputError):
+class FileMissing(InputError, code="file_missing"):
     """The store has no such file. A directory table may still list it: refresh the stage."""
 
-    code = "file_missing"
 
-
-class UrlExpired(InputError):
+class UrlExpired(InputError, code="url_expired"):
     """The signed URL has expired. Pass a new one, or the directory table's `file_url`."""
 
-    code = "url_expired"
 
-
-class AccessDenied(InputError):
+class AccessDenied(InputError, code="access_denied"):
     """The store denies access to the URL."""
 
-    code = "access_denied"
 
-
-class ClientSideEncrypted(InputError):
+class ClientSideEncrypted(InputError, code="client_side_encrypted"):
     """The stage lacks SNOWFLAKE_SSE, so a pre-signed URL leads to ciphertext. Pass its `file_url`."""
 
-    code = "client_side_encrypted"
 
-
-class FetchFailed(InputError):
+class FetchFailed(InputError, code="fetch_failed"):
     """The host answered with another status than 200, or not at all."""
 
-    code = "fetch_failed"
 
-
-class FetchTimeout(InputError):
+class FetchTimeout(InputError, code="fetch_timeout"):
     """The image did not arrive within `FETCH_TIMEOUT_SECONDS`."""
 
-    code = "fetch_timeout"
 
-
-class ScopedUrlNotReadable(InputError):
+class ScopedUrlNotReadable(InputError, code="scoped_url_not_readable"):
     """Only the user who created a scoped URL can read it. Pass `file_url`."""
 
-    code = "scoped_url_not_readable"
 
-
-class WrongAccount(InputError):
+class WrongAccount(InputError, code="wrong_account"):
     """The file URL belongs to another account than `SNOWFLAKE_ACCOUNT`."""
 
-    code = "wrong_account"
 
-
-class StageNotAllowed(InputError):
+class StageNotAllowed(InputError, code="stage_not_allowed"):
     """`SNOWFLAKE_STAGES` does not list the stage, or it is the 17th stage of one batch."""
 
-    code = "stage_not_allowed"
 
-
-class StageNotAuthorized(InputError):
+class StageNotAuthorized(InputError, code="stage_not_authorized"):
     """The stage does not exist, or the service's role lacks READ on it; Snowflake does not say which."""
 
-    code = "stage_not_authorized"
 
-
-class SnowflakeNotConfigured(InputError):
+class SnowflakeNotConfigured(InputError, code="snowflake_not_configured"):
     """The row names a staged file, and the service has no `SNOWFLAKE_ACCOUNT` to read stages from."""
 
-    code = "snowflake_not_configured"
 
-
-class SnowflakeLoginFailed(InputError):
+class SnowflakeLoginFailed(InputError, code="snowflake_login_failed"):
     """Snowflake rejects the service's login."""
 
-    code = "snowflake_login_failed"
 
-
-class SnowflakeUnavailable(InputError):
+class SnowflakeUnavailable(InputError, code="snowflake_unavailable"):
     """Snowflake does not answer within `SNOWFLAKE_TIMEOUT_SECONDS`."""
 
-    code = "snowflake_unavailable"
 
-
-class SnowflakeRefused(InputError):
+class SnowflakeRefused(InputError, code="snowflake_refused"):
     """Snowflake rejects the statement that signs the URLs."""
 
-    code = "snowflake_refused"
 
-
-class WarehouseUnavailable(InputError):
+class WarehouseUnavailable(InputError, code="warehouse_unavailable"):
     """The service's user has no warehouse, or its warehouse is suspended and does not resume."""
 
-    code = "warehouse_unavailable"
 
-
-class PredictionFailed(InputError):
+class PredictionFailed(InputError, code="prediction_failed"):
     """The network returned NaN or infinity."""
 
-    code = "prediction_failed"
 
-
-class ClassifierDied(InputError):
+class ClassifierDied(InputError, code="classifier_died"):
     """Three classifier processes crashed while they handled this image."""
 
-    code = "classifier_died"
 
-
-class ClassifyTimeout(InputError):
+class ClassifyTimeout(InputError, code="classify_timeout"):
     """The image takes more CPU time than `MAX_IMAGE_CPU_SECONDS`."""
-
-    code = "classify_timeout"
 
 
 class ServiceError(Exception):
@@ -162,93 +116,70 @@ class ServiceError(Exception):
     retryable: ClassVar[bool] = False
     headers: Mapping[str, str] = MappingProxyType({})
 
+    def __init_subclass__(cls, status: int | None = None, code: str | None = None) -> None:
+        cls.status = cls.status if status is None else status
+        cls.code = cls.code if code is None else code
+
     def __init__(self, message: str) -> None:
         super().__init__(message)
         self.message = message
 
 
-class MalformedBody(ServiceError):
+class MalformedBody(ServiceError, status=400, code="malformed_body"):
     """The body is not JSON, multipart or compressed as its headers say."""
 
-    status = 400
-    code = "malformed_body"
 
-
-class Unauthorized(ServiceError):
+class Unauthorized(ServiceError, status=401, code="unauthorized"):
     """Credentials are missing or invalid.
 
     RFC 9110, section 15.5.2, requires WWW-Authenticate.
     """
 
-    status = 401
-    code = "unauthorized"
     headers = MappingProxyType({"www-authenticate": "Bearer"})
 
 
-class BatchUnknown(ServiceError):
+class BatchUnknown(ServiceError, status=404, code="batch_unknown"):
     """No batch with this id is running or cached."""
 
-    status = 404
-    code = "batch_unknown"
 
-
-class BodyTimeout(ServiceError):
+class BodyTimeout(ServiceError, status=408, code="body_timeout"):
     """The body did not arrive within `BODY_TIMEOUT_SECONDS`.
 
     Closes the connection: the rest of the body would be parsed as a request.
     """
 
-    status = 408
-    code = "body_timeout"
     headers = MappingProxyType({"connection": "close"})
 
 
-class PayloadTooLarge(ServiceError):
+class PayloadTooLarge(ServiceError, status=413, code="payload_too_large"):
     """The body exceeds a limit on bytes, rows or files."""
 
-    status = 413
-    code = "payload_too_large"
 
-
-class AnswerTooLarge(ServiceError):
+class AnswerTooLarge(ServiceError, status=413, code="answer_too_large"):
     """The response exceeds 10 MB, Snowflake's limit, or 64 MB without a batch id. Lower MAX_BATCH_ROWS."""
 
-    status = 413
-    code = "answer_too_large"
 
-
-class UnsupportedMediaType(ServiceError):
+class UnsupportedMediaType(ServiceError, status=415, code="unsupported_media_type"):
     """The Content-Type or Content-Encoding is not one of the three forms of request."""
 
-    status = 415
-    code = "unsupported_media_type"
 
-
-class Misdirected(ServiceError):
+class Misdirected(ServiceError, status=421, code="misdirected"):
     """The Host header names another host, which a service on loopback without AUTH rejects.
 
     RFC 9110, section 15.5.20.
     """
 
-    status = 421
-    code = "misdirected"
 
-
-class InvalidBatch(ServiceError):
+class InvalidBatch(ServiceError, status=422, code="invalid_batch"):
     """The JSON or multipart body is valid, but holds no rows or files, or the query is invalid."""
 
-    status = 422
-    code = "invalid_batch"
 
-
-class Overloaded(ServiceError):
+class Overloaded(ServiceError, status=429, code="overloaded"):
     """The queue, or the memory for bodies, is full.
 
     `retry_after_seconds`: RFC 9110, section 10.2.3.
     """
 
-    status = 429
-    code = "overloaded"
     retryable = True
 
     def __init__(self, message: str, retry_after_seconds: int) -> None:
@@ -256,40 +187,32 @@ class Overloaded(ServiceError):
         self.headers = MappingProxyType({"retry-after": str(retry_after_seconds)})
 
 
-class IssuerUnavailable(ServiceError):
+class IssuerUnavailable(ServiceError, status=503, code="issuer_unavailable"):
     """The keys to verify tokens cannot be fetched from `JWT_JWKS_URL`."""
 
-    status = 503
-    code = "issuer_unavailable"
     retryable = True
 
 
-class NoClassifier(ServiceError):
+class NoClassifier(ServiceError, status=503, code="no_classifier"):
     """No classifier process is ready."""
 
-    status = 503
-    code = "no_classifier"
     retryable = True
     headers = MappingProxyType({"retry-after": "5"})
 
 
-class DeadlineExceeded(ServiceError):
+class DeadlineExceeded(ServiceError, status=503, code="deadline_exceeded"):
     """The request took longer than `REQUEST_TIMEOUT_SECONDS`.
 
     Closes the connection: part of the request may be unread.
     """
 
-    status = 503
-    code = "deadline_exceeded"
     retryable = True
     headers = MappingProxyType({"connection": "close", "retry-after": "1"})
 
 
-class Stopped(ServiceError):
+class Stopped(ServiceError, status=503, code="stopped"):
     """The service is shutting down and cannot finish the request."""
 
-    status = 503
-    code = "stopped"
     retryable = True
     headers = MappingProxyType({"connection": "close"})
 

@@ -16,6 +16,10 @@ class InputError(ModelError):
 
     code: ClassVar[str]
 
+    def __init_subclass__(cls, code: str | None = None) -> None:
+        if code is not None:
+            cls.code = code
+
     def __init__(self, message: str, *, retryable: bool = False) -> None:
         super().__init__(message)
         self.message = message
@@ -26,22 +30,16 @@ class InputError(ModelError):
         return type(self)(self.message, retryable=self.retryable)
 
 
-class UnsupportedFormat(InputError):
+class UnsupportedFormat(InputError, code="unsupported_format"):
     """The file is not BMP, PNG, JPEG, TIFF or WebP, or a rare kind of one. Convert HEIC and AVIF to JPEG."""
 
-    code = "unsupported_format"
 
-
-class CorruptImage(InputError):
+class CorruptImage(InputError, code="corrupt_image"):
     """The format is supported, but the content does not decode completely."""
 
-    code = "corrupt_image"
 
-
-class ImageTooLarge(InputError):
+class ImageTooLarge(InputError, code="image_too_large"):
     """A limit on bytes, pixels, sides or decoding work is exceeded."""
-
-    code = "image_too_large"
 
 
 class ArtifactError(ModelError):
