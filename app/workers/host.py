@@ -9,7 +9,6 @@ import threading
 import weakref
 from collections.abc import Collection
 from contextlib import ExitStack, suppress
-from typing import Protocol
 
 from app.settings import Settings
 from app.workers.protocol import (
@@ -30,29 +29,6 @@ END_TIMEOUT_SECONDS = 5.0
 _ORDER_TIMEOUT_SECONDS = 1.0
 
 
-class Host(Protocol):
-    """Starts classifier processes."""
-
-    def connect(self) -> socket.socket:
-        """Connect to a new process, which sends a Greeting first.
-
-        Blocks, and so must run in a thread. Raises OSError if no process can be started.
-        """
-        ...
-
-    def kill(self, pid: int) -> None:
-        """Kill a classifier process that has stalled."""
-        ...
-
-    def kill_others(self, healthy: Collection[int]) -> None:
-        """Kill all processes but the healthy ones, and so those that have stalled while starting."""
-        ...
-
-    def ticks_without(self, healthy: Collection[int]) -> int | None:
-        """CPU time in ticks of all processes but the healthy ones; None if unknown."""
-        ...
-
-
 class ForkServer:
     """The fork server, which is restarted after it has died. Thread-safe.
 
@@ -69,6 +45,10 @@ class ForkServer:
         self._orders = self._start()
 
     def connect(self) -> socket.socket:
+        """Connect to a new process, which sends a Greeting first.
+
+        Blocks, and so must run in a thread. Raises OSError if no process can be started.
+        """
         with self._lock:
             if not self.close.alive:
                 raise ConnectionAbortedError("The fork server has been closed.")
@@ -82,17 +62,19 @@ class ForkServer:
             return ours
 
     def kill(self, pid: int) -> None:
-        """Kill a process, unless its id belongs to another program by now."""
+        """Kill a process that has stalled, unless its id belongs to another program by now."""
         with suppress(OSError):
             if os.getpgid(pid) in self._groups:
                 os.kill(pid, signal.SIGKILL)
 
     def kill_others(self, healthy: Collection[int]) -> None:
+        """Kill all processes but the healthy ones, and so those that have stalled while starting."""
         for member in stats_of_groups(self._groups):
             if member.pid not in healthy:
                 self.kill(member.pid)
 
     def ticks_without(self, healthy: Collection[int]) -> int | None:
+        """CPU time in ticks of all processes but the healthy ones; None if unknown."""
         ticks = [member.ticks for member in stats_of_groups(self._groups) if member.pid not in healthy]
         return sum(ticks) if ticks else None
 

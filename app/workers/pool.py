@@ -18,7 +18,7 @@ from app.settings import Settings
 from app.telemetry import metrics
 from app.telemetry.log import log_event, logger
 from app.workers.connection import ClassifierConnection, Retries, deliver
-from app.workers.host import ClassifierProcesses, Host
+from app.workers.host import ClassifierProcesses, ForkServer
 from app.workers.protocol import Answers, Greeting, ServedModel
 from app.workers.queue import QueuedRow, RowQueue
 from app.workers.starting import FaultLog, SpareProcess, Starter
@@ -129,8 +129,6 @@ def log_model(event: str, model: ServedModel, **more: str) -> None:
 
 # A second call waits at the process, so that no core waits for the event loop.
 MAX_CALLS_PER_PROCESS = 2
-# The delay after the first failed start.
-RETRY_SECONDS = 0.5
 _CHECK_SECONDS = 0.1
 _CHECKS_PER_SECOND = 10
 
@@ -141,7 +139,7 @@ class ClassifierPool:
     def __init__(
         self,
         queue: RowQueue,
-        host: Host,
+        host: ForkServer,
         model: ServedModel,
         max_image_cpu_seconds: float,
         *,
@@ -179,15 +177,21 @@ class ClassifierPool:
         return self._availability.is_available
 
     async def connect(
-        self, connection: socket.socket, *, has_greeted: bool = True, pid: int | None = None
+        self,
+        connection: socket.socket,
+        *,
+        has_greeted: bool = True,
+        pid: int | None = None,
+        is_spare: bool = False,
     ) -> ClassifierConnection:
         """Add a process, which sends a greeting first unless `has_greeted`."""
-        classifier = ClassifierConnection(self, has_greeted=has_greeted, pid=pid)
-        return await self._connect(connection, classifier)
+        classifier = ClassifierConnection(self, has_greeted=has_greeted, pid=pid, is_spare=is_spare)
+        await asyncio.get_running_loop().create_connection(lambda: classifier, sock=connection)
+        return classifier
 
     async def switch(
         self,
-        host: Host,
+        host: ForkServer,
         model: ServedModel,
         connections: Iterable[socket.socket],
         pids: Iterable[int | None],
@@ -354,7 +358,7 @@ class ClassifierPool:
         classifier.leave()
 
     def _fail_waiting(self) -> None:
-        error = _no_classifier()
+        error = NoClassifier("No classifier process is ready. Send the request again.")
         self._retries.fail(error)
         self._queue.fail_waiting(error)
 
@@ -362,18 +366,12 @@ class ClassifierPool:
         self._starter.start_spare()
 
     def _make_starter(self) -> Starter:
-        return Starter(self._host, self._connect_new, self._healthy, lambda: RETRY_SECONDS, self._faults)
-
-    async def _connect_new(self, connection: socket.socket, is_spare: bool) -> ClassifierConnection:
-        return await self._connect(
-            connection, ClassifierConnection(self, has_greeted=False, is_spare=is_spare)
+        return Starter(
+            self._host,
+            lambda connection, is_spare: self.connect(connection, has_greeted=False, is_spare=is_spare),
+            self._healthy,
+            self._faults,
         )
-
-    async def _connect(
-        self, connection: socket.socket, classifier: ClassifierConnection
-    ) -> ClassifierConnection:
-        await asyncio.get_running_loop().create_connection(lambda: classifier, sock=connection)
-        return classifier
 
     def _healthy(self) -> set[int]:
         known = self._connected | self._retired
@@ -413,7 +411,3 @@ class _Availability:
         self.is_available = False
         logger.error("No classifier process is ready: requests receive 503 until one is.")
         self._on_unavailable()
-
-
-def _no_classifier() -> NoClassifier:
-    return NoClassifier("No classifier process is ready. Send the request again.")

@@ -5,13 +5,15 @@ import socket
 import threading
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from time import monotonic
-from typing import Any
+from typing import Any, TypeVar
 
 from app.telemetry.log import logger
 from app.workers.connection import ClassifierConnection
-from app.workers.host import Host
+from app.workers.host import ForkServer
 from app.workers.protocol import MAX_START_CHECKS, STALLED_START_CHECKS, StallWatch
 from app.workers.queue import QueuedRow, RowQueue
+
+T = TypeVar("T")
 
 _CHECK_SECONDS = 1.0
 
@@ -21,10 +23,9 @@ class Starter:
 
     def __init__(
         self,
-        host: Host,
+        host: ForkServer,
         connect: Callable[[socket.socket, bool], Awaitable[ClassifierConnection]],
         healthy: Callable[[], Collection[int]],
-        first_delay_seconds: Callable[[], float],
         faults: "FaultLog",
     ) -> None:
         """`connect` receives a socket, and whether its process is the spare one."""
@@ -32,7 +33,6 @@ class Starter:
         self._host = host
         self._connect = connect
         self._healthy = healthy
-        self._first_delay_seconds = first_delay_seconds
         self._faults = faults
         self._missing = 0
         self._starting: asyncio.Task[None] | None = None
@@ -50,7 +50,7 @@ class Starter:
 
     def start_spare(self) -> None:
         """Start the spare process, without a retry."""
-        self._create_task(self._start_spare())
+        self._create_task(self._start(is_spare=True))
 
     def close(self) -> None:
         for task in self._tasks:
@@ -61,7 +61,7 @@ class Starter:
                 connection.close()
             self._opened.clear()
 
-    def _create_task(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+    def _create_task(self, work: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -69,14 +69,11 @@ class Starter:
 
     async def _start_missing(self) -> None:
         while self._missing:
-            await asyncio.sleep(self.backoff.delay_seconds(self._first_delay_seconds()))
+            await asyncio.sleep(self.backoff.delay_seconds())
             if await self._start(is_spare=False):
                 self._missing -= 1
             else:
                 self.backoff.count_failure()
-
-    async def _start_spare(self) -> None:
-        await self._start(is_spare=True)
 
     async def _start(self, *, is_spare: bool) -> bool:
         """Returns False if no process can be started."""
@@ -118,6 +115,8 @@ class Starter:
                 return
 
 
+# The delay after the first failed start.
+RETRY_SECONDS = 0.5
 MAX_DELAY_SECONDS = 5.0
 # Hostile images may crash one process after the other, which are replaced at once: three for each row of a
 # call. More crashes without a single answer between them have another cause.
@@ -147,11 +146,11 @@ class StartBackoff:
         """A process has answered a call."""
         self._failures = self._crashes = 0
 
-    def delay_seconds(self, first_seconds: float) -> float:
+    def delay_seconds(self) -> float:
         failures = max(self._failures, self._crashes - CRASHES_WITHOUT_DELAY)
         if failures <= 0:
             return 0.0
-        return min(MAX_DELAY_SECONDS, first_seconds * 2.0 ** min(failures - 1, 10))
+        return min(MAX_DELAY_SECONDS, RETRY_SECONDS * 2.0 ** min(failures - 1, 10))
 
 
 FAULT_INTERVAL_SECONDS = 30.0

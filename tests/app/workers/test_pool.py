@@ -12,7 +12,7 @@ import pytest
 
 from app.outcome import ModelIdentity, Outcome, outcome_of_error
 from app.settings import Settings
-from app.workers import pool as pool_module
+from app.workers import starting
 from app.workers.host import ClassifierProcesses
 from app.workers.pool import ClassifierPool, LiveClassifiers
 from app.workers.protocol import Answers, Greeting, ServedModel, WaitingRow, format_frame, read_rows
@@ -217,7 +217,7 @@ def test_process_that_sends_an_invalid_frame_is_replaced() -> None:
 
 
 def test_failed_start_is_retried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool_module, "RETRY_SECONDS", 0.02)
+    monkeypatch.setattr(starting, "RETRY_SECONDS", 0.02)
 
     class Exhausted(ScriptedHost):
         refused = 0
@@ -241,7 +241,7 @@ def test_failed_start_is_retried(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_process_that_cannot_classify_is_restarted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool_module, "RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(starting, "RETRY_SECONDS", 0.05)
     host = ScriptedHost()
     host.greeting = Greeting(refusal="no network")
 

@@ -8,7 +8,7 @@ import pytest
 
 from app.errors import NoClassifier
 from app.telemetry.log import logger
-from app.workers import pool as pool_module
+from app.workers import starting
 from app.workers.pool import ClassifierPool
 from app.workers.protocol import Greeting, StallWatch, WaitingRow, format_frame, stat_of, stats_of_groups
 from app.workers.queue import Capacity, RowQueue
@@ -26,12 +26,12 @@ from tests.app.workers.test_pool import MODEL, ScriptedHost, classify
 def test_delay_doubles_after_each_failed_start_up_to_a_limit() -> None:
     backoff, delays = StartBackoff(), []
     for _ in range(20):
-        delays.append(backoff.delay_seconds(0.5))
+        delays.append(backoff.delay_seconds())
         backoff.count_failure()
     assert delays[:5] == [0.0, 0.5, 1.0, 2.0, 4.0]
     assert set(delays[5:]) == {MAX_DELAY_SECONDS}
     backoff.reset_failures()
-    assert backoff.delay_seconds(0.5) == 0.0
+    assert backoff.delay_seconds() == 0.0
 
 
 def test_crashes_delay_starts_only_when_there_are_many_without_an_answer() -> None:
@@ -39,12 +39,12 @@ def test_crashes_delay_starts_only_when_there_are_many_without_an_answer() -> No
     for _ in range(CRASHES_WITHOUT_DELAY):
         backoff.count_crash()
         backoff.reset_failures()
-        assert backoff.delay_seconds(0.5) == 0.0
+        assert backoff.delay_seconds() == 0.0
     backoff.count_crash()
     backoff.reset_failures()
-    assert backoff.delay_seconds(0.5) == 0.5
+    assert backoff.delay_seconds() == 0.5
     backoff.reset()
-    assert backoff.delay_seconds(0.5) == 0.0
+    assert backoff.delay_seconds() == 0.0
 
 
 def test_process_without_progress_has_stalled_after_some_checks() -> None:
@@ -108,7 +108,7 @@ def test_blocking_start_does_not_block_the_event_loop() -> None:
 def test_processes_that_crash_repeatedly_while_idle_are_restarted_with_backoff(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(pool_module, "RETRY_SECONDS", 60.0)
+    monkeypatch.setattr(starting, "RETRY_SECONDS", 60.0)
 
     class Dying(ScriptedHost):
         def _serve(self, connection: socket.socket) -> None:
@@ -132,7 +132,7 @@ def test_processes_that_crash_repeatedly_while_idle_are_restarted_with_backoff(
 
 def test_rows_fail_after_the_grace_period_without_a_ready_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.workers.pool.GRACE_SECONDS", 0.05)
-    monkeypatch.setattr(pool_module, "RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(starting, "RETRY_SECONDS", 0.05)
 
     class Refusing(ScriptedHost):
         def connect(self) -> socket.socket:
