@@ -6,7 +6,7 @@ from typing import Annotated, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 Pixels: TypeAlias = NDArray[np.uint8]
 Floats: TypeAlias = NDArray[np.float32]
@@ -15,10 +15,8 @@ Strings: TypeAlias = NDArray[np.str_]
 Mask: TypeAlias = NDArray[np.bool_]
 
 
-class ArrayJson(BaseModel):
+class ArrayJson(BaseModel, frozen=True, extra="forbid"):
     """An array in a JSON card: `float32` is the base64 of its little-endian values in row-major order."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     shape: tuple[Annotated[int, Field(ge=1)], ...]
     float32: str

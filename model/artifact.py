@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from model.arrays import ArrayJson, Ints, Pixels
 from model.defaults import samples_folder
@@ -29,10 +29,8 @@ from model.preprocessing import MULTI_LABEL, ONE_OUTPUT, Ending, Preprocessing
 ClassName = Annotated[str, Field(pattern=r"\S")]
 
 
-class Float32(BaseModel):
+class Float32(BaseModel, frozen=True, extra="forbid"):
     """Fields of a card that quantisation replaces, with their values for the float32 network."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     temperature: float | None
     golden_probabilities: tuple[float, ...] | None
@@ -44,18 +42,14 @@ class Float32(BaseModel):
         return cls.model_validate(card.model_dump(include=set(cls.model_fields)))
 
 
-class Int8(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+class Int8(BaseModel, frozen=True, extra="forbid"):
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     """Of the compiled model, which cannot be compiled again without the images."""
     float32: Float32
 
 
-class ArtifactCard(BaseModel):
+class ArtifactCard(BaseModel, frozen=True, extra="forbid"):
     """Contents of <name>.json. Only fields without a default are needed for a network trained elsewhere."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     class_names: Annotated[tuple[ClassName, ...], Field(min_length=2)]
     """In the order of the network's outputs."""

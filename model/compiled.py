@@ -13,16 +13,14 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from model.artifact import Artifact, file_faults, next_to
 from model.errors import ArtifactError
 
 
-class Stamp(BaseModel):
+class Stamp(BaseModel, frozen=True):
     """Contents of <name>.tflite.json."""
-
-    model_config = ConfigDict(frozen=True)
 
     h5_sha256: str
     sha256: str

@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Annotated, Literal, NamedTuple, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from model.arrays import ArrayJson, Floats, Mask
 
@@ -42,10 +42,8 @@ class _Arrays(NamedTuple):
     prototypes: _Points
 
 
-class Novelty(BaseModel):
+class Novelty(BaseModel, frozen=True, extra="forbid"):
     """A fitted detector that scores embeddings (n, d). Training fits it once, at the end."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     whitening: ArrayJson
     """(d, r): makes the covariance within classes the identity, in units of that distance's quantile."""

@@ -7,7 +7,7 @@ import re
 from typing import Annotated, Literal, Self, TypeAlias
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from model.arrays import Floats
 
@@ -29,10 +29,8 @@ LEAST_PROBABILITY = 1e-37
 Preset: TypeAlias = Literal["raw", "unit", "symmetric", "caffe", "torch", "teachable-machine"]
 
 
-class Preprocessing(BaseModel):
+class Preprocessing(BaseModel, frozen=True, extra="forbid"):
     """Input of the network = pixels 0..255 in this order of channels * scale + offset."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     scale: Annotated[tuple[Number, ...], Field(min_length=1, max_length=3)] = (1.0,)
     """One value, or one for each channel in the network's order."""

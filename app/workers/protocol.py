@@ -11,7 +11,7 @@ from pathlib import Path
 from struct import Struct
 from typing import IO, Annotated, Any, NamedTuple, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, Field, TypeAdapter
 from pydantic_core import to_json
 
 from app.images.source import Base64Text, HexText, InlineText
@@ -31,10 +31,8 @@ MAX_START_CHECKS = 300
 _PROC = Path("/proc")
 
 
-class ProcessOptions(BaseModel):
+class ProcessOptions(BaseModel, frozen=True):
     """The network, and the limits on images."""
-
-    model_config = ConfigDict(frozen=True)
 
     model_path: Path
     engine: Engine
