@@ -275,10 +275,9 @@ def _check_hosts(findings: Findings, settings: Settings) -> None:
 
 def _check_host(findings: Findings, allowlist: Allowlist, host: str, port: int) -> None:
     check = f"host of images {host}"
-    unreachable = "Check the host name, and that this machine's network allows the connection."
     private = "Set EXT_CLASSIFY_ALLOW_PRIVATE_ADDRESSES=true if this is your own object store."
     with (
-        findings.expecting(check, unreachable, OSError, ValueError),
+        findings.expecting(check, _UNREACHED, OSError, ValueError),
         findings.expecting(check, private, UrlNotAllowed),
     ):
         for *_, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):

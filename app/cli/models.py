@@ -303,15 +303,12 @@ def _progress_on_stderr(as_json: bool) -> AbstractContextManager[object]:
 
 
 def add_commands(add: Add) -> None:
-    for add_command in (
-        _add_train,
-        _add_measurements,
-        _add_compile,
-        _add_import,
-        _add_calibrate,
-        _add_verify,
-    ):
-        add_command(add)
+    _add_train(add)
+    _add_measurements(add)
+    _add_compile(add)
+    _add_import(add)
+    _add_calibrate(add)
+    _add_verify(add)
 
 
 def _add_train(add: Add) -> None:
@@ -474,16 +471,12 @@ def _share(text: str) -> float:
     return share
 
 
-def _scale(text: str) -> float:
-    """Parse a factor such as 0.5 or 1/255."""
+def _numbers(text: str) -> tuple[float, ...]:
+    """Parse one number, such as 0.5 or 1/255, or three."""
     try:
-        return parse_number(text)
+        numbers = tuple(map(parse_number, text.strip("[]()").split(",")))
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    numbers = tuple(map(_scale, text.strip("[]()").split(",")))
     if len(numbers) not in (1, 3):
         raise argparse.ArgumentTypeError(f"must be one number or three. Received: {text}")
     return numbers

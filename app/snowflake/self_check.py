@@ -170,11 +170,11 @@ class SelfCheck:
                     raise
                 findings.skipped(check, "the service may read it; its directory table lists no file to fetch")
                 return
-            if self._stages.downloads(stage):
+            if self._stages.is_signed(stage):
+                findings.ok(check, f"the service signed and fetched a file of {len(content):,} bytes")
+            else:
                 advice = "A stage with SNOWFLAKE_SSE is faster: its files are fetched by signed URLs."
                 findings.note(check, "the service downloads its files through the connector", advice)
-            else:
-                findings.ok(check, f"the service signed and fetched a file of {len(content):,} bytes")
 
     async def _find_path(self, name: str) -> str | None:
         """A path of the stage; None if the stage has no file, or no directory table."""

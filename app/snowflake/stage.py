@@ -90,18 +90,12 @@ class StageReader:
             self._leave_unsigned(file.stage)
             return await self._download(file)
 
-    def downloads(self, stage: Stage) -> bool:
-        """Whether the connector downloads the stage's files, rather than that their URLs are signed."""
-        return not self._is_signed(stage)
-
     async def _sign(self, stage: Stage, paths: Mapping[Host, Iterable[str]]) -> "SignedStage":
         errors = await asyncio.gather(*(self._error_for(host, stage) for host in paths))
         refused = {host: error for host, error in zip(paths, errors, strict=True) if error is not None}
         wanted = dict.fromkeys(path for host in paths.keys() - refused.keys() for path in paths[host])
         try:
-            signed = (
-                await self._sign_paths(stage, list(wanted)) if wanted and self._is_signed(stage) else None
-            )
+            signed = await self._sign_paths(stage, list(wanted)) if wanted and self.is_signed(stage) else None
         except InputError as error:
             return SignedStage(None, dict.fromkeys(paths, error) | refused)
         return SignedStage(signed, refused)
@@ -162,7 +156,8 @@ class StageReader:
     async def _download(self, file: StageFile) -> bytes:
         return await self._session.download(file.stage, file.path, self._settings.max_image_bytes)
 
-    def _is_signed(self, stage: Stage) -> bool:
+    def is_signed(self, stage: Stage) -> bool:
+        """Whether URLs of the stage's files are signed, rather than that the connector downloads them."""
         return self._settings.snowflake_presigned_urls and (
             self._unsigned_until.get(stage, 0.0) <= time.monotonic()
         )
