@@ -228,7 +228,7 @@ def _is_address(name: str) -> bool:
 
 
 def create_guards(settings: Settings) -> Guards | None:
-    """None if `AUTH=none`: the service authenticates nobody. Raises ApiKeysUnreadable."""
+    """None if `AUTH=none`, which accepts every client. Raises ApiKeysUnreadable."""
     if not settings.auth:
         return LoopbackGuards([])
     guards: list[Guard] = []

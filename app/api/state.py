@@ -19,7 +19,7 @@ class ServiceState:
 
     settings: Settings
     guards: Guards | None
-    """None if the service authenticates nobody."""
+    """None if the service accepts every client."""
     shutdown: Shutdown
     refusals: RefusalLog
     classifiers: LiveClassifiers

@@ -36,7 +36,7 @@ def _has_negative_index(node: Any, _: Types) -> bool:
 
 
 def _is_of_table_function(node: Any, _: Types) -> bool:
-    """Whether this `*` or `f.*` stands for the columns of FLATTEN or GENERATOR."""
+    """Whether this `*` or `f.*` selects the columns of FLATTEN or GENERATOR."""
     column = node.parent if isinstance(node.parent, exp.Column) else node
     select = column.parent
     if not isinstance(select, exp.Select):

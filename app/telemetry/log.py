@@ -22,7 +22,7 @@ from pydantic_core import to_json
 logger = logging.getLogger("ext_classify")
 
 MAX_QUEUED_BYTES = 4 * 1024 * 1024
-# The limit for startup and shutdown to wait for a log that nobody reads.
+# The limit for startup and shutdown to wait for a log that no process reads.
 FLUSH_SECONDS = 1.0
 _MAX_WRITE_BYTES = 64 * 1024
 # To wake the thread for each line costs more than the line.

@@ -247,7 +247,7 @@ class QueuedRequest:
             self.shedder.remove(self)
 
     def mark_answered(self, rows: int) -> None:
-        """Their outcomes are known, or nobody waits for them any more."""
+        """Their outcomes are known, or no client waits for them any more."""
         rows = min(rows, self._unanswered)  # a process may still classify one after the request has ended
         if rows:
             self._unanswered -= rows

@@ -6,7 +6,7 @@ from typing import Any
 
 from tests.benchmarks.contenders import Form
 
-# Each server has its own words for an outcome; one of these stands once in every row.
+# Servers format outcomes differently; each row contains one of these exactly once.
 _MARKERS = (b'"label"', b'\\"label\\"', b'"class"', b'"confidence"')
 _LABEL_KEYS = ("label", "nearest_label", "class", "predicted_class", "prediction")
 _ERROR = re.compile(rb'"error\\?": ?[^n ]')

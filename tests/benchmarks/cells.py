@@ -7,7 +7,7 @@ from tests.benchmarks.contenders import Form
 OURS = "ext-classify"
 PUBLISHED = "published recipe"
 NULL_SERVER = "null server"
-# The engine with nothing around it, in the same rounds.
+# The engine without a server, in the same rounds.
 ENGINE_PROCESSES, ENGINE_THREADS = "engine, a process a core", "engine, a thread a core"
 ENGINE_ONE_BY_ONE = "engine, one image after another"
 ENGINE_PAUSED = "engine, one image, then a pause of 1 ms"
@@ -52,7 +52,7 @@ class Group(NamedTuple):
         return [*self.closed, *(open_loop(self.form, self.rows, share) for share in self.shares)]
 
 
-# No more than 512 rows at once: beyond, connections only lengthen the queue, and the run.
+# At most 512 rows at once: more connections only lengthen the queue and the run.
 FULL = (
     Group("snowflake", 1, (1, 8, 32), (0.5, 1.5)),
     Group("snowflake", 16, (1, 8, 32)),

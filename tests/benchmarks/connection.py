@@ -106,7 +106,7 @@ class Connection:
         self.answers_since_open = 0
 
     async def ask(self, request: Request) -> Answer:
-        """Raises OSError when nobody listens, ConnectionLost when the server closes instead of answering."""
+        """Raises OSError if the port is closed, ConnectionLost if the server closes the connection."""
         kept = self._wire if self._wire is not None and self._wire.is_open else None
         try:
             answer = await (kept or await self.open()).ask(request)
@@ -126,7 +126,7 @@ class Connection:
             self._wire = None
 
     async def open(self) -> "_Wire":
-        """Raises OSError when nobody listens."""
+        """Raises OSError if the port is closed."""
         self.close()
         self.answers_since_open = 0
         _, self._wire = await asyncio.get_running_loop().create_connection(_Wire, "127.0.0.1", self._port)
@@ -155,7 +155,9 @@ class _Wire(asyncio.Protocol):
         self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.WriteTransport, transport)  # uvloop's has another ancestry
+        self._transport = cast(
+            asyncio.WriteTransport, transport
+        )  # uvloop's class does not inherit from asyncio's
         self.is_open = True
 
     def data_received(self, data: bytes) -> None:

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
 
-# v2 is KServe's tensor of BYTES, which stands in for "snowflake" at PyTriton.
+# v2 is KServe's tensor of BYTES, which PyTriton receives in place of "snowflake".
 Form: TypeAlias = Literal["snowflake", "image", "multipart", "v2"]
 Engine: TypeAlias = Literal["LiteRT", "TensorFlow", "onnxruntime", "onnxruntime (rewritten)", "OpenVINO"]
 """What computes; "(rewritten)" says that the graph is not the one that Keras exports, as for OpenVINO too."""
@@ -24,14 +24,14 @@ PEERS = Path(__file__).parent / "peers"
 class Network(NamedTuple):
     name: str
     h5: Path
-    """Its card lies beside it."""
+    """Its card is next to it."""
 
     @property
     def card(self) -> Path:
         return self.h5.with_suffix(".json")
 
     def file(self, engine: Engine) -> Path:
-        """The file that a peer with this engine is given; our service takes the .h5, and finds its twin."""
+        """The file that a peer with this engine is given; our service takes the .h5."""
         match engine:
             case "LiteRT":
                 return self.h5.with_suffix(".tflite")
@@ -57,9 +57,9 @@ EIGHT_BY_EIGHT = {**ONE_BY_ONE, "MICRO_BATCH": "8"}
 PEER_SETTINGS: Mapping[str, Mapping[str, Settings]] = {
     # A second thread that decodes gained nothing anywhere.
     "FastAPI + TensorFlow": {
-        # Eight images' first maps fit into the cache; 16 to 64 cost a third more.
+        # The first feature maps of eight images fit into the cache; 16 to 64 images cost a third more.
         RECIPE: {**WORKERS, "POOL": "1", "MICRO_BATCH": "8"},
-        # The maps are small, and a call of TensorFlow is dear.
+        # The feature maps are small, and a call of TensorFlow is expensive.
         STEEL: {**WORKERS, "POOL": "1", "MICRO_BATCH": "64"},
     },
     "FastAPI + onnxruntime": {
@@ -73,7 +73,7 @@ PEER_SETTINGS: Mapping[str, Mapping[str, Settings]] = {
         STEEL: {**WORKERS, "POOL": "1", "MICRO_BATCH": "64"},
     },
     "FastAPI + OpenVINO": dict.fromkeys((RECIPE, STEEL), EIGHT_BY_EIGHT),
-    # Not tuned: the plainest server of the same engine and file, one image a call.
+    # Not tuned: the simplest server of the same engine and file, one image per call.
     "FastAPI + LiteRT": dict.fromkeys((RECIPE, STEEL), ONE_BY_ONE),
     "FastAPI + LiteRT (our decoder)": dict.fromkeys((RECIPE, STEEL), ONE_BY_ONE),
     "LitServe + onnxruntime (rewritten)": {

@@ -25,7 +25,7 @@ from tests.benchmarks.window import quantile
 Work = Literal[
     "decode", "decode and predict one", "decode and predict one, paused", "decode and predict some"
 ]
-# What suits the engine: less leaves the caches cold, more gains nothing.
+# Images per call: fewer leave the caches cold, more gain nothing.
 SOME = 8
 # As long as a lone client takes to send its next image. Caches and clocks do not keep up with a core at rest.
 PAUSE_SECONDS = 0.001
@@ -60,7 +60,7 @@ class EngineLimit:
 
 @contextmanager
 def engine_limit(h5: Path, files: Sequence[bytes]) -> Iterator[EngineLimit]:
-    """Standing processes, warm and idle until asked."""
+    """Warm processes that wait for work."""
     cores = usable_cores()
     spawn = multiprocessing.get_context("spawn")
     here: list[Connection] = []
@@ -82,7 +82,7 @@ def engine_limit(h5: Path, files: Sequence[bytes]) -> Iterator[EngineLimit]:
 
 
 def engine_labels(h5: Path, files: Sequence[bytes]) -> list[str]:
-    """What the network says of `files`, with no server."""
+    """The network's labels for `files`, without a server."""
     artifact = load_artifact(h5)
     spec, limits = artifact.card.image, ImageLimits()
     probabilities = _open(artifact, 1).predict(np.stack([decode(file, spec, limits) for file in files]))

@@ -33,14 +33,14 @@ def server_processes(leader: int) -> list[int]:
 
 
 class Instances:
-    """The processes of a server, told apart from later ones that are given the same number."""
+    """The processes of a server, distinguished from later processes with the same id."""
 
     def __init__(self, leader: int) -> None:
         self._leader = leader
         self._started = {pid: _start_of(pid) for pid in server_processes(leader)}
 
     def still_running(self) -> list[int]:
-        """They, and what has joined them since; none that only waits to be reaped."""
+        """These processes and their later children, without zombies."""
         joined = {pid: _start_of(pid) for pid in server_processes(self._leader) if pid not in self._started}
         self._started |= {pid: start for pid, start in joined.items() if start}
         return [pid for pid, start in self._started.items() if start and _start_of(pid) == start]

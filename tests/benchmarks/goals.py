@@ -34,7 +34,7 @@ OTHER_MULTIPLE = 1.15
 BEST_LATENCIES = {"64 rows": 0.8, "1 row": 1.0}
 LEAST_ENGINE_SHARE = 0.92
 MOST_SECONDS, MOST_MEGABYTES = 0.8, 113.0
-# The published recipe does not serve the network in question, and the other decodes by our code.
+# PUBLISHED serves another network, and the last one decodes with our code.
 NO_PEERS = {*NO_SERVERS, OURS, PUBLISHED, "FastAPI + LiteRT (our decoder)"}
 
 

@@ -23,7 +23,7 @@ JPEG = "jpeg"
 # Images that no network was trained on.
 SPLITS = ("test", "valid")
 DRAWN = 144
-JPEG_QUALITY = 85  # as mills store them
+JPEG_QUALITY = 85  # as steel mills store them
 # Camera-size files are few, for a run makes them twice and holds them in several processes.
 CAMERA_IMAGES = 12
 NOISE = 4.0

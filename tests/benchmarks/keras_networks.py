@@ -1,4 +1,4 @@
-"""Make networks as users bring them, of Keras's own: python -m tests.benchmarks.keras_networks H5.
+"""Make networks of keras.applications, as users import them: python -m tests.benchmarks.keras_networks H5.
 
 Random weights, six classes, 224 x 224 in colour, preprocessing inside. The file's name says which network.
 The card and the compiled file lie next to it, as `ext-classify import` makes them.

@@ -37,11 +37,11 @@ _RECEIVED_BYTES = 65536
 
 
 class Block(NamedTuple):
-    """What one body did."""
+    """What was measured for one body."""
 
     status: str
     seconds: float
-    """Until its answer, with no prober beside it."""
+    """Until its answer, without concurrent probes."""
     longest_seconds: float
     """Until a probe was answered."""
     cpu_seconds: float

@@ -74,7 +74,7 @@ class Measurements:
         }
 
     def best(self, network: str, contender: str, cells: Iterable[Cell]) -> Cell | None:
-        """The cell with the highest median rate: a server is to be judged at the load that suits it."""
+        """The cell with the highest median rate: a server is compared at its best load."""
         rates = {cell: self.by_round(network, contender, cell) for cell in cells}
         measured = {cell: median(found) for cell, found in rates.items() if found}
         return max(measured, key=measured.__getitem__, default=None)

@@ -23,7 +23,7 @@ ALONE = Cell("image", 1, "JPEG, alone")
 BESIDE = Cell("image", 1, f"JPEG, beside {LARGEST} rows")
 BESIDE_PACED = Cell("image", 1, f"JPEG, beside {LARGEST} rows, {PACED_PER_SECOND:.0f}/s")
 ADDED_ROWS = {rows: Cell("snowflake", rows, "JPEG, 1 connection") for rows in BATCH_SIZES}
-# The pace is slow: in less time there would be too few requests for a p99.
+# Requests are slow: a shorter run would have too few for a p99.
 _PACED_FACTOR = 2
 _BATCH_UNDER_WAY_SECONDS = 1.0
 

@@ -71,7 +71,9 @@ class NullServer(asyncio.Protocol):
         self._path = ""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.WriteTransport, transport)  # uvloop's has another ancestry
+        self._transport = cast(
+            asyncio.WriteTransport, transport
+        )  # uvloop's class does not inherit from asyncio's
 
     def data_received(self, data: bytes) -> None:
         if self._missing:

@@ -22,7 +22,7 @@ _SIGNATURE, _RETURN_TYPE, _NAME = "(IMAGE VARCHAR)", "VARIANT", "EXT_CLASSIFY"
 
 
 class Request(NamedTuple):
-    """What goes to the socket, in two parts, for a body is not to be copied."""
+    """Head and body, sent separately so that the body is not copied."""
 
     head: bytes
     body: bytes

@@ -23,7 +23,7 @@ from tests.benchmarks.load_process import LoadProcess
 from tests.benchmarks.measurements import Measurement, Measurements, measurement_of
 from tests.benchmarks.servers import Server, suspended
 
-# An open loop needs requests enough for a p99, as far as time allows.
+# An open loop needs enough requests for a p99, within the time limit.
 OPEN_LOOP_REQUESTS, OPEN_LOOP_MOST_SECONDS = 100, 4.0
 ENGINE_ROWS = 64
 

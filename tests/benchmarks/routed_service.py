@@ -35,7 +35,7 @@ def create_app(settings: Settings, processes: ClassifierProcesses | None = None)
     async def classify(request: Request) -> Response:
         return await routed._classify(request)  # noqa: SLF001
 
-    # Before the documentation's route of the same path, which answers nothing.
+    # Before the documentation's route of the same path, which never answers.
     service.pages.router.add_api_route("/classify", classify, methods=["POST"])
     service.pages.router.routes.insert(0, service.pages.router.routes.pop())
     return routed

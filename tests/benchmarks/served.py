@@ -32,7 +32,7 @@ class Served(NamedTuple):
 
 
 class Mislabelled(Exception):
-    """A server serves something other than its label says: no figure of it may be taken."""
+    """A server serves something other than its label says, so its figures are void."""
 
 
 class NotServing(Exception):

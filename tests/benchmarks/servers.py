@@ -54,7 +54,7 @@ class Server:
         return labels_in(spoken, answer)
 
     def idle_cores(self) -> float:
-        """What it takes of the machine while nobody asks it anything."""
+        """CPU time and memory of an idle server."""
         before, began = cpu_seconds(server_processes(self.process.pid)), time.perf_counter()
         time.sleep(IDLE_SECONDS)
         spent = cpu_seconds(server_processes(self.process.pid)) - before
@@ -74,12 +74,12 @@ def suspended(servers: Iterable[Server]) -> Iterator[None]:
     try:
         yield
     finally:
-        _signal_all(reversed(pids), signal.SIGCONT)  # those who watch over others last
+        _signal_all(reversed(pids), signal.SIGCONT)  # supervisors last
 
 
 @contextmanager
 def started(contender: Contender, network: Network) -> Iterator[Server]:
-    """Its processes, not yet asked anything; all of them are gone afterwards. Raises NotServing."""
+    """Yields its processes before the first request; all of them end with the context. Raises NotServing."""
     port = free_port()
     with tempfile.NamedTemporaryFile(suffix=".log") as log, ExitStack() as exits:
         try:
@@ -117,7 +117,7 @@ def wait_for_label(server: Server, file: bytes) -> None:
             time.sleep(0.05)
         else:
             return
-    raise NotServing(f"it gives no label: {reason or 'nobody listens'}; {server.last_words()}")
+    raise NotServing(f"it gives no label: {reason or 'the port is closed'}; {server.last_words()}")
 
 
 @contextmanager
@@ -163,7 +163,7 @@ def _exchange(port: int, request: bytes) -> tuple[int, bytes]:
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:
-    """Ask it to end, and end what it leaves behind: some servers leave orphans."""
+    """Terminate the server and the orphans that some servers leave."""
     seen = Instances(process.pid)
     process.terminate()
     with suppress(subprocess.TimeoutExpired):

@@ -44,7 +44,7 @@ CHECKED_IMAGES = 64
 # An even number: as many forwards as backwards.
 LEAST_ROUNDS = 4
 ATTEMPTS = 3
-# One that polls takes half a core while nobody asks it anything: from all others, if it were let.
+# A server that polls takes half a core while idle, so it is suspended while others are measured.
 MOST_IDLE_CORES = 0.02
 KEPT = ONNX / "serving"
 
@@ -83,7 +83,7 @@ class NetworkRun:
                         self._take_mixed_rounds(server)
 
     def _time_cold_starts(self, competing: Sequence[Contender]) -> list[Contender]:
-        """All but the last start of each, which stays; those that start are returned."""
+        """Start each server several times and keep the last start running; returns those that started."""
         starting = list(competing)
         for turn in range(self._plan.cold_starts - 1):
             for contender in _in_turn(starting, turn):
@@ -275,7 +275,7 @@ def _shown(options: argparse.Namespace) -> str:
 
 
 def is_whole(options: argparse.Namespace) -> bool:
-    """All servers, all cells, and rounds enough: what is worth keeping."""
+    """Whether the run covers all servers and cells in enough rounds to replace the results."""
     names = set(map(str.strip, (options.network or "").split(",")))
     others = names & {network.name for network in BROUGHT}
     if others or options.quick or options.only or options.images != AS_THEY_ARE:

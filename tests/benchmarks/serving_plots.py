@@ -19,7 +19,7 @@ from tests.benchmarks.tables import RESULTS
 
 GREY = "#6b7580"
 _GRAPHS = ("", " (rewritten)")
-# Mostly Okabe and Ito's palette, told apart by the colour-blind; ours stands out by weight too.
+# Mostly Okabe and Ito's palette, for colour-blind readers; our lines are also thicker.
 COLOURS = {
     OURS: "#0072b2",
     "FastAPI + onnxruntime": "#e69f00",
@@ -102,7 +102,7 @@ def _line_style(name: str) -> dict[str, Any]:
 
 
 def _label_ends(axis: Axes, ends: Sequence[tuple[float, str]]) -> None:
-    """Names beside the lines' ends."""
+    """Names next to the lines' ends."""
     names = [name for _, name in sorted(ends)]
     heights = _moved_apart(sorted(height for height, _ in ends), 0.062 * axis.get_ylim()[1])
     for height, name in zip(heights, names, strict=True):
@@ -117,7 +117,7 @@ def _label_ends(axis: Axes, ends: Sequence[tuple[float, str]]) -> None:
 
 
 def _moved_apart(heights: Sequence[float], least: float) -> list[float]:
-    """Ascending heights, `least` apart; those in each other's way spread around their middle."""
+    """Ascending heights, at least `least` apart; labels that would overlap spread around their middle."""
     clusters: list[list[float]] = []
     for height in heights:
         clusters.append([height])

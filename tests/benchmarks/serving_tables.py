@@ -99,7 +99,7 @@ def write_tables(record: Record, folder: Path | None) -> None:
 
 
 def write_summary(record: Record, folder: Path | None) -> None:
-    """All that a reader wants to know at first, each server's in a column."""
+    """The summary table, with a column for each server."""
     names = list(dict.fromkeys(footprint.contender for footprint in record.footprints))
     write_table(
         "serving_summary",
@@ -159,7 +159,7 @@ def faster_engine(measurements: Measurements, network: str) -> str | None:
 
 
 def compared_cells(contender: str, form: Form, rows: int) -> list[Cell]:
-    """Where a slow server was measured, ours is taken too; else each shows what it does best."""
+    """Cells in which the contender was measured; a slow one is measured in few."""
     return [cell for cell in closed_cells(form, rows) if is_measured(contender, cell)]
 
 
@@ -252,7 +252,7 @@ def _refused(measurements: Measurements, network: str, name: str) -> str:
 
 
 def _load_cpu(measurements: Measurements, network: str, name: str) -> str:
-    """The most of one core that the load process took beside it."""
+    """The largest share of a core that the load process used."""
     shares = [
         m.load_cpu_share
         for m in measurements.measured
@@ -262,7 +262,7 @@ def _load_cpu(measurements: Measurements, network: str, name: str) -> str:
 
 
 def _null_rows(measurements: Measurements) -> Iterator[list[str]]:
-    """What the load process reaches where there is nothing to wait for."""
+    """The load process's own maximum rate, against a server that answers at once."""
     for network in measurements.networks:
         rates = []
         for name, (form, rows) in RATES.items():

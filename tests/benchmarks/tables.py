@@ -1,4 +1,4 @@
-"""Where benchmark figures go: Markdown tables that name the machine."""
+"""Writes benchmark figures as Markdown tables that name the machine."""
 
 import os
 import platform

@@ -162,7 +162,7 @@ def measure(server: Server, rows: int, load: LoadProcess, seconds: float) -> Rat
         rows,
         seconds,
         connections=CONNECTIONS[rows],
-        warm_up_seconds=1.0,  # every worker shall have answered
+        warm_up_seconds=1.0,  # until every worker has answered
         watched_pid=server.process.pid,
     )
     load.begin(job)

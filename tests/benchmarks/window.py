@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 REFUSALS = (429, 503)
-# A server that has only failed so often, or so long, does not serve this cell.
+# A cell counts as not served if the server only fails, this many times or for this long.
 MOST_FAILURES_AT_FIRST = 20
 LIMIT_SECONDS = 60.0
 
@@ -37,7 +37,7 @@ class ClosedWindow:
     It opens at the end of the wave in which the warm-up ends, and closes at the end of the first wave after
     `seconds` in which it is longer than any answer in it took; connections keep asking until then. So load is
     the same at both ends, a server that answers all connections at once gains no wave and loses none, and
-    one that answers old requests in a burst is not taken for a fast one. What is in flight at the end is not
+    one that answers old requests in a burst does not look fast. What is in flight at the end is not
     counted.
     """
 

@@ -1,4 +1,4 @@
-"""The image as it really runs: no root, no capabilities, nothing to write to but /tmp, little memory."""
+"""The image as it runs in production: no root, no capabilities, only /tmp writable, little memory."""
 
 import os
 import subprocess
@@ -94,6 +94,6 @@ def running_container(*options: str, **environment: str) -> Iterator[Container]:
 
 
 def run_to_its_end(*options: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-    """Of a container that is not to start."""
+    """Run a container that must not start, until it exits."""
     said = [f"--env={variable}={value}" for variable, value in environment.items()]
     return run_engine("run", "--rm", *HARDENED, *_NETWORK, *said, *options, IMAGE, check=False)

@@ -1,4 +1,4 @@
-"""How the image answers, ends, and refuses to begin."""
+"""How the image starts, answers, shuts down, and fails to start."""
 
 import asyncio
 import base64
@@ -70,7 +70,7 @@ def test_memory_is_bounded_as_the_engine_was_told(container: Container) -> None:
 
 
 def test_images_that_take_all_memory_cost_no_row_beside_them() -> None:
-    """The kernel ends what decodes, and not what answers."""
+    """The kernel kills the classifier process, not the one that answers HTTP."""
     file = BytesIO()
     Image.new("RGBA", (4000, 4000)).save(file, "PNG")
     large, small = file.getvalue(), (SAMPLES / "pitted.png").read_bytes()
@@ -148,7 +148,7 @@ def volume_of(h5_path: Path, folder: Path) -> str:
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """Not below pytest's, into which nobody else may look."""
+    """Not below pytest's folder, which other users cannot read."""
     with TemporaryDirectory() as folder:
         yield Path(folder)
 

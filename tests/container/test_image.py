@@ -13,7 +13,7 @@ def test_image_is_small() -> None:
 
 
 def test_user_is_a_number_that_is_not_root() -> None:
-    """Or Kubernetes cannot tell that it is not."""
+    """Kubernetes needs a numeric user to verify that it is not root."""
     user = inspect(IMAGE)["Config"]["User"]
     assert re.fullmatch("[1-9][0-9]*:[1-9][0-9]*", user)
 

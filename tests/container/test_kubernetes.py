@@ -42,7 +42,7 @@ pytestmark = [
 
 
 class Namespace:
-    """A network and mounts that nobody else has, so that nothing is left in the machine's firewall."""
+    """A network and mounts of its own, so that no rules remain in the machine's firewall."""
 
     def __init__(self, **podman_settings: str) -> None:
         self._environment = os.environ | podman_settings
@@ -91,7 +91,7 @@ class Namespace:
 
 
 def pod_of(deployment: Any, image: str) -> dict[str, Any]:
-    """As it stands, but for what podman has no part in, a port to reach it by, and secrets.
+    """The manifest without what podman does not support, with a port to reach it and without secrets.
 
     Those are ConfigMaps here: podman 4.3 reads a Secret in one way for a variable and in another for a file.
     """
@@ -191,7 +191,7 @@ def pod(namespace: Namespace, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 def status_line(pod: Namespace, name: str) -> list[str]:
-    """What the kernel says of the service's process."""
+    """The values of a line of /proc/PID/status of the service's process."""
     said = pod.run("podman", "exec", CONTAINER, "cat", "/proc/1/status").stdout
     [values] = [line.split()[1:] for line in said.splitlines() if line.startswith(f"{name}:")]
     return values

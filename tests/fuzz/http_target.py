@@ -138,14 +138,14 @@ def _is_head(place: int, seen: list[Exchange]) -> bool:
 
 
 def _compare_with_h11(stream: bytes, requests: list[Exchange]) -> None:
-    """What we take for requests, a strict parser takes for the same, as far as it reads."""
+    """A strict parser reads the same requests as ours, as far as it reads."""
     parser = h11.Connection(h11.SERVER, max_incomplete_event_size=1 << 20)
     parser.receive_data(stream)
     for _, _, body in requests:
         try:
             read = _read_request(parser)
         except h11.RemoteProtocolError:
-            return  # stricter than we are
+            return  # stricter than our parser
         if read is None:  # it waits for an answer to a proposed upgrade, or the connection ends
             return
         assert read == body, "another parser would frame this request differently"

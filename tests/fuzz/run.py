@@ -21,7 +21,7 @@ from tests.app.snowflake.watched import FILLINGS, FORMS
 
 CORPUS = Path(__file__).parent / "corpus"
 SAMPLE = Path(__file__).parents[2] / "model" / "samples" / "scratches.png"
-# A finding is also what takes longer or more.
+# An input that exceeds one of these limits is a finding too.
 OPTIONS = ("-timeout=10", "-rss_limit_mb=2048", "-max_len=4096")
 
 
@@ -59,7 +59,7 @@ def http_seeds() -> Iterator[bytes]:
 
 
 def json_seeds() -> Iterator[bytes]:
-    """Texts of which a part is to be repeated, after the places where it begins and ends."""
+    """Texts with a part that the target repeats, after the places where it begins and ends."""
     for form in FORMS:
         for filling in FILLINGS:
             begin = form.index(b"%b")
@@ -67,7 +67,7 @@ def json_seeds() -> Iterator[bytes]:
 
 
 def image_seeds() -> Iterator[bytes]:
-    """Every format in every mode that it has, small enough for a fuzzer to get anywhere."""
+    """Every format in every mode that it has, small enough to fuzz quickly."""
     with Image.open(SAMPLE) as sample:
         small = sample.resize((20, 16))
     for mode in ("1", "L", "P", "RGB", "I;16"):

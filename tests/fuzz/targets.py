@@ -92,7 +92,7 @@ def _parse_batch(body: bytes, encoding: str) -> None:
 
 
 def _check_numbers(rows: list[Row]) -> None:
-    """They come back as they were, in an answer that any JSON parser reads."""
+    """Row numbers survive formatting, in an answer that any JSON parser reads."""
     outcomes = [None if row.source is None else _OUTCOME for row in rows]
     answer = json.loads(run(wire.format_batch(rows, outcomes)))
     assert [number for number, _ in answer["data"]] == [row.number for row in rows]
@@ -125,7 +125,7 @@ def _parse_files(body: bytes) -> None:
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """Without a loop, for all that it waits for is its next turn."""
+    """Run without an event loop: the coroutine only yields."""
     try:
         while True:
             work.send(None)

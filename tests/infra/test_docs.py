@@ -4,6 +4,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tokenize
 from pathlib import Path
 
 import pytest
@@ -90,11 +91,30 @@ def test_pages_are_in_plain_english(page: Path) -> None:
     assert [found[0] for found in BARRED.finditer(text)] == []
 
 
+def tracked(*patterns: str) -> list[str]:
+    command = ["git", "ls-files", "--", *patterns]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+
+
 def test_comments_of_other_files_are_in_plain_english() -> None:
-    command = ["git", "ls-files", "--", *COMMENTED, ":!tests"]
-    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    listed = tracked(*COMMENTED, ":!tests")
     assert len(listed) > 50
     texts = {name: (ROOT / name).read_text(encoding="utf-8") for name in listed}
+    assert {(name, found[0]) for name, text in texts.items() for found in BARRED.finditer(text)} == set()
+
+
+def prose_of(source: Path) -> str:
+    """Comments and docstrings of a Python file."""
+    with source.open("rb") as file:
+        tokens = list(tokenize.tokenize(file.readline))
+    prose = [token.string for token in tokens if token.type == tokenize.COMMENT or token.string[:3] == '"""']
+    return " ".join(" ".join(prose).split())
+
+
+@pytest.mark.parametrize("package", ["app", "model", "tests"])
+def test_comments_and_docstrings_are_in_plain_english(package: str) -> None:
+    texts = {name: prose_of(ROOT / name) for name in tracked(f"{package}/*.py")}
+    assert len("".join(texts.values())) > 10_000
     assert {(name, found[0]) for name, text in texts.items() for found in BARRED.finditer(text)} == set()
 
 

@@ -36,7 +36,7 @@ CLOUD_RUN = yaml.safe_load((GOOGLE / "cloud_run.yaml").read_text(encoding="utf-8
 METHODS = {"POST", "GET"}
 # Cloud Run's own, which no setting of it changes.
 CLOUD_RUN_STOP_SECONDS = 10
-# What parameters and the shell's variables stand for; all others stand for themselves.
+# Values of parameters and of the shell's variables; others are replaced by their names.
 SAMPLES = {"${tenantId}": "8f3a", "${SNOWFLAKE_STAGES}": "mill.steel.images", "snowflakeStages": "a.b.c"}
 
 
@@ -129,7 +129,7 @@ def settings(cloud: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Set
 
 
 def gateway_seconds(cloud: str) -> list[float]:
-    """After how many the gateway gives up: for each method, where they are told apart."""
+    """The gateway's timeouts in seconds, one for each method where they differ."""
     if cloud == "aws":
         return [method["Integration"]["TimeoutInMillis"] / 1000 for method in resources("ApiGateway::Method")]
     if cloud == "azure":

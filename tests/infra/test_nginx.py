@@ -1,4 +1,4 @@
-"""infra/nginx under a real nginx, before replicas that do as they are told."""
+"""infra/nginx under a real nginx, in front of scripted replicas."""
 
 import re
 import shutil

@@ -49,7 +49,7 @@ def test_each_picture_has_a_title_a_description_and_a_ground_of_its_own(picture:
     assert description.text
     ground = drawn.find(f"{SVG}rect")
     assert ground is not None
-    # Pages are light or dark, and it is to be read on either.
+    # It must be readable on light and dark pages.
     sides = drawn.get("viewBox", "").split()[2:]
     assert [float(ground.get(side, 0)) for side in ("width", "height")] == pytest.approx(
         list(map(float, sides)), abs=2

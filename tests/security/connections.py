@@ -1,4 +1,4 @@
-"""Watching where this process connects to, from both ends: what it attempts, and what listeners accept."""
+"""Records the connections that this process attempts, and those that listeners accept."""
 
 import asyncio
 import contextlib
@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any, Self
 
-# The system hands none of these out, so nobody else's connection strays here.
+# Not ephemeral ports, so that no other process connects here by chance.
 UNSHARED_PORTS = range(20_000, 32_000)
 
 
@@ -22,7 +22,7 @@ def has_ipv6_loopback() -> bool:
 
 
 class Listener:
-    """Counts who connects, and hangs up."""
+    """Counts connections, and closes them."""
 
     def __init__(self, address: str = "127.0.0.1") -> None:
         self._address = address
@@ -37,7 +37,7 @@ class Listener:
         raise OSError("A listener must find a free port.")
 
     async def __aexit__(self, *_: object) -> None:
-        for _ in range(5):  # let in who is still at the door
+        for _ in range(5):  # accept connections that are still in the backlog
             await asyncio.sleep(0)
         self._server.close()
 
@@ -70,4 +70,4 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
         raise ConnectionRefusedError("a test connects to loopback only")
 
 
-sys.addaudithook(_audit)  # cannot be taken away again, so it looks on only while it is asked to
+sys.addaudithook(_audit)  # an audit hook cannot be removed, so it records only while enabled

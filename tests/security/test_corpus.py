@@ -1,4 +1,4 @@
-"""Whatever fuzzing has found to reach something of its own goes through its target again."""
+"""Each input of the fuzzing corpus runs through its target."""
 
 from pathlib import Path
 

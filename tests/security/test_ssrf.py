@@ -40,7 +40,7 @@ async def open_fetcher(
         yield fetcher
 
 
-# Controls: the watch sees what it is there to see.
+# Controls: connections are recorded.
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
@@ -96,12 +96,12 @@ HOSTS = [
     *("[64:ff9b::127.0.0.1]", "[64:ff9b:1::7f00:1]", "[2002:7f00:1::]", "[2001:0:7f00:1::]", "[fe80::1]"),
     *("[fe80::1%25lo]", "[fe80::1%lo]", "[::1%25lo]", "[::1%1]", "[fc00::1]", "[fd00::1]", "[fec0::1]"),
     *("[ff02::1]", "[v1.127.0.0.1]", f"[v1.{HOST}]", f"[{HOST}]", f"[::1]{HOST}", f"[::1].{HOST}"),
-    # what clouds tell their guests
+    # metadata services of clouds
     *("169.254.169.254", "2852039166", "0xa9fea9fe", "169.254.43518", "0251.0376.0251.0376"),
     *("[::ffff:169.254.169.254]", "[::ffff:a9fe:a9fe]", "[fd00:ec2::254]", "[fe80::a9fe:a9fe]"),
     *("metadata.google.internal", "metadata.google.internal.", "metadata", "instance-data.ec2.internal"),
     *("100.100.100.200", "168.63.129.16", "192.0.0.192", "169.254.170.2", "169.254.169.253"),
-    # names of what is near
+    # names of the local machine and network
     *("localhost", "LOCALHOST", "localhost.", "a.localhost", "localhost.localdomain", "ip6-localhost"),
     *(
         "127.0.0.1.nip.io",
@@ -621,7 +621,7 @@ def test_list_for_one_fetch_has_no_say_in_which_addresses_are_let_pass(host: str
     asyncio.run(run())
 
 
-# What the service gives away, and how long it can be held.
+# What the service sends to stores, and how long a fetch can last.
 
 
 def test_no_proxy_nor_credentials_of_this_machine_are_used(

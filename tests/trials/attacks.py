@@ -25,7 +25,7 @@ from tests.running import logging_service, wait_until
 GROUPS = Path("/sys/fs/cgroup/memory")
 SAMPLE = Path(__file__).parents[2] / "model" / "samples" / "scratches.png"
 CONNECTIONS = 8
-# The client must not be kept from its answers by the attackers' own use of the cores.
+# The attackers' own CPU time must not delay the client.
 ATTACKER_NICENESS = 15
 HOST = b"Host: 127.0.0.1\r\n"
 _CLASSIFY = b"POST /classify HTTP/1.1\r\n" + HOST
@@ -35,7 +35,7 @@ Attack = Callable[[int], None]
 
 
 def send_and_wait(port: int, *pieces: bytes, wait_seconds: float = 5.0) -> None:
-    """On a connection of its own; whatever the service does about it is its affair."""
+    """Sends on a connection of its own, and ignores errors."""
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=30) as sent:
         for piece in pieces:
             sent.sendall(piece)
@@ -60,7 +60,7 @@ def one_byte_chunks(port: int) -> None:
 
 
 def unread_pipeline(port: int) -> None:
-    """Requests whose answers nobody reads."""
+    """Requests whose answers the client does not read."""
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=10) as deaf:
         for _ in range(100):
             deaf.sendall((b"GET /openapi.json HTTP/1.1\r\n" + HOST + b"\r\n") * 5000)
@@ -160,7 +160,7 @@ def attacked(attack: Attack, port: int, attackers: int) -> Iterator[None]:
 
 
 class Told(NamedTuple):
-    """What a client heard that sends one image after the other."""
+    """The answers to a client that sends one image after the other."""
 
     answers: Counter[str]
     seconds: list[float]

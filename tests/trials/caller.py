@@ -30,7 +30,7 @@ class Batch:
 
 @dataclass
 class Tally:
-    """What came of all requests; refusals and their seconds apart."""
+    """Results of all requests; rejections are counted and timed separately."""
 
     statuses: Counter[str] = field(default_factory=Counter)
     refusal_seconds: list[float] = field(default_factory=list)

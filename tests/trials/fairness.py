@@ -1,4 +1,4 @@
-"""python -m tests.trials.fairness: two API keys, one of which sends all that it can, and what each gets."""
+"""python -m tests.trials.fairness: two API keys, one of which floods the service, and the latency of each."""
 
 import argparse
 import asyncio

@@ -1,4 +1,4 @@
-"""python -m tests.trials.overload: many times the load that the service can handle, and its throughput."""
+"""python -m tests.trials.overload: throughput under many times the possible load, and recovery after it."""
 
 import argparse
 import time
@@ -13,9 +13,9 @@ from tests.running import running_service
 
 CELLS: tuple[tuple[Form, int], ...] = (("image", 1), ("snowflake", 64))
 FACTORS = (1.5, 3.0, 10.0)
-# A load that waits for its connections is no overload.
+# Enough connections that the load never waits for a free one.
 MOST_CONNECTIONS = 2048
-# Recovered is who answers a single image within so many times what it took before.
+# The service has recovered once a single image takes at most this multiple of its time before the load.
 RECOVERED = 3.0
 
 
@@ -47,7 +47,7 @@ def load_cores(report: Report) -> float:
 
 
 def by_cores_left(report: Report) -> float:
-    """Images a second for each core that the load, on the same machine, does not take."""
+    """Images per second for each core that the load process, on the same machine, leaves free."""
     return report.images_per_second / (usable_cores() - load_cores(report))
 
 

@@ -25,7 +25,7 @@ ROWS = 8
 
 
 async def load(port: int, statuses: Counter[str], versions: Counter[str]) -> None:
-    """For ever. Raises AssertionError for a row that failed."""
+    """Runs until cancelled. Raises AssertionError if a row fails."""
     connection = Connection(port)
     for batch in make_batches(as_jpeg(load_images().files), ROWS, count=1_000_000):
         answer = await connection.ask(post_of(batch))
@@ -36,7 +36,7 @@ async def load(port: int, statuses: Counter[str], versions: Counter[str]) -> Non
 
 
 def networks(place: Path) -> Iterator[str]:
-    """Each is put there in turn; what the service is to make of it."""
+    """Networks to install in turn, with the expected result of the reload."""
     while True:
         for suffix, spoil in FAULTS.values():
             put(DEFAULT_MODEL_PATH, place)
@@ -48,7 +48,7 @@ def networks(place: Path) -> Iterator[str]:
 
 
 def counted(port: int) -> Counter[str]:
-    """Reloads so far, by what came of them."""
+    """Number of reloads so far, by result."""
     lines = exchange(port, "GET", "/metrics").body.decode().splitlines()
     said = dict(line.rsplit(" ", 1) for line in lines)
     names = {result: f'ext_classify_reloads_total{{result="{result}"}}' for result in ("done", "refused")}

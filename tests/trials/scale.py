@@ -1,4 +1,4 @@
-"""python -m tests.trials.scale: three replicas behind nginx, with Redis, through all that happens to them.
+"""python -m tests.trials.scale: three replicas behind nginx, with Redis, through failures and restarts.
 
 50,000 rows in ten statements by `ext-classify sql --chaos`, during which a replica is killed, one is drained,
 Redis restarts and nginx reloads its configuration. Every row must be answered once, with the same outcome.
@@ -67,7 +67,7 @@ class Plant:
         self._start(f"replica {number}", [*CLI, "serve", "--port", str(port)], variables)
 
     def start_nginx(self) -> None:
-        """By the configuration that is shipped, on ports of our own."""
+        """The shipped configuration of nginx, on other ports."""
         shipped = (ROOT / "infra" / "nginx" / "nginx.conf").read_text(encoding="utf-8")
         ours = shipped.replace("listen 8080;", f"listen 127.0.0.1:{self.nginx_port};")
         ours = ours.replace("access_log /dev/stdout", f"access_log {self.access_log}")
@@ -116,7 +116,7 @@ def running_plant() -> Iterator[Plant]:
 
 
 def befall(plant: Plant, batches: int, events: list[Event]) -> None:
-    """One thing after the other, each when its share of the batches has been answered."""
+    """Run the events in order, each once its share of the batches has been answered."""
 
     def wait_for(share: float) -> None:
         while plant.answered_batches() < share * batches:
@@ -176,7 +176,7 @@ def _ask_for(start: int, images: int) -> str:
 
 
 def ask(plant: Plant, images: Sequence[bytes], rows: int) -> tuple[list[dict[str, object]], str]:
-    """The last statement's rows, and what the client says of the batches' way."""
+    """The last statement's rows, and the client's counts of calls, retries and polls."""
     command = [*CLI, "sql", "--chaos", "--json", "--url", plant.url]
     asked = subprocess.run(
         command, input=statements(images, rows), capture_output=True, text=True, check=False, timeout=1800
@@ -211,7 +211,7 @@ def main() -> None:
         began = time.time()
         answered, calls = ask(plant, images, options.rows)
         seconds = time.time() - began
-        befalling.result(60)  # all has happened, and nothing of it in vain
+        befalling.result(60)  # every event has happened and had an effect
         lines = [line for line in plant.log_lines() if "/classify" in str(line["request"])]
     check(answered, len(images), options.rows)
     statuses = Counter(str(line["status"]) for line in lines)

@@ -24,7 +24,7 @@ class Event(NamedTuple):
 
 
 class Query(NamedTuple):
-    """`calls` is what the client says of the way; `moments` are times and the rows answered at each."""
+    """`calls` counts calls, retries and polls; `moments` are times and the rows answered by then."""
 
     rows: int
     seconds: float

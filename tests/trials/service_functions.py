@@ -33,7 +33,7 @@ SERVICE = "CLASSIFIER_SERVICE"
 
 
 class Called(NamedTuple):
-    """What came of one batch."""
+    """The result of one batch."""
 
     seconds: float
     retries: int
@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("--max-batch-retries", type=int, help="instead of those of the SQL file")
     options = parser.parse_args()
     with emulated(options.rows, max(options.callers), options.patience, options.max_batch_retries) as server:
-        call(server)  # the service has measured what a row takes
+        call(server)  # the service has measured the time of a row
         print("| callers | answered | aborted | failed tries of a batch, most | seconds, first to last |")
         print("| --- | --- | --- | --- | --- |")
         for callers in options.callers:

@@ -21,7 +21,7 @@ ROWS = 16
 PERIOD_SECONDS = 30.0
 # Until the allocators and the cache of answers have reached their final size.
 WARM_UP_SHARE = 1 / 3
-# No line is to be drawn through fewer periods.
+# Fewer periods are too few to fit a line.
 LEAST_PERIODS = 6
 MOST_GROWTH_MB_AN_HOUR = 20.0
 _FORM: Form = "snowflake"
@@ -61,7 +61,7 @@ def describe(number: int, report: Report, held: Memory) -> str:
 
 
 def conclude(reports: Sequence[Report], memories: Sequence[Memory]) -> bool:
-    """Whether it held."""
+    """Whether all limits were kept."""
     errors = sum((Counter(report.errors) for report in reports), Counter[str]())
     growth = slope_mb_an_hour([held.pss for held in memories])
     print(

@@ -23,7 +23,7 @@ CALLERS = 8
 
 
 async def load_until_gone(port: int, batches: list[Batch], outcomes: Counter[str], stop_at: float) -> None:
-    """Ask on one connection after another, until nobody listens any more."""
+    """Send requests on one connection after another until the port is closed."""
     connection = Connection(port)
     for batch in batches:
         sent_at = time.perf_counter()

@@ -115,7 +115,7 @@ def test_any_worker_exposes_the_metrics_of_all(sample: bytes, tmp_path: Path) ->
         killed = int(re.findall(r"Started server process \[(\d+)\]", log.read_text(encoding="utf-8"))[0])
         os.kill(killed, signal.SIGKILL)
         wait_until(lambda: log.read_text(encoding="utf-8").count('"event":"ready"') == 3)
-        # What it counted stays counted; what it held, nobody holds.
+        # Its counters remain, and its gauges are removed.
         wait_until(lambda: scrape(port)["ext_classify_classifiers"] == 2)
         wait_until(lambda: {scrape(port)[rows] for _ in range(10)} == {60})
 
