@@ -12,6 +12,7 @@ import numpy as np
 from model.arrays import Floats, Ints, Pixels
 from model.artifact import Artifact, folder_of_class, save_samples
 from model.errors import ArtifactError, InputError
+from model.formats import IMAGE_SUFFIXES
 from model.image import Fit, ImageSpec, Resample, decode
 from model.image_limits import ImageLimits
 from model.networks.network import Network
@@ -21,7 +22,6 @@ MOST_IMAGES = 200
 _BATCH = 16
 # A stated preprocessing is kept unless another one is right on this share of images more.
 _CLEAR_GAIN = 0.05
-_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 Predictor = Callable[[Pixels], Any]
 
@@ -66,7 +66,7 @@ class TrialImages:
         if not folder.is_dir():
             raise ArtifactError(f"{flag} must be a folder of images. Missing: {folder}")
         index = {folder_of_class(name): number for number, name in enumerate(class_names)}
-        paths = [p for p in sorted(folder.rglob("*")) if p.suffix.lower() in _SUFFIXES and p.is_file()]
+        paths = [p for p in sorted(folder.rglob("*")) if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
         if not paths:
             raise ArtifactError(f"{flag} must be a folder of images. Received: none in {folder}")
         chosen = paths[:: -(-len(paths) // most)]

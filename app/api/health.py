@@ -1,4 +1,4 @@
-"""Probes, the model card and metrics."""
+"""Liveness and readiness, the model card and metrics."""
 
 import asyncio
 from contextlib import suppress

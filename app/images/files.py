@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePath
 
 from app.errors import CommandError
-
-IMAGE_SUFFIXES = frozenset({".bmp", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp"})
+from model.formats import IMAGE_SUFFIXES
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:

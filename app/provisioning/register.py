@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from app.client import ClientError
-from app.images.files import IMAGE_SUFFIXES
 from app.names import directory_of, parse_identifier, quote_identifier, quote_string
 from app.provisioning.ddl import load, load_with_fingerprint
 from app.provisioning.gateway import describe_trust
@@ -29,6 +28,7 @@ from app.provisioning.user_session import (
     is_client_side_encrypted,
     is_external_stage,
 )
+from model.formats import IMAGE_SUFFIXES
 
 INTEGRATION_FILES = {
     "aws": "02_api_integration_aws.sql",

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
 
 from app.client import ClientError
-from app.images.files import IMAGE_SUFFIXES, find_images
+from app.images.files import find_images
 from app.names import parse_identifier, quote_identifier, quote_string
 from app.provisioning.user_session import (
     StatementFailed,
@@ -20,6 +20,7 @@ from app.provisioning.user_session import (
     is_client_side_encrypted,
 )
 from model.artifact import SUFFIXES, next_to
+from model.formats import IMAGE_SUFFIXES
 
 CONCURRENT_UPLOADS = 4
 

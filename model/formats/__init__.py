@@ -1,11 +1,13 @@
 """Reads the headers of JPEG, PNG and TIFF files, to limit what a decoder does before it starts.
 
-model.image lists the formats that are accepted. This module reads the orientation that metadata states.
+`FORMATS` of model.image lists the formats that are accepted, and IMAGE_SUFFIXES their file names. This module
+also reads the orientation that metadata states.
 """
 
 import re
 from typing import Literal, NamedTuple
 
+IMAGE_SUFFIXES = frozenset({".bmp", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp"})
 UPRIGHT = 1
 
 # Exif 3.0, section 4.6.5.
