@@ -37,7 +37,7 @@ def on_interrupt(handle: Callable[[int, FrameType | None], object]) -> Iterator[
 
 @contextmanager
 def delay_interrupts() -> Iterator[None]:
-    """Deliver SIGINT at the end: an exception inside subprocess.Popen leaves a process that nobody ends."""
+    """Deliver SIGINT at the end: an exception inside subprocess.Popen leaves a process running."""
     received: list[int] = []
     with on_interrupt(lambda number, _: received.append(number)):
         yield
