@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 import signal
+from base64 import b64decode
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -445,11 +446,14 @@ def test_parquet_holds_any_number_of_rows_and_any_text(page: Page, tmp_path: Pat
             ["numbers", "double", all((at) => at / 7)],
             ...Array.from({ length: 20 }, (_, at) => [`integers ${at}`, "int", all((row) => row * at)]),
         ];
-        return Array.from(new Uint8Array(await asParquet(columns, rows).arrayBuffer()));
+        const reader = new FileReader();
+        reader.readAsDataURL(asParquet(columns, rows));
+        await new Promise((done) => (reader.onload = done));
+        return reader.result.split(",")[1];
     }"""
     for rows in (0, 1, 8, 9, 3000):
         file = tmp_path / f"{rows}.parquet"
-        file.write_bytes(bytes(page.evaluate(script, rows)))
+        file.write_bytes(b64decode(page.evaluate(script, rows)))
         found = parquet.read_table(file).to_pydict()
         assert found["texts ü"] == [None if at % 3 == 0 else "⚙️" * (at % 200) for at in range(rows)]
         assert found["flags"] == [(True, False, None)[at % 3] for at in range(rows)]
