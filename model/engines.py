@@ -280,11 +280,13 @@ class _OneImage:
         """Write directly to the input tensor. No reference to its memory may exist while the network runs."""
         pixels = self._input()[0]
         if image.shape[2] == 1 or image.strides[2] != 0:
-            np.multiply(image, self._scale, out=pixels)
-            return
-        grey = np.multiply(image[:, :, 0], self._scale, dtype=np.float32)  # all channels are equal
-        for channel in range(image.shape[2]):
-            pixels[:, :, channel] = grey
+            pixels[...] = image
+        else:  # all channels are equal
+            grey = image[:, :, 0].astype(np.float32)
+            for channel in range(image.shape[2]):
+                pixels[:, :, channel] = grey
+        if self._scale != 1:
+            pixels *= self._scale
 
 
 def _open_network(compiled: bytes, scale: float) -> _Network:

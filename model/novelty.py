@@ -31,9 +31,11 @@ class _Points(NamedTuple):
     minus_twice: Floats
     squares: Floats
 
-    def nearest(self, place: Floats) -> float:
-        """Euclidean distance from `place` (r,) to the nearest point."""
-        return math.sqrt(max(0.0, float((self.squares + self.minus_twice @ place).min() + place @ place)))
+    def nearest(self, places: Floats) -> list[float]:
+        """Euclidean distances (n,) from `places` (n, r) to the nearest point."""
+        to_points = np.matvec(self.minus_twice, places) + self.squares
+        squares = to_points.min(axis=1) + np.vecdot(places, places)
+        return [math.sqrt(max(0.0, square)) for square in squares.tolist()]
 
 
 class _Arrays(NamedTuple):
@@ -62,19 +64,18 @@ class Novelty(BaseModel, frozen=True, extra="forbid"):
 
     def score(self, embeddings: Floats) -> Floats:
         """Scores (n,) of embeddings (n, d); a higher score is less familiar."""
-        # Row by row: in a matrix product, the last bits of a row depend on the other rows of the batch.
-        return np.array([self._score_one(row) for row in embeddings], dtype=np.float32)
+        # By functions that multiply each row on its own: in a matrix product, the last bits of a row depend
+        # on the other rows of the batch.
+        whitening, class_means, prototypes = self._arrays
+        lengths = np.sqrt(np.vecdot(embeddings, embeddings)) + _EPSILON
+        to_classes = class_means.nearest(np.vecmat(embeddings, whitening))
+        to_prototypes = prototypes.nearest(embeddings / lengths[:, np.newaxis])
+        sums = [a + b / self.prototype_unit for a, b in zip(to_classes, to_prototypes, strict=True)]
+        return np.array(sums, np.float32)
 
     def abstains(self, embeddings: Floats) -> Mask:
         """Whether to abstain (n,) on the images of embeddings (n, d)."""
         return np.asarray(self.score(embeddings) > self.threshold)
-
-    def _score_one(self, embedding: Floats) -> float:
-        """Score of one embedding (d,)."""
-        whitening, class_means, prototypes = self._arrays
-        to_class = class_means.nearest(embedding @ whitening)
-        to_prototype = prototypes.nearest(embedding / (math.sqrt(embedding @ embedding) + _EPSILON))
-        return to_class + to_prototype / self.prototype_unit
 
     @model_validator(mode="after")
     def _check_shapes(self) -> Self:
