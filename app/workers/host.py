@@ -20,6 +20,7 @@ from app.workers.protocol import (
     parse_greeting,
     stats_of_groups,
 )
+from app.workers.queue import MAX_BYTES_PER_CALL
 from model.errors import ArtifactError
 
 _PROGRAM = (sys.executable, "-P", "-m", "app.workers.process")
@@ -53,6 +54,8 @@ class ForkServer:
             if not self.close.alive:
                 raise ConnectionAbortedError("The fork server has been closed.")
             ours, theirs = socket.socketpair()
+            # So that a whole call fits, and no process waits for the event loop in the middle of one.
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MAX_BYTES_PER_CALL)
             try:
                 with theirs:
                     self._order_fork(theirs)

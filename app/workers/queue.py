@@ -8,6 +8,7 @@ turns whatever arrives later. Requests of one size are answered in the order of 
 
 import asyncio
 import heapq
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,12 +20,13 @@ from app.errors import Overloaded
 from app.outcome import ImageStatistics, Outcome, Steps
 from app.workers.protocol import WaitingRow
 
-# A call of one row each is slower: it wakes a process and the event loop, and reads a network's dense layers.
-MAX_ROWS_PER_CALL = 8
+# Calls of fewer rows are slower: each wakes a process, whose caches are cold by then, and the event loop, and
+# reads a network's dense layers.
+MAX_ROWS_PER_CALL = 32
 # A small request waits for the running calls, so large requests have short ones while small requests arrive.
 MAX_ROWS_PER_CALL_BESIDE_SMALL = 1
-# The service cannot shed rows any more once they are sent to a process.
-MAX_CALL_SECONDS = 0.2
+# The first small request waits for two calls, and the service cannot shed rows that it has sent.
+MAX_CALL_SECONDS = 0.05
 # Images of this size together take enough time and memory for a call.
 MAX_BYTES_PER_CALL = 1024 * 1024
 RECENT_SECONDS = 1.0
@@ -85,7 +87,8 @@ class RowQueue:
 
     def next_rows(self) -> "list[QueuedRow]":
         """The rows of the next call: few where few wait, so that all processes end together."""
-        wanted = max(1, min(self._max_rows(), self.waiting_rows // (2 * self.capacity.classifiers)))
+        share = math.ceil(self.waiting_rows / (2 * self.capacity.classifiers))
+        wanted = max(1, min(self._max_rows(), share))
         rows: list[QueuedRow] = []
         size_bytes = 0
         while len(rows) < wanted and size_bytes < MAX_BYTES_PER_CALL and (request := self._next_request()):
