@@ -69,7 +69,9 @@ def train(  # noqa: PLR0913 - each is said by its name
     compile_artifact(artifact)
     tested = folder.data.take(splits == "test")
     save_samples(h5_path, tested.images, tested.labels, folder.class_names)
-    folds = None if chosen.fold_probabilities is None else (folder.data, chosen.fold_probabilities)
+    folds = None
+    if chosen.folds is not None and chosen.fold_probabilities is not None:
+        folds = folder.data, chosen.fold_probabilities, chosen.folds.abstained
     write_report(artifact, data_dir, tested, folds, command)
     checkpoint.unlink(missing_ok=True)
     for name, metrics in measured.items():
@@ -122,7 +124,7 @@ def write_report(
     artifact: Artifact,
     data_dir: Path,
     tested: LabelledImages,
-    folds: tuple[LabelledImages, Floats] | None,
+    folds: tuple[LabelledImages, Floats, Mask | None] | None,
     command: str,
 ) -> None:
     said, report_dir = artifact.card.metrics["verdict"], report_dir_of(artifact.h5_path)

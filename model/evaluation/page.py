@@ -21,6 +21,7 @@ from model.training.metrics import confusion_matrix
 
 PAGE = "report.html"
 MOST_WORST = 12
+MOST_TAKEN_FOR = 3
 MOST_WORST_DRAWN = 6
 """In worst.png, which fits a slide."""
 _TEMPLATE = Path(__file__).with_name("report.html.jinja")
@@ -38,6 +39,8 @@ class Study:
     """The images in words, such as "test images"."""
     probabilities: Floats
     """(n, k)."""
+    abstained: Mask | None = None
+    """(n,), or None if the network never abstains."""
 
     @property
     def predicted(self) -> Ints:
@@ -54,11 +57,12 @@ class Study:
 
 
 class ClassRow(NamedTuple):
-    """A class in the table; None where there is nothing to divide by, or no image was taken for another."""
+    """A class in the table; None where a cell has nothing to show."""
 
     name: str
     images: int
     right: int
+    abstained: int | None
     precision: float | None
     recall: float | None
     taken_for: str | None
@@ -130,14 +134,16 @@ def class_rows(study: Study) -> Iterator[ClassRow]:
         images, answers = int(matrix[label].sum()), int(matrix[:, label].sum())
         right = int(matrix[label, label])
         others = np.where(np.arange(len(matrix)) == label, 0, matrix[label])
-        most = int(others.argmax())
+        most = [place for place in np.argsort(-others, kind="stable")[:MOST_TAKEN_FOR] if others[place]]
+        abstained = None if study.abstained is None else study.abstained[study.data.labels == label]
         yield ClassRow(
             name,
             images,
             right,
+            abstained=None if abstained is None else int(abstained.sum()),
             precision=right / answers if answers else None,
             recall=right / images if images else None,
-            taken_for=f"{study.class_names[most]} ({others[most]})" if others.any() else None,
+            taken_for=", ".join(f"{study.class_names[place]} ({others[place]})" for place in most) or None,
         )
 
 
@@ -151,6 +157,7 @@ def _picture(page: Page, place: int, report_dir: Path) -> dict[str, object]:
         "name": Path(os.path.relpath(path, study.data_dir)).as_posix(),
         "href": quote(os.fsencode(Path(os.path.relpath(path, report_dir)).as_posix())),
         "is_right": answer == label,
+        "abstained": study.abstained is not None and study.abstained[place],
         "answer": study.class_names[answer],
         "confidence": f"{study.probabilities[place, answer]:.1%}",
         "truth": study.class_names[label],

@@ -81,7 +81,7 @@ def confusion(matrix: Ints, class_names: Sequence[str]) -> bytes:
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     if classes <= MOST_NAMED_CLASSES:
-        names = [_plain(name, LONGEST_NAME, f"class {number}") for number, name in enumerate(class_names, 1)]
+        names = axis_labels(class_names)
         axis.set_xticks(range(classes), names, rotation=45, ha="right")
         axis.set_yticks(range(classes), names)
     axis.set_xlabel("answer")
@@ -91,6 +91,14 @@ def confusion(matrix: Ints, class_names: Sequence[str]) -> bytes:
             shade = "white" if shares[row, column] > 0.5 else INK
             axis.text(column, row, str(count) if count else "·", ha="center", va="center", color=shade)
     return _png(figure)
+
+
+def axis_labels(class_names: Sequence[str]) -> list[str]:
+    """Names short enough for an axis; a shortened one has its number, as it may have lost what differs."""
+    return [
+        _plain(name if len(name) <= LONGEST_NAME else f"{number}: {name}", LONGEST_NAME, f"class {number}")
+        for number, name in enumerate(class_names, 1)
+    ]
 
 
 def reliability_diagram(found: Reliability) -> bytes:

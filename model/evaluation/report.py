@@ -1,13 +1,13 @@
 """Measure a network and write the report on it: train, evaluate and crossvalidate."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from model.arrays import Floats, Pixels
+from model.arrays import Floats, Mask, Pixels
 from model.artifact import Artifact
 from model.defaults import usable_cores, user_cache_dir
 from model.engines import Classifier, open_classifier
@@ -64,18 +64,18 @@ def report_on(  # noqa: PLR0913 - each is said by its name
     out_of_distribution_dirs: Sequence[Path] = (),
     command: str = "",
     of_training: str | None = None,
-    folds: tuple[LabelledImages, Floats] | None = None,
+    folds: tuple[LabelledImages, Floats, Mask | None] | None = None,
 ) -> Path:
     """Measure an artifact on the `split` of a folder, and write the page, whose path is returned.
 
     The page names the `command` that makes it again, if any. `of_training` is the verdict of a training, in
-    place of one on the given images; `folds` are its images and their probabilities (n, k) by folds, if the
-    given images are few.
+    place of one on the given images; `folds` are its images, their probabilities (n, k) by folds and on which
+    it abstained, if the given images are few.
     """
     measured = _measure(artifact, data, data_dir, split, out_of_distribution_dirs)
     study = measured.study
     if folds is not None:
-        study = Study(study.class_names, folds[0], data_dir, f"images, by {FOLDS} folds", folds[1])
+        study = Study(study.class_names, folds[0], data_dir, f"images, by {FOLDS} folds", *folds[1:])
     page = Page(
         name=f"{artifact.name} {artifact.version}",
         verdict=of_training or _verdict(measured),
@@ -93,9 +93,9 @@ def report_folds(
     result: Predictions, folder: Folder, data_dir: Path, report_dir: Path, command: str = ""
 ) -> Path:
     """Write the report on a cross-validated network, and return the path of the page."""
-    study = Study(folder.class_names, folder.data, data_dir, f"images, by {FOLDS} folds", result.clean)
-    abstained = None if result.novelty is None else result.novelty > 1
-    unseen, foreign = Unseen(result.labels, study.predicted, abstained, f"by {FOLDS} folds"), None
+    abstained, how = None if result.novelty is None else result.novelty > 1, f"by {FOLDS} folds"
+    study = Study(folder.class_names, folder.data, data_dir, f"images, {how}", result.clean, abstained)
+    unseen, foreign = Unseen(result.labels, study.predicted, abstained, how), None
     epochs, groups = NETWORKS[result.network].knobs.epochs, len(np.unique(result.groups))
     figures = [*answer_figures(study)]
     if result.novelty is not None:
@@ -110,7 +110,7 @@ def report_folds(
         study=study,
         heat_of=lambda _: None,
         facts=[*_accuracy(study)],
-        figures=[*figures, _robustness(accuracies, float(study.right.mean()))],
+        figures=[*figures, _robustness(accuracies, study)],
         origin=[
             Fact("folder", str(data_dir.absolute())),
             Fact("groups of images", f"{groups:,}", "Images of one piece. A group is in one fold."),
@@ -131,6 +131,7 @@ def _measure(
     novelty, scores = artifact.card.novelty, {}
     if novelty is not None and answers.embeddings is not None:
         scores[study.what] = novelty.score(answers.embeddings)
+        study = replace(study, abstained=scores[study.what] > novelty.threshold)
         for name, images in out_of_distribution_sets(artifact.card.image, foreign_dirs).items():
             embeddings = classifier.answer(images).embeddings
             if embeddings is not None:
@@ -141,11 +142,10 @@ def _measure(
 def _verdict(measured: _Measured) -> str:
     """Verdict on a measurement of images that the network may know, and of classes of unknown sizes."""
     card, study = measured.artifact.card, measured.study
-    abstained = foreign = None
+    foreign = None
     if card.novelty is not None and measured.novelty:
-        abstains = {name: scores > card.novelty.threshold for name, scores in measured.novelty.items()}
-        abstained, foreign = abstains[study.what], np.concatenate([abstains[name] for name in DRAWN])
-    answers = Unseen(study.data.labels, study.predicted, abstained, what=study.what)
+        foreign = np.concatenate([measured.novelty[name] for name in DRAWN]) > card.novelty.threshold
+    answers = Unseen(study.data.labels, study.predicted, study.abstained, what=study.what)
     return verdict(answers, foreign, card.class_names, None)
 
 
@@ -186,7 +186,10 @@ def _training_facts(training: dict[str, Any]) -> Iterator[Fact]:
 def answer_figures(study: Study) -> Iterator[Drawn]:
     names = study.class_names
     matrix = confusion_matrix(study.predicted, study.data.labels, len(names))
-    words = "Each row is a true class and each column an answer. Right answers are on the diagonal."
+    words = (
+        "Each row is a true class and each column an answer, in the order of the table above. Right answers "
+        "are on the diagonal."
+    )
     yield Drawn("confusion", "Confusion", words, plots.confusion(matrix, names))
     found = reliability(study.probabilities, study.data.labels)
     words = (
@@ -208,7 +211,7 @@ def _network_figures(measured: _Measured) -> Iterator[Drawn]:
     card = measured.artifact.card
     if card.novelty is not None and measured.novelty:
         yield _novelty(measured.novelty, card.novelty.threshold)
-    yield _robustness(_corrupted(measured), float(measured.study.right.mean()))
+    yield _robustness(_corrupted(measured), measured.study)
     if "loss_by_epoch" in card.training:
         curves = plots.training_curves(card.training["loss_by_epoch"], card.training["accuracy_by_epoch"])
         words = (
@@ -239,9 +242,10 @@ def _corrupted(measured: _Measured) -> dict[tuple[str, str], float]:
     }
 
 
-def _robustness(accuracies: dict[tuple[str, str], float], clean: float) -> Drawn:
+def _robustness(accuracies: dict[tuple[str, str], float], study: Study) -> Drawn:
     words = (
-        "The accuracy on the same images after noise, blur and the like, if the network never abstained. The "
-        "dashed line is its accuracy on the images as they are."
+        f"The accuracy on the {len(study.data)} {study.what}, after noise, blur and the like, if the network "
+        "never abstained. The dashed line is its accuracy on the images as they are."
     )
-    return Drawn("robustness", "Robustness", words, plots.robustness_chart(accuracies, clean))
+    chart = plots.robustness_chart(accuracies, float(study.right.mean()))
+    return Drawn("robustness", "Robustness", words, chart)

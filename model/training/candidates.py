@@ -50,7 +50,10 @@ def choose(folder: Folder, splits: Strings, knobs: Knobs, seed: int, checkpoint:
         return baseline
     trained = fit_calibrated(folder, splits, knobs, seed, checkpoint)
     right, least = _compare(trained, frozen, folder, splits == "train")
-    compared = f"On images held out, the trained network is right on {right}, the frozen one on {least}."
+    held_out = int((splits != "train").sum())
+    compared = (
+        f"Of {held_out} images held out, the trained network is right on {right}, the frozen one on {least}."
+    )
     print(compared, file=sys.stderr)
     words = f"{baseline.baseline} {compared}"
     # Few images do not tell equal networks apart.

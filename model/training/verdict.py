@@ -54,7 +54,7 @@ def _accuracy(unseen: Unseen) -> str:
     text = f"right on {correct} of {number} {unseen.what}{how} (95 % interval {low:.0%} to {high:.0%})"
     guessed = int(np.bincount(unseen.labels).max())
     if low <= guessed / number:
-        return f"{text}, hardly better than always naming the largest class, {guessed} of {number}."
+        return f"{text}, not clearly better than always naming the largest class, {guessed} of {number}."
     return f"{text}."
 
 
@@ -78,7 +78,7 @@ def _classes(unseen: Unseen, class_names: Sequence[str], images: Ints | None) ->
         wrong = unseen.predicted[(unseen.labels == label) & ~unseen.right]
         pairs.append(f"{named[label]}, often taken for {class_names[int(np.bincount(wrong).argmax())]}")
     if pairs:
-        yield f"Check the labels of {_join(pairs)}."
+        yield f"Check the labels of {_join(pairs, '; ', '; and ')}."
 
 
 def _foreign(unseen: Unseen, foreign: Mask | None) -> str:
@@ -90,12 +90,12 @@ def _foreign(unseen: Unseen, foreign: Mask | None) -> str:
         recognises = "Recognises only some"
     return (
         f"{recognises} foreign images: abstains on {int(foreign.sum())} of {len(foreign)} drawn ones, "
-        f"and on {int(unseen.abstained.sum())} of {len(unseen.abstained)} of its own classes."
+        f"and on {int(unseen.abstained.sum())} of {len(unseen.abstained)} images of its own classes."
     )
 
 
-def _join(names: Sequence[str]) -> str:
+def _join(names: Sequence[str], separator: str = ", ", last: str = " and ") -> str:
     more = len(names) - _MOST_NAMED
     if more > 0:
         names = [*names[:_MOST_NAMED], f"{more} more class{'es' if more > 1 else ''}"]
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    return names[0] if len(names) == 1 else f"{separator.join(names[:-1])}{last}{names[-1]}"

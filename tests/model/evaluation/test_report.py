@@ -11,6 +11,7 @@ import pytest
 
 from app.cli.main import main
 from model.compile import compile_artifact
+from model.evaluation import plots
 from model.evaluation.page import ClassRow, Page, Study, class_rows, write_page
 from model.evaluation.report import answer_figures
 from model.image import encode_png
@@ -65,22 +66,40 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return evaluate_hostile_names(tmp_path_factory.mktemp("hostile"))
 
 
-def study(labels: list[int], predicted: list[int], classes: int) -> Study:
+def study(labels: list[int], predicted: list[int], classes: int, abstained: list[int] | None = None) -> Study:
     probabilities = np.full((len(labels), classes), 0.1, np.float32)
     probabilities[np.arange(len(labels)), predicted] = 0.9
     paths = tuple(Path(f"data/{number}.png") for number in range(len(labels)))
     data = LabelledImages(np.zeros((len(labels), 8, 8, 1), np.uint8), np.array(labels), paths)
-    return Study(tuple("ABCD"[:classes]), data, Path("data"), "test images", probabilities)
+    mask = None if abstained is None else np.isin(np.arange(len(labels)), abstained)
+    return Study(tuple("ABCD"[:classes]), data, Path("data"), "test images", probabilities, mask)
 
 
 def test_figures_of_classes_are_those_computed_by_hand() -> None:
-    rows = class_rows(study([0, 0, 0, 0, 0, 1, 1, 2], [0, 0, 1, 1, 2, 1, 2, 2], 4))
+    rows = class_rows(study([0, 0, 0, 0, 0, 1, 1, 2], [0, 0, 2, 2, 1, 1, 2, 2], 4, abstained=[0, 2, 7]))
     assert list(rows) == [
-        ClassRow("A", images=5, right=2, precision=1.0, recall=2 / 5, taken_for="B (2)"),
-        ClassRow("B", images=2, right=1, precision=1 / 3, recall=1 / 2, taken_for="C (1)"),
-        ClassRow("C", images=1, right=1, precision=1 / 3, recall=1.0, taken_for=None),
-        ClassRow("D", images=0, right=0, precision=None, recall=None, taken_for=None),
+        ClassRow("A", images=5, right=2, abstained=2, precision=1.0, recall=2 / 5, taken_for="C (2), B (1)"),
+        ClassRow("B", images=2, right=1, abstained=0, precision=1 / 2, recall=1 / 2, taken_for="C (1)"),
+        ClassRow("C", images=1, right=1, abstained=1, precision=1 / 4, recall=1.0, taken_for=None),
+        ClassRow("D", images=0, right=0, abstained=0, precision=None, recall=None, taken_for=None),
     ]
+
+
+@pytest.mark.parametrize(("abstained", "marks"), [(None, 0), ([], 0), ([0], 1), ([0, 1], 2)])
+def test_worst_answers_say_on_which_the_network_abstains(
+    abstained: list[int] | None, marks: int, tmp_path: Path
+) -> None:
+    found = study([0, 1], [0, 0], 2, abstained)
+    page = Parsed(write_page(Page("n", "Verdict: none.", found, lambda _: None, [], [], [], ""), tmp_path))
+    assert page.text.count("%, abstained") == marks
+    assert ("gives these images no label" in page.text) == (abstained is not None)
+
+
+def test_long_names_that_differ_late_stay_apart_in_the_confusion() -> None:
+    long = [f"Surface defect at the edge of the strip, number {number}" for number in (1, 2)]
+    first, second, short = plots.axis_labels([*long, "good"])
+    assert (first[:12], second[:12], short) == ("1: Surface d", "2: Surface d", "good")
+    assert max(len(first), len(second)) <= plots.LONGEST_NAME
 
 
 def test_worst_answers_have_the_least_probability_of_their_true_class() -> None:

@@ -44,12 +44,12 @@ def test_good_network_needs_no_advice() -> None:
     said = verdict(answers((15, 14, 15), 15), np.ones(86, dtype=bool), NAMES, np.array([15, 15, 15]))
     assert "Too few" not in said
     assert "Check" not in said
-    assert "hardly better" not in said
+    assert "not clearly better" not in said
 
 
 def test_guessing_is_called_guessing() -> None:
     said = verdict(answers((0, 0, 15), 15), np.ones(86, dtype=bool), NAMES, np.array([15, 15, 15]))
-    assert "hardly better than always naming the largest class, 15 of 45" in said
+    assert "not clearly better than always naming the largest class, 15 of 45" in said
 
 
 @pytest.mark.parametrize(
@@ -81,3 +81,10 @@ def test_classes_of_unknown_sizes_are_to_be_checked() -> None:
     assert said.startswith("Verdict: right on 33 of 45 train images (95 %")
     assert "Check the labels of braided (3 of 15 right), often taken for dotted." in said
     assert "photographs" not in said
+
+
+def test_classes_to_check_are_set_apart_from_what_they_are_taken_for() -> None:
+    said = verdict(answers((1, 2, 15), 15), None, NAMES, None)
+    assert "banded (1 of 15 right), often taken for dotted; and braided (2 of 15" in said
+    said = verdict(answers((1, 2, 3, 15), 15, instead=3), None, (*NAMES, "woven"), None)
+    assert "often taken for woven; braided (2 of 15 right), often taken for woven; and dotted" in said
