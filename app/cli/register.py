@@ -12,7 +12,7 @@ from typing import Any
 from app.cli.command_line import Add, add_json, read_api_key
 from app.cli.sql import LOCAL_DATABASE, LOCAL_PORT, add_connection, local_service, open_session
 from app.cli.terminal import open_screen
-from app.client import ClientError, require_answer
+from app.client import ClientError, require_route
 from app.errors import Incomplete, UsageError
 from app.names import directory_of, quote_identifier
 from app.provisioning.ddl import VARIABLES
@@ -71,7 +71,7 @@ def register_function(
             print(_as_line("statement", statement) if as_json else f"{statement};\n")
         return
     if not force:
-        _require_answer(registration)
+        _require_service(registration)
     with open_session(connection, local, port) as user_session:
         for line in register(user_session, registration):
             # Flushed: if the command fails later, the grants that a replacement dropped are on record.
@@ -85,12 +85,12 @@ def register_function(
         _print_next_steps(registration, local, port)
 
 
-def _require_answer(registration: Registration) -> None:
-    """Raises ClientError before anything is created for a URL where no server answers."""
+def _require_service(registration: Registration) -> None:
+    """Raises ClientError before anything is created for a URL where no server takes batches."""
     if (url := registration.variables.get("url")) is None:
         return
     try:
-        require_answer(f"{url.rpartition('/')[0]}/readyz", _ANSWER_SECONDS)
+        require_route(url, _ANSWER_SECONDS)
     except ClientError as error:
         raise ClientError(f"{error}. Nothing was created; --force registers the URL anyway.") from None
 
@@ -170,7 +170,7 @@ def _add_register(add: Add) -> None:
     flag("--service-role", help="role with which the service reads the stage")
     flag("--warehouse", help="warehouse that the service may use")
     flag("--dry-run", action="store_true", help="print the SQL without running it")
-    flag("--force", action="store_true", help="also register a --url that does not answer")
+    flag("--force", action="store_true", help="also register a --url that takes no batches yet")
     calls = "call the function on a sample of its own, on --sample, and on an image of the stage"
     flag("--verify", action="store_true", dest="verifies", help=calls)
     flag("--sample", type=Path, help="another image for --verify")

@@ -16,7 +16,7 @@ from app.cli.service_process import (
     reach_loopback_directly,
     refuse_model_of_another_service,
 )
-from app.client import ClientError, require_answer
+from app.client import ClientError, require_route
 from app.errors import UsageError
 from app.images.files import find_images
 from app.provisioning.user_session import (
@@ -78,7 +78,7 @@ def sql(
         raise UsageError(f"`--local` starts no service, so it excludes `--model`. Received: --model {model}")
     refuse_model_of_another_service(model, url)
     if url is not None:
-        require_answer(f"{url.rstrip('/')}/readyz", _ANSWER_SECONDS)
+        require_route(f"{url.rstrip('/')}/classify", _ANSWER_SECONDS)
     with needs_extra("sql"):
         from app.cli import sql_shell as shell  # noqa: PLC0415 - optional
     end_well_when_stopped()

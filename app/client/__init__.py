@@ -1,5 +1,5 @@
 """A client of the service, which threads may share."""
 
-from app.client.client import BATCH_ROWS, DEFAULT_URL, Client, ClientError, Image, is_ready, require_answer
+from app.client.client import BATCH_ROWS, DEFAULT_URL, Client, ClientError, Image, is_ready, require_route
 
-__all__ = ["BATCH_ROWS", "DEFAULT_URL", "Client", "ClientError", "Image", "is_ready", "require_answer"]
+__all__ = ["BATCH_ROWS", "DEFAULT_URL", "Client", "ClientError", "Image", "is_ready", "require_route"]

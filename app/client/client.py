@@ -6,6 +6,7 @@ Also what it is made of: the rows of a batch, the service's URL and API key, and
 import base64
 import json
 import random
+import re
 import threading
 import time
 import uuid
@@ -39,7 +40,11 @@ LONGEST_PAUSE_SECONDS = 10.0
 # How often a pause checks whether the caller has stopped iterating.
 _CHECK_SECONDS = 0.1
 _RETRYABLE = frozenset({429, 500, 502, 503, 504})
+# Snowflake follows no redirects.
+_WITHOUT_ROUTE = frozenset({301, 302, 303, 307, 308, 404, 405, 501})
+_JSON = {"Content-Type": "application/json"}
 _LONGEST_MESSAGE = 500
+_TAG = re.compile(r"<[^>]*>")
 
 Image: TypeAlias = bytes | Path | str
 """An image's bytes, the path of its file, or a row's source: a URL, a stage path, base64."""
@@ -243,7 +248,7 @@ class Client:
         headers = self._service.credentials | {BATCH_ID_HEADER: str(uuid.uuid4())}
         body = json.dumps({"data": [[number, *row] for number, row in enumerate(rows)]}).encode()
         url = self._service.url_of("/classify")
-        post = Request("POST", url, headers | {"Content-Type": "application/json"}, body)
+        post = Request("POST", url, headers | _JSON, body)
         poll = Request("GET", url, headers)
         retries = _Retries(self._patience_seconds)
         request = post
@@ -282,10 +287,11 @@ def is_ready(url: str) -> bool:
     return send_once(Request("GET", f"{url}/readyz")).status == HTTPStatus.OK
 
 
-def require_answer(url: str, timeout_seconds: float) -> None:
-    """Raises ClientError if no server answers at `url`; any HTTP response is an answer."""
-    reply = send_once(Request("GET", url), timeout_seconds)
-    if isinstance(reply, NoReply) and reply.is_unreached:
+def require_route(url: str, timeout_seconds: float) -> None:
+    """Raises ClientError unless POST has a route at `url`; a server that rejects the client has one."""
+    Service(url, None)
+    reply = send_once(Request("POST", url, _JSON, b'{"data": []}'), timeout_seconds)
+    if isinstance(reply, NoReply) or reply.status in _WITHOUT_ROUTE:
         raise _error_of(reply, url)
 
 
@@ -340,20 +346,22 @@ def _with_jitter(seconds: float) -> float:
 
 def _error_of(reply: Reply | NoReply, url: str) -> ClientError:
     if not isinstance(reply, Reply):
-        advice = "; start it with: ext-classify serve" if is_loopback(url) else ""
+        is_ours = is_loopback(url) and url.startswith("http:")  # `serve` speaks no TLS
+        advice = "; start it with: ext-classify serve" if is_ours else ""
         return ClientError(f"{url} does not answer ({reply.reason}){advice}")
     code, said = _code_and_message(reply)
-    message = f"{code}: {said}" if code else said
-    return ClientError(f"{url} answered {reply.status}: {message}", status=reply.status, code=code, said=said)
+    message = ": ".join(filter(None, (f"{url} answered {reply.status}", code, said)))
+    return ClientError(message, status=reply.status, code=code, said=said)
 
 
 def _code_and_message(reply: Reply) -> tuple[str | None, str]:
-    """Code and message of an error body; None and the beginning of any other body."""
+    """Code and message of an error body; None and the first words of any other body, such as a page's."""
     try:
         error = json.loads(reply.body)["error"]
         return str(error["code"]), str(error["message"])
     except (ValueError, TypeError, KeyError):
-        return None, reply.body[:_LONGEST_MESSAGE].decode(errors="replace")
+        text = _TAG.sub(" ", reply.body[:_LONGEST_MESSAGE].decode(errors="replace"))
+        return None, " ".join(text.split())
 
 
 def _outcomes_of(reply: Reply, rows: int, url: str) -> list[Outcome]:

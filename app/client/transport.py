@@ -47,8 +47,6 @@ class NoReply:
     is_final: bool = False
     is_closed: bool = False
     """Whether the server closed the connection."""
-    is_unreached: bool = False
-    """Whether no server answered at all: unknown host, refused connection, timeout."""
     status: None = None
     headers: Mapping[str, str] = field(default_factory=dict)
 
@@ -131,9 +129,8 @@ def _send(connections: urllib3.PoolManager | NoReply, request: Request) -> Reply
     except (HTTPError, OSError, ValueError) as error:
         cause = _cause_of(error)
         is_closed = isinstance(cause, _CLOSED)
-        is_unreached = isinstance(cause, OSError) and not (is_closed or isinstance(cause, ssl.SSLError))
         reason = str(cause) or type(cause).__name__
-        return NoReply(reason, _is_final(error, cause), is_closed, is_unreached)
+        return NoReply(reason, _is_final(error, cause), is_closed)
     return Reply(response.status, response.data, response.headers)
 
 

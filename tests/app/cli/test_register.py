@@ -202,19 +202,31 @@ def test_verify_tells_a_broken_image_from_a_broken_function(
 
 
 def test_verify_reports_a_function_that_fails(commands: Commands) -> None:
-    """The server at the URL answers, so that it can be registered, but it is no service of ours."""
     url = f"http://127.0.0.1:{commands.port}/classify"
-    role = ["--role-arn", ROLE_ARN, "--verify"]
+    role = ["--role-arn", ROLE_ARN, "--verify", "--force"]
     message = commands.fail("register", "--provider", "aws", "--url", url, *role)
     assert "The function works" not in message
 
 
-def test_url_without_a_server_is_refused_before_anything_is_created(
-    commands: Commands, user_session: UserSession
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("http://127.0.0.1:{free}/classify", "does not answer"),
+        ("https://no.such.invalid/classify", "does not answer"),
+        ("https://127.0.0.1:{service}/classify", "does not answer"),
+        ("http://127.0.0.1:{service}/clasify", "answered 404"),
+        ("http://127.0.0.1:{service}/readyz", "answered 405"),
+    ],
+)
+def test_url_that_takes_no_batches_is_refused_before_anything_is_created(
+    commands: Commands, user_session: UserSession, url: str, reason: str
 ) -> None:
-    url = f"http://127.0.0.1:{free_port()}/classify"
+    url = url.format(free=free_port(), service=commands.url.rpartition(":")[2])
     flags = ["--provider", "aws", "--url", url, "--role-arn", ROLE_ARN]
-    assert "--force" in commands.fail("register", *flags)
+    message = commands.fail("register", *flags)
+    assert reason in message
+    assert "--force" in message
+    assert ("ext-classify serve" in message) == (url.startswith("http:") and reason == "does not answer")
     assert user_session.rows("SHOW INTEGRATIONS") == []
     assert user_session.rows("SHOW STAGES") == []
     assert "created" in actions(commands.run("register", *flags, "--force"))

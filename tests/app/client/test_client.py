@@ -226,6 +226,15 @@ def test_silent_service_times_out() -> None:
             Client(f"http://127.0.0.1:{port}", timeout_seconds=0.2, patience_seconds=0).classify("a")
 
 
+@pytest.mark.parametrize("body", [b"", b"<!DOCTYPE html>\n<title>Lost</title>\n<h1>No\n such page</h1>"])
+def test_page_of_another_server_is_shown_as_one_line(service: RemoteService, body: bytes) -> None:
+    service.respond = lambda _: Reply(404, body)
+    with pytest.raises(ClientError) as refused:
+        Client(service.origin).classify("a")
+    said = ": Lost No such page" if body else ""
+    assert str(refused.value) == f"{service.origin}/classify answered 404{said}"
+
+
 def test_too_large_batch_is_split_in_half(service: RemoteService) -> None:
     def respond(received: Received) -> Reply:
         return Reply(413) if len(received.rows) > 2 else echo(received)

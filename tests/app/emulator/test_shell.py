@@ -146,9 +146,15 @@ def test_word_of_a_command_may_be_a_line_of_a_statement(
     assert capsys.readouterr().out == "HELP\n----\n1\n"
 
 
-def test_closed_port_is_refused_before_the_emulator_starts(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["sql", "--url", f"http://127.0.0.1:{free_port()}", "SELECT 1"]) == 1
-    assert "does not answer" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [("http://127.0.0.1:{port}", "does not answer"), ("127.0.0.1:{port}", "must begin with http://")],
+)
+def test_unusable_url_is_refused_before_the_emulator_starts(
+    url: str, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sql", "--url", url.format(port=free_port()), "SELECT 1"]) == 1
+    assert reason in capsys.readouterr().err
 
 
 def test_service_that_has_ended_is_refused_without_the_retries_of_snowflake() -> None:
