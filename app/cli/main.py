@@ -99,8 +99,11 @@ def parse_arguments(arguments: Sequence[str] | None) -> dict[str, Any]:
     if not arguments:
         program.print_help()
         sys.exit()
-    if not arguments[0].startswith("-") and arguments[0] not in _EXAMPLES:
-        program.error(f"no such command: {arguments[0]}{_similar(arguments[0], _EXAMPLES)}")
+    if arguments[0] == "help":
+        arguments = [*arguments[1:], "--help"]
+    known = [*_EXAMPLES, "-h", "--help", "--version"]
+    if arguments[0] not in known:
+        program.error(f"no such command: {arguments[0]}{_similar(arguments[0], known)}")
     options = vars(program.parse_args(arguments))
     if "command" in options:  # a report says how to make it again
         options["command"] = shlex.join(["ext-classify", *arguments])
@@ -108,7 +111,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> dict[str, Any]:
 
 
 def _similar(word: str, known: Iterable[str]) -> str:
-    names = {one.lstrip("-"): one for one in known}  # all flags are similar by their dashes
+    # Without dashes, by which all flags are similar.
+    names = {one.lstrip("-"): one for one in known if one.startswith("-") == word.startswith("-")}
     similar = difflib.get_close_matches(word.lstrip("-"), names, 1)
     return f"; did you mean {names[similar[0]]}?" if similar else ""
 

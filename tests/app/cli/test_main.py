@@ -122,6 +122,16 @@ def test_program_alone_is_its_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert set(re.findall(r"^  (\w+) ", shown, re.MULTILINE)) == set(commands())
 
 
+@pytest.mark.parametrize(
+    ("arguments", "usage"), [(["help"], "ext-classify [-h]"), (["help", "train"], "ext-classify train")]
+)
+def test_help_is_a_command_too(arguments: list[str], usage: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as raised:
+        main(arguments)
+    assert not raised.value.code
+    assert capsys.readouterr().out.startswith(f"usage: {usage}")
+
+
 def commands() -> dict[str, argparse.ArgumentParser]:
     [found] = [one.choices for one in parser()._actions if isinstance(one, argparse._SubParsersAction)]  # noqa: SLF001
     return dict(found)
@@ -142,6 +152,9 @@ def test_help_of_a_command_ends_with_an_example_of_it(name: str) -> None:
         (["evalute"], "ext-classify ", "evaluate"),
         (["sever"], "ext-classify ", "serve"),
         (["frobnicate"], "ext-classify ", ""),
+        (["--verison"], "ext-classify ", "--version"),
+        (["--port", "9000", "serve"], "ext-classify ", ""),
+        (["help", "trian"], "ext-classify ", "train"),
         (["serve", "--prot", "9000"], "ext-classify serve ", "--port"),
         (["train", "--data", "d", "--epoch=3"], "ext-classify train ", "--epochs"),
         (["upload", "photos"], "ext-classify upload ", ""),
