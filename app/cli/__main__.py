@@ -1,7 +1,6 @@
 import atexit
 import codecs
 import io
-import json
 import os
 import signal
 import sys
@@ -35,6 +34,8 @@ def _open_closed_streams() -> None:
 def _escape(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
+    import json  # noqa: PLC0415 - not before Ctrl-C is handled
+
     return json.dumps(error.object[error.start : error.end])[1:-1], error.end
 
 
