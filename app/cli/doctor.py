@@ -161,6 +161,10 @@ def ask_service(findings: Findings, url: str, api_key: str | None) -> None:
     reply = send_once(Request("GET", service.url_of("/doctor"), service.credentials), _ASK_SECONDS)
     if isinstance(reply, NoReply):
         findings.wrong(check, f"{url} does not answer: {reply.reason}", "Check that it runs there.")
+    elif reply.status == HTTPStatus.UNAUTHORIZED and api_key is not None:
+        findings.wrong(
+            check, f"{url} rejects the API key", "Pass a key that is in the service's file of keys."
+        )
     elif reply.status == HTTPStatus.UNAUTHORIZED:
         advice = "Pass a key of the service with --api-key-file FILE, or run doctor inside its container."
         findings.note(check, f"{url} requires authentication, so it was not asked", advice)

@@ -99,8 +99,7 @@ def _bar(total: int | None, what: str, console: "Console") -> Iterator[Advance]:
         BarColumn(WIDEST_BAR),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        *([] if total is None else [TextColumn("left"), TimeRemainingColumn()]),
         console=console,
         transient=True,
         # Printed output goes to its own stream, not through the progress bar.

@@ -252,22 +252,23 @@ def run_on_port(doctor: Doctor, url: str, monkeypatch: pytest.MonkeyPatch) -> di
 
 
 @pytest.mark.parametrize(
-    ("reply", "state"),
+    ("key", "reply", "state"),
     [
-        (Reply(401, b"{}"), "note"),
-        (Reply(404, b"{}"), "note"),
-        (Reply(200, b'{"version": "1", "model": {"version": "v"}, "findings": []}'), "ok"),
-        (Reply(200, b"{}"), "wrong"),
-        (Reply(200, b"<html>"), "wrong"),
-        (DROP, "wrong"),
+        (None, Reply(401, b"{}"), "note"),
+        ("of-the-mill", Reply(401, b"{}"), "wrong"),
+        ("of-the-mill", Reply(404, b"{}"), "note"),
+        ("of-the-mill", Reply(200, b'{"version": "1", "model": {"version": "v"}, "findings": []}'), "ok"),
+        ("of-the-mill", Reply(200, b"{}"), "wrong"),
+        ("of-the-mill", Reply(200, b"<html>"), "wrong"),
+        (None, DROP, "wrong"),
     ],
 )
-def test_answer_of_the_running_service_decides_the_state(reply: Reply, state: str) -> None:
+def test_answer_of_the_running_service_decides_the_state(key: str | None, reply: Reply, state: str) -> None:
     findings = Findings()
     with RemoteService() as running:
         running.respond = lambda _: reply
-        ask_service(findings, running.origin, "of-the-mill")
-        assert running.received[-1].headers["X-API-Key"] == "of-the-mill"
+        ask_service(findings, running.origin, key)
+        assert running.received[-1].headers["X-API-Key"] == key
     assert [finding.state for finding in findings] == [state]
 
 
