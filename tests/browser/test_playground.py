@@ -2,8 +2,11 @@
 
 import csv
 import json
+import os
 import shutil
 import signal
+import subprocess
+import sys
 from base64 import b64decode
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +23,7 @@ from app.client import is_ready
 from model.defaults import DEFAULT_MODEL_PATH
 from tests.app.forms import text_of
 from tests.conftest import SAMPLES
-from tests.running import TIMEOUT_SECONDS, exchange, logging_service, running_service, wait_until
+from tests.running import ROOT, TIMEOUT_SECONDS, exchange, logging_service, running_service, wait_until
 
 CHROMIUM = shutil.which("chromium")
 
@@ -66,7 +69,7 @@ def opened_page(browser: Browser, url: str, **context: Any) -> Iterator[Page]:
     yield page
     visit.close()
     assert errors == []
-    assert [one for one in requests if not one.startswith((f"{url}/", "blob:", "data:"))] == []
+    assert [one for one in requests if not one.startswith((f"{url.rstrip('/')}/", "blob:", "data:"))] == []
 
 
 def summary(page: Page) -> Any:
@@ -354,6 +357,30 @@ def test_large_view_shows_everything_about_an_image(page: Page, url: str) -> Non
     expect(page.locator("#view-python")).to_contain_text(f'Client("{url}", api_key=None)')
 
 
+@pytest.mark.parametrize("has_key", [False, True])
+def test_curl_and_python_run_as_they_are_shown(browser: Browser, tmp_path: Path, has_key: bool) -> None:
+    folder = tmp_path / "coil's $7"
+    folder.mkdir()
+    shutil.copy(SAMPLES / "patches.png", folder / 'a "b" #ü.png')
+    variables, made = {"EXT_CLASSIFY_ROOT_PATH": "/mill"}, make_key()
+    if has_key:
+        (tmp_path / "keys").write_text(line_of("visitor", made) + "\n", encoding="utf-8")
+        variables |= {"EXT_CLASSIFY_AUTH": "api_key", "EXT_CLASSIFY_API_KEYS_FILE": str(tmp_path / "keys")}
+    with running_service(**variables) as url:
+        for page in opened_page(browser, f"{url}/mill/"):
+            page.locator("#folder").set_input_files(folder)
+            if has_key:
+                page.get_by_label("API key").fill(made)
+                page.keyboard.press("Enter")
+            expect(summary(page)).to_contain_text("1 of 1")
+            page.locator(".card .picture").click()
+            environment = os.environ | {"KEY": made, "PYTHONPATH": str(ROOT)}
+            for name, command in (("curl", ["sh", "-c"]), ("python", [sys.executable, "-c"])):
+                shown = str(page.locator(f"#view-{name}").text_content())
+                printed = subprocess.check_output([*command, shown], cwd=tmp_path, env=environment, text=True)
+                assert "Patches" in printed
+
+
 def test_large_view_is_used_by_keyboard(page: Page) -> None:
     page.get_by_role("button", name="use the samples").click()
     expect(summary(page)).to_contain_text("6 of 6")
@@ -527,7 +554,7 @@ def test_key_is_requested_sent_and_not_stored(browser: Browser, tmp_path: Path) 
             field.press("Enter")
             expect(summary(page)).to_contain_text("6 of 6")
             card(page, "rolled.png").get_by_role("button").click()
-            expect(page.locator("#view-curl")).to_contain_text('-H "X-API-Key: $KEY"')
+            expect(page.locator("#view-curl")).to_contain_text('-H "Authorization: Bearer $KEY"')
             expect(page.locator("#view-evidence")).to_be_visible()
             assert made not in page.content()
             stored = page.evaluate("[localStorage.length, sessionStorage.length, document.cookie]")

@@ -30,17 +30,19 @@ export function sqlForAll(names) {
 }
 
 export function curlFor(name, withKey) {
-  const key = withKey ? ' \\\n  -H "X-API-Key: $KEY"' : "";
+  const key = withKey ? ' \\\n  -H "Authorization: Bearer $KEY"' : ""; // an API key or a token
   return `curl -s -H 'Content-Type: application/octet-stream'${key} \\\n  --data-binary ${quoted(`@${name}`)} \\\n  '${service("classify?evidence=true")}'`;
 }
 
 export function pythonFor(name, withKey) {
-  const [imports, key] = withKey ? ["import os\n\n", 'api_key=os.environ["KEY"]'] : ["", "api_key=None"];
+  const [imports, key] = withKey ? ["import os\n", 'api_key=os.environ["KEY"]'] : ["", "api_key=None"];
   return [
-    `${imports}from app.client import Client`,
+    `${imports}from pathlib import Path`,
+    "",
+    "from app.client import Client",
     "",
     `with Client("${service("").replace(/\/$/, "")}", ${key}) as client:`,
-    `    [outcome] = client.classify_all([${JSON.stringify(name)}], evidence=True)`,
+    `    [outcome] = client.classify_all([Path(${JSON.stringify(name)})], evidence=True)`,
     '    print(outcome["label"], outcome["confidence"])',
   ].join("\n");
 }

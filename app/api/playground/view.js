@@ -90,8 +90,8 @@ function showImage(item) {
   get("view-image").src = urlOf(item);
   get("view-image").alt = item.name;
   get("view-sql").textContent = sqlFor(item.name);
-  get("view-curl").textContent = curlFor(item.file.name, hasKey());
-  get("view-python").textContent = pythonFor(item.file.name, hasKey());
+  get("view-curl").textContent = curlFor(item.name, hasKey());
+  get("view-python").textContent = pythonFor(item.name, hasKey());
 }
 
 function showPreview(isShown) {
