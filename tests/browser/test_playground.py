@@ -179,7 +179,9 @@ def test_folder_names_are_the_truth(page: Page, tmp_path: Path) -> None:
     (tmp_path / "mill" / "Pitted" / "empty.png").touch()
     page.locator("#folder").set_input_files(tmp_path / "mill")
     expect(summary(page)).to_have_text("5 of 5: 4 sure, 1 error")
-    expect(page.locator("#accuracy")).to_have_text("66.6 % right by folder name: 2 of 3 answers, 1 error")
+    expect(page.locator("#accuracy")).to_have_text(
+        "66.6 % right by folder name: 2 of 3 answers, 1 error; 1 not in a class's folder"
+    )
     expect(card(page, "mill/crazing/crazing.png").locator(".truth")).to_have_text("✓ right: folder Crazing")
     expect(card(page, "mill/Patches/day 2/patches.png").locator(".truth")).to_contain_text("✓")
     expect(card(page, "mill/Pitted/scratches.png").locator(".truth")).to_have_text("✗ wrong: folder Pitted")
@@ -460,6 +462,25 @@ def test_export_holds_every_outcome(page: Page, tmp_path: Path) -> None:
     assert {broken_row[name] for name in ("label", "confidence", "box_x0", "probability Pitted")} == {None}
     assert pitted["confidence"] == outcomes[1]["confidence"] == pitted["probability Pitted"]
     assert (pitted["abstained"], pitted["box_x0"]) == (False, box[0])
+
+
+def test_export_holds_what_the_filter_shows_in_the_chosen_order(page: Page) -> None:
+    page.get_by_role("button", name="use the samples").click()
+    expect(summary(page)).to_contain_text("6 of 6")
+    page.locator("#filter").select_option("kind:sure")
+    page.locator("#sort").select_option("unsure")
+    expect(page.locator("#shown")).to_have_text("5 of 6 shown")
+    shown = page.locator(".card .name").all_text_contents()
+    assert shown != sorted(shown)
+    exported = {}
+    for kind in ("CSV", "JSON", "Parquet"):
+        with page.expect_download() as started:
+            page.get_by_role("button", name=kind, exact=True).click()
+        exported[kind] = Path(started.value.path())
+    with exported["CSV"].open(encoding="utf-8-sig") as rows:
+        assert [row["name"] for row in csv.DictReader(rows)] == shown
+    assert [row["name"] for row in json.loads(exported["JSON"].read_text(encoding="utf-8"))] == shown
+    assert parquet.read_table(exported["Parquet"])["name"].to_pylist() == shown
 
 
 def test_parquet_holds_any_number_of_rows_and_any_text(page: Page, tmp_path: Path) -> None:

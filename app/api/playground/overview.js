@@ -90,6 +90,8 @@ export function showTruth(items) {
   const right = labelled.filter(isRight).length;
   const counts = countBy(judged, ({ outcome }) => kindOf(outcome));
   const others = ["abstained", "error"].filter((kind) => counts.has(kind)).map((kind) => `, ${named(kind, counts.get(kind))}`);
+  const outside = items.filter(({ truth }) => !truth).length;
+  if (outside) others.push(`; ${outside} not in a class's folder`);
   get("accuracy").textContent = `${Math.floor((1000 * right) / Math.max(1, labelled.length)) / 10} % right by folder name: ${right} of ${labelled.length} answers${others.join("")}`;
   const answers = countBy(judged, (item) => JSON.stringify([item.truth, answerOf(item)]));
   const truths = [...new Set(judged.map(({ truth }) => truth))].sort();

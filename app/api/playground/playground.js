@@ -214,13 +214,15 @@ function loadEvidence(item, isUrgent = false) {
   evidence.add([item], isUrgent);
 }
 
+// What passes the filter, in the chosen order.
 async function exportAs(format, name, type) {
+  const listed = list.items.filter((item) => item.outcome);
   if (get("boxes").checked) {
     get("notice").textContent = "Loading the boxes …";
-    await Promise.all(answered().map(waitForEvidence));
+    await Promise.all(listed.map(waitForEvidence));
     get("notice").textContent = "";
   }
-  download(format(answered()), name, type);
+  download(format(listed), name, type);
 }
 
 function waitForEvidence(item) {
