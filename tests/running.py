@@ -138,9 +138,10 @@ def wait_until(reached: Callable[[], bool]) -> None:
 
 
 @contextmanager
-def running_demo(port: int) -> Iterator[tuple["subprocess.Popen[str]", str]]:
+def running_demo(port: int, *arguments: str) -> Iterator[tuple["subprocess.Popen[str]", str]]:
     """A demo that has said all it says, and what that was."""
-    with subprocess.Popen([*CLI, "demo", "--port", str(port)], stdout=subprocess.PIPE, text=True) as demo:
+    command = [*CLI, "demo", "--port", str(port), *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as demo:
         assert demo.stdout is not None
         watchdog = threading.Timer(TIMEOUT_SECONDS, demo.kill)
         watchdog.start()

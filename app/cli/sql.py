@@ -4,6 +4,7 @@ Also opens the Snowflake sessions of other commands, on the emulator or on an ac
 """
 
 import argparse
+import shlex
 import socket
 from collections import Counter
 from pathlib import Path
@@ -52,8 +53,8 @@ _NEXT = """
 Serving on {url} until Ctrl-C. In another terminal, try:
 
   .venv/bin/ext-classify sql --images YOUR_FOLDER     (an interactive SQL shell)
-  curl -s -H 'Content-Type: image/png' --data-binary @{example} {url}/classify
-  curl -s -F file=@{example} {url}/classify
+  curl -s -H 'Content-Type: image/png' --data-binary {example} {url}/classify
+  curl -s -F file={example} {url}/classify
 
 or open {url}/ in a browser and drop images of your own on the page
 """
@@ -112,7 +113,7 @@ def demo(images: Path | None, model: Path | None, port: int | None) -> None:
         rows = shell.run(STATEMENT, as_json=False)
         labels = Counter(label or "(none)" for _, label, _ in rows)
         print("\n" + ", ".join(f"{count} {label}" for label, count in sorted(labels.items())))
-        print(_NEXT.format(url=url, example=example), flush=True)
+        print(_NEXT.format(url=url, example=shlex.quote(f"@{example}")), flush=True)
         if service is not None:
             service.wait()
 

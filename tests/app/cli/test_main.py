@@ -280,11 +280,13 @@ def test_tensorflow_engine_serves(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_demo_classifies_the_samples_and_serves_until_it_is_stopped(
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    port = free_port()
-    with running_demo(port) as (demo, printed):
+    port, folder = free_port(), shutil.copytree(SAMPLES, tmp_path / "coil's 7")
+    with running_demo(port, "--images", str(folder)) as (demo, printed):
         assert "1 Crazing, 1 Inclusion, 1 Patches, 1 Pitted, 1 Rolled, 1 Scratches" in printed
+        for command in re.findall("^  (curl .*)", printed, re.MULTILINE):
+            assert b"Scratches" in subprocess.check_output(["sh", "-c", command])  # noqa: S607
         assert main(["classify", "--url", f"http://127.0.0.1:{port}", str(SAMPLES / "crazing.png")]) == 0
         assert "1 Crazing" in capsys.readouterr().out
         demo.terminate()
