@@ -53,7 +53,7 @@ from app.emulator.rewriting import (
     rewrite,
 )
 from app.emulator.semantics import ISO_TIME, NUMBER, OTHER_TIMES
-from app.emulator.semistructured import compute
+from app.emulator.semistructured import comparison_key, compute
 from app.emulator.session import Session
 from app.emulator.statements import answer_statement, is_own
 from app.emulator.storage import Storage
@@ -421,6 +421,7 @@ class LocalSnowflake:
         self._register("_local_sign", _by_row(self._sign), ["VARCHAR", "VARCHAR", "BIGINT"])
         self._register("_local_file_url", _by_row(self._file_url), ["VARCHAR", "VARCHAR"])
         self._register("_local_scoped_url", _by_row(self._scoped_url), ["VARCHAR", "VARCHAR"])
+        self._register("_local_key", _by_row(_comparison_key), ["BIGINT", "BOOLEAN", "VARCHAR"])
         self._create_function("_local_json", _compute, ["VARCHAR", "VARCHAR[]"], "JSON")
 
     def _register(
@@ -502,6 +503,13 @@ class LocalSnowflake:
 
     def _stage(self, name: str) -> Stage:
         return self.catalog.stages[tuple(json.loads(name))]
+
+
+def _comparison_key(query: Query, comparison: int, is_ordered: bool, value: str) -> str:
+    kind, key = comparison_key(value, is_ordered=is_ordered)
+    if query.kinds.setdefault(comparison, kind) != kind:
+        raise unsupported("comparison of VARIANT values of different types; cast them")
+    return key
 
 
 def _compute(names: Any, arguments: Any) -> Any:

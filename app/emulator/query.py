@@ -47,6 +47,8 @@ class Query:
     """Number of answered rows with an error, by error code."""
     answers: dict[tuple[int, str], "Future[str | None]"] = field(default_factory=dict)
     """The answer to each row of arguments, by the function's index and the row."""
+    kinds: dict[int, str] = field(default_factory=dict)
+    """The type of the VARIANT values in each comparison."""
     streams: dict[Name, tuple[StagedFile, ...]] = field(default_factory=dict)
     """The new offset of each stream that the statement reads, if it consumes them."""
     models: set[str] = field(default_factory=set)

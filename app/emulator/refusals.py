@@ -13,7 +13,7 @@ from app.emulator.expressions import arguments_of, classes, outermost, text_of
 from app.emulator.inference import FLOATING, VARIANTS, Types
 
 _LEAST_MILLISECONDS = 31_536_000_000
-_ORDERING = classes("Ordered Min Max Greatest Least")
+_ORDERING = classes("Greatest Least")
 _ARITHMETIC = classes("Add Sub Mul Div Mod Neg Round Abs")
 AGGREGATES = classes("Sum Avg Median Stddev")
 _BRANCHES = classes("Coalesce If Nvl2 DecodeCase Nullif Case")

@@ -17,7 +17,7 @@ from app.emulator.expressions import stored_name, text_of, wrap
 from app.emulator.grammar import STAGE_FUNCTIONS
 from app.emulator.inference import TEXTS, Schema, Types
 from app.emulator.query import Query
-from app.emulator.semantics import adapt
+from app.emulator.semantics import COMPARISON_KEY, adapt
 from app.emulator.semistructured import FUNCTIONS
 from app.emulator.session import Session
 from app.emulator.supported import check_names
@@ -53,7 +53,7 @@ _DIRECTORY_SCHEMA = pa.schema(
 
 # The types of functions that sqlglot does not know.
 _RETURNS = dict.fromkeys(
-    ("STRFTIME", "JSON_EXTRACT_STRING", *STAGE_FUNCTIONS, "SYSTEM$ALLOWLIST"), "VARCHAR"
+    ("STRFTIME", "JSON_EXTRACT_STRING", COMPARISON_KEY, *STAGE_FUNCTIONS, "SYSTEM$ALLOWLIST"), "VARCHAR"
 ) | {"HASH": "BIGINT", "_LOCAL_JSON": "VARIANT", "TO_TIMESTAMP": "TIMESTAMP"}
 
 _FIELDS_OF_FILES = ("CONTENT_TYPE", "ETAG", "RELATIVE_PATH", "SCOPED_FILE_URL", "STAGE", "STAGE_FILE_URL")
@@ -159,6 +159,8 @@ def rewrite(expression: Any, session: Session, query: Query, names: list[str]) -
     _adapt(expression, session, tables)
     before = expression.sql(dialect="snowflake")
     for node in list(expression.find_all(exp.Func)):
+        if node.name == COMPARISON_KEY:
+            node.set("expressions", [exp.Literal.string(query.id), *node.expressions])
         _replace_function(node, session, query)
     is_own = bool(tables) or expression.sql(dialect="snowflake") != before
     if is_own:

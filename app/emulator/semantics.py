@@ -22,7 +22,15 @@ from app.emulator.errors import (
 from app.emulator.expressions import arguments_of, classes, outermost, text_of, wrap
 from app.emulator.inference import FLOATING, FLOATS, INTEGERS, TEXTS, TIMES, VARIANTS, Types
 from app.emulator.refusals import AGGREGATES, mixes, refuse
-from app.emulator.semistructured import FUNCTIONS, TAKES_TEXT, function_of, refuse_floats
+from app.emulator.semistructured import (
+    FLOAT_TEXT,
+    FLOAT_VARIANT,
+    FUNCTIONS,
+    TAKES_TEXT,
+    TELL_FLOATS,
+    function_of,
+    refuse_floats,
+)
 from app.emulator.semistructured import arguments_of as function_arguments
 
 _DATE_UNITS = frozenset({"YEAR", "QUARTER", "MONTH", "WEEK", "DAY"})
@@ -46,6 +54,8 @@ _TEXT_FUNCTIONS = classes("""
 _TO_VARIANT = classes("ArrayAgg ObjectAgg")
 # Functions that take a timestamp and that sqlglot does not know.
 _OF_TIMES = frozenset({"HASH", "TO_TIMESTAMP"})
+# Of the query, the comparison, whether it orders, and the value: rewriting.py adds the query.
+COMPARISON_KEY = "_LOCAL_KEY"
 _NOT_IN_VALUES = classes("ToFile ParseJSON Struct JSONObject Array ToVariant")
 
 
@@ -149,20 +159,60 @@ def _without_json_null(node: Any) -> Any:
 
 def _compare(node: Any, types: Types) -> None:
     """Cast VARIANT operands: Snowflake compares their values, DuckDB their JSON texts."""
+    is_ordered = not isinstance(node, exp.EQ | exp.NEQ | exp.In | exp.NullSafeEQ | exp.NullSafeNEQ)
     is_assignment = isinstance(node.parent, exp.Update | exp.SetItem)
     others = classes("Is Exists Like ILike RegexpLike")
     if is_assignment or isinstance(node, others) or function_of(node):
-        return
+        return None
     operands = list(node.iter_expressions()) if isinstance(node, exp.Between) else arguments_of(node)
     if mixes(operands, types, "number", "text"):
         for operand in operands:
             _read_number(operand, types)
     variants = [each for each in operands if types.is_variant(each)]
     kinds = {_type_of(other, types) for other in operands if other not in variants}
+    if variants and len(variants) == len(operands) > 1:
+        return _compare_by_key(variants, node, is_ordered=is_ordered)
     if variants and (len(kinds) != 1 or None in kinds):
         raise unsupported(f"{text_of(node)}: comparison of VARIANT values without a cast")
     for variant in variants:
         wrap(variant, lambda each: _cast_variant(each, str(*kinds)))
+    return None
+
+
+def _compare_by_key(variants: Sequence[Any], comparison: Any, *, is_ordered: bool = True) -> None:
+    """Compare values of one type, which the emulator knows only while DuckDB runs."""
+    number, flag = exp.Literal.number(id(comparison)), exp.convert(is_ordered)
+    for variant in variants:
+        wrap(variant, lambda each: _call(COMPARISON_KEY, number.copy(), flag.copy(), _json(each)))
+
+
+def _order(node: Any, types: Types) -> None:
+    select, key = node.find_ancestor(exp.Select, exp.Window, exp.WithinGroup), node.this
+    if isinstance(key, exp.Literal) and isinstance(select, exp.Select) and key.name.isdecimal():
+        column = dict(enumerate(select.selects, 1)).get(int(key.name))
+        if column is None or not types.is_variant(column.unalias()):
+            return
+        is_named = isinstance(column, exp.Alias | exp.Column)
+        if select.args.get("distinct") or (select.args.get("group") and not is_named):
+            raise unsupported(f"{text_of(node)}: ordering of VARIANT values by their position")
+        key.replace(
+            exp.column(column.args["alias"].copy()) if isinstance(column, exp.Alias) else column.copy()
+        )
+    elif not types.is_variant(key):
+        return
+    _compare_by_key([node.this], node)
+
+
+def _extreme(node: Any, types: Types) -> None:
+    """The largest VARIANT is the one with the largest key."""
+    place = "expression" if isinstance(node, exp.ArgMax | exp.ArgMin) else "this"
+    if types.is_variant(node.args[place]):
+        if place == "this":
+            make = exp.ArgMax if isinstance(node, exp.Max) else exp.ArgMin
+            extreme = make(this=node.this, expression=node.this.copy())
+            node.replace(extreme)
+            node = extreme
+        _compare_by_key([node.expression], node)
 
 
 def _read_number(operand: Any, types: Types) -> None:
@@ -199,8 +249,15 @@ def _make_variant(node: Any, types: Types) -> None:
 
 def _require_plain(value: Any, types: Types) -> None:
     """Raises ProgrammingError for a type that DuckDB writes otherwise in JSON."""
-    if types.scale(value) == FLOATING or types.kind(value) in {*TIMES, "TIME", "BINARY", "VARBINARY"}:
+    if types.scale(value) == FLOATING:
+        wrap(value, lambda each: _of_float(FLOAT_VARIANT, each))
+    elif types.kind(value) in {*TIMES, "TIME", "BINARY", "VARBINARY"}:
         raise unsupported(f"{text_of(value)} in a VARIANT; cast it to a NUMBER or to text")
+
+
+def _of_float(name: str, value: Any) -> Any:
+    """With an exponent, which makes it a FLOAT in JSON."""
+    return _json_function(name, _call("LIST_VALUE", _call("FORMAT", "{:.16e}", value)))
 
 
 def _semi_structured(node: Any, types: Types) -> None:
@@ -216,9 +273,12 @@ def _semi_structured(node: Any, types: Types) -> None:
             _make_text(argument, types)
         arguments = function_arguments(node)
     else:
+        _refuse_text(name, arguments, types)
+        if name in TELL_FLOATS and any(types.scale(each) == FLOATING for each in node.walk()):
+            raise unsupported(f"{text_of(node)}: the type of a FLOAT in a VARIANT")
         for argument in arguments:
             _require_plain(argument, types)
-        _refuse_text(name, arguments, types)
+        arguments = function_arguments(node)
     node.replace(_of_json(name, *arguments))
 
 
@@ -304,7 +364,7 @@ def _make_text(value: Any, types: Types) -> None:
     """Convert the value as Snowflake does. Raises ProgrammingError for what DuckDB writes otherwise."""
     kind = types.kind(value)
     if types.scale(value) == FLOATING:
-        raise unsupported(f"{text_of(value)}: a FLOAT as text; cast it to a NUMBER first")
+        wrap(value, lambda each: _of_float(FLOAT_TEXT, each))
     if kind in {"TIME", "BINARY", "VARBINARY"}:
         raise unsupported(f"{text_of(value)}: {kind} as text")
     if kind in TIMES:
@@ -360,7 +420,9 @@ def _cast_to_variant(node: Any, target: str, types: Types) -> None:
     if target not in {"VARIANT", "JSON"}:
         if kind not in {target, "NULL", "VARIANT", "JSON"}:
             raise unsupported(f"{text_of(node)}: a cast to {target} of another type than VARIANT")
-    elif kind not in VARIANTS:
+    elif kind in VARIANTS:
+        wrap(node, lambda each: each.this)
+    else:
         wrap(node, lambda each: _of_json("TO_VARIANT", each.this))
 
 
@@ -437,6 +499,8 @@ _RULES: Sequence[tuple[Any, Callable[[Any, Types], None]]] = (
     (_COMPARISONS, _compare),
     ((exp.Cast, exp.TryCast), _check_number),
     ((exp.Cast, exp.TryCast), _cast),
+    (exp.Ordered, _order),
+    ((exp.Max, exp.Min, exp.ArgMax, exp.ArgMin), _extreme),
     (exp.Div, _divide),
     (AGGREGATES, _aggregate),
     ((exp.Add, exp.Sub, exp.Mul), _widen),

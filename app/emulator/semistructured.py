@@ -7,6 +7,7 @@ Source: Snowflake documentation, SQL Reference: semi-structured data functions, 
 
 import json
 import re
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from decimal import Decimal
@@ -62,6 +63,30 @@ def refuse_floats(text: str) -> None:
         json.loads(text, parse_float=refuse)
 
 
+def comparison_key(text: str, *, is_ordered: bool) -> tuple[str, str]:
+    """The kind of a VARIANT, and a text that compares as its value does. Raises ProgrammingError."""
+    match _read(text):
+        case bool(value):
+            return "BOOLEAN", str(int(value))
+        case int() | float() | Decimal() as value:
+            [bits] = struct.unpack(">Q", struct.pack(">d", value))
+            bits ^= (1 << 64) - 1 if bits >> 63 else 1 << 63
+            return "number", f"{bits:016x} {Decimal(str(value)).normalize():f}"
+        case str(value):
+            return "text", value
+        case dict() | list() as value if not is_ordered:
+            return "object", _same(value)
+    raise unsupported("comparison of JSON nulls, objects or arrays; cast the VARIANT")
+
+
+def _float_text(value: float) -> str:
+    """Raises ProgrammingError for a FLOAT of which Snowflake may show other digits."""
+    text = f"{value:.15g}"
+    if text != repr(value).removesuffix(".0") or "e" in text:
+        raise unsupported(f"{value} as text; cast it to a NUMBER first")
+    return text
+
+
 # JSON.
 
 
@@ -112,6 +137,10 @@ def _type(value: Any) -> str:
         float: "DOUBLE",
     }
     return names.get(type(value)) or ("INTEGER" if value == int(value) else "DECIMAL")
+
+
+# Functions that tell a FLOAT in a VARIANT from a NUMBER; the emulator keeps it as a NUMBER.
+TELL_FLOATS = frozenset({"TYPEOF", "IS_DECIMAL", "IS_INTEGER", "AS_INTEGER"})
 
 
 def _is(*kinds: str) -> _Compute:
@@ -167,7 +196,7 @@ def _get_ignore_case(value: Any, key: Any) -> Any:
 
 
 def _same(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, default=str)
+    return json.dumps(value, sort_keys=True, default=float)
 
 
 def _array(*values: Any) -> list[Any]:
@@ -269,6 +298,7 @@ def _cast_object(value: Any) -> Any:
 
 
 _VALUE, _TEXT, _INTEGER, _BOOLEAN = "VARIANT", "VARCHAR", "BIGINT", "BOOLEAN"
+FLOAT_TEXT, FLOAT_VARIANT = "FLOAT AS VARCHAR", "FLOAT AS VARIANT"
 
 # Others take no text in the place of a VARIANT, an OBJECT or an ARRAY.
 TAKES_TEXT = frozenset(
@@ -334,6 +364,9 @@ FUNCTIONS: dict[str, tuple[str, bool, _Compute]] = {
     "ARRAY_REVERSE": (_VALUE, False, _on_arrays(lambda array: array[::-1])),
     "ARRAY_SLICE": (_VALUE, False, _on_arrays(lambda array, start, end: array[start:end])),
     "FLATTEN": (_VALUE, True, _flatten),
+    # No functions of Snowflake's; they take a FLOAT.
+    FLOAT_TEXT: (_TEXT, False, _float_text),
+    FLOAT_VARIANT: (_VALUE, False, lambda value: Decimal(repr(value))),
 }
 
 _CLASSES = classes("""

@@ -21,7 +21,10 @@ LISTAGG(#:label::VARCHAR, ',')
 LISTAGG(DISTINCT #:label::VARCHAR, ',') WITHIN GROUP (ORDER BY #:label::VARCHAR)
 COUNT(DISTINCT #:label)
 MAX_BY(path, #:n::INT)
+MAX(#:n)
 MEDIAN(#:n::FLOAT)
+OBJECT_CONSTRUCT('n', #:n::FLOAT)
+'n=' || #:n::FLOAT
 AVG(#:n::FLOAT) OVER (PARTITION BY #:label::VARCHAR)
 COALESCE(#:no::VARCHAR, #:label::VARCHAR)
 DECODE(#:label::VARCHAR, 'x', 1, 'y', 2, 3)
@@ -41,6 +44,8 @@ OTHERS = """
 SELECT #:label::VARCHAR AS label, COUNT(*) FROM images GROUP BY label HAVING COUNT(*) > 0
 SELECT # AS answer FROM images WHERE answer:label = 'rose' AND answer:n > 2
 SELECT #:n::INT AS n FROM images QUALIFY ROW_NUMBER() OVER (ORDER BY n DESC) = 1
+SELECT path, #:n AS n FROM images ORDER BY n DESC
+SELECT path FROM images ORDER BY #:n
 SELECT label FROM (SELECT #:label::VARCHAR AS label FROM images) WHERE label IS NOT NULL
 SELECT f.key FROM images, LATERAL FLATTEN(#) AS f
 WITH a AS (SELECT path, # AS v FROM images) SELECT x.v:n FROM a AS x JOIN a AS y ON x.path = y.path
