@@ -43,7 +43,7 @@ from app.emulator.errors import (
     wrong_count,
 )
 from app.emulator.expressions import stored_name
-from app.emulator.grammar import column_texts, inline_variables, quote_stage_arguments
+from app.emulator.grammar import column_texts, inline_variables, like_pattern, quote_stage_arguments
 from app.emulator.query import Answer, Queries, Query, status
 from app.emulator.remote import RemoteService
 from app.emulator.rewriting import (
@@ -207,6 +207,8 @@ class LocalCursor(FakeSnowflakeCursor):
             return self._set_variables(expression, query)
         before = _text(expression)
         refuse_unsupported(expression)
+        if isinstance(expression, exp.Show):
+            return self._show_objects(expression)
         refuse_unknown(expression, parsed, lambda node: bool(find_overloads(node, session)))
         is_suspended = session.warehouse in session.catalog.suspended_warehouses
         if is_suspended and isinstance(expression, NEEDS_WAREHOUSE):
@@ -264,6 +266,33 @@ class LocalCursor(FakeSnowflakeCursor):
         schema = pa.schema([(name, answer.types.get(name, pa.string())) for name in answer.columns])
         self._session.duck_conn.register(_ANSWER, pa.table(columns, schema=schema))
         super().execute(f"SELECT * FROM temp.main.{_ANSWER}")  # noqa: S608 - a constant
+
+    def _show_objects(self, show: Any) -> None:
+        """Apply the filters of a SHOW, most of which fakesnow ignores, and omit fakesnow's own objects."""
+        filters = {name: show.args.pop(name, None) for name in ("like", "starts_with", "from_", "limit")}
+        self._require_scope(show)
+        super().execute(show.sql(dialect="snowflake"))
+        found: Any = self._arrow_table
+        pattern = like_pattern(filters["like"].name if filters["like"] else "%")
+        start, after = ((filters[name] or exp.Literal.string("")).name for name in ("starts_with", "from_"))
+        shown, key = [], "column_name" if show.name == "COLUMNS" else "name"
+        for index, row in enumerate(found.to_pylist()):
+            name = row.get(key, row.get("pk_table_name") or row.get("table_name", ""))
+            is_own = name.startswith("_FS_") or row.get("pk_table_name") == ""
+            if not is_own and pattern.fullmatch(name) and name.startswith(start) and name > after:
+                shown.append(index)
+        limit = int(filters["limit"].expression.name) if filters["limit"] else len(shown)
+        self._session.duck_conn.register(_ANSWER, found.take(pa.array(shown[:limit], pa.int64())))
+        super().execute(f"SELECT * FROM temp.main.{_ANSWER}")  # noqa: S608 - a constant
+
+    def _require_scope(self, show: Any) -> None:
+        """Raises ProgrammingError if the schema or table of IN does not exist."""
+        scope, kind = show.args.get("scope"), show.args.get("scope_kind")
+        names = tuple(map(stored_name, scope.parts)) if scope else ()
+        if names and kind == "SCHEMA":
+            self._session.require_schema(*self._session.qualify((*names, ""))[:2])
+        elif names and kind == "TABLE" and not self._session.columns(*self._session.qualify(names)):
+            raise not_found("Table", ".".join(names))
 
     @property
     def sfqid(self) -> str | None:
@@ -360,6 +389,7 @@ def _as_snowflake_shows(view: str) -> str:
     named = "(d.database_name, d.schema_name, d.{0}_name) = (table_catalog, table_schema, {0}s.table_name)"
     rows = f"(SELECT estimated_size FROM duckdb_tables() d WHERE {named.format('table')})"  # noqa: S608 - constants
     text = f"(SELECT comment FROM duckdb_views() d WHERE {named.format('view')})"  # noqa: S608 - constants
+    view = view.replace("then 'information_schema'", "then 'INFORMATION_SCHEMA'")
     view = view.replace("view if not exists", "or replace view").replace("0 as rows", f"{rows} as rows")
     return view.replace("view_definition as text", f"{text} as text")
 
@@ -381,6 +411,7 @@ class LocalSnowflake:
         self._duck_conn = fakesnow.duck_conn
         for view in (
             show.SQL_CREATE_VIEW_SHOW_OBJECTS,
+            show.SQL_CREATE_VIEW_SHOW_SCHEMAS,
             show.SQL_CREATE_VIEW_SHOW_TABLES,
             show.SQL_CREATE_VIEW_SHOW_VIEWS,
         ):

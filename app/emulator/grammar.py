@@ -173,14 +173,7 @@ class Tokens:
 
     def take_pattern(self) -> re.Pattern[str]:
         """Consume `LIKE '<pattern>'` if it comes next: % matches any text, _ one character."""
-        if not self.take("LIKE"):
-            return re.compile(".*", re.DOTALL)
-        special = {"%": ".*", "_": "."}
-        text = "".join(
-            re.escape(part[1:]) if part.startswith("\\") else special.get(part, re.escape(part))
-            for part in re.findall(r"\\.|.", self.take_string(), re.DOTALL)
-        )
-        return re.compile(text, re.IGNORECASE | re.DOTALL)
+        return like_pattern(self.take_string() if self.take("LIKE") else "%")
 
     def take_location(self) -> str:
         """Consume a stage location, `@name/path`, in quotes or up to the next blank."""
@@ -211,6 +204,16 @@ class Tokens:
         if token.token_type is TokenType.IDENTIFIER:
             return '"' + token.text.replace('"', '""') + '"'
         return token.text
+
+
+def like_pattern(text: str) -> re.Pattern[str]:
+    """The pattern of a LIKE that ignores case."""
+    special = {"%": ".*", "_": "."}
+    expression = "".join(
+        re.escape(part[1:]) if part.startswith("\\") else special.get(part, re.escape(part))
+        for part in re.findall(r"\\.|.", text, re.DOTALL)
+    )
+    return re.compile(expression, re.IGNORECASE | re.DOTALL)
 
 
 def _tokenize(sql: str) -> list[Token]:

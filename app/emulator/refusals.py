@@ -62,13 +62,6 @@ def _is_of_fractions(node: Any, types: Types) -> bool:
     return node.name.upper() == "TO_TIMESTAMP" and types.scale(node.expressions[0]) not in (None, 0)
 
 
-def _is_computed(merge: Any, _: Types) -> bool:
-    """Whether it computes values: fakesnow passes on only the columns that they name."""
-    values = [each.expression for update in merge.find_all(exp.Update) for each in update.expressions]
-    values += [value for insert in merge.find_all(exp.Insert) for value in insert.expression.expressions]
-    return not all(isinstance(value, exp.Column | exp.Literal | exp.Null | exp.Boolean) for value in values)
-
-
 def _is_other_join(node: Any, _: Types) -> bool:
     kind, method = str(node.args.get("kind") or ""), str(node.args.get("method") or "")
     return kind not in {"", "INNER", "OUTER", "CROSS"} or method not in {"", "NATURAL"}
@@ -160,7 +153,6 @@ _REFUSALS: Sequence[_Refusal] = (
         _is_not_floating,
         "numbers other than FLOAT; cast them",
     ),
-    (exp.Merge, _is_computed, "MERGE with computed values; compute them in the USING query"),
     (
         exp.ToBinary,
         lambda node, _: str(node.args["format"].name if node.args.get("format") else "").upper() != "HEX",

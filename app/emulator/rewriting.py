@@ -155,6 +155,7 @@ def rewrite(expression: Any, session: Session, query: Query, names: list[str]) -
         _order_by_all(order)
     if isinstance(expression, exp.Merge):
         _qualify_inserted(expression)
+        _compute_in_source(expression)
     tables = _read_internal(expression, session, query)
     _adapt(expression, session, tables)
     before = expression.sql(dialect="snowflake")
@@ -326,6 +327,28 @@ def _qualify_inserted(merge: Any) -> None:
         for column in insert.expression.find_all(exp.Column):
             if not column.table:
                 column.set("table", exp.to_identifier(source))
+
+
+def _compute_in_source(merge: Any) -> None:
+    """Compute in the USING query what MERGE computes: fakesnow passes on only the columns of values."""
+    source: Any = merge.args["using"]
+    computed: list[Any] = []
+    values = [each.expression for update in merge.find_all(exp.Update) for each in update.expressions]
+    values += [value for insert in merge.find_all(exp.Insert) for value in insert.expression.expressions]
+    for value in values:
+        if isinstance(value, exp.Column | exp.Literal | exp.Null | exp.Boolean):
+            continue
+        if any(column.table.upper() != source.alias_or_name.upper() for column in value.find_all(exp.Column)):
+            raise unsupported(f"{text_of(value)} in MERGE: qualify columns of the source, and use only those")
+        name = f"{_INTERNAL}VALUE_{len(computed)}"
+        value.replace(exp.column(name, table=source.alias_or_name))
+        computed.append(exp.alias_(value, name))
+    if computed:
+        query = source.this if isinstance(source, exp.Subquery) else exp.select("*")
+        names = [each.args.get("alias") or each.this for each in query.selects]
+        columns = [exp.Star()] if query.is_star else [exp.column(each.copy()) for each in names]
+        alias = exp.TableAlias(this=exp.to_identifier(source.alias_or_name))
+        source.replace(exp.Subquery(this=exp.select(*columns, *computed).from_(source.copy()), alias=alias))
 
 
 def _known_columns(expression: Any, session: Session, tables: dict[str, Any]) -> Schema:

@@ -62,10 +62,17 @@ def take_creation(expression: Any, session: Session) -> Creation | None:
 def unchanged(expression: Any, session: Session) -> str | None:
     """What Snowflake answers to a CREATE IF NOT EXISTS or DROP IF EXISTS that changes nothing."""
     kind = str(expression.args.get("kind") or "").upper()
-    if not expression.args.get("exists") or kind not in {"TABLE", "VIEW"}:
+    if not expression.args.get("exists") or kind not in {"TABLE", "VIEW", "SCHEMA", "DATABASE"}:
         return None
-    name = _name_of(expression.find(exp.Table), session)
-    exists = _exists(name, session)
+    parts = tuple(stored_name(part) for part in expression.find(exp.Table).parts)
+    if kind == "DATABASE":
+        name, exists = parts, session.has_schema(*parts)
+    elif kind == "SCHEMA":
+        name = session.qualify((*parts, ""))[:2]
+        exists = session.has_schema(*name)
+    else:
+        name = session.qualify(parts)
+        exists = _exists(name, session)
     if isinstance(expression, exp.Create) and exists:
         return f"{name[-1]} already exists, statement succeeded."
     if isinstance(expression, exp.Drop) and not exists:

@@ -58,7 +58,14 @@ def test_statements_that_change_a_table_are_adapted_too(sql: Sql) -> None:
     merge = f"MERGE INTO n USING {source} ON n.a = s.k WHEN MATCHED THEN UPDATE SET q = "
     sql.rows(merge + "s.w")
     assert str(sql.value("SELECT q FROM n WHERE a = 4")) == "1.500"
-    assert sql.error(merge + "s.w / 4").errno == 2
+    sql.rows(merge + "s.w / 4")
+    assert str(sql.value("SELECT q FROM n WHERE a = 4")) == "0.375"
+    assert sql.error(merge + "n.q + s.w").errno == 2
+    sql.rows(
+        "MERGE INTO n USING (SELECT 9 AS k, PARSE_JSON('{\"l\":2}') AS v) AS s ON n.a = s.k "
+        "WHEN NOT MATCHED THEN INSERT (a, q, v) VALUES (k, s.v:l, OBJECT_CONSTRUCT('k', k + 1))"
+    )
+    assert repr(sql.rows("SELECT q, v:k::INT FROM n WHERE a = 9")) == "[(Decimal('2.000'), 10)]"
     assert sql.error("INSERT INTO n (v) VALUES (PARSE_JSON('1'))").errno == 2014
 
 
@@ -110,6 +117,29 @@ def test_statement_that_changes_nothing_says_so(sql: Sql) -> None:
     assert sql.value("CREATE TABLE IF NOT EXISTS c (b INT)") == "C already exists, statement succeeded."
     assert sql.value("DROP VIEW IF EXISTS v") == "Drop statement executed successfully (V already dropped)."
     assert sql.value("DROP TABLE IF EXISTS c") == "C successfully dropped."
+
+
+def test_creation_of_what_exists_says_so(sql: Sql) -> None:
+    schema = sql.value("SELECT CURRENT_SCHEMA()")
+    for statement, name in (("SCHEMA", schema), ("DATABASE", "LOCAL")):
+        assert "already exists" in sql.value(f"CREATE {statement} IF NOT EXISTS {name}")
+        assert "already dropped" in sql.value(f"DROP {statement} IF EXISTS nothing")
+    assert sql.value("SELECT CURRENT_SCHEMA()") == schema
+
+
+def test_show_applies_every_filter(sql: Sql) -> None:
+    sql.rows("CREATE TABLE a_b (id INT AUTOINCREMENT PRIMARY KEY, label VARCHAR)")
+    sql.rows("CREATE TABLE axb (a INT)")
+    assert sql.names("SHOW TABLES LIKE 'A\\\\_%'") == ["A_B"]
+    assert sql.names("SHOW TABLES STARTS WITH 'AX'") == ["AXB"]
+    assert sql.names("SHOW TABLES STARTS WITH 'ax'") == []
+    assert sql.names("SHOW TABLES LIMIT 1") == sql.names("SHOW TABLES LIMIT 1 FROM 'AAA'") == ["AXB"]
+    assert sql.names("SHOW OBJECTS STARTS WITH 'A' LIMIT 2 FROM 'AXB'") == ["A_B"]
+    assert [row["column_name"] for row in sql.records("SHOW COLUMNS LIKE 'L%' IN TABLE a_b")] == ["LABEL"]
+    assert "INFORMATION_SCHEMA" in sql.names("SHOW SCHEMAS LIKE 'info%'")
+    assert sql.names("SHOW SEQUENCES") == sql.rows("SHOW IMPORTED KEYS") == []
+    assert sql.error("SHOW TABLES IN SCHEMA nothing").errno == 2003
+    assert sql.error("SHOW COLUMNS IN TABLE nothing").errno == 2003
 
 
 def test_show_lists_rows_and_the_text_of_views(sql: Sql) -> None:
