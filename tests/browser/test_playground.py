@@ -494,10 +494,8 @@ def test_parquet_holds_any_number_of_rows_and_any_text(page: Page, tmp_path: Pat
             ["numbers", "double", all((at) => at / 7)],
             ...Array.from({ length: 20 }, (_, at) => [`integers ${at}`, "int", all((row) => row * at)]),
         ];
-        const reader = new FileReader();
-        reader.readAsDataURL(asParquet(columns, rows));
-        await new Promise((done) => (reader.onload = done));
-        return reader.result.split(",")[1];
+        const bytes = new Uint8Array(await asParquet(columns, rows).arrayBuffer());
+        return btoa(Array.from(bytes, (byte) => String.fromCharCode(byte)).join(""));
     }"""
     for rows in (0, 1, 8, 9, 3000):
         file = tmp_path / f"{rows}.parquet"
