@@ -1,5 +1,6 @@
 """The ASGI application: it authenticates requests, enforces deadlines and sets security headers."""
 
+from functools import lru_cache
 from http import HTTPStatus
 from time import perf_counter
 from typing import Any, NoReturn
@@ -95,9 +96,7 @@ class Service:
         except Overloaded as error:
             metrics.count_request(error.status, 0.0)
             self.state.refusals.add(error, Headers(scope=scope), caller)
-            response = error_response(error)
-            response.raw_headers.extend(_RESPONSE_HEADERS)
-            return response
+            return _overload_response(error.message, int(error.headers["retry-after"]))
         return None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -182,6 +181,14 @@ def error_response(error: Exception, scope: Scope | None = None) -> Response:
     # A message may quote an unpaired surrogate, which UTF-8 cannot encode.
     detail["message"] = detail["message"].encode("utf-8", "backslashreplace").decode()
     return Response(to_json({"error": detail}), status, headers, media_type="application/json")
+
+
+@lru_cache
+def _overload_response(message: str, retry_after_seconds: int) -> Response:
+    """Cached: to format it takes a quarter of what such a request costs, and most differ in no byte."""
+    response = error_response(Overloaded(message, retry_after_seconds))
+    response.raw_headers.extend(_RESPONSE_HEADERS)
+    return response
 
 
 class _TrackedSend:

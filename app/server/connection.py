@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from pydantic_core import to_json
+from starlette.responses import Response
 from uvicorn import Config
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
@@ -186,6 +187,9 @@ class HttpConnection(asyncio.Protocol):
         self.transport: asyncio.Transport
         self.flow: _Flow
         self._app = config.loaded_app
+        self._refuse_at_once: Callable[[Any], Response | None] | None = getattr(
+            self._app, "refuse_at_once", None
+        )
         self._config = config
         self._limits = limits
         self._server_state = server_state
@@ -307,10 +311,13 @@ class HttpConnection(asyncio.Protocol):
             begins = self._body is None and not self._is_answering
             if begins:
                 self._take_head()
-            if self.cycle is not None and self._body is not None:
-                self._take_body(self.cycle, self._body)
-            if begins and self._body is not None and self._is_answering:
-                self.flow.pause_reading()  # until the application reads the body
+            if self._body is not None:
+                self._take_body(self._body)
+            if begins and self._body is not None:
+                if self._is_answering:
+                    self.flow.pause_reading()  # until the application reads the body
+                else:
+                    self._await_rest()
             self._count_buffered()
         except BadRequest as error:
             self._refuse(error)
@@ -396,6 +403,14 @@ class HttpConnection(asyncio.Protocol):
             "headers": head.headers,
             "state": self._app_state.copy(),
         }
+        self._discarded_bytes = 0
+        # The application handles clients that do not read their answers, because it waits for them.
+        if self._refuse_at_once is not None and not self.flow.write_paused:
+            refusal = self._refuse_at_once(scope)
+            if refusal is not None:
+                keep_alive = head.keep_alive and not self._is_shutting_down and not expects
+                self._answer_at_once(refusal, keep_alive=keep_alive)
+                return
         make_cycle = _ExpectingCycle if expects else RequestResponseCycle
         self.cycle = make_cycle(
             scope=scope,
@@ -411,42 +426,36 @@ class HttpConnection(asyncio.Protocol):
             on_response=self._end_response,
         )
         self._cycle_transport.writes_head = not expects  # 100 (Continue) comes first
-        self._discarded_bytes = 0
         self._cancel_timer()
         self._limits.note_busy(self)
         if not has_body:
             self.cycle.more_body = False
             self.cycle.message_event.set()
-        self._start_cycle(self.cycle)
+        task = self.loop.create_task(self.cycle.run_asgi(self._app))
+        self._server_state.tasks.add(task)
+        task.add_done_callback(self._server_state.tasks.discard)
 
-    def _start_cycle(self, cycle: RequestResponseCycle) -> None:
-        """Run the application, or send its rejection by the head alone, which is cheap under overload."""
-        # The application handles clients that do not read their answers, because it waits for them.
-        refuse_at_once = None if self.flow.write_paused else getattr(self._app, "refuse_at_once", None)
-        refusal = refuse_at_once and refuse_at_once(cycle.scope)
-        if not refusal:
-            task = self.loop.create_task(cycle.run_asgi(self._app))
-            self._server_state.tasks.add(task)
-            task.add_done_callback(self._server_state.tasks.discard)
-            return
-        if cycle.waiting_for_100_continue:
-            cycle.keep_alive = False
-        self._write_answer(
-            refusal.status_code, refusal.raw_headers, refusal.body, keep_alive=cycle.keep_alive
-        )
-        cycle.response_started = cycle.response_complete = True
-        if not cycle.keep_alive:
+    def _answer_at_once(self, refusal: Response, *, keep_alive: bool) -> None:
+        """Answer by the head alone, without a task, and discard the body as it arrives."""
+        body = bytes(refusal.body)
+        self._write_answer(refusal.status_code, refusal.raw_headers, body, keep_alive=keep_alive)
+        self._server_state.total_requests += 1
+        if not keep_alive:
             self._finish()
-        self._end_response()
+        elif self._body is None:
+            self._become_idle()
 
-    def _take_body(self, cycle: RequestResponseCycle, body: BodyFraming) -> None:
+    def _take_body(self, body: BodyFraming) -> None:
         start = self._position
         pieces: list[bytes] = []
         self._position = body.take(self._data, start, pieces)
         if body.is_complete:
             self._body = None
-        if cycle.response_complete:
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete:
             self._discard(self._position - start)
+            if body.is_complete:
+                self._become_idle()
         elif self._position > start:
             # Of one piece, the application receives what the socket has read, without a copy.
             cycle.body = b"".join([cycle.body, *pieces] if cycle.body else pieces)  # type: ignore[assignment]
@@ -456,8 +465,6 @@ class HttpConnection(asyncio.Protocol):
                 self.flow.pause_reading()
             if is_full or body.is_complete or self._position == len(self._data):
                 cycle.message_event.set()
-        if cycle.response_complete and body.is_complete:
-            self._become_idle()
 
     def _end_response(self) -> None:
         self._cycle_transport.flush()
@@ -466,15 +473,19 @@ class HttpConnection(asyncio.Protocol):
             return
         if self._body is None:
             self._become_idle()
-        elif isinstance(self._body, ChunkedBody):
-            self._linger()  # it discards without parsing
-            return
         else:
-            self._limits.note_idle(self, is_answered=True)
-            self._set_timer(DISCARD_TIMEOUT_SECONDS, self._linger)
+            self._await_rest()
         if self._position < len(self._data):
             self._schedule()
         self.flow.resume_reading()
+
+    def _await_rest(self) -> None:
+        """Discard the rest of the body of a request that is answered."""
+        if isinstance(self._body, ChunkedBody):
+            self._linger()  # it discards without parsing
+        else:
+            self._limits.note_idle(self, is_answered=True)
+            self._set_timer(DISCARD_TIMEOUT_SECONDS, self._linger)
 
     def _become_idle(self) -> None:
         if self._is_lingering or self.transport.is_closing():

@@ -1,5 +1,6 @@
 import asyncio
 import json
+import logging
 import re
 import socket
 import threading
@@ -396,6 +397,25 @@ def test_early_rejection_needs_neither_the_body_nor_the_app() -> None:
         read_until(caller, b"\r\n\r\n0")
         assert app.asked == 1
         wait_until(lambda: not server.server_state.connections)  # idle for as long as any
+
+
+@pytest.mark.parametrize(
+    "framing", [b"Content-Length: 2\r\n\r\nhi", b"Transfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n"]
+)
+def test_early_rejection_of_a_request_that_has_arrived_whole_keeps_the_connection(
+    framing: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An error in a callback of the event loop appears in the log alone."""
+    app = Busy()
+    with serving(app) as (port, server), connect(port) as caller:
+        for number in range(1, 4):
+            caller.sendall(b"POST /busy HTTP/1.1\r\nHost: a\r\n" + framing)
+            assert read_until(caller, b"\r\n\r\nno").startswith(b"HTTP/1.1 429")
+            assert server.server_state.total_requests == number
+        caller.sendall(GET)
+        read_until(caller, b"\r\n\r\n0")
+    assert app.asked == 1
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 @pytest.mark.parametrize(
