@@ -84,6 +84,12 @@ def labelled(data_dir: Path) -> LabelledImages:
     return LabelledImages(images, labels, tuple(Path(str(n)) for n in range(24)))
 
 
+@pytest.fixture(scope="module")
+def training(data_dir: Path) -> Training:
+    """Before its first step. Read-only."""
+    return Training(labelled(data_dir), 3, KNOBS, 5)
+
+
 def fit(data: LabelledImages, knobs: Knobs, seed: int, checkpoint: Path) -> Fitted:
     return run(Training(data, 3, knobs, seed), checkpoint)
 
@@ -145,8 +151,7 @@ def test_only_equal_seeds_give_equal_weights(data_dir: Path, tmp_path: Path) -> 
     assert not all(np.array_equal(a, b) for a, b in zip(weights[0], weights[2], strict=True))
 
 
-def test_resumed_training_has_the_same_batches(data_dir: Path) -> None:
-    training = fitting.Training(labelled(data_dir), 3, KNOBS, 5)
+def test_resumed_training_has_the_same_batches(training: Training) -> None:
     whole = list(training.batches(0))
     resumed = list(training.batches(1))
     assert len(whole) == KNOBS.epochs * training.steps_per_epoch
@@ -156,9 +161,8 @@ def test_resumed_training_has_the_same_batches(data_dir: Path) -> None:
     assert not list(training.batches(KNOBS.epochs))
 
 
-def test_order_of_images_depends_on_seed_and_epoch(data_dir: Path) -> None:
+def test_order_of_images_depends_on_seed_and_epoch(data_dir: Path, training: Training) -> None:
     data = labelled(data_dir)
-    training = fitting.Training(data, 3, KNOBS, 5)
     labels = np.concatenate([labels for _, labels, _ in training.batches(0)])
     orders = [np.random.default_rng((5, epoch)).permutation(len(data)) for epoch in range(KNOBS.epochs)]
     assert np.array_equal(labels, data.labels[np.concatenate(orders)])
@@ -240,12 +244,13 @@ def test_better_weights_are_kept(data_dir: Path, monkeypatch: pytest.MonkeyPatch
     assert int(training.best_epoch) == 0
 
 
-def test_checkpoint_of_another_training_is_ignored(data_dir: Path, tmp_path: Path) -> None:
-    data, checkpoint = labelled(data_dir), tmp_path / "c.npz"
-    training = fitting.Training(data, 3, KNOBS, 5)
+def test_checkpoint_of_another_training_is_ignored(
+    data_dir: Path, training: Training, tmp_path: Path
+) -> None:
+    checkpoint = tmp_path / "c.npz"
     training.save(checkpoint, 2)
     assert training.load(checkpoint) == 2
-    assert fitting.Training(data, 3, KNOBS, 6).load(checkpoint) == 0
+    assert fitting.Training(labelled(data_dir), 3, KNOBS, 6).load(checkpoint) == 0
 
 
 def test_rare_classes_weigh_more() -> None:
@@ -284,8 +289,7 @@ def test_diverged_training_is_an_error(data_dir: Path, tmp_path: Path) -> None:
         fit(labelled(data_dir), replace(KNOBS, distillation=float("nan")), 0, tmp_path / "c.npz")
 
 
-def test_damaged_checkpoint_is_ignored(data_dir: Path, tmp_path: Path) -> None:
-    training = fitting.Training(labelled(data_dir), 3, KNOBS, 5)
+def test_damaged_checkpoint_is_ignored(training: Training, tmp_path: Path) -> None:
     for damaged in (b"PK\x03\x04 cut off", b""):
         (tmp_path / "c.npz").write_bytes(damaged)
         assert training.load(tmp_path / "c.npz") == 0
