@@ -43,12 +43,20 @@ from app.emulator.errors import (
     wrong_count,
 )
 from app.emulator.expressions import stored_name
-from app.emulator.grammar import column_texts, inline_variables, like_pattern, quote_stage_arguments
+from app.emulator.grammar import (
+    column_texts,
+    inline_binds,
+    inline_identifiers,
+    inline_variables,
+    like_pattern,
+    quote_stage_arguments,
+)
 from app.emulator.query import Answer, Queries, Query, status
 from app.emulator.remote import RemoteService
 from app.emulator.rewriting import (
     NEEDS_WAREHOUSE,
     find_overloads,
+    quote_reserved,
     refuse_unsupported,
     rewrite,
 )
@@ -84,6 +92,9 @@ FROM (SELECT UNNEST(CAST(input AS JSON[])) AS _local_row)
 """)
 # Snowpark's temporary objects: SCOPED TEMPORARY ones end with the session too.
 _SCOPED = re.compile(r"^(\s*CREATE\s+(?:OR\s+REPLACE\s+)?)SCOPED\s+(?=TEMP)", re.IGNORECASE)
+
+# Binds in places where DuckDB takes none.
+_BOUND_NAME = re.compile(r"IDENTIFIER\s*\(\s*\?|=>\s*\?", re.IGNORECASE)
 
 
 def _unreadable_time(kind: str, text: str) -> Error:
@@ -164,6 +175,10 @@ class LocalCursor(FakeSnowflakeCursor):
         self._session.queries.start(query)
         try:
             command = inline_variables(command, self._session.assigned)
+            binds = options.get("binding_params")
+            if isinstance(binds, tuple) and _BOUND_NAME.search(command):
+                command = inline_binds(command, list(map(_constant, options.pop("binding_params"))))
+            command = inline_identifiers(command)
             answer = answer_statement(command, self._session)
             if answer is not None:
                 self._show(answer)
@@ -209,6 +224,7 @@ class LocalCursor(FakeSnowflakeCursor):
         refuse_unsupported(expression)
         if isinstance(expression, exp.Show):
             return self._show_objects(expression)
+        quote_reserved(expression)
         refuse_unknown(expression, parsed, lambda node: bool(find_overloads(node, session)))
         is_suspended = session.warehouse in session.catalog.suspended_warehouses
         if is_suspended and isinstance(expression, NEEDS_WAREHOUSE):

@@ -18,7 +18,7 @@ from app.emulator.errors import (
     syntax_error,
     unsupported,
 )
-from app.names import MAX_PARTS, parse_identifier, quote_string
+from app.names import MAX_PARTS, parse_identifier, quote_identifier, quote_string
 
 # sqlglot warns about every statement that it does not parse itself.
 logging.getLogger("sqlglot").setLevel(logging.ERROR)
@@ -96,18 +96,11 @@ class Tokens:
         return self._tokens[self._next - 1]
 
     def take_name(self, *, max_parts: int = MAX_PARTS) -> tuple[str, ...]:
-        """Consume a name or IDENTIFIER('<name>'); return its parts in the form that Snowflake stores."""
-        if self.take("IDENTIFIER", "("):
-            parts = [self.take_string()]
-            self.require(")")
-        else:
-            parts = [self._take_part()]
-            while self.take("."):
-                parts.append(self._take_part())
-        try:
-            return parse_identifier(".".join(parts), max_parts=max_parts)
-        except ValueError as error:
-            raise syntax_error(str(error)) from None
+        """Consume a name; return its parts in the form that Snowflake stores."""
+        parts = [self._take_part()]
+        while self.take("."):
+            parts.append(self._take_part())
+        return _parse_name(".".join(parts), max_parts)
 
     def take_string(self) -> str:
         token = self.take_token()
@@ -206,6 +199,13 @@ class Tokens:
         return token.text
 
 
+def _parse_name(text: str, max_parts: int) -> tuple[str, ...]:
+    try:
+        return parse_identifier(text, max_parts=max_parts)
+    except ValueError as error:
+        raise syntax_error(str(error)) from None
+
+
 def like_pattern(text: str) -> re.Pattern[str]:
     """The pattern of a LIKE that ignores case."""
     special = {"%": ".*", "_": "."}
@@ -292,6 +292,29 @@ def inline_variables(sql: str, variables: Mapping[str, str]) -> str:
             raise no_such_variable(f"${name.text.upper()}")
         pieces += [sql[done : token.start], variables[name.text.upper()]]
         done = name.end + 1
+    return "".join([*pieces, sql[done:]])
+
+
+def inline_binds(sql: str, constants: Sequence[str]) -> str:
+    """The statement with each `?` replaced."""
+    pieces, done, left = [], 0, list(constants)
+    for token in _tokenize(sql):
+        if token.token_type is TokenType.PLACEHOLDER and left:
+            pieces += [sql[done : token.start], left.pop(0)]
+            done = token.end + 1
+    return "".join([*pieces, sql[done:]])
+
+
+def inline_identifiers(sql: str) -> str:
+    """The statement with the name in the place of each IDENTIFIER('<name>')."""
+    tokens = _tokenize(sql) if "IDENTIFIER" in sql.upper() else []
+    pieces, done = [], 0
+    for word, opening, text, closing in zip(tokens, tokens[1:], tokens[2:], tokens[3:], strict=False):
+        if (word.text.upper(), opening.text, closing.text) != ("IDENTIFIER", "(", ")"):
+            continue
+        if word.token_type not in _LITERALS and text.token_type in _STRINGS:
+            pieces += [sql[done : word.start], quote_identifier(*_parse_name(text.text, MAX_PARTS))]
+            done = closing.end + 1
     return "".join([*pieces, sql[done:]])
 
 

@@ -126,9 +126,11 @@ async def _answer_query(request: Request, local: LocalSnowflake) -> Response:
     session = sessions.get(_token(request))
     if not isinstance(session, Session):
         return await query_request(request)  # answers 390104: log in again
-    sql = str((await _read_json(request))["sqlText"])
+    body = await _read_json(request)
+    sql, binds = str(body["sqlText"]), body.get("bindings") or {}
+    stage = str(binds["1"]["value"]) if list(binds) == ["1"] and sql.lstrip()[:4].upper() == "PUT " else ""
     try:
-        transfer = await run_in_threadpool(answer_transfer, sql, session, local.uploads)
+        transfer = await run_in_threadpool(answer_transfer, sql, session, local.uploads, stage)
         if transfer is not None:
             return JSONResponse({"data": transfer, "code": None, "message": None, "success": True})
         async with session.turn:

@@ -16,6 +16,7 @@ from app.emulator.errors import invalid, invalid_arguments, not_found, unknown_f
 from app.emulator.expressions import stored_name, text_of, wrap
 from app.emulator.grammar import STAGE_FUNCTIONS
 from app.emulator.inference import TEXTS, Schema, Types
+from app.emulator.loading import infer_schema
 from app.emulator.query import Query
 from app.emulator.semantics import COMPARISON_KEY, adapt
 from app.emulator.semistructured import FUNCTIONS
@@ -69,6 +70,10 @@ NEEDS_WAREHOUSE = (
     exp.Merge,
     exp.TruncateTable,
 )
+_RESERVED_WORDS = """
+    ANALYZE ARRAY AT BOTH DEFAULT DESC DESCRIBE DO END FETCH FOREIGN FREEZE LAMBDA LEADING LIMIT OFFSET ONLY
+    PRIMARY REFERENCES SHOW SIMILAR SUMMARIZE SYMMETRIC TRAILING VERBOSE WINDOW
+"""
 # What else fakesnow executes as Snowflake does.
 _OTHERS = (exp.Describe, exp.Set, exp.Transaction, exp.Commit, exp.Rollback)
 # Only these kinds of object reach fakesnow: for some others it leaves macros behind.
@@ -120,6 +125,14 @@ def _is_supported(expression: Any) -> bool:
             for each in (properties.expressions if properties else ())
         )
     )
+
+
+def quote_reserved(expression: Any) -> None:
+    """Quote the names that are words of DuckDB's and not of Snowflake's."""
+    for name in expression.find_all(exp.Identifier):
+        if not name.quoted and name.name.upper() in _RESERVED_WORDS.split():
+            name.set("this", name.name.upper())
+            name.set("quoted", True)
 
 
 def is_internal(name: str) -> bool:
@@ -183,6 +196,11 @@ def _read_internal(expression: Any, session: Session, query: Query) -> dict[str,
         if node.this.name.upper() == "RESULT_SCAN":
             name = f"{_INTERNAL}RESULT_{len(tables)}"
             tables[name] = session.result(_scanned_query(node.this, session))
+            node.replace(exp.Table(this=exp.to_identifier(name), alias=node.args.get("alias")))
+        elif node.this.name.upper() == "INFER_SCHEMA":
+            given = {each.this.name.upper(): each.expression.name for each in node.this.expressions}
+            name = f"{_INTERNAL}SCHEMA_{len(tables)}"
+            tables[name] = infer_schema(given.get("LOCATION", ""), session)
             node.replace(exp.Table(this=exp.to_identifier(name), alias=node.args.get("alias")))
     for table in list(expression.find_all(exp.Table)):
         if (stream := _stream_of(table, session)) is not None:

@@ -20,7 +20,7 @@ from app.emulator.grammar import Tokens
 from app.emulator.query import Answer, status
 from app.emulator.session import Session
 from app.emulator.storage import METADATA_PREFIX, Storage
-from app.names import quote_identifier
+from app.names import quote_identifier, quote_string
 
 _STAGE_OPTIONS = frozenset({"DIRECTORY", "ENCRYPTION", "COMMENT", "FILE_FORMAT", "COPY_OPTIONS", "URL"})
 
@@ -233,10 +233,18 @@ _STAGE_INFO: dict[str, Any] = {
 }
 
 
-def answer_transfer(sql: str, session: Session, storage: Storage) -> dict[str, Any] | None:
-    """The response data of a PUT or GET, None for other statements. Raises ProgrammingError."""
+def answer_transfer(
+    sql: str, session: Session, storage: Storage, bound_stage: str = ""
+) -> dict[str, Any] | None:
+    """The response data of a PUT or GET, None for other statements. Raises ProgrammingError.
+
+    `bound_stage` is the bind of `PUT 'file://<path>' ?`, which write_pandas sends. Its client does not repeat
+    the PUT for each file.
+    """
+    if bound_stage:
+        sql = re.sub(r"\?(?=[^?]*$)", lambda _: quote_string(bound_stage), sql)
     if put := _PUT.fullmatch(sql):
-        return _answer_put(put, session, storage)
+        return _answer_put(put, session, storage, is_bound=bool(bound_stage))
     tokens = Tokens(sql)
     if tokens.take("PUT"):
         raise syntax_error("PUT must be followed by 'file://<path>' and a stage")
@@ -257,16 +265,16 @@ def failed_put(sql: str, error: Error, storage: Storage) -> dict[str, Any]:
     return {"errorCode": f"{error.errno:06d}", "sqlState": error.sqlstate, "stageInfo": _STAGE_INFO | refused}
 
 
-def _answer_put(put: re.Match[str], session: Session, storage: Storage) -> dict[str, Any]:
+def _answer_put(put: re.Match[str], session: Session, storage: Storage, *, is_bound: bool) -> dict[str, Any]:
     tokens = Tokens(put["rest"])
     stage, folder = session.find_stage(tokens.take_location())
     options = tokens.take_options(_PUT_OPTIONS)
     source = put["bare"] or re.sub(r"\\\\|''|\\'", lambda match: match[0][1], put["quoted"])
     compresses = _flag(options.get("AUTO_COMPRESS", True), "AUTO_COMPRESS")
-    is_single_uncompressed = not compresses and not _WILDCARD.search(source)
-    if not is_single_uncompressed and not session.repeats_puts:
+    has_known_name = (is_bound or not compresses) and not _WILDCARD.search(source)
+    if not has_known_name and (is_bound or not session.repeats_puts):
         raise unsupported("PUT with AUTO_COMPRESS = TRUE or a pattern from this client")
-    if "''" in (put["quoted"] or "") and not is_single_uncompressed:
+    if "''" in (put["quoted"] or "") and not has_known_name:
         raise unsupported("PUT with AUTO_COMPRESS = TRUE or a pattern for a name with a quote")
     url = storage.sign(
         stage,
@@ -285,7 +293,7 @@ def _answer_put(put: re.Match[str], session: Session, storage: Storage) -> dict[
         "stageInfo": {
             **_STAGE_INFO,
             # With a token the client uses the URL; without one it repeats the PUT with each file's name.
-            "creds": {"GCS_ACCESS_TOKEN": "none"} if is_single_uncompressed else {},
+            "creds": {"GCS_ACCESS_TOKEN": "none"} if has_known_name else {},
             "location": f"{stage.name[-1]}/{folder}",
             "presignedUrl": url,
             "isClientSideEncrypted": not stage.is_server_side_encrypted,

@@ -8,7 +8,7 @@ from functools import partial
 from itertools import pairwise
 from typing import TypeAlias
 
-from app.emulator import functions, stages, tasks
+from app.emulator import functions, loading, stages, tasks
 from app.emulator.catalog import SCHEMA, Grant, quote_function
 from app.emulator.errors import not_found, unsupported
 from app.emulator.grammar import Tokens
@@ -44,7 +44,10 @@ def _find_creation(tokens: Tokens) -> Statement | None:
     replace = tokens.take("OR", "REPLACE")
     alter = not replace and tokens.take("OR", "ALTER")
     is_secure = tokens.take("SECURE")
+    tokens.take("SCOPED")
     is_temporary = tokens.take("TEMPORARY") or tokens.take("TEMP")
+    if is_temporary and tokens.take("FILE FORMAT"):  # one token
+        return loading.create_file_format
     if not is_temporary and tokens.take("EXTERNAL", "FUNCTION"):
         return partial(functions.create_function, replace=replace, alter=alter, is_secure=is_secure)
     if not (is_temporary or is_secure) and _is_service_function(tokens) and tokens.take("FUNCTION"):
@@ -225,6 +228,7 @@ _STATEMENTS: dict[str, Statement] = {
     "ALTER STAGE": stages.alter_stage,
     "ALTER TASK": tasks.alter_task,
     "ALTER WAREHOUSE": _alter_warehouse,
+    "COPY INTO": loading.copy_into,
     "DROP API INTEGRATION": functions.drop_integration,
     "DROP INTEGRATION": functions.drop_integration,
     "DROP STAGE": stages.drop_stage,
