@@ -5,6 +5,7 @@ import re
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from datetime import date, datetime
 from decimal import Decimal
 from functools import partial, wraps
 from string import Template
@@ -23,6 +24,7 @@ from sqlglot import exp
 from app.emulator.catalog import DATABASE, SCHEMA, Catalog, Stage
 from app.emulator.errors import (
     already_exists,
+    ambiguous,
     division_by_zero,
     invalid_identifier,
     malformed_json,
@@ -33,8 +35,10 @@ from app.emulator.errors import (
     null_in_column,
     out_of_range,
     own_error,
+    several_rows,
     syntax_error,
     too_long,
+    unequal_branches,
     unknown_function,
     unparsed_time,
     unreadable,
@@ -45,6 +49,7 @@ from app.emulator.errors import (
 from app.emulator.expressions import stored_name
 from app.emulator.grammar import (
     column_texts,
+    immediate,
     inline_binds,
     inline_identifiers,
     inline_variables,
@@ -93,6 +98,7 @@ FROM (SELECT UNNEST(CAST(input AS JSON[])) AS _local_row)
 # Snowpark's temporary objects: SCOPED TEMPORARY ones end with the session too.
 _SCOPED = re.compile(r"^(\s*CREATE\s+(?:OR\s+REPLACE\s+)?)SCOPED\s+(?=TEMP)", re.IGNORECASE)
 
+_START = re.compile(r"^\s*START\s+(?=TRANSACTION\b)", re.IGNORECASE)
 # Binds in places where DuckDB takes none.
 _BOUND_NAME = re.compile(r"IDENTIFIER\s*\(\s*\?|=>\s*\?", re.IGNORECASE)
 
@@ -134,6 +140,13 @@ _ERRORS: tuple[tuple[re.Pattern[str], Callable[..., Error]], ...] = tuple(
         (r'Table ".*?" does not have a column (?:named|with name) "(.*?)"', invalid_identifier),
         (r"expected (\d+) columns but (\d+) values", wrong_count),
         (r"has (\d+) columns but (\d+) values", wrong_count),
+        (r'Ambiguous reference to column name "(.*?)"', ambiguous),
+        (r"More than one row returned by a subquery", several_rows),
+        (r"Set operations can only apply to expressions with the same number", unequal_branches),
+        (
+            r"violation: duplicate key",
+            lambda: unsupported("a second row of the same PRIMARY KEY or UNIQUE value"),
+        ),
         (r"CHECK constraint failed", too_long),
         (r'column "?(.*?)"? must appear in the GROUP BY', not_grouped),
         (r"NOT NULL constraint failed", null_in_column),
@@ -148,6 +161,7 @@ _ERRORS: tuple[tuple[re.Pattern[str], Callable[..., Error]], ...] = tuple(
         (r"Overflow in|out of range for the destination type", lambda: unsupported("numbers of this size")),
         (r"Out of Range Error: (cannot take [\w ]*)", unsupported),
         (r"Values were not provided for", unset_bind),
+        (r"Unknown TimeZone '(.*?)'", lambda zone: unsupported(f"the time zone {zone}")),
         (r"SELECT clause without selection list", lambda: syntax_error("a SELECT must have columns")),
         (r"Line (\d+), Col: (\d+)", unreadable),
         (r"[A-Z][A-Za-z]+(?: [A-Za-z]+)* Error: ", lambda: unsupported("this statement")),
@@ -174,6 +188,7 @@ class LocalCursor(FakeSnowflakeCursor):
         self._query_id = query.id
         self._session.queries.start(query)
         try:
+            command = immediate(command, self._session.assigned)
             command = inline_variables(command, self._session.assigned)
             binds = options.get("binding_params")
             if isinstance(binds, tuple) and _BOUND_NAME.search(command):
@@ -216,6 +231,7 @@ class LocalCursor(FakeSnowflakeCursor):
     def _run(self, command: str, query: Query, params: Any, *arguments: Any, **options: Any) -> None:
         """Let fakesnow execute a statement. Raises ProgrammingError if it is not supported."""
         command, session = _SCOPED.sub(r"\1", command), self._session
+        command = _START.sub("BEGIN ", command)
         parsed = quote_stage_arguments(command)
         expression = parse_one(parsed)
         if isinstance(expression, exp.Set):
@@ -264,7 +280,8 @@ class LocalCursor(FakeSnowflakeCursor):
                 else [(names, values)]
             )
             assigned |= {stored_name(name.this): value for name, value in pairs}
-        self._run(exp.select(*assigned.values()).sql(dialect="snowflake"), query, None)
+        values = [exp.alias_(value, f"v{number}") for number, value in enumerate(assigned.values())]
+        self._run(exp.select(*values).sql(dialect="snowflake"), query, None)
         self._session.assigned |= dict(zip(assigned, map(_constant, self.fetchall()[0]), strict=True))
         self._show(status())
 
@@ -326,11 +343,16 @@ class LocalCursor(FakeSnowflakeCursor):
 
 def _constant(value: Any) -> str:
     match value:
+        case date():
+            kind = "TIMESTAMP_NTZ" if isinstance(value, datetime) else "DATE"
+            return f"{quote_string(str(value))}::{kind}"
         case None | bool() | int() | float() | Decimal():
             return str(exp.convert(value).sql(dialect="snowflake"))
         case str():
             return quote_string(value)
-    raise unsupported("a session variable other than of a number, a text or a BOOLEAN")
+    raise unsupported(
+        "a session variable other than of a number, a text, a BOOLEAN, a DATE or a TIMESTAMP_NTZ"
+    )
 
 
 def _apply_to_session(expression: Any, session: Session) -> None:

@@ -149,6 +149,22 @@ def malformed_json(text: str) -> ProgrammingError:
     return ProgrammingError(msg=f"Error parsing JSON: {text}", errno=100069, sqlstate="22P02")
 
 
+def ambiguous(name: str) -> ProgrammingError:
+    return _compilation_error(f"ambiguous column name '{name}'", 2028, "42601")
+
+
+def several_rows() -> ProgrammingError:
+    return ProgrammingError(
+        msg="Single-row subquery returns more than one row.", errno=90150, sqlstate="22000"
+    )
+
+
+def unequal_branches() -> ProgrammingError:
+    return _compilation_error(
+        "invalid number of result columns for set operator input branches", 1789, "42601"
+    )
+
+
 def null_in_column() -> ProgrammingError:
     return ProgrammingError(msg="NULL result in a non-nullable column", errno=100072, sqlstate="22000")
 

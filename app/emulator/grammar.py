@@ -279,6 +279,18 @@ def quote_stage_arguments(sql: str) -> str:
     return "".join([*pieces, sql[done:]])
 
 
+def immediate(sql: str, variables: Mapping[str, str]) -> str:
+    """The statement that an EXECUTE IMMEDIATE '<statement>' holds, and any other as it is."""
+    tokens = Tokens(sql)
+    if not tokens.take("EXECUTE", "IMMEDIATE"):
+        return sql
+    tokens = Tokens(inline_variables(tokens.take_text(), variables))
+    statement = tokens.take_string()
+    if not tokens.at_end:
+        raise unsupported("USING of EXECUTE IMMEDIATE")
+    return statement
+
+
 def inline_variables(sql: str, variables: Mapping[str, str]) -> str:
     """The statement with each `$name` replaced. Raises ProgrammingError for an unknown variable."""
     if "$" not in sql:

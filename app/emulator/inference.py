@@ -71,19 +71,25 @@ class Types:
 
     def kind(self, node: Any) -> str | None:
         """The name of the type, "NULL" for NULL, None if unknown."""
-        if isinstance(node, exp.Column) and self.has_flatten and node.name.upper() in {"VALUE", "THIS"}:
+        is_flattened = isinstance(node, exp.Column) and node.name.upper() in {"VALUE", "THIS"}
+        if isinstance(node, _EXTRACTS) or (self.has_flatten and is_flattened):
             return "VARIANT"
         if isinstance(node, exp.Paren):
             return self.kind(node.this)
-        if isinstance(node, _EXTRACTS):
-            return "VARIANT"
         if (function := function_of(node)) is not None:
             return FUNCTIONS[function][0]
         if isinstance(node, exp.Literal) and not node.is_string:
             return "DOUBLE" if "e" in node.name.lower() else "DECIMAL" if "." in node.name else "INT"
-        typed = self._typed.get(node.meta.get("number", -1))
-        kind = typed.type and typed.type.this.name if typed is not None else None
+        kind = self._type_of(node) and self._type_of(node).this.name
+        if kind in {None, "UNKNOWN"} and (alias := _alias_of(node)) is not None:
+            return self.kind(alias)
         return None if kind == "UNKNOWN" else kind
+
+    def _type_of(self, node: Any) -> Any:
+        typed = self._typed.get(node.meta.get("number", -1))
+        if typed is None and isinstance(node, exp.Cast):  # of a rule
+            return node.to
+        return typed.type if typed is not None else None
 
     def is_variant(self, node: Any) -> bool:
         return self.kind(node) in VARIANTS
@@ -140,10 +146,11 @@ class Types:
             return 0
         if kind in FLOATS:
             return FLOATING
-        typed = self._typed.get(node.meta.get("number", -1))
-        if kind != "DECIMAL" or typed is None:
+        if (alias := _alias_of(node)) is not None and self._type_of(node) is None:
+            return self.scale(alias)
+        if kind != "DECIMAL" or self._type_of(node) is None:
             return None
-        sizes = [int(size.name) for size in typed.type.expressions]
+        sizes = [int(size.name) for size in self._type_of(node).expressions]
         return sizes[1] if len(sizes) > 1 else 0 if isinstance(node, exp.Cast) else None
 
 
@@ -161,6 +168,17 @@ _SCALES: Sequence[tuple[Any, Callable[[Types, Any], int | None]]] = (
     (exp.Coalesce, lambda types, node: types.widest(node.this, *node.expressions)),
     (exp.If, lambda types, node: types.widest(node.args["true"], node.args.get("false") or exp.Null())),
 )
+
+
+def _alias_of(node: Any) -> Any:
+    """The expression that an earlier alias of the same SELECT gives this name, None if there is none."""
+    select = node.find_ancestor(exp.Select) if isinstance(node, exp.Column) and not node.table else None
+    for column in select.selects if select is not None else ():
+        if any(part is node for part in column.walk()):
+            return None
+        if isinstance(column, exp.Alias) and column.alias.upper() == node.name.upper():
+            return column.this
+    return None
 
 
 def _outermost_queries(expression: Any) -> list[Any]:

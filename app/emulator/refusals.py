@@ -15,6 +15,8 @@ from app.emulator.inference import FLOATING, VARIANTS, Types
 _LEAST_MILLISECONDS = 31_536_000_000
 _ORDERING = classes("Greatest Least")
 _ARITHMETIC = classes("Add Sub Mul Div Mod Neg Round Abs")
+# DuckDB's function for an interval of each unit of TIME_SLICE.
+SLICES = {unit: f"TO_{unit}S" for unit in ("SECOND", "MINUTE", "HOUR", "DAY", "MONTH", "QUARTER", "YEAR")}
 AGGREGATES = classes("Sum Avg Median Stddev")
 _BRANCHES = classes("Coalesce If Nvl2 DecodeCase Nullif Case")
 _PATTERN_PARTS = {"this", "expression", "replacement", "full_match", "flag", "modifiers", "group"}
@@ -83,10 +85,21 @@ def _take_group(extract: Any) -> None:
     """Read REGEXP_SUBSTR(…, 1, 1, 'e', n) as group n of the first match; no group is group 0 to sqlglot."""
     given, options = extract.args, ("position", "occurrence", "parameters")
     position, occurrence, parameters = (given[key].name if given.get(key) else "" for key in options)
-    has_group = parameters == "e" and given["group"].name != "0"
-    if {position, occurrence} <= {"", "1"} and (has_group or parameters in {"", "c"}):
+    if parameters == "e" and given["group"].name == "0":  # the first group, if there is one
+        extract.set(
+            "group", exp.Literal.number(min(1, extract.expression.name.replace("\\(", "").count("(")))
+        )
+    if {position, occurrence} <= {"", "1"} and parameters in {"", "c", "e"}:
         for key in options:
             extract.set(key, None)
+
+
+def _is_not_selected(ordered: Any, _: Types) -> bool:
+    select = ordered.parent.parent
+    if not isinstance(select, exp.Select) or not select.args.get("distinct") or select.is_star:
+        return False
+    names = {column.alias_or_name.upper() for column in select.selects}
+    return isinstance(ordered.this, exp.Column) and ordered.this.name.upper() not in names
 
 
 def _mixes_rows(node: Any, types: Types) -> bool:
@@ -160,8 +173,8 @@ _REFUSALS: Sequence[_Refusal] = (
     ),
     (
         exp.ConvertTimezone,
-        lambda node, _: node.args.get("source_tz") or node.args["target_tz"].name.upper() != "UTC",
-        "time zones other than UTC, which all sessions have",
+        lambda node, _: not node.args.get("source_tz") and node.args["target_tz"].name.upper() != "UTC",
+        "a TIMESTAMP_TZ in a time zone other than UTC, which all sessions have",
     ),
     (exp.UnixToTime, _is_in_milliseconds, "times in milliseconds"),
     (exp.Anonymous, _is_of_fractions, "times in parts of a second"),
@@ -171,6 +184,9 @@ _REFUSALS: Sequence[_Refusal] = (
         lambda node, _: node.name.upper() == "HASH" and node.find_ancestor(exp.Where) is None,
         "hashes, which differ from Snowflake's, outside WHERE",
     ),
+    (exp.TableSample, lambda node, _: node.args.get("seed"), "a seed"),
+    (exp.TimeSlice, lambda node, _: node.args["unit"].name.upper() not in SLICES, "this unit"),
+    (exp.Ordered, _is_not_selected, "not in the columns of SELECT DISTINCT"),
     (exp.StarMap, lambda _, __: True, "an object of all columns"),
     (
         classes("Cast DPipe Concat Group Ordered Min Max"),

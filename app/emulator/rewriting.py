@@ -84,6 +84,7 @@ _PROPERTIES = (
     exp.CopyGrantsProperty,
     exp.SchemaCommentProperty,
     exp.SecureProperty,
+    exp.SequenceProperties,
     exp.TemporaryProperty,
     exp.TransientProperty,
 )
@@ -114,6 +115,8 @@ def refuse_unsupported(expression: Any) -> None:
 def _is_supported(expression: Any) -> bool:
     if isinstance(expression, exp.Show):
         return str(expression.this).upper() in _SHOWN
+    if isinstance(expression, exp.Describe) and isinstance(expression.this, exp.Table):
+        return str(expression.args.get("kind")).upper() in {"TABLE", "VIEW"}
     if not isinstance(expression, exp.Create | exp.Drop | exp.Alter):
         return isinstance(expression, NEEDS_WAREHOUSE + _OTHERS)
     kind, properties = str(expression.args.get("kind") or "").upper(), expression.args.get("properties")
@@ -160,6 +163,7 @@ def rewrite(expression: Any, session: Session, query: Query, names: list[str]) -
     columns = _selected(expression)
     names = names if len(names) == len(columns) else [each.sql(dialect="snowflake") for each in columns]
     is_named = [isinstance(column, exp.Alias | exp.Column | exp.Star) for column in columns]
+    _try_timestamps(expression)
     _name_positions(expression)
     _name_columns(expression)
     _limit_texts(expression)
@@ -181,7 +185,10 @@ def rewrite(expression: Any, session: Session, query: Query, names: list[str]) -
         _refuse_stored(expression)
     for column, name, has_name in zip(_selected(expression), names, is_named, strict=True):
         if not has_name:
-            column.replace(exp.alias_(column.copy(), name.upper(), quoted=True))
+            value = column.copy()
+            if name.upper() in {"CURRENT_DATE", "CURRENT_TIMESTAMP"}:  # DuckDB would read it as its alias
+                value = exp.cast(_call("NOW"), "DATE") if name.upper() == "CURRENT_DATE" else _call("NOW")
+            column.replace(exp.alias_(value, name.upper(), quoted=True))
     return tables, not is_own
 
 
@@ -257,6 +264,14 @@ def _expand_file_functions(expression: Any, session: Session, types: Types) -> N
             if (name := stored_name(column.this)) in given:
                 column.replace(given[name].copy())
         _qualified_name(node)[1].replace(body)
+
+
+def _try_timestamps(expression: Any) -> None:
+    """TRY_TO_TIMESTAMP of anything but a constant, which sqlglot does not know, as TRY_CAST."""
+    for node in list(expression.find_all(exp.Anonymous)):
+        if node.name.upper() in {"TRY_TO_TIMESTAMP", "TRY_TO_TIMESTAMP_NTZ"} and len(node.expressions) == 1:
+            kind, text = exp.DataType.build("TIMESTAMP"), node.expressions[0]
+            node.replace(exp.TryCast(this=text, to=kind, requires_string=True))  # else written as CAST
 
 
 def _name_positions(expression: Any) -> None:

@@ -1,6 +1,6 @@
-"""Results as JSON, for clients that read no Arrow, such as Snowflake's driver for Node.js.
+"""Results in the forms that clients read: Arrow, and JSON for drivers as Snowflake's for Node.js.
 
-Each value is text in the form that drivers parse: a date in days, a time in seconds since the epoch.
+In JSON each value is text in the form that drivers parse: a date in days, a time in seconds since the epoch.
 """
 
 import json
@@ -10,8 +10,21 @@ from datetime import date
 from typing import Any, TypeAlias
 
 import pyarrow as pa
+from fakesnow import arrow
 
 _Text: TypeAlias = Callable[[Any], str]
+_structs_of_times = arrow.timestamp_to_sf_struct
+
+
+def _times(times: Any) -> Any:
+    """Timestamps as fakesnow's structs, in which the connector reads a NULL as 1970-01-01, with NULLs."""
+    structs = _structs_of_times(times)
+    parts = [structs.field(place).fill_null(0) for place in range(structs.type.num_fields)]
+    mask = structs.field(0).is_null()
+    return pa.StructArray.from_arrays(parts, fields=list(structs.type), mask=mask)
+
+
+vars(arrow)["timestamp_to_sf_struct"] = _times
 
 
 def as_json(answer: bytes) -> dict[str, Any]:
@@ -33,14 +46,9 @@ def _rows(encoded: bytes, kinds: list[str]) -> list[list[str | None]]:
         columns = [column.to_pylist() for column in stream.read_all().columns]
     texts = [_TEXTS.get(kind, str) for kind in kinds]
     return [
-        [None if _is_null(value) else text(value) for text, value in zip(texts, row, strict=True)]
+        [None if value is None else text(value) for text, value in zip(texts, row, strict=True)]
         for row in zip(*columns, strict=True)
     ]
-
-
-def _is_null(value: Any) -> bool:
-    """Including timestamps, which fakesnow sends as {epoch, fraction}."""
-    return value is None or (isinstance(value, dict) and value["epoch"] is None)
 
 
 def _days(value: date) -> str:

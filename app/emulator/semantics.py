@@ -21,7 +21,7 @@ from app.emulator.errors import (
 )
 from app.emulator.expressions import arguments_of, classes, outermost, text_of, wrap
 from app.emulator.inference import FLOATING, FLOATS, INTEGERS, TEXTS, TIMES, VARIANTS, Types
-from app.emulator.refusals import AGGREGATES, mixes, refuse
+from app.emulator.refusals import AGGREGATES, SLICES, mixes, refuse
 from app.emulator.semistructured import (
     FLOAT_TEXT,
     FLOAT_VARIANT,
@@ -37,8 +37,12 @@ _DATE_UNITS = frozenset({"YEAR", "QUARTER", "MONTH", "WEEK", "DAY"})
 _UNITS = _DATE_UNITS | {"HOUR", "MINUTE", "SECOND"}
 _PARTS = _UNITS | {"DAYOFWEEK", "DAYOFYEAR", "EPOCH_SECOND"}
 _FORMAT = {"YYYY": "%Y", "MM": "%m", "DD": "%d", "HH24": "%H", "MI": "%M", "SS": "%S"}
+# Elements that only TO_CHAR takes here, longer ones first.
+_NAMES = {"MMMM": "%B", "MON": "%b", "DY": "%a", "HH12": "%I", "AM": "%p", "PM": "%p", "FF3": "%g"}
+_WRITTEN = _NAMES | _FORMAT | {"YY": "%y"}
 # The form of dates that DuckDB reads as Snowflake does.
-ISO_TIME = r"\s*\d{4}-\d\d?-\d\d?([T ]\d\d?:\d\d(:\d\d(\.\d+)?)?)?\s*(Z|[+-]\d\d:?\d\d)?\s*"
+OFFSET = r"(Z|[+-]\d\d:?\d\d)"
+ISO_TIME = rf"\s*\d{{4}}-\d\d?-\d\d?([T ]\d\d?:\d\d(:\d\d(\.\d+)?)?)?\s*{OFFSET}?\s*"
 OTHER_TIMES = "dates and times in a form other than YYYY-MM-DD HH:MI:SS"
 # The form of numbers that Snowflake reads; DuckDB reads 0x10 and 1_000 too.
 NUMBER = r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*"
@@ -350,6 +354,8 @@ def _listagg(node: Any, _: Types) -> None:
 def _text_function(node: Any, types: Types) -> None:
     for argument in arguments_of(node):
         _make_text(argument, types)
+    if isinstance(node.this, exp.Expr) and types.scale(node.this) not in {None, FLOATING}:
+        wrap(node.this, lambda each: _cast_to(each, "VARCHAR"))
 
 
 def _users_call(node: Any, types: Types) -> None:
@@ -441,6 +447,13 @@ def _try_time(node: Any, types: Types) -> None:
         unreadable = _call("ERROR", OTHER_TIMES)
         null = exp.Is(this=node.this.copy(), expression=exp.Null())
         known = exp.or_(null, is_iso, has_no_digit)
+        if isinstance(node, exp.TryCast) and node.to.this.name in {"TIMESTAMP", "TIMESTAMPNTZ"}:
+            # fakesnow reads a TRY_CAST to them as a CAST, and Snowflake ignores the offset.
+            local = _call("REGEXP_REPLACE", node.this.copy(), rf"\s*{OFFSET}\s*$", "")
+            node.set("this", local)
+            node.set("to", exp.DataType.build("TIMESTAMPTZ"))
+            wrap(node, lambda each: _call("TIMEZONE", "UTC", each))
+            node = node.parent
         wrap(node, lambda each: exp.Case().when(known, each, copy=False).else_(unreadable))
 
 
@@ -455,28 +468,38 @@ def _to_char(node: Any, types: Types) -> None:
         return
     if types.kind(node.this) not in {"DATE", *TIMES} or not template.is_string:
         raise unsupported(f"{text_of(node)}: a format for anything but a date or a timestamp")
-    text = _read_format(node)
+    text = _read_format(node, _WRITTEN)
     wrap(node, lambda each: _call("STRFTIME", each.this, text))
 
 
-def _read_format(node: Any) -> str:
+def _read_format(node: Any, known: dict[str, str]) -> str:
     """The format in DuckDB's codes. Raises ProgrammingError for elements that DuckDB writes otherwise."""
-    text = node.args["format"].name.replace("%-", "%")  # sqlglot reads dd as a day without its zero
-    for element, code in _FORMAT.items():
+    # sqlglot reads dd as a day without its zero, and FF3 as %f_three.
+    text = node.args["format"].name.replace("%-", "%").replace("%f_three", "%g")
+    for element, code in known.items():
         text = text.replace(element, code).replace(element.lower(), code)
     rest = text
-    for code in _FORMAT.values():
+    for code in known.values():
         rest = rest.replace(code, "")
     if any(character.isalnum() or character in '%"' for character in rest):
-        raise unsupported(f"{text_of(node)}: format elements other than {', '.join(_FORMAT)}")
+        raise unsupported(f"{text_of(node)}: format elements other than {', '.join(known)}")
     return str(text)
 
 
 def _to_date(node: Any, types: Types) -> None:
     if node.args.get("format") is not None:
-        node.args["format"].replace(exp.Literal.string(_read_format(node)))
+        node.args["format"].replace(exp.Literal.string(_read_format(node, _FORMAT)))
     elif node.args.get("safe"):
         _try_time(node, types)
+
+
+def _slice(node: Any, types: Types) -> None:
+    """Slices start at midnight of January 1, 1970; DuckDB's of days and months start in 2000."""
+    length = _call(SLICES[node.args["unit"].name.upper()], node.expression)
+    start = _call("TIME_BUCKET", length, node.this, _cast_to(exp.Literal.string("1970-01-01"), "TIMESTAMP"))
+    is_end = node.args.get("kind") and node.args["kind"].name.upper() == "END"
+    sliced = exp.Add(this=start, expression=length.copy()) if is_end else start
+    node.replace(_cast_to(sliced, "DATE" if types.kind(node.this) == "DATE" else "TIMESTAMP"))
 
 
 def _date_part(node: Any, types: Types) -> None:
@@ -510,6 +533,7 @@ _RULES: Sequence[tuple[Any, Callable[[Any, Types], None]]] = (
     ((exp.ToChar, exp.TimeToStr), _to_char),
     ((exp.TsOrDsToDate, exp.StrToTime), _to_date),
     ((exp.DateAdd, exp.DateDiff, exp.DateTrunc, exp.TimestampTrunc, exp.Extract), _date_part),
+    (exp.TimeSlice, _slice),
     (exp.GroupConcat, _listagg),
     (exp.ArrayAgg, _array_agg),
     (exp.ObjectAgg, _object_agg),

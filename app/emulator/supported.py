@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import sqlglot
-from sqlglot import TokenType, exp
+from sqlglot import Token, TokenType, exp
 from sqlglot.dialects.snowflake import Snowflake
 
 from app.emulator.errors import invalid_identifier, syntax_error, unsupported
@@ -30,7 +30,7 @@ _NAME_LIST = """
     ENDSWITH EQUAL_NULL EXISTS EXP EXTRACT FIRST_VALUE FLATTEN FLOOR FL_GET_CONTENT_TYPE FL_GET_ETAG
     FL_GET_RELATIVE_PATH FL_GET_SCOPED_FILE_URL FL_GET_SIZE FL_GET_STAGE FL_GET_STAGE_FILE_URL FL_IS_IMAGE
     GENERATOR GET GETDATE GET_PATH GET_PRESIGNED_URL GREATEST GREATEST_IGNORE_NULLS GROUPING HASH
-    HEX_DECODE_STRING HEX_ENCODE HOUR IDENTIFIER IFF IFNULL ILIKE INFER_SCHEMA IS_NULL_VALUE LAG
+    HEX_DECODE_STRING HEX_ENCODE HOUR IDENTIFIER IFF IFNULL ILIKE INFER_SCHEMA INITCAP IS_NULL_VALUE LAG
     LAST_DAY LAST_QUERY_ID
     LAST_VALUE LEAD LEAST LEAST_IGNORE_NULLS LEFT LEN LENGTH LIKE LISTAGG LN LOG LOWER LPAD LTRIM MAX
     MAX_BY MD5 MD5_HEX MEDIAN MIN MINUTE MIN_BY MOD MODE MONTH MONTHNAME NEXTVAL NEXT_DAY NTH_VALUE NTILE
@@ -40,10 +40,12 @@ _NAME_LIST = """
     RESULT_SCAN REVERSE RIGHT RLIKE ROUND ROW_NUMBER RPAD RTRIM SECOND SEQ4 SHA1 SHA2 SIGN SIN SPACE SPLIT
     SPLIT_PART SQRT SQUARE STARTSWITH STDDEV STDDEV_POP STDDEV_SAMP STRTOK SUBSTR SUBSTRING SUM
     SYSTEM$ALLOWLIST SYSTEM$ALLOWLIST_PRIVATELINK SYSTEM$CANCEL_ALL_QUERIES SYSTEM$STREAM_HAS_DATA TABLE
-    TIMEADD TIMEDIFF TIMESTAMPADD TIMESTAMPDIFF TO_BINARY TO_BOOLEAN TO_CHAR TO_DATE TO_DECIMAL TO_DOUBLE
+    SYSDATE TIMEADD TIMEDIFF TIMESTAMPADD TIMESTAMPDIFF TIME_SLICE
+    TO_BINARY TO_BOOLEAN TO_CHAR TO_DATE TO_DECIMAL TO_DOUBLE
     TO_FILE TO_NUMBER TO_NUMERIC TO_TIMESTAMP TO_TIMESTAMP_NTZ TO_VARCHAR TO_VARIANT TRANSLATE TRIM TRUNC
     TRUNCATE TRY_CAST TRY_PARSE_JSON TRY_TO_BOOLEAN TRY_TO_DATE TRY_TO_DECIMAL TRY_TO_DOUBLE TRY_TO_FILE
-    TRY_TO_NUMBER TRY_TO_NUMERIC UNICODE UPPER UUID_STRING VALUES VARIANCE VAR_POP VAR_SAMP WEEK WEEKISO
+    TRY_TO_NUMBER TRY_TO_NUMERIC TRY_TO_TIMESTAMP TRY_TO_TIMESTAMP_NTZ
+    UNICODE UPPER UUID_STRING VALUES VARIANCE VAR_POP VAR_SAMP WEEK WEEKISO
     WEEKOFYEAR YEAR YEAROFWEEK YEAROFWEEKISO ZEROIFNULL
 """
 _NAMES = FUNCTIONS.keys() | _NAME_LIST.split()
@@ -51,16 +53,21 @@ _NAMES = FUNCTIONS.keys() | _NAME_LIST.split()
 _REFUSED_NAMES = Snowflake.Parser.FUNCTION_PARSERS.keys() - _NAMES - {"CHAR"}
 # Operators of other databases.
 _REFUSED_TOKENS = {TokenType.ARROW, TokenType.DARROW, TokenType.NULLSAFE_EQ}
+# Types that sqlglot reads as others.
+_FOREIGN_TYPES = frozenset(
+    {"BLOB", "BYTEA", "CLOB", "JSON", "JSONB", "LONG", "MEDIUMINT", "SHORT", "STR"}
+) | {f"INT{size}" for size in (1, 2, 4, 8, 16, 32, 64)}
 # Syntax that DuckDB executes as Snowflake does: names and constants, queries, statements, operators.
 _SYNTAX = classes("""
     Alias Boolean Column DataType DataTypeParam Dot HexString Star Identifier Kwarg Literal Null Paren
     Interval Placeholder Parameter Tuple RawString Var National Heredoc
     CTE Cube Distinct Except Fetch LimitOptions From Group GroupingSets Having Intersect Join Lateral Limit
     Offset Order Ordered Qualify Rollup Select Subquery Table TableAlias TableFromRows Union Values Where
-    With Window WindowSpec WithinGroup IgnoreNulls RespectNulls DirectoryStage
+    TableSample With Window WindowSpec WithinGroup IgnoreNulls RespectNulls DirectoryStage
     Create Drop Alter Describe Show Set SetItem Transaction Commit Rollback Insert Update Delete Merge When
     Whens TruncateTable Schema ColumnDef AddConstraint AlterColumn AlterRename RenameColumn Clone Properties
-    Property Constraint PrimaryKey ForeignKey Reference ColumnConstraint ColumnConstraintKind
+    Property SequenceProperties Constraint PrimaryKey ForeignKey Reference ColumnConstraint
+    ColumnConstraintKind
     Add Sub Mul Div Mod Neg Not Is In Between EQ NEQ GT GTE LT LTE NullSafeEQ NullSafeNEQ DPipe Like ILike
     Escape Bracket PropertyEQ Any All JSONPath JSONPathRoot JSONPathKey JSONPathSubscript JSONKeyValue
 """)
@@ -69,7 +76,7 @@ _UNNAMED = classes("""
     Anonymous Case Cast Connector CurrentDate CurrentTimestamp CurrentUser CurrentRole CurrentSchema
     CurrentDatabase CurrentWarehouse Exists Extract If JSONExtract RegexpLike Array Struct Explode Trim
     StrPosition NextValueFor Generator Seq4 DecodeCase GroupConcat JSONObject Substring ArgMax ArgMin Ceil
-    Chr Floor ToBoolean
+    Chr Floor ToBoolean Initcap
 """)
 # Of Snowflake's own views fakesnow has these; DuckDB has others, in other schemas.
 _INFORMATION = frozenset({"COLUMNS", "DATABASES", "SCHEMATA", "TABLES", "VIEWS"})
@@ -80,7 +87,7 @@ _TYPES = (
     | FLOATS
     | TEXTS
     | TIMES.keys()
-    | {"BINARY", "BOOLEAN", "DATE", "DECIMAL", "TIME", "VARBINARY"}
+    | {"BINARY", "BOOLEAN", "DATE", "DATETIME", "DECIMAL", "TIME", "VARBINARY"}
 )
 
 
@@ -110,6 +117,8 @@ def _refuse_tokens(sql: str) -> None:
         text, kind = sql[token.start : token.end + 1].upper(), token.token_type
         if kind in _REFUSED_TOKENS or text == "==" or text.startswith("0X"):
             raise unsupported(text)
+        if text in _FOREIGN_TYPES and before and _is_type_place(tokens[0], before, after):
+            raise unsupported(f"the type {text}")
         is_call = after is not None and after.token_type is TokenType.L_PAREN
         if is_call and kind is not TokenType.IDENTIFIER and text in _REFUSED_NAMES:
             raise _unknown(text)
@@ -117,6 +126,15 @@ def _refuse_tokens(sql: str) -> None:
             raise syntax_error("syntax error: LIMIT takes one number")
         if kind is TokenType.FROM and (before is None or before.token_type is TokenType.L_PAREN):
             raise unsupported("FROM without SELECT")
+
+
+def _is_type_place(first: Token, before: Token, after: Token | None) -> bool:
+    if before.token_type is TokenType.ALIAS:  # of CAST(… AS <type>)
+        return after is not None and after.token_type is TokenType.R_PAREN
+    is_definition = first.token_type in {TokenType.CREATE, TokenType.ALTER}
+    return before.token_type is TokenType.DCOLON or (
+        is_definition and before.token_type in {TokenType.VAR, TokenType.IDENTIFIER}
+    )
 
 
 def _foreign_name(node: Any) -> str | None:

@@ -5,6 +5,7 @@ semantics.txt holds pairs of lines: a statement, and the rows or the error numbe
 and documents no order of keys.
 """
 
+import datetime as dt
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -101,8 +102,34 @@ def test_session_variables_hold_the_values_of_set(sql: Sql) -> None:
     assert sql.error("SELECT $label").errno == 2211
 
 
+def test_variables_hold_dates_and_statements(sql: Sql) -> None:
+    sql.rows("SET (since, today) = (DATEADD(day, -7, '2024-03-08'::DATE), CURRENT_DATE())")
+    sql.rows("SET at = '2024-03-08 10:00:00'::TIMESTAMP_NTZ")
+    assert sql.row("SELECT DATEADD(day, 1, $since), $today = CURRENT_DATE(), HOUR($at)") == (
+        dt.date(2024, 3, 2),
+        True,
+        10,
+    )
+    sql.rows("SET statement = 'SELECT $since'")
+    assert sql.value("EXECUTE IMMEDIATE $statement") == dt.date(2024, 3, 1)
+    sql.rows("START TRANSACTION")
+    sql.rows("ROLLBACK")
+
+
+def test_sequence_starts_where_it_says(sql: Sql) -> None:
+    sql.rows("CREATE SEQUENCE s START WITH 5 INCREMENT BY 10")
+    assert [sql.value("SELECT s.NEXTVAL") for _ in range(2)] == [5, 15]
+
+
+@pytest.mark.parametrize("kind", ["BLOB", "BYTEA", "INT8", "JSON", "UUID", "HUGEINT"])
+def test_type_of_other_databases_is_refused(sql: Sql, kind: str) -> None:
+    assert sql.error(f"CREATE TABLE c (a {kind}, b VARCHAR)").errno == 2
+
+
 def test_columns_hold_what_their_types_hold(sql: Sql) -> None:
     sql.rows("CREATE TABLE c (s VARCHAR(3), n NUMBER(3,1))")
+    sql.rows("CREATE TABLE k (a INT PRIMARY KEY, at DATETIME)")
+    assert sql.error("INSERT INTO k (a) VALUES (1), (1)").errno == 2
     assert sql.error("INSERT INTO c (s) VALUES ('rose')").errno == 100078
     assert sql.error("INSERT INTO c (n) VALUES (100)").errno == 100046
     assert sql.error("INSERT INTO c (n) VALUES ('x')").errno == 100038
