@@ -87,10 +87,14 @@ def classify(
 
     fail_when_stopped()
     api_key = read_api_key(api_key_file)
+    # The emulator's service alone can read its stages.
+    is_emulated = local and url is None and model is None
     if stage is None:
         if not paths or shard:
             raise UsageError("classify needs PATHs, or --stage and --out, which also allow --shard.")
         sources = find_sources(paths, open_user_session)
+        if is_emulated and any(path.startswith("@") for path in paths):
+            url = local_service(port)
         if skipped := describe_skipped([Path(path) for path in paths if not path.startswith("@")]):
             print(skipped, file=sys.stderr)
         patience = INTERACTIVE_PATIENCE_SECONDS
@@ -104,7 +108,7 @@ def classify(
         return
     if paths or out is None or evidence:
         raise UsageError("--stage needs --out TABLE, and allows neither PATHs nor --evidence.")
-    if local and url is None and model is None:
+    if is_emulated:
         url = local_service(port)
     part = shard or _shard_of_job()
     with open_user_session() as user_session, named_or_own_service(url, api_key, model=model) as client:

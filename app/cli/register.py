@@ -64,8 +64,7 @@ def register_function(
     if local and not dry_run and given["url"] is None and given["provider"] != "spcs":
         given["url"] = f"{local_service(port)}/classify"
     registration = read_flags(given, _defaults(local))
-    if verifies and "owner_role" in registration.variables:
-        raise UsageError("--owner-role does not allow --verify: the owner role runs it.")
+    _check_verification(registration, sample, verifies=verifies)
     if dry_run:
         for statement in registration.statements():
             print(_as_line("statement", statement) if as_json else f"{statement};\n")
@@ -83,6 +82,13 @@ def register_function(
             _print_verification(user_session, registration, sample, as_json=as_json)
     if not as_json:
         _print_next_steps(registration, local, port)
+
+
+def _check_verification(registration: Registration, sample: Path | None, *, verifies: bool) -> None:
+    if verifies and "owner_role" in registration.variables:
+        raise UsageError("--owner-role does not allow --verify: the owner role runs it.")
+    if sample is not None and not (verifies and sample.is_file()):
+        raise UsageError(f"--sample must be a file, and needs --verify. Received: {sample}")
 
 
 def _require_service(registration: Registration) -> None:

@@ -75,8 +75,12 @@ def sql(
     if serve and (local or statement is not None):
         received = "`--local`" if local else "a statement"
         raise UsageError(f"`--serve` takes neither a statement nor `--local`. Received: {received}.")
-    if local and model is not None:
-        raise UsageError(f"`--local` starts no service, so it excludes `--model`. Received: --model {model}")
+    given = {"--model": model, "--images": images, "--url": url, "--chaos": chaos}
+    if local and (ignored := [name for name, value in given.items() if value]):
+        raise UsageError(
+            "`--local` uses a running emulator, so it excludes `--model`, `--images`, `--url` and `--chaos`. "
+            f"Received: {', '.join(ignored)}."
+        )
     refuse_model_of_another_service(model, url)
     if url is not None:
         require_route(f"{url.rstrip('/')}/classify", _ANSWER_SECONDS)

@@ -327,6 +327,13 @@ def test_model_is_refused_where_no_service_starts(
     assert "`--model`" in usage_error([*arguments, "--model", str(DEFAULT_MODEL_PATH)], capsys)
 
 
+@pytest.mark.parametrize("flags", [["--images", "."], ["--url", "http://127.0.0.1:1"], ["--chaos"]])
+def test_flags_of_an_own_emulator_are_refused_with_a_running_one(
+    flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert f"Received: {flags[0]}." in usage_error(["sql", "--local", *flags], capsys)
+
+
 @pytest.mark.parametrize("command", ["sql", "demo", "plan"])
 def test_another_network_is_not_shown_the_samples_of_steel(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -183,6 +183,23 @@ def test_owner_role_continues_after_the_integration(commands: Commands) -> None:
     assert "--verify" in refused
 
 
+@pytest.mark.parametrize("flags", [["--sample", "/nowhere.png", "--verify"], ["--sample", __file__]])
+def test_sample_is_checked_before_anything_is_created(
+    commands: Commands, user_session: UserSession, flags: list[str]
+) -> None:
+    url = ["--url", f"{commands.url}/classify", "--role-arn", ROLE_ARN]
+    assert "--sample" in commands.refuse("register", "--provider", "aws", *url, *flags)
+    assert user_session.rows("SHOW STAGES") == []
+
+
+def test_stage_of_the_emulator_is_read_by_its_own_service(commands: Commands) -> None:
+    """The URL that `sql --serve` registers is the only one of the integration."""
+    commands.register("--integration", "ext_classify", "--allowed-prefix", f"{commands.url}/")
+    commands.run("upload", str(SAMPLES / "patches.png"), "--stage", "images")
+    for path in ("@local.public.images/", "@local.public.images/patches.png"):
+        assert "1 Patches" in commands.run("classify", path)
+
+
 @pytest.mark.parametrize("is_staged", [False, True])
 def test_verify_tells_a_broken_image_from_a_broken_function(
     commands: Commands, tmp_path: Path, is_staged: bool, capsys: pytest.CaptureFixture[str]
