@@ -129,7 +129,8 @@ def add_commands(add: Add) -> None:
     statement = "statement to run (default: read statements from stdin)"
     flag("statement", nargs="?", metavar="SQL", help=statement)
     flag("--images", type=Path, help="folder to mount as @images (default: the network's samples)")
-    flag("--url", help="URL of a running service (default: start one)")
+    url = "URL of a running service, which cannot read @images (default: start one that can)"
+    flag("--url", help=url)
     add_model(command)
     add_json(command, "print each row as a line of JSON")
     flag("--chaos", action="store_true", help="repeat, delay, drop and reorder batches at random")

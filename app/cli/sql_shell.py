@@ -20,6 +20,7 @@ from app.cli.sql import LOCAL_INTEGRATION
 from app.cli.terminal import open_screen
 from app.client import Client, ClientError
 from app.emulator import DATABASE, SCHEMA, Chaos, LocalServer, split_statements
+from app.errors import SnowflakeNotConfigured, WrongAccount
 from app.images.files import find_images, is_named_as_image
 from app.provisioning.register import Registration, register
 from app.provisioning.user_session import StatementFailed, UserSession, connect
@@ -134,6 +135,8 @@ class Shell:
             if query.row_errors:
                 errors = ", ".join(f"{count} {code}" for code, count in query.row_errors.most_common())
                 print(f"(rows with an error, see answer:error: {errors})", file=sys.stderr)
+            if query.row_errors.keys() & {SnowflakeNotConfigured.code, WrongAccount.code}:
+                print("(only the service that sql starts without --url can read @images)", file=sys.stderr)
         return rows
 
     def answer(self, statement: str | None, *, as_json: bool, banner: str = "") -> None:

@@ -484,6 +484,13 @@ def test_failed_statement_does_not_end_the_shell(service: str) -> None:
     assert finished.stderr.splitlines()[-1].startswith("ext-classify: ")
 
 
+def test_service_that_cannot_read_the_stage_is_explained() -> None:
+    with running_service() as url:
+        finished = sql("--url", url, LABELS)
+    assert "6 snowflake_not_configured" in finished.stderr
+    assert "without --url" in finished.stderr
+
+
 def test_shell_prints_json(service: str) -> None:
     finished = sql("--url", service, "--json", typed="SELECT 1.50 AS price, 'a' || CHR(27) AS text;\n")
     assert finished.returncode == 0
