@@ -260,6 +260,20 @@ def test_print_holds_all_cards(page: Page, tmp_path: Path) -> None:
     assert page.locator(".card").count() < 60
 
 
+def test_print_names_a_filter_that_leaves_images_out(page: Page) -> None:
+    page.get_by_role("button", name="use the samples").click()
+    expect(summary(page)).to_contain_text("6 of 6")
+    page.emulate_media(media="print")
+    expect(page.locator("#filter")).to_be_hidden()
+    page.emulate_media(media="screen")
+    page.locator("#filter").select_option("kind:unsure")
+    page.emulate_media(media="print")
+    expect(page.locator("#filter")).to_be_visible()
+    expect(page.locator("#shown")).to_be_visible()
+    for tool in ("#sort", "#heatmaps", "#export-csv", "#clear"):
+        expect(page.locator(tool)).to_be_hidden()
+
+
 def test_closed_view_returns_to_its_card(page: Page, tmp_path: Path) -> None:
     files = [Path(shutil.copy(SAMPLES / "pitted.png", tmp_path / f"{number}.png")) for number in range(100)]
     page.locator("#files").set_input_files(files)
