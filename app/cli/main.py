@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CommandError as error:
         return _fail(str(error), error.exit_code)
     except (ModelError, OSError) as error:
-        return _fail(str(error))
+        return _fail(str(error).removeprefix(f"[Errno {getattr(error, 'errno', None)}] "))
     except ValidationError as error:
         return _fail(describe_settings_faults(error))
     except KeyboardInterrupt:

@@ -129,7 +129,8 @@ def _send(connections: urllib3.PoolManager | NoReply, request: Request) -> Reply
     except (HTTPError, OSError, ValueError) as error:
         cause = _cause_of(error)
         is_closed = isinstance(cause, _CLOSED)
-        reason = str(cause) or type(cause).__name__
+        said = cause.strerror if isinstance(cause, OSError) else None  # without its errno
+        reason = said or str(cause) or type(cause).__name__
         return NoReply(reason, _is_final(error, cause), is_closed)
     return Reply(response.status, response.data, response.headers)
 

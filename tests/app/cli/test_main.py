@@ -327,6 +327,11 @@ def test_model_is_refused_where_no_service_starts(
     assert "`--model`" in usage_error([*arguments, "--model", str(DEFAULT_MODEL_PATH)], capsys)
 
 
+def test_errors_of_the_system_are_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["key", "mill", "--file", "/nowhere/keys"]) == 1
+    assert capsys.readouterr().err == "ext-classify: No such file or directory: '/nowhere/keys'\n"
+
+
 @pytest.mark.parametrize("flags", [["--images", "."], ["--url", "http://127.0.0.1:1"], ["--chaos"]])
 def test_flags_of_an_own_emulator_are_refused_with_a_running_one(
     flags: list[str], capsys: pytest.CaptureFixture[str]

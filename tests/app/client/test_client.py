@@ -215,7 +215,9 @@ def test_polling_for_a_deferred_response_stops(service: RemoteService, clock: Cl
 
 
 def test_unreachable_service_raises_with_advice() -> None:
-    with pytest.raises(ClientError, match=r"does not answer .* start it with: ext-classify serve"):
+    with pytest.raises(
+        ClientError, match=r"does not answer \(Connection refused\); start it with: ext-classify"
+    ):
         Client(f"http://127.0.0.1:{free_port()}", patience_seconds=0).classify("a")
 
 
