@@ -81,6 +81,11 @@ class ClassifierConnection(asyncio.Protocol):
         self._stopped_checks = 0
         self._transport: asyncio.Transport | None = None
 
+    @property
+    def rows(self) -> int:
+        """Rows that it has received and not answered."""
+        return sum(len(call.rows) for call in self.calls)
+
     def call(self, rows: list[QueuedRow]) -> None:
         if not self.calls:
             self._call_started_at = monotonic()

@@ -318,7 +318,7 @@ class ClassifierPool:
             classifiers = [one for one in self._ready if len(one.calls) < self._max_calls(one)]
             if not classifiers or not (rows := self._retries.next_rows() or self._queue.next_rows()):
                 break
-            min(classifiers, key=lambda classifier: len(classifier.calls)).call(rows)
+            min(classifiers, key=lambda classifier: classifier.rows).call(rows)
         self._spare.dispatch(self._ready)
         if self._check_timer is None and self._has_calls():
             self._check_timer = asyncio.get_running_loop().call_later(_CHECK_SECONDS, self._check)

@@ -8,7 +8,6 @@ turns whatever arrives later. Requests of one size are answered in the order of 
 
 import asyncio
 import heapq
-import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -87,7 +86,7 @@ class RowQueue:
 
     def next_rows(self) -> "list[QueuedRow]":
         """The rows of the next call: few where few wait, so that all processes end together."""
-        share = math.ceil(self.waiting_rows / (2 * self.capacity.classifiers))
+        share = 1 + self.waiting_rows // (2 * self.capacity.classifiers)
         wanted = max(1, min(self._max_rows(), share))
         rows: list[QueuedRow] = []
         size_bytes = 0

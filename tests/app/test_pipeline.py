@@ -331,7 +331,7 @@ def test_answered_row_releases_its_bytes() -> None:
     async def check() -> None:
         async with ImageFetcher(SETTINGS) as fetcher, SnowflakeSession(SETTINGS) as session:
             network = Served(ServedModel(ModelIdentity(name="m", version="v"), {}))
-            queue = RowQueue(Capacity(1, 64))
+            queue = RowQueue(Capacity(2, 64))
             pipeline = Pipeline(network, queue, fetcher, StageReader(SETTINGS, session, fetcher), 66)
             refused, *texts = Url("http://a/" + "b" * 1000), *[Base64Text(b"?" * 1000)] * 2
             rows = [Row(n, source) for n, source in enumerate([refused, *texts])]
@@ -373,7 +373,7 @@ def test_evidence_is_counted_until_the_request_is_answered(room_bytes: int) -> N
     async def check() -> None:
         async with ImageFetcher(SETTINGS) as fetcher, SnowflakeSession(SETTINGS) as session:
             network = Served(ServedModel(ModelIdentity(name="m", version="v"), {}))
-            queue = RowQueue(Capacity(1, 64))
+            queue = RowQueue(Capacity(2, 64))
             pipeline = Pipeline(network, queue, fetcher, StageReader(SETTINGS, session, fetcher), 66)
             room = PendingBytes(room_bytes)
             others, pending = room.reserve(), room.reserve()

@@ -170,7 +170,7 @@ def test_rows_fail_after_the_grace_period_without_a_ready_process(monkeypatch: p
 
 def test_second_answer_to_a_row_is_ignored() -> None:
     async def run() -> None:
-        queue = RowQueue(Capacity(1, 64))
+        queue = RowQueue(Capacity(2, 64))
         with queue.request(2) as request:
             answered = request.classify([WaitingRow(b"a", evidence=False)] * 2)
             [first] = queue.next_rows()
