@@ -7,7 +7,7 @@ a flood of requests in one packet costs no more than its bytes.
 import asyncio
 import logging
 import resource
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -54,6 +54,9 @@ MAX_CONNECTIONS = 4096
 MAX_BUFFERED_BYTES = 64 * 1024 * 1024
 # A connection that buffers less, such as one request, is never refused because of the others.
 FREE_BYTES = 8 * 1024
+# Beyond it, requests wait for the next turn of the event loop: of a flood, one turn could otherwise reject a
+# thousand requests, and take tens of milliseconds in which classifier processes receive no rows.
+MAX_REQUESTS_A_TURN = 32
 # One file in four is for the listening socket, the log, classifier processes and fetches.
 _OTHER_FILES_SHARE = 4
 
@@ -130,6 +133,9 @@ class ConnectionLimits:
         self._count = 0
         # Connections without a request in progress, in the order in which they are evicted.
         self._idle: OrderedDict[HttpConnection, None] = OrderedDict()
+        self._begun = 0
+        """Requests begun in this turn of the event loop."""
+        self._late: deque[HttpConnection] = deque()
 
     def open(self, connection: "HttpConnection") -> bool:
         """Count one more connection. At the limit, an idle one is evicted; False if none is idle."""
@@ -152,6 +158,27 @@ class ConnectionLimits:
 
     def note_busy(self, connection: "HttpConnection") -> None:
         self._idle.pop(connection, None)
+
+    def begins_now(self, connection: "HttpConnection") -> bool:
+        """Whether a request may begin in this turn of the event loop, else its `begin_late` will be called.
+
+        Those that wait must not fill the memory for unparsed requests.
+        """
+        if not self._begun:
+            connection.loop.call_soon(self._begin_turn, connection.loop)
+        self._begun += 1
+        is_full = self.buffered_bytes > self._max_buffered_bytes / 2
+        if is_full or (self._begun <= MAX_REQUESTS_A_TURN and not self._late):
+            return True
+        self._late.append(connection)
+        return False
+
+    def _begin_turn(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._begun = min(len(self._late), MAX_REQUESTS_A_TURN)
+        if self._begun:
+            loop.call_soon(self._begin_turn, loop)
+        for connection in [self._late.popleft() for _ in range(self._begun)]:
+            connection.begin_late()
 
     def buffer(self, more_bytes: int, held_bytes: int) -> None:
         """Count a change of a connection's buffered bytes; `held_bytes` is their number after the change.
@@ -208,6 +235,8 @@ class HttpConnection(asyncio.Protocol):
         self._is_lingering = False
         self._is_shutting_down = False
         self._is_scheduled = False
+        self._is_half_closed = False
+        """The client has shut down its side while a request waited."""
         self._timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
         self._unwritten_bytes = 0
@@ -240,6 +269,9 @@ class HttpConnection(asyncio.Protocol):
 
         Returns whether the connection stays open.
         """
+        if self._is_scheduled:  # answer what has arrived first
+            self._is_half_closed = True
+            return True
         if self.cycle is None or not self._is_answering or self._body is not None or self._is_lingering:
             self._close()
             return False
@@ -254,8 +286,20 @@ class HttpConnection(asyncio.Protocol):
             return
         self._data = data if self._position == len(self._data) else self._data[self._position :] + data
         self._position = 0
-        if not self._is_scheduled:
+        if self._is_scheduled:
+            self.flow.pause_reading()
+        elif self._body is not None or self._is_answering or self._limits.begins_now(self):
             self._advance()
+        else:
+            self._is_scheduled = True
+            self._limits.note_busy(self)  # or it could be evicted
+            self._count_buffered()
+
+    def begin_late(self) -> None:
+        """Begin a request that had to wait for a later turn of the event loop."""
+        if self._is_scheduled and not self.transport.is_closing():
+            self._limits.note_idle(self)
+            self._advance_if_scheduled()
 
     def pause_writing(self) -> None:
         """Also pause reading: a client that does not read its answers gets no more of them."""
@@ -340,7 +384,13 @@ class HttpConnection(asyncio.Protocol):
     def _schedule(self) -> None:
         if not self._is_scheduled:
             self._is_scheduled = True
-            self.loop.call_soon(self._advance)
+            self.loop.call_soon(self._advance_if_scheduled)
+
+    def _advance_if_scheduled(self) -> None:
+        if self._is_scheduled:
+            self._advance()
+            if self._is_half_closed:
+                self.eof_received()
 
     def _take_head(self) -> None:
         if self._head is None:

@@ -444,6 +444,80 @@ def test_early_rejection_waits_for_earlier_answers() -> None:
     assert statuses == [b"200", b"429", b"200", b"429", b"200"]
 
 
+class Flooded(Busy):
+    """Blocks the event loop for /block, and counts the requests between two of its turns."""
+
+    def __init__(self) -> None:
+        self.in_turns = [0]
+        self.is_blocked, self.may_go_on = threading.Event(), threading.Event()
+
+    def refuse_at_once(self, scope: Any) -> Response | None:
+        self.in_turns[-1] += scope["path"] == "/busy"
+        return super().refuse_at_once(scope)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        self.count_turns()
+        self.is_blocked.set()
+        self.may_go_on.wait(PATIENCE_SECONDS)
+        await application(scope, receive, send)
+
+    def count_turns(self) -> None:
+        if sum(self.in_turns) < FLOOD:
+            self.in_turns.append(0)
+            asyncio.get_running_loop().call_soon(self.count_turns)
+
+
+FLOOD = 50
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("rest", [b"hi", b""])
+def test_flood_leaves_turns_to_the_rest_of_the_event_loop(
+    loop: str, rest: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "MAX_REQUESTS_A_TURN", 4)
+    app, limits = Flooded(), ConnectionLimits(max_connections=FLOOD + 1)
+    head = b"POST /busy HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(rest)
+    with ExitStack() as stack:
+        port, server = stack.enter_context(serving(app, limits, loop=loop))
+        blocker = stack.enter_context(connect(port))
+        callers = [stack.enter_context(connect(port)) for _ in range(FLOOD)]
+        wait_until(lambda: len(server.server_state.connections) == FLOOD + 1)
+        blocker.sendall(GET)
+        assert app.is_blocked.wait(PATIENCE_SECONDS)
+        for number, caller in enumerate(callers):
+            caller.sendall(head + rest)
+            if number % 2:
+                caller.shutdown(socket.SHUT_WR)
+        app.may_go_on.set()
+        for caller in callers:
+            assert read_until(caller, b"\r\n\r\nno").startswith(b"HTTP/1.1 429")
+        read_until(blocker, b"\r\n\r\n0")
+    assert sum(app.in_turns) == FLOOD
+    assert max(app.in_turns) <= 2 * connection.MAX_REQUESTS_A_TURN
+    assert limits.buffered_bytes == 0
+
+
+def test_client_that_disconnects_before_its_turn_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "MAX_REQUESTS_A_TURN", 1)
+    app, limits = Flooded(), ConnectionLimits(max_connections=FLOOD)
+    with serving(app, limits) as (port, server), connect(port) as blocker:
+        blocker.sendall(GET)
+        assert app.is_blocked.wait(PATIENCE_SECONDS)
+        for _ in range(FLOOD - 1):
+            with connect(port) as caller:
+                caller.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # resets
+                caller.sendall(BUSY)
+        app.may_go_on.set()
+        read_until(blocker, b"\r\n\r\n0")
+        wait_until(lambda: len(server.server_state.connections) == 1)
+        assert limits.buffered_bytes == 0
+        with ExitStack() as stack:  # there is room for as many again
+            for caller in [stack.enter_context(connect(port)) for _ in range(FLOOD - 1)]:
+                caller.sendall(GET)
+                read_until(caller, b"\r\n\r\n0")
+
+
 def send_much(connected: socket.socket, heads: bytes) -> None:
     """Raises TimeoutError if the server reads nothing more for a while."""
     sent = 0
