@@ -406,7 +406,9 @@ class Admission:
         return min(self._max_wait_seconds, MAX_WAIT_SECONDS_OF_FEW if rows <= FEW_ROWS else math.inf)
 
     def _shed_after(self, rows: int) -> float:
-        return self._max_wait_of(rows) + self.patience_seconds
+        """Well above the limit of admission: to shed a request wastes what it has cost so far."""
+        max_wait_seconds = self._max_wait_of(rows)
+        return max_wait_seconds + max(max_wait_seconds, self.patience_seconds)
 
     def _shed(self) -> None:
         for rows in (FEW_ROWS + 1, FEW_ROWS):

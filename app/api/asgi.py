@@ -13,7 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api.classify import ClassifyEndpoint
+from app.api.classify import ADMITTED, ClassifyEndpoint
 from app.api.state import ServiceState
 from app.errors import Overloaded, ServiceError
 from app.event_loop import Deadline
@@ -97,6 +97,7 @@ class Service:
             metrics.count_request(error.status, 0.0)
             self.state.refusals.add(error, Headers(scope=scope), caller)
             return _overload_response(error.message, int(error.headers["retry-after"]))
+        scope.setdefault("state", {})[ADMITTED] = caller
         return None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

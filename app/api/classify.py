@@ -45,6 +45,9 @@ MAX_ANSWER_BYTES_WITHOUT_ID = 64 * 1024 * 1024
 PIECE_BYTES = 64 * 1024
 # A client that disconnects sooner is noticed then: to watch for it costs as much as to send the answer.
 WATCHED_AFTER_SECONDS = 0.05
+# The key in a request's state of the caller for whom it was admitted by its head.
+ADMITTED = "admitted_for"
+_NOBODY = object()
 
 
 class ClassifyEndpoint:
@@ -103,7 +106,9 @@ class ClassifyEndpoint:
     async def _classify_image(self, request: Request, caller: str | None) -> Response:
         check_not_encoded(request)
         evidence, length = evidence_of(request), length_of(request)
-        self._admission.refuse(length, 1, caller)
+        # Others of the same turn of the event loop may have filled the queue since, at most a few.
+        is_admitted = request.scope.get("state", {}).get(ADMITTED, _NOBODY) == caller
+        self._admission.refuse(length, 0 if is_admitted else 1, caller)
         with self._admission.reserve(length, caller) as pending:
             reading = read_body(request, self._settings.max_body_bytes, pending)
             body = await arriving_within(self._settings.body_timeout_seconds, reading, pending)

@@ -8,10 +8,12 @@ from starlette.applications import Starlette
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Mount
 from starlette.testclient import TestClient
+from starlette.types import Receive, Scope, Send
 
 from app.admission import Admission
 from app.api.asgi import Service, error_response
 from app.api.body import MAX_QUERY_BYTES
+from app.api.classify import ADMITTED
 from app.errors import Overloaded, ServiceError, Unauthorized
 from app.main import create_app
 from app.server.framing import BadRequest
@@ -183,7 +185,25 @@ def test_rejection_under_overload_can_be_read_too(behind_gateway: TestClient) ->
         assert behind_gateway.app.refuse_at_once(scope) is None
 
 
-def refuse_all(*_: object) -> None:
+@pytest.mark.parametrize("other_caller", [False, True])
+def test_image_that_was_admitted_by_its_head_is_not_refused_by_the_next_check(
+    other_caller: bool, client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = Service.__call__
+
+    async def admit_by_head(service: Service, scope: Scope, receive: Receive, send: Send) -> None:
+        assert service.refuse_at_once(scope) is None
+        if other_caller:
+            scope["state"][ADMITTED] = "someone else"
+        monkeypatch.setattr(Admission, "refuse_rows", refuse_all)
+        await call(service, scope, receive, send)
+
+    monkeypatch.setattr(Service, "__call__", admit_by_head)
+    answer = client.post("/classify", content=b"no image", headers={"Content-Type": "image/png"})
+    assert answer.status_code == (429 if other_caller else 200)
+
+
+def refuse_all(*_: object, **__: object) -> None:
     raise Overloaded("full", 1)
 
 
