@@ -80,14 +80,21 @@ def blocks_of(page: str) -> list[Block]:
 
 
 def copy_clone(folder: Path) -> None:
-    """What a clone holds, and both environments as links to the one that tests run in."""
+    """What a clone holds, and both environments as links to the one that tests run in.
+
+    Bytecode comes with it, which a clone's first command would write in two seconds.
+    """
     listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     for name in subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(
         "\n"
     ):
         if name and not name.startswith("tests/") and (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, folder / name)
+            shutil.copy2(ROOT / name, folder / name)
+    for package in ("app", "model"):
+        for compiled in (ROOT / package).rglob("__pycache__/*.pyc"):
+            (folder / compiled.relative_to(ROOT)).parent.mkdir(exist_ok=True)
+            shutil.copy2(compiled, folder / compiled.relative_to(ROOT))
     for environment in (".venv", ".venv-dev"):
         programs = folder / environment / "bin"
         programs.mkdir(parents=True)

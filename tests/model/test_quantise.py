@@ -31,9 +31,10 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module", autouse=True)
 def _small_detector() -> Iterator[None]:
-    """Most of a calibration's time is the detector's, which grows with its pixels."""
+    """Most of a calibration's time is the detector's, which grows with its pixels and its calls."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(texture_statistics, "DETECTOR_SIDE", 48)
+        patch.setattr("model.calibrate.BATCH_SIZE", 1000)
         yield
 
 
