@@ -13,6 +13,7 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
+from model import importing
 from model.artifact import Artifact, load_artifact, sha256_of
 from model.compiled import next_to_h5, read_compiled
 from model.contact_sheet import TrialImages
@@ -43,6 +44,13 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning"),
 ]
+
+
+@pytest.fixture
+def _uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiling takes half of an import's time: for tests that do not read the compiled network."""
+    monkeypatch.setattr(importing, "_compile", lambda *_: b"")
+    monkeypatch.setattr(importing, "_with_tolerance", lambda card, _: card)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=[kind.name for kind in KINDS])
@@ -164,6 +172,7 @@ class TestRefusals:
         assert read_compiled(artifact, next_to_h5(artifact)) is not None
         assert read_compiled(Artifact(artifact.h5_path, changed), next_to_h5(artifact)) is None
 
+    @pytest.mark.usefixtures("_uncompiled")
     def test_file_with_another_suffix_is_copied(self, tmp_path: Path) -> None:
         path = save(classifier()(keras), tmp_path).rename(tmp_path / "mask_detector.model")
         with pytest.raises(ArtifactError, match=r"--output mask_detector\.h5"):
@@ -171,6 +180,7 @@ class TestRefusals:
         output = tmp_path / "mask_detector.h5"
         assert import_network(path, Request(NAMES, "unit", output=output)).artifact == load_artifact(output)
 
+    @pytest.mark.usefixtures("_uncompiled")
     def test_output_is_a_copy(self, tmp_path: Path) -> None:
         path, output = save(classifier()(keras), tmp_path), tmp_path / "served" / "mine.h5"
         artifact = import_network(path, Request(NAMES, "unit", output=output)).artifact
@@ -180,6 +190,7 @@ class TestRefusals:
 
 
 class TestFindings:
+    @pytest.mark.usefixtures("_uncompiled")
     @pytest.mark.parametrize(
         ("build", "found"),
         [(rescaling, "raw"), (arithmetic, "raw"), (teachable_machine, "teachable-machine")],
@@ -194,6 +205,7 @@ class TestFindings:
         assert imported.artifact.card.preprocessing_check == "no images"
         assert imported.warnings
 
+    @pytest.mark.usefixtures("_uncompiled")
     def test_teachable_machine_crops_with_lanczos(self, tmp_path: Path) -> None:
         image = import_network(
             save(teachable_machine(tf_keras), tmp_path), Request(NAMES)
@@ -264,6 +276,7 @@ def test_kernels_of_theano_are_flipped(tmp_path: Path, backend: str) -> None:
     assert np.allclose(served, expected, atol=1e-5)
 
 
+@pytest.mark.usefixtures("_uncompiled")
 class TestContactSheet:
     """A network that tells textures apart by their contrast, trained with one preprocessing."""
 
