@@ -9,13 +9,15 @@ REPORT ?= report
 TABLES ?= crossvalidation.md
 IMAGE ?= ext-classify
 TARGET ?= serve
+# Processes that run tests: three on two cores, because many tests wait for a process that they start.
+WORKERS ?= $(shell echo $$((3 * $$(getconf _NPROCESSORS_ONLN) / 2)))
 # pip shows its progress on a terminal.
 PIP_INSTALL = pip install $(shell test -t 2 || echo --quiet)
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 TESTED_IMAGE = localhost/ext-classify:test
 # Kept bytecode saves each worker 6 s of rewriting assertions, and each process that a test starts 0.1 s.
 # A file's tests share networks and services, so that one worker runs them all; the last files are short.
-PYTEST = env -u PYTHONDONTWRITEBYTECODE $(DEV)/pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+PYTEST = env -u PYTHONDONTWRITEBYTECODE $(DEV)/pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 NEEDS_DATA = @test -n "$(DATA)" || { echo "DATA must be the folder of images: make $@ DATA=DIR"; exit 2; }
 
 SERVE = .venv/bin
