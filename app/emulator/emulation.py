@@ -72,6 +72,7 @@ from app.emulator.statements import answer_statement, is_own
 from app.emulator.storage import Storage
 from app.emulator.supported import refuse_unknown
 from app.emulator.views import (
+    expand_pivots,
     expand_views,
     keep_columns,
     note_creation,
@@ -247,6 +248,7 @@ class LocalCursor(FakeSnowflakeCursor):
             raise no_warehouse()
         if (text := unchanged(expression, session)) is not None:
             return self._show(status(text))
+        expand_pivots(expression, session)
         creation = take_creation(expression, session)
         permanent = _text(expression)
         expand_views(expression, session)

@@ -48,6 +48,7 @@ OTHER_TIMES = "dates and times in a form other than YYYY-MM-DD HH:MI:SS"
 NUMBER = r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*"
 _OFFSET = ("Z", "+00:00", "+0000")
 _MAX_DIGITS = 18
+_LONGEST_TEXT = 16_777_216
 _MEDIAN_DIGITS = 3
 _COMPARISONS = (exp.Predicate, exp.In)
 _TEXT_FUNCTIONS = classes("""
@@ -384,7 +385,8 @@ def _cast(node: Any, types: Types) -> None:
     if isinstance(node, exp.TryCast) and kind not in TEXTS | {"NULL", None}:
         raise no_cast("TRY_CAST", str(kind), node.to.sql(dialect="snowflake"))
     if target in TEXTS:
-        if node.to.expressions or target in {"CHAR", "NCHAR"}:
+        is_limited = node.to.expressions and int(node.to.expressions[0].name) < _LONGEST_TEXT
+        if is_limited or target in {"CHAR", "NCHAR"}:
             raise unsupported(f"{text_of(node)}: a cast to text of a given length")
         _make_text(node.this, types)
     elif target in VARIANTS:

@@ -63,7 +63,7 @@ _SYNTAX = classes("""
     Interval Placeholder Parameter Tuple RawString Var National Heredoc
     CTE Cube Distinct Except Fetch LimitOptions From Group GroupingSets Having Intersect Join Lateral Limit
     Offset Order Ordered Qualify Rollup Select Subquery Table TableAlias TableFromRows Union Values Where
-    TableSample With Window WindowSpec WithinGroup IgnoreNulls RespectNulls DirectoryStage
+    TableSample Pivot PivotAlias With Window WindowSpec WithinGroup IgnoreNulls RespectNulls DirectoryStage
     Create Drop Alter Describe Show Set SetItem Transaction Commit Rollback Insert Update Delete Merge When
     Whens TruncateTable Schema ColumnDef AddConstraint AlterColumn AlterRename RenameColumn Clone Properties
     Property SequenceProperties Constraint PrimaryKey ForeignKey Reference ColumnConstraint

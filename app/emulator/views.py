@@ -80,6 +80,48 @@ def unchanged(expression: Any, session: Session) -> str | None:
     return None
 
 
+def expand_pivots(expression: Any, session: Session) -> None:
+    """PIVOT as one aggregate for each value, grouped by the other columns, as Snowflake defines it."""
+    for pivot in list(expression.find_all(exp.Pivot)):
+        source, fields = pivot.parent, pivot.args.get("fields") or [None]
+        aggregate = pivot.expressions[0].unalias()
+        names = _columns_of(source, session)
+        if (
+            not isinstance(fields[0], exp.In)
+            or len(source.args["pivots"]) + len(fields) + len(pivot.expressions) > 3
+            or not isinstance(aggregate, exp.Count | exp.Sum | exp.Avg | exp.Min | exp.Max)
+            or not isinstance(aggregate.this, exp.Column)
+            or not all(isinstance(value, exp.Literal | exp.PivotAlias) for value in fields[0].expressions)
+            or not names
+        ):
+            raise unsupported(" ".join(pivot.sql(dialect="snowflake").split()))
+        pivoted = []
+        for value, name in zip(fields[0].expressions, pivot.args["columns"], strict=True):
+            is_value = exp.EQ(this=fields[0].this.copy(), expression=value.unalias().copy())
+            each = aggregate.copy()
+            each.set("this", exp.If(this=is_value, true=aggregate.this.copy()))
+            pivoted.append(exp.alias_(each, name.copy()))
+        used = {stored_name(column.this) for column in (aggregate.this, fields[0].this)}
+        others = [exp.column(exp.to_identifier(name, quoted=True)) for name in names if name not in used]
+        table = source.copy()
+        table.set("pivots", None)
+        query = exp.select(*others, *pivoted).from_(table).group_by(*others)
+        source.replace(exp.Subquery(this=query, alias=pivot.args.get("alias")))
+
+
+def _columns_of(source: Any, session: Session) -> list[str]:
+    """The names of a table's or a query's columns, [] if unknown."""
+    query = source.this
+    if isinstance(source, exp.Table):
+        ctes = {stored_name(each.args["alias"].this): each for each in source.root().find_all(exp.CTE)}
+        cte = None if source.db else ctes.get(stored_name(source.this))
+        if cte is None:
+            return [name for _, name, _ in session.columns(*_name_of(source, session))]
+        query = None if cte.args["alias"].columns else cte.this
+    is_known = isinstance(query, exp.Select) and not query.is_star
+    return [stored_name(each.args.get("alias") or each.this) for each in query.selects] if is_known else []
+
+
 def expand_views(expression: Any, session: Session) -> None:
     """Put the queries of kept views in place of their names, also within each other."""
     while tables := [table for table in _sources(expression) if _kept(table, session)]:
