@@ -18,8 +18,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 
-from app.emulator.emulation import LocalSnowflake, parse_statement
+from app.emulator.emulation import LocalConnection, LocalSnowflake, parse_statement
 from app.emulator.errors import unsupported
+from app.emulator.rest import answer_rest
 from app.emulator.rowsets import as_json
 from app.emulator.session import Session
 from app.emulator.stages import answer_transfer, failed_put
@@ -59,6 +60,7 @@ def create_protocol_app(local: LocalSnowflake) -> Starlette:
             Route("/queries/v1/query-request", answer_query, methods=["POST"]),
             Route("/session", _end_session, methods=["POST"]),
             Route("/telemetry/send", _discard, methods=["POST"]),
+            Route("/api/v2/{path:path}", _answer_rest, methods=["GET", "POST"]),
             *(route for route in routes if route.path in FAKESNOW_ROUTES),
             Mount("/", local.uploads.app()),
         ],
@@ -142,6 +144,17 @@ async def _answer_query(request: Request, local: LocalSnowflake) -> Response:
         return _failure(error, failed_put(sql, error, local.uploads))
     except Exception:  # noqa: BLE001 - clients retry an HTTP 500 for minutes
         return _failure(unsupported("this statement"))
+
+
+async def _answer_rest(request: Request) -> Response:
+    session = sessions.get(_token(request))
+    if not isinstance(session, LocalConnection):
+        return JSONResponse({"code": "390104", "message": "Log in again."}, 401)
+    body = await _read_json(request) if request.method == "POST" else {}
+    mode = request.query_params.get("createMode", "")
+    async with session.turn:
+        path = request.path_params["path"]
+        return await run_in_threadpool(answer_rest, request.method, path, mode, body, session)
 
 
 def _stored(name: str | None) -> str | None:

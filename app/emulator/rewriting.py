@@ -164,6 +164,8 @@ def rewrite(expression: Any, session: Session, query: Query, names: list[str]) -
     names = names if len(names) == len(columns) else [each.sql(dialect="snowflake") for each in columns]
     is_named = [isinstance(column, exp.Alias | exp.Column | exp.Star) for column in columns]
     _try_timestamps(expression)
+    for comment in expression.find_all(exp.SchemaCommentProperty):  # which fakesnow does not quote
+        comment.set("this", exp.Literal.string(comment.this.name.replace("'", "''")))
     _name_positions(expression)
     _name_columns(expression)
     _limit_texts(expression)
