@@ -59,8 +59,10 @@ def copy_into(tokens: Tokens, session: Session) -> Answer:
     if len(fields) != len(columns):
         raise wrong_count(str(len(columns)), str(len(fields)))
     tokens.require("FROM")
-    stage, prefix = session.find_stage(tokens.take_location())
-    tokens.require(")")
+    location = tokens.take_location()
+    stage, prefix = session.find_stage(location.removesuffix(")"))
+    if not location.endswith(")"):  # else the stage is unquoted, without a blank after it
+        tokens.require(")")
     _check_options(tokens.take_options(_COPY_OPTIONS))
     target = _Target(name, kinds, dict(zip(columns, fields, strict=True)))
     rows = [_load(stage, path, target, session) for path in _paths(stage, prefix)]
@@ -109,7 +111,10 @@ def _check_format(options: Any) -> None:
 
 
 def _paths(stage: Stage, prefix: str) -> list[str]:
-    return [file.relative_path for file in stage.list_files(prefix)]
+    paths = [file.relative_path for file in stage.list_files(prefix)]
+    if not all(stage.resolve(path).is_file() for path in paths):
+        raise unsupported("loading of files from a mounted folder")
+    return paths
 
 
 def _load(stage: Stage, path: str, target: _Target, session: Session) -> list[Any]:

@@ -99,6 +99,14 @@ def test_other_forms_of_copy_are_refused(sql: Sql, statement: str) -> None:
     assert sql.error(statement).errno == 2
 
 
+def test_stage_without_files_loads_nothing(sql: Sql) -> None:
+    sql.rows("CREATE TABLE t (S VARCHAR)")
+    sql.rows("CREATE STAGE images")
+    copy = 'COPY INTO t FROM (SELECT $1:"S" FROM @images) FILE_FORMAT = (TYPE = PARQUET) PURGE = TRUE'
+    assert sql.value(copy) == "Copy executed with 0 files processed."
+    assert sql.rows("SELECT * FROM t") == []
+
+
 def test_name_in_identifier_is_a_name(sql: Sql) -> None:
     sql.rows("SET name = 'labels'")
     sql.rows('CREATE TABLE IDENTIFIER($name) (at INT, "end" INT)')
