@@ -6,7 +6,7 @@ import logging
 import secrets
 from typing import Any
 
-from fakesnow.server import query_request, routes, sessions
+from fakesnow.server import monitoring_query, query_request, routes, sessions
 from fakesnow.server import session as end_session
 from fakesnow.transforms import SERVER_VERSION
 from snowflake.connector.errors import Error
@@ -17,6 +17,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
+from starlette.types import Message
 
 from app.emulator.emulation import LocalConnection, LocalSnowflake, parse_statement
 from app.emulator.errors import unsupported
@@ -24,7 +25,7 @@ from app.emulator.rest import answer_rest
 from app.emulator.rowsets import as_json
 from app.emulator.session import Session
 from app.emulator.stages import answer_transfer, failed_put
-from app.names import parse_identifier
+from app.names import parse_identifier, quote_string
 
 # Connector 5.x requires every key.
 _LOGIN = {
@@ -54,14 +55,19 @@ def create_protocol_app(local: LocalSnowflake) -> Starlette:
     async def answer_query(request: Request) -> Response:
         return await _answer_query(request, local)
 
+    async def answer_result(request: Request) -> Response:
+        return await _answer_query(_request_of_result(request), local)
+
     return Starlette(
         routes=[
             Route("/session/v1/login-request", log_in, methods=["POST"]),
             Route("/queries/v1/query-request", answer_query, methods=["POST"]),
+            Route("/queries/{sfqid}/result", answer_result),
             Route("/session", _end_session, methods=["POST"]),
             Route("/telemetry/send", _discard, methods=["POST"]),
             Route("/api/v2/{path:path}", _answer_rest, methods=["GET", "POST"]),
             *(route for route in routes if route.path in FAKESNOW_ROUTES),
+            Route("/monitoring/queries//{sfqid}", monitoring_query),  # as connector 5 sends it
             Mount("/", local.uploads.app()),
         ],
         # Prevents DNS rebinding: a web page must not read staged files under its own host name.
@@ -144,6 +150,18 @@ async def _answer_query(request: Request, local: LocalSnowflake) -> Response:
         return _failure(error, failed_put(sql, error, local.uploads))
     except Exception:  # noqa: BLE001 - clients retry an HTTP 500 for minutes
         return _failure(unsupported("this statement"))
+
+
+def _request_of_result(request: Request) -> Request:
+    """The request of version 4 of the connector for the result of a query."""
+    query_id = quote_string(request.path_params["sfqid"])
+    sql = f"SELECT * FROM TABLE(RESULT_SCAN({query_id}))"  # noqa: S608 - quoted
+    body = json.dumps({"sqlText": sql}).encode()
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return Request(request.scope, receive)
 
 
 async def _answer_rest(request: Request) -> Response:

@@ -69,7 +69,9 @@ def _view(body: dict[str, Any]) -> str:
 def _stage(body: dict[str, Any]) -> str:
     directory, encryption = body.pop("directory_table", {}), body.pop("encryption", {})
     enables = f" DIRECTORY = (ENABLE = {directory['enable']})" if "enable" in directory else ""
-    return enables + (f" ENCRYPTION = (TYPE = '{encryption['type']}')" if "type" in encryption else "")
+    return enables + (
+        f" ENCRYPTION = (TYPE = {quote_string(encryption['type'])})" if "type" in encryption else ""
+    )
 
 
 _CLAUSES: dict[str, Callable[[dict[str, Any]], str]] = {"tables": _table, "views": _view, "stages": _stage}

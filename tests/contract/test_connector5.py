@@ -1,5 +1,6 @@
 """Version 5 of Snowflake's connector, in its own environment: the service, and registration."""
 
+import json
 import os
 import subprocess
 from collections.abc import Iterator
@@ -58,6 +59,24 @@ def test_version_is_5() -> None:
     program = "import snowflake.connector as c; print(c.__version__)"
     finished = subprocess.run([PYTHON, "-c", program], capture_output=True, text=True, check=True)
     assert finished.stdout.startswith("5.")
+
+
+ASYNCHRONOUS = """
+import json, sys
+import snowflake.connector
+with snowflake.connector.connect(**json.loads(sys.argv[1])) as connection, connection.cursor() as cursor:
+    query_id = cursor.execute_async("SELECT 1 AS a, 'it''s' AS b")["queryId"]
+    assert connection.get_query_status_throw_if_error(query_id).name == "SUCCESS"
+    cursor.get_results_from_sfqid(query_id)
+    print(cursor.fetchall(), [column.name for column in cursor.description])
+"""
+
+
+def test_result_of_an_asynchronous_query_is_fetched_later(server: LocalServer) -> None:
+    arguments = [PYTHON, "-W", "ignore", "-c", ASYNCHRONOUS, json.dumps(server.connect_arguments)]
+    finished = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert finished.stderr == ""
+    assert finished.stdout == "[(1, \"it's\")] ['A', 'B']\n"
 
 
 def test_staged_files_are_classified(service: str, user_session: UserSession) -> None:
