@@ -47,7 +47,6 @@ PIECE_BYTES = 64 * 1024
 WATCHED_AFTER_SECONDS = 0.05
 # The key in a request's state of the caller for whom it was admitted by its head.
 ADMITTED = "admitted_for"
-_NOT_ADMITTED = object()
 
 
 class ClassifyEndpoint:
@@ -107,7 +106,8 @@ class ClassifyEndpoint:
         check_not_encoded(request)
         evidence, length = evidence_of(request), length_of(request)
         # Others of the same turn of the event loop may have filled the queue since, at most a few.
-        is_admitted = request.scope.get("state", {}).get(ADMITTED, _NOT_ADMITTED) == caller
+        state = request.scope.get("state", {})
+        is_admitted = ADMITTED in state and state[ADMITTED] == caller
         self._admission.refuse(length, 0 if is_admitted else 1, caller)
         with self._admission.reserve(length, caller) as pending:
             reading = read_body(request, self._settings.max_body_bytes, pending)

@@ -289,7 +289,7 @@ def is_ready(url: str) -> bool:
 
 def require_route(url: str, timeout_seconds: float) -> None:
     """Raises ClientError unless POST has a route at `url`; a server that rejects the client has one."""
-    Service(url, None)
+    Service(url, None)  # raises ClientError for what is no URL
     reply = send_once(Request("POST", url, _JSON, b'{"data": []}'), timeout_seconds)
     if isinstance(reply, NoReply) or reply.status in _WITHOUT_ROUTE:
         raise _error_of(reply, url)

@@ -49,9 +49,9 @@ from app.emulator.errors import (
 from app.emulator.expressions import stored_name
 from app.emulator.grammar import (
     column_texts,
-    immediate,
     inline_binds,
     inline_identifiers,
+    inline_immediate,
     inline_variables,
     like_pattern,
     quote_stage_arguments,
@@ -99,6 +99,7 @@ FROM (SELECT UNNEST(CAST(input AS JSON[])) AS _local_row)
 # Snowpark's temporary objects: SCOPED TEMPORARY ones end with the session too.
 _SCOPED = re.compile(r"^(\s*CREATE\s+(?:OR\s+REPLACE\s+)?)SCOPED\s+(?=TEMP)", re.IGNORECASE)
 
+# sqlglot knows only BEGIN TRANSACTION.
 _START = re.compile(r"^\s*START\s+(?=TRANSACTION\b)", re.IGNORECASE)
 # Binds in places where DuckDB takes none.
 _BOUND_NAME = re.compile(r"IDENTIFIER\s*\(\s*\?|=>\s*\?", re.IGNORECASE)
@@ -189,7 +190,7 @@ class LocalCursor(FakeSnowflakeCursor):
         self._query_id = query.id
         self._session.queries.start(query)
         try:
-            command = immediate(command, self._session.assigned)
+            command = inline_immediate(command, self._session.assigned)
             command = inline_variables(command, self._session.assigned)
             binds = options.get("binding_params")
             if isinstance(binds, tuple) and _BOUND_NAME.search(command):

@@ -279,7 +279,7 @@ def quote_stage_arguments(sql: str) -> str:
     return "".join([*pieces, sql[done:]])
 
 
-def immediate(sql: str, variables: Mapping[str, str]) -> str:
+def inline_immediate(sql: str, variables: Mapping[str, str]) -> str:
     """The statement that an EXECUTE IMMEDIATE '<statement>' holds, and any other as it is."""
     tokens = Tokens(sql)
     if not tokens.take("EXECUTE", "IMMEDIATE"):

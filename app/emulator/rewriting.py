@@ -70,10 +70,11 @@ NEEDS_WAREHOUSE = (
     exp.Merge,
     exp.TruncateTable,
 )
-_RESERVED_WORDS = """
+_RESERVED_LIST = """
     ANALYZE ARRAY AT BOTH DEFAULT DESC DESCRIBE DO END FETCH FOREIGN FREEZE LAMBDA LEADING LIMIT OFFSET ONLY
     PRIMARY REFERENCES SHOW SIMILAR SUMMARIZE SYMMETRIC TRAILING VERBOSE WINDOW
 """
+_RESERVED_WORDS = frozenset(_RESERVED_LIST.split())
 # What else fakesnow executes as Snowflake does.
 _OTHERS = (exp.Describe, exp.Set, exp.Transaction, exp.Commit, exp.Rollback)
 # Only these kinds of object reach fakesnow: for some others it leaves macros behind.
@@ -133,7 +134,7 @@ def _is_supported(expression: Any) -> bool:
 def quote_reserved(expression: Any) -> None:
     """Quote the names that are words of DuckDB's and not of Snowflake's."""
     for name in expression.find_all(exp.Identifier):
-        if not name.quoted and name.name.upper() in _RESERVED_WORDS.split():
+        if not name.quoted and name.name.upper() in _RESERVED_WORDS:
             name.set("this", name.name.upper())
             name.set("quoted", True)
 

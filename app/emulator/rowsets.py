@@ -1,4 +1,4 @@
-"""Results in the forms that clients read: Arrow, and JSON for drivers as Snowflake's for Node.js.
+"""Results in the forms that clients read: Arrow, and JSON for drivers such as Snowflake's for Node.js.
 
 In JSON each value is text in the form that drivers parse: a date in days, a time in seconds since the epoch.
 """
@@ -24,6 +24,7 @@ def _times(times: Any) -> Any:
     return pa.StructArray.from_arrays(parts, fields=list(structs.type), mask=mask)
 
 
+# fakesnow looks it up in its module whenever it sends timestamps.
 vars(arrow)["timestamp_to_sf_struct"] = _times
 
 

@@ -54,7 +54,8 @@ class ForkServer:
             if not self.close.alive:
                 raise ConnectionAbortedError("The fork server has been closed.")
             ours, theirs = socket.socketpair()
-            # So that a whole call fits, and no process waits for the event loop in the middle of one.
+            # So that a whole call fits, as far as net.core.wmem_max allows, and no process waits for the
+            # event loop in the middle of one.
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MAX_BYTES_PER_CALL)
             try:
                 with theirs:
