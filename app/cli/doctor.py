@@ -25,9 +25,7 @@ from app.cli.command_line import (
 )
 from app.cli.sql import add_connection, open_session
 from app.cli.terminal import Screen, open_screen
-from app.client import Client, ClientError
-from app.client.client import Service
-from app.client.transport import NoReply, Reply, Request, send_once
+from app.client import Client, ClientError, NoReply, Reply, Request, Service, send_once
 from app.errors import CommandError, UrlNotAllowed
 from app.images.allowlist import HTTPS_PORT, Allowlist
 from app.images.fetcher import create_fetcher

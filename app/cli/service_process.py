@@ -14,8 +14,7 @@ from pathlib import Path
 
 from app.cli.command_line import refuse_taken_port
 from app.cli.interrupts import delay_interrupts
-from app.client import DEFAULT_URL, Client, ClientError, is_ready
-from app.client.client import PATIENCE_SECONDS
+from app.client import DEFAULT_URL, PATIENCE_SECONDS, Client, ClientError, is_ready
 from app.errors import CommandError, UsageError
 from model.defaults import DEFAULT_MODEL_PATH, find_samples
 

@@ -16,8 +16,7 @@ from urllib.parse import urlsplit
 
 from app import __version__
 from app.api.probes import PROBE
-from app.client import ClientError
-from app.client.transport import NoReply, Request, send_once
+from app.client import ClientError, NoReply, Request, send_once
 from app.names import directory_of, parse_identifier, quote_identifier, quote_string
 from app.provisioning.udf_bundle import package_check
 from app.provisioning.user_session import UserSession, describe_error

@@ -12,9 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from app.client import Client, ClientError, is_ready
+from app.client import PATIENCE_SECONDS, Client, ClientError, is_ready
 from app.client import client as client_module
-from app.client.client import PATIENCE_SECONDS
 from app.emulator import LocalServer
 from tests.app.emulator.remote_service import DROP, Received, RemoteService, Reply, answer
 from tests.conftest import SAMPLES
