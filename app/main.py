@@ -8,16 +8,14 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 
 from app.admission import Admission, PendingBytes
-from app.api.asgi import Service
+from app.api.asgi import Service, ServiceState
 from app.api.auth import create_guards
-from app.api.classify import ClassifyEndpoint, RowClassifier
+from app.api.classify import ClassifyEndpoint, Probes, RowClassifier
 from app.api.health import Gauges
 from app.api.pages import create_pages
-from app.api.probes import Probes
 from app.api.shutdown import Shutdown
-from app.api.state import ServiceState
 from app.batches.batches import AnswerCache, Batches
-from app.images.fetcher import Fetcher, create_fetcher
+from app.images.allowlist import Fetcher, create_fetcher
 from app.pipeline import Pipeline, max_fetched_rows
 from app.settings import Settings, unknown_variables
 from app.snowflake.self_check import SelfCheck
@@ -26,9 +24,9 @@ from app.snowflake.stage import StageReader
 from app.telemetry.log import configure, log_event, logger, serving
 from app.telemetry.record import RefusalLog
 from app.telemetry.tracing import TRACING
-from app.workers.host import ClassifierProcesses
 from app.workers.pool import LiveClassifiers, ignore_reload_signal, log_model, reload_on_signal
 from app.workers.queue import Capacity, RowQueue
+from app.workers.starting import ClassifierProcesses
 
 if TYPE_CHECKING:
     from app.batches.redis_store import RedisStore

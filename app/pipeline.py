@@ -8,7 +8,7 @@ from typing import Protocol, cast
 
 from app.admission import PendingBody
 from app.event_loop import BulkTurn, FairSlots
-from app.images.fetcher import Fetcher
+from app.images.allowlist import Fetcher
 from app.images.source import Fetched, Remote, Row, StageFile, Url
 from app.outcome import ClassifiedRows, ModelIdentity, Outcome, outcome_of_error
 from app.settings import Settings

@@ -10,9 +10,9 @@ from typing import Any, cast
 
 from fastapi import FastAPI
 
+from app.api.asgi import ServiceState
 from app.api.health import Gauges, create_router
-from app.api.openapi import document_classify
-from app.api.state import ServiceState
+from app.api.pages import document_classify
 from app.cli.main import parser
 from app.errors import InputError, ServiceError
 from app.server.framing import BadRequest

@@ -1,5 +1,9 @@
-"""The ASGI application: it authenticates requests, enforces deadlines and sets security headers."""
+"""The ASGI application: it authenticates requests, enforces deadlines and sets security headers.
 
+ServiceState has the parts that requests share.
+"""
+
+from dataclasses import dataclass
 from functools import lru_cache
 from http import HTTPStatus
 from time import perf_counter
@@ -13,13 +17,38 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.admission import Admission
+from app.api.auth import Guards
 from app.api.classify import ADMITTED, ClassifyEndpoint
-from app.api.state import ServiceState
+from app.api.shutdown import Shutdown
+from app.batches.batches import Batches
 from app.errors import Overloaded, ServiceError
 from app.event_loop import Deadline
 from app.outcome import ErrorDetail
+from app.pipeline import Pipeline
+from app.settings import Settings
+from app.snowflake.self_check import SelfCheck
 from app.telemetry import metrics
+from app.telemetry.record import RefusalLog
 from app.telemetry.tracing import TRACING
+from app.workers.pool import LiveClassifiers
+
+
+@dataclass(frozen=True)
+class ServiceState:
+    """Its connections and classifier processes open when the application starts up, once."""
+
+    settings: Settings
+    guards: Guards | None
+    """None if the service accepts every client."""
+    shutdown: Shutdown
+    refusals: RefusalLog
+    classifiers: LiveClassifiers
+    pipeline: Pipeline
+    admission: Admission
+    batches: Batches
+    self_check: SelfCheck
+
 
 # OWASP Secure Headers. A response of POST /classify needs only these: each header costs a single image a
 # microsecond or two.

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Response
 from typing_extensions import TypedDict
 
 from app import __version__
-from app.api.state import ServiceState
+from app.api.asgi import ServiceState
 from app.batches.batches import Batches
 from app.outcome import ModelIdentity
 from app.snowflake.self_check import Finding

@@ -27,8 +27,7 @@ from app.cli.sql import add_connection, open_session
 from app.cli.terminal import Screen, open_screen
 from app.client import Client, ClientError, NoReply, Reply, Request, Service, send_once
 from app.errors import CommandError, UrlNotAllowed
-from app.images.allowlist import HTTPS_PORT, Allowlist
-from app.images.fetcher import create_fetcher
+from app.images.allowlist import HTTPS_PORT, Allowlist, create_fetcher
 from app.names import quote_string
 from app.provisioning.user_session import StatementFailed, UserSession, has_default_connection
 from app.settings import Settings, unknown_variables

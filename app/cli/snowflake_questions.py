@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from app import __version__
-from app.api.probes import PROBE
+from app.api.classify import PROBE
 from app.client import ClientError, NoReply, Request, send_once
 from app.names import directory_of, parse_identifier, quote_identifier, quote_string
 from app.provisioning.udf_bundle import package_check

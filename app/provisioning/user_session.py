@@ -13,8 +13,7 @@ from typing import IO, TYPE_CHECKING, Any, Self
 from app.client import ClientError
 from app.names import quote_identifier, quote_string, require_account
 from app.settings import Settings, is_inside_spcs
-from app.snowflake.credentials import connect_arguments
-from app.snowflake.errors import NETWORK_POLICY_RULE
+from app.snowflake.session import NETWORK_POLICY_RULE, connect_arguments
 
 if TYPE_CHECKING:
     from snowflake.connector import SnowflakeConnection

@@ -19,7 +19,7 @@ from uvicorn.config import STARTUP_FAILURE
 from app.server.connection import HttpProtocol
 from app.server.uvicorn_server import GracefulServer, Supervisor, stop_with_supervisor
 from app.settings import Settings
-from app.workers.host import ClassifierProcesses
+from app.workers.starting import ClassifierProcesses
 from model.errors import ModelError
 
 if TYPE_CHECKING:

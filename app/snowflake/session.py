@@ -1,5 +1,7 @@
 """The service's Snowflake session: a pool of connections that runs statements and downloads staged files.
 
+Also its credentials, as arguments of the connector's connect(), and Snowflake's errors as row errors.
+
 A connection runs one statement at a time. There are at most as many connections as threads, so a burst of
 batches queues for connections instead of opening more. The connector never runs on the event loop.
 """
@@ -19,13 +21,189 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from app.errors import FileMissing, SnowflakeRefused, SnowflakeUnavailable
 from app.names import quote_identifier, quote_string
 from app.settings import Settings
-from app.snowflake.credentials import connect_arguments
-from app.snowflake.errors import is_session_over, login_failure, no_answer, statement_failure
 from app.telemetry.log import logger
 from model.errors import ImageTooLarge, InputError
 
 if TYPE_CHECKING:
     from snowflake.connector import SnowflakeConnection
+
+import math
+import os
+
+from app.errors import (
+    FetchFailed,
+    SnowflakeLoginFailed,
+    StageNotAuthorized,
+    WarehouseUnavailable,
+)
+from app.settings import SPCS_TOKEN_FILE
+
+# Object does not exist or not authorized; operation cannot be performed; insufficient privileges.
+_NOT_AUTHORIZED = frozenset({2003, 2043, 3001, 3003})
+# No active warehouse; it cannot be resumed, or its resource monitor has stopped it.
+_NO_WAREHOUSE = frozenset({606, 607, 608, 609, 90064, 90073})
+# The session or its tokens have expired or cannot be renewed, or the connection was closed.
+_SESSION_OVER = frozenset(
+    {250001, 250002, 290401, 390104, 390110, 390111, 390112, 390113, 390114, 390115, 390195, 390318}
+)
+# The transfer of one file failed.
+_ONE_FILE = range(253_000, 254_000)
+# HTTP 403 and 404 at login: there is no such account at that host.
+_NO_SUCH_ACCOUNT = frozenset({290403, 290404})
+# Source: Snowflake documentation, "Using programmatic access tokens for authentication".
+NETWORK_POLICY_RULE = (
+    "A programmatic access token of a user of TYPE=SERVICE is valid only under a network policy: ALTER USER "
+    "… SET NETWORK_POLICY = …, with a rule that allows the service's address."
+)
+# "Network policy is required", also as the text of a failed connection.
+_NO_NETWORK_POLICY = 390432
+_UNREACHABLE_CLASSES = frozenset(
+    {"OperationalError", "InterfaceError", "InternalError", "HttpError", "RevocationCheckError"}
+)
+
+
+def is_session_over(error: Exception) -> bool:
+    """Whether the same statement may succeed after a new login."""
+    return _number(error) in _SESSION_OVER
+
+
+def login_failure(error: Exception) -> InputError:
+    number = _number(error)
+    if number == _NO_NETWORK_POLICY or "network policy is required" in str(error).lower():
+        return SnowflakeLoginFailed(f"{NETWORK_POLICY_RULE} Received: error {number}.")
+    if number not in _NO_SUCH_ACCOUNT and (_is_unreachable(error) or 290_000 <= number < 300_000):
+        return no_answer(number)
+    return SnowflakeLoginFailed(
+        "The service must be able to log in: check the account, the user and the key or token in its "
+        f"EXT_CLASSIFY_SNOWFLAKE_ settings. Received: error {number or type(error).__name__}."
+    )
+
+
+def statement_failure(error: Exception) -> InputError:
+    number = _number(error)
+    if number in _NOT_AUTHORIZED:
+        return StageNotAuthorized(
+            "The stage must exist, and the service's role must be granted READ on it (USAGE if it is "
+            f"external) and USAGE on its database and schema. Received: error {number}."
+        )
+    if number in _NO_WAREHOUSE:
+        return WarehouseUnavailable(
+            "The service's warehouse must run or resume by itself: set EXT_CLASSIFY_SNOWFLAKE_WAREHOUSE, "
+            "grant USAGE on it, and ALTER WAREHOUSE … RESUME or raise its resource monitor. "
+            f"Received: error {number}.",
+            retryable=True,
+        )
+    if number in _ONE_FILE:
+        return FetchFailed(
+            f"The connector must be able to transfer a staged file. Received: error {number}.", retryable=True
+        )
+    if _is_unreachable(error) or number >= 250000:
+        return no_answer(number)
+    return SnowflakeRefused(f"Snowflake must execute the service's statement. Received: error {number}.")
+
+
+def no_answer(number: int = 0) -> SnowflakeUnavailable:
+    """The row error for a timeout or an unreachable Snowflake."""
+    return SnowflakeUnavailable(
+        f"Snowflake must answer in time. Received: {f'error {number}' if number else 'no answer'}.",
+        retryable=True,
+    )
+
+
+def _is_unreachable(error: Exception) -> bool:
+    if isinstance(error, FileNotFoundError | IsADirectoryError | PermissionError):
+        return False  # from a key or token file, not from the network
+    return isinstance(error, OSError) or bool(
+        _UNREACHABLE_CLASSES & {base.__name__ for base in type(error).__mro__}
+    )
+
+
+def _number(error: Exception) -> int:
+    number = None if isinstance(error, OSError) else getattr(error, "errno", None)
+    return number if isinstance(number, int) and number > 0 else 0
+
+
+_RENAMED_IN_5 = {
+    "private_key_file_pwd": "private_key_password",
+    "network_timeout": "query_timeout",
+    "socket_timeout": "request_timeout",
+}
+
+
+def account_and_host(settings: Settings) -> tuple[str, str | None]:
+    """The account, and the host to log in to, None for the account's default host."""
+    if settings.snowflake_account is not None:
+        return settings.snowflake_account, settings.snowflake_host
+    return os.environ.get("SNOWFLAKE_ACCOUNT", ""), os.environ.get("SNOWFLAKE_HOST")
+
+
+def connect_arguments(settings: Settings, connector_version: int) -> dict[str, Any]:
+    """Arguments of connect(); token files are read at each login, as they are renewed. Raises OSError."""
+    account, host = account_and_host(settings)
+    timeout_seconds = math.ceil(settings.snowflake_timeout_seconds)  # 0 means no timeout
+    arguments: dict[str, Any] = {
+        "account": account,
+        "host": host,
+        "port": settings.snowflake_port,
+        "protocol": settings.snowflake_protocol,
+        "user": settings.snowflake_user,
+        "role": settings.snowflake_role,
+        "warehouse": settings.snowflake_warehouse,
+        "database": os.environ.get("SNOWFLAKE_DATABASE") if settings.snowflake_account is None else None,
+        "schema": os.environ.get("SNOWFLAKE_SCHEMA") if settings.snowflake_account is None else None,
+        "application": "ext_classify",
+        "paramstyle": "qmark",
+        "login_timeout": timeout_seconds,
+        "network_timeout": timeout_seconds,
+        "socket_timeout": timeout_seconds,  # 4.x checks the others only between requests
+        # A cached result could hold signed URLs that have expired.
+        "session_parameters": {
+            "QUERY_TAG": "ext-classify",
+            "CLIENT_TELEMETRY_ENABLED": False,
+            "USE_CACHED_RESULT": False,
+        },
+        **_credentials(settings),
+    }
+    if connector_version >= 5:
+        arguments = {_RENAMED_IN_5.get(name, name): value for name, value in arguments.items()}
+        arguments["logout_total_timeout_seconds"] = timeout_seconds
+        arguments["enable_server_session_keep_alive_auto_detection"] = False
+    return {name: value for name, value in arguments.items() if value is not None}
+
+
+def _credentials(settings: Settings) -> dict[str, Any]:
+    if settings.snowflake_account is None:
+        return {"authenticator": "OAUTH", "token": _read_token(SPCS_TOKEN_FILE)}
+    provider = settings.snowflake_workload_identity_provider
+    if provider is not None:
+        return {
+            "authenticator": "WORKLOAD_IDENTITY",
+            "workload_identity_provider": provider,
+            "workload_identity_aws_use_outbound_token": (
+                settings.snowflake_workload_identity_aws_outbound_token or None
+            ),
+            "token": _token(settings) if provider == "OIDC" else None,
+        }
+    if settings.snowflake_private_key_file is not None:
+        passphrase = settings.snowflake_private_key_passphrase
+        return {
+            "authenticator": "SNOWFLAKE_JWT",
+            "private_key_file": str(settings.snowflake_private_key_file),
+            "private_key_file_pwd": passphrase.get_secret_value() if passphrase else None,
+        }
+    token = _token(settings)
+    return {} if token is None else {"authenticator": settings.snowflake_token_type, "token": token}
+
+
+def _token(settings: Settings) -> str | None:
+    if settings.snowflake_token_file is not None:
+        return _read_token(settings.snowflake_token_file)
+    return settings.snowflake_token.get_secret_value() if settings.snowflake_token else None
+
+
+def _read_token(path: Path) -> str:
+    return path.read_text(encoding="ascii").strip()
+
 
 # Pause after a failed login: Snowflake locks users after too many failures.
 LOGIN_PAUSE_SECONDS = 15.0
@@ -55,7 +233,7 @@ class SnowflakeSession:
         self._failed_login: tuple[float, InputError] | None = None
 
     async def query(self, statement: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
-        """All rows of one statement, in one round trip. Raises the InputErrors of app.snowflake.errors."""
+        """All rows of one statement, in one round trip. Raises the InputErrors of app.snowflake.session."""
 
         def fetch(connection: "SnowflakeConnection") -> list[tuple[Any, ...]]:
             with connection.cursor() as cursor:

@@ -22,13 +22,11 @@ from app.errors import (
     UrlNotAllowed,
     WrongAccount,
 )
-from app.images.allowlist import SNOWFLAKE_STORAGE, Allowlist
-from app.images.fetcher import Fetcher
+from app.images.allowlist import SNOWFLAKE_STORAGE, Allowlist, Fetcher
 from app.images.source import ACCOUNT_DOMAINS, StageFile, Url
 from app.names import parse_identifier, quote_identifier, quote_string
 from app.settings import Settings
-from app.snowflake.credentials import account_and_host
-from app.snowflake.session import SnowflakeSession
+from app.snowflake.session import SnowflakeSession, account_and_host
 from model.errors import InputError
 
 # The maximum for every kind of stage. Source: Snowflake documentation, GET_PRESIGNED_URL.

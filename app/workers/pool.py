@@ -18,10 +18,9 @@ from app.settings import Settings
 from app.telemetry import metrics
 from app.telemetry.log import log_event, logger
 from app.workers.connection import ClassifierConnection, Retries, deliver
-from app.workers.host import ClassifierProcesses, ForkServer
 from app.workers.protocol import Answers, Greeting, ServedModel
 from app.workers.queue import QueuedRow, RowQueue
-from app.workers.starting import FaultLog, SpareProcess, Starter
+from app.workers.starting import ClassifierProcesses, FaultLog, ForkServer, SpareProcess, Starter
 from model.errors import ModelError
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from app import client as client_module
 from app.client import PATIENCE_SECONDS, Client, ClientError, is_ready
-from app.client import client as client_module
 from app.emulator import LocalServer
 from tests.app.emulator.remote_service import DROP, Received, RemoteService, Reply, answer
 from tests.conftest import SAMPLES

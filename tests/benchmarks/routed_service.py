@@ -12,7 +12,7 @@ import app.main
 from app.api.asgi import Service
 from app.cli.main import main
 from app.settings import Settings
-from app.workers.host import ClassifierProcesses
+from app.workers.starting import ClassifierProcesses
 
 _create_app = app.main.create_app
 

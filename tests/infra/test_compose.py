@@ -12,7 +12,7 @@ import yaml
 from app.batches import batches
 from app.server import run as serving
 from app.settings import Settings
-from app.workers import host
+from app.workers.starting import END_TIMEOUT_SECONDS
 from tests.infra.manifests import redis_settings, setting
 from tests.test_house import ROOT
 
@@ -135,7 +135,7 @@ def test_grace_periods_add_up() -> None:
         + float(VARIABLES["EXT_CLASSIFY_STOP_GRACE_SECONDS"])
         + serving._ANSWERING_SECONDS  # noqa: SLF001
         + batches.CLOSING_SECONDS
-        + host.END_TIMEOUT_SECONDS
+        + END_TIMEOUT_SECONDS
     )
     assert needed_seconds == 36
     assert seconds_of(SERVICES["classify"]["stop_grace_period"]) > needed_seconds

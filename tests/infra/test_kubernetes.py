@@ -13,7 +13,7 @@ import yaml
 from app.batches import batches
 from app.server import run as serving
 from app.settings import Settings
-from app.workers import host
+from app.workers.starting import END_TIMEOUT_SECONDS
 from tests.infra.manifests import (
     DEPLOYMENT,
     FOLDER,
@@ -208,7 +208,7 @@ def test_the_grace_period_covers_all_that_the_service_does_at_its_end() -> None:
         + float(setting("stop_grace_seconds"))
         + serving._ANSWERING_SECONDS  # noqa: SLF001
         + batches.CLOSING_SECONDS
-        + host.END_TIMEOUT_SECONDS
+        + END_TIMEOUT_SECONDS
     )
     assert needed_seconds == 45
     assert pod_of(DEPLOYMENT)["terminationGracePeriodSeconds"] >= needed_seconds + 10

@@ -21,8 +21,7 @@ from starlette.types import Message
 
 from app.admission import Admission, PendingBody, PendingBytes
 from app.api.body import arriving_within, inflate
-from app.api.classify import PIECE_BYTES, LargeResponse, RowClassifier, json_response
-from app.api.probes import Probes
+from app.api.classify import PIECE_BYTES, LargeResponse, Probes, RowClassifier, json_response
 from app.batches.batches import SentBatch
 from app.errors import AnswerTooLarge, BodyTimeout, MalformedBody, Overloaded, ServiceError
 from app.event_loop import BulkTurn

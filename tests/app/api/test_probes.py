@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from app.api.probes import PROBE, Probes
+from app.api.classify import PROBE, Probes
 from app.errors import InvalidSource, Overloaded
 from app.images.source import Row, Url
 

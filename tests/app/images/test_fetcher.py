@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from app.errors import UrlNotAllowed
-from app.images.fetcher import NoFetcher, create_fetcher
+from app.images.allowlist import NoFetcher, create_fetcher
 from app.images.http import ImageFetcher
 from app.images.source import Url
 from app.settings import Settings

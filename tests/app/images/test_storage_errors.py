@@ -5,7 +5,7 @@ from urllib.parse import urlencode
 import pytest
 
 from app.errors import AccessDenied, FileMissing, UrlExpired
-from app.images.storage_errors import explain_refusal
+from app.images.http import explain_refusal
 
 # Error bodies of S3, Azure Blob Storage and Google Cloud Storage, with shortened identifiers.
 S3_EXPIRED = b"""<?xml version="1.0" encoding="UTF-8"?>

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from snowflake.connector.connection import DEFAULT_CONFIGURATION
 
 from app.settings import Settings
-from app.snowflake.credentials import account_and_host, connect_arguments
+from app.snowflake.session import account_and_host, connect_arguments
 from tests.running import PYTHONS, ROOT
 from tests.snowflake_front import Front, front
 
@@ -47,7 +47,7 @@ def in_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     token = tmp_path / "token"
     token.write_text("first\n")
     monkeypatch.setattr("app.settings.SPCS_TOKEN_FILE", token)
-    monkeypatch.setattr("app.snowflake.credentials.SPCS_TOKEN_FILE", token)
+    monkeypatch.setattr("app.snowflake.session.SPCS_TOKEN_FILE", token)
     for name, value in {
         "ACCOUNT": "STEEL",
         "HOST": "steel.internal",

@@ -11,7 +11,7 @@ from app.errors import (
     StageNotAuthorized,
     WarehouseUnavailable,
 )
-from app.snowflake.errors import is_session_over, login_failure, statement_failure
+from app.snowflake.session import is_session_over, login_failure, statement_failure
 from model.errors import InputError
 
 NAMES = "object 'PAYROLL.SALARIES' of user 'ANNA'"

@@ -14,7 +14,6 @@ from typing import cast
 import pytest
 
 from app.settings import Settings
-from app.workers.host import ClassifierProcesses
 from app.workers.process import NetworkLoader, fork_for_each
 from app.workers.protocol import (
     Answers,
@@ -25,6 +24,7 @@ from app.workers.protocol import (
     parse_answers,
     parse_greeting,
 )
+from app.workers.starting import ClassifierProcesses
 from model.artifact import load_artifact
 from model.defaults import DEFAULT_MODEL_PATH
 from model.errors import ArtifactError
@@ -98,7 +98,7 @@ def test_fork_server_that_ends_without_a_greeting_raises_artifact_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     program = (sys.executable, "-c", "raise SystemExit(3)")
-    monkeypatch.setattr("app.workers.host._PROGRAM", program)
+    monkeypatch.setattr("app.workers.starting._PROGRAM", program)
     with processes(classifiers=1) as started, pytest.raises(ArtifactError, match="fork server"):
         started.wait_until_ready()
 
@@ -152,7 +152,7 @@ def test_processes_end_when_their_owner_is_garbage_collected() -> None:
 @needs_proc
 def test_processes_end_with_a_service_that_is_killed() -> None:
     program = (
-        "import time; from app.workers.host import ClassifierProcesses;"
+        "import time; from app.workers.starting import ClassifierProcesses;"
         "from app.settings import Settings;"
         "started = ClassifierProcesses(Settings(classifiers=2)); started.wait_until_ready();"
         "print('ready', flush=True); time.sleep(60)"

@@ -13,10 +13,10 @@ import pytest
 from app.outcome import ModelIdentity, Outcome, outcome_of_error
 from app.settings import Settings
 from app.workers import starting
-from app.workers.host import ClassifierProcesses
 from app.workers.pool import ClassifierPool, LiveClassifiers
 from app.workers.protocol import Answers, Greeting, ServedModel, WaitingRow, format_frame, read_rows
 from app.workers.queue import Capacity, RowQueue
+from app.workers.starting import ClassifierProcesses
 from model.errors import CorruptImage
 from tests.app.workers.test_host import family, needs_proc
 from tests.running import wait_until

@@ -7,10 +7,10 @@ import pytest
 
 from app.outcome import Outcome
 from app.settings import Settings
-from app.workers.host import ClassifierProcesses
 from app.workers.pool import LiveClassifiers
 from app.workers.protocol import WaitingRow
 from app.workers.queue import Capacity, RowQueue
+from app.workers.starting import ClassifierProcesses
 from model.defaults import DEFAULT_MODEL_PATH
 from model.errors import ArtifactError
 from tests.app.workers.faults import FAULTS, RECIPE, put, tear

@@ -10,10 +10,10 @@ from PIL import Image
 
 from app.outcome import Outcome
 from app.settings import Settings
-from app.workers.host import ClassifierProcesses
 from app.workers.pool import LiveClassifiers
 from app.workers.protocol import WaitingRow
 from app.workers.queue import Capacity, RowQueue
+from app.workers.starting import ClassifierProcesses
 from model.image import encode_png
 from tests.model.pictures import tiff
 
