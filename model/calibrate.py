@@ -19,23 +19,30 @@ import numpy as np
 import tensorflow as tf
 
 from model.arrays import Floats, Ints, Mask, Pixels
-from model.artifact import Artifact, ArtifactCard, WrittenArtifact, golden_image, save_card
+from model.artifact import (
+    Artifact,
+    ArtifactCard,
+    WrittenArtifact,
+    golden_image,
+    next_to_h5,
+    save_card,
+    write_compiled,
+)
 from model.compile import compile_artifact, compile_with_stages
-from model.compiled import next_to_h5, write_compiled
 from model.engines import Classifier, LiteRtClassifier, self_test, verify_golden
 from model.errors import ArtifactError
 from model.evaluation.hard_images import out_of_distribution_sets
 from model.evidence import OCCLUSION_RUNS
 from model.networks.network import open_network
-from model.networks.texture_statistics import detector_network
+from model.networks.pretrained_blocks import detector_network
 from model.novelty import Novelty
 from model.preprocessing import LEAST_PROBABILITY, softmax
 from model.tensorflow_engine import BATCH_SIZE, TensorFlowClassifier, with_golden_answer
+from model.training.augmentation import draw_negatives
 from model.training.calibration import expected_accuracy, fit_novelty_and_scores, fit_temperature
 from model.training.folder import FEW_IMAGES, load_folder
 from model.training.metrics import measure, reliability, wilson_interval
 from model.training.splits import assign_folds
-from model.training.synthetic_negatives import draw_negatives
 
 MOST_ABSTENTION = 0.1
 """A detector that abstains on a larger share of held-out images of the classes is left out."""

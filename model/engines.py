@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.arrays import Floats, Pixels
-from model.artifact import Artifact, ArtifactCard, golden_image
-from model.compiled import load_compiled
+from model.artifact import Artifact, ArtifactCard, golden_image, load_compiled
 from model.defaults import Engine
 from model.errors import ArtifactError
 from model.preprocessing import Ending, Preprocessing, soften, softmax

@@ -18,11 +18,12 @@ from model.artifact import (
     card_faults,
     card_path,
     golden_image,
+    next_to_h5,
     save_card,
     sha256_of,
+    write_compiled,
 )
 from model.compile import compile_with_stages
-from model.compiled import next_to_h5, write_compiled
 from model.contact_sheet import Candidate, ContactSheet, TrialImages, judge
 from model.engines import LiteRtClassifier, Shape, verify_golden
 from model.errors import ArtifactError

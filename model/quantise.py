@@ -20,9 +20,18 @@ from tensorflow.lite.python.convert import mlir_quantize
 from tensorflow.lite.python.optimize.calibrator import Calibrator
 
 from model.arrays import Floats, Ints, Pixels
-from model.artifact import Artifact, ArtifactCard, Float32, Int8, WrittenArtifact, golden_image, save_card
+from model.artifact import (
+    Artifact,
+    ArtifactCard,
+    Float32,
+    Int8,
+    WrittenArtifact,
+    golden_image,
+    next_to_h5,
+    save_card,
+    write_compiled,
+)
 from model.compile import compile_with_stages
-from model.compiled import next_to_h5, write_compiled
 from model.contact_sheet import TrialImages
 from model.engines import Answers, LiteRtClassifier, self_test, verify_golden
 from model.errors import ArtifactError, DatasetError

@@ -74,7 +74,7 @@ def test_operations_of_keras_have_their_private_module() -> None:
 
 
 def test_layer_of_keras_has_its_private_attributes() -> None:
-    """`model.graph_rewrites` follows the calls of a layer."""
+    """`model.compile` follows the calls of a layer."""
     import keras  # noqa: PLC0415 - slow
 
     layer = keras.layers.Dense(1)

@@ -32,7 +32,7 @@ def test_serving_imports_no_tensorflow() -> None:
     """Neither what answers HTTP, nor what classifies."""
     program = (
         "import sys; from app.main import create_app; from app.settings import Settings;"
-        "from app.workers.host import options_of; from app.workers.process import NetworkLoader;"
+        "from app.workers.starting import options_of; from app.workers.process import NetworkLoader;"
         "create_app(Settings()); NetworkLoader(options_of(Settings())).classifier();"
         "print(sorted({'tensorflow', 'keras', 'h5py', 'tqdm', 'scipy'} & set(sys.modules)))"
     )

@@ -15,8 +15,7 @@ from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 import app
 import model
 from app.provisioning.ddl import FOLDER
-from model.artifact import Artifact, card_path, load_artifact, next_to
-from model.compiled import next_to_h5, read_compiled
+from model.artifact import Artifact, card_path, load_artifact, next_to, next_to_h5, read_compiled
 from model.defaults import DEFAULT_MODEL_PATH
 from model.errors import ArtifactError
 

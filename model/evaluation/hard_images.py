@@ -2,7 +2,7 @@
 
 Corruptions have fixed severities. Images out of distribution, to measure abstention, are blank frames, noise
 and drawn shapes, so that the measurement needs no dataset; a folder may add photographs. Training uses other
-drawings (`model.training.synthetic_negatives`), so no image that is measured here was trained on.
+drawings (`model.training.augmentation`), so no image that is measured here was trained on.
 """
 
 import math
@@ -17,8 +17,7 @@ from model.arrays import Pixels
 from model.contact_sheet import TrialImages
 from model.errors import DatasetError
 from model.image import ImageSpec, to_pixels
-from model.training.augmentation import blur, compress, project
-from model.training.synthetic_negatives import along
+from model.training.augmentation import along, blur, compress, project
 
 GREYS = (0, 32, 64, 96, 128, 160, 192, 224, 255)
 DRAWN = ("blank", "noise", "shapes")

@@ -18,9 +18,16 @@ from model.evaluation.page import Drawn, Fact, Page, Study, write_page
 from model.evidence import against_the_others, heat_of
 from model.training.fit import EPOCHS
 from model.training.folder import Folder, LabelledImages
-from model.training.metrics import confusion_matrix, measure, reliability, risk_coverage, wilson_interval
+from model.training.metrics import (
+    Unseen,
+    confusion_matrix,
+    measure,
+    reliability,
+    risk_coverage,
+    verdict,
+    wilson_interval,
+)
 from model.training.splits import FOLDS
-from model.training.verdict import Unseen, verdict
 
 _EPOCH = "In an epoch, the training shows each of its images once."
 _TRAINING_FACTS = {

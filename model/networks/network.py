@@ -16,7 +16,7 @@ from model.engines import GivenTflite, Shape
 from model.errors import ArtifactError
 from model.networks.files import NetworkFile, inspect_network
 from model.networks.keras_model import find_head, library_of, load_keras, named_outputs
-from model.networks.texture_statistics import detector_network
+from model.networks.pretrained_blocks import detector_network
 from model.preprocessing import LEAST_PROBABILITY, ONE_OUTPUT, Ending, Preprocessing
 
 Step: TypeAlias = Callable[[tf.Tensor], tf.Tensor]

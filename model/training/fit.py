@@ -11,10 +11,14 @@ detector are fitted.
 import hashlib
 import json
 import math
+import os
+import platform
 import sys
 import zlib
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,18 +29,29 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from model.arrays import Floats, Ints, Pixels, Strings
+from model.arrays import Floats, Ints, Mask, Pixels, Strings
+from model.artifact import Artifact, ArtifactCard, card_path, save_card, sha256_of
+from model.compile import convert
 from model.defaults import usable_cores
+from model.engines import LiteRtClassifier
 from model.errors import TrainingError
 from model.image import ImageSpec
+from model.networks.keras_model import class_weights_of, save_network
+from model.networks.pretrained_blocks import STATISTICS, statistics_classifier, statistics_network
 from model.networks.texture_cnn import fold, trainable_texture_cnn
-from model.networks.texture_statistics import STATISTICS
 from model.novelty import Novelty
-from model.training.augmentation import Augmentation, disturb, turn
-from model.training.calibration import class_weights, expected_accuracy, fit_novelty, fit_temperature
+from model.tensorflow_engine import with_golden_answer
+from model.training.augmentation import Augmentation, disturb, draw_negatives, turn
+from model.training.calibration import (
+    Linear,
+    class_weights,
+    expected_accuracy,
+    fit_novelty,
+    fit_ridge,
+    fit_temperature,
+)
 from model.training.folder import Folder, LabelledImages
-from model.training.frozen import TextureStatistics
-from model.training.synthetic_negatives import draw_negatives
+from model.training.splits import FOLDS, assign_folds
 
 DEFAULT_IMAGE = ImageSpec(height=200, width=200, channels=1)
 EPOCHS = 32
@@ -361,3 +376,113 @@ def _answer(trainable: keras.Model, images: Pixels) -> tuple[Floats, Floats]:
     return np.concatenate([part.numpy() for part in logits]), np.concatenate(
         [part.numpy() for part in embeddings]
     )
+
+
+def refuse_output(h5_path: Path, data_dir: Path, *, force: bool) -> None:
+    """Raise TrainingError, before training starts, if the network cannot be saved as `h5_path`."""
+    if h5_path.suffix != ".h5":
+        raise TrainingError(f"The network must be saved as an .h5. Received: {h5_path}")
+    if h5_path.resolve().is_relative_to(data_dir.resolve()):
+        raise TrainingError(f"The network must be saved outside the folder of images. Received: {h5_path}")
+    nearest = next(parent for parent in h5_path.resolve().parents if parent.is_dir())
+    if h5_path.is_dir() or not os.access(nearest, os.W_OK):
+        raise TrainingError(f"The network must be saved where a file can be written. Received: {h5_path}")
+    existing = [path for path in (h5_path, card_path(h5_path)) if path.exists()]
+    if existing and not force:
+        raise TrainingError(f"An existing network is replaced only with --force. Received: {existing[0]}")
+
+
+def save(network: keras.Model, h5_path: Path, card_parts: dict[str, Any]) -> Artifact:
+    """Write the .h5 and its card, including golden probabilities. Raises ArtifactError."""
+    h5_path.parent.mkdir(parents=True, exist_ok=True)
+    save_network(network, h5_path)
+    card = ArtifactCard(
+        **card_parts,
+        scale=1.0,
+        sha256=sha256_of(h5_path),
+        class_weights=class_weights_of(network),
+        versions=_versions(),
+    )
+    return save_card(h5_path, with_golden_answer(card, network))
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "ext-classify": version("ext-classify"),
+        "keras": keras.__version__,
+        "python": platform.python_version(),
+        "tensorflow": tf.__version__,
+    }
+
+
+VIEWS = 4
+"""Turned copies of each training image. On 60 photographs, four add 2.6 points of accuracy, eight 2.9."""
+NEGATIVES = 120
+
+
+class TextureStatistics:
+    """Map images (n, h, w, c), uint8, to texture statistics (n, STATISTICS), float32. Thread-safe.
+
+    They contain no classes. A linear classifier on these alone classifies defects of hot-rolled steel better
+    than a small network trained from scratch, so that training also learns to predict them.
+    """
+
+    def __init__(self, image: ImageSpec, threads: int) -> None:
+        compiled = convert(statistics_network(image), image.shape)
+        # It returns the network's only output, whatever its name.
+        self._network = LiteRtClassifier(compiled, scale=1.0, interpreters=threads)
+        self._threads = ThreadPoolExecutor(threads, "statistics")
+
+    def describe(self, images: Pixels) -> Floats:
+        rows = self._threads.map(lambda image: self._network.predict(image[np.newaxis]), images)
+        return np.concatenate(list(rows))
+
+
+class FrozenStatistics:
+    """Statistics of a folder's images, of turned views of them and of synthetic negatives."""
+
+    def __init__(self, folder: Folder, image: ImageSpec, views: int, seed: int) -> None:
+        describe = TextureStatistics(image, usable_cores()).describe
+        self._image, self._classes, self.views = image, len(folder.class_names), views
+        self._labels, self._groups = folder.data.labels, folder.groups
+        self._folds = assign_folds(self._labels, self._groups) if folder.folds is None else folder.folds
+        images = folder.data.images
+        turned = [_turn(images, seed, number) for number in range(views)]
+        self._statistics = np.stack([describe(view) for view in (images, *turned)])  # (1 + views, n, d)
+        random = np.random.default_rng(seed)
+        self._negatives = describe(draw_negatives(NEGATIVES, image.shape, random).astype(np.uint8))
+
+    def fit(self, chosen: Mask, views: int) -> Linear:
+        """Fit the layer to the `chosen` (n,) images and some views of them."""
+        rows = self._statistics[: 1 + views, chosen].reshape(-1, self._statistics.shape[-1])
+        return fit_ridge(rows, np.tile(self._labels[chosen], 1 + views), self._classes)
+
+    def scores(self, layer: Linear) -> Floats:
+        """Scores (n, k) of all images, without views."""
+        return layer(self._statistics[0])
+
+    def cross_validate(self, views: int) -> tuple[Floats, Mask]:
+        """Scores (n, k), and whether it abstains (n,), by a fit to the other folds."""
+        scores = np.zeros((len(self._labels), self._classes), dtype=np.float32)
+        abstained = np.zeros(len(self._labels), dtype=bool)
+        for part in range(FOLDS):
+            tested = self._folds == part
+            if tested.any() and not tested.all():
+                scores[tested] = self.scores(self.fit(~tested, views))[tested]
+                abstained[tested] = self.fit_novelty(~tested).abstains(self._statistics[0, tested])
+        return scores, abstained
+
+    def network(self, layer: Linear, temperature: float) -> keras.Model:
+        """The network to save, with scores divided by `temperature`."""
+        network = statistics_classifier(self._image, self._classes)
+        network.layers[-1].set_weights([layer.kernel / temperature, layer.bias / temperature])
+        return network
+
+    def fit_novelty(self, chosen: Mask) -> Novelty:
+        statistics = self._statistics[0, chosen]
+        return fit_novelty(statistics, self._labels[chosen], self._groups[chosen], self._negatives)
+
+
+def _turn(images: Pixels, seed: int, number: int) -> Pixels:
+    turned = turn(tf.cast(images, tf.float32), Augmentation(), tf.constant([seed, number], tf.int64))
+    return np.asarray(tf.cast(tf.round(turned), tf.uint8))

@@ -20,11 +20,9 @@ from model.errors import TrainingError
 from model.image import ImageSpec
 from model.tensorflow_engine import TensorFlowClassifier
 from model.training.augmentation import RecipeAugmentation, apply_warp, random_warp
-from model.training.fit import progress_bar
+from model.training.fit import progress_bar, refuse_output, save
 from model.training.folder import SPLITS, Folder, LabelledImages, describe_folder, load_folder, split
-from model.training.metrics import Metrics, measure
-from model.training.save import refuse_output, save
-from model.training.verdict import Unseen, verdict
+from model.training.metrics import Metrics, Unseen, measure, verdict
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,9 @@ import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 
 from model.artifact import load_artifact
-from model.compile import compile_network
+from model.compile import compile_network, patches_first, pool_first
 from model.defaults import DEFAULT_MODEL_PATH, usable_cores
 from model.engines import LiteRtClassifier
-from model.graph_rewrites import patches_first, pool_first
 from model.networks.keras_model import count_macs, load_network, named_outputs
 from tests.benchmarks.engines import Images, images_per_second
 from tests.benchmarks.served import Mislabelled

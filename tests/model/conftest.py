@@ -16,9 +16,8 @@ from keras import layers
 from model.artifact import Artifact, load_artifact
 from model.compile import compile_artifact
 from model.image import ImageSpec
-from model.training import fit, frozen
-from model.training.frozen import TextureStatistics
-from model.training.save import save
+from model.training import fit
+from model.training.fit import TextureStatistics, save
 
 CLASS_NAMES = ("crack", "dent", "scratch")
 SPEC = ImageSpec(height=16, width=20, channels=3)
@@ -83,5 +82,4 @@ def shared_statistics() -> Iterator[Callable[[ImageSpec, int], TextureStatistics
     shared = functools.cache(TextureStatistics)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fit, "TextureStatistics", shared)
-        patch.setattr(frozen, "TextureStatistics", shared)
         yield shared

@@ -20,8 +20,8 @@ from model.evaluation.hard_images import out_of_distribution_sets
 from model.image import ImageSpec, encode_png
 from model.image_limits import ImageLimits
 from model.importing import Request, import_network
-from model.networks import texture_statistics
-from model.networks.texture_statistics import detector_network
+from model.networks import pretrained_blocks
+from model.networks.pretrained_blocks import detector_network
 from model.novelty import Novelty, reasons_to_abstain
 from model.training.calibration import fit_novelty
 from tests.model.conftest import random_images
@@ -40,7 +40,7 @@ def make(folder: Path, factor: float = 1.0, outputs: str = "softmax") -> Artifac
 def _small_detector() -> Iterator[None]:
     """Most of a calibration's time is the detector's, which grows with its pixels and its calls."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(texture_statistics, "DETECTOR_SIDE", 48)
+        patch.setattr(pretrained_blocks, "DETECTOR_SIDE", 48)
         patch.setattr("model.calibrate.BATCH_SIZE", 1000)
         yield
 

@@ -14,9 +14,19 @@ import pytest
 from keras import layers
 
 from model import compile as compiling
-from model.artifact import Artifact, load_artifact, save_card, sha256_of
+from model.artifact import (
+    Artifact,
+    CompiledPaths,
+    in_cache,
+    load_artifact,
+    load_compiled,
+    next_to_h5,
+    read_compiled,
+    save_card,
+    sha256_of,
+    write_compiled,
+)
 from model.compile import compile_artifact
-from model.compiled import CompiledPaths, in_cache, load_compiled, next_to_h5, read_compiled, write_compiled
 from model.defaults import user_cache_dir
 from model.engines import LiteRtClassifier
 from model.errors import ArtifactError
@@ -203,7 +213,7 @@ def test_cache_follows_the_xdg_specification(monkeypatch: pytest.MonkeyPatch, tm
 
 
 def test_serving_modules_import_no_tensorflow() -> None:
-    modules = ["artifact", "compiled", "engines", "evaluation.evaluate", "image", "training.folder"]
+    modules = ["artifact", "engines", "evaluation.evaluate", "image", "training.folder"]
     code = (
         f"import sys, importlib; [importlib.import_module('model.' + name) for name in {modules}]; "
         "print({'tensorflow', 'keras', 'h5py', 'tqdm'} & {name.split('.')[0] for name in sys.modules})"

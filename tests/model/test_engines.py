@@ -10,16 +10,23 @@ import pytest
 from ai_edge_litert.interpreter import Interpreter
 from keras import layers
 
-from model.artifact import Artifact, ArtifactCard, load_artifact, save_card, sha256_of
+from model.artifact import (
+    Artifact,
+    ArtifactCard,
+    load_artifact,
+    next_to_h5,
+    save_card,
+    sha256_of,
+    write_compiled,
+)
 from model.compile import compile_artifact
-from model.compiled import next_to_h5, write_compiled
 from model.defaults import Engine
 from model.engines import Classifier, LiteRtClassifier, open_classifier
 from model.errors import ArtifactError
 from model.image import ImageSpec
 from model.networks.keras_model import save_network
+from model.training.fit import save
 from model.training.recipe import recipe_cnn
-from model.training.save import save
 from tests.model.conftest import CLASS_NAMES, SPEC, random_images, tiny_network
 
 pytestmark = pytest.mark.slow

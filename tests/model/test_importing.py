@@ -14,8 +14,7 @@ import tensorflow as tf
 import tf_keras
 
 from model import importing
-from model.artifact import Artifact, load_artifact, sha256_of
-from model.compiled import next_to_h5, read_compiled
+from model.artifact import Artifact, load_artifact, next_to_h5, read_compiled, sha256_of
 from model.contact_sheet import TrialImages
 from model.defaults import find_samples
 from model.engines import open_classifier

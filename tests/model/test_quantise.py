@@ -10,16 +10,15 @@ import pytest
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from keras import layers
 
-from model.artifact import Artifact, load_artifact, save_card
+from model.artifact import Artifact, load_artifact, load_compiled, next_to_h5, save_card
 from model.calibrate import calibrate
 from model.compile import compile_artifact
-from model.compiled import load_compiled, next_to_h5
 from model.contact_sheet import TrialImages
 from model.engines import open_classifier
 from model.errors import ArtifactError, DatasetError
 from model.image import ImageSpec, encode_png
 from model.importing import Request, import_network
-from model.networks import texture_statistics
+from model.networks import pretrained_blocks
 from model.quantise import quantise
 from model.training.calibration import fit_novelty
 from tests.model.conftest import CLASS_NAMES, random_images
@@ -33,7 +32,7 @@ pytestmark = pytest.mark.slow
 def _small_detector() -> Iterator[None]:
     """Most of a calibration's time is the detector's, which grows with its pixels and its calls."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(texture_statistics, "DETECTOR_SIDE", 48)
+        patch.setattr(pretrained_blocks, "DETECTOR_SIDE", 48)
         patch.setattr("model.calibrate.BATCH_SIZE", 1000)
         yield
 
@@ -155,7 +154,7 @@ class TestModel:
 
 
 class TestCalibrated:
-    def test_texture_statistics_stay_float32(self, calibrated: list[Artifact], tmp_path: Path) -> None:
+    def test_pretrained_blocks_stay_float32(self, calibrated: list[Artifact], tmp_path: Path) -> None:
         images = random_images(5, SPEC)
         before, after = (
             open_classifier(each, "litert", 1, tmp_path).answer(images).embeddings for each in calibrated[:2]

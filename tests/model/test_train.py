@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
+import model.train
 from app.cli.main import main
 from app.main import create_app
 from app.settings import Settings
@@ -20,11 +21,9 @@ from model.errors import DatasetError, TrainingError
 from model.image import ImageSpec, encode_png
 from model.networks.keras_model import count_macs, load_network
 from model.train import train
-from model.training import candidates
 from model.training import fit as fitting
-from model.training.fit import Fitted, Knobs, Training, run, with_image
+from model.training.fit import Fitted, Knobs, TextureStatistics, Training, run, with_image
 from model.training.folder import LabelledImages
-from model.training.frozen import TextureStatistics
 from tests.model.pictures import CLASSES, draw_class
 from tests.running import usage_error
 
@@ -41,8 +40,8 @@ def _trained_network_is_chosen(
     """Few images are tested, yet the folder counts as large, and the trained network as the better one."""
     shared_statistics(SPEC, usable_cores())  # before any seed is set, because it draws random numbers
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(candidates, "FEW_TEST_IMAGES", 6)
-        patch.setattr(candidates, "_compare", lambda *_: (1, 0))
+        patch.setattr(model.train, "FEW_TEST_IMAGES", 6)
+        patch.setattr(model.train, "_compare", lambda *_: (1, 0))
         yield
 
 

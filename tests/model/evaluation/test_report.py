@@ -16,8 +16,8 @@ from model.evaluation.page import ClassRow, Page, Study, class_rows, write_page
 from model.evaluation.report import answer_figures
 from model.image import encode_png
 from model.importing import import_network
+from model.training.fit import save
 from model.training.folder import LabelledImages
-from model.training.save import save
 from tests.model.conftest import SPEC, random_images, tiny_network
 from tests.model.kinds import KINDS
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from keras import layers
 
+from model.compile import HEAVY_BYTES, patches_first, pool_first, split_heavy_head
 from model.defaults import DEFAULT_MODEL_PATH
-from model.graph_rewrites import HEAVY_BYTES, patches_first, pool_first, split_heavy_head
 from model.networks.keras_model import load_network
 
 pytestmark = pytest.mark.slow

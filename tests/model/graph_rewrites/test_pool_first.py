@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from keras import layers
 
+from model.compile import RISING, pool_first
 from model.defaults import DEFAULT_MODEL_PATH
-from model.graph_rewrites import RISING, pool_first
 from model.networks.keras_model import load_network
 
 pytestmark = pytest.mark.slow

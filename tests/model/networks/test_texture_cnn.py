@@ -10,10 +10,9 @@ from model.compile import compile_network
 from model.image import ImageSpec
 from model.networks.keras_model import count_macs, find_head, load_network, save_network
 from model.networks.pretrained_blocks import BLOCKS as WHOLE
-from model.networks.pretrained_blocks import STEM_FILTERS, load_convolutions
+from model.networks.pretrained_blocks import STATISTICS, STEM_FILTERS, load_convolutions, statistics_network
 from model.networks.texture_cnn import fold, texture_cnn, trainable_texture_cnn
-from model.networks.texture_statistics import STATISTICS, statistics_network
-from model.training.frozen import TextureStatistics
+from model.training.fit import TextureStatistics
 from model.training.recipe import recipe_cnn
 from tests.model.conftest import random_images
 

@@ -10,7 +10,7 @@ from model.compile import compile_network
 from model.engines import LiteRtClassifier
 from model.image import ImageSpec
 from model.networks.keras_model import find_head, load_network, save_network
-from model.networks.texture_statistics import STATISTICS, statistics_classifier, statistics_network
+from model.networks.pretrained_blocks import STATISTICS, statistics_classifier, statistics_network
 from tests.model.conftest import random_images
 
 pytestmark = pytest.mark.slow

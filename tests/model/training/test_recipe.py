@@ -15,8 +15,7 @@ import keras
 import numpy as np
 import pytest
 
-from model.artifact import Artifact, load_artifact
-from model.compiled import next_to_h5, read_compiled
+from model.artifact import Artifact, load_artifact, next_to_h5, read_compiled
 from model.engines import open_classifier
 from model.errors import ModelError
 from model.image import ImageSpec, encode_png

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from model.training.synthetic_negatives import DRAWINGS, draw_negatives
+from model.training.augmentation import DRAWINGS, draw_negatives
 
 
 @pytest.mark.parametrize("draw", DRAWINGS)

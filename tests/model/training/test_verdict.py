@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from model.training.verdict import Unseen, verdict
+from model.training.metrics import Unseen, verdict
 
 NAMES = ("banded", "braided", "dotted")
 
