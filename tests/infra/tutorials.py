@@ -93,8 +93,10 @@ def copy_clone(folder: Path) -> None:
             shutil.copy2(ROOT / name, folder / name)
     for package in ("app", "model"):
         for compiled in (ROOT / package).rglob("__pycache__/*.pyc"):
-            (folder / compiled.relative_to(ROOT)).parent.mkdir(exist_ok=True)
-            shutil.copy2(compiled, folder / compiled.relative_to(ROOT))
+            target = folder / compiled.relative_to(ROOT)
+            if target.parent.parent.is_dir():  # bytecode stays behind where an earlier version had a package
+                target.parent.mkdir(exist_ok=True)
+                shutil.copy2(compiled, target)
     for environment in (".venv", ".venv-dev"):
         programs = folder / environment / "bin"
         programs.mkdir(parents=True)
